@@ -1,0 +1,47 @@
+"""Train an image classifier, see why it works, search its learning rates, share the result.
+
+The notebook API, imported when first used:
+
+    import harness
+    result = harness.run(harness.Config(**harness.recipe("digits")))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.config import Config as Config
+    from harness.config import read_recipe as recipe
+    from harness.config import resolve as resolve
+    from harness.runner import Result as Result
+    from harness.runner import run as run
+    from harness.training.loop import evaluate as evaluate
+    from harness.training.loop import fit as fit
+    from harness.training.schedule import Schedule as Schedule
+
+_WHERE = {
+    "Config": "harness.config:Config",
+    "recipe": "harness.config:read_recipe",
+    "resolve": "harness.config:resolve",
+    "Result": "harness.runner:Result",
+    "run": "harness.runner:run",
+    "evaluate": "harness.training.loop:evaluate",
+    "fit": "harness.training.loop:fit",
+    "Schedule": "harness.training.schedule:Schedule",
+}
+__all__ = ["Config", "Result", "Schedule", "evaluate", "fit", "recipe", "resolve", "run"]  # noqa: F822 - made below
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return metadata.version("harness")
+    if name not in _WHERE:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}")
+    module, _, attribute = _WHERE[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

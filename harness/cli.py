@@ -1,0 +1,159 @@
+"""The command line: words in, `Config` out. Heavy imports stand inside the commands, so that help is quick."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.errors import HarnessError
+from harness.options import CONTEXT, SettingsCommand, read, settings
+
+EPILOG = """\b
+Exit status: 0 done; 2 wrong command or value; 3 data missing or unreadable; 4 checkpoint missing, damaged,
+foreign or unsafe; 5 training diverged; 6 out of disk, memory or files; 7 tracking failed where it was required;
+8 run folder in use; 130 after Ctrl-C, 143 after SIGTERM, both with the state saved; 1 anything else."""
+
+
+@click.group(context_settings=CONTEXT, epilog=EPILOG)
+@click.version_option(package_name="harness", message="harness %(version)s")
+@click.option("--debug", is_flag=True, help="Show where an error came from.")
+def cli(debug: bool) -> None:
+    """Train an image classifier, see why it works, search its learning rates, share the result.
+
+    \b
+    harness run --recipe digits        no download, no account, a minute on two CPU cores
+    harness run                        the custom ResNet on CIFAR-10
+    harness plot --schedule cyclic     draw a learning-rate schedule
+    """
+
+
+@cli.command(cls=SettingsCommand)
+@settings
+def run(settings: dict[str, Any]) -> None:
+    """Train, evaluate every epoch, and record everything on disk and in W&B.
+
+    \b
+    harness run --recipe digits
+    harness run --data folder --data-dir pictures --model resnet18 --pretrained --epochs 10
+    harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
+    """
+    from harness import runner
+    from harness.config import Config
+    from harness.display import Bar, Lines
+
+    config: Config = read(settings)
+    display = Bar(0) if sys.stderr.isatty() else Lines()
+    try:
+        result = runner.run(config, display)
+    finally:
+        if isinstance(display, Bar):
+            display.close()
+    click.echo(summary_table(result.summary))
+
+
+def summary_table(summary: dict[str, Any]) -> str:
+    """The headline figures of a finished run, for a person."""
+    result, best = summary["result"], summary["best"]
+    rows = []
+    for split in ("test", "val"):
+        if f"{split}/acc" in result:
+            rows.append((f"{split} accuracy", f"{100 * result[f'{split}/acc']:.2f} %  (loss {result[f'{split}/loss']:.4f}; {result['chosen']}, epoch {result['epoch']})"))
+    key = next((key for key in best if key.endswith("/acc")), "")
+    if key and best["epoch"] != result["epoch"]:
+        rows.append(("best epoch", f"{100 * best[key]:.2f} %  ({best['chosen']}, epoch {best['epoch']})"))
+    rows.append(("parameters", f"{summary['parameters']:,}"))
+    rows.append(("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s"))
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)
+
+
+@cli.command(cls=SettingsCommand)
+@click.option("-o", "--out", default="lr.png", show_default=True, type=click.Path(path_type=Path), help="The picture, PNG or SVG by its suffix.")
+@click.option("--steps-per-epoch", default=97, show_default=True, type=click.IntRange(1), help="Updates an epoch (97: CIFAR-10 at batch 512).")
+@click.option("--iterations", type=click.IntRange(1), help="Length of a cyclic curve, updates. [100]")
+@click.option("--step-size", type=click.IntRange(1), help="Half a cycle of a cyclic curve, updates. [10]")
+@settings
+def plot(settings: dict[str, Any], out: Path, steps_per_epoch: int, iterations: int | None, step_size: int | None) -> None:
+    """Draw the learning-rate (and momentum) curve of any schedule, without training.
+
+    \b
+    harness plot --schedule cyclic                       between 0.08 and 0.8, step 10, 100 iterations
+    harness plot --schedule cosine --peak-epoch 2 -o cosine.svg
+    harness plot --recipe dawnbench --momentum-min 0.85
+    """
+    from harness.plot import draw
+
+    click.echo(draw(settings, out, steps_per_epoch, iterations, step_size))
+
+
+@cli.command(name="models")
+@click.argument("filter", default="")
+@click.option("--count", is_flag=True, help="Build each model and count its parameters (slow for many).")
+def models_(filter: str, count: bool) -> None:
+    """What can be trained: every timm model whose name holds FILTER, ours marked with *."""
+    from harness.vision import models
+
+    found = models.names(filter)
+    for name, ours in found:
+        line = f"{'*' if ours else ' '} {name}"
+        if count:
+            line += f"  {models.parameters_of(name):,}"
+        click.echo(line)
+    click.echo(f"{len(found)} models; * ours" if found else f"no model's name holds {filter!r}", err=True)
+
+
+@cli.command()
+@click.argument("output", default="runs", type=click.Path(path_type=Path))
+def runs(output: Path) -> None:
+    """What is in the output folder: name, state, epoch, best accuracy, and how to resume what is unfinished."""
+    from harness.files import read_json
+    from harness.runfolder import SUMMARY, list_runs
+
+    found = list(list_runs(output))
+    for path, state, status in found:
+        result = read_json(path / SUMMARY).get("result", {})
+        accuracy = next((f"{split} {100 * result[f'{split}/acc']:.2f} %" for split in ("test", "val") if f"{split}/acc" in result), "-")
+        click.echo(f"{path.name:<44} {state:<12} epoch {status.get('epoch', 0):<5} {accuracy}")
+        if state != "finished" and status.get("resume"):
+            click.echo(f"    {status['resume']}")
+    if not found:
+        click.echo(f"no runs in {output}", err=True)
+
+
+def main() -> None:
+    """The `harness` program: every mistake of a user ends in one line and the right exit status."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    debug = "--debug" in sys.argv
+    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    try:
+        status = cli.main(arguments, prog_name="harness", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        status = stop.exit_code
+    except click.ClickException as error:
+        _complain(error.format_message(), debug)
+        status = 2
+    except HarnessError as error:
+        _complain(str(error), debug)
+        status = error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        status = 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 0
+    except Exception:  # noqa: BLE001 - the last door: our own mistakes, shown whole
+        traceback.print_exc()
+        click.echo("error: this is a mistake in harness, not in your command", err=True)
+        status = 1
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _complain(text: str, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    clean = "".join(letter if letter.isprintable() else " " for letter in text)
+    click.echo(f"error: {clean}", err=True)

@@ -1,0 +1,128 @@
+"""Command-line options made from `Config`, and the manners of every command.
+
+Any spelling of case, dash and underscore of an option is the same option, since `wandb agent` passes
+`--KEY=VALUE` as the sweep's YAML writes it; a boolean takes a value (`--compile=True`) or stands alone
+(`--compile`, `--no-compile`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+
+from harness import config
+from harness.errors import UsageError
+
+CONTEXT = {"token_normalize_func": lambda word: word.lower().replace("-", "").replace("_", ""), "help_option_names": ["-h", "--help"], "max_content_width": 110}
+
+
+class SettingOption(click.Option):
+    """An option that stands for one setting; its value is checked by `Config`, not by click."""
+
+    def __init__(self, name: str) -> None:
+        kind, about = config.kinds()[name], config.settings()[name].metadata
+        self.group = about["group"]
+        extra: dict[str, Any] = {}
+        if kind is bool:
+            extra = {"is_flag": False, "flag_value": "true"}
+        elif name in ("model_args", "plugin", "tags"):
+            extra = {"multiple": True}
+        super().__init__([f"--{name.replace('_', '-')}", name], type=str, default=None, help=describe(name), metavar=_metavar(name), **extra)
+
+
+class NoOption(click.Option):
+    """`--no-compile` for `--compile False`."""
+
+    group = "hidden"
+
+    def __init__(self, name: str) -> None:
+        super().__init__([f"--no-{name.replace('_', '-')}", f"no_{name}"], is_flag=True, default=False, hidden=True)
+
+
+class SettingsCommand(click.Command):
+    """A command that takes settings; its help lists them in groups."""
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Our own options first, then the settings group by group."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            if record is not None:
+                groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
+        for name in sorted(groups, key=lambda name: name != "Options"):
+            with formatter.section(name):
+                formatter.write_dl(groups[name], col_max=34)
+
+
+def describe(name: str) -> str:
+    """A setting's help with its choices and its default in the default recipe."""
+    about, default = config.settings()[name].metadata, getattr(_defaults(), name)
+    words = [about["help"]]
+    if about["choices"]:
+        words.append(f"One of {', '.join(about['choices'])}.")
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    if shown not in ("", None, {}):
+        words.append(f"[{shown:g}]" if isinstance(shown, float) else f"[{shown}]")
+    return " ".join(words)
+
+
+def _defaults() -> config.Config:
+    return config.Config()
+
+
+def _metavar(name: str) -> str:
+    kind = config.kinds()[name]
+    if kind is bool:
+        return "BOOL"
+    if name in ("data_dir", "output"):
+        return "FOLDER"
+    return {int: "N", float: "NUMBER", str: "WORD"}.get(kind, "KEY=VALUE,..." if name == "model_args" else "WORD,..." if name in ("plugin", "tags") else "NUMBER")
+
+
+def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command an option for every setting; it receives those that were given as `settings={...}`."""
+    names = list(config.settings())
+
+    def gather(**values: Any) -> Any:
+        given: dict[str, Any] = {}
+        for name in names:
+            value, off = values.pop(name, None), values.pop(f"no_{name}", False)
+            if value not in (None, ()):
+                given[name] = _joined(name, value)
+            if off:
+                given[name] = "false"
+        return command(settings=given, **values)
+
+    gather.__doc__, gather.__name__ = command.__doc__, command.__name__
+    params = [*getattr(command, "__click_params__", [])]
+    for name in reversed(names):
+        if config.kinds()[name] is bool:
+            params.append(NoOption(name))
+        params.append(SettingOption(name))
+    gather.__click_params__ = params  # type: ignore[attr-defined] - where click's decorators look for them
+    return gather
+
+
+def _joined(name: str, value: Any) -> Any:
+    """Options given several times: lists are joined, mappings merged."""
+    if not isinstance(value, tuple):
+        return value
+    parts = [config.coerce(name, part) for part in value]
+    if name == "model_args":
+        merged: dict[str, Any] = {}
+        for part in parts:
+            merged |= part
+        return merged
+    return tuple(word for part in parts for word in part)
+
+
+def read(given: Mapping[str, Any]) -> config.Config:
+    """The effective configuration for the options of a command."""
+    try:
+        return config.resolve(given)
+    except UsageError:
+        raise
+    except TypeError as error:
+        raise UsageError(str(error)) from None

@@ -1,0 +1,59 @@
+"""`harness plot`: the curve of a schedule, drawn without training."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config import known_name, resolve
+from harness.training.schedule import Schedule, make_schedule
+from harness.values import Curve, Record
+from harness.vision import figures
+
+# The drawn triangular curve that this project grew from: Smith's 0.08 to 0.8.
+CYCLIC = {"lr_min": 0.08, "lr_max": 0.8}
+ITERATIONS, STEP_SIZE = 100, 10
+
+
+def draw(given: Mapping[str, Any], out: Path, steps_per_epoch: int, iterations: int | None = None, step_size: int | None = None) -> str:
+    """Draw the schedule that the settings describe into `out`; what was drawn, in words.
+
+    Args:
+        given: settings given by hand. A cyclic schedule without its own is the classic one: 0.08 to 0.8.
+        iterations, step_size: length and half-cycle of a cyclic curve, in updates.
+    """
+    given = {known_name(key): value for key, value in given.items()}
+    tracked = "wandb" in given
+    cyclic = given.get("schedule") == "cyclic"
+    config = resolve({**(CYCLIC if cyclic else {}), **given})
+    schedule = make_schedule(config, steps_per_epoch)
+    if config.schedule == "cyclic" and not ("epochs" in given or "cycles" in given):
+        schedule = triangles(schedule, iterations or ITERATIONS, step_size or STEP_SIZE)
+    x = list(range(schedule.steps + 1))
+    lr = [schedule.lr(step) for step in x]
+    moves = schedule.momentum_min is not None
+    momentum = [schedule.momentum_at(step) for step in x] if moves else None
+    title = f"{schedule.kind.replace('_', ' ')}: LR between {min(lr):g} and {max(lr):g}"
+    figures.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
+    if tracked and config.wandb != "disabled":
+        _track(config, x, lr, out)
+    return f"{out}: {title}, {schedule.steps} iterations"
+
+
+def triangles(schedule: Schedule, iterations: int, step_size: int) -> Schedule:
+    """A cyclic schedule of `iterations` updates, rising for `step_size` and falling for as many."""
+    from dataclasses import replace
+
+    return replace(schedule, steps=iterations, cycles=iterations / (2 * step_size))
+
+
+def _track(config: Any, x: list[int], lr: list[float], out: Path) -> None:
+    from harness.tracking import wandb_run
+
+    folder = Path(config.output).expanduser() / f"plot-{out.stem}" if config.wandb == "offline" else Path(tempfile.mkdtemp())
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = wandb_run.start(config.replace(job_type="plot"), folder, run_name=f"plot-{out.stem}")
+    tracker.record(Record(0, 0, {"plot/lr": Curve("iteration", x, {"lr": lr}, title="learning rate")}, kind="final"))
+    tracker.finish("finished", 0)

@@ -1,0 +1,42 @@
+"""Optimizers from torch.optim, made from settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from harness.config import Config
+
+
+def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, in its fused form where torch has one."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
+    common = dict(lr=config.lr_max, weight_decay=config.weight_decay)
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, fused=fused, **common)
+        case "adam":
+            return torch.optim.Adam(parameters, betas=(config.momentum, 0.999), fused=fused, **common)
+        case "adamw":
+            return torch.optim.AdamW(parameters, betas=(config.momentum, 0.999), fused=fused, **common)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, momentum=config.momentum, **common)
+    raise AssertionError(config.optimizer)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
+    """Give every parameter group its learning rate and momentum for the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+
+
+def rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate that the optimizer has now."""
+    return float(optimizer.param_groups[0]["lr"])

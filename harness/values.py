@@ -1,0 +1,126 @@
+"""What a run can say: records of plain values, free of torch and of any tracker.
+
+The computing rooms yield these; the tracking room writes them. Nothing here imports anything of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+
+Scalar: TypeAlias = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class Image:
+    """A picture as a person sees it.
+
+    Attributes:
+        pixels: uint8 [H, W, 3], RGB.
+    """
+
+    pixels: np.ndarray
+    caption: str = ""
+
+    def __post_init__(self) -> None:
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
+            raise ValueError(f"need uint8 pixels [H, W, 3], got {self.pixels.dtype} {list(self.pixels.shape)}")
+
+
+Cell: TypeAlias = Scalar | Image | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns; a cell is a scalar, an `Image` or None."""
+
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[Cell, ...]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"need {len(self.columns)} cells a row ({', '.join(self.columns)}), got {len(row)}")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One or several lines over one axis.
+
+    Attributes:
+        x: positions, increasing.
+        lines: name -> values, each as long as `x`.
+        marks: points of interest, name -> position on the x axis.
+    """
+
+    x_name: str
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[float]]
+    title: str = ""
+    marks: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, line in self.lines.items():
+            if len(line) != len(self.x):
+                raise ValueError(f"line {name!r} has {len(line)} points, its axis {self.x_name!r} has {len(self.x)}")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a model said of a labelled split: enough for a confusion matrix and precision-recall curves.
+
+    Attributes:
+        labels: int [N], the truth.
+        probabilities: float [N, C].
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+    classes: tuple[str, ...]
+
+
+Value: TypeAlias = Scalar | Image | Table | Curve | Scores | tuple[Image, ...]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One thing that was measured, at one step.
+
+    Attributes:
+        step: optimizer updates done when it was measured; never goes down within a run.
+        epoch: epochs finished (1 after the first).
+        values: metric key -> value.
+        steps: what was measured at every step since the last record (axis: the step), shipped with it.
+        kind: `epoch` for the one record of an epoch; `final` for what is said once at the end;
+            `find` for a range test.
+    """
+
+    step: int
+    epoch: int
+    values: Mapping[str, Value]
+    steps: Curve | None = None
+    kind: Literal["epoch", "final", "find"] = "epoch"
+
+    def scalars(self) -> dict[str, Scalar]:
+        """The plain numbers and words among the values."""
+        return {key: value for key, value in self.values.items() if isinstance(value, float | int | str | bool)}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """Files that belong together and are kept by the tracker under a name.
+
+    Attributes:
+        files: name inside the artifact -> file on disk.
+        kind: what it is, in the tracker's words: `model`, `dataset`, `code`.
+    """
+
+    name: str
+    kind: str
+    files: Mapping[str, Path]
+    aliases: tuple[str, ...] = ("latest",)
+    metadata: Mapping[str, object] = field(default_factory=dict)

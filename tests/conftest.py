@@ -1,0 +1,23 @@
+"""Every test: no account, no network but loopback, a home of its own, nothing left behind."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
+settings.load_profile("steady")
+
+for name in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[name]
+os.environ["WANDB_ERROR_REPORTING"] = "false"
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path_factory, monkeypatch):
+    """A home folder that goes with the test, so that nothing is read from or left in the real one."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
+        monkeypatch.setenv(name, str(folder))
+    monkeypatch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
+    return folder
