@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, nearest
 from harness.options import CONTEXT, SettingsCommand, read, settings
 
 EPILOG = """\b
@@ -43,11 +43,10 @@ def run(settings: dict[str, Any]) -> None:
     harness run --data folder --data-dir pictures --model resnet18 --pretrained --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
+    config = read(settings)
     from harness import runner
-    from harness.config import Config
     from harness.display import Bar, Lines
 
-    config: Config = read(settings)
     display = Bar(0) if sys.stderr.isatty() else Lines()
     try:
         result = runner.run(config, display)
@@ -63,22 +62,44 @@ def summary_table(summary: dict[str, Any]) -> str:
     rows = []
     for split in ("test", "val"):
         if f"{split}/acc" in result:
-            rows.append((f"{split} accuracy", f"{100 * result[f'{split}/acc']:.2f} %  (loss {result[f'{split}/loss']:.4f}; {result['chosen']}, epoch {result['epoch']})"))
+            rows.append(
+                (
+                    f"{split} accuracy",
+                    f"{100 * result[f'{split}/acc']:.2f} %  (loss {result[f'{split}/loss']:.4f}; {result['chosen']}, epoch {result['epoch']})",
+                )
+            )
     key = next((key for key in best if key.endswith("/acc")), "")
     if key and best["epoch"] != result["epoch"]:
         rows.append(("best epoch", f"{100 * best[key]:.2f} %  ({best['chosen']}, epoch {best['epoch']})"))
     rows.append(("parameters", f"{summary['parameters']:,}"))
-    rows.append(("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s"))
+    rows.append(
+        ("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s")
+    )
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
 
 @cli.command(cls=SettingsCommand)
-@click.option("-o", "--out", default="lr.png", show_default=True, type=click.Path(path_type=Path), help="The picture, PNG or SVG by its suffix.")
-@click.option("--steps-per-epoch", default=97, show_default=True, type=click.IntRange(1), help="Updates an epoch (97: CIFAR-10 at batch 512).")
+@click.option(
+    "-o",
+    "--out",
+    default="lr.png",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="The picture, PNG or SVG by its suffix.",
+)
+@click.option(
+    "--steps-per-epoch",
+    default=97,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Updates an epoch (97: CIFAR-10 at batch 512).",
+)
 @click.option("--iterations", type=click.IntRange(1), help="Length of a cyclic curve, updates. [100]")
 @click.option("--step-size", type=click.IntRange(1), help="Half a cycle of a cyclic curve, updates. [10]")
 @settings
-def plot(settings: dict[str, Any], out: Path, steps_per_epoch: int, iterations: int | None, step_size: int | None) -> None:
+def plot(
+    settings: dict[str, Any], out: Path, steps_per_epoch: int, iterations: int | None, step_size: int | None
+) -> None:
     """Draw the learning-rate (and momentum) curve of any schedule, without training.
 
     \b
@@ -117,7 +138,10 @@ def runs(output: Path) -> None:
     found = list(list_runs(output))
     for path, state, status in found:
         result = read_json(path / SUMMARY).get("result", {})
-        accuracy = next((f"{split} {100 * result[f'{split}/acc']:.2f} %" for split in ("test", "val") if f"{split}/acc" in result), "-")
+        accuracy = next(
+            (f"{split} {100 * result[f'{split}/acc']:.2f} %" for split in ("test", "val") if f"{split}/acc" in result),
+            "-",
+        )
         click.echo(f"{path.name:<44} {state:<12} epoch {status.get('epoch', 0):<5} {accuracy}")
         if state != "finished" and status.get("resume"):
             click.echo(f"    {status['resume']}")
@@ -134,6 +158,9 @@ def main() -> None:
         status = cli.main(arguments, prog_name="harness", standalone_mode=False)
     except click.exceptions.Exit as stop:
         status = stop.exit_code
+    except click.NoSuchOption as error:
+        _complain(f"no such option {error.option_name}{_nearest_option(error)}", debug)
+        status = 2
     except click.ClickException as error:
         _complain(error.format_message(), debug)
         status = 2
@@ -150,6 +177,16 @@ def main() -> None:
         click.echo("error: this is a mistake in harness, not in your command", err=True)
         status = 1
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _nearest_option(error: click.NoSuchOption) -> str:
+    known = [
+        name
+        for parameter in (error.ctx.command.params if error.ctx else [])
+        for name in parameter.opts
+        if name.startswith("--")
+    ]
+    return nearest(error.option_name.lower().replace("_", "-"), known)
 
 
 def _complain(text: str, debug: bool) -> None:

@@ -139,11 +139,17 @@ class Config:
 
     def _check_together(self) -> None:
         if self.schedule != "constant" and self.lr_min > self.lr_max:
-            raise UsageError(f"need lr_min <= lr_max, got lr_min={self.lr_min:g}, lr_max={self.lr_max:g}; lower one or raise the other")
+            raise UsageError(
+                f"need lr_min <= lr_max, got lr_min={self.lr_min:g}, lr_max={self.lr_max:g}; lower one or raise the other"
+            )
         if self.schedule == "one_cycle" and self.epochs and not self.peak_epoch <= self.epochs:
-            raise UsageError(f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={self.epochs}; set --peak-epoch")
+            raise UsageError(
+                f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={self.epochs}; set --peak-epoch"
+            )
         if self.schedule == "cosine" and self.epochs and not self.peak_epoch < self.epochs:
-            raise UsageError(f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={self.epochs}; set --peak-epoch")
+            raise UsageError(
+                f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={self.epochs}; set --peak-epoch"
+            )
         chooses = [
             text
             for on, text in (
@@ -154,15 +160,21 @@ class Config:
             if on
         ]
         if chooses and self.val_fraction == 0 and self.data not in FOLDER_LIKE:
-            raise UsageError(f"{chooses[0]}, but val_fraction=0 leaves only the test set to look at; set --val-fraction 0.1")
+            raise UsageError(
+                f"{chooses[0]}, but val_fraction=0 leaves only the test set to look at; set --val-fraction 0.1"
+            )
         if self.momentum_min is not None and self.momentum_min > self.momentum:
             raise UsageError(f"need momentum_min <= momentum, got {self.momentum_min:g} > {self.momentum:g}")
         if self.grad_accumulation > self.batch_size:
-            raise UsageError(f"grad_accumulation={self.grad_accumulation} parts of a batch of {self.batch_size} images would be empty")
+            raise UsageError(
+                f"grad_accumulation={self.grad_accumulation} parts of a batch of {self.batch_size} images would be empty"
+            )
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise UsageError("Nesterov needs momentum > 0, got momentum=0; set --nesterov False")
         if self.val_fraction + self.test_fraction >= 1 and self.val_fraction:
-            raise UsageError(f"val_fraction={self.val_fraction:g} and test_fraction={self.test_fraction:g} leave nothing to train on")
+            raise UsageError(
+                f"val_fraction={self.val_fraction:g} and test_fraction={self.test_fraction:g} leave nothing to train on"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (numbers, words, lists, mappings) under the settings' names, in order."""
@@ -244,7 +256,16 @@ def coerce(name: str, value: Any) -> Any:
 def _convert(kind: Any, value: Any) -> Any:
     """`value` as `kind`; a ValueError says what is needed instead."""
     if kind is bool:
-        words = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+        words = {
+            "true": True,
+            "1": True,
+            "yes": True,
+            "on": True,
+            "false": False,
+            "0": False,
+            "no": False,
+            "off": False,
+        }
         if str(value).lower() not in words:
             raise ValueError("True or False")
         return words[str(value).lower()]
@@ -271,7 +292,11 @@ def _convert(kind: Any, value: Any) -> Any:
         return text
     if get_origin(kind) is tuple:
         if isinstance(value, str):
-            value = [part.strip() for part in value.strip("[]()").replace("'", "").replace('"', "").split(",") if part.strip()]
+            value = [
+                part.strip()
+                for part in value.strip("[]()").replace("'", "").replace('"', "").split(",")
+                if part.strip()
+            ]
         if not isinstance(value, list | tuple):
             raise ValueError("a list of words")
         return tuple(str(part) for part in value)
@@ -327,7 +352,9 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if path is None:
         path = Path(recipe).expanduser()
         if not path.is_file():
-            raise UsageError(f"no recipe {recipe!r}{nearest(recipe, recipes())}; shipped: {', '.join(recipes())}, or the path of a YAML file")
+            raise UsageError(
+                f"no recipe {recipe!r}{nearest(recipe, recipes())}; shipped: {', '.join(recipes())}, or the path of a YAML file"
+            )
     values: dict[str, Any] = {}
     for key, value in yamlfile.read(path).items():
         try:

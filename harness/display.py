@@ -40,7 +40,9 @@ class Bar(Lines):
         from tqdm import tqdm
 
         super().__init__(stream)
-        self._bar: Any = tqdm(total=total, unit="step", dynamic_ncols=True, file=self.stream, leave=False, mininterval=0.1)
+        self._bar: Any = tqdm(
+            total=total, unit="step", dynamic_ncols=True, file=self.stream, leave=False, mininterval=0.1
+        )
         self._shown = time.monotonic()
         self._images = 0
 
@@ -54,7 +56,9 @@ class Bar(Lines):
         if self._bar.n == 0 and tick.step > 1:
             self._bar.initial = tick.step - 1  # a resumed run: the time left counts from here
         self._bar.set_description_str(f"epoch {tick.epoch + 1} {tick.batch}/{tick.batches}", refresh=False)
-        self._bar.set_postfix_str(f"loss {tick.loss():.3f} acc {100 * tick.acc():.1f} % lr {tick.lr:.2e} {speed:,.0f} images/s", refresh=False)
+        self._bar.set_postfix_str(
+            f"loss {tick.loss():.3f} acc {100 * tick.acc():.1f} % lr {tick.lr:.2e} {speed:,.0f} images/s", refresh=False
+        )
         self._bar.n = tick.step
         self._bar.refresh()
 

@@ -91,5 +91,7 @@ def _why_not_written(path: Path, error: Exception) -> str:
             free = f"{room.f_bavail * room.f_frsize / 2**20:.1f} MB free"
         except OSError:
             free = "no space left"
-        return f"no space to write {path.name} in {path.parent} ({free}); free some space, then run the same command again"
+        return (
+            f"no space to write {path.name} in {path.parent} ({free}); free some space, then run the same command again"
+        )
     return f"can not write {path}: {getattr(error, 'strerror', None) or error}"

@@ -15,7 +15,11 @@ import click
 from harness import config
 from harness.errors import UsageError
 
-CONTEXT = {"token_normalize_func": lambda word: word.lower().replace("-", "").replace("_", ""), "help_option_names": ["-h", "--help"], "max_content_width": 110}
+CONTEXT = {
+    "token_normalize_func": lambda word: word.lower().replace("-", "").replace("_", ""),
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+}
 
 
 class SettingOption(click.Option):
@@ -29,7 +33,14 @@ class SettingOption(click.Option):
             extra = {"is_flag": False, "flag_value": "true"}
         elif name in ("model_args", "plugin", "tags"):
             extra = {"multiple": True}
-        super().__init__([f"--{name.replace('_', '-')}", name], type=str, default=None, help=describe(name), metavar=_metavar(name), **extra)
+        super().__init__(
+            [f"--{name.replace('_', '-')}", name],
+            type=str,
+            default=None,
+            help=describe(name),
+            metavar=_metavar(name),
+            **extra,
+        )
 
 
 class NoOption(click.Option):
@@ -78,7 +89,9 @@ def _metavar(name: str) -> str:
         return "BOOL"
     if name in ("data_dir", "output"):
         return "FOLDER"
-    return {int: "N", float: "NUMBER", str: "WORD"}.get(kind, "KEY=VALUE,..." if name == "model_args" else "WORD,..." if name in ("plugin", "tags") else "NUMBER")
+    return {int: "N", float: "NUMBER", str: "WORD"}.get(
+        kind, "KEY=VALUE,..." if name == "model_args" else "WORD,..." if name in ("plugin", "tags") else "NUMBER"
+    )
 
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,13 @@ CYCLIC = {"lr_min": 0.08, "lr_max": 0.8}
 ITERATIONS, STEP_SIZE = 100, 10
 
 
-def draw(given: Mapping[str, Any], out: Path, steps_per_epoch: int, iterations: int | None = None, step_size: int | None = None) -> str:
+def draw(
+    given: Mapping[str, Any],
+    out: Path,
+    steps_per_epoch: int,
+    iterations: int | None = None,
+    step_size: int | None = None,
+) -> str:
     """Draw the schedule that the settings describe into `out`; what was drawn, in words.
 
     Args:
@@ -52,7 +58,9 @@ def triangles(schedule: Schedule, iterations: int, step_size: int) -> Schedule:
 def _track(config: Any, x: list[int], lr: list[float], out: Path) -> None:
     from harness.tracking import wandb_run
 
-    folder = Path(config.output).expanduser() / f"plot-{out.stem}" if config.wandb == "offline" else Path(tempfile.mkdtemp())
+    folder = (
+        Path(config.output).expanduser() / f"plot-{out.stem}" if config.wandb == "offline" else Path(tempfile.mkdtemp())
+    )
     folder.mkdir(parents=True, exist_ok=True)
     tracker = wandb_run.start(config.replace(job_type="plot"), folder, run_name=f"plot-{out.stem}")
     tracker.record(Record(0, 0, {"plot/lr": Curve("iteration", x, {"lr": lr}, title="learning rate")}, kind="final"))

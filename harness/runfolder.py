@@ -103,10 +103,14 @@ def _claim_named(config: Config, path: Path) -> RunFolder:
         raise UsageError(f"--resume {path}: there is no run in that folder; `harness runs` lists what there is")
     changed = differences(path, config)
     if changed:
-        raise UsageError(f"--resume {path}: its settings differ: {'; '.join(changed)}; leave those options out, or start a new run")
+        raise UsageError(
+            f"--resume {path}: its settings differ: {'; '.join(changed)}; leave those options out, or start a new run"
+        )
     lock = _lock(path)
     if lock is None:
-        raise BusyError(f"{path} is being written by another process (pid {read_json(path / STATUS).get('pid', '?')}); wait for it, or give this run another --name")
+        raise BusyError(
+            f"{path} is being written by another process (pid {read_json(path / STATUS).get('pid', '?')}); wait for it, or give this run another --name"
+        )
     return RunFolder(path, resumed=True, lock=lock)
 
 

@@ -25,6 +25,7 @@ from harness.interrupts import Interrupted, Interrupts
 from harness.runfolder import RunFolder
 from harness.tracking import wandb_run
 from harness.tracking.journal import Journal
+from harness.tracking.journal import read as read_journal
 from harness.tracking.tee import Tee
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint, machine
@@ -118,7 +119,9 @@ def assemble(config: Config) -> Parts:
     data = load(config)
     classes = config.classes or len(data.classes)
     if classes < len(data.classes):
-        raise UsageError(f"classes={classes}, but the data has {len(data.classes)}: {', '.join(data.classes[:5])} ...; leave --classes out")
+        raise UsageError(
+            f"classes={classes}, but the data has {len(data.classes)}: {', '.join(data.classes[:5])} ...; leave --classes out"
+        )
     torch.manual_seed(config.seed)
     model = models.create(config, classes)
     preprocess = preprocess_for(config, model, data)
@@ -137,18 +140,24 @@ def _try_model(model: nn.Module, preprocess: Preprocess, config: Config) -> None
             shape = tuple(model.eval()(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UsageError(f"{config.model} can not take images of {preprocess.size} pixels: {reason}; set --image-size or --model-args img_size={preprocess.size}") from None
+        raise UsageError(
+            f"{config.model} can not take images of {preprocess.size} pixels: {reason}; set --image-size or --model-args img_size={preprocess.size}"
+        ) from None
     finally:
         for module, mode in modes:
             module.training = mode
     if len(shape) != 2:
-        raise UsageError(f"{config.model} gives {list(shape)} instead of logits [1, classes]; it is no image classifier")
+        raise UsageError(
+            f"{config.model} gives {list(shape)} instead of logits [1, classes]; it is no image classifier"
+        )
 
 
 def _check_choices(config: Config, batches: loaders.Loaders) -> None:
     needs = config.schedule == "plateau" or config.early_stop or config.select == "best"
     if needs and batches.val is None:
-        raise UsageError("the schedule, early_stop or select needs a validation split, and the data brings none; set --val-fraction 0.1")
+        raise UsageError(
+            "the schedule, early_stop or select needs a validation split, and the data brings none; set --val-fraction 0.1"
+        )
     if batches.val is None and batches.test is None:
         raise UsageError("the data has neither a validation nor a test split; set --val-fraction 0.1")
 
@@ -157,10 +166,14 @@ def _run_in(folder: RunFolder, parts: Parts, display: Display, seconds: float) -
     """One run in its folder: whatever happens, the status and the tracker say so at the end."""
     progress = _resume(folder, parts, display) if folder.resumed else Progress()
     write_atomically(folder.path / runfolder.CONFIG, parts.config.to_yaml())
-    folder.status("running", step=progress.step, resume=_resume_command(folder))
+    folder.status("running", step=progress.step, epoch=len(progress.history), resume=_resume_command(folder))
     facts = environment.describe(parts.learner.device)
     with Interrupts() as interrupts:
-        tracker, wandb = _open_tracker(folder, parts, progress, facts, interrupts)
+        try:
+            tracker, wandb = _open_tracker(folder, parts, progress, facts, interrupts, display)
+        except BaseException as error:
+            folder.status("failed", reason=str(error), exit_code=getattr(error, "exit_code", 1), step=progress.step, epoch=len(progress.history))
+            raise
         try:
             story = _Story(parts, folder, tracker, display, progress, interrupts)
             result = story.tell({**facts, "seconds before": round(seconds, 2)})
@@ -168,22 +181,39 @@ def _run_in(folder: RunFolder, parts: Parts, display: Display, seconds: float) -
             _close_failed(folder, parts, tracker, progress, error, display)
             raise
         tracker.finish("finished", 0)
-    folder.status("finished", exit_code=0, step=progress.step, epoch=len(progress.history), tracking=wandb.state, **_sync(wandb))
+    folder.status(
+        "finished", exit_code=0, step=progress.step, epoch=len(progress.history), tracking=wandb.state, **_sync(wandb)
+    )
     display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))
     return result
 
 
-def _open_tracker(folder: RunFolder, parts: Parts, progress: Progress, facts: Mapping[str, Any], interrupts: Interrupts) -> tuple[Tee, Any]:
-    header = {"config": parts.config.to_dict(), "environment": dict(facts), "data": data_facts(parts)}
-    resumed = progress.step if folder.resumed else None
-    journal = Journal.resume(folder.path, progress.step) if folder.resumed else Journal(folder.path, header)
+def _open_tracker(
+    folder: RunFolder,
+    parts: Parts,
+    progress: Progress,
+    facts: Mapping[str, Any],
+    interrupts: Interrupts,
+    display: Display,
+) -> tuple[Tee, Any]:
+    about = {"environment": dict(facts), "data": data_facts(parts), "parameters": models.count_parameters(parts.learner.model)}
+    header = {"config": parts.config.to_dict(), **about}
+    earlier: list[Record] = []
+    if folder.resumed:
+        journal = Journal.resume(folder.path, progress.step, header)
+        earlier = read_journal(folder.path).records
+    else:
+        journal = Journal(folder.path, header)
     wandb = wandb_run.start(
         parts.config,
         folder.path,
         run_name=parts.config.name or folder.name,
-        resumed_step=resumed,
-        extra={"environment": dict(facts), "data": data_facts(parts), "parameters": models.count_parameters(parts.learner.model)},
+        resumed_step=progress.step if folder.resumed else None,
+        earlier=earlier,
+        code=_plugin_files(parts.config),
+        extra=about,
         on_stop=interrupts.stop,
+        say=display.say,
     )
     return Tee([journal, wandb]), wandb
 
@@ -192,7 +222,13 @@ def data_facts(parts: Parts) -> dict[str, Any]:
     """What the data is: sizes of the splits, classes, fingerprint, and how it is loaded."""
     data = parts.data
     sizes = {split.name: len(split) for split in (data.train, data.val, data.test) if split is not None}
-    return {"name": data.name, "classes": list(data.classes), "images": sizes, "fingerprint": data.fingerprint, "loader": parts.batches.kind}
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "images": sizes,
+        "fingerprint": data.fingerprint,
+        "loader": parts.batches.kind,
+    }
 
 
 def _resume(folder: RunFolder, parts: Parts, display: Display) -> Progress:
@@ -258,7 +294,13 @@ class _Story:
 
     def _record(self, record: Record) -> None:
         epoch, acc = best(self.progress.history, self.parts.watched)
-        record = Record(record.step, record.epoch, {**record.values, f"best/{self.parts.watched}_acc": acc}, record.steps, record.kind)
+        record = Record(
+            record.step,
+            record.epoch,
+            {**record.values, f"best/{self.parts.watched}_acc": acc},
+            record.steps,
+            record.kind,
+        )
         self.tracker.record(record)
         if self.parts.selects and epoch == record.epoch:
             self._save_model(self.parts.learner.judged, {"epoch": epoch})
@@ -275,9 +317,22 @@ class _Story:
             self._save()
 
     def _save(self) -> None:
-        state = {"learner": self.parts.learner.state_dict(), "progress": self.progress.state_dict(), "fingerprint": self.parts.data.fingerprint}
+        state = {
+            "learner": self.parts.learner.state_dict(),
+            "progress": self.progress.state_dict(),
+            "fingerprint": self.parts.data.fingerprint,
+        }
         facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
-        checkpoint.save(self.folder.checkpoints, {**state, "config": self.parts.config.to_dict(), "classes": list(self.parts.data.classes), "preprocess": self.parts.preprocess.to_dict()}, facts)
+        checkpoint.save(
+            self.folder.checkpoints,
+            {
+                **state,
+                "config": self.parts.config.to_dict(),
+                "classes": list(self.parts.data.classes),
+                "preprocess": self.parts.preprocess.to_dict(),
+            },
+            facts,
+        )
         self.folder.status("running", **facts, resume=_resume_command(self.folder))
 
     def _stops_early(self) -> bool:
@@ -300,7 +355,14 @@ class _Story:
             if split is not None:
                 scores = evaluate(model, split, learner.device, learner.precision)
                 final |= {f"{name}/{key}": value for key, value in scores.items()}
-        self.tracker.record(Record(self.progress.step, len(self.progress.history), {f"result/{key}": value for key, value in final.items()}, kind="final"))
+        self.tracker.record(
+            Record(
+                self.progress.step,
+                len(self.progress.history),
+                {f"result/{key}": value for key, value in final.items()},
+                kind="final",
+            )
+        )
         return final
 
     def _summarise(self, final: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -310,13 +372,19 @@ class _Story:
         warning = " (chosen on the test set)" if watched == "test" else ""
         return {
             "status": "finished",
-            "result": {"epoch": epoch if selects else len(history), "chosen": chosen + (warning if selects == "test" else ""), **final},
+            "result": {
+                "epoch": epoch if selects else len(history),
+                "chosen": chosen + (warning if selects == "test" else ""),
+                **final,
+            },
             "best": {"epoch": epoch, f"{watched}/acc": acc, "chosen": f"best {watched}/acc{warning}"},
             "last": history[-1] if history else {},
             "epochs": len(history),
             "steps": self.progress.step,
             "parameters": models.count_parameters(self.parts.learner.model),
-            "seconds": {key: round(sum(row[f"time/{key}(s)"] for row in history), 3) for key in ("train", "eval", "epoch")},
+            "seconds": {
+                key: round(sum(row[f"time/{key}(s)"] for row in history), 3) for key in ("train", "eval", "epoch")
+            },
             "data": data_facts(self.parts),
             "environment": dict(facts),
         }
@@ -326,14 +394,22 @@ class _Story:
         checkpoint.save_weights(
             self.folder.checkpoints / "model.safetensors",
             model,
-            {"config": parts.config.to_dict(), "classes": list(parts.data.classes), "preprocess": parts.preprocess.to_dict(), **facts},
+            {
+                "config": parts.config.to_dict(),
+                "classes": list(parts.data.classes),
+                "preprocess": parts.preprocess.to_dict(),
+                **facts,
+            },
         )
 
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
-        self._save_model(model, {"epoch": summary["result"]["epoch"], "result": summary["result"], "parameters": summary["parameters"]})
+        self._save_model(
+            model,
+            {"epoch": summary["result"]["epoch"], "result": summary["result"], "parameters": summary["parameters"]},
+        )
 
     def _draw(self) -> None:
-        story = journal_records(self.folder.path)
+        story = [record for record in read_journal(self.folder.path).records if record.kind == "epoch"]
         if not story:
             return
         figures.losses(story, self.folder.figures / "losses.png")
@@ -347,7 +423,11 @@ class _Story:
         return Artifact(
             name=f"{self.folder.name}-model",
             kind="model",
-            files={"model.safetensors": folder / "model.safetensors", "model.json": folder / "model.json", "config.yaml": self.folder.path / runfolder.CONFIG},
+            files={
+                "model.safetensors": folder / "model.safetensors",
+                "model.json": folder / "model.json",
+                "config.yaml": self.folder.path / runfolder.CONFIG,
+            },
             aliases=("best", "latest") if self.parts.selects else ("latest",),
             metadata={"config": self.parts.config.to_dict(), **flat(summary)},
         )
@@ -372,19 +452,22 @@ def flat(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     return plain
 
 
-def journal_records(folder: Path) -> list[Record]:
-    """The epoch records in a run folder's journal."""
-    from harness.tracking.journal import read
+def _plugin_files(config: Config) -> list[Path]:
+    """The source files of the user's plug-in modules."""
+    modules = (sys.modules.get(name) for name in config.plugin)
+    return [Path(module.__file__) for module in modules if module is not None and module.__file__]
 
-    return [record for record in read(folder / "journal.jsonl").records if record.kind == "epoch"]
 
-
-def _close_failed(folder: RunFolder, parts: Parts, tracker: Tracker, progress: Progress, error: BaseException, display: Display) -> None:
+def _close_failed(
+    folder: RunFolder, parts: Parts, tracker: Tracker, progress: Progress, error: BaseException, display: Display
+) -> None:
     """Say in status, summary and tracker how the run ended, without hiding why."""
     code = error.exit_code if isinstance(error, HarnessError) else 1
     state = "interrupted" if isinstance(error, Interrupted) else "failed"
     reason = str(error) or type(error).__name__
-    facts = dict(reason=reason, exit_code=code, step=progress.step, epoch=len(progress.history), resume=_resume_command(folder))
+    facts = dict(
+        reason=reason, exit_code=code, step=progress.step, epoch=len(progress.history), resume=_resume_command(folder)
+    )
     try:
         folder.status(state, **facts)
         if isinstance(error, DivergedError):

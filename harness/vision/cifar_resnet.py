@@ -1,0 +1,332 @@
+"""Two residual networks for small images, registered with timm: `custom_resnet` and `resnet18_cifar`.
+
+Importing this module is enough for `timm.create_model("custom_resnet")` to work. Both keep the whole contract of
+a timm model: features, intermediate outputs, head surgery, gradient checkpointing, TorchScript, FX, meta device.
+"""
+
+# No `from __future__ import annotations` here: TorchScript can not read a traced graph whose annotations are strings.
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+import torch
+from timm.layers import SelectAdaptivePool2d, get_device_dtype
+from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from timm.models.resnet import BasicBlock, ResNet
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ORDERS = ("conv-pool-bn-relu", "conv-bn-relu-pool")
+HEAD_INITS = ("default", "zero")
+PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
+STAGES = ("prep", "layer1", "layer2", "layer3")
+
+
+def _cfg(first_conv: str, **more: Any) -> dict[str, Any]:
+    return {
+        "num_classes": 10,
+        "input_size": (3, 32, 32),
+        "pool_size": (4, 4),
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        # Mean and standard deviation over all pixels of CIFAR-10's training images, 0..1 scale.
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
+        "first_conv": first_conv,
+        "classifier": "fc",
+        **more,
+    }
+
+
+# timm reads this name when a model is registered, so it must stand above the entry points.
+default_cfgs = generate_default_cfgs(
+    {"custom_resnet.untrained": _cfg("prep.conv"), "resnet18_cifar.untrained": _cfg("conv1")}
+)
+
+
+def conv_block(
+    channels_in: int, channels_out: int, *, order: str = "", padding_mode: PaddingMode = "zeros", **factory: Any
+) -> nn.Sequential:
+    """A bias-free 3x3 convolution, BN and ReLU; with an `order`, also a max pooling that halves the sides.
+
+    The parts have the same names in both orders, so weights of one fit the other.
+    """
+    parts: dict[str, nn.Module] = {
+        "conv": nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False, padding_mode=padding_mode, **factory),
+        "bn": nn.BatchNorm2d(channels_out, **factory),
+        "relu": nn.ReLU(inplace=True),
+        "pool": nn.MaxPool2d(2),
+    }
+    return nn.Sequential(OrderedDict((name, parts[name]) for name in (order or "conv-bn-relu").split("-")))
+
+
+class Residual(nn.Module):
+    """x + R(x) with R two convolution blocks; the sum is the output (no ReLU after it)."""
+
+    def __init__(self, channels: int, **kwargs: Any) -> None:
+        super().__init__()
+        self.block1 = conv_block(channels, channels, **kwargs)
+        self.block2 = conv_block(channels, channels, **kwargs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.block2(self.block1(x))
+
+
+class CustomResNet(nn.Module):
+    """The nine-layer residual network of the one-cycle CIFAR-10 exercise; 6,573,130 parameters as it stands.
+
+    prep: conv BN ReLU. layer1: conv pool BN ReLU, plus a residual block. layer2: conv pool BN ReLU. layer3: as
+    layer1. Then global max pooling (MaxPool 4 at 32x32) and a fully connected layer. It returns logits: the
+    softmax is in the loss.
+
+    Args:
+        global_pool: timm's name of a pooling: max, avg, avgmax, catavgmax; empty (without classes): none.
+        width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
+        order: where the pooling stands in a block; `conv-bn-relu-pool` is David Page's DAWNBench order.
+        padding_mode: what the convolutions see outside the image, in the words of `nn.Conv2d`.
+        logit_scale: the logits are multiplied by this (Page: 0.125, with `head_bias=False`).
+        head_init: `zero` starts with weights and bias of the classifier at 0, so that the first loss is ln(classes).
+        drop_rate: dropout before the classifier.
+
+    Raises:
+        ValueError: `width` below 1, or an unknown `order` or `head_init`.
+
+    Source: David Page, "How to Train Your ResNet", https://github.com/davidcpage/cifar10-fast.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "max",
+        width: int = 64,
+        order: str = ORDERS[0],
+        padding_mode: PaddingMode = "zeros",
+        logit_scale: float = 1.0,
+        head_bias: bool = True,
+        head_init: str = "default",
+        drop_rate: float = 0.0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        _check(width, order, head_init)
+        self.num_classes = num_classes
+        self.in_chans = in_chans
+        self.logit_scale = float(logit_scale)
+        self.head_bias = head_bias
+        self.head_init = head_init
+        self.drop_rate = drop_rate
+        self.grad_checkpointing = False
+
+        same: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
+        down = {"order": order, **same}
+        self.prep = conv_block(in_chans, width, **same)
+        self.layer1 = _stage(conv_block(width, 2 * width, **down), Residual(2 * width, **same))
+        self.layer2 = _stage(conv_block(2 * width, 4 * width, **down))
+        self.layer3 = _stage(conv_block(4 * width, 8 * width, **down), Residual(8 * width, **same))
+        self.num_features = 8 * width
+        self.feature_info = [
+            {"num_chs": width * 2**depth, "reduction": 2**depth, "module": name} for depth, name in enumerate(STAGES)
+        ]
+        self._set_head(global_pool, device=device, dtype=dtype)
+
+    def _set_head(self, global_pool: str, **factory: Any) -> None:
+        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
+        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
+        if self.num_classes > 0 and not global_pool:
+            raise ValueError(f"{self.num_classes} classes need a pooling before the classifier; set global_pool")
+        self.fc: nn.Module = nn.Identity()
+        if self.num_classes > 0:
+            self.fc = nn.Linear(self.head_hidden_size, self.num_classes, bias=self.head_bias, **factory)
+        self._init_head()
+
+    def _init_head(self) -> None:
+        if self.head_init == "zero":
+            for parameter in self.fc.parameters():
+                nn.init.zeros_(parameter)
+
+    @torch.jit.ignore
+    def init_weights(self) -> None:
+        """Draw all weights anew (torch's own initialisation) and reset the BN statistics."""
+        for module in self.modules():
+            if callable(reset := getattr(module, "reset_parameters", None)):
+                reset()
+        self._init_head()
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """timm's patterns of parameter names, from the input to the output, for layer-wise rates."""
+        if coarse:
+            return {"stem": r"^prep", "blocks": r"^layer(\d+)"}
+        # The number after a pattern orders a stage's parts.
+        return {"stem": r"^prep", "blocks": [(r"^layer(\d+)\.down", (0,)), (r"^layer(\d+)\.residual", (1,))]}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep only the stages' inputs for the backward pass and compute the rest again.
+
+        As in all of timm, the BN statistics of those stages then move twice a step.
+        """
+        self.grad_checkpointing = enable
+
+    @torch.jit.ignore
+    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
+        """The last layer, or its name."""
+        return "fc" if name_only else self.fc
+
+    @torch.jit.ignore
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new classifier; 0 classes: none. `global_pool` None keeps the pooling, empty leaves it out."""
+        self.num_classes = num_classes
+        pool = self.global_pool.pool_type if global_pool is None else global_pool
+        self._set_head(pool, **get_device_dtype(self))
+        self.global_pool.train(self.training)
+        self.fc.train(self.training)
+
+    @torch.jit.ignore
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The outputs of some stages (prep, layer1, layer2, layer3), and the last one unless told otherwise.
+
+        Args:
+            x: images [B, 3, H, W].
+            indices: the last n stages when a number, those stages when a list, all when None.
+            norm: has no effect: every stage ends normalised.
+            stop_early: compute no stage after the last one wanted.
+        """
+        if output_fmt != "NCHW":
+            raise ValueError(f"need output_fmt='NCHW', got {output_fmt!r}")
+        wanted, last = feature_take_indices(len(STAGES), indices)
+        intermediates: list[Tensor] = []
+        for index, name in enumerate(STAGES[: last + 1] if stop_early else STAGES):
+            x = self._run([getattr(self, name)], x) if index else self.prep(x)
+            if index in wanted:
+                intermediates.append(x)
+        return intermediates if intermediates_only else (x, intermediates)
+
+    @torch.jit.ignore
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the stages that `forward_intermediates(indices=indices)` does not need; the stages kept for it."""
+        wanted, last = feature_take_indices(len(STAGES), indices)
+        for name in STAGES[last + 1 :]:
+            setattr(self, name, nn.Identity())
+        # A classifier is sized for the last stage's channels, so it goes with that stage.
+        self.num_features = self.feature_info[last]["num_chs"]
+        if prune_head or last + 1 < len(STAGES):
+            self.reset_classifier(0, "")
+        return list(wanted)
+
+    def _run(self, stages: Sequence[nn.Module], x: Tensor) -> Tensor:
+        if self.grad_checkpointing:
+            return checkpoint_seq(list(stages), x)
+        for stage in stages:
+            x = stage(x)
+        return x
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Images [B, 3, H, W] -> the last stage's output [B, 8 width, H / 8, W / 8]."""
+        x = self.prep(x)
+        if self.grad_checkpointing and not torch.jit.is_scripting():
+            return checkpoint_seq([self.layer1, self.layer2, self.layer3], x)
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """The last stage's output -> logits [B, classes]; `pre_logits`: what the classifier would get."""
+        x = self.global_pool(x)
+        if self.drop_rate > 0:
+            x = F.dropout(x, p=self.drop_rate, training=self.training)
+        if pre_logits or self.num_classes <= 0:
+            return x
+        logits = self.fc(x)
+        return logits if self.logit_scale == 1 else logits * self.logit_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+def _check(width: int, order: str, head_init: str) -> None:
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise ValueError(f"need a whole width >= 1, got width={width!r}")
+    if order not in ORDERS:
+        raise ValueError(f"need order in {', '.join(ORDERS)}, got order={order!r}")
+    if head_init not in HEAD_INITS:
+        raise ValueError(f"need head_init in {', '.join(HEAD_INITS)}, got head_init={head_init!r}")
+
+
+def _stage(down: nn.Module, residual: nn.Module | None = None) -> nn.Sequential:
+    parts = [("down", down)] if residual is None else [("down", down), ("residual", residual)]
+    return nn.Sequential(OrderedDict(parts))
+
+
+class CifarResNet(ResNet):
+    """timm's ResNet for small images: the 7x7 stride-2 stem and its max pooling give way to a 3x3 convolution.
+
+    Args:
+        global_pool: timm's name of a pooling: avg, max, avgmax, catavgmax.
+        channels: of the four stages.
+        drop_rate: dropout before the classifier. drop_path_rate: stochastic depth.
+        zero_init_last: start each block as the identity (its last BN weight is 0).
+    """
+
+    def __init__(
+        self,
+        block: type[nn.Module],
+        layers: tuple[int, ...],
+        num_classes: int = 10,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        channels: Sequence[int] = (64, 128, 256, 512),
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        zero_init_last: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            block,
+            layers,
+            num_classes=num_classes,
+            in_chans=in_chans,
+            global_pool=global_pool,
+            channels=tuple(channels),
+            drop_rate=drop_rate,
+            drop_path_rate=drop_path_rate,
+            zero_init_last=zero_init_last,
+            device=device,
+            dtype=dtype,
+        )
+        self.conv1 = nn.Conv2d(in_chans, 64, 3, padding=1, bias=False, device=device, dtype=dtype)
+        nn.init.kaiming_normal_(self.conv1.weight, mode="fan_out", nonlinearity="relu")  # as timm's other layers
+        self.maxpool = nn.Identity()
+        for depth, info in enumerate(self.feature_info):
+            info["reduction"] = 2 ** max(depth - 1, 0)  # the stem and layer1 keep the image's size
+
+
+def _build(cls: type[nn.Module], name: str, levels: int, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    # A caller may bring a feature_cfg of its own, which a literal beside **kwargs would collide with.
+    feature_cfg = {"out_indices": tuple(range(levels)), **(kwargs.pop("feature_cfg", None) or {})}
+    return build_model_with_cfg(cls, name, pretrained, feature_cfg=feature_cfg, **kwargs)
+
+
+@register_model
+def custom_resnet(pretrained: bool = False, **kwargs: Any) -> CustomResNet:
+    """Conv-pool-BN-ReLU stages of 64 to 512 channels, two residual blocks, global max pooling."""
+    return _build(CustomResNet, "custom_resnet", 4, pretrained, kwargs)
+
+
+@register_model
+def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
+    """ResNet-18 with a 3x3 stem and no stem pooling; 11,173,962 parameters."""
+    return _build(CifarResNet, "resnet18_cifar", 5, pretrained, {"block": BasicBlock, "layers": (2, 2, 2, 2), **kwargs})
