@@ -31,7 +31,7 @@ _WHERE = {
     "fit": "harness.training.loop:fit",
     "Schedule": "harness.training.schedule:Schedule",
 }
-__all__ = ["Config", "Result", "Schedule", "evaluate", "fit", "recipe", "resolve", "run"]  # noqa: F822 - made below
+__all__ = ["Config", "Result", "Schedule", "evaluate", "fit", "recipe", "resolve", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -101,17 +101,24 @@ class Config:
     early_stop: int = _setting(0, "Stop after this many epochs with no better validation accuracy; 0: never.", group="Training", low=0)
 
     schedule: str = _setting("one_cycle", "How the learning rate moves.", group="Learning rate", choices=("one_cycle", "cyclic", "cosine", "plateau", "constant"))
-    lr_min: float = _setting(0.001, "LRMIN: where the schedule starts and ends.", group="Learning rate", low=0, high=1e6)
-    lr_max: float = _setting(0.02, "LRMAX: the schedule's maximum.", group="Learning rate", above=0, high=1e6)
+    lr_min: NumberOrFind = _setting(0.001, "LRMIN: where the schedule starts and ends; find: by a range test first.", group="Learning rate", low=0, high=1e6)
+    lr_max: NumberOrFind = _setting(0.02, "LRMAX: the schedule's maximum; find: by a range test first.", group="Learning rate", above=0, high=1e6)
     peak_epoch: float = _setting(5.0, "The epoch at whose end one_cycle is at LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0)
     cycles: int = _setting(5, "Triangles of the cyclic schedule over the whole run.", group="Learning rate", low=1, high=1_000_000)
     plateau_patience: int = _setting(10, "Epochs with no lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
     plateau_factor: float = _setting(0.1, "What plateau multiplies the LR by.", group="Learning rate", above=0, below=1)
 
+    tta: bool = _setting(False, "Also predict each image mirrored, and report the figure of the mean beside the plain one.", group="Explaining", counts=False)
+    gallery: int = _setting(25, "Images in each gallery and in the Grad-CAM panel; 0: none.", group="Explaining", low=0, high=108, counts=False)
+    gallery_rule: str = _setting("confident", "Which misclassified images: the surest errors first, any, class by class, or by confusion pair.", group="Explaining", choices=("confident", "random", "per-class", "confusion"), counts=False)
+    cam: str = _setting("hirescam", "Grad-CAM method: hirescam, gradcam, gradcam++, xgradcam, layercam, eigencam, eigengradcam, gradcamelementwise, scorecam, ablationcam; none: no maps.", group="Explaining", counts=False)
+    cam_layer: str = _setting("auto", "Module whose activations are mapped; auto: the model's last stage.", group="Explaining", counts=False)
+    explain_every: int = _setting(0, "Explain also every so many epochs; 0: at the end only.", group="Explaining", low=0, counts=False)
+
     seed: int = _setting(0, "Seed of everything random.", group="Machine", low=0, high=2**63 - 1)
     deterministic: bool = _setting(False, "Only kernels that give the same bits each time (slower on a GPU; a CPU does anyway).", group="Machine")
     device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Machine", counts=False)
-    precision: str = _setting("auto", "auto: bf16 where the processor has it, else fp32.", group="Machine", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = _setting("auto", "auto: bf16 where this machine is quicker in it, else fp32.", group="Machine", choices=("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = _setting(True, "Keep images and weights in NHWC order (faster for convolutions).", group="Machine")
     compile: bool = _setting(False, "torch.compile the model (takes a minute to start; pays in long GPU runs).", group="Machine")
     threads: int = _setting(0, "CPU threads of torch; 0: torch's own choice.", group="Machine", low=0, high=4096, counts=False)
@@ -138,10 +145,12 @@ class Config:
         self._check_together()
 
     def _check_together(self) -> None:
-        if self.schedule != "constant" and self.lr_min > self.lr_max:
-            raise UsageError(
-                f"need lr_min <= lr_max, got lr_min={self.lr_min:g}, lr_max={self.lr_max:g}; lower one or raise the other"
-            )
+        if not self.seeks and self.schedule != "constant":
+            lowest, highest = self.rates()
+            if lowest > highest:
+                raise UsageError(
+                    f"need lr_min <= lr_max, got lr_min={lowest:g}, lr_max={highest:g}; lower one or raise the other"
+                )
         if self.schedule == "one_cycle" and self.epochs and not self.peak_epoch <= self.epochs:
             raise UsageError(
                 f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={self.epochs}; set --peak-epoch"
@@ -175,6 +184,23 @@ class Config:
             raise UsageError(
                 f"val_fraction={self.val_fraction:g} and test_fraction={self.test_fraction:g} leave nothing to train on"
             )
+
+    @property
+    def seeks(self) -> bool:
+        """Whether a learning rate is still the word `find`."""
+        return FIND in (self.lr_min, self.lr_max)
+
+    def rates(self) -> tuple[float, float]:
+        """LRMIN and LRMAX as numbers.
+
+        Raises:
+            UsageError: one of them is still the word `find`.
+        """
+        if isinstance(self.lr_min, str) or isinstance(self.lr_max, str):
+            raise UsageError(
+                "lr_min or lr_max is `find`, and no range test has been run; give numbers, or use `harness run`"
+            )
+        return self.lr_min, self.lr_max
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values (numbers, words, lists, mappings) under the settings' names, in order."""
@@ -255,6 +281,13 @@ def coerce(name: str, value: Any) -> Any:
 
 def _convert(kind: Any, value: Any) -> Any:
     """`value` as `kind`; a ValueError says what is needed instead."""
+    if kind == NumberOrFind:
+        if isinstance(value, str) and value.strip().lower() == FIND:
+            return FIND
+        try:
+            return _convert(float, value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or the word find") from None
     if kind is bool:
         words = {
             "true": True,

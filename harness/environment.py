@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shlex
-import subprocess  # noqa: S404 - git, with a fixed argument list
+import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path

@@ -114,7 +114,7 @@ def settings(command: Callable[..., Any]) -> Callable[..., Any]:
         if config.kinds()[name] is bool:
             params.append(NoOption(name))
         params.append(SettingOption(name))
-    gather.__click_params__ = params  # type: ignore[attr-defined] - where click's decorators look for them
+    setattr(gather, "__click_params__", params)  # noqa: B010 - where click's decorators look for them
     return gather
 
 

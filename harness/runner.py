@@ -6,90 +6,38 @@ This and the command line are the only places that know every room.
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
 from harness import environment, runfolder
 from harness.config import Config
-from harness.errors import DivergedError, HarnessError, UsageError
-from harness.files import write_atomically, write_json
+from harness.errors import DivergedError, HarnessError, UsageError, nearest
+from harness.files import write_atomically
 from harness.interrupts import Interrupted, Interrupts
 from harness.runfolder import RunFolder
+from harness.story import Display, Parts, Result, Story, data_facts, resume_command
 from harness.tracking import wandb_run
 from harness.tracking.journal import Journal
 from harness.tracking.journal import read as read_journal
 from harness.tracking.tee import Tee
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint, machine
-from harness.training.learner import Learner, make_learner
-from harness.training.loop import Progress, Tick, evaluate, fit
-from harness.training.schedule import Schedule, make_schedule
-from harness.values import Artifact, Record, Scalar
-from harness.vision import figures, loaders, models
-from harness.vision.data import DataSet, load
+from harness.training.learner import make_learner
+from harness.training.loop import Progress
+from harness.training.schedule import make_schedule
+from harness.values import Record
+from harness.vision import cam, loaders, models
+from harness.vision.data import load
 from harness.vision.mix import make_mix
 from harness.vision.preprocess import Preprocess, preprocess_for
 
 log = logging.getLogger(__name__)
-
-
-class Display(Protocol):
-    """Who shows a person how a run goes."""
-
-    def tick(self, tick: Tick) -> None: ...
-    def record(self, record: Record, epochs: int) -> None: ...
-    def say(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of."""
-
-    config: Config
-    data: DataSet
-    learner: Learner
-    preprocess: Preprocess
-    batches: loaders.Loaders
-    schedule: Schedule
-
-    @property
-    def selects(self) -> str:
-        """The split whose accuracy chooses the epoch that is kept; empty: the last epoch is kept."""
-        match self.config.select:
-            case "best-on-test":
-                return "test"
-            case "auto" | "best" if self.batches.val is not None:
-                return "val"
-        return ""
-
-    @property
-    def watched(self) -> str:
-        """The split evaluated after every epoch: validation where there is one, else the test set."""
-        return "val" if self.batches.val is not None else "test"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        summary: what `summary.json` holds.
-        history: the scalars of every epoch's record.
-        model: with the weights of the result, in evaluation mode.
-    """
-
-    folder: Path
-    summary: dict[str, Any]
-    history: list[dict[str, float]]
-    model: nn.Module = field(repr=False)
 
 
 def run(config: Config, display: Display | None = None) -> Result:
@@ -104,7 +52,7 @@ def run(config: Config, display: Display | None = None) -> Result:
     display = display or Lines(sys.stderr)
     began = time.monotonic()
     parts = assemble(config)
-    folder = runfolder.claim(config)
+    folder = runfolder.claim(parts.config)
     try:
         return _run_in(folder, parts, display, time.monotonic() - began)
     finally:
@@ -115,7 +63,7 @@ def assemble(config: Config) -> Parts:
     """Every part of a run, checked against the others; nothing is written."""
     device = machine.pick_device(config.device)
     machine.prepare(config, device)
-    precision = machine.pick_precision(config.precision, device)
+    config = config.replace(precision=machine.pick_precision(config.precision, device))
     data = load(config)
     classes = config.classes or len(data.classes)
     if classes < len(data.classes):
@@ -127,7 +75,8 @@ def assemble(config: Config) -> Parts:
     preprocess = preprocess_for(config, model, data)
     batches = loaders.make_batches(config, data, preprocess, device)
     _try_model(model, preprocess, config)
-    learner = make_learner(config, model, device, precision, make_mix(config, classes))
+    _check_cam(model, config)
+    learner = make_learner(config, model, device, machine.autocast_type(config.precision), make_mix(config, classes))
     _check_choices(config, batches)
     return Parts(config, data, learner, preprocess, batches, make_schedule(config, batches.train.steps))
 
@@ -152,6 +101,17 @@ def _try_model(model: nn.Module, preprocess: Preprocess, config: Config) -> None
         )
 
 
+def _check_cam(model: nn.Module, config: Config) -> None:
+    """Find a method or layer that does not exist before training, not after it."""
+    if config.cam != "none":
+        cam.known_method(config.cam)
+    layers = [name for name, _ in model.named_modules() if name]
+    if config.cam_layer != "auto" and config.cam_layer not in layers:
+        raise UsageError(
+            f"cam_layer={config.cam_layer!r}: {config.model} has no such module{nearest(config.cam_layer, layers)}"
+        )
+
+
 def _check_choices(config: Config, batches: loaders.Loaders) -> None:
     needs = config.schedule == "plateau" or config.early_stop or config.select == "best"
     if needs and batches.val is None:
@@ -166,16 +126,22 @@ def _run_in(folder: RunFolder, parts: Parts, display: Display, seconds: float) -
     """One run in its folder: whatever happens, the status and the tracker say so at the end."""
     progress = _resume(folder, parts, display) if folder.resumed else Progress()
     write_atomically(folder.path / runfolder.CONFIG, parts.config.to_yaml())
-    folder.status("running", step=progress.step, epoch=len(progress.history), resume=_resume_command(folder))
+    folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
     facts = environment.describe(parts.learner.device)
     with Interrupts() as interrupts:
         try:
-            tracker, wandb = _open_tracker(folder, parts, progress, facts, interrupts, display)
+            tracker, journal, wandb = _open_tracker(folder, parts, progress, facts, interrupts, display)
         except BaseException as error:
-            folder.status("failed", reason=str(error), exit_code=getattr(error, "exit_code", 1), step=progress.step, epoch=len(progress.history))
+            folder.status(
+                "failed",
+                reason=str(error),
+                exit_code=getattr(error, "exit_code", 1),
+                step=progress.step,
+                epoch=len(progress.history),
+            )
             raise
         try:
-            story = _Story(parts, folder, tracker, display, progress, interrupts)
+            story = Story(parts, folder, tracker, journal, display, progress, interrupts)
             result = story.tell({**facts, "seconds before": round(seconds, 2)})
         except BaseException as error:
             _close_failed(folder, parts, tracker, progress, error, display)
@@ -195,8 +161,12 @@ def _open_tracker(
     facts: Mapping[str, Any],
     interrupts: Interrupts,
     display: Display,
-) -> tuple[Tee, Any]:
-    about = {"environment": dict(facts), "data": data_facts(parts), "parameters": models.count_parameters(parts.learner.model)}
+) -> tuple[Tee, Journal, Any]:
+    about = {
+        "environment": dict(facts),
+        "dataset": data_facts(parts),
+        "parameters": models.count_parameters(parts.learner.model),
+    }
     header = {"config": parts.config.to_dict(), **about}
     earlier: list[Record] = []
     if folder.resumed:
@@ -215,20 +185,7 @@ def _open_tracker(
         on_stop=interrupts.stop,
         say=display.say,
     )
-    return Tee([journal, wandb]), wandb
-
-
-def data_facts(parts: Parts) -> dict[str, Any]:
-    """What the data is: sizes of the splits, classes, fingerprint, and how it is loaded."""
-    data = parts.data
-    sizes = {split.name: len(split) for split in (data.train, data.val, data.test) if split is not None}
-    return {
-        "name": data.name,
-        "classes": list(data.classes),
-        "images": sizes,
-        "fingerprint": data.fingerprint,
-        "loader": parts.batches.kind,
-    }
+    return Tee([journal, wandb]), journal, wandb
 
 
 def _resume(folder: RunFolder, parts: Parts, display: Display) -> Progress:
@@ -246,212 +203,6 @@ def _resume(folder: RunFolder, parts: Parts, display: Display) -> Progress:
     return progress
 
 
-@dataclass
-class _Story:
-    """The chapters of one run, sharing what they all need."""
-
-    parts: Parts
-    folder: RunFolder
-    tracker: Tracker
-    display: Display
-    progress: Progress
-    interrupts: Interrupts
-
-    def tell(self, facts: Mapping[str, Any]) -> Result:
-        """Train, then keep the result and what can be said of it."""
-        self._train()
-        model = self._result_model()
-        final = self._judge(model)
-        summary = self._summarise(final, facts)
-        self._keep_weights(model, summary)
-        self._draw()
-        write_json(self.folder.path / runfolder.SUMMARY, summary)
-        self.tracker.summary(flat(summary))
-        self.tracker.artifact(self._artifact(summary))
-        return Result(self.folder.path, summary, self.progress.history, model)
-
-    def _train(self) -> None:
-        parts, config = self.parts, self.parts.config
-        evaluated = {parts.watched: getattr(parts.batches, parts.watched)}
-        records = fit(
-            parts.learner,
-            parts.batches.train,
-            parts.schedule,
-            epochs=config.epochs,
-            evaluations=evaluated,
-            seed=config.seed,
-            progress=self.progress,
-            watch=self._watch,
-        )
-        if self._stops_early():  # resumed after its last epoch
-            return
-        for record in records:
-            self._record(record)
-            if self._stops_early():
-                self.display.say(f"stopped early: no better validation accuracy for {config.early_stop} epochs")
-                break
-            self.interrupts.check()
-
-    def _record(self, record: Record) -> None:
-        epoch, acc = best(self.progress.history, self.parts.watched)
-        record = Record(
-            record.step,
-            record.epoch,
-            {**record.values, f"best/{self.parts.watched}_acc": acc},
-            record.steps,
-            record.kind,
-        )
-        self.tracker.record(record)
-        if self.parts.selects and epoch == record.epoch:
-            self._save_model(self.parts.learner.judged, {"epoch": epoch})
-        self._save()
-        self.display.record(record, self.parts.config.epochs)
-
-    def _watch(self, tick: Tick) -> None:
-        self.display.tick(tick)
-        every = self.parts.config.checkpoint_every
-        if self.interrupts.pending:
-            self._save()
-            self.interrupts.check()
-        elif every and tick.step % every == 0 and tick.batch < tick.batches:
-            self._save()
-
-    def _save(self) -> None:
-        state = {
-            "learner": self.parts.learner.state_dict(),
-            "progress": self.progress.state_dict(),
-            "fingerprint": self.parts.data.fingerprint,
-        }
-        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
-        checkpoint.save(
-            self.folder.checkpoints,
-            {
-                **state,
-                "config": self.parts.config.to_dict(),
-                "classes": list(self.parts.data.classes),
-                "preprocess": self.parts.preprocess.to_dict(),
-            },
-            facts,
-        )
-        self.folder.status("running", **facts, resume=_resume_command(self.folder))
-
-    def _stops_early(self) -> bool:
-        patience, history = self.parts.config.early_stop, self.progress.history
-        return bool(patience and history) and len(history) - best(history, "val")[0] >= patience
-
-    def _result_model(self) -> nn.Module:
-        """The model with the weights that the run's result is about, in evaluation mode."""
-        model = self.parts.learner.judged
-        if self.parts.selects and self.progress.history:
-            weights, _ = checkpoint.load_weights(self.folder.checkpoints / "model.safetensors")
-            checkpoint.fits(model, weights, self.folder.checkpoints / "model.safetensors")
-        return model.eval()
-
-    def _judge(self, model: nn.Module) -> dict[str, float]:
-        """The result's figures on every split that was held out; the test set is read here when another one chose."""
-        learner, batches = self.parts.learner, self.parts.batches
-        final: dict[str, float] = {}
-        for name, split in (("val", batches.val), ("test", batches.test)):
-            if split is not None:
-                scores = evaluate(model, split, learner.device, learner.precision)
-                final |= {f"{name}/{key}": value for key, value in scores.items()}
-        self.tracker.record(
-            Record(
-                self.progress.step,
-                len(self.progress.history),
-                {f"result/{key}": value for key, value in final.items()},
-                kind="final",
-            )
-        )
-        return final
-
-    def _summarise(self, final: Mapping[str, float], facts: Mapping[str, Any]) -> dict[str, Any]:
-        history, watched, selects = self.progress.history, self.parts.watched, self.parts.selects
-        epoch, acc = best(history, watched) if history else (0, float("nan"))
-        chosen = f"best {selects}/acc" if selects else "last epoch"
-        warning = " (chosen on the test set)" if watched == "test" else ""
-        return {
-            "status": "finished",
-            "result": {
-                "epoch": epoch if selects else len(history),
-                "chosen": chosen + (warning if selects == "test" else ""),
-                **final,
-            },
-            "best": {"epoch": epoch, f"{watched}/acc": acc, "chosen": f"best {watched}/acc{warning}"},
-            "last": history[-1] if history else {},
-            "epochs": len(history),
-            "steps": self.progress.step,
-            "parameters": models.count_parameters(self.parts.learner.model),
-            "seconds": {
-                key: round(sum(row[f"time/{key}(s)"] for row in history), 3) for key in ("train", "eval", "epoch")
-            },
-            "data": data_facts(self.parts),
-            "environment": dict(facts),
-        }
-
-    def _save_model(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
-        parts = self.parts
-        checkpoint.save_weights(
-            self.folder.checkpoints / "model.safetensors",
-            model,
-            {
-                "config": parts.config.to_dict(),
-                "classes": list(parts.data.classes),
-                "preprocess": parts.preprocess.to_dict(),
-                **facts,
-            },
-        )
-
-    def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
-        self._save_model(
-            model,
-            {"epoch": summary["result"]["epoch"], "result": summary["result"], "parameters": summary["parameters"]},
-        )
-
-    def _draw(self) -> None:
-        story = [record for record in read_journal(self.folder.path).records if record.kind == "epoch"]
-        if not story:
-            return
-        figures.losses(story, self.folder.figures / "losses.png")
-        figures.accuracy(story, self.folder.figures / "accuracy.png")
-        steps = [int(step) for record in story if record.steps for step in record.steps.x]
-        rates = [rate for record in story if record.steps for rate in record.steps.lines["lr"]]
-        figures.learning_rate(steps, rates, self.folder.figures / "lr.png")
-
-    def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
-        folder = self.folder.checkpoints
-        return Artifact(
-            name=f"{self.folder.name}-model",
-            kind="model",
-            files={
-                "model.safetensors": folder / "model.safetensors",
-                "model.json": folder / "model.json",
-                "config.yaml": self.folder.path / runfolder.CONFIG,
-            },
-            aliases=("best", "latest") if self.parts.selects else ("latest",),
-            metadata={"config": self.parts.config.to_dict(), **flat(summary)},
-        )
-
-
-def best(history: list[dict[str, float]], split: str) -> tuple[int, float]:
-    """(epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split."""
-    row = max(history, key=lambda row: row.get(f"{split}/acc", float("-inf")))
-    return int(row["epoch"]), row.get(f"{split}/acc", float("nan"))
-
-
-def flat(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """The numbers and words of a summary under `part/key` names; the environment and the data stay out."""
-    plain: dict[str, Scalar] = {}
-    for key, value in summary.items():
-        if key in ("environment", "data"):
-            continue
-        if isinstance(value, Mapping):
-            plain |= flat(value, "" if key == "last" else f"{prefix}{key}/")
-        elif isinstance(value, int | float | str):
-            plain[f"{prefix}{key}"] = value
-    return plain
-
-
 def _plugin_files(config: Config) -> list[Path]:
     """The source files of the user's plug-in modules."""
     modules = (sys.modules.get(name) for name in config.plugin)
@@ -466,7 +217,7 @@ def _close_failed(
     state = "interrupted" if isinstance(error, Interrupted) else "failed"
     reason = str(error) or type(error).__name__
     facts = dict(
-        reason=reason, exit_code=code, step=progress.step, epoch=len(progress.history), resume=_resume_command(folder)
+        reason=reason, exit_code=code, step=progress.step, epoch=len(progress.history), resume=resume_command(folder)
     )
     try:
         folder.status(state, **facts)
@@ -477,11 +228,7 @@ def _close_failed(
     except Exception:
         log.exception("while closing a run that had failed")  # the first error is the one that is raised
     if state == "interrupted":
-        display.say(f"stopped at step {progress.step}; go on with: {_resume_command(folder)}")
-
-
-def _resume_command(folder: RunFolder) -> str:
-    return shlex.join(["harness", "run", "--recipe", str(folder.path / runfolder.CONFIG), "--resume", str(folder.path)])
+        display.say(f"stopped at step {progress.step}; go on with: {resume_command(folder)}")
 
 
 def _sync(wandb: Any) -> dict[str, str]:

@@ -88,13 +88,11 @@ def parse(text: str, where: str = "<text>") -> Any:
     try:
         for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, yaml.AliasEvent):
-                raise UsageError(
-                    f"{where}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are refused; write the value out"
-                )
+                raise UsageError(f"{where}:{_line(event)}: aliases (*{event.anchor}) are refused; write the value out")
             depth += isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
             depth -= isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
             if depth > MAX_DEPTH:
-                raise UsageError(f"{where}:{event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+                raise UsageError(f"{where}:{_line(event)}: nested deeper than {MAX_DEPTH} levels")
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
@@ -137,6 +135,10 @@ def read(path: str | Path) -> dict[str, Any]:
 def dump(values: dict[str, Any]) -> str:
     """YAML text that `parse` and any YAML 1.1 or 1.2 reader read back to equal values, in the given order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
+
+
+def _line(event: yaml.Event) -> int:
+    return event.start_mark.line + 1 if event.start_mark else 0
 
 
 class _Dumper(yaml.SafeDumper):

@@ -4,6 +4,7 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
+from started import QUICK, command
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("steady")
@@ -21,3 +22,12 @@ def home(tmp_path_factory, monkeypatch):
         monkeypatch.setenv(name, str(folder))
     monkeypatch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """One finished run of the quick recipe: (what the command printed, the run folder)."""
+    folder = tmp_path_factory.mktemp("with spaces and é")
+    named = ["--tags", "a,b", "--group", "tests", "--notes", "why", "--project", "trial"]
+    done = command("run", *QUICK, "--epochs", 3, *named, cwd=folder, check=0)
+    return done, next((folder / "runs").iterdir())

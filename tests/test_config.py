@@ -34,7 +34,7 @@ def test_any_spelling_of_a_setting_is_that_setting(word):
 
 
 def test_an_unknown_setting_names_the_nearest_one():
-    with pytest.raises(UsageError, match="'epocs'.*did you mean 'epochs'"):
+    with pytest.raises(UsageError, match=r"'epocs'.*did you mean 'epochs'"):
         resolve({"epocs": 3})
 
 
@@ -120,7 +120,11 @@ def test_a_recipe_with_one_setting_in_two_spellings_is_refused(tmp_path):
 
 
 WORDS = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20)
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(allow_nan=False),
+    st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Cs"]), max_size=20),
 )
 
 

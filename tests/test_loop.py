@@ -43,7 +43,9 @@ class EvalBatches(list):
 
 def net(seed=0, dropout=0.2):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(216, 3))
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(216, 3)
+    )
 
 
 def learner(model, **settings):
@@ -53,7 +55,9 @@ def learner(model, **settings):
 
 def held_out(sizes=(7, 7, 3)):
     generator = torch.Generator().manual_seed(9)
-    return EvalBatches((torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in sizes)
+    return EvalBatches(
+        (torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in sizes
+    )
 
 
 def schedule(epochs, steps=3):
@@ -91,14 +95,18 @@ def test_training_is_what_a_loop_written_by_hand_does():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
     for epoch, record in enumerate(records):
         mine = losses[3 * epoch : 3 * epoch + 3]
-        assert record.values["train/loss"] == pytest.approx(np.average([a for a, _ in mine], weights=[b for _, b in mine]), rel=1e-5)
+        assert record.values["train/loss"] == pytest.approx(
+            np.average([a for a, _ in mine], weights=[b for _, b in mine]), rel=1e-5
+        )
         assert list(record.steps.x) == [3 * epoch + 1, 3 * epoch + 2, 3 * epoch + 3]
         assert record.steps.lines["lr"] == pytest.approx(rates[3 * epoch : 3 * epoch + 3])
         assert record.values["lr"] == pytest.approx(rates[3 * epoch + 2])
         assert (record.step, record.epoch) == (3 * (epoch + 1), epoch + 1)
 
 
-@pytest.mark.parametrize("settings", [{}, {"label_smoothing": 0.1}, {"clip_grad": 0.01}, {"optimizer": "adamw"}, {"ema": 0.9}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"label_smoothing": 0.1}, {"clip_grad": 0.01}, {"optimizer": "adamw"}, {"ema": 0.9}]
+)
 def test_a_batch_computed_in_parts_gives_the_same_update(settings):
     models = []
     for parts in (1, 3):
@@ -161,7 +169,9 @@ class Stop(Exception):
     pass
 
 
-@pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"clip_grad": 0.5, "grad_accumulation": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"clip_grad": 0.5, "grad_accumulation": 2}]
+)
 @pytest.mark.parametrize("stop", [1, 3, 5, 8])
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_path):
     def train(model, progress, watch=None):
@@ -173,10 +183,14 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_
             progress.load_state_dict(state["progress"], CPU)
         records = []
         try:
-            for record in fit(one, Batches(), schedule(3), epochs=3, evaluations={"val": held_out()}, progress=progress, watch=watch):
+            for record in fit(
+                one, Batches(), schedule(3), epochs=3, evaluations={"val": held_out()}, progress=progress, watch=watch
+            ):
                 records.append(record)
         except Stop:
-            checkpoint.save(tmp_path, {"learner": one.state_dict(), "progress": progress.state_dict()}, {"step": progress.step})
+            checkpoint.save(
+                tmp_path, {"learner": one.state_dict(), "progress": progress.state_dict()}, {"step": progress.step}
+            )
         return weights(one.judged), records
 
     whole, expected = train(net(), Progress())
@@ -191,7 +205,9 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_
     assert_equal(whole, resumed)
     wall = {"time/epoch(s)", "time/train(s)", "time/eval(s)", "throughput(images/s)", "memory/peak(GiB)"}
     for mine, theirs in zip(reversed(records), reversed(expected), strict=False):
-        assert {k: v for k, v in mine.values.items() if k not in wall} == {k: v for k, v in theirs.values.items() if k not in wall}
+        assert {k: v for k, v in mine.values.items() if k not in wall} == {
+            k: v for k, v in theirs.values.items() if k not in wall
+        }
         assert mine.steps == theirs.steps
 
 

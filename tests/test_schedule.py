@@ -11,13 +11,21 @@ from harness.training.schedule import Schedule, make_schedule, plateau_drops
 
 
 @settings(max_examples=40, deadline=None)
-@given(epochs=st.integers(2, 30), peak=st.floats(0.5, 1), per_epoch=st.integers(1, 40), low=st.floats(1e-5, 1e-2), ratio=st.floats(1.5, 100))
+@given(
+    epochs=st.integers(2, 30),
+    peak=st.floats(0.5, 1),
+    per_epoch=st.integers(1, 40),
+    low=st.floats(1e-5, 1e-2),
+    ratio=st.floats(1.5, 100),
+)
 def test_one_cycle_is_the_straight_line_through_its_knots_and_torchs_own(epochs, peak, per_epoch, low, ratio):
     peak = max(1, int(peak * (epochs - 1)))
     high, steps = low * ratio, epochs * per_epoch
     schedule = Schedule("one_cycle", steps, low, high, peak=peak * per_epoch)
     mine = [schedule.lr(step) for step in range(steps + 1)]
-    np.testing.assert_allclose(mine, np.interp(np.arange(steps + 1), [0, peak * per_epoch, steps], [low, high, low]), rtol=1e-9)
+    np.testing.assert_allclose(
+        mine, np.interp(np.arange(steps + 1), [0, peak * per_epoch, steps], [low, high, low]), rtol=1e-9
+    )
 
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=high)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
@@ -52,12 +60,16 @@ def test_the_default_recipe_is_at_lrmin_lrmax_lrmin_at_epochs_0_5_24_and_nowhere
 def test_the_cyclic_schedule_is_torchs_triangular_one():
     schedule = Schedule("cyclic", 100, 0.08, 0.8, cycles=5)
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=0.1, momentum=0.9)
-    theirs = torch.optim.lr_scheduler.CyclicLR(optimizer, 0.08, 0.8, step_size_up=10, mode="triangular", cycle_momentum=False)
+    theirs = torch.optim.lr_scheduler.CyclicLR(
+        optimizer, 0.08, 0.8, step_size_up=10, mode="triangular", cycle_momentum=False
+    )
     for step in range(100):
         assert schedule.lr(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-12)
         optimizer.step()
         theirs.step()
-    assert [schedule.lr(step) for step in (0, 10, 20, 90, 100)] == pytest.approx([0.08, 0.8, 0.08, 0.8, 0.08], abs=1e-12)
+    assert [schedule.lr(step) for step in (0, 10, 20, 90, 100)] == pytest.approx(
+        [0.08, 0.8, 0.08, 0.8, 0.08], abs=1e-12
+    )
 
 
 def test_cosine_warms_up_straight_and_then_is_torchs_cosine():

@@ -72,7 +72,9 @@ def about(path: Path) -> dict[str, Any]:
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
     entries = read_json(folder / INDEX).get("checkpoints", [])
-    return [entry for entry in entries if isinstance(entry, dict) and "step" in entry] if isinstance(entries, list) else []
+    return (
+        [entry for entry in entries if isinstance(entry, dict) and "step" in entry] if isinstance(entries, list) else []
+    )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -85,7 +87,9 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"no checkpoint {path}")
     facts = about(path)
     if facts.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path} was made by a newer harness (format {facts['format']}, this one reads {FORMAT}); upgrade harness")
+        raise CheckpointError(
+            f"{path} was made by a newer harness (format {facts['format']}, this one reads {FORMAT}); upgrade harness"
+        )
     if _entries(path.parent) and not facts:
         raise CheckpointError(f"{path} is damaged: {INDEX} beside it has another checksum")
     if not zipfile.is_zipfile(path):
@@ -125,9 +129,13 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}")
     if not {"config", "classes", "preprocess"} <= facts.keys():
-        raise CheckpointError(f"{path} is not one of ours: {path.with_suffix('.json').name} with its configuration is not beside it")
+        raise CheckpointError(
+            f"{path} is not one of ours: {path.with_suffix('.json').name} with its configuration is not beside it"
+        )
     if facts.get("format", 0) > FORMAT:
-        raise CheckpointError(f"{path} was made by a newer harness (format {facts['format']}, this one reads {FORMAT}); upgrade harness")
+        raise CheckpointError(
+            f"{path} was made by a newer harness (format {facts['format']}, this one reads {FORMAT}); upgrade harness"
+        )
     try:
         return load_file(path), facts
     except (SafetensorError, OSError) as error:
@@ -143,8 +151,13 @@ def fits(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> N
     have = model.state_dict()
     wrong = [f"{key} missing" for key in have if key not in weights]
     wrong += [f"{key} unknown" for key in weights if key not in have]
-    wrong += [f"{key} {list(weights[key].shape)} instead of {list(have[key].shape)}" for key in have if key in weights and weights[key].shape != have[key].shape]
+    wrong += [
+        f"{key} {list(weights[key].shape)} instead of {list(have[key].shape)}"
+        for key in have
+        if key in weights and weights[key].shape != have[key].shape
+    ]
     if wrong:
-        raise CheckpointError(f"{path} does not fit the model: {'; '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}")
+        raise CheckpointError(
+            f"{path} does not fit the model: {'; '.join(wrong[:5])}{' ...' if len(wrong) > 5 else ''}"
+        )
     model.load_state_dict(dict(weights))
-

@@ -92,7 +92,9 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         forward = self.forward or self.model
         losses, corrects = [], []
-        for part, truth, target in zip(*(t.tensor_split(self.grad_accumulation) for t in (images, labels, targets)), strict=True):
+        for part, truth, target in zip(
+            *(t.tensor_split(self.grad_accumulation) for t in (images, labels, targets)), strict=True
+        ):
             with autocast(self.device, self.precision):
                 logits = forward(part)  # [B / parts, classes]
             loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
@@ -133,10 +135,13 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def make_learner(config: Config, model: nn.Module, device: torch.device, precision: torch.dtype | None, mix: Mix | None = None) -> Learner:
+def make_learner(
+    config: Config, model: nn.Module, device: torch.device, precision: torch.dtype | None, mix: Mix | None = None
+) -> Learner:
     """The learner that the settings describe, its model moved to the device."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    model.to(device=device, memory_format=layout)
+    model.to(device)
+    model.to(memory_format=layout)
     ema = None
     if config.ema:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)

@@ -164,7 +164,9 @@ def fit(
         yield Record(step=progress.step, epoch=epoch + 1, values=values, steps=steps)
 
 
-def evaluate(model: nn.Module, batches: EvalBatches, device: torch.device, precision: torch.dtype | None = None) -> dict[str, float]:
+def evaluate(
+    model: nn.Module, batches: EvalBatches, device: torch.device, precision: torch.dtype | None = None
+) -> dict[str, float]:
     """`loss` (nats, mean over all images) and `acc` (share 0..1) of a model; exact for any batch sizes.
 
     The model is in evaluation mode while it is asked, and each of its modules in its old mode afterwards.

@@ -12,18 +12,18 @@ from harness.config import Config
 
 def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer that the settings name, in its fused form where torch has one."""
-    parameters = [parameter for parameter in parameters if parameter.requires_grad]
-    common = dict(lr=config.lr_max, weight_decay=config.weight_decay)
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    lr, decay, momentum = config.rates()[1], config.weight_decay, config.momentum
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(parameters, momentum=config.momentum, nesterov=config.nesterov, fused=fused, **common)
+            return torch.optim.SGD(trained, lr, momentum, weight_decay=decay, nesterov=config.nesterov, fused=fused)
         case "adam":
-            return torch.optim.Adam(parameters, betas=(config.momentum, 0.999), fused=fused, **common)
+            return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
         case "adamw":
-            return torch.optim.AdamW(parameters, betas=(config.momentum, 0.999), fused=fused, **common)
+            return torch.optim.AdamW(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
         case "rmsprop":
-            return torch.optim.RMSprop(parameters, momentum=config.momentum, **common)
+            return torch.optim.RMSprop(trained, lr, momentum=momentum, weight_decay=decay)
     raise AssertionError(config.optimizer)
 
 

@@ -27,7 +27,7 @@ class Schedule:
     lr_min: float
     lr_max: float
     peak: float = 0.0
-    cycles: int = 1
+    cycles: float = 1
     momentum: float = 0.9
     momentum_min: float | None = None
     patience: int = 10
@@ -71,11 +71,12 @@ class Schedule:
 
 def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
     """The schedule of a run that makes `steps_per_epoch` updates an epoch."""
+    lr_min, lr_max = config.rates()
     return Schedule(
         kind=config.schedule,
         steps=config.epochs * steps_per_epoch,
-        lr_min=config.lr_min,
-        lr_max=config.lr_max,
+        lr_min=lr_min,
+        lr_max=lr_max,
         peak=config.peak_epoch * steps_per_epoch,
         cycles=config.cycles,
         momentum=config.momentum,

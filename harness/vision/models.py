@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import nn
 
@@ -141,6 +142,12 @@ def names(filter: str = "") -> list[tuple[str, bool]]:
     ours = set(timm.list_models(module=OURS))
     found = [(name, name in ours) for name in timm.list_models(pattern)]
     return sorted(found, key=lambda item: not item[1])
+
+
+def parameters_of(name: str) -> int:
+    """How many parameters a timm model has as it is registered; built without memory for its weights."""
+    with torch.device("meta"):
+        return count_parameters(timm.create_model(name))
 
 
 def is_ours(model: nn.Module) -> bool:

@@ -1,0 +1,188 @@
+"""The story of a range test: `harness find` by itself, and `--lr-max find` at the start of a run."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import environment, runfolder
+from harness.bench import Ask, Bench, provisional, window_for
+from harness.config import FIND, Config
+from harness.errors import HarnessError, UsageError
+from harness.files import read_json, write_atomically, write_json
+from harness.finding import Finding, sweep, sweep_yaml, table
+from harness.interrupts import Interrupted, Interrupts
+from harness.runfolder import RunFolder
+from harness.tracking import wandb_run
+from harness.tracking.journal import Journal
+from harness.tracking.tee import Tee
+from harness.tracking.tracker import Tracker
+from harness.training.finder import middle_curve, seed_curve
+from harness.training.suggest import lr_min_for
+from harness.values import Record
+from harness.vision import figures, finder_figure
+
+if TYPE_CHECKING:
+    from harness.runner import Display, Parts
+
+__all__ = ["Ask", "Finding", "find", "find_in", "provisional", "resolve_rates", "sweep", "table"]
+
+JSON, FIGURE = "lr_finder.json", "lr_finder.png"
+
+log = logging.getLogger(__name__)
+
+
+def find(
+    config: Config,
+    *,
+    steps: int | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    linear: bool = False,
+    seeds: int = 3,
+    confirm: int = 0,
+    write_sweep: Path | None = None,
+    display: Display | None = None,
+) -> Finding:
+    """Run the range test in a run folder of its own and record it: the same as `harness find`.
+
+    Args:
+        steps: updates between `low` and `high`; it goes on above where the loss does not diverge.
+        seeds: how often, each with other weights and another order.
+        confirm: short one-cycle runs around the suggestion; the best by held-out accuracy is taken.
+        write_sweep: where to write a W&B sweep whose ranges come from the test.
+
+    Raises:
+        HarnessError: with one line that names what is wrong and its remedy.
+        Interrupted: a signal stopped it.
+    """
+    from harness import runner
+    from harness.display import Lines
+
+    ask = Ask(steps, low, high, linear, seeds, confirm)
+    window_for(config, ask)  # a wrong range is refused before anything is loaded
+    display = display or Lines(sys.stderr)
+    parts = runner.assemble(provisional(config))
+    name = config.name or f"find-{runfolder.default_name(config)}"
+    folder = runfolder.claim(config.replace(name=name, resume="never"))
+    config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
+    try:
+        finding = _in_own_folder(config, parts, folder, ask, display)
+    finally:
+        folder.close()
+    if write_sweep is not None:
+        write_atomically(write_sweep, sweep_yaml(finding, write_sweep))
+        display.say(f"sweep: {write_sweep}")
+    return finding
+
+
+def resolve_rates(
+    config: Config,
+    parts: Parts,
+    folder: Path,
+    tracker: Tracker,
+    display: Display,
+    check: Callable[[], None] | None = None,
+) -> Config:
+    """`config` with numbers in the place of the word `find`: by a range test, or by the one in the folder already.
+
+    Args:
+        parts: made from `provisional(config)`. They are not touched: training them gives what it would have given.
+        folder: the run's; a resumed run finds the first test's result there and does not test again.
+        check: called between updates; it may raise to stop.
+
+    Raises:
+        UsageError: the test found no learning rate to train with.
+    """
+    if not config.seeks:
+        return config
+    found = read_json(folder / JSON)
+    if found.get("digest") != config.digest() or not found.get("lr_max"):
+        finding = find_in(config, parts, folder, tracker, display, check=check)
+        display.say(table(finding))
+        found = finding.to_json()
+    if found["lr_max"] is None:
+        raise UsageError(
+            f"the range test found no learning rate to train with (see {folder / 'figures' / FIGURE}); give --lr-max and --lr-min as numbers"
+        )
+    lr_min, lr_max = found["lr_min"], found["lr_max"]
+    if config.lr_max != FIND:  # only LRMIN was asked for: where learning begins, seen from the given LRMAX
+        lr_max = float(config.lr_max)
+        lr_min = lr_min_for(found["begins"], lr_max)
+    return config.replace(lr_max=lr_max, lr_min=lr_min if config.lr_min == FIND else config.lr_min)
+
+
+def find_in(
+    config: Config,
+    parts: Parts,
+    folder: Path,
+    tracker: Tracker,
+    display: Display,
+    ask: Ask | None = None,
+    check: Callable[[], None] | None = None,
+) -> Finding:
+    """The range test of a run, written into its folder and said to its tracker, at step 0."""
+    bench = Bench(config, parts, ask or Ask(), display, check or (lambda: None))
+    for record in bench.records():
+        tracker.record(record)
+    finding = bench.finding(folder)
+    write_json(folder / JSON, finding.to_json())
+    picture = draw(finding, folder / "figures" / FIGURE)
+    tracker.record(Record(0, 0, {**finding.values(), "find/figure": figures.as_image(picture)}, kind="find"))
+    tracker.summary(finding.scalars())
+    return finding
+
+
+def draw(finding: Finding, path: Path) -> Path:
+    """The picture of a finding."""
+    hidden = ("accuracy peak", "learning begins")
+    return finder_figure.draw(
+        path,
+        seeds=[seed_curve(trace) for trace in finding.traces],
+        loss=middle_curve(finding.traces, "level"),
+        acc=middle_curve(finding.traces, "acc_level"),
+        chosen=finding.marks(),
+        others={name: lr for name, lr in finding.others().items() if name not in hidden},
+        interval=finding.suggestion.interval,
+        trials=[(trial.lr_max, trial.acc) for trial in finding.trials],
+        note=finding.suggestion.sure,
+    )
+
+
+def _in_own_folder(config: Config, parts: Parts, folder: RunFolder, ask: Ask, display: Display) -> Finding:
+    """The test in its folder: whatever happens, the status and the tracker say so at the end."""
+    write_atomically(folder.path / runfolder.CONFIG, config.to_yaml())
+    folder.status("running", step=0)
+    with Interrupts() as interrupts:
+        tracker, wandb = _open_tracker(config, parts, folder, interrupts, display)
+        try:
+            finding = find_in(config, parts, folder.path, tracker, display, ask, interrupts.check)
+        except BaseException as error:
+            state = "interrupted" if isinstance(error, Interrupted) else "failed"
+            code = error.exit_code if isinstance(error, HarnessError) else 1
+            folder.status(state, reason=str(error) or type(error).__name__, exit_code=code)
+            try:
+                tracker.finish("stopped" if state == "interrupted" else "failed", code)
+            except Exception:
+                log.exception("while closing a range test that had failed")  # the first error is the one that is raised
+            raise
+        tracker.finish("finished", 0)
+    folder.status("finished", exit_code=0, step=0, tracking=wandb.state)
+    display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))
+    return finding
+
+
+def _open_tracker(
+    config: Config, parts: Parts, folder: RunFolder, interrupts: Interrupts, display: Display
+) -> tuple[Tee, Any]:
+    from harness.runner import data_facts
+
+    about = {"environment": environment.describe(parts.learner.device), "data": data_facts(parts)}
+    journal = Journal(folder.path, {"config": config.to_dict(), **about})
+    wandb = wandb_run.start(
+        config, folder.path, run_name=config.name or folder.name, extra=about, on_stop=interrupts.stop, say=display.say
+    )
+    return Tee([journal, wandb]), wandb

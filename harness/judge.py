@@ -1,0 +1,263 @@
+"""`harness evaluate` and `harness explain`: a trained model brought back, and asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness.config import Config, known_name
+from harness.errors import CheckpointError, DataError, HarnessError, UsageError
+from harness.files import write_json
+from harness.see import Seen, Viewer, as_picture, table_text
+from harness.training import checkpoint, machine
+from harness.values import Record
+from harness.vision import cam, cam_figure, loaders, models
+from harness.vision.data import load as load_data
+from harness.vision.images import is_picture, read_image
+from harness.vision.preprocess import Preprocess
+from harness.vision.splits import Split
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model from a checkpoint, in evaluation mode on its device, and what is known of it."""
+
+    path: Path
+    config: Config
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    device: torch.device
+
+    @property
+    def viewer(self) -> Viewer:
+        return Viewer(self.config, self.model, self.preprocess, self.classes, self.device)
+
+
+def bring_back(path: Path, given: Mapping[str, Any] | None = None) -> Trained:
+    """The model in a `model.safetensors`, a `last.pt` or a run folder, with the configuration it was trained with.
+
+    Args:
+        given: settings that replace the checkpoint's own (device, precision, data, galleries ...).
+
+    Raises:
+        CheckpointError: missing, damaged, foreign or unsafe.
+    """
+    path = find_checkpoint(Path(path).expanduser())
+    if path.suffix == ".safetensors":
+        weights, facts = checkpoint.load_weights(path)
+    else:
+        facts = checkpoint.load(path)
+        state = facts["learner"]
+        weights = state["model"]
+        if state.get("ema"):
+            weights = {
+                key.removeprefix("module."): value for key, value in state["ema"].items() if key.startswith("module.")
+            }
+    try:
+        saved = Config(**facts["config"])
+        preprocess = Preprocess(**facts["preprocess"])
+        classes = tuple(map(str, facts["classes"]))
+    except (HarnessError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} does not say what it is ({error}); it is not a checkpoint of this harness"
+        ) from None
+    config = saved.replace(**{known_name(key): value for key, value in (given or {}).items()})
+    device = machine.pick_device(config.device)
+    config = config.replace(precision=machine.pick_precision(config.precision, device))
+    machine.prepare(config, device)
+    model = models.create(saved.replace(pretrained=False), saved.classes or len(classes))
+    checkpoint.fits(model, weights, path)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return Trained(path, config, model.to(memory_format=layout).to(device).eval(), classes, preprocess, device)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the result's weights of a run folder."""
+    if path.is_dir():
+        for place in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):
+            if place.is_file():
+                return place
+        newest = checkpoint.newest(path / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"no checkpoint in {path}: need a run folder, a model.safetensors or a last.pt")
+        return newest
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint {path}")
+    return path
+
+
+def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name: str = "") -> tuple[Seen, str, Path]:
+    """Predict a split with a trained model and write the same files as a run does.
+
+    Args:
+        given: settings that replace the checkpoint's, such as other data.
+        out: folder for the files; `evaluation` in the run folder when None.
+        split_name: train, val or test; the test set where there is one when empty.
+
+    Returns:
+        what was seen, the split's name, the folder.
+
+    Raises:
+        CheckpointError, DataError, UsageError.
+    """
+    trained = bring_back(path, given)
+    data = load_data(trained.config)
+    if data.classes != trained.classes:
+        raise DataError(
+            f"the data's classes ({_few(data.classes)}) are not those the model was trained on ({_few(trained.classes)})"
+        )
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    name = split_name or ("test" if data.test is not None else "val" if data.val is not None else "train")
+    split = splits.get(name)
+    if split is None:
+        raise UsageError(
+            f"split={name!r}: the data has {', '.join(key for key, value in splits.items() if value is not None)}"
+        )
+    out = out or _run_folder(trained.path) / f"evaluation-{name}"
+    seen = trained.viewer.see(split, _batches(trained, split), out)
+    write_json(
+        out / "evaluation.json",
+        {
+            "checkpoint": str(trained.path),
+            "data": data.name,
+            "split": name,
+            "images": len(split),
+            "fingerprint": data.fingerprint,
+            **seen.metrics,
+        },
+    )
+    _track(trained, given, seen, name, out)
+    return seen, name, out
+
+
+def report(seen: Seen, split: str) -> str:
+    """The headline figures and the per-class table, for a terminal."""
+    shown = {
+        "acc": "accuracy",
+        "acc5": "top-5 accuracy",
+        "acc_tta": "accuracy, flip TTA",
+        "loss": "loss (nats)",
+        "ece": "calibration error",
+    }
+    lines = [
+        f"{split} {shown[key]:<20} {100 * value:.2f} %"
+        if key.startswith("acc")
+        else f"{split} {shown[key]:<20} {value:.4f}"
+        for key, value in seen.metrics.items()
+    ]
+    return "\n".join([*lines, "", table_text(seen.per_class)])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one picture.
+
+    Attributes:
+        guesses: (class, probability), the likeliest first.
+        overlay: the file with the picture beside its map; None where no map was asked for.
+    """
+
+    path: Path
+    guesses: list[tuple[str, float]]
+    overlay: Path | None = None
+    empty: bool = False
+
+
+def explain(
+    path: Path, pictures: Sequence[Path], given: Mapping[str, Any], out: Path, top: int = 5
+) -> Iterator[Answer]:
+    """Classify pictures of any size, mode or orientation, and write each with its map laid over it.
+
+    Raises:
+        DataError: a picture can not be read, or a folder has none.
+    """
+    trained = bring_back(path, given)
+    files = list(_pictures(pictures))
+    names = _out_names(files)
+    for file, name in zip(files, names, strict=True):
+        pixels = read_image(file)
+        image = trained.preprocess.image(pixels)[None]
+        with torch.no_grad(), machine.autocast(trained.device, machine.autocast_type(trained.config.precision)):
+            probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
+        order = np.argsort(-probabilities)[:top]
+        guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
+        if trained.config.cam == "none":
+            yield Answer(file, guesses)
+            continue
+        maps = cam.explain(
+            trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
+        )
+        shown = as_picture(trained.preprocess.denormalise(image)[0])
+        yield Answer(file, guesses, _write_overlay(shown, maps, out / name), bool(maps.empty[0]))
+
+
+def _write_overlay(shown: np.ndarray, maps: cam.Maps, path: Path) -> Path:
+    """The picture as the model saw it beside itself under the map, at least 224 pixels high, as PNG."""
+    from PIL import Image
+
+    times = max(1, -(-224 // shown.shape[0]))
+    large = shown.repeat(times, 0).repeat(times, 1)
+    heat = np.zeros(large.shape[:2], np.float32) if maps.empty[0] else maps.scaled[0]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.concatenate([large, cam_figure.overlay(large, heat)], 1)).save(path)
+    return path
+
+
+def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.is_file() and is_picture(file.name))
+            if not found:
+                raise DataError(f"{path} holds no pictures")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"no such picture: {path}")
+
+
+def _out_names(files: Sequence[Path]) -> list[str]:
+    """A PNG name for each picture, told apart by a number where two would be equal."""
+    seen: dict[str, int] = {}
+    names = []
+    for file in files:
+        stem = (
+            "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in file.stem)[:80].lstrip(".")
+            or "picture"
+        )
+        seen[stem] = seen.get(stem, 0) + 1
+        names.append(f"{stem}{'' if seen[stem] == 1 else f'-{seen[stem]}'}.png")
+    return names
+
+
+def _batches(trained: Trained, split: Split) -> Any:
+    return loaders.evaluation_batches(split, trained.preprocess, trained.config, trained.device)
+
+
+def _run_folder(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def _few(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:4]) + (f", ... {len(classes)} in all" if len(classes) > 4 else "")
+
+
+def _track(trained: Trained, given: Mapping[str, Any], seen: Seen, split: str, out: Path) -> None:
+    """To W&B as a run of its own, when W&B was named."""
+    if "wandb" not in {known_name(key) for key in given} or trained.config.wandb == "disabled":
+        return
+    from harness.tracking import wandb_run
+
+    name = f"evaluate-{_run_folder(trained.path).name}"
+    tracker = wandb_run.start(trained.config, out, run_name=trained.config.name or name, job_type="evaluate")
+    metrics = {f"{split}/{key}": value for key, value in seen.metrics.items()}
+    tracker.record(Record(0, 0, {**seen.values, **metrics}, kind="final"))
+    tracker.summary(metrics)
+    tracker.finish("finished", 0)

@@ -1,0 +1,326 @@
+"""The chapters of a run: train, judge, look, draw, keep. What they share is in `Story`; `runner` opens and closes it."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from harness import runfolder
+from harness.config import Config
+from harness.files import write_json
+from harness.interrupts import Interrupts
+from harness.runfolder import RunFolder
+from harness.see import Seen, Viewer, scalars
+from harness.tracking.journal import Journal
+from harness.tracking.journal import read as read_journal
+from harness.tracking.tracker import Tracker
+from harness.training import checkpoint
+from harness.training.learner import Learner
+from harness.training.loop import Progress, Tick, evaluate, fit
+from harness.training.schedule import Schedule
+from harness.values import Artifact, Record, Scalar
+from harness.vision import figures, loaders, models
+from harness.vision.data import DataSet
+from harness.vision.preprocess import Preprocess
+
+
+class Display(Protocol):
+    """Who shows a person how a run goes."""
+
+    def tick(self, tick: Tick) -> None: ...
+    def record(self, record: Record, epochs: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run is made of."""
+
+    config: Config
+    data: DataSet
+    learner: Learner
+    preprocess: Preprocess
+    batches: loaders.Loaders
+    schedule: Schedule
+
+    @property
+    def selects(self) -> str:
+        """The split whose accuracy chooses the epoch that is kept; empty: the last epoch is kept."""
+        match self.config.select:
+            case "best-on-test":
+                return "test"
+            case "auto" | "best" if self.batches.val is not None:
+                return "val"
+        return ""
+
+    @property
+    def watched(self) -> str:
+        """The split evaluated after every epoch: validation where there is one, else the test set."""
+        return "val" if self.batches.val is not None else "test"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        summary: what `summary.json` holds.
+        history: the scalars of every epoch's record.
+        model: with the weights of the result, in evaluation mode.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    history: list[dict[str, float]]
+    model: nn.Module = field(repr=False)
+
+
+@dataclass
+class Story:
+    """The chapters of one run, sharing what they all need."""
+
+    parts: Parts
+    folder: RunFolder
+    tracker: Tracker
+    journal: Journal
+    display: Display
+    progress: Progress
+    interrupts: Interrupts
+
+    def tell(self, facts: Mapping[str, Any]) -> Result:
+        """Train, then keep the result and what can be said of it."""
+        self._train()
+        model = self._result_model()
+        final = self._judge(model)
+        summary = self._summarise(final, facts)
+        self._keep_weights(model, summary)
+        self._draw()
+        write_json(self.folder.path / runfolder.SUMMARY, summary)
+        self.tracker.summary(flat(summary))
+        self.tracker.artifact(self._artifact(summary))
+        return Result(self.folder.path, summary, self.progress.history, model)
+
+    def _train(self) -> None:
+        parts, config = self.parts, self.parts.config
+        evaluated = {parts.watched: getattr(parts.batches, parts.watched)}
+        records = fit(
+            parts.learner,
+            parts.batches.train,
+            parts.schedule,
+            epochs=config.epochs,
+            evaluations=evaluated,
+            seed=config.seed,
+            progress=self.progress,
+            watch=self._watch,
+        )
+        if self._stops_early():  # resumed after its last epoch
+            return
+        for record in records:
+            self._record(record)
+            if self._stops_early():
+                self.display.say(f"stopped early: no better validation accuracy for {config.early_stop} epochs")
+                break
+            self.interrupts.check()
+
+    def _record(self, record: Record) -> None:
+        epoch, acc = best(self.progress.history, self.parts.watched)
+        record = Record(
+            record.step,
+            record.epoch,
+            {**record.values, f"best/{self.parts.watched}_acc": acc},
+            record.steps,
+            record.kind,
+        )
+        self.tracker.record(record)
+        if self.parts.selects and epoch == record.epoch:
+            self._save_model(self.parts.learner.judged, {"epoch": epoch})
+        self._save()
+        self.display.record(record, self.parts.config.epochs)
+        every = self.parts.config.explain_every
+        if every and record.epoch % every == 0 and record.epoch < self.parts.config.epochs:
+            self._explain_epoch(record)
+
+    def _explain_epoch(self, record: Record) -> None:
+        """The same pictures in mid-run, of the watched split, under figures/epoch-N."""
+        parts = self.parts
+        split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
+        viewer = Viewer(parts.config, parts.learner.judged, parts.preprocess, parts.data.classes, parts.learner.device)
+        seen = viewer.see(split, batches, self.folder.figures / f"epoch-{record.epoch}")
+        self.tracker.record(Record(record.step, record.epoch, seen.values, kind="final"))
+
+    def _watch(self, tick: Tick) -> None:
+        self.display.tick(tick)
+        every = self.parts.config.checkpoint_every
+        if self.interrupts.pending:
+            self._save()
+            self.interrupts.check()
+        elif every and tick.step % every == 0 and tick.batch < tick.batches:
+            self._save()
+
+    def _save(self) -> None:
+        self.journal.sync()  # the journal is never behind a checkpoint
+        state = {
+            "learner": self.parts.learner.state_dict(),
+            "progress": self.progress.state_dict(),
+            "fingerprint": self.parts.data.fingerprint,
+        }
+        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
+        checkpoint.save(
+            self.folder.checkpoints,
+            {
+                **state,
+                "config": self.parts.config.to_dict(),
+                "classes": list(self.parts.data.classes),
+                "preprocess": self.parts.preprocess.to_dict(),
+            },
+            facts,
+        )
+        self.folder.status("running", **facts, resume=resume_command(self.folder))
+
+    def _stops_early(self) -> bool:
+        patience, history = self.parts.config.early_stop, self.progress.history
+        return bool(patience and history) and len(history) - best(history, "val")[0] >= patience
+
+    def _result_model(self) -> nn.Module:
+        """The model with the weights that the run's result is about, in evaluation mode."""
+        model = self.parts.learner.judged
+        if self.parts.selects and self.progress.history:
+            weights, _ = checkpoint.load_weights(self.folder.checkpoints / "model.safetensors")
+            checkpoint.fits(model, weights, self.folder.checkpoints / "model.safetensors")
+        return model.eval()
+
+    def _judge(self, model: nn.Module) -> dict[str, Scalar]:
+        """The result's figures on every split that was held out, and what can be seen of it.
+
+        Where a validation split chose, this is the one time that the test set is read.
+        """
+        parts, batches = self.parts, self.parts.batches
+        final: dict[str, Scalar] = {}
+        if batches.val is not None and batches.test is not None:
+            final |= scalars(evaluate(model, batches.val, parts.learner.device, parts.learner.precision), "val")
+        seen, split = self._see(model, self.folder.path)
+        final |= scalars(seen.metrics, split)
+        values = {**seen.values, **scalars(final, "result")}
+        self.tracker.record(Record(self.progress.step, len(self.progress.history), values, kind="final"))
+        if seen.empty_maps[0]:
+            self.display.say(
+                f"{seen.empty_maps[0]} of {seen.empty_maps[1]} class-activation maps are empty; another --cam may show more"
+            )
+        return final
+
+    def _see(self, model: nn.Module, folder: Path) -> tuple[Seen, str]:
+        """Predictions, galleries and maps of the reported split (test where there is one), written into `folder`."""
+        parts = self.parts
+        split = parts.data.test or parts.data.val
+        batches = parts.batches.test or parts.batches.val
+        assert split is not None and batches is not None
+        viewer = Viewer(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
+        return viewer.see(split, batches, folder), split.name
+
+    def _summarise(self, final: Mapping[str, Scalar], facts: Mapping[str, Any]) -> dict[str, Any]:
+        history, watched, selects = self.progress.history, self.parts.watched, self.parts.selects
+        epoch, acc = best(history, watched) if history else (0, float("nan"))
+        chosen = f"best {selects}/acc" if selects else "last epoch"
+        warning = " (chosen on the test set)" if watched == "test" else ""
+        return {
+            "status": "finished",
+            "result": {
+                "epoch": epoch if selects else len(history),
+                "chosen": chosen + (warning if selects == "test" else ""),
+                **final,
+            },
+            "best": {"epoch": epoch, f"{watched}/acc": acc, "chosen": f"best {watched}/acc{warning}"},
+            "last": history[-1] if history else {},
+            "epochs": len(history),
+            "steps": self.progress.step,
+            "parameters": models.count_parameters(self.parts.learner.model),
+            "seconds": {
+                key: round(sum(row[f"time/{key}(s)"] for row in history), 3) for key in ("train", "eval", "epoch")
+            },
+            "dataset": data_facts(self.parts),
+            "environment": dict(facts),
+        }
+
+    def _save_model(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
+        parts = self.parts
+        checkpoint.save_weights(
+            self.folder.checkpoints / "model.safetensors",
+            model,
+            {
+                "config": parts.config.to_dict(),
+                "classes": list(parts.data.classes),
+                "preprocess": parts.preprocess.to_dict(),
+                **facts,
+            },
+        )
+
+    def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
+        self._save_model(
+            model,
+            {"epoch": summary["result"]["epoch"], "result": summary["result"], "parameters": summary["parameters"]},
+        )
+
+    def _draw(self) -> None:
+        story = [record for record in read_journal(self.folder.path).records if record.kind == "epoch"]
+        if not story:
+            return
+        figures.losses(story, self.folder.figures / "losses.png")
+        figures.accuracy(story, self.folder.figures / "accuracy.png")
+        steps = [int(step) for record in story if record.steps for step in record.steps.x]
+        rates = [rate for record in story if record.steps for rate in record.steps.lines["lr"]]
+        figures.learning_rate(steps, rates, self.folder.figures / "lr.png")
+
+    def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
+        folder = self.folder.checkpoints
+        return Artifact(
+            name=f"{self.folder.name}-model",
+            kind="model",
+            files={
+                "model.safetensors": folder / "model.safetensors",
+                "model.json": folder / "model.json",
+                "config.yaml": self.folder.path / runfolder.CONFIG,
+            },
+            aliases=("best", "latest") if self.parts.selects else ("latest",),
+            metadata={"config": self.parts.config.to_dict(), **flat(summary)},
+        )
+
+
+def best(history: list[dict[str, float]], split: str) -> tuple[int, float]:
+    """(epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split."""
+    row = max(history, key=lambda row: row.get(f"{split}/acc", float("-inf")))
+    return int(row["epoch"]), row.get(f"{split}/acc", float("nan"))
+
+
+def flat(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """The numbers and words of a summary under `part/key` names; the environment and the data stay out."""
+    plain: dict[str, Scalar] = {}
+    for key, value in summary.items():
+        if key in ("environment", "dataset"):
+            continue
+        if isinstance(value, Mapping):
+            plain |= flat(value, "" if key == "last" else f"{prefix}{key}/")
+        elif isinstance(value, int | float | str):
+            plain[f"{prefix}{key}"] = value
+    return plain
+
+
+def data_facts(parts: Parts) -> dict[str, Any]:
+    """What the data is: sizes of the splits, classes, fingerprint, and how it is loaded."""
+    data = parts.data
+    sizes = {split.name: len(split) for split in (data.train, data.val, data.test) if split is not None}
+    return {
+        "name": data.name,
+        "classes": list(data.classes),
+        "images": sizes,
+        "fingerprint": data.fingerprint,
+        "loader": parts.batches.kind,
+    }
+
+
+def resume_command(folder: RunFolder) -> str:
+    return shlex.join(["harness", "run", "--recipe", str(folder.path / runfolder.CONFIG), "--resume", str(folder.path)])

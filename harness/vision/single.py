@@ -1,0 +1,220 @@
+"""Batches made image by image in worker processes: for data that does not fit the device, or transforms that work on one image."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from harness.config import Config
+from harness.errors import DataError, ResourceError
+from harness.randomness import seed_for
+from harness.vision.augment import (
+    AlbumentationsTransform,
+    Augment,
+    TimmCutout,
+    TimmTransform,
+    albumentations_compose,
+    seeded,
+)
+from harness.vision.preprocess import Preprocess
+from harness.vision.resident import count_steps, order_of
+from harness.vision.splits import Split
+
+TIMEOUT = 300  # seconds that a worker may take for one batch before it counts as stuck
+Key = tuple[int, int]  # (epoch, index of the image)
+
+
+class Augmented(Dataset):
+    """Training images by (epoch, index), a pure function of that and the seed, in whatever process it is asked."""
+
+    def __init__(self, source: Any, transform: TimmTransform | AlbumentationsTransform, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, int]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, int]]:
+        """What the loader calls: a whole batch, so that the generators of the process are put back but once."""
+        with seeded(0):
+            return [self._one(*key) for key in keys]
+
+    def _one(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
+        image, label = self.source[index]
+        return self.transform(image, seed_for(self.seed, "augment", epoch, index)), label
+
+
+class Plain(Dataset):
+    """Evaluation images: the model's own preprocessing, but for the normalisation, which follows on the device."""
+
+    def __init__(self, source: Any, preprocess: Preprocess) -> None:
+        self.source, self.preprocess = source, preprocess
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        image, label = self.source[index]
+        return self.preprocess.pixels(image).numpy(), label
+
+
+class EpochOrder(Sampler[list[Key]]):
+    """The batches of one epoch as lists of keys, from a given batch on: what is skipped is never decoded."""
+
+    def __init__(self, count: int, steps: int, config: Config) -> None:
+        self.count, self.steps, self.config = count, steps, config
+        self.epoch, self.start = 0, 0
+
+    def __len__(self) -> int:
+        return max(0, self.steps - self.start)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        size, epoch = self.config.batch_size, self.epoch
+        order = order_of(self.count, self.config.seed, epoch).tolist()
+        for batch in range(self.start, self.steps):
+            yield [(epoch, index) for index in order[batch * size : (batch + 1) * size]]
+
+
+class TimmTrain:
+    """Training batches from worker processes through timm's PrefetchLoader; satisfies `Batches`.
+
+    Attributes:
+        steps: batches in an epoch.
+        images: images in an epoch.
+    """
+
+    def __init__(
+        self, split: Split, augment: Augment, preprocess: Preprocess, config: Config, device: torch.device
+    ) -> None:
+        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last)
+        self._config = config
+        self._order = EpochOrder(len(split), self.steps, config)
+        self._cutout: TimmCutout | None = None
+        if config.augment == "albumentations":
+            albumentations_compose(augment, preprocess)  # a missing package is said now, not by a worker
+            transform: TimmTransform | AlbumentationsTransform = AlbumentationsTransform(augment, preprocess)
+        else:
+            transform = TimmTransform(augment, preprocess)
+            if augment.cutout:
+                self._cutout = TimmCutout(augment.cutout, preprocess.size, config.seed, device)
+        dataset = Augmented(split.source, transform, config.seed)
+        loader = _loader(dataset, config, device, batch_sampler=self._order)
+        self._batches = _prefetch(loader, preprocess, device, normalised=transform.normalised, cutout=self._cutout)
+        self._turn = 0
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images float32 [B, 3, H, W] and labels int64 [B], from batch `start` on. Draws nothing from global generators.
+
+        The worker processes serve one epoch at a time: starting another ends this one.
+        """
+        self._turn += 1
+        turn = self._turn
+        self._order.epoch, self._order.start = epoch, start
+        if self._cutout:
+            self._cutout.start(epoch, start)
+        if start >= self.steps:
+            return
+        for images, labels in _told(self._batches):
+            yield _laid_out(images, self._config), labels
+            if turn != self._turn:
+                raise RuntimeError(
+                    f"epoch {epoch} was left for another one; start it again with epoch({epoch}, start=...)"
+                )
+
+
+class TimmEval:
+    """Evaluation batches from worker processes; satisfies `EvalBatches`."""
+
+    def __init__(self, split: Split, preprocess: Preprocess, config: Config, device: torch.device) -> None:
+        self.images = len(split)
+        self._config = config
+        loader = _loader(Plain(split.source, preprocess), config, device, batch_size=config.eval_batch_size)
+        self._batches = _prefetch(loader, preprocess, device, normalised=False, cutout=None)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, in order, not augmented."""
+        for images, labels in _told(self._batches):
+            yield _laid_out(images, self._config), labels
+
+
+def _loader(dataset: Dataset, config: Config, device: torch.device, **how: Any) -> DataLoader:
+    return DataLoader(
+        dataset,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
+        timeout=TIMEOUT if config.workers else 0,
+        generator=torch.Generator(),  # or each pass would draw a number from the global generator
+        **how,
+    )
+
+
+def _prefetch(
+    loader: DataLoader, preprocess: Preprocess, device: torch.device, *, normalised: bool, cutout: TimmCutout | None
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """timm's loader around ours: sends a batch ahead to the device, normalises there, and cuts holes."""
+    from timm.data.loader import PrefetchLoader
+
+    # Images that are normalised already: minus 0, divided by 255 * (1 / 255) = 1, which changes no bit.
+    mean, std = ((0.0,) * 3, (1 / 255,) * 3) if normalised else (preprocess.mean, preprocess.std)
+    batches = PrefetchLoader(loader, mean=mean, std=std, device=device)
+    batches.random_erasing = cutout
+    return batches
+
+
+def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(np.stack([image for image, _ in samples])), torch.tensor([label for _, label in samples])
+
+
+def _start_worker(_: int) -> None:
+    """Ctrl-C reaches every process of a terminal, and only the main one should act on it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _laid_out(images: Tensor, config: Config) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+
+
+def _told(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches, with what goes wrong in a worker told in one line."""
+    iterator = iter(batches)
+    while True:
+        try:
+            batch = next(iterator, None)
+        except (DataError, RuntimeError) as error:
+            if _one_line(error) is error:
+                raise
+            # torch's frames and this error hold each other. Left to the collector, which ends the queues first, the
+            # workers would not hear that they should go, and be waited for. (A local name for the new error would
+            # close the same circle.)
+            error.__traceback__ = None
+            raise _one_line(error) from None
+        if batch is None:
+            return
+        yield batch
+
+
+def _one_line(error: Exception) -> Exception:
+    """Our own error for one that came through torch's loader, which puts a worker's whole traceback into the message."""
+    text = str(error).strip()
+    if isinstance(error, DataError):
+        return DataError(text.splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__name__}: "))
+    if "timed out after" in text:
+        return DataError(
+            f"no batch came from the loader processes for {TIMEOUT} s; is the disk with the data away? Try --workers 0"
+        )
+    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+        return ResourceError(
+            "a loader process was killed, most often for lack of memory or of /dev/shm; lower --workers"
+        )
+    return error
