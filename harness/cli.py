@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from harness.display import Bar, Lines
 from harness.errors import HarnessError, nearest
 from harness.options import CONTEXT, SettingsCommand, read, settings
 
@@ -33,6 +34,7 @@ def cli(debug: bool) -> None:
     harness run --recipe digits        no download, no account, a minute on two CPU cores
     harness run                        the custom ResNet on CIFAR-10
     harness evaluate runs/NAME         per-class table, galleries, Grad-CAM
+    harness find --recipe digits       a range test: which learning rates to train with
     harness plot --schedule cyclic     draw a learning-rate schedule
     """
 
@@ -49,15 +51,18 @@ def run(settings: dict[str, Any]) -> None:
     """
     config = read(settings)
     from harness import runner
-    from harness.display import Bar, Lines
 
-    display = Bar(0) if sys.stderr.isatty() else Lines()
+    display = _display()
     try:
         result = runner.run(config, display)
     finally:
-        if isinstance(display, Bar):
-            display.close()
+        display.close()
     click.echo(summary_table(result.summary))
+
+
+def _display() -> Lines:
+    """A bar on a terminal, lines elsewhere."""
+    return Bar(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
 def summary_table(summary: dict[str, Any]) -> str:

@@ -6,10 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.values import Record
-
 if TYPE_CHECKING:
     from harness.training.loop import Tick
+    from harness.values import Record
 
 
 class Lines:
@@ -29,6 +28,9 @@ class Lines:
         """A line for the reader."""
         print(text, file=self.stream, flush=True)
 
+    def close(self) -> None:
+        """When nothing more will be shown."""
+
 
 class Bar(Lines):
     """A bar with epoch, step, loss, accuracy, learning rate, images/s and time left; a line an epoch above it.
@@ -36,40 +38,55 @@ class Bar(Lines):
     It is redrawn ten times a second at most, since reading the loss makes the processor wait for a GPU.
     """
 
-    def __init__(self, total: int, stream: TextIO | None = None) -> None:
-        from tqdm import tqdm
-
+    def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
-        self._bar: Any = tqdm(
-            total=total, unit="step", dynamic_ncols=True, file=self.stream, leave=False, mininterval=0.1
-        )
-        self._shown = time.monotonic()
-        self._images = 0
+        self._bar: Any = None
+        self._shown, self._images = 0.0, 0
 
     def tick(self, tick: Tick) -> None:
-        """Move the bar; read the loss only when it is drawn."""
+        """Move the bar; the loss is read only when it is drawn."""
+        if self._bar is None:
+            self._bar = self._new(tick)
         now = time.monotonic()
         if now - self._shown < 0.1 and tick.batch < tick.batches:
             return
-        speed = (tick.images - (self._images if tick.images > self._images else 0)) / max(now - self._shown, 1e-9)
+        images = tick.images - self._images if tick.images > self._images else tick.images
+        speed = f" {images / (now - self._shown):,.0f} images/s" if self._shown else ""
         self._shown, self._images = now, tick.images
-        if self._bar.n == 0 and tick.step > 1:
-            self._bar.initial = tick.step - 1  # a resumed run: the time left counts from here
-        self._bar.set_description_str(f"epoch {tick.epoch + 1} {tick.batch}/{tick.batches}", refresh=False)
-        self._bar.set_postfix_str(
-            f"loss {tick.loss():.3f} acc {100 * tick.acc():.1f} % lr {tick.lr:.2e} {speed:,.0f} images/s", refresh=False
+        self._bar.n, self._bar.total = tick.step, tick.batches * tick.epochs
+        self._bar.set_description_str(
+            f"epoch {tick.epoch + 1}/{tick.epochs} step {tick.batch}/{tick.batches}", refresh=False
         )
-        self._bar.n = tick.step
+        self._bar.set_postfix_str(
+            f"loss {tick.loss():.3f}, acc {100 * tick.acc():.1f} %, lr {tick.lr:.2e},{speed}", refresh=False
+        )
         self._bar.refresh()
+
+    def _new(self, tick: Tick) -> Any:
+        from tqdm import tqdm
+
+        # A resumed run starts in the middle: the time left counts from there.
+        return tqdm(
+            total=tick.batches * tick.epochs,
+            initial=tick.step - 1,
+            unit="step",
+            dynamic_ncols=True,
+            file=self.stream,
+            leave=False,
+            bar_format="{desc} |{bar}| {percentage:3.0f} %, {remaining} left, {postfix}",
+        )
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        self._bar.clear()
+        if self._bar is not None:
+            self._bar.clear()
         super().say(text)
 
     def close(self) -> None:
         """Take the bar away."""
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
 
 
 def epoch_line(record: Record, epochs: int) -> str:

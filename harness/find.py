@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from harness import environment, runfolder
 from harness.bench import Ask, Bench, provisional, window_for
@@ -16,9 +16,6 @@ from harness.files import read_json, write_atomically, write_json
 from harness.finding import Finding, sweep, sweep_yaml, table
 from harness.interrupts import Interrupted, Interrupts
 from harness.runfolder import RunFolder
-from harness.tracking import wandb_run
-from harness.tracking.journal import Journal
-from harness.tracking.tee import Tee
 from harness.tracking.tracker import Tracker
 from harness.training.finder import middle_curve, seed_curve
 from harness.training.suggest import lr_min_for
@@ -154,10 +151,13 @@ def draw(finding: Finding, path: Path) -> Path:
 
 def _in_own_folder(config: Config, parts: Parts, folder: RunFolder, ask: Ask, display: Display) -> Finding:
     """The test in its folder: whatever happens, the status and the tracker say so at the end."""
+    from harness import runner
+
     write_atomically(folder.path / runfolder.CONFIG, config.to_yaml())
     folder.status("running", step=0)
     with Interrupts() as interrupts:
-        tracker, wandb = _open_tracker(config, parts, folder, interrupts, display)
+        facts = environment.describe(parts.learner.device)
+        tracker, _, wandb = runner.open_tracker(config, folder, parts, facts, interrupts, display)
         try:
             finding = find_in(config, parts, folder.path, tracker, display, ask, interrupts.check)
         except BaseException as error:
@@ -173,16 +173,3 @@ def _in_own_folder(config: Config, parts: Parts, folder: RunFolder, ask: Ask, di
     folder.status("finished", exit_code=0, step=0, tracking=wandb.state)
     display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))
     return finding
-
-
-def _open_tracker(
-    config: Config, parts: Parts, folder: RunFolder, interrupts: Interrupts, display: Display
-) -> tuple[Tee, Any]:
-    from harness.runner import data_facts
-
-    about = {"environment": environment.describe(parts.learner.device), "data": data_facts(parts)}
-    journal = Journal(folder.path, {"config": config.to_dict(), **about})
-    wandb = wandb_run.start(
-        config, folder.path, run_name=config.name or folder.name, extra=about, on_stop=interrupts.stop, say=display.say
-    )
-    return Tee([journal, wandb]), wandb

@@ -5,6 +5,7 @@ This and the command line are the only places that know every room.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import sys
 import time
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness import environment, runfolder
+from harness import environment, find, runfolder
+from harness.bench import provisional
 from harness.config import Config
 from harness.errors import DivergedError, HarnessError, UsageError, nearest
 from harness.files import write_atomically
@@ -51,10 +53,12 @@ def run(config: Config, display: Display | None = None) -> Result:
 
     display = display or Lines(sys.stderr)
     began = time.monotonic()
-    parts = assemble(config)
-    folder = runfolder.claim(parts.config)
+    parts = assemble(provisional(config))
+    # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
+    config = config.replace(precision=parts.config.precision)
+    folder = runfolder.claim(config)
     try:
-        return _run_in(folder, parts, display, time.monotonic() - began)
+        return _run_in(folder, config, parts, display, time.monotonic() - began)
     finally:
         folder.close()
 
@@ -122,15 +126,15 @@ def _check_choices(config: Config, batches: loaders.Loaders) -> None:
         raise UsageError("the data has neither a validation nor a test split; set --val-fraction 0.1")
 
 
-def _run_in(folder: RunFolder, parts: Parts, display: Display, seconds: float) -> Result:
+def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, seconds: float) -> Result:
     """One run in its folder: whatever happens, the status and the tracker say so at the end."""
     progress = _resume(folder, parts, display) if folder.resumed else Progress()
-    write_atomically(folder.path / runfolder.CONFIG, parts.config.to_yaml())
+    write_atomically(folder.path / runfolder.CONFIG, config.to_yaml())
     folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
     facts = environment.describe(parts.learner.device)
     with Interrupts() as interrupts:
         try:
-            tracker, journal, wandb = _open_tracker(folder, parts, progress, facts, interrupts, display)
+            tracker, journal, wandb = open_tracker(config, folder, parts, facts, interrupts, display, progress)
         except BaseException as error:
             folder.status(
                 "failed",
@@ -141,6 +145,7 @@ def _run_in(folder: RunFolder, parts: Parts, display: Display, seconds: float) -
             )
             raise
         try:
+            parts = _with_rates(config, parts, folder, tracker, display, interrupts)
             story = Story(parts, folder, tracker, journal, display, progress, interrupts)
             result = story.tell({**facts, "seconds before": round(seconds, 2)})
         except BaseException as error:
@@ -154,33 +159,45 @@ def _run_in(folder: RunFolder, parts: Parts, display: Display, seconds: float) -
     return result
 
 
-def _open_tracker(
+def _with_rates(
+    config: Config, parts: Parts, folder: RunFolder, tracker: Tracker, display: Display, interrupts: Interrupts
+) -> Parts:
+    """The parts with the learning rates that a range test finds, where the settings ask for one."""
+    if not config.seeks:
+        return parts
+    found = find.resolve_rates(config, parts, folder.path, tracker, display, interrupts.check)
+    return dataclasses.replace(parts, config=found, schedule=make_schedule(found, parts.batches.train.steps))
+
+
+def open_tracker(
+    config: Config,
     folder: RunFolder,
     parts: Parts,
-    progress: Progress,
     facts: Mapping[str, Any],
     interrupts: Interrupts,
     display: Display,
+    progress: Progress | None = None,
 ) -> tuple[Tee, Journal, Any]:
+    """The journal and W&B behind one door; a resumed run's go on from where `progress` is."""
     about = {
         "environment": dict(facts),
         "dataset": data_facts(parts),
         "parameters": models.count_parameters(parts.learner.model),
     }
-    header = {"config": parts.config.to_dict(), **about}
+    header = {"config": config.to_dict(), **about}
     earlier: list[Record] = []
-    if folder.resumed:
+    if folder.resumed and progress is not None:
         journal = Journal.resume(folder.path, progress.step, header)
         earlier = read_journal(folder.path).records
     else:
         journal = Journal(folder.path, header)
     wandb = wandb_run.start(
-        parts.config,
+        config,
         folder.path,
-        run_name=parts.config.name or folder.name,
-        resumed_step=progress.step if folder.resumed else None,
+        run_name=config.name or folder.name,
+        resumed_step=progress.step if folder.resumed and progress is not None else None,
         earlier=earlier,
-        code=_plugin_files(parts.config),
+        code=_plugin_files(config),
         extra=about,
         on_stop=interrupts.stop,
         say=display.say,

@@ -273,7 +273,9 @@ class Story:
         figures.accuracy(story, self.folder.figures / "accuracy.png")
         steps = [int(step) for record in story if record.steps for step in record.steps.x]
         rates = [rate for record in story if record.steps for rate in record.steps.lines["lr"]]
-        figures.learning_rate(steps, rates, self.folder.figures / "lr.png")
+        figures.learning_rate(
+            steps, rates, self.folder.figures / "lr.png", steps_per_epoch=self.parts.batches.train.steps
+        )
 
     def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
         folder = self.folder.checkpoints

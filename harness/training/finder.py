@@ -196,6 +196,7 @@ class _Notes:
         return Tick(
             step=self.number * self.window.steps + done,
             epoch=self.number,
+            epochs=self.number + 1,
             batch=done,
             batches=planned,
             images=self.images,

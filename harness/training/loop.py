@@ -47,13 +47,14 @@ class Tick:
     """Where training is, between two updates; given to `watch`.
 
     Attributes:
-        step: updates done in the run. batch: updates done in the epoch. images: images seen in the epoch.
+        step: updates done in the run. epoch: epochs finished. batch: updates done in the epoch. images: images seen in the epoch.
         loss: reads the loss of the newest update (waits for the device).
         acc: reads the accuracy over the epoch so far (waits for the device).
     """
 
     step: int
     epoch: int
+    epochs: int
     batch: int
     batches: int
     images: int
@@ -143,7 +144,7 @@ def fit(
             _step(learner, schedule, progress, batch, labels)
             progress.seconds = time.monotonic() - began
             if watch is not None:
-                watch(_tick(progress, epoch, train.steps))
+                watch(_tick(progress, epoch, epochs, train.steps))
         synchronise(learner.device)
         trained = time.monotonic() - began
         images = sum(progress.sizes)
@@ -241,11 +242,12 @@ def _diverged(what: str, step: int, lr: float) -> str:
     return f"training diverged: {what} at step {step + 1}, learning rate {lr:.3g}; lower --lr-max (a range test finds one) or set --clip-grad 1"
 
 
-def _tick(progress: Progress, epoch: int, batches: int) -> Tick:
+def _tick(progress: Progress, epoch: int, epochs: int, batches: int) -> Tick:
     losses, corrects, images = progress.losses, progress.corrects, sum(progress.sizes)
     return Tick(
         step=progress.step,
         epoch=epoch,
+        epochs=epochs,
         batch=len(losses),
         batches=batches,
         images=images,

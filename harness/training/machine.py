@@ -98,7 +98,10 @@ def _measure_bf16_gain() -> float:
     images, weights = torch.randn(64, 64, 16, 16, generator=generator), torch.randn(64, 64, 3, 3, generator=generator)
     for _ in range(6):
         for precision in best:  # in turn, so that a busy moment meets both
-            x, w = (t.to(precision).contiguous(memory_format=torch.channels_last).requires_grad_() for t in (images, weights))
+            x, w = (
+                t.to(precision).contiguous(memory_format=torch.channels_last).requires_grad_()
+                for t in (images, weights)
+            )
             began = time.perf_counter()
             torch.nn.functional.conv2d(x, w, padding=1).sum().backward()
             best[precision] = min(best[precision], time.perf_counter() - began)

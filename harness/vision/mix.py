@@ -20,7 +20,12 @@ def make_mix(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tu
         return None
     from timm.data import Mixup
 
-    mixup = Mixup(mixup_alpha=config.mixup, cutmix_alpha=config.cutmix, label_smoothing=config.label_smoothing, num_classes=classes)
+    mixup = Mixup(
+        mixup_alpha=config.mixup,
+        cutmix_alpha=config.cutmix,
+        label_smoothing=config.label_smoothing,
+        num_classes=classes,
+    )
 
     def mix(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         if len(images) % 2:  # timm pairs images, so an odd one is left as it is
