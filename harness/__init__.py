@@ -3,7 +3,7 @@
 The notebook API, imported when first used:
 
     import harness
-    result = harness.run(harness.Config(**harness.recipe("digits")))
+    result = harness.run(harness.resolve({"recipe": "digits", "epochs": 4}))
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from harness.config import resolve as resolve
     from harness.runner import Result as Result
     from harness.runner import run as run
+    from harness.training.learner import Learner as Learner
+    from harness.training.learner import make_learner as make_learner
     from harness.training.loop import evaluate as evaluate
     from harness.training.loop import fit as fit
     from harness.training.schedule import Schedule as Schedule
@@ -27,11 +29,13 @@ _WHERE = {
     "resolve": "harness.config:resolve",
     "Result": "harness.runner:Result",
     "run": "harness.runner:run",
+    "Learner": "harness.training.learner:Learner",
+    "make_learner": "harness.training.learner:make_learner",
     "evaluate": "harness.training.loop:evaluate",
     "fit": "harness.training.loop:fit",
     "Schedule": "harness.training.schedule:Schedule",
 }
-__all__ = ["Config", "Result", "Schedule", "evaluate", "fit", "recipe", "resolve", "run"]
+__all__ = ["Config", "Learner", "Result", "Schedule", "evaluate", "fit", "make_learner", "recipe", "resolve", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -15,7 +16,7 @@ from typing import Any
 import click
 
 from harness.display import Bar, Lines
-from harness.errors import HarnessError, nearest
+from harness.errors import AlreadyDone, HarnessError, nearest
 from harness.options import CONTEXT, SettingsCommand, read, settings
 
 EPILOG = """\b
@@ -71,12 +72,18 @@ def summary_table(summary: dict[str, Any]) -> str:
     rows = []
     for split in ("test", "val"):
         if f"{split}/acc" in result:
+            how = f"{result['chosen']}, epoch {result['epoch']}"
             rows.append(
                 (
                     f"{split} accuracy",
-                    f"{100 * result[f'{split}/acc']:.2f} %  (loss {result[f'{split}/loss']:.4f}; {result['chosen']}, epoch {result['epoch']})",
+                    f"{100 * result[f'{split}/acc']:.2f} %  (loss {result[f'{split}/loss']:.4f}; {how})",
                 )
             )
+        for key, name in (("acc_tta", "with flip TTA"), ("acc5", "top 5")):
+            if f"{split}/{key}" in result:
+                rows.append((f"  {name}", f"{100 * result[f'{split}/{key}']:.2f} %"))
+        if f"{split}/ece" in result:
+            rows.append(("  calibration", f"off by {100 * result[f'{split}/ece']:.1f} points (ECE)"))
     key = next((key for key in best if key.endswith("/acc")), "")
     if key and best["epoch"] != result["epoch"]:
         rows.append(("best epoch", f"{100 * best[key]:.2f} %  ({best['chosen']}, epoch {best['epoch']})"))
@@ -85,6 +92,51 @@ def summary_table(summary: dict[str, Any]) -> str:
         ("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s")
     )
     return "\n".join(f"{name:<14} {text}" for name, text in rows)
+
+
+@cli.command(cls=SettingsCommand)
+@click.option("--steps", type=click.IntRange(4), help="Updates between --low and --high. [25 a decade]")
+@click.option("--low", type=float, help="Lowest learning rate tried. [0.0001 for SGD]")
+@click.option(
+    "--high", type=float, help="Highest; the test goes on above it while the loss does not diverge. [1 for SGD]"
+)
+@click.option("--linear", is_flag=True, help="Raise the learning rate by equal steps instead of equal factors.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(1),
+    default=3,
+    show_default=True,
+    help="How often, each with other weights and order.",
+)
+@click.option(
+    "--confirm",
+    type=click.IntRange(0),
+    default=0,
+    help="Short one-cycle runs around the suggestion; the best held-out accuracy wins.",
+)
+@click.option(
+    "--write-sweep", type=click.Path(path_type=Path), help="Write a W&B sweep whose ranges come from the test."
+)
+@settings
+def find(settings: dict[str, Any], **ask: Any) -> None:
+    """Find LRMIN and LRMAX by a learning-rate range test: why, and how sure.
+
+    The steps are those of training (model, optimizer, batch, augmentation, precision); a part of the training images
+    is held out to look at, and the test set is not touched.
+
+    \b
+    harness find --recipe digits
+    harness find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
+    """
+    config = read(settings)
+    from harness import find as finder
+
+    display = _display()
+    try:
+        finding = finder.find(config, display=display, **ask)
+    finally:
+        display.close()
+    click.echo(finder.table(finding))
 
 
 @cli.command(cls=SettingsCommand)
@@ -201,6 +253,20 @@ def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
         click.echo(exchange.to_onnx(checkpoint, onnx))
 
 
+@cli.command()
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+def sync(folders: tuple[Path, ...]) -> None:
+    """Bring offline, interrupted or half-uploaded runs to W&B whole, from their journals.
+
+    What W&B has already is not sent again. `wandb sync` uploads W&B's own log, which may have lost its end.
+    """
+    from harness import sync as syncing
+
+    for folder in folders:
+        done = syncing.sync(folder, lambda text: click.echo(text, err=True))
+        click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}")
+
+
 @cli.command(name="models")
 @click.argument("filter", default="")
 @click.option("--count", is_flag=True, help="Build each model and count its parameters (slow for many).")
@@ -251,6 +317,7 @@ def main() -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    before = _exit_on_signals()
     try:
         status = cli.main(arguments, prog_name="harness", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -261,6 +328,9 @@ def main() -> None:
     except click.ClickException as error:
         _complain(error.format_message(), debug)
         status = 2
+    except AlreadyDone as news:
+        click.echo(str(news), err=True)
+        status = 0
     except HarnessError as error:
         _complain(str(error), debug)
         status = error.exit_code
@@ -273,7 +343,16 @@ def main() -> None:
         traceback.print_exc()
         click.echo("error: this is a mistake in harness, not in your command", err=True)
         status = 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _exit_on_signals() -> dict[int, Any]:
+    """End by exiting, never by dying of a signal, which W&B's agent would count as success; the handlers before."""
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    return {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in numbers}
 
 
 def _nearest_option(error: click.NoSuchOption) -> str:

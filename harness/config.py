@@ -378,6 +378,9 @@ def recipes() -> dict[str, Path]:
 def read_recipe(recipe: str) -> dict[str, Any]:
     """The settings in a recipe, a shipped name or the path of a YAML file, under their proper names.
 
+    A YAML file may name a shipped `recipe` of its own to start from. A run's `config.yaml`, which has every setting,
+    keeps the name of the recipe that it came from.
+
     Raises:
         UsageError: there is no such recipe, or it has a key that is no setting.
     """
@@ -397,18 +400,31 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         if name in values:
             raise UsageError(f"{path}: {key!r} is given twice, in two spellings; keep one of them")
         values[name] = value
-    return values
+    base = values.get("recipe")
+    if base is None or len(values) >= len(settings()) // 2:
+        return {"recipe": recipe, **values}
+    if base not in recipes():
+        raise UsageError(f"{path}: recipe: {base!r} is no shipped recipe{nearest(str(base), recipes())}")
+    return {**read_recipe(str(base)), **values, "recipe": recipe}
 
 
 def resolve(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """The effective configuration: an option over the recipe over the default.
+
+    When `epochs` is given without `peak_epoch`, the peak keeps its share of the run: a recipe compressed to fewer
+    epochs keeps its shape. `resume` with a run folder and no recipe takes that run's settings.
 
     Args:
         options: settings given by hand, under any spelling of their names.
         recipe: shipped name or path; `custom-resnet` when neither it nor `options["recipe"]` is given.
     """
     given = {known_name(key): value for key, value in options.items()}
-    recipe = str(given.pop("recipe", None) or recipe or settings()["recipe"].default)
+    resumed = Path(str(given.get("resume", ""))).expanduser() / "config.yaml"
+    recipe = str(
+        given.pop("recipe", None) or recipe or (resumed if resumed.is_file() else settings()["recipe"].default)
+    )
     values = read_recipe(recipe)
-    inherited = values.pop("recipe", None)  # a saved config.yaml remembers the recipe that it came from
-    return Config(**{**values, **given, "recipe": str(inherited) if inherited and recipe not in recipes() else recipe})
+    if "epochs" in given and "peak_epoch" not in given:
+        usual = {name: coerce(name, values.get(name, settings()[name].default)) for name in ("epochs", "peak_epoch")}
+        values["peak_epoch"] = usual["peak_epoch"] * coerce("epochs", given["epochs"]) / max(usual["epochs"], 1)
+    return Config(**{**values, **given})

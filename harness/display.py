@@ -73,7 +73,7 @@ class Bar(Lines):
             dynamic_ncols=True,
             file=self.stream,
             leave=False,
-            bar_format="{desc} |{bar}| {percentage:3.0f} %, {remaining} left, {postfix}",
+            bar_format="{desc} |{bar}| {percentage:3.0f} %, {remaining} left{postfix}",
         )
 
     def say(self, text: str) -> None:

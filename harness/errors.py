@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -52,6 +53,32 @@ class BusyError(HarnessError, RuntimeError):
     """Another process is writing this run folder."""
 
     exit_code = 8
+
+
+class AlreadyDone(HarnessError):
+    """There is nothing to do: the run is complete."""
+
+    exit_code = 0
+
+
+def known(error: BaseException) -> HarnessError | None:
+    """What an exception of the system or of torch means to a user; None: a mistake of ours, or no news."""
+    if isinstance(error, HarnessError):
+        return error
+    text = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+        return ResourceError(
+            f"out of memory ({text[:120]}); lower --batch-size, or set --grad-accumulation 2 to keep it"
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return ResourceError(
+            f"a data-loader worker died ({text[:120]}); memory or /dev/shm may be short: try --workers 0"
+        )
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+        return ResourceError(
+            f"{error.strerror}{f': {error.filename}' if error.filename else ''}; free some, then run the same command again"
+        )
+    return None
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

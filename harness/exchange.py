@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from harness.card import OURS, card
 from harness.errors import HarnessError, UsageError
-from harness.files import read_json
-from harness.judge import Trained, bring_back
+from harness.judge import bring_back
+from harness.vision import models
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 
@@ -33,10 +32,10 @@ def to_timm(path: Path, folder: Path) -> str:
         str(folder),
         model_config={"label_names": list(trained.classes), "num_classes": len(trained.classes)},
         safe_serialization=True,
-        data_config=_data_config(trained),
+        data_config=models.timm_input(trained.preprocess),
     )
-    (folder / "README.md").write_text(card(trained), encoding="utf-8")
-    ours = "import harness.vision.cifar_resnet; " if trained.config.model in ("custom_resnet", "resnet18_cifar") else ""
+    (folder / "README.md").write_text(card(trained.facts), encoding="utf-8")
+    ours = "import harness.vision.cifar_resnet; " if trained.config.model in OURS else ""
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 
@@ -69,32 +68,3 @@ def to_onnx(path: Path, file: Path) -> str:
             f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; do not use this file"
         )
     return f"{file}: logits equal torch's to {difference:.1e} of the largest"
-
-
-def card(trained: Trained) -> str:
-    """A model card: what it is, how it was trained, what it reached, how to use it."""
-    facts = read_json(trained.path.with_suffix(".json"))
-    result: Mapping[str, Any] = facts.get("result", {})
-    config = trained.config
-    figures = [f"| {key} | {value:.4f} |" for key, value in result.items() if isinstance(value, float)]
-    lines = [
-        "---", "library_name: timm", "tags: [image-classification]", "---",
-        f"# {config.model} on {config.data}", "",
-        f"Trained for {config.epochs} epochs with [harness], seed {config.seed}. Weights: {result.get('chosen', 'last epoch')}, epoch {result.get('epoch', '?')}.", "",
-        "| figure | value |", "| --- | --- |", *figures, "",
-        f"Input: RGB, {trained.preprocess.size} x {trained.preprocess.size} pixels, values 0..1, less mean {list(trained.preprocess.mean)}, over deviation {list(trained.preprocess.std)}.", "",
-        f"Classes: {', '.join(trained.classes)}.", "",
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def _data_config(trained: Trained) -> dict[str, Any]:
-    """What the model takes, in timm's words."""
-    own = trained.preprocess
-    return {
-        "input_size": (3, own.size, own.size),
-        "mean": own.mean,
-        "std": own.std,
-        "crop_pct": own.crop_pct,
-        "interpolation": own.interpolation,
-    }

@@ -109,7 +109,15 @@ def resolve_rates(
     if config.lr_max != FIND:  # only LRMIN was asked for: where learning begins, seen from the given LRMAX
         lr_max = float(config.lr_max)
         lr_min = lr_min_for(found["begins"], lr_max)
-    return config.replace(lr_max=lr_max, lr_min=lr_min if config.lr_min == FIND else config.lr_min)
+    if config.lr_min == FIND:
+        return config.replace(lr_max=lr_max, lr_min=lr_min)
+    given = float(config.lr_min)
+    if given > lr_max / 3:  # the recipe's LRMIN belongs to another LRMAX
+        display.say(
+            f"lr_min={given:g} is too near the LRMAX found ({lr_max:.3g}); training starts at {lr_min:.3g} instead"
+        )
+        return config.replace(lr_max=lr_max, lr_min=lr_min)
+    return config.replace(lr_max=lr_max)
 
 
 def find_in(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import nn
 from harness.config import Config, known_name
 from harness.errors import CheckpointError, DataError, HarnessError, UsageError
 from harness.files import write_json
-from harness.see import Seen, Viewer, as_picture, table_text
+from harness.see import Seen, Viewer, as_picture, enlarge, table_text
 from harness.training import checkpoint, machine
 from harness.values import Record
 from harness.vision import cam, cam_figure, loaders, models
@@ -22,6 +23,12 @@ from harness.vision.data import load as load_data
 from harness.vision.images import is_picture, read_image
 from harness.vision.preprocess import Preprocess
 from harness.vision.splits import Split
+
+# What a checkpoint decides and an option can not change any more.
+FIXED = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Trained:
     classes: tuple[str, ...]
     preprocess: Preprocess
     device: torch.device
+    facts: Mapping[str, Any]
 
     @property
     def viewer(self) -> Viewer:
@@ -50,32 +58,41 @@ def bring_back(path: Path, given: Mapping[str, Any] | None = None) -> Trained:
         CheckpointError: missing, damaged, foreign or unsafe.
     """
     path = find_checkpoint(Path(path).expanduser())
-    if path.suffix == ".safetensors":
-        weights, facts = checkpoint.load_weights(path)
-    else:
-        facts = checkpoint.load(path)
-        state = facts["learner"]
-        weights = state["model"]
-        if state.get("ema"):
-            weights = {
-                key.removeprefix("module."): value for key, value in state["ema"].items() if key.startswith("module.")
-            }
+    weights, facts = checkpoint.load_weights(path) if path.suffix == ".safetensors" else _from_state(path)
     try:
         saved = Config(**facts["config"])
         preprocess = Preprocess(**facts["preprocess"])
         classes = tuple(map(str, facts["classes"]))
-    except (HarnessError, KeyError, TypeError) as error:
+        if not (isinstance(preprocess.size, int) and len(preprocess.mean) == len(preprocess.std) == 3 and classes):
+            raise ValueError("its preprocessing or its classes make no sense")
+    except (HarnessError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} does not say what it is ({error}); it is not a checkpoint of this harness"
         ) from None
-    config = saved.replace(**{known_name(key): value for key, value in (given or {}).items()})
+    named = {known_name(key): value for key, value in (given or {}).items()}
+    if fixed := FIXED & named.keys():
+        raise UsageError(f"{', '.join(sorted(fixed))}: the checkpoint says this itself; leave the option out")
+    config = saved.replace(**{"device": "auto", **named})
     device = machine.pick_device(config.device)
     config = config.replace(precision=machine.pick_precision(config.precision, device))
     machine.prepare(config, device)
     model = models.create(saved.replace(pretrained=False), saved.classes or len(classes))
     checkpoint.fits(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return Trained(path, config, model.to(memory_format=layout).to(device).eval(), classes, preprocess, device)
+    return Trained(path, config, model.to(memory_format=layout).to(device).eval(), classes, preprocess, device, facts)
+
+
+def _from_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights that would be the result (the moving average where there is one), and the facts, in a `last.pt`."""
+    facts = checkpoint.load(path)
+    try:
+        state = facts["learner"]
+        if state.get("ema"):
+            averaged = {key: value for key, value in state["ema"].items() if key.startswith("module.")}
+            return {key.removeprefix("module."): value for key, value in averaged.items()}, facts
+        return dict(state["model"]), facts
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is not a checkpoint of harness: it holds no model's weights") from None
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -98,7 +115,7 @@ def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name:
 
     Args:
         given: settings that replace the checkpoint's, such as other data.
-        out: folder for the files; `evaluation` in the run folder when None.
+        out: folder for the files; `evaluation-SPLIT` in the run folder when None.
         split_name: train, val or test; the test set where there is one when empty.
 
     Returns:
@@ -121,7 +138,7 @@ def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name:
             f"split={name!r}: the data has {', '.join(key for key, value in splits.items() if value is not None)}"
         )
     out = out or _run_folder(trained.path) / f"evaluation-{name}"
-    seen = trained.viewer.see(split, _batches(trained, split), out)
+    seen = trained.viewer.see(split, evaluation(trained, split), out)
     write_json(
         out / "evaluation.json",
         {
@@ -179,16 +196,22 @@ def explain(
         DataError: a picture can not be read, or a folder has none.
     """
     trained = bring_back(path, given)
+    mapped = trained.config.cam != "none" and trained.viewer.has_layer()
     files = list(_pictures(pictures))
-    names = _out_names(files)
-    for file, name in zip(files, names, strict=True):
-        pixels = read_image(file)
+    for file, name in zip(files, _out_names(files), strict=True):
+        try:
+            pixels = read_image(file)
+        except DataError as error:
+            if trained.config.bad_images == "fail":
+                raise
+            log.warning("skipped: %s", error)
+            continue
         image = trained.preprocess.image(pixels)[None]
         with torch.no_grad(), machine.autocast(trained.device, machine.autocast_type(trained.config.precision)):
             probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
         order = np.argsort(-probabilities)[:top]
         guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
-        if trained.config.cam == "none":
+        if not mapped:
             yield Answer(file, guesses)
             continue
         maps = cam.explain(
@@ -199,14 +222,13 @@ def explain(
 
 
 def _write_overlay(shown: np.ndarray, maps: cam.Maps, path: Path) -> Path:
-    """The picture as the model saw it beside itself under the map, at least 224 pixels high, as PNG."""
+    """The picture as the model saw it beside itself under its map (stripes for an empty one), as PNG."""
     from PIL import Image
 
-    times = max(1, -(-224 // shown.shape[0]))
-    large = shown.repeat(times, 0).repeat(times, 1)
-    heat = np.zeros(large.shape[:2], np.float32) if maps.empty[0] else maps.scaled[0]
+    large = enlarge(shown, 256)
+    second = cam_figure.hatched(large.shape) if maps.empty[0] else cam_figure.overlay(large, maps.scaled[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([large, cam_figure.overlay(large, heat)], 1)).save(path)
+    Image.fromarray(np.concatenate([large, second], 1)).save(path)
     return path
 
 
@@ -237,7 +259,8 @@ def _out_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _batches(trained: Trained, split: Split) -> Any:
+def evaluation(trained: Trained, split: Split) -> Any:
+    """The batches of a split as the model takes them, in order."""
     return loaders.evaluation_batches(split, trained.preprocess, trained.config, trained.device)
 
 
@@ -256,7 +279,7 @@ def _track(trained: Trained, given: Mapping[str, Any], seen: Seen, split: str, o
     from harness.tracking import wandb_run
 
     name = f"evaluate-{_run_folder(trained.path).name}"
-    tracker = wandb_run.start(trained.config, out, run_name=trained.config.name or name, job_type="evaluate")
+    tracker = wandb_run.start(trained.config, out, run_name=name, job_type="evaluate")
     metrics = {f"{split}/{key}": value for key, value in seen.metrics.items()}
     tracker.record(Record(0, 0, {**seen.values, **metrics}, kind="final"))
     tracker.summary(metrics)

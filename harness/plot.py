@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.config import known_name, resolve
+from harness.config import coerce, known_name, resolve
 from harness.training.schedule import Schedule, make_schedule
 from harness.values import Curve, Record
 from harness.vision import figures
@@ -32,10 +32,10 @@ def draw(
     """
     given = {known_name(key): value for key, value in given.items()}
     tracked = "wandb" in given
-    cyclic = given.get("schedule") == "cyclic"
-    config = resolve({**(CYCLIC if cyclic else {}), **given})
+    classic = given.get("schedule") == "cyclic" and "recipe" not in given
+    config = resolve({**(_classic(given) if classic else {}), **given})
     schedule = make_schedule(config, steps_per_epoch)
-    if config.schedule == "cyclic" and not ("epochs" in given or "cycles" in given):
+    if iterations or step_size or (classic and not {"epochs", "cycles"} & given.keys()):
         schedule = triangles(schedule, iterations or ITERATIONS, step_size or STEP_SIZE)
     x = list(range(schedule.steps + 1))
     lr = [schedule.lr(step) for step in x]
@@ -46,6 +46,15 @@ def draw(
     if tracked and config.wandb != "disabled":
         _track(config, x, lr, out)
     return f"{out}: {title}, {schedule.steps} iterations"
+
+
+def _classic(given: Mapping[str, Any]) -> dict[str, float]:
+    """The classic 0.08 and 0.8, or a tenth and ten times of the one that is given."""
+    if "lr_max" in given:
+        return {"lr_min": float(coerce("lr_max", given["lr_max"])) / 10}
+    if "lr_min" in given:
+        return {"lr_max": float(coerce("lr_min", given["lr_min"])) * 10}
+    return CYCLIC
 
 
 def triangles(schedule: Schedule, iterations: int, step_size: int) -> Schedule:

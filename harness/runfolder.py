@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from harness import yamlfile
 from harness.config import Config
-from harness.errors import BusyError, HarnessError, UsageError
+from harness.errors import AlreadyDone, BusyError, HarnessError, UsageError
 from harness.files import read_json, write_json
 
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
@@ -84,7 +84,10 @@ def claim(config: Config) -> RunFolder:
         return _claim_named(config, Path(config.resume).expanduser())
     output = Path(config.output).expanduser()
     _make(output)
-    base = slug(os.environ.get("WANDB_RUN_ID") or config.name or default_name(config))
+    given = os.environ.get("WANDB_RUN_ID") or config.name
+    base = slug(given or default_name(config))
+    if os.environ.get("WANDB_RUN_ID") and read_state(output / base) != "none":
+        return _claim_named(config, output / base)  # one folder for one W&B run, never a second beside it
     for name in (base, *(f"{base}-{number}" for number in range(2, 10_000))):
         path = output / name
         state = read_state(path)
@@ -95,6 +98,8 @@ def claim(config: Config) -> RunFolder:
         lock = _lock(path)
         if lock is not None and read_state(path) == state:  # not taken by another process in the meantime
             return RunFolder(path, resumed=state != "none", lock=lock)
+        if lock is None and config.name:
+            raise _busy(path)
     raise UsageError(f"{output} has ten thousand runs named {base}; choose another --name")
 
 
@@ -108,10 +113,18 @@ def _claim_named(config: Config, path: Path) -> RunFolder:
         )
     lock = _lock(path)
     if lock is None:
-        raise BusyError(
-            f"{path} is being written by another process (pid {read_json(path / STATUS).get('pid', '?')}); wait for it, or give this run another --name"
-        )
+        raise _busy(path)
+    if read_state(path) == "finished":
+        lock.close()
+        raise AlreadyDone(f"{path} is already complete; `harness evaluate {path}` says what it came to")
     return RunFolder(path, resumed=True, lock=lock)
+
+
+def _busy(path: Path) -> BusyError:
+    pid = read_json(path / STATUS).get("pid", "?")
+    return BusyError(
+        f"{path} is being written by another process (pid {pid}); wait for it, or give this run another --name"
+    )
 
 
 def differences(path: Path, config: Config) -> list[str]:
@@ -149,6 +162,15 @@ def list_runs(output: Path) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
         if state == "running" and not is_locked(path):
             state = "crashed"
         yield path, state, read_json(path / STATUS)
+
+
+def check_output(config: Config) -> None:
+    """Find an output folder that can not be written before anything is loaded.
+
+    Raises:
+        UsageError: it can not be made or written.
+    """
+    _make(Path(config.output).expanduser())
 
 
 def _make(path: Path) -> None:

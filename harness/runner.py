@@ -19,8 +19,8 @@ from torch import nn
 from harness import environment, find, runfolder
 from harness.bench import provisional
 from harness.config import Config
-from harness.errors import DivergedError, HarnessError, UsageError, nearest
-from harness.files import write_atomically
+from harness.errors import DivergedError, UsageError, known, nearest
+from harness.files import write_atomically, write_json
 from harness.interrupts import Interrupted, Interrupts
 from harness.runfolder import RunFolder
 from harness.story import Display, Parts, Result, Story, data_facts, resume_command
@@ -53,6 +53,17 @@ def run(config: Config, display: Display | None = None) -> Result:
 
     display = display or Lines(sys.stderr)
     began = time.monotonic()
+    runfolder.check_output(config)
+    try:
+        return _run(config, display, began)
+    except Exception as error:
+        meant = known(error)
+        if meant is None or meant is error:
+            raise
+        raise meant from error
+
+
+def _run(config: Config, display: Display, began: float) -> Result:
     parts = assemble(provisional(config))
     # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
     config = config.replace(precision=parts.config.precision)
@@ -122,6 +133,8 @@ def _check_choices(config: Config, batches: loaders.Loaders) -> None:
         raise UsageError(
             "the schedule, early_stop or select needs a validation split, and the data brings none; set --val-fraction 0.1"
         )
+    if config.select == "best-on-test" and batches.val is not None:
+        raise UsageError("select=best-on-test, but there is a validation split to choose by; set --select best")
     if batches.val is None and batches.test is None:
         raise UsageError("the data has neither a validation nor a test split; set --val-fraction 0.1")
 
@@ -129,7 +142,7 @@ def _check_choices(config: Config, batches: loaders.Loaders) -> None:
 def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, seconds: float) -> Result:
     """One run in its folder: whatever happens, the status and the tracker say so at the end."""
     progress = _resume(folder, parts, display) if folder.resumed else Progress()
-    write_atomically(folder.path / runfolder.CONFIG, config.to_yaml())
+    write_atomically(folder.path / runfolder.CONFIG, config.replace(resume="auto").to_yaml())
     folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
     facts = environment.describe(parts.learner.device)
     with Interrupts() as interrupts:
@@ -148,10 +161,10 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             parts = _with_rates(config, parts, folder, tracker, display, interrupts)
             story = Story(parts, folder, tracker, journal, display, progress, interrupts)
             result = story.tell({**facts, "seconds before": round(seconds, 2)})
+            tracker.finish("finished", 0)
         except BaseException as error:
             _close_failed(folder, parts, tracker, progress, error, display)
             raise
-        tracker.finish("finished", 0)
     folder.status(
         "finished", exit_code=0, step=progress.step, epoch=len(progress.history), tracking=wandb.state, **_sync(wandb)
     )
@@ -230,21 +243,26 @@ def _close_failed(
     folder: RunFolder, parts: Parts, tracker: Tracker, progress: Progress, error: BaseException, display: Display
 ) -> None:
     """Say in status, summary and tracker how the run ended, without hiding why."""
-    code = error.exit_code if isinstance(error, HarnessError) else 1
-    state = "interrupted" if isinstance(error, Interrupted) else "failed"
+    meant = known(error)
+    code = meant.exit_code if meant is not None else 1
+    stopped = isinstance(error, Interrupted)
+    state = ("preempted" if code == 143 else "interrupted") if stopped else "failed"
     reason = str(error) or type(error).__name__
     facts = dict(
         reason=reason, exit_code=code, step=progress.step, epoch=len(progress.history), resume=resume_command(folder)
     )
     try:
         folder.status(state, **facts)
+        last = progress.history[-1] if progress.history else {}
+        told = {"status": "stopped" if stopped else "failed", "reason": reason, "last": last}
+        write_json(folder.path / runfolder.SUMMARY, {**told, "epochs": len(progress.history), "steps": progress.step})
         if isinstance(error, DivergedError):
             tracker.alert("training diverged", reason)
-        tracker.summary({"status": "stopped" if state == "interrupted" else "failed", "reason": reason})
-        tracker.finish("stopped" if state == "interrupted" else "failed", code)
+        tracker.summary({"status": "stopped" if stopped else "failed", "reason": reason})
+        tracker.finish("stopped" if stopped else "failed", code)
     except Exception:
         log.exception("while closing a run that had failed")  # the first error is the one that is raised
-    if state == "interrupted":
+    if stopped:
         display.say(f"stopped at step {progress.step}; go on with: {resume_command(folder)}")
 
 

@@ -23,6 +23,7 @@ from harness.vision.preprocess import Preprocess
 from harness.vision.splits import Split
 
 log = logging.getLogger(__name__)
+LARGEST, CELL = 256, 128  # pixels: of a photo in a gallery, of a cell in the table of maps
 TOP5_FROM = 11  # with ten classes or fewer, five guesses say little
 
 
@@ -67,24 +68,25 @@ class Viewer:
         table = predictions.per_class(matrix).table(self.classes)
         measured = predictions.reliability(said)
         predictions.write_csv(said, split.ids, self.classes, folder / "predictions.csv")
-        write_table(table, folder / "per_class.csv")
+        predictions.write_table(table, folder / "per_class.csv")
         where = f"{len(said):,} {split.name} images"
         prediction_figures.confusion_figure(matrix, self.classes, figures / "confusion.png")
         prediction_figures.reliability_figure(measured, figures / "reliability.png")
         values: dict[str, Value] = {
             "predictions/scores": said.scores(self.classes),
             "predictions/per_class": table,
+            "predictions/confusion": picture(figures / "confusion.png"),
             "predictions/reliability": picture(figures / "reliability.png"),
         }
         empty = (0, 0)
         if self.config.gallery:
             values |= self._galleries(said, split, figures, where)
-            if self.config.cam != "none" and self._has_layer():
+            if self.config.cam != "none" and self.has_layer():
                 maps, empty = self._maps(said, split, figures)
                 values |= maps
         return Seen(figures_of(said, measured.ece), values, table, empty)
 
-    def _has_layer(self) -> bool:
+    def has_layer(self) -> bool:
         """Whether the model has activations to map; one with none (a linear model, say) is explained by galleries only."""
         if self.config.cam_layer != "auto":
             return True
@@ -99,7 +101,7 @@ class Viewer:
         values: dict[str, Value] = {}
         for name, wrong, rule in (("correct", False, "mixed"), ("misclassified", True, self.config.gallery_rule)):
             chosen = galleries.choose(said, wrong=wrong, rule=rule, count=self.config.gallery, seed=self.config.seed)
-            pictures = [split.picture(int(index)) for index in chosen]
+            pictures = [reduced(split.picture(int(index))) for index in chosen]
             path = figures / f"{name}.png"
             total = int((~said.right).sum()) if wrong else int(said.right.sum())
             title = f"{len(chosen)} of {total:,} {name} ({RULES[rule]}), of {where}"
@@ -144,16 +146,21 @@ class Viewer:
     ) -> Table:
         rows: list[tuple[Cell, ...]] = []
         heats = zip(*cam_figure.shared_scale(predicted, true), strict=True)
-        for row, (index, own, (first, second)) in enumerate(zip(chosen, shown, heats, strict=True)):
-            maps = [
-                None if maps.empty[row] else Image(cam_figure.overlay(own, heat))
-                for maps, heat in ((predicted, first), (true, second))
-            ]
+        for row, (index, own, pair) in enumerate(zip(chosen, shown, heats, strict=True)):
+            large = enlarge(own, CELL)
             names = self.classes[said.labels[index]], self.classes[said.predicted[index]]
-            numbers = float(said.confidence[index]), float(predicted.share[row]), float(true.share[row])
-            rows.append((Image(own), *maps, str(ids[index]), *names, *numbers))
-        columns = ("image", "map for prediction", "map for truth", "id", "truth", "prediction", "confidence")
-        return Table((*columns, "share for prediction", "share for truth"), rows)
+            cells: list[Cell] = [Image(large), str(ids[index]), *names, float(said.confidence[index])]
+            for maps, heat in zip((predicted, true), pair, strict=True):
+                empty = bool(maps.empty[row])
+                cells += (
+                    [None, None]
+                    if empty
+                    else [Image(cam_figure.bare(heat, large.shape)), Image(cam_figure.overlay(large, heat))]
+                )
+                cells += [float(maps.share[row])]
+            rows.append(tuple(cells))
+        parts = [f"{what} for {whom}" for whom in ("prediction", "truth") for what in ("map", "overlay", "share")]
+        return Table(("image", "id", "truth", "prediction", "confidence", *parts), rows)
 
     def _tiles(self, said: Predictions, chosen: np.ndarray, pictures: list[np.ndarray]) -> list[Tile]:
         return [
@@ -173,7 +180,7 @@ RULES = {
     "random": "drawn at random",
     "per-class": "class by class",
     "confusion": "by confusion pair",
-    "mixed": "the surest and the least sure of each class",
+    "mixed": "surest and least sure",
 }
 _NOTHING = np.zeros((0, 1, 1), np.float32)
 NO_MAPS = cam.Maps(
@@ -191,6 +198,23 @@ def figures_of(said: Predictions, ece: float) -> dict[str, float]:
     return metrics
 
 
+def reduced(pixels: np.ndarray, side: int = LARGEST) -> np.ndarray:
+    """A photo made small enough to track; a small picture as it is."""
+    from PIL import Image as Pillow
+
+    if max(pixels.shape[:2]) <= side:
+        return pixels
+    photo = Pillow.fromarray(pixels)
+    photo.thumbnail((side, side), Pillow.Resampling.LANCZOS)
+    return np.asarray(photo)
+
+
+def enlarge(pixels: np.ndarray, side: int) -> np.ndarray:
+    """A small picture with each pixel repeated, so that its longer side is about `side`."""
+    times = max(1, side // max(pixels.shape[:2]))
+    return pixels.repeat(times, 0).repeat(times, 1)
+
+
 def picture(path: Path) -> Image:
     """A figure on disk as a value."""
     from harness.vision.images import read_image
@@ -201,16 +225,6 @@ def picture(path: Path) -> Image:
 def as_picture(image: Tensor) -> np.ndarray:
     """float [3, H, W] in 0..1 -> uint8 [H, W, 3]."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
-
-
-def write_table(table: Table, path: Path) -> None:
-    """A table of scalars as CSV."""
-    import csv
-
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(table.columns)
-        writer.writerows(table.rows)
 
 
 def table_text(table: Table) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,8 +12,9 @@ from typing import Any, Protocol
 from torch import nn
 
 from harness import runfolder
+from harness.card import card
 from harness.config import Config
-from harness.files import write_json
+from harness.files import read_json, write_atomically, write_json
 from harness.interrupts import Interrupts
 from harness.runfolder import RunFolder
 from harness.see import Seen, Viewer, scalars
@@ -23,7 +25,7 @@ from harness.training import checkpoint
 from harness.training.learner import Learner
 from harness.training.loop import Progress, Tick, evaluate, fit
 from harness.training.schedule import Schedule
-from harness.values import Artifact, Record, Scalar
+from harness.values import Artifact, Record, Scalar, Value
 from harness.vision import figures, loaders, models
 from harness.vision.data import DataSet
 from harness.vision.preprocess import Preprocess
@@ -97,6 +99,7 @@ class Story:
         self._train()
         model = self._result_model()
         final = self._judge(model)
+        self.interrupts.check()
         summary = self._summarise(final, facts)
         self._keep_weights(model, summary)
         self._draw()
@@ -129,29 +132,21 @@ class Story:
 
     def _record(self, record: Record) -> None:
         epoch, acc = best(self.progress.history, self.parts.watched)
-        record = Record(
-            record.step,
-            record.epoch,
-            {**record.values, f"best/{self.parts.watched}_acc": acc},
-            record.steps,
-            record.kind,
-        )
-        self.tracker.record(record)
+        values = {**record.values, f"best/{self.parts.watched}_acc": acc, **self._explained(record)}
+        self.tracker.record(Record(record.step, record.epoch, values, record.steps, record.kind))
         if self.parts.selects and epoch == record.epoch:
             self._save_model(self.parts.learner.judged, {"epoch": epoch})
         self._save()
         self.display.record(record, self.parts.config.epochs)
-        every = self.parts.config.explain_every
-        if every and record.epoch % every == 0 and record.epoch < self.parts.config.epochs:
-            self._explain_epoch(record)
 
-    def _explain_epoch(self, record: Record) -> None:
-        """The same pictures in mid-run, of the watched split, under figures/epoch-N."""
-        parts = self.parts
+    def _explained(self, record: Record) -> dict[str, Value]:
+        """In an epoch that `explain_every` names: what can be seen of the watched split, under figures/epoch-N."""
+        every, parts = self.parts.config.explain_every, self.parts
+        if not every or record.epoch % every or record.epoch == parts.config.epochs:
+            return {}
         split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
         viewer = Viewer(parts.config, parts.learner.judged, parts.preprocess, parts.data.classes, parts.learner.device)
-        seen = viewer.see(split, batches, self.folder.figures / f"epoch-{record.epoch}")
-        self.tracker.record(Record(record.step, record.epoch, seen.values, kind="final"))
+        return viewer.see(split, batches, self.folder.figures / f"epoch-{record.epoch}").values
 
     def _watch(self, tick: Tick) -> None:
         self.display.tick(tick)
@@ -159,7 +154,7 @@ class Story:
         if self.interrupts.pending:
             self._save()
             self.interrupts.check()
-        elif every and tick.step % every == 0 and tick.batch < tick.batches:
+        elif every and tick.step % every == 0 and tick.batch < tick.batches and math.isfinite(tick.loss()):
             self._save()
 
     def _save(self) -> None:
@@ -208,6 +203,7 @@ class Story:
         values = {**seen.values, **scalars(final, "result")}
         self.tracker.record(Record(self.progress.step, len(self.progress.history), values, kind="final"))
         if seen.empty_maps[0]:
+            final["empty_maps"] = seen.empty_maps[0]
             self.display.say(
                 f"{seen.empty_maps[0]} of {seen.empty_maps[1]} class-activation maps are empty; another --cam may show more"
             )
@@ -224,7 +220,7 @@ class Story:
 
     def _summarise(self, final: Mapping[str, Scalar], facts: Mapping[str, Any]) -> dict[str, Any]:
         history, watched, selects = self.progress.history, self.parts.watched, self.parts.selects
-        epoch, acc = best(history, watched) if history else (0, float("nan"))
+        epoch, acc = best(history, watched) if history else (0, 0.0)
         chosen = f"best {selects}/acc" if selects else "last epoch"
         warning = " (chosen on the test set)" if watched == "test" else ""
         return {
@@ -234,8 +230,12 @@ class Story:
                 "chosen": chosen + (warning if selects == "test" else ""),
                 **final,
             },
-            "best": {"epoch": epoch, f"{watched}/acc": acc, "chosen": f"best {watched}/acc{warning}"},
+            "best": {"epoch": epoch, f"{watched}/acc": acc, "chosen": f"best {watched}/acc{warning}"}
+            if history
+            else {},
             "last": history[-1] if history else {},
+            "lr_min": self.parts.config.lr_min,
+            "lr_max": self.parts.config.lr_max,
             "epochs": len(history),
             "steps": self.progress.step,
             "parameters": models.count_parameters(self.parts.learner.model),
@@ -260,10 +260,12 @@ class Story:
         )
 
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
-        self._save_model(
-            model,
-            {"epoch": summary["result"]["epoch"], "result": summary["result"], "parameters": summary["parameters"]},
-        )
+        """The weights of the result with a model card, in a folder that stock timm loads."""
+        facts = {key: summary[key] for key in ("result", "parameters")} | {"epoch": summary["result"]["epoch"]}
+        self._save_model(model, facts)
+        folder = self.folder.checkpoints
+        write_atomically(folder / "README.md", card(read_json(folder / "model.json")))
+        models.write_timm_config(model, self.parts.data.classes, self.parts.preprocess, folder / "config.json")
 
     def _draw(self) -> None:
         story = [record for record in read_journal(self.folder.path).records if record.kind == "epoch"]
@@ -279,14 +281,12 @@ class Story:
 
     def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
         folder = self.folder.checkpoints
+        names = ("model.safetensors", "model.json", "config.json", "README.md")
+        kept = {name: folder / name for name in names if (folder / name).exists()}
         return Artifact(
             name=f"{self.folder.name}-model",
             kind="model",
-            files={
-                "model.safetensors": folder / "model.safetensors",
-                "model.json": folder / "model.json",
-                "config.yaml": self.folder.path / runfolder.CONFIG,
-            },
+            files={**kept, "config.yaml": self.folder.path / runfolder.CONFIG},
             aliases=("best", "latest") if self.parts.selects else ("latest",),
             metadata={"config": self.parts.config.to_dict(), **flat(summary)},
         )

@@ -9,6 +9,8 @@ from started import QUICK, command
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("steady")
 
+# One thread a process: the workers of the suite share the cores, and one thread gives the same bits every time.
+os.environ["OMP_NUM_THREADS"] = "1"
 for name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[name]
 os.environ["WANDB_ERROR_REPORTING"] = "false"

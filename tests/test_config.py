@@ -107,6 +107,21 @@ def test_every_setting_has_help_and_its_default_passes_its_own_check():
     Config()
 
 
+def test_a_recipe_file_may_start_from_a_shipped_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: digits\nseed: 3\n")
+    made, digits = resolve({"recipe": str(path)}), resolve({}, "digits")
+    assert made.replace(seed=0, recipe="digits") == digits
+    path.write_text("recipe: digitz\nseed: 3\n")
+    with pytest.raises(UsageError, match="did you mean 'digits'"):
+        resolve({"recipe": str(path)})
+
+
+def test_a_recipe_compressed_to_fewer_epochs_keeps_its_shape():
+    assert resolve({"epochs": 6}).peak_epoch == 5 * 6 / 24
+    assert resolve({"epochs": "12", "peak_epoch": 5}).peak_epoch == 5
+
+
 def test_an_unknown_recipe_names_the_nearest_one():
     with pytest.raises(UsageError, match="did you mean 'digits'"):
         read_recipe("digit")

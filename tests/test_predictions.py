@@ -63,7 +63,9 @@ def test_figures_of_merit_equal_those_of_scikit_learn():
     assert said.losses.mean() == pytest.approx(
         metrics.log_loss(said.labels, said.probabilities, labels=labels), rel=1e-5
     )
-    assert ours.table(CLASSES).rows[4] == ("never", 0.0, 0.0, 0.0, 0)
+    rest = [metrics.accuracy_score(said.labels == label, said.predicted == label) for label in labels]
+    np.testing.assert_allclose(ours.accuracy, rest)
+    assert ours.table(CLASSES).rows[4] == ("never", 1.0, 0.0, 0.0, 0.0, 0)
 
 
 def test_calibration_equals_a_loop_over_bins():

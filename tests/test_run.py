@@ -1,9 +1,9 @@
 """Whole runs, as a user starts them: real processes, real files, W&B offline."""
 
-import csv
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from started import QUICK, command
 from wandb_files import load
+from wandb_server import Server
 
 import harness
+from harness import sync as syncing
 from harness import yamlfile
 from harness.config import Config, resolve
 from harness.tracking.journal import read
@@ -159,7 +161,7 @@ def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_t
 
 @pytest.mark.parametrize(
     ("name", "number", "code", "state"),
-    [("SIGINT", signal.SIGINT, 130, "interrupted"), ("SIGTERM", signal.SIGTERM, 143, "interrupted")],
+    [("SIGINT", signal.SIGINT, 130, "interrupted"), ("SIGTERM", signal.SIGTERM, 143, "preempted")],
 )
 def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, tmp_path, name, number, code, state):
     _, whole = finished
@@ -366,6 +368,103 @@ def test_the_classic_cyclic_picture_is_0_08_to_0_8_in_steps_of_10(tmp_path):
     assert "between 0.08 and 0.8, 100 iterations" in done.stdout
 
 
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
+def test_pictures_in_mid_run_cost_no_row_and_no_record(tmp_path):
+    words = ["--epochs", 3, "--explain-every", 1, "--gallery", 4, "--wandb", "offline", "--name", "e"]
+    command("run", *QUICK, *words, cwd=tmp_path, check=0)
+    folder = tmp_path / "runs/e"
+    records = read(folder / "journal.jsonl").records
+    assert [record.kind for record in records] == ["epoch", "epoch", "epoch", "final"]
+    assert all("gallery/misclassified" in record.values for record in records if record.epoch < 3)
+    run = load(next(folder.glob("wandb/offline-run-*")))
+    assert run.steps == list(range(1, records[-1].step + 1))
+    assert all("lr" in row for row in run.rows)
+
+
+def test_a_finished_run_is_not_gone_on_with_and_a_folder_alone_says_which_run_is_meant(finished):
+    _, folder = finished
+    before = (folder / "journal.jsonl").read_bytes()
+    done = command("run", "--resume", folder, cwd=folder.parent.parent, check=0)
+    assert "already complete" in done.stderr
+    assert (folder / "journal.jsonl").read_bytes() == before
+
+
+def test_resuming_with_another_setting_is_refused_by_its_name(finished):
+    _, folder = finished
+    done = command("run", "--resume", folder, "--lr-max", 0.5, cwd=folder.parent.parent, check=2)
+    assert "lr_max: 0.01 -> 0.5" in done.stderr
+
+
+def test_a_signal_before_the_run_has_begun_ends_in_an_exit_status(tmp_path):
+    words = [sys.executable, "-m", "harness", "run", *QUICK, "--wandb", "disabled"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "runs").exists():  # made first of all
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_a_run_finds_its_learning_rates_first_when_asked(tmp_path):
+    words = ["--model-args", "width=4", "--epochs", 1, "--gallery", 0, "--wandb", "offline", "--name", "f"]
+    command(
+        "run",
+        "--recipe",
+        "digits",
+        "--precision",
+        "fp32",
+        "--lr-max",
+        "find",
+        "--lr-min",
+        "find",
+        *words,
+        cwd=tmp_path,
+        check=0,
+    )
+    folder = tmp_path / "runs/f"
+    found, summary = (
+        json.loads((folder / "lr_finder.json").read_text()),
+        json.loads((folder / "summary.json").read_text()),
+    )
+    assert (summary["lr_min"], summary["lr_max"]) == (found["lr_min"], found["lr_max"])
+    assert (folder / "figures/lr_finder.png").is_file()
+    run = load(next(folder.glob("wandb/offline-run-*")))
+    assert run.summary["lr_max"] == pytest.approx(found["lr_max"])
+    rates = [row["lr"] for row in run.rows if row["_step"] > 0 and "lr" in row]
+    assert max(rates) <= found["lr_max"] * 1.0001
+
+
+def test_find_prints_its_rates_and_writes_a_sweep(tmp_path):
+    words = [
+        "--recipe",
+        "digits",
+        "--precision",
+        "fp32",
+        "--model-args",
+        "width=4",
+        "--seeds",
+        1,
+        "--wandb",
+        "disabled",
+    ]
+    done = command("find", *words, "--write-sweep", "sweep.yaml", cwd=tmp_path, check=0)
+    assert "--lr-max" in done.stdout
+    made = yamlfile.read(tmp_path / "sweep.yaml")
+    assert made["parameters"]["lr_max"]["distribution"] == "log_uniform_values"
+
+
+def test_sync_brings_an_offline_run_to_the_server_whole_and_only_once(finished, tmp_path, monkeypatch):
+    _, folder = finished
+    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
+    with Server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
+        done = syncing.sync(tmp_path / "copy", print)
+        last = read(folder / "journal.jsonl").records[-1].step
+        assert server.steps == list(range(1, last + 1))
+        assert done.sent == done.records
+        assert syncing.sync(tmp_path / "copy", print).sent <= 1
+        assert server.steps == list(range(1, last + 1))
+    assert not any(
+        "x" * 40 in path.read_text(errors="ignore") for path in (tmp_path / "copy").rglob("*") if path.is_file()
+    )

@@ -178,6 +178,47 @@ def test_data_with_other_classes_is_refused(finished, tmp_path):
         judge.evaluate(folder, {"data": "folder", "data_dir": str(tmp_path / "pictures")}, tmp_path / "out")
 
 
+def test_stock_timm_builds_the_model_from_the_runs_own_folder(finished):
+    _, folder = finished
+    model = timm.create_model(f"local-dir:{folder / 'checkpoints'}", pretrained=True).eval()
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), judge.bring_back(folder).model(images), rtol=1e-4, atol=1e-5)
+    assert "Classes, in the order of the logits: 0, 1" in (folder / "checkpoints/README.md").read_text()
+
+
+def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
+    from harness.errors import UsageError
+
+    _, folder = finished
+    with pytest.raises(UsageError, match="model: the checkpoint says this itself"):
+        judge.bring_back(folder, {"model": "resnet18"})
+
+
+def test_an_empty_map_is_striped_and_never_a_picture(tmp_path):
+    from harness.vision import cam
+
+    nothing = cam.Maps(
+        "hirescam",
+        "x",
+        np.zeros((1, 4, 4), np.float32),
+        np.zeros((1, 32, 32), np.float32),
+        np.ones(1, bool),
+        np.zeros(1, np.float32),
+        np.zeros(1, np.float32),
+    )
+    path = judge._write_overlay(np.zeros((32, 32, 3), np.uint8), nothing, tmp_path / "x.png")
+    right = np.asarray(Image.open(path))[:, 256:]
+    assert len(np.unique(right)) == 2
+    assert right.min() > 200
+
+
+def test_large_photos_are_tracked_small():
+    from harness.see import reduced
+
+    assert reduced(np.zeros((3000, 4000, 3), np.uint8)).shape == (192, 256, 3)
+    assert reduced(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32, 3)
+
+
 def test_the_folder_for_timm_gives_the_same_logits_in_stock_timm(finished, tmp_path):
     _, folder = finished
     exchange.to_timm(folder, tmp_path / "shared")
@@ -187,7 +228,7 @@ def test_the_folder_for_timm_gives_the_same_logits_in_stock_timm(finished, tmp_p
     torch.testing.assert_close(again(images), trained.model(images), rtol=1e-4, atol=1e-5)
     assert again.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
     assert again.pretrained_cfg["label_names"] == list(trained.classes)
-    assert "Classes: 0, 1" in (tmp_path / "shared/README.md").read_text()
+    assert "0, 1, 2" in (tmp_path / "shared/README.md").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")

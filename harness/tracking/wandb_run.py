@@ -75,7 +75,11 @@ def start(
         config=config,
         folder=folder,
         arguments=_arguments(
-            config, run_name, run_id or known_run_id(folder) or uuid.uuid4().hex[:8], job_type, extra or {}
+            config,
+            run_name,
+            run_id or known_run_id(folder) or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
+            job_type,
+            extra or {},
         ),
         on_stop=on_stop,
         say=say,

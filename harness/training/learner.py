@@ -95,6 +95,8 @@ class Learner:
         for part, truth, target in zip(
             *(t.tensor_split(self.grad_accumulation) for t in (images, labels, targets)), strict=True
         ):
+            if not len(part):
+                continue
             with autocast(self.device, self.precision):
                 logits = forward(part)  # [B / parts, classes]
             loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)

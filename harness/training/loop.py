@@ -200,7 +200,7 @@ def _step(learner: Learner, schedule: Schedule, progress: Progress, images: Tens
     try:
         outcome = learner.update(images, labels, progress.step, lr, momentum)
     except FloatingPointError as error:
-        raise DivergedError(_diverged(str(error), progress.step, lr)) from None
+        raise DivergedError(_diverged(str(error), len(progress.history), progress.step, lr)) from None
     _note(progress, outcome, len(labels))
 
 
@@ -221,7 +221,9 @@ def _finish_epoch(progress: Progress) -> tuple[dict[str, Value], Curve]:
     bad = (~torch.isfinite(losses)).nonzero()
     if len(bad):
         index = int(bad[0])
-        raise DivergedError(_diverged(f"loss {losses[index].item()}", first + index, progress.lrs[index]))
+        raise DivergedError(
+            _diverged(f"loss {losses[index].item()}", len(progress.history), first + index, progress.lrs[index])
+        )
     sizes = torch.tensor(progress.sizes, dtype=torch.float64)
     values: dict[str, Value] = {
         "train/loss": float((losses * sizes).sum() / sizes.sum()),
@@ -238,8 +240,8 @@ def _finish_epoch(progress: Progress) -> tuple[dict[str, Value], Curve]:
     return values, steps
 
 
-def _diverged(what: str, step: int, lr: float) -> str:
-    return f"training diverged: {what} at step {step + 1}, learning rate {lr:.3g}; lower --lr-max (a range test finds one) or set --clip-grad 1"
+def _diverged(what: str, epochs: int, step: int, lr: float) -> str:
+    return f"training diverged: {what} in epoch {epochs + 1} at step {step + 1}, learning rate {lr:.3g}; lower --lr-max (a range test finds one) or set --clip-grad 1"
 
 
 def _tick(progress: Progress, epoch: int, epochs: int, batches: int) -> Tick:

@@ -41,6 +41,21 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.clip((1 - opacity) * ground + opacity * colour, 0, 255).round().astype(np.uint8)
 
 
+def bare(heat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The map alone in the overlay's colours, uint8 [H, W, 3], for `shape` [H, W, ...]; `heat` is float [h, w], 0..1."""
+    import matplotlib
+
+    colour = matplotlib.colormaps[_COLOURS](_resize(np.clip(np.nan_to_num(heat), 0, 1), shape[:2]))
+    return (255 * colour[..., :3]).round().astype(np.uint8)
+
+
+def hatched(shape: tuple[int, ...]) -> np.ndarray:
+    """What stands for a map with nothing in it: grey stripes, uint8 [H, W, 3], for `shape` [H, W, ...]."""
+    rows, columns = np.indices(shape[:2])
+    stripes = np.where((rows + columns) // 6 % 2, 235, 205).astype(np.uint8)
+    return np.repeat(stripes[..., None], 3, 2)
+
+
 def shared_scale(first: Maps, second: Maps) -> tuple[np.ndarray, np.ndarray]:
     """Both maps of each image, float32 [N, H, W] twice, such that 1 is the stronger peak of the two."""
     peak = np.maximum(np.maximum(first.peak, second.peak), np.finfo(np.float32).tiny)

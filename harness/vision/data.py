@@ -71,7 +71,7 @@ def _cifar(config: Config) -> tuple[Sequence[str], Split, None, Split]:
 
 def _cifar_part(kind: Any, config: Config, name: str) -> Any:
     """torchvision checks the MD5 of every file before it unpickles any."""
-    folder = Path(config.data_dir)
+    folder = Path(config.data_dir).expanduser()
     try:
         return kind(folder, train=name == "train", download=False)
     except RuntimeError:

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import nn
 from harness.config import Config
 from harness.errors import DataError, UsageError, nearest
 from harness.vision import cifar_resnet
+from harness.vision.preprocess import Preprocess
 
 OURS = "cifar_resnet"  # timm's name for the module that our models are defined in
 CLASSES = {"custom_resnet": cifar_resnet.CustomResNet, "resnet18_cifar": cifar_resnet.CifarResNet}
@@ -142,6 +143,35 @@ def names(filter: str = "") -> list[tuple[str, bool]]:
     ours = set(timm.list_models(module=OURS))
     found = [(name, name in ours) for name in timm.list_models(pattern)]
     return sorted(found, key=lambda item: not item[1])
+
+
+def timm_input(preprocess: Preprocess) -> dict[str, Any]:
+    """What a model takes, in timm's words."""
+    return {
+        "input_size": (3, preprocess.size, preprocess.size),
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "crop_pct": preprocess.crop_pct,
+        "interpolation": preprocess.interpolation,
+    }
+
+
+def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Preprocess, path: Path) -> bool:
+    """Write the `config.json` that makes a folder with `model.safetensors` one that stock timm loads.
+
+    False: the model is none of timm's making, and timm could not rebuild it.
+    """
+    from timm.models import save_config_for_hf
+
+    if not hasattr(model, "pretrained_cfg") or not hasattr(model, "_model_args"):
+        return False
+    about = {"label_names": list(classes), "num_classes": len(classes)}
+    try:
+        save_config_for_hf(model, str(path), model_config=about, data_config=timm_input(preprocess))
+    except (AttributeError, KeyError, TypeError, ValueError):  # a plug-in's configuration that timm can not write
+        path.unlink(missing_ok=True)
+        return False
+    return True
 
 
 def parameters_of(name: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -94,7 +95,9 @@ def _create(config: Config, split: str) -> Any:
     for download in tries if config.data.lower().startswith("torch/") else (config.download,):
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                return create_dataset(config.data, root=config.data_dir, split=split, download=download)
+                return create_dataset(
+                    config.data, root=os.path.expanduser(config.data_dir), split=split, download=download
+                )
         except ImportError as error:
             raise UsageError(f"data={config.data} needs a package that is not installed: {_line(error)}") from None
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:

@@ -75,10 +75,12 @@ class PerClass:
     """One figure a class; 0 where it is not defined (a class never predicted, or without images).
 
     Attributes:
+        accuracy: float64 [C], share of all images that are rightly said to be of the class or not.
         precision, recall, f1: float64 [C], shares.
         support: int64 [C], images of the class.
     """
 
+    accuracy: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
     f1: np.ndarray
@@ -86,8 +88,10 @@ class PerClass:
 
     def table(self, classes: Sequence[str]) -> Table:
         """A row a class."""
-        columns = (self.precision.tolist(), self.recall.tolist(), self.f1.tolist(), self.support.tolist())
-        return Table(("class", "precision", "recall", "f1", "images"), list(zip(classes, *columns, strict=True)))
+        shares = (self.accuracy, self.precision, self.recall, self.f1, self.support)
+        columns = (column.tolist() for column in shares)
+        names = ("class", "accuracy", "precision", "recall", "f1", "images")
+        return Table(names, list(zip(classes, *columns, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -184,9 +188,11 @@ def confusion(predictions: Predictions) -> np.ndarray:
 
 
 def per_class(matrix: np.ndarray) -> PerClass:
-    """Precision, recall, F1 and number of images of each class, from a confusion matrix."""
+    """Accuracy (one class against the rest), precision, recall, F1 and number of images of each class, from a confusion matrix."""
     hits, said, true = matrix.diagonal().astype(float), matrix.sum(0), matrix.sum(1)
+    count = max(int(matrix.sum()), 1)
     return PerClass(
+        accuracy=1 - (said + true - 2 * hits) / count,
         precision=np.divide(hits, said, out=np.zeros_like(hits), where=said > 0),
         recall=np.divide(hits, true, out=np.zeros_like(hits), where=true > 0),
         f1=np.divide(2 * hits, said + true, out=np.zeros_like(hits), where=said + true > 0),
@@ -230,6 +236,16 @@ def write_csv(predictions: Predictions, ids: Sequence[str], classes: Sequence[st
     for index, (name, label, said, sure, loss, margin) in enumerate(zip(ids, *columns, strict=True)):
         writer.writerow((index, _cell(name), names[label], names[said], f"{sure:.6g}", f"{loss:.6g}", f"{margin:.6g}"))
     # A file name need not be valid Unicode; what is not is written as an escape.
+    write_atomically(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
+    return Path(path)
+
+
+def write_table(table: Table, path: Path | str) -> Path:
+    """A table of scalars as CSV, its texts safe for a spreadsheet."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows([_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in table.rows)
     write_atomically(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
     return Path(path)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -177,8 +178,9 @@ def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C reaches every process of a terminal, and only the main one should act on it."""
+    """Ctrl-C, a closed terminal and `timeout` reach every process of a group, and only the main one should act on them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.setpgrp()
 
 
 def _laid_out(images: Tensor, config: Config) -> Tensor:

@@ -1,0 +1,76 @@
+"""How many class-activation maps of a trained model are empty, by method and layer, and what they cost.
+
+    python benchmarks/cam_maps.py runs/my-run [--count 25]
+
+The surest misclassified images of the run's evaluation split, each mapped for its predicted and for its true class.
+Prints a table, and writes a dated JSON beside this file's results.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import time
+from pathlib import Path
+
+import click
+import torch
+
+from harness import environment, judge
+from harness.training.machine import autocast_type
+from harness.vision import cam, galleries, predictions
+from harness.vision.data import load
+
+QUICK = [name for name, method in cam.METHODS.items() if not method.slow]
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--count", default=25, show_default=True, help="Misclassified images.")
+@click.option("--layers", default="layer1,layer2,layer3", show_default=True)
+@click.option("--data-dir", default="", help="Where the data lies now.")
+def main(run: Path, count: int, layers: str, data_dir: str) -> None:
+    trained = judge.bring_back(run, {"data_dir": data_dir} if data_dir else {})
+    data = load(trained.config)
+    split = data.test or data.val
+    assert split is not None
+    said = predictions.predict(
+        trained.model,
+        judge.evaluation(trained, split),
+        trained.device,
+        autocast=autocast_type(trained.config.precision),
+    )
+    chosen = galleries.choose(said, wrong=True, count=count)
+    images = torch.stack([trained.preprocess.image(split.picture(int(index))) for index in chosen])
+    rows = []
+    for layer in layers.split(","):
+        for method in QUICK:
+            began = time.monotonic()
+            maps = [
+                cam.explain(trained.model, images, to, method=method, layer=layer)
+                for to in (said.predicted[chosen], said.labels[chosen])
+            ]
+            rows.append(
+                {
+                    "method": method,
+                    "layer": layer,
+                    "empty predicted": int(maps[0].empty.sum()),
+                    "empty true": int(maps[1].empty.sum()),
+                    "of": len(chosen),
+                    "share of positive evidence": round(float(maps[0].share.mean()), 3),
+                    "seconds": round(time.monotonic() - began, 2),
+                }
+            )
+            click.echo("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
+    about = {
+        "date": f"{datetime.date.today()}",
+        "accuracy": predictions.accuracy(said),
+        **environment.describe(trained.device),
+    }
+    out = Path(__file__).parent / "results" / f"cam_maps-{about['date']}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

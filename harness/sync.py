@@ -1,0 +1,62 @@
+"""`harness sync`: a run brought to W&B whole, from its journal.
+
+W&B's own log loses its tail when a process is killed, and gives up when the server refuses it once; the journal does
+neither. What W&B has already is not sent again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from harness import runfolder
+from harness.config import Config
+from harness.errors import BusyError, DataError
+from harness.tracking import wandb_run
+from harness.tracking.journal import read
+
+if TYPE_CHECKING:
+    from harness.tracking.tracker import Status
+
+
+@dataclass(frozen=True)
+class Synced:
+    """What a sync came to.
+
+    Attributes:
+        records: in the journal. sent: of them, those that W&B did not have.
+    """
+
+    folder: Path
+    url: str
+    records: int
+    sent: int
+
+
+def sync(folder: Path, say: Callable[[str], None]) -> Synced:
+    """Send to W&B what it lacks of a run: the same W&B run, each step once.
+
+    Raises:
+        DataError: there is no journal. BusyError: the run is still being written.
+        TrackingError: W&B can not be had, or refused something.
+    """
+    story = read(folder)
+    if "config" not in story.header:
+        raise DataError(f"{folder}: its journal has lost its first line, so nothing says what the run was")
+    if runfolder.is_locked(folder):
+        raise BusyError(f"{folder} is still being written; sync it when it has ended")
+    config = Config(**story.header["config"]).replace(wandb="online")
+    extra = {key: value for key, value in story.header.items() if key != "config"}
+    tracker = wandb_run.start(
+        config, folder, run_name=config.name or folder.name, earlier=story.records, extra=extra, say=say
+    )
+    assert isinstance(tracker, wandb_run.WandbTracker)  # online was asked for by name
+    sent = sum(record.step >= tracker.first_step for record in story.records)
+    for artifact in story.artifacts:
+        if all(path.is_file() for path in artifact.files.values()):
+            tracker.artifact(artifact)
+    tracker.summary(story.summary)
+    tracker.finish(cast("Status", story.status or "failed"), story.exit_code or 0)
+    return Synced(folder, tracker.url, len(story.records), sent)
