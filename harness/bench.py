@@ -27,7 +27,8 @@ from harness.vision.mix import make_mix
 from harness.vision.splits import DataSet, hold_out
 
 if TYPE_CHECKING:
-    from harness.runner import Display, Parts
+    from harness.parts import Parts
+    from harness.story import Display
 
 MOST_HELD = 512  # images held out of the training set
 TRIAL_STEPS = (50, 300)  # a short run takes two epochs, within these

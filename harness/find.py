@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness import environment, runfolder
 from harness.bench import Ask, Bench, provisional, window_for
@@ -15,15 +14,14 @@ from harness.errors import HarnessError, UsageError
 from harness.files import read_json, write_atomically, write_json
 from harness.finding import Finding, sweep, sweep_yaml, table
 from harness.interrupts import Interrupted, Interrupts
+from harness.parts import Parts, assemble
 from harness.runfolder import RunFolder
+from harness.story import Display, open_tracker
 from harness.tracking.tracker import Tracker
 from harness.training.finder import middle_curve, seed_curve
 from harness.training.suggest import lr_min_for
 from harness.values import Record
 from harness.vision import figures, finder_figure
-
-if TYPE_CHECKING:
-    from harness.runner import Display, Parts
 
 __all__ = ["Ask", "Finding", "find", "find_in", "provisional", "resolve_rates", "sweep", "table"]
 
@@ -56,13 +54,12 @@ def find(
         HarnessError: with one line that names what is wrong and its remedy.
         Interrupted: a signal stopped it.
     """
-    from harness import runner
     from harness.display import Lines
 
     ask = Ask(steps, low, high, linear, seeds, confirm)
     window_for(config, ask)  # a wrong range is refused before anything is loaded
     display = display or Lines(sys.stderr)
-    parts = runner.assemble(provisional(config))
+    parts = assemble(provisional(config))
     name = config.name or f"find-{runfolder.default_name(config)}"
     folder = runfolder.claim(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
@@ -159,13 +156,11 @@ def draw(finding: Finding, path: Path) -> Path:
 
 def _in_own_folder(config: Config, parts: Parts, folder: RunFolder, ask: Ask, display: Display) -> Finding:
     """The test in its folder: whatever happens, the status and the tracker say so at the end."""
-    from harness import runner
-
     write_atomically(folder.path / runfolder.CONFIG, config.to_yaml())
     folder.status("running", step=0)
     with Interrupts() as interrupts:
         facts = environment.describe(parts.learner.device)
-        tracker, _, wandb = runner.open_tracker(config, folder, parts, facts, interrupts, display)
+        tracker, _, wandb = open_tracker(config, folder, parts, facts, interrupts, display)
         try:
             finding = find_in(config, parts, folder.path, tracker, display, ask, interrupts.check)
         except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +17,18 @@ from harness.card import card
 from harness.config import Config
 from harness.files import read_json, write_atomically, write_json
 from harness.interrupts import Interrupts
+from harness.parts import Parts, data_facts
 from harness.runfolder import RunFolder
 from harness.see import Seen, Viewer, scalars
+from harness.tracking import wandb_run
 from harness.tracking.journal import Journal
 from harness.tracking.journal import read as read_journal
+from harness.tracking.tee import Tee
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
-from harness.training.learner import Learner
 from harness.training.loop import Progress, Tick, evaluate, fit
-from harness.training.schedule import Schedule
 from harness.values import Artifact, Record, Scalar, Value
-from harness.vision import figures, loaders, models
-from harness.vision.data import DataSet
-from harness.vision.preprocess import Preprocess
+from harness.vision import figures, models
 
 
 class Display(Protocol):
@@ -37,33 +37,6 @@ class Display(Protocol):
     def tick(self, tick: Tick) -> None: ...
     def record(self, record: Record, epochs: int) -> None: ...
     def say(self, text: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a run is made of."""
-
-    config: Config
-    data: DataSet
-    learner: Learner
-    preprocess: Preprocess
-    batches: loaders.Loaders
-    schedule: Schedule
-
-    @property
-    def selects(self) -> str:
-        """The split whose accuracy chooses the epoch that is kept; empty: the last epoch is kept."""
-        match self.config.select:
-            case "best-on-test":
-                return "test"
-            case "auto" | "best" if self.batches.val is not None:
-                return "val"
-        return ""
-
-    @property
-    def watched(self) -> str:
-        """The split evaluated after every epoch: validation where there is one, else the test set."""
-        return "val" if self.batches.val is not None else "test"
 
 
 @dataclass(frozen=True)
@@ -311,17 +284,46 @@ def flat(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     return plain
 
 
-def data_facts(parts: Parts) -> dict[str, Any]:
-    """What the data is: sizes of the splits, classes, fingerprint, and how it is loaded."""
-    data = parts.data
-    sizes = {split.name: len(split) for split in (data.train, data.val, data.test) if split is not None}
-    return {
-        "name": data.name,
-        "classes": list(data.classes),
-        "images": sizes,
-        "fingerprint": data.fingerprint,
-        "loader": parts.batches.kind,
+def open_tracker(
+    config: Config,
+    folder: RunFolder,
+    parts: Parts,
+    facts: Mapping[str, Any],
+    interrupts: Interrupts,
+    display: Display,
+    progress: Progress | None = None,
+) -> tuple[Tee, Journal, Any]:
+    """The journal and W&B behind one door; a resumed run's go on from where `progress` is."""
+    about = {
+        "environment": dict(facts),
+        "dataset": data_facts(parts),
+        "parameters": models.count_parameters(parts.learner.model),
     }
+    header = {"config": config.to_dict(), **about}
+    earlier: list[Record] = []
+    if folder.resumed and progress is not None:
+        journal = Journal.resume(folder.path, progress.step, header)
+        earlier = read_journal(folder.path).records
+    else:
+        journal = Journal(folder.path, header)
+    wandb = wandb_run.start(
+        config,
+        folder.path,
+        run_name=config.name or folder.name,
+        resumed_step=progress.step if folder.resumed and progress is not None else None,
+        earlier=earlier,
+        code=_plugin_files(config),
+        extra=about,
+        on_stop=interrupts.stop,
+        say=display.say,
+    )
+    return Tee([journal, wandb]), journal, wandb
+
+
+def _plugin_files(config: Config) -> list[Path]:
+    """The source files of the user's plug-in modules."""
+    modules = (sys.modules.get(name) for name in config.plugin)
+    return [Path(module.__file__) for module in modules if module is not None and module.__file__]
 
 
 def resume_command(folder: RunFolder) -> str:
