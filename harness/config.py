@@ -23,6 +23,7 @@ from harness import yamlfile
 from harness.errors import UsageError, nearest
 
 FIND = "find"
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 NumberOrFind = float | Literal["find"]
 
 
@@ -289,19 +290,9 @@ def _convert(kind: Any, value: Any) -> Any:
         except ValueError as error:
             raise ValueError(f"{error}, or the word find") from None
     if kind is bool:
-        words = {
-            "true": True,
-            "1": True,
-            "yes": True,
-            "on": True,
-            "false": False,
-            "0": False,
-            "no": False,
-            "off": False,
-        }
-        if str(value).lower() not in words:
+        if str(value).lower() not in BOOLEANS:
             raise ValueError("True or False")
-        return words[str(value).lower()]
+        return BOOLEANS[str(value).lower()]
     if kind in (int, float):
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             raise ValueError("a number")

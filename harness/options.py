@@ -55,6 +55,15 @@ class NoOption(click.Option):
 class SettingsCommand(click.Command):
     """A command that takes settings; its help lists them in groups."""
 
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """A boolean that stands alone is true: the word after it is its value only when it is a boolean word."""
+        plain = {name.replace("_", "") for name, kind in config.kinds().items() if kind is bool}
+        told = []
+        for word, after in zip(args, [*args[1:], ""], strict=True):
+            alone = word.startswith("--") and word[2:].lower().replace("-", "").replace("_", "") in plain
+            told.append(f"{word}=true" if alone and after.lower() not in config.BOOLEANS else word)
+        return super().parse_args(context, told)
+
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Our own options first, then the settings group by group."""
         groups: dict[str, list[tuple[str, str]]] = {}

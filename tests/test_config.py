@@ -187,3 +187,27 @@ def test_a_settings_file_that_is_too_large_or_not_text_is_refused(tmp_path):
         yamlfile.read(large)
     with pytest.raises(UsageError, match="UTF-8"):
         yamlfile.read(binary)
+
+
+@pytest.mark.parametrize(
+    ("words", "value", "rest"),
+    [
+        (["--tta", "run"], "true", "run"),
+        (["--tta=False", "run"], "False", "run"),
+        (["--tta", "no", "run"], "no", "run"),
+        (["run", "--TTA"], "true", "run"),
+        (["--no-tta", "run"], "false", "run"),
+    ],
+)
+def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_path(words, value, rest):
+    import click
+
+    from harness.options import CONTEXT, SettingsCommand, settings
+
+    @click.command(cls=SettingsCommand, context_settings=CONTEXT)
+    @click.argument("path")
+    @settings
+    def told(settings, path):
+        return settings, path
+
+    assert told.main(words, standalone_mode=False) == ({"tta": value}, rest)

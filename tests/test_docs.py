@@ -23,12 +23,16 @@ def test_the_readme_names_commands_options_and_recipes_that_exist():
     assert commands - {"run"} <= set(cli.commands), commands - set(cli.commands)
     for name in re.findall(r"--recipe ([a-z0-9-]+)\b", text):
         assert name in recipes()
-    known = {"help"} | {name.replace("_", "") for name in settings()} | {
-        option.lstrip("-").replace("-", "").lower()
-        for command in cli.commands.values()
-        for parameter in command.params
-        for option in parameter.opts
-    }
+    known = (
+        {"help"}
+        | {name.replace("_", "") for name in settings()}
+        | {
+            option.lstrip("-").replace("-", "").lower()
+            for command in cli.commands.values()
+            for parameter in command.params
+            for option in parameter.opts
+        }
+    )
     for word in re.findall(r"(?<![\w-])--([a-zA-Z][\w-]*)", text):
         assert word.lower().replace("-", "").replace("_", "") in known, word
 

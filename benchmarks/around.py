@@ -1,0 +1,60 @@
+"""Short one-cycle runs at a learning rate and around it: whether a suggestion is right.
+
+    python benchmarks/around.py --recipe digits --lr-max 0.01 --try-factors 0.333,1,3 --try-steps 60
+
+Every run has the same initial weights, batches and length; each is judged on training images that were held out.
+Prints a line a run and writes a dated JSON under results/.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness import environment, runner
+from harness.bench import Ask, Bench
+from harness.display import Lines
+from harness.options import CONTEXT, SettingsCommand, read, settings
+from harness.training.finder import try_rates
+from harness.training.schedule import Schedule
+
+
+@click.command(cls=SettingsCommand, context_settings=CONTEXT)
+@click.option("--try-factors", default="0.3333,1,3", show_default=True, help="Of --lr-max; LRMIN is a tenth of each.")
+@click.option("--try-steps", default=60, show_default=True)
+@settings
+def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
+    config = read(settings)
+    parts = runner.assemble(config)
+    bench = Bench(parts.config, parts, Ask(seeds=1), Lines(sys.stderr), lambda: None)
+    assert bench.held is not None, "this data is too small to hold images out"
+    rows = []
+    for factor in map(float, try_factors.split(",")):
+        lr_max = config.rates()[1] * factor
+        peak = try_steps * config.peak_epoch / max(config.epochs, 1)
+        schedule = Schedule("one_cycle", try_steps, lr_max / 10, lr_max, peak=peak, momentum=config.momentum)
+        began = time.monotonic()
+        trial = try_rates(bench.make, bench.feed, bench.held, schedule, seed=config.seed)
+        rows.append({"lr_max": lr_max, "steps": try_steps, "held-out acc": trial.acc, "held-out loss": trial.loss})
+        click.echo(
+            f"LRMAX {lr_max:.4g}: {100 * trial.acc:.1f} % held-out, loss {trial.loss:.3f}, {time.monotonic() - began:.0f} s"
+        )
+    about = {
+        "date": f"{datetime.date.today()}",
+        "model": config.model,
+        "data": config.data,
+        **environment.describe(parts.learner.device),
+    }
+    out = Path(__file__).parent / "results" / f"around-{config.data}-{about['date']}.json"
+    out.parent.mkdir(exist_ok=True)
+    out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
