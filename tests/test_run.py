@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,10 +16,8 @@ import torch
 from PIL import Image
 from started import QUICK, command
 from wandb_files import load
-from wandb_server import Server
 
 import harness
-from harness import sync as syncing
 from harness import yamlfile
 from harness.config import Config, resolve
 from harness.tracking.journal import read
@@ -451,20 +448,3 @@ def test_find_prints_its_rates_and_writes_a_sweep(tmp_path):
     assert "--lr-max" in done.stdout
     made = yamlfile.read(tmp_path / "sweep.yaml")
     assert made["parameters"]["lr_max"]["distribution"] == "log_uniform_values"
-
-
-def test_sync_brings_an_offline_run_to_the_server_whole_and_only_once(finished, tmp_path, monkeypatch):
-    _, folder = finished
-    shutil.copytree(folder, tmp_path / "copy", symlinks=True)
-    with Server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
-        done = syncing.sync(tmp_path / "copy", print)
-        last = read(folder / "journal.jsonl").records[-1].step
-        assert server.steps == list(range(1, last + 1))
-        assert done.sent == done.records
-        assert syncing.sync(tmp_path / "copy", print).sent <= 1
-        assert server.steps == list(range(1, last + 1))
-    assert not any(
-        "x" * 40 in path.read_text(errors="ignore") for path in (tmp_path / "copy").rglob("*") if path.is_file()
-    )

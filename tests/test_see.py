@@ -141,7 +141,10 @@ def test_a_picture_that_can_not_be_read_is_one_line(finished, make, code, says, 
         (None, "no checkpoint"),
         ({"x.safetensors": b"junk"}, "not one of ours"),
         ({"x.pt": b"junk"}, "not a checkpoint of harness"),
-        ({"x.safetensors": b"junk", "x.json": b'{"config": {}, "classes": ["a"], "preprocess": {}}'}, "damaged"),
+        (
+            {"x.safetensors": b"junk", "x.json": b'{"format": 1, "config": {}, "classes": ["a"], "preprocess": {}}'},
+            "damaged",
+        ),
     ],
 )
 def test_a_checkpoint_that_is_not_ours_is_refused(content, says, tmp_path):

@@ -132,7 +132,9 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path} is not one of ours: {path.with_suffix('.json').name} with its configuration is not beside it"
         )
-    if not isinstance(facts.get("format"), int) or facts["format"] > FORMAT:
+    if not isinstance(facts.get("format"), int):
+        raise CheckpointError(f"{path} is not one of ours: {path.with_suffix('.json').name} has no format number")
+    if facts["format"] > FORMAT:
         raise CheckpointError(
             f"{path} was made by a newer harness (format {facts.get('format')}, this one reads {FORMAT}); upgrade harness"
         )

@@ -161,7 +161,7 @@ def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Prep
 
     False: the model is none of timm's making, and timm could not rebuild it.
     """
-    from timm.models import save_config_for_hf
+    from timm.models._hub import save_config_for_hf  # private, but what timm.models.save_for_hf is made of
 
     if not hasattr(model, "pretrained_cfg") or not hasattr(model, "_model_args"):
         return False
