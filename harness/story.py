@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -70,12 +71,15 @@ class Story:
     def tell(self, facts: Mapping[str, Any]) -> Result:
         """Train, then keep the result and what can be said of it."""
         self._train()
+        trained = time.monotonic()
         model = self._result_model()
         final = self._judge(model)
         self.interrupts.check()
-        summary = self._summarise(final, facts)
-        self._keep_weights(model, summary)
         self._draw()
+        explained = time.monotonic() - trained
+        summary = self._summarise(final, facts)
+        summary["seconds"]["explain"] = round(explained, 3)  # predictions, galleries, maps, figures
+        self._keep_weights(model, summary)
         write_json(self.folder.path / runfolder.SUMMARY, summary)
         self.tracker.summary(flat(summary))
         self.tracker.artifact(self._artifact(summary))
