@@ -8,7 +8,7 @@ from pathlib import Path
 QUICK = ["--recipe", "digits", "--model-args", "width=8", "--threads", "1", "--precision", "fp32"]
 
 
-def command(*words, cwd, check=None, **more):
+def command(*words, cwd, check=None, timeout=200, **more):
     """Run `harness` as a process of its own, with no account."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | {
         "WANDB_ERROR_REPORTING": "false"
@@ -20,7 +20,7 @@ def command(*words, cwd, check=None, **more):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=timeout,
         **more,
     )
     if check is not None:
