@@ -102,8 +102,8 @@ class Config:
     early_stop: int = _setting(0, "Stop after this many epochs with no better validation accuracy; 0: never.", group="Training", low=0)
 
     schedule: str = _setting("one_cycle", "How the learning rate moves.", group="Learning rate", choices=("one_cycle", "cyclic", "cosine", "plateau", "constant"))
-    lr_min: NumberOrFind = _setting(0.001, "LRMIN: where the schedule starts and ends; find: by a range test first.", group="Learning rate", low=0, high=1e6)
-    lr_max: NumberOrFind = _setting(0.02, "LRMAX: the schedule's maximum; find: by a range test first.", group="Learning rate", above=0, high=1e6)
+    lr_min: NumberOrFind = _setting(0.0015, "LRMIN: where the schedule starts and ends; find: by a range test first.", group="Learning rate", low=0, high=1e6)
+    lr_max: NumberOrFind = _setting(0.0045, "LRMAX: the schedule's maximum; find: by a range test first.", group="Learning rate", above=0, high=1e6)
     peak_epoch: float = _setting(5.0, "The epoch at whose end one_cycle is at LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0)
     cycles: int = _setting(5, "Triangles of the cyclic schedule over the whole run.", group="Learning rate", low=1, high=1_000_000)
     plateau_patience: int = _setting(10, "Epochs with no lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
