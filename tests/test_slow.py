@@ -63,3 +63,23 @@ def test_the_digits_recipe_reaches_97_percent_at_full_size(tmp_path):
     summary = json.loads(next(tmp_path.glob("runs/*/summary.json")).read_text())
     assert summary["parameters"] == 6_573_130
     assert summary["result"]["test/acc"] >= 0.97
+
+
+def test_a_compiled_run_ends_close_to_one_that_is_not(tmp_path):
+    words = [
+        *QUICK[:2],
+        "--model-args",
+        "width=4",
+        "--precision",
+        "fp32",
+        "--epochs",
+        1,
+        "--gallery",
+        4,
+        "--wandb",
+        "disabled",
+    ]
+    for name in ("plain", "compiled"):
+        command("run", *words, "--compile", name == "compiled", "--name", name, cwd=tmp_path, check=0, timeout=600)
+    plain, compiled = (read(tmp_path / "runs" / name).records[0].values for name in ("plain", "compiled"))
+    assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=0.02)

@@ -90,7 +90,7 @@ class Learner:
     def _backward(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the mean loss over the batch, added up over its parts."""
         self.optimizer.zero_grad(set_to_none=True)
-        forward = self.forward or self.model
+        forward = self.model if self.forward is None else self.forward
         losses, corrects = [], []
         for part, truth, target in zip(
             *(t.tensor_split(self.grad_accumulation) for t in (images, labels, targets)), strict=True
