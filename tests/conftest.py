@@ -5,6 +5,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 from started import QUICK, command
+from wandb_server import KEY, Server
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("steady")
@@ -33,3 +34,12 @@ def finished(tmp_path_factory):
     named = ["--tags", "a,b", "--group", "tests", "--notes", "why", "--project", "trial"]
     done = command("run", *QUICK, "--epochs", 3, *named, cwd=folder, check=0)
     return done, next((folder / "runs").iterdir())
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A stand-in for W&B's server that keeps the history rows it is sent, and the environment that leads to it."""
+    with Server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server

@@ -1,26 +1,24 @@
 """Whole runs, as a user starts them: real processes, real files, W&B offline."""
 
 import json
-import os
 import re
 import signal
-import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
-from started import QUICK, command
+from started import QUICK, begun, command, wait_for_checkpoint
 from wandb_files import load
 
 import harness
 from harness import yamlfile
 from harness.config import Config, resolve
 from harness.tracking.journal import read
+from harness.vision import cifar_resnet
 
 
 def test_a_run_leaves_everything_that_it_promises(finished):
@@ -105,12 +103,14 @@ def test_the_learning_rate_goes_from_the_option_to_the_optimizer_to_the_records(
 def test_stock_timm_loads_the_weights_of_the_result(finished):
     _, folder = finished
     facts = json.loads((folder / "checkpoints/model.json").read_text())
+
     model = timm.create_model(
         "custom_resnet",
         num_classes=10,
         checkpoint_path=str(folder / "checkpoints/model.safetensors"),
         **facts["config"]["model_args"],
     )
+    assert isinstance(model, cifar_resnet.CustomResNet)  # importing it registers it with timm
     assert len(facts["classes"]) == 10
     images = torch.rand(2, 3, 32, 32)
     assert model.eval()(images).shape == (2, 10)
@@ -162,29 +162,10 @@ def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_t
 )
 def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, tmp_path, name, number, code, state):
     _, whole = finished
-    words = [
-        sys.executable,
-        "-m",
-        "harness",
-        "run",
-        *QUICK,
-        "--epochs",
-        "3",
-        "--checkpoint-every",
-        "2",
-        "--wandb",
-        "offline",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(
-        words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    output = tmp_path / "runs"
-    deadline = time.monotonic() + 100
-    while not list(output.glob("*/checkpoints/last.pt")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
+    words = ["run", *QUICK, "--epochs", "3", "--checkpoint-every", "2", "--wandb", "offline"]
+    process, output = begun(*words, cwd=tmp_path), tmp_path / "runs"
+    wait_for_checkpoint(process, tmp_path)
+    assert process.poll() is None, process.communicate()
     process.send_signal(number)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == code, errors
@@ -194,7 +175,7 @@ def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, 
     assert "--resume" in status["resume"]
     listed = command("runs", cwd=tmp_path, check=0).stdout
     assert state in listed
-    done = command(*words[3:], cwd=tmp_path, check=0)
+    done = command(*words, cwd=tmp_path, check=0)
     assert f"from step {status['step']}" in done.stderr
     assert [path.name for path in output.iterdir()] == [folder.name]
     assert (folder / "checkpoints/model.safetensors").read_bytes() == (
@@ -392,9 +373,7 @@ def test_resuming_with_another_setting_is_refused_by_its_name(finished):
 
 
 def test_a_signal_before_the_run_has_begun_ends_in_an_exit_status(tmp_path):
-    words = [sys.executable, "-m", "harness", "run", *QUICK, "--wandb", "disabled"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    process = subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    process = begun("run", *QUICK, "--wandb", "disabled", cwd=tmp_path)
     while not (tmp_path / "runs").exists():  # made first of all
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

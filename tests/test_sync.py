@@ -1,7 +1,7 @@
 """`harness sync` against a stand-in for W&B's server on the loopback."""
 
 import pytest
-from wandb_server import Server
+from wandb_server import KEY
 
 from harness import sync as syncing
 from harness.config import Config
@@ -9,8 +9,6 @@ from harness.errors import BusyError, DataError
 from harness.runfolder import RunFolder, claim
 from harness.tracking.journal import Journal
 from harness.values import Curve, Record
-
-KEY = "k" * 40
 
 
 def epoch(number, steps=4):
@@ -34,14 +32,6 @@ def killed(tmp_path):
     journal.path.write_text("".join(lines))  # a kill leaves no last line
     folder.close()
     return folder.path
-
-
-@pytest.fixture
-def server(monkeypatch):
-    with Server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield server
 
 
 def test_a_killed_run_reaches_the_server_whole_and_each_step_once(killed, server):

@@ -15,7 +15,7 @@ import pytest
 import wandb_files
 from sample_records import epoch, final, image
 from sklearn.metrics import confusion_matrix
-from wandb_server import Server
+from wandb_server import KEY
 
 from harness.config import Config, settings
 from harness.errors import TrackingError
@@ -24,7 +24,6 @@ from harness.tracking.encoding import StoredImage
 from harness.tracking.tracker import NoTracker
 from harness.values import Artifact, Record, Scores, Table
 
-KEY = "0123456789abcdef" * 3
 SLIM = {
     "X_DISABLE_STATS": "true",
     "X_SAVE_REQUIREMENTS": "false",
@@ -424,15 +423,6 @@ def test_importing_the_module_does_not_import_wandb():
 
 
 # --- W&B with a server, on the loopback
-
-
-@pytest.fixture
-def server(monkeypatch):
-    """A stand-in for W&B's server that keeps the history rows it is sent, and the environment that leads to it."""
-    with Server() as server:
-        monkeypatch.setenv("WANDB_BASE_URL", server.url)
-        monkeypatch.setenv("WANDB_API_KEY", KEY)
-        yield server
 
 
 def test_an_online_run_that_lost_its_tail_has_every_step_once_after_a_resume(tmp_path, server):

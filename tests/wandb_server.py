@@ -9,6 +9,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+KEY = "0123456789abcdef" * 3  # of the form that W&B's client takes
+
 
 class Server(ThreadingHTTPServer):
     """Takes one run; a context.
