@@ -183,7 +183,8 @@ def plot(
 def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path | None) -> None:
     """Test figures, per-class table, confusion matrix, galleries and Grad-CAM of a trained model.
 
-    CHECKPOINT is a run folder, a model.safetensors or a last.pt; its own settings hold unless you give others.
+    CHECKPOINT is a run folder, a model.safetensors or a last.pt; its own settings hold unless you give others. With
+    --wandb it goes to W&B too, as a run of its own.
 
     \b
     harness evaluate runs/my-run
@@ -213,7 +214,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
 def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path, top: int) -> None:
     """Classify pictures and draw where the model looks.
 
-    PICTURES are files or folders; any size, mode or orientation will do.
+    PICTURES are files or folders; any size, mode or orientation will do. With --wandb the answers go to W&B too.
 
     \b
     harness explain runs/my-run photo.jpg holiday/ --cam gradcam -o looked-at

@@ -17,7 +17,7 @@ from harness.errors import CheckpointError, DataError, HarnessError, UsageError
 from harness.files import write_json
 from harness.see import Seen, Viewer, as_picture, enlarge, table_text
 from harness.training import checkpoint, machine
-from harness.values import Record
+from harness.values import Cell, Image, Record, Scalar, Table, Value
 from harness.vision import cam, cam_figure, loaders, models
 from harness.vision.data import load as load_data
 from harness.vision.images import is_picture, read_image
@@ -192,10 +192,20 @@ def explain(
 ) -> Iterator[Answer]:
     """Classify pictures of any size, mode or orientation, and write each with its map laid over it.
 
+    When `given` names `wandb`, all answers go there too, at the end.
+
     Raises:
         DataError: a picture can not be read, or a folder has none.
     """
     trained = bring_back(path, given)
+    answers = []
+    for answer in _answers(trained, pictures, out, top):
+        answers.append(answer)
+        yield answer
+    _track_answers(trained, given, answers, out)
+
+
+def _answers(trained: Trained, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Answer]:
     mapped = trained.config.cam != "none" and trained.viewer.has_layer()
     files = list(_pictures(pictures))
     for file, name in zip(files, _out_names(files), strict=True):
@@ -223,12 +233,12 @@ def explain(
 
 def _write_overlay(shown: np.ndarray, maps: cam.Maps, path: Path) -> Path:
     """The picture as the model saw it beside itself under its map (stripes for an empty one), as PNG."""
-    from PIL import Image
+    from PIL import Image as Pillow
 
     large = enlarge(shown, 256)
     second = cam_figure.hatched(large.shape) if maps.empty[0] else cam_figure.overlay(large, maps.scaled[0])
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.concatenate([large, second], 1)).save(path)
+    Pillow.fromarray(np.concatenate([large, second], 1)).save(path)
     return path
 
 
@@ -273,14 +283,38 @@ def _few(classes: Sequence[str]) -> str:
 
 
 def _track(trained: Trained, given: Mapping[str, Any], seen: Seen, split: str, out: Path) -> None:
-    """To W&B as a run of its own, when W&B was named."""
+    """What `evaluate` saw, to W&B."""
+    metrics = {f"{split}/{key}": value for key, value in seen.metrics.items()}
+    _to_wandb(trained, given, "evaluate", {**seen.values, **metrics}, metrics, out)
+
+
+def _track_answers(trained: Trained, given: Mapping[str, Any], answers: Sequence[Answer], out: Path) -> None:
+    """What `explain` answered, to W&B: a row a picture, an empty map as an empty cell."""
+    rows: list[tuple[Cell, ...]] = []
+    for answer in answers:
+        drawn = None if answer.overlay is None or answer.empty else Image(read_image(answer.overlay))
+        name, share = answer.guesses[0]
+        rows.append((drawn, str(answer.path.name), name, share, ", ".join(name for name, _ in answer.guesses)))
+    table = Table(("image and map", "file", "prediction", "confidence", "guesses"), rows)
+    _to_wandb(trained, given, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
+
+
+def _to_wandb(
+    trained: Trained,
+    given: Mapping[str, Any],
+    job: str,
+    values: Mapping[str, Value],
+    summary: Mapping[str, Scalar],
+    out: Path,
+) -> None:
+    """A run of its own in W&B, when `--wandb` was given."""
     if "wandb" not in {known_name(key) for key in given} or trained.config.wandb == "disabled":
         return
     from harness.tracking import wandb_run
 
-    name = f"evaluate-{_run_folder(trained.path).name}"
-    tracker = wandb_run.start(trained.config, out, run_name=name, job_type="evaluate")
-    metrics = {f"{split}/{key}": value for key, value in seen.metrics.items()}
-    tracker.record(Record(0, 0, {**seen.values, **metrics}, kind="final"))
-    tracker.summary(metrics)
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{job}-{_run_folder(trained.path).name}"
+    tracker = wandb_run.start(trained.config, out, run_name=name, job_type=job)
+    tracker.record(Record(0, 0, values, kind="final"))
+    tracker.summary(summary)
     tracker.finish("finished", 0)

@@ -117,6 +117,18 @@ def test_explain_takes_pictures_of_every_kind(finished, tmp_path):
     assert len(list((tmp_path / "out").glob("*.png"))) == 7
 
 
+def test_what_evaluate_and_explain_say_goes_to_wandb_when_asked(finished, tmp_path):
+    _, folder = finished
+    Image.new("RGB", (20, 30), (90, 20, 20)).save(tmp_path / "x.png")
+    answers = list(judge.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, tmp_path / "explained", top=3))
+    run = load(next((tmp_path / "explained").glob("wandb/offline-run-*")))
+    assert (run.job_type, run.rows[-1]["explain/pictures.nrows"]) == ("explain", len(answers))
+    seen, _, out = judge.evaluate(folder, {"wandb": "offline", "gallery": 4}, tmp_path / "evaluated")
+    run = load(next(out.glob("wandb/offline-run-*")))
+    assert run.job_type == "evaluate"
+    assert run.summary["test/acc"] == pytest.approx(seen.metrics["acc"])
+
+
 @pytest.mark.parametrize(
     ("make", "code", "says"),
     [
