@@ -16,6 +16,7 @@ from harness.training.schedule import Schedule, make_schedule
 from harness.vision import cam, loaders, models
 from harness.vision.data import DataSet, load
 from harness.vision.mix import make_mix
+from harness.vision.predictions import evaluating
 from harness.vision.preprocess import Preprocess, preprocess_for
 
 
@@ -70,18 +71,14 @@ def assemble(config: Config) -> Parts:
 
 def _try_model(model: nn.Module, preprocess: Preprocess, config: Config) -> None:
     """One image through the model, so that sizes that do not fit are found before training."""
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        with torch.no_grad():
-            shape = tuple(model.eval()(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape)
+        with evaluating(model), torch.no_grad():
+            shape = tuple(model(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
             f"{config.model} can not take images of {preprocess.size} pixels: {reason}; set --image-size or --model-args img_size={preprocess.size}"
         ) from None
-    finally:
-        for module, mode in modes:
-            module.training = mode
     if len(shape) != 2:
         raise UsageError(
             f"{config.model} gives {list(shape)} instead of logits [1, classes]; it is no image classifier"

@@ -16,7 +16,7 @@ from harness.config import Config
 from harness.errors import UsageError
 from harness.training.machine import autocast_type
 from harness.values import Cell, Image, Scalar, Table, Value
-from harness.vision import cam, cam_figure, galleries, prediction_figures, predictions
+from harness.vision import cam, cam_figure, galleries, prediction_figures, predictions, sheet
 from harness.vision.galleries import Tile
 from harness.vision.predictions import Predictions
 from harness.vision.preprocess import Preprocess
@@ -211,8 +211,7 @@ def reduced(pixels: np.ndarray, side: int = LARGEST) -> np.ndarray:
 
 def enlarge(pixels: np.ndarray, side: int) -> np.ndarray:
     """A small picture with each pixel repeated, so that its longer side is about `side`."""
-    times = max(1, side // max(pixels.shape[:2]))
-    return pixels.repeat(times, 0).repeat(times, 1)
+    return sheet.enlarge(pixels, max(side, *pixels.shape[:2]))  # never made smaller here
 
 
 def picture(path: Path) -> Image:

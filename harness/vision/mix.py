@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from harness.config import Config
 from harness.randomness import seed_for
@@ -31,7 +33,7 @@ def make_mix(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tu
         if len(images) % 2:  # timm pairs images, so an odd one is left as it is
             mixed, targets = mix(images[:-1], labels[:-1], step)
             alone = mixup_target(labels[-1:], classes, config.label_smoothing).to(targets)
-            return _join(mixed, images[-1:]), _join(targets, alone)
+            return torch.cat([mixed, images[-1:]]), torch.cat([targets, alone])
         state = np.random.get_state()
         np.random.seed(seed_for(config.seed, "mix", step) % 2**32)
         try:
@@ -44,12 +46,4 @@ def make_mix(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tu
 
 def mixup_target(labels: Tensor, classes: int, smoothing: float) -> Tensor:
     """One-hot targets [B, classes], smoothed: 1 - s + s/classes on the label, s/classes elsewhere."""
-    from torch.nn.functional import one_hot
-
     return one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
-
-
-def _join(first: Tensor, last: Tensor) -> Tensor:
-    import torch
-
-    return torch.cat([first, last])
