@@ -99,6 +99,7 @@ class Config:
     grad_accumulation: int = _setting(1, "Parts that each batch is computed in, to save memory; the update is the same.", group="Training", low=1, high=100_000)
     ema: float = _setting(0.0, "Decay of the exponential moving average of the weights that is evaluated and kept; 0: off.", group="Training", low=0, below=1)
     select: str = _setting("auto", "Whose weights are the result: last, or best on validation; auto: best where there is a validation split. best-on-test chooses on the test set, and says so.", group="Training", choices=("auto", "last", "best", "best-on-test"))
+    test: bool = _setting(True, "Read the test set; False leaves it unread, for the runs of a search, which are compared on validation.", group="Training", counts=False)
     early_stop: int = _setting(0, "Stop after this many epochs with no better validation accuracy; 0: never.", group="Training", low=0)
 
     schedule: str = _setting("one_cycle", "How the learning rate moves.", group="Learning rate", choices=("one_cycle", "cyclic", "cosine", "plateau", "constant"))
@@ -173,6 +174,10 @@ class Config:
             raise UsageError(
                 f"{chooses[0]}, but val_fraction=0 leaves only the test set to look at; set --val-fraction 0.1"
             )
+        if not self.test and self.val_fraction == 0 and self.data not in FOLDER_LIKE:
+            raise UsageError("test=False and val_fraction=0 leave nothing to evaluate on; set --val-fraction 0.1")
+        if not self.test and self.select == "best-on-test":
+            raise UsageError("select=best-on-test chooses on the test set, which test=False leaves unread")
         if self.momentum_min is not None and self.momentum_min > self.momentum:
             raise UsageError(f"need momentum_min <= momentum, got {self.momentum_min:g} > {self.momentum:g}")
         if self.grad_accumulation > self.batch_size:

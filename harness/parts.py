@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,8 @@ def assemble(config: Config) -> Parts:
     machine.prepare(config, device)
     config = config.replace(precision=machine.pick_precision(config.precision, device))
     data = load(config)
+    if not config.test:
+        data = dataclasses.replace(data, test=None)
     classes = config.classes or len(data.classes)
     if classes < len(data.classes):
         raise UsageError(

@@ -7,7 +7,8 @@ from PIL import Image
 
 from harness.errors import UsageError
 from harness.values import Record
-from harness.vision import figures, style
+from harness import style
+from harness.vision import figures
 from harness.vision.galleries import Tile, gallery
 from harness.vision.sheet import enlarge
 

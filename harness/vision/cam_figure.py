@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.vision import style
+from harness import style
 from harness.vision.cam import METHODS, Maps
 from harness.vision.galleries import Tile
 from harness.vision.sheet import Sheet, enlarge

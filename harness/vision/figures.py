@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from harness.values import Image, Record
-from harness.vision import style
+from harness import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

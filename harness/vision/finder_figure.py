@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.values import Curve
-from harness.vision import style
+from harness import style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

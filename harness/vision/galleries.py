@@ -15,7 +15,7 @@ import numpy as np
 from harness.errors import UsageError, nearest
 from harness.randomness import seed_for
 from harness.values import Cell, Image, Table
-from harness.vision import style
+from harness import style
 from harness.vision.sheet import Sheet, enlarge
 
 if TYPE_CHECKING:

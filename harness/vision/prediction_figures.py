@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.vision import style
+from harness import style
 from harness.vision.predictions import Reliability
 
 if TYPE_CHECKING:

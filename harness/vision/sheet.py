@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.vision import style
+from harness import style
 
 _PIXELS = 320  # side that a shown picture is enlarged or reduced to, about
 
