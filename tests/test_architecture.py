@@ -7,7 +7,18 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harness"
 ROOMS = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
-LEAVES = {"errors", "values", "randomness", "files", "yamlfile", "config", "runfolder", "interrupts", "environment", "style"}
+LEAVES = {
+    "errors",
+    "values",
+    "randomness",
+    "files",
+    "yamlfile",
+    "config",
+    "runfolder",
+    "interrupts",
+    "environment",
+    "style",
+}
 # The drawn exception: what reads runs back reads our journal.
 READS_THE_JOURNAL = {"search", "report"}
 FOREIGN = {

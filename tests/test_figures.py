@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness import style
 from harness.errors import UsageError
 from harness.values import Record
-from harness import style
 from harness.vision import figures
 from harness.vision.galleries import Tile, gallery
 from harness.vision.sheet import enlarge

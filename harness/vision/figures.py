@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from harness.values import Image, Record
 from harness import style
+from harness.values import Image, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from harness.values import Curve
 from harness import style
+from harness.values import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness import style
 from harness.errors import UsageError, nearest
 from harness.randomness import seed_for
 from harness.values import Cell, Image, Table
-from harness import style
 from harness.vision.sheet import Sheet, enlarge
 
 if TYPE_CHECKING:
