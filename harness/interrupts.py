@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
@@ -59,3 +60,19 @@ class Interrupts:
         """Raise `Interrupted` when a stop was asked for (exit status 130 for Ctrl-C, 143 for SIGTERM)."""
         if self._number is not None:
             raise Interrupted(f"stopped by {signal.Signals(self._number).name}", 128 + self._number)
+
+
+def die_with_parent(parent: int | None = None) -> None:
+    """Have this process told SIGTERM when the one that started it ends, also when that is killed (Linux only).
+
+    Args:
+        parent: the id that the parent had before this process began; where it has gone already, SIGTERM comes now.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -176,6 +176,30 @@ def read(path: Path) -> Story:
     return Story(**told, whole=last == "summary" and not torn)
 
 
+def follow(path: Path, place: int) -> tuple[list[Record], int]:
+    """The records that a journal which is still being written has gained since byte `place`, and the new place.
+
+    A journal that is shorter than `place` was cut by a run that goes on: it is read from its beginning, and the first
+    of the records is again the run's first.
+
+    Args:
+        path: the run folder. place: 0 at first.
+    """
+    path = Path(path) / NAME
+    try:
+        with open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) < place:
+                place = 0
+            file.seek(place)
+            lines, _ = _whole_lines(file.read())
+    except OSError:
+        return [], place
+    told: dict[str, Any] = {"records": [], "artifacts": [], "alerts": []}
+    for raw in lines:
+        _tell(told, from_line(raw), path.parent)
+    return told["records"], place + sum(len(raw) + 1 for raw in lines)
+
+
 def _tell(told: dict[str, Any], line: dict[str, Any], folder: Path) -> str:
     """Add one line to what a `Story` is made from; its kind."""
     kind = str(line.get("kind"))

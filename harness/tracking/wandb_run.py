@@ -99,6 +99,12 @@ def start(
     return tracker
 
 
+def preload() -> None:
+    """Import W&B now, for a process that waits for work."""
+    with contextlib.suppress(ImportError):
+        import wandb  # noqa: F401
+
+
 def wanted_mode(setting: str) -> Mode:
     """The mode that `config.wandb` means here; WANDB_MODE, where that is set, decides what `auto` means."""
     word = setting if setting != "auto" else os.environ.get("WANDB_MODE", "").lower()
