@@ -17,7 +17,7 @@ import click
 
 from harness.display import Bar, Lines
 from harness.errors import AlreadyDone, HarnessError, nearest
-from harness.options import CONTEXT, SettingsCommand, read, settings
+from harness.options import CONTEXT, SettingsCommand, read, settings, settings_but
 
 EPILOG = """\b
 Exit status: 0 done; 2 wrong command or value; 3 data missing or unreadable; 4 checkpoint missing, damaged,
@@ -36,6 +36,7 @@ def cli(debug: bool) -> None:
     harness run                        the custom ResNet on CIFAR-10
     harness evaluate runs/NAME         per-class table, galleries, Grad-CAM
     harness find --recipe digits       a range test: which learning rates to train with
+    harness sweep sweeps/digits.yaml   a search on this machine, without a W&B server
     harness plot --schedule cyclic     draw a learning-rate schedule
     """
 
@@ -137,6 +138,51 @@ def find(settings: dict[str, Any], **ask: Any) -> None:
     finally:
         display.close()
     click.echo(finder.table(finding))
+
+
+@cli.command(cls=SettingsCommand)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--count", type=click.IntRange(1), help="Trials in all, over every command that works on this search. [run_cap]"
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Trials at a time; GPUs and CPU threads are shared out.",
+)
+@click.option("--storage", default="", help="Database URL that several machines share. [a file in the sweep's folder]")
+@click.option(
+    "--final", type=click.IntRange(0), default=0, help="Then train the best over so many seeds and read the test set."
+)
+@click.option("--search-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of what is tried.")
+@click.option("--choose-on-test", is_flag=True, help="Allow a metric of the test set.")
+@click.option(
+    "--fork/--no-fork", default=True, help="Fork trials from a process that has torch and timm imported.  [fork]"
+)
+@settings_but("workers", "resume")
+def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_seed: int, **ask: Any) -> None:
+    """Run a W&B sweep on this machine, with no server and no account: the same YAML, the same meaning.
+
+    FILE is a sweep in W&B's format whose command starts `harness run`. Settings given here win over its constants.
+    The same command goes on with a sweep that was stopped.
+
+    \b
+    harness sweep sweeps/digits.yaml
+    harness sweep sweeps/lr.yaml --count 20 --workers 2 --data-dir data --final 3
+    harness sweep sweeps/lr.yaml --count 60 --storage postgresql+psycopg://user@host/db --name lr     on each machine
+    """
+    from harness.config import Config
+    from harness.search import coordinator, sweepfile
+
+    output, name = settings.pop("output", Config().output), settings.pop("name", "")
+    found = sweepfile.read(file, settings, on_test=choose_on_test)
+    folder, told = coordinator.run(
+        found, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **ask
+    )
+    click.echo(told)
+    click.echo(f"sweep folder: {folder}\nto W&B: harness sync {folder}/runs/trial-*", err=True)
 
 
 @cli.command(cls=SettingsCommand)
@@ -301,7 +347,15 @@ def runs(output: Path) -> None:
         click.echo(f"{path.name:<44} {state:<12} epoch {status.get('epoch', 0):<5} {accuracy}")
         if state != "finished" and status.get("resume"):
             click.echo(f"    {status['resume']}")
-    if not found:
+    sweeps = sorted(output.glob("*/sweep.json"))
+    for path in sweeps:
+        told = read_json(path)
+        counts = ", ".join(f"{count} {state}" for state, count in told.get("trials", {}).items() if count)
+        best = told.get("best") or {}
+        click.echo(
+            f"{path.parent.name:<44} sweep        {counts}; best {told.get('metric', {}).get('name')} {best.get('value', '-')}"
+        )
+    if not found and not sweeps:
         click.echo(f"no runs in {output}", err=True)
 
 

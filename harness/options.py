@@ -105,7 +105,15 @@ def _metavar(name: str) -> str:
 
 def settings(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command an option for every setting; it receives those that were given as `settings={...}`."""
-    names = list(config.settings())
+    return settings_but()(command)
+
+
+def settings_but(*without: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`settings` without those that the command has another use for."""
+    return lambda command: _with_options(command, [name for name in config.settings() if name not in without])
+
+
+def _with_options(command: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
 
     def gather(**values: Any) -> Any:
         given: dict[str, Any] = {}

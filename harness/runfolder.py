@@ -83,7 +83,7 @@ def claim(config: Config) -> RunFolder:
     if config.resume not in ("auto", "never"):
         return _claim_named(config, Path(config.resume).expanduser())
     output = Path(config.output).expanduser()
-    _make(output)
+    make_folder(output)
     given = os.environ.get("WANDB_RUN_ID") or config.name
     base = slug(given or default_name(config))
     if os.environ.get("WANDB_RUN_ID") and read_state(output / base) != "none":
@@ -92,10 +92,10 @@ def claim(config: Config) -> RunFolder:
         path = output / name
         state = read_state(path)
         if state == "none":
-            _make(path)
+            make_folder(path)
         elif state not in UNFINISHED or config.resume == "never" or differences(path, config):
             continue
-        lock = _lock(path)
+        lock = lock_folder(path)
         if lock is not None and read_state(path) == state:  # not taken by another process in the meantime
             return RunFolder(path, resumed=state != "none", lock=lock)
         if lock is None and config.name:
@@ -111,7 +111,7 @@ def _claim_named(config: Config, path: Path) -> RunFolder:
         raise UsageError(
             f"--resume {path}: its settings differ: {'; '.join(changed)}; leave those options out, or start a new run"
         )
-    lock = _lock(path)
+    lock = lock_folder(path)
     if lock is None:
         raise _busy(path)
     if read_state(path) == "finished":
@@ -146,7 +146,7 @@ def read_state(path: Path) -> str:
 
 def is_locked(path: Path) -> bool:
     """Whether a living process is writing the run (a `running` state without a lock is a crash)."""
-    handle = _lock(path)
+    handle = lock_folder(path)
     if handle is None:
         return True
     handle.close()
@@ -170,10 +170,10 @@ def check_output(config: Config) -> None:
     Raises:
         UsageError: it can not be made or written.
     """
-    _make(Path(config.output).expanduser())
+    make_folder(Path(config.output).expanduser())
 
 
-def _make(path: Path) -> None:
+def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe = path / f".probe.{os.getpid()}"
@@ -183,7 +183,7 @@ def _make(path: Path) -> None:
         raise UsageError(f"can not write to {path}: {error.strerror}; choose another --output") from None
 
 
-def _lock(path: Path) -> IO[str] | None:
+def lock_folder(path: Path) -> IO[str] | None:
     """An open, locked file; None when another process holds it. The kernel frees it when the process dies."""
     if sys.platform == "win32":
         return open(path / ".lock", "a+")

@@ -20,7 +20,13 @@ from typing import Any
 from harness.interrupts import die_with_parent
 
 WAIT = 0.05  # seconds between two looks at who has ended
-AHEAD = ("harness.runner", "harness.find", "sklearn.datasets", "matplotlib.backends.backend_agg", "matplotlib.font_manager")
+AHEAD = (
+    "harness.runner",
+    "harness.find",
+    "sklearn.datasets",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.font_manager",
+)
 
 
 def main() -> None:

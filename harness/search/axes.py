@@ -155,7 +155,9 @@ def read_axes(parameters: Any, where: str = "parameters", path: tuple[str, ...] 
             raise UsageError(f"{place}: need `value:`, `values:` or `min:` and `max:`, got {spec!r}")
         if "parameters" in spec:
             if extra := set(spec) - {"parameters"}:
-                raise UsageError(f"{place}: nested parameters stand alone, without {', '.join(map(str, sorted(extra)))}")
+                raise UsageError(
+                    f"{place}: nested parameters stand alone, without {', '.join(map(str, sorted(extra)))}"
+                )
             found += read_axes(spec["parameters"], place, (*path, str(key)))
         else:
             found.append(_axis((*path, str(key)), spec, place))
@@ -171,11 +173,15 @@ def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Axis:
     if missing := [key for key in needed if key not in spec]:
         raise UsageError(f"{where}: {kind} needs {' and '.join(missing)}")
     if extra := [str(key) for key in spec if key != "distribution" and key not in known]:
-        raise UsageError(f"{where}: {kind} takes {', '.join(sorted(known))}, not {extra[0]!r}{nearest(extra[0], known)}")
+        raise UsageError(
+            f"{where}: {kind} takes {', '.join(sorted(known))}, not {extra[0]!r}{nearest(extra[0], known)}"
+        )
     values = {**optional, **{key: spec[key] for key in spec if key != "distribution"}}
     for key in NUMBERS:
         if key in values and not _is_number(values[key]):
-            raise UsageError(f"{where}: {key}={values[key]!r}: need a number (W&B reads 1e-3 as a word: write 0.001 or 1.0e-3)")
+            raise UsageError(
+                f"{where}: {key}={values[key]!r}: need a number (W&B reads 1e-3 as a word: write 0.001 or 1.0e-3)"
+            )
     _check_numbers(kind, values, where)
     if kind.startswith("categorical"):
         _check_values(values, where)
@@ -211,7 +217,9 @@ def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
     if kind.endswith("log_uniform_values") and values["min"] <= 0:
         raise UsageError(f"{where}: {kind} needs min > 0, got {values['min']!r}")
     if kind.endswith("log_uniform") and max(abs(values["min"]), abs(values["max"])) > MOST_EXPONENT:
-        raise UsageError(f"{where}: min and max of {kind} are exponents of e; for the values themselves use {kind}_values")
+        raise UsageError(
+            f"{where}: min and max of {kind} are exponents of e; for the values themselves use {kind}_values"
+        )
     if values.get("q") is not None and values["q"] <= 0:
         raise UsageError(f"{where}: need q > 0, got {values['q']!r}")
     if values.get("sigma") is not None and values["sigma"] < 0:
@@ -226,7 +234,11 @@ def _check_values(values: Mapping[str, Any], where: str) -> None:
         raise UsageError(f"{where}: need a list of at least one value, got {listed!r}")
     if shares is None:
         return
-    if not isinstance(shares, list) or len(shares) != len(listed) or not all(_is_number(share) and share >= 0 for share in shares):
+    if (
+        not isinstance(shares, list)
+        or len(shares) != len(listed)
+        or not all(_is_number(share) and share >= 0 for share in shares)
+    ):
         raise UsageError(f"{where}: need one probability, 0 or more, for each of the {len(listed)} values")
     if abs(sum(shares) - 1) > 1e-6:
         raise UsageError(f"{where}: the probabilities add up to {sum(shares):g}; they must to 1")

@@ -35,13 +35,21 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
         UsageError: it does not start `harness run`, or has a macro that `harness run` can not read.
     """
     words = DEFAULT if command is None else command
-    if isinstance(words, str) or not isinstance(words, Sequence) or not all(isinstance(word, str | int | float) for word in words):
+    if (
+        isinstance(words, str)
+        or not isinstance(words, Sequence)
+        or not all(isinstance(word, str | int | float) for word in words)
+    ):
         raise UsageError('command: need a list of words, such as ["${env}", harness, run, "${args}"]')
     words = tuple(str(program) if word == "${program}" and program else str(word) for word in words)
     for word in words:
-        if word.startswith("${") and word not in MACROS and not VARIABLE.fullmatch(word):
+        if word.startswith("${") and word not in MACROS and not VARIABLE.match(word):
             raise UsageError(f"command: there is no macro {word!r}{nearest(word, MACROS)}")
-    if unread := [word for word in words if word.startswith("${args") and word not in ("${args}", "${args_no_equals}", "${args_no_boolean_flags}")]:
+    if unread := [
+        word
+        for word in words
+        if word.startswith("${args") and word not in ("${args}", "${args_no_equals}", "${args_no_boolean_flags}")
+    ]:
         raise UsageError(f"command: `harness run` does not read {unread[0]}; use ${{args}}")
     if _start(words) is None:
         shown = " ".join(words)
@@ -55,7 +63,9 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
 
 def is_plain(words: Sequence[str]) -> bool:
     """Whether it is nothing but `harness run` with its parameters, so that a process made ready may take it."""
-    return [word for word in words if word not in ("${env}", "${args}")] == ["harness", "run"] and words[-1] == "${args}"
+    return [word for word in words if word not in ("${env}", "${args}")] == ["harness", "run"] and words[
+        -1
+    ] == "${args}"
 
 
 def fill(words: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
@@ -98,4 +108,3 @@ def _start(words: Sequence[str]) -> int | None:
         if Path(word).name == "__main__.py" and Path(word).parent.name == "harness" and words[place + 1] == "run":
             return place
     return None
-

@@ -6,7 +6,6 @@ the heart of any more; whoever works on the search next gives them back as trial
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import socket
@@ -87,7 +86,9 @@ class Engine:
         UsageError: the storage can not be opened, or holds another sweep of that name.
     """
 
-    def __init__(self, sweep: Sweep, name: str, storage: str, cap: int | None, seed: int = 0, shared: bool = False) -> None:
+    def __init__(
+        self, sweep: Sweep, name: str, storage: str, cap: int | None, seed: int = 0, shared: bool = False
+    ) -> None:
         self.sweep, self.cap, self._seed, self._shared = sweep, cap, seed, shared
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
         self._beaten = self._swept = 0.0
@@ -105,7 +106,9 @@ class Engine:
             except UsageError:
                 raise
             except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
-                raise UsageError(f"the storage {_without_password(storage)} can not be opened: {_first_line(error)}") from error
+                raise UsageError(
+                    f"the storage {_without_password(storage)} can not be opened: {_first_line(error)}"
+                ) from error
         if self._study.user_attrs.get("digest", sweep.digest()) != sweep.digest():
             raise UsageError(f"the storage holds another sweep named {name}; choose another --name")
         self._fill(ours)
@@ -115,10 +118,16 @@ class Engine:
         sampler = optuna.samplers.RandomSampler(seed=0)  # another one is set for each trial
         try:
             study = optuna.create_study(
-                study_name=name, storage=self._storage, direction=direction, sampler=sampler, pruner=optuna.pruners.NopPruner()
+                study_name=name,
+                storage=self._storage,
+                direction=direction,
+                sampler=sampler,
+                pruner=optuna.pruners.NopPruner(),
             )
         except optuna.exceptions.DuplicatedStudyError:
-            study = optuna.load_study(study_name=name, storage=self._storage, sampler=sampler, pruner=optuna.pruners.NopPruner())
+            study = optuna.load_study(
+                study_name=name, storage=self._storage, sampler=sampler, pruner=optuna.pruners.NopPruner()
+            )
             return study, False
         study.set_user_attr("digest", self.sweep.digest())
         return study, True
@@ -276,7 +285,9 @@ class Engine:
     def remaining(self) -> int | None:
         """How many trials are still to begin; None: no end is set."""
         if self.sweep.method == "grid":
-            return min(len(self._waiting()), len(self._waiting()) if self.cap is None else max(0, self.cap - self._begun()))
+            return min(
+                len(self._waiting()), len(self._waiting()) if self.cap is None else max(0, self.cap - self._begun())
+            )
         return None if self.cap is None else max(0, self.cap - self._begun())
 
     def _all_begun(self) -> bool:

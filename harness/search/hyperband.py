@@ -72,7 +72,9 @@ def read_hyperband(block: Any, where: str = "early_terminate") -> Hyperband:
     else:
         raise UsageError(f"{where}: need min_iter, or max_iter and s")
     if not bands:
-        raise UsageError(f"{where}: max_iter={block['max_iter']} leaves no band with eta={eta:g}; raise it, or lower eta")
+        raise UsageError(
+            f"{where}: max_iter={block['max_iter']} leaves no band with eta={eta:g}; raise it, or lower eta"
+        )
     return Hyperband(tuple(sorted(set(bands))), float(eta), strict)
 
 

@@ -47,7 +47,7 @@ class Started:
                 env=dict(environment),
                 cwd=folder,
                 start_new_session=True,  # Ctrl-C reaches the sweep, which decides
-                preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509 - this process has one thread
+                preexec_fn=partial(die_with_parent, os.getpid()),
             )
 
     def poll(self) -> int | None:
@@ -95,7 +95,7 @@ class Nest:
     """The process that trials are forked from; see `harness.warm`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "harness.warm"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -115,7 +115,13 @@ class Nest:
         """A trial: `words` come after `harness`."""
         self._count += 1
         name = str(self._count)
-        ask = {"id": name, "words": list(words), "environment": dict(environment), "folder": str(folder), "log": str(log)}
+        ask = {
+            "id": name,
+            "words": list(words),
+            "environment": dict(environment),
+            "folder": str(folder),
+            "log": str(log),
+        }
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(ask).encode() + b"\n")
@@ -179,7 +185,9 @@ def devices(workers: int, environment: Mapping[str, str]) -> list[dict[str, str]
     threads = str(max(1, (os.cpu_count() or 1) // workers))
     share = {} if "OMP_NUM_THREADS" in environment else {"OMP_NUM_THREADS": threads}
     cards = _cards(environment)
-    return [{**share, **({"CUDA_VISIBLE_DEVICES": cards[place % len(cards)]} if cards else {})} for place in range(workers)]
+    return [
+        {**share, **({"CUDA_VISIBLE_DEVICES": cards[place % len(cards)]} if cards else {})} for place in range(workers)
+    ]
 
 
 def _cards(environment: Mapping[str, str]) -> list[str]:

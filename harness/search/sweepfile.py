@@ -193,7 +193,9 @@ def _scheduled(document: Mapping[str, Any], method: str) -> str:
     if block["engine"] == "ax":
         raise UsageError("scheduler: engine=ax is not to be had here; set engine: optuna, or method: bayes alone")
     if (block["engine"] == "optuna") != (method == "custom"):
-        raise UsageError(f"scheduler: engine={block['engine']} with method={method}: optuna goes with custom, wandb with grid, random or bayes")
+        raise UsageError(
+            f"scheduler: engine={block['engine']} with method={method}: optuna goes with custom, wandb with grid, random or bayes"
+        )
     return "bayes" if method == "custom" else method
 
 
@@ -205,7 +207,9 @@ def _metric(block: Any, method: str) -> Metric:
         raise UsageError(f"metric: there is no {odd[0]!r}{nearest(odd[0], known)}")
     goal, target = block.get("goal", "minimize"), block.get("target")
     if goal not in ("minimize", "maximize"):
-        raise UsageError(f"metric: goal={goal!r}: need minimize or maximize{nearest(str(goal), ('minimize', 'maximize'))}")
+        raise UsageError(
+            f"metric: goal={goal!r}: need minimize or maximize{nearest(str(goal), ('minimize', 'maximize'))}"
+        )
     if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
         raise UsageError(f"metric: target={target!r}: need a number")
     return Metric(block["name"], goal == "maximize", None if target is None else float(target))
@@ -227,8 +231,12 @@ def _settled(axes: tuple[Axis, ...], overrides: Mapping[str, Any]) -> tuple[Axis
         except UsageError as error:
             raise UsageError(f"parameters.{axis.name}: {error}") from None
         if len(axis.path) > 1 and name != "model_args":
-            raise UsageError(f"parameters.{axis.path[0]}: {name} is one value; only model_args has parameters of its own")
-        if seen.setdefault(name, axis.path[0]) != axis.path[0] or (len(axis.path) == 1 and [a.path for a in axes].count(axis.path) > 1):
+            raise UsageError(
+                f"parameters.{axis.path[0]}: {name} is one value; only model_args has parameters of its own"
+            )
+        if seen.setdefault(name, axis.path[0]) != axis.path[0] or (
+            len(axis.path) == 1 and [a.path for a in axes].count(axis.path) > 1
+        ):
             raise UsageError(f"parameters: {axis.path[0]!r} and {seen[name]!r} are one setting; keep one of them")
         if name in overrides:
             if not axis.fixed:
@@ -281,9 +289,13 @@ def _check_metric(name: str, config: Config, on_test: bool) -> None:
     reads_test = name in ("test/acc", "test/loss", "best/test_acc")
     if name not in (*known, *OTHER_METRICS):
         if name in ("val/acc", "val/loss", "best/val_acc"):
-            raise UsageError(f"metric: {name} needs a validation split; add val_fraction: {{value: 0.1}} to the parameters")
+            raise UsageError(
+                f"metric: {name} needs a validation split; add val_fraction: {{value: 0.1}} to the parameters"
+            )
         if not reads_test:
-            raise UsageError(f"metric: no run logs {name!r}{nearest(name, (*known, *OTHER_METRICS))}; there are {', '.join(known)}")
+            raise UsageError(
+                f"metric: no run logs {name!r}{nearest(name, (*known, *OTHER_METRICS))}; there are {', '.join(known)}"
+            )
     if reads_test and has_val and config.data not in FOLDER_LIKE:
         raise UsageError(f"metric: {name} is not logged where there is a validation split; use best/val_acc")
     if reads_test and not on_test:

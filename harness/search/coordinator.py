@@ -1,0 +1,426 @@
+"""`harness sweep`: asks the engine what to try, runs it as `harness run`, and keeps what comes of it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from harness import runfolder
+from harness.config import known_name
+from harness.errors import HarnessError, UsageError
+from harness.files import read_json, write_atomically, write_json
+from harness.interrupts import Interrupts
+from harness.search import command, display, pictures, processes, results
+from harness.search.engine import Engine, Proposal, Row
+from harness.search.results import Times
+from harness.search.sweepfile import Sweep
+from harness.tracking.journal import follow
+
+LOOK = 0.1  # seconds between two looks at the trials
+FLAPPING = 5  # failed trials at the start, and none that did not fail: the sweep is wrong, not they
+DATABASE = "study.db"
+FROM_AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
+
+
+@dataclass
+class Running:
+    """A trial whose process runs.
+
+    Attributes:
+        share: which worker's share of the machine it has.
+        values: of the metric, so far. place: how far its journal was read.
+    """
+
+    proposal: Proposal
+    process: processes.Process
+    share: int
+    began: float
+    place: int = 0
+    values: list[float] = field(default_factory=list)
+    pruned: bool = False
+
+
+class Coordinator:
+    """One `harness sweep` command.
+
+    Args:
+        folder: where everything of the sweep goes.
+        workers: trials at a time.
+        fork: start plain trials from a process that has everything imported.
+    """
+
+    def __init__(
+        self, sweep: Sweep, folder: Path, engine: Engine, workers: int, shown: display.Lines, fork: bool = True
+    ) -> None:
+        self.sweep, self.folder, self.engine, self.workers, self.shown = sweep, folder, engine, workers, shown
+        self._environment = {name: value for name, value in os.environ.items() if name not in FROM_AGENTS}
+        self._shares = processes.devices(workers, self._environment)
+        self._forks = fork and hasattr(os, "fork") and len({tuple(share.items()) for share in self._shares}) == 1
+        self._nest: processes.Nest | None = None
+        self._running: list[Running] = []
+        self._spent: dict[str, Times] = {}
+        self._began = time.monotonic()
+        self._ended_here = 0
+
+    @property
+    def runs(self) -> Path:
+        """Where the trials' run folders go."""
+        return self.folder / results.RUNS
+
+    def search(self, interrupts: Interrupts) -> None:
+        """Run trials until there are no more.
+
+        Raises:
+            Interrupted: a signal stopped it; the trials have saved, and the same command goes on with them.
+            HarnessError: the first trials all failed.
+        """
+        try:
+            while True:
+                interrupts.check()
+                self._start_more()
+                self._look()
+                self.engine.beat([running.proposal for running in self._running])
+                self.shown.update(
+                    self.engine.rows() if self._is_live else (),
+                    self.engine.best() if self._is_live else None,
+                    self._left(),
+                )
+                if self.engine.reached() and self._running:
+                    self.shown.say("the target is reached: the other trials are stopped")
+                    self._stop_rest()
+                if not self._running and self.engine.exhausted():
+                    if not self.engine.running_elsewhere([]) or self.engine.reached():
+                        return
+                    self.engine.reclaim()  # one of them may be given back
+                time.sleep(LOOK)
+        finally:
+            self._stop_rest()
+            self._close_nest()
+            self.keep()
+
+    @property
+    def _is_live(self) -> bool:
+        return isinstance(self.shown, display.Live)
+
+    def _start_more(self) -> None:
+        while len(self._running) < self.workers:
+            proposal = self.engine.ask()
+            if proposal is None:
+                return
+            try:
+                self.sweep.config(proposal.values)
+            except UsageError as error:  # such as lr_min > lr_max: one failed trial
+                self._end(proposal, "failed", str(error), 0.0)
+                continue
+            share = min(set(range(self.workers)) - {running.share for running in self._running})
+            process = self._launch(
+                self.sweep.parameters(proposal.values), self._own_words(proposal.name), proposal.name, share
+            )
+            self.shown.began(proposal.name, proposal.values)
+            self._running.append(Running(proposal, process, share, time.monotonic()))
+
+    def _launch(self, parameters: Mapping[str, Any], own: Sequence[str], name: str, share: int) -> processes.Process:
+        environment = {**self._environment, **self._shares[share]}
+        self.runs.mkdir(parents=True, exist_ok=True)
+        log = self.runs / f"{name}.log"
+        here = Path.cwd()
+        if self._forks and command.is_plain(self.sweep.command):
+            if self._nest is None:
+                self._nest = processes.Nest(environment)
+            return self._nest.start(["run", *command.arguments(parameters), *own], environment, here, log)
+        words = [*command.fill(self.sweep.command, parameters, environment), *own]
+        return processes.Started(words, environment, here, log)
+
+    def _own_words(self, name: str) -> list[str]:
+        """What the sweep adds to a trial's command: where it goes, and that the test set stays unread."""
+        given = {**self._constants(), **self.sweep.overrides}
+        usual: dict[str, Any] = {"wandb": "offline", "job_type": "trial", "gallery": 0, "group": self.folder.name}
+        if not self.sweep.metric.name.startswith(("test/", "best/test")):
+            usual["test"] = False
+        told = {**{key: value for key, value in usual.items() if key not in given}, **self.sweep.overrides}
+        told |= {"output": str(self.runs), "name": name, "resume": "auto"}
+        return _options(told)
+
+    def _constants(self) -> dict[str, Any]:
+        """Settings that the sweep's parameters give themselves."""
+        return {known_name(axis.path[0]): None for axis in self.sweep.axes}
+
+    def _look(self) -> None:
+        """Read what the running trials have logged; stop those that Hyperband stops; take leave of those that ended."""
+        for running in list(self._running):
+            code = running.process.poll()  # before the journal is read, so that an ended one's is read whole
+            self._read(running)
+            if not running.pruned and code is None and self.engine.report(running.proposal, running.values):
+                running.pruned = True
+                running.process.stop()
+            if code is not None:
+                self._running.remove(running)
+                self._leave(running, code)
+
+    def _read(self, running: Running) -> None:
+        before = running.place
+        records, running.place = follow(self.runs / running.proposal.name, running.place)
+        if running.place < before:
+            running.values.clear()
+        for record in records:
+            value = record.scalars().get(self.sweep.metric.name)
+            if record.kind == "epoch" and isinstance(value, int | float) and abs(value) < float("inf"):
+                running.values.append(float(value))
+
+    def _leave(self, running: Running, code: int) -> None:
+        self.engine.report(running.proposal, running.values)
+        seconds = time.monotonic() - running.began
+        if code == 0:
+            self._end(running.proposal, "complete", "", seconds)
+        elif running.pruned:
+            self._end(running.proposal, "pruned", "", seconds)
+        else:
+            self._end(running.proposal, "failed", self._why(running.proposal.name, code), seconds)
+
+    def _end(self, proposal: Proposal, state: str, reason: str, seconds: float) -> None:
+        self.engine.tell(proposal, state, reason)
+        self._ended_here += 1
+        if seconds:
+            self._spent[proposal.name] = results.times(self.runs / proposal.name, seconds)
+        rows = self.engine.rows()
+        row = next(row for row in rows if row.number == proposal.number)
+        self.shown.ended(row, seconds, self.engine.best(), self._left())
+        self._write_trials(rows)
+        ended = [row for row in rows if row.state != "running"]
+        if len(ended) >= FLAPPING and all(row.state == "failed" for row in ended) and not self._running:
+            raise HarnessError(
+                f"the first {len(ended)} trials all failed, the last because: {row.reason}; nothing is searched like this"
+            )
+
+    def _why(self, name: str, code: int) -> str:
+        """The trial's own last word on why it failed."""
+        status = read_json(self.runs / name / runfolder.STATUS)
+        if status.get("state") == "failed" and status.get("reason"):
+            return str(status["reason"])
+        try:
+            lines = [
+                line for line in (self.runs / f"{name}.log").read_text(errors="replace").splitlines() if line.strip()
+            ]
+        except OSError:
+            lines = []
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
+        ended = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        return f"{told[-1]} ({ended})" if told else ended
+
+    def _stop_rest(self) -> None:
+        """Stop what still runs: it saves, and its trials wait to be gone on with."""
+        rest, self._running = self._running, []
+        if not rest:
+            return
+        processes.stop_all([running.process for running in rest])
+        for running in rest:
+            self._read(running)
+            if running.process.poll() == 0:
+                self._leave(running, 0)
+            elif self.engine.reached():
+                running.pruned = True
+                self._leave(running, 143)
+            else:
+                self.engine.give_back(running.proposal)
+
+    def _close_nest(self) -> None:
+        if self._nest is not None:
+            self._nest.close()
+            self._nest = None
+
+    def _left(self) -> str:
+        """How long it may still take, from the trials so far."""
+        remaining = self.engine.remaining()
+        if remaining is None or not self._ended_here:
+            return "" if remaining is None else f"{remaining} to begin"
+        pace = (time.monotonic() - self._began) / self._ended_here
+        seconds = pace * (remaining + len(self._running) / 2)
+        return f"about {_duration(seconds)} left" if remaining or self._running else ""
+
+    def keep(self) -> None:
+        """Write `trials.csv`, `best.yaml`, `sweep.json` and the figures."""
+        rows, best = self.engine.rows(), self.engine.best()
+        self._write_trials(rows)
+        if best is not None:
+            write_atomically(
+                self.folder / results.BEST, results.best_recipe(self.sweep, best, self.sweep.name, len(rows))
+            )
+        importances = self.engine.importances()
+        title = f"{len(rows)} trials of {self.sweep.name}"
+        pictures.draw(self.folder / results.FIGURES, self.sweep, rows, importances, title)
+        told = read_json(self.folder / results.SUMMARY)
+        told |= {
+            "name": self.sweep.name,
+            "method": self.sweep.method,
+            "metric": {
+                "name": self.sweep.metric.name,
+                "goal": "maximize" if self.sweep.metric.maximise else "minimize",
+            },
+            "trials": {state: sum(row.state == state for row in rows) for state in display.STATES},
+            "best": None if best is None else _best(self.sweep, best),
+            "importance": importances,
+            "time": results.overhead(self.spent()),
+        }
+        write_json(self.folder / results.SUMMARY, told)
+
+    def _write_trials(self, rows: Sequence[Row]) -> None:
+        results.write_trials(self.folder / results.TRIALS, self.sweep, rows, self.spent(), results.RUNS)
+
+    def spent(self) -> dict[str, Times]:
+        """The time of each trial that ran on this machine, also under an earlier command."""
+        earlier = {name: Times(*row) for name, row in read_json(self.folder / "times.json").items()}
+        together = {**earlier, **self._spent}
+        if self._spent:
+            write_json(
+                self.folder / "times.json",
+                {name: [took.wall, took.epochs, took.count] for name, took in together.items()},
+            )
+        return together
+
+    def final(self, seeds: int, interrupts: Interrupts) -> dict[str, Any]:
+        """Train the best configuration over several seeds and read the test set once for each.
+
+        Raises:
+            HarnessError: no trial came to an end, or a final run failed.
+        """
+        best = self.engine.best()
+        if best is None:
+            raise HarnessError("no trial logged the metric, so there is no best configuration to test")
+        waiting = [(seed, f"final-{best.name.removeprefix('trial-')}-s{seed}") for seed in range(seeds)]
+        running: list[tuple[int, str, processes.Process]] = []
+        told: list[dict[str, Any]] = []
+        try:
+            while waiting or running:
+                interrupts.check()
+                while waiting and len(running) < self.workers:
+                    seed, name = waiting.pop(0)
+                    if read_json(self.runs / name / runfolder.STATUS).get("state") != "finished":
+                        running.append((seed, name, self._launch_final(best, seed, name, len(running))))
+                    else:
+                        told.append({"seed": seed, **results.result_of(self.runs / name)})
+                for item in list(running):
+                    code = item[2].poll()
+                    if code is None:
+                        continue
+                    running.remove(item)
+                    if code:
+                        raise HarnessError(f"the final run with seed {item[0]} failed: {self._why(item[1], code)}")
+                    told.append({"seed": item[0], **results.result_of(self.runs / item[1])})
+                    self.shown.say(
+                        f"final run, seed {item[0]}: test accuracy {100 * float(told[-1].get('test/acc', float('nan'))):.2f} %"
+                    )
+                time.sleep(LOOK)
+        finally:
+            processes.stop_all([item[2] for item in running])
+            self._close_nest()
+        table = results.final_table(sorted(told, key=lambda row: row["seed"]))
+        write_json(self.folder / results.SUMMARY, {**read_json(self.folder / results.SUMMARY), "final": table})
+        return table
+
+    def _launch_final(self, best: Row, seed: int, name: str, share: int) -> processes.Process:
+        given = {**self._constants(), **self.sweep.overrides}
+        usual = {
+            key: value
+            for key, value in {"wandb": "offline", "group": self.folder.name, "job_type": "final"}.items()
+            if key not in given
+        }
+        told = {
+            **usual,
+            **self.sweep.overrides,
+            "test": True,
+            "seed": seed,
+            "output": str(self.runs),
+            "name": name,
+            "resume": "auto",
+        }
+        return self._launch(self.sweep.parameters(best.values), _options(told), name, share)
+
+
+def _options(settings: Mapping[str, Any]) -> list[str]:
+    return [
+        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
+        for name, value in settings.items()
+    ]
+
+
+def _best(sweep: Sweep, best: Row) -> dict[str, Any]:
+    return {
+        "trial": best.name,
+        "value": sweep.metric.best(best.history),
+        "parameters": dict(best.values),
+        "folder": f"{results.RUNS}/{best.name}",
+    }
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def sweep_folder(sweep: Sweep, output: Path, name: str) -> Path:
+    """Where a sweep goes: the same for the same search, so that the same command goes on with it."""
+    return output / runfolder.slug(name or f"{runfolder.slug(sweep.name)}-{sweep.digest()}")
+
+
+def run(
+    sweep: Sweep,
+    source: bytes,
+    *,
+    output: Path,
+    name: str = "",
+    count: int | None = None,
+    workers: int = 1,
+    storage: str = "",
+    final: int = 0,
+    seed: int = 0,
+    fork: bool = True,
+) -> tuple[Path, str]:
+    """Search, keep, and test the best: the same as `harness sweep`.
+
+    Args:
+        source: the YAML file's bytes, kept beside the results.
+        count: trials in all, over every command that works on the search; the file's `run_cap` when None.
+        storage: a database URL that several machines share; a file in the sweep's folder when empty.
+        final: seeds to train and test the best configuration with; 0: none.
+
+    Returns:
+        the sweep's folder, and what it came to, for a person.
+
+    Raises:
+        UsageError: the search has no end. Interrupted: the same command goes on.
+    """
+    caps = [cap for cap in (count, sweep.run_cap) if cap is not None]
+    cap = min(caps) if caps else None
+    if cap is None and sweep.method != "grid":
+        raise UsageError(f"a {sweep.method} search has no end of its own; give --count N, or run_cap: N in the file")
+    folder = sweep_folder(sweep, output, name)
+    runfolder.make_folder(folder)
+    kept = folder / results.COPY
+    if kept.exists() and kept.read_bytes() != source and name:
+        raise UsageError(f"{folder} holds another sweep (its {results.COPY} differs); choose another --name")
+    write_atomically(kept, source)
+    lock: IO[str] | None = runfolder.lock_folder(folder)
+    url = storage or f"sqlite:///{folder.resolve() / DATABASE}"
+    engine = Engine(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None)
+    shown = display.Live(sweep) if sys.stderr.isatty() else display.Lines(sweep)
+    coordinator = Coordinator(sweep, folder, engine, workers, shown, fork)
+    try:
+        with Interrupts() as interrupts:
+            coordinator.search(interrupts)
+            told = display.summary(sweep, engine.rows(), engine.best(), results.overhead(coordinator.spent()))
+            if final:
+                shown.close()
+                table = coordinator.final(final, interrupts)
+                told += f"\nfinal       test accuracy {100 * table.get('test/acc mean', float('nan')):.2f} % over {final} seeds, standard deviation {100 * table.get('test/acc standard deviation', 0.0):.2f} points"
+    finally:
+        shown.close()
+        engine.close()
+        if lock is not None:
+            lock.close()
+    return folder, told
