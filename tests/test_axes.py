@@ -93,7 +93,7 @@ def test_nested_parameters_keep_their_path():
     ],
 )
 def test_a_parameter_that_means_nothing_is_refused_with_its_remedy(spec, said):
-    with pytest.raises(UsageError, match="parameters.x") as refused:
+    with pytest.raises(UsageError, match=r"parameters\.x") as refused:
         axis(spec)
     assert said in str(refused.value)
 

@@ -76,7 +76,7 @@ def fill(words: Sequence[str], parameters: Mapping[str, Any], environment: Mappi
     for place, word in enumerate(words):
         if word == "${env}":
             continue  # the environment is handed over as it is
-        if place == start and word == "harness":
+        if place == start and word == "harness" and (place == 0 or words[place - 1] != "-m"):
             told += [sys.executable, "-m", "harness"]
         elif word == "${interpreter}" or (place == 0 and PYTHON.fullmatch(word)):
             told.append(sys.executable)

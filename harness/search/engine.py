@@ -91,6 +91,7 @@ class Engine:
     ) -> None:
         self.sweep, self.cap, self._seed, self._shared = sweep, cap, seed, shared
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
+        self._points = sweep.grid() if sweep.method == "grid" else []
         self._beaten = self._swept = 0.0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         with _quiet():
@@ -133,16 +134,14 @@ class Engine:
         return study, True
 
     def _fill(self, ours: bool) -> None:
-        """Lay a grid's points out as waiting trials, once."""
+        """Lay the points of a grid out as waiting trials, up to the cap, each once."""
         if self.sweep.method != "grid":
             return
         began = time.monotonic()
         while not ours and not self._study.user_attrs.get("filled") and time.monotonic() - began < GRACE:
             time.sleep(0.5)  # whoever made the study is at it
-        if self._study.user_attrs.get("filled"):
-            return
         there = {trial.user_attrs.get(POINT) for trial in self._study.get_trials(deepcopy=False)}
-        for place, values in enumerate(self.sweep.grid()):
+        for place, values in enumerate(self._points[: self.cap]):
             if place not in there:
                 self._study.enqueue_trial(_encoded(self.sweep.searched, values), user_attrs={POINT: place})
         self._study.set_user_attr("filled", True)
@@ -150,9 +149,7 @@ class Engine:
     def ask(self) -> Proposal | None:
         """The next trial, taken on; None when there is none to be had now (see `exhausted`)."""
         self.reclaim()
-        if self.exhausted() or (self.sweep.method == "grid" and not self._waiting()):
-            return None
-        if not self._waiting() and self.cap is not None and len(self._counted()) >= self.cap:
+        if self.exhausted():
             return None
         with _quiet():
             self._study.sampler = self._sampler()
@@ -160,11 +157,12 @@ class Engine:
             trial.set_user_attr(OWNER, self._owner)
             self._storage.record_heartbeat(trial._trial_id)
             values = {axis.name: self._suggest(trial, axis) for axis in self.sweep.searched}
+            values = self._points[trial.user_attrs[POINT]] if POINT in trial.user_attrs else values
             trial.set_user_attr(VALUES, values)
         if self._is_surplus(trial):
             trial.set_user_attr(SURPLUS, True)
             self._study.tell(trial, state=TrialState.FAIL)
-            return None
+            return self.ask()
         first = trial.user_attrs.get(FIRST, trial.number)
         if FIRST not in trial.user_attrs:
             trial.set_user_attr(FIRST, first)
@@ -284,34 +282,26 @@ class Engine:
 
     def remaining(self) -> int | None:
         """How many trials are still to begin; None: no end is set."""
-        if self.sweep.method == "grid":
-            return min(
-                len(self._waiting()), len(self._waiting()) if self.cap is None else max(0, self.cap - self._begun())
-            )
-        return None if self.cap is None else max(0, self.cap - self._begun())
+        if self.sweep.method == "grid" or self.cap is None:
+            return len(self._waiting()) if self.sweep.method == "grid" else None
+        return max(0, self.cap - sum(trial.state != TrialState.WAITING for trial in self._counted()))
 
     def _all_begun(self) -> bool:
         return self.sweep.method == "grid" or (self.cap is not None and len(self._counted()) >= self.cap)
 
-    def _begun(self) -> int:
-        return sum(trial.state != TrialState.WAITING for trial in self._counted())
-
     def _waiting(self) -> list[FrozenTrial]:
-        """Trials that wait to be taken on, within the cap."""
-        waiting = self._study.get_trials(deepcopy=False, states=[TrialState.WAITING])
-        if self.cap is None or self.sweep.method != "grid":
-            return waiting
-        again = [trial for trial in waiting if AGAIN_OF in trial.user_attrs]
-        return waiting if self._begun() < self.cap else again
+        """Trials that wait to be taken on: points of a grid, and those given back."""
+        return self._study.get_trials(deepcopy=False, states=[TrialState.WAITING])
 
     def _is_surplus(self, trial: optuna.Trial) -> bool:
         """Whether two coordinators went for the last trial at once, and this is one too many."""
         if AGAIN_OF in trial.user_attrs:
             return False
+        before = [other for other in self._counted() if other.number < trial.number]
         if self.sweep.method == "grid":
-            return POINT not in trial.user_attrs
-        before = sum(other.number < trial.number for other in self._counted())
-        return self.cap is not None and before >= self.cap
+            point = trial.user_attrs.get(POINT)
+            return point is None or any(other.user_attrs.get(POINT) == point for other in before)
+        return self.cap is not None and len(before) >= self.cap
 
     def _counted(self) -> list[FrozenTrial]:
         """The trials that count: of one that is run again the last try; none that was surplus or never had values."""
