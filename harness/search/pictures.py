@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -104,7 +104,7 @@ def scatter(path: Path, metric: Metric, axes: Sequence[Axis], rows: Sequence[Row
     _scale(plot, axes[0], "x", judged + failed)
     if len(axes) > 1:
         _scale(plot, axes[1], "y", judged + failed)
-        bar = figure.colorbar(points, ax=plot, pad=0.02)
+        bar = figure.colorbar(points, ax=plot, pad=0.02, extend=_beyond(scores, low, high))
         bar.set_label(style.plain(metric.name), color=style.INK, fontsize=11)
         bar.outline.set_visible(False)
         if _is_share(metric):
@@ -145,14 +145,15 @@ def history(path: Path, metric: Metric, rows: Sequence[Row], title: str) -> Path
             )
     fold = np.maximum if metric.maximise else np.minimum
     plot.step(numbers, fold.accumulate(scores), where="post", color=style.VERMILLION, linewidth=2, label="best so far")
-    low, high = _range(np.array(scores), metric)
-    margin = 0.08 * (high - low or 1.0)
-    plot.set_ylim(low - margin, high + margin)
+    if not _is_share(metric):  # one diverged loss would flatten all others
+        low, high = _range(np.array(scores), metric)
+        margin = 0.08 * (high - low)
+        plot.set_ylim(low - margin, high + margin)
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.dress(plot, x="trial", y=metric.name, title=title)
     if _is_share(metric):
         plot.yaxis.set_major_formatter(_percent())
-    style.legend(plot, loc="lower right" if metric.maximise else "upper right")
+    figure.legend(loc="outside lower center", ncols=5, fontsize=10, frameon=False, labelcolor=style.INK)
     return style.save(figure, path)
 
 
@@ -186,7 +187,7 @@ def parallel(path: Path, metric: Metric, axes: Sequence[Axis], rows: Sequence[Ro
     plot.set_xticks(
         range(len(columns)), [style.plain(style.wrap(_label(axis), 18)) for axis in axes] + [style.plain(metric.name)]
     )
-    plot.set_xlim(-0.25, len(columns) - 0.6)
+    plot.set_xlim(-0.2, len(columns) - 0.55)
     for place, ticks in enumerate([*(_unit_ticks(axis, rows) for axis in axes), _score_ticks(low, high, metric)]):
         plot.axvline(place, color=style.SOFT, linewidth=0.8, zorder=1)
         for height, text in ticks:
@@ -215,7 +216,8 @@ def importance(path: Path, importances: Mapping[str, float], metric: Metric, tit
     plot.bar_label(bars, [style.percent(share, 0) for _, share in pairs], padding=4, color=style.INK)
     plot.set_xlim(0, max(share for _, share in pairs) * 1.15 or 1)
     plot.xaxis.set_major_formatter(_percent())
-    style.dress(plot, x=f"share of the variance of {metric.name} (fANOVA)", title=title)
+    style.dress(plot, x=f"share of the variance of {metric.name} over complete trials (fANOVA)", title=title)
+    plot.grid(visible=False, axis="y")
     return style.save(figure, path)
 
 
@@ -303,14 +305,18 @@ def _range(scores: np.ndarray, metric: Metric) -> tuple[float, float]:
     if not len(finite):
         return 0.0, 1.0
     low, high = float(finite.min()), float(finite.max())
-    if _is_share(metric):
-        return low, high if high > low else low + 1e-9
     middle = float(np.median(finite))
-    if metric.maximise:
-        low = max(low, middle - 3 * (high - middle)) if high > middle else low
-    else:
-        high = min(high, middle + 3 * (middle - low)) if middle > low else high
+    if metric.maximise and high > middle:
+        low = max(low, middle - 3 * (high - middle))
+    elif not metric.maximise and middle > low:
+        high = min(high, middle + 3 * (middle - low))
     return low, high if high > low else low + 1e-9
+
+
+def _beyond(scores: np.ndarray, low: float, high: float) -> Literal["neither", "min", "max", "both"]:
+    """On which side of the colours there are scores that are shown in the last one."""
+    below, above = bool((scores < low).any()), bool((scores > high).any())
+    return "both" if below and above else "min" if below else "max" if above else "neither"
 
 
 def _is_share(metric: Metric) -> bool:
