@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import textwrap
 import warnings
 from functools import cache
@@ -123,6 +124,14 @@ def save(drawn: Figure, path: Path | str) -> Path:
         warnings.filterwarnings("ignore", message=".*constrained_layout not applied.*")
         write_atomically(path, lambda file: drawn.savefig(file, format=kind[1:], dpi=DPI, **more))
     return path
+
+
+def warm_up() -> None:
+    """Find the fonts and draw once into memory, for a process that waits for work."""
+    drawn = figure(2, 2)
+    dress(drawn.add_subplot(), x=plain("x"), y="y", title="title")
+    _set_fonts(drawn)
+    drawn.savefig(io.BytesIO(), format="png", dpi=DPI)
 
 
 def _set_fonts(drawn: Figure) -> None:

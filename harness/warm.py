@@ -35,9 +35,11 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     for name in AHEAD:
         importlib.import_module(name)
+    from harness import style
     from harness.tracking import wandb_run
 
     wandb_run.preload()
+    style.warm_up()
     gc.collect()
     gc.freeze()  # what is shared with the runs stays shared
     serve(sys.stdin.fileno(), sys.stdout.fileno())

@@ -81,6 +81,8 @@ class Live(Lines):
 
         counts = {state: sum(row.state == state for row in rows) for state in STATES}
         told = ", ".join(f"{count} {STATES[state]}" for state, count in counts.items() if count)
+        if best is not None:
+            told += f"; best so far {_score(self.sweep, best)} ({best.name})"
         table = Table(
             title=Text(f"{_clean(self.sweep.name)}: {told}"),
             caption=Text(left),

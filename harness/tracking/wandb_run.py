@@ -100,9 +100,10 @@ def start(
 
 
 def preload() -> None:
-    """Import W&B now, for a process that waits for work."""
+    """Import W&B now, with what it would import when a run begins, for a process that waits for work."""
     with contextlib.suppress(ImportError):
-        import wandb  # noqa: F401
+        import wandb.apis.public
+        import wandb.sdk.launch  # noqa: F401
 
 
 def wanted_mode(setting: str) -> Mode:
