@@ -17,6 +17,7 @@ import click
 
 from harness.display import Bar, Lines
 from harness.errors import AlreadyDone, HarnessError, nearest
+from harness.interrupts import Interrupted
 from harness.options import CONTEXT, SettingsCommand, read, settings, settings_but
 
 EPILOG = """\b
@@ -51,7 +52,10 @@ def run(settings: dict[str, Any]) -> None:
     harness run --data folder --data-dir pictures --model resnet18 --pretrained --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
-    config = read(settings)
+    from harness.tracking.wandb_refusal import failure_told
+
+    with failure_told():
+        config = read(settings)
     from harness import runner
 
     display = _display()
@@ -383,11 +387,11 @@ def main() -> None:
     except click.ClickException as error:
         _complain(error.format_message(), debug)
         status = 2
-    except AlreadyDone as news:
-        click.echo(str(news), err=True)
-        status = 0
     except HarnessError as error:
-        _complain(str(error), debug)
+        if isinstance(error, AlreadyDone | Interrupted):  # news, not a mistake
+            click.echo(str(error), err=True)
+        else:
+            _complain(str(error), debug)
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         status = 130

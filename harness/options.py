@@ -14,6 +14,7 @@ import click
 
 from harness import config
 from harness.errors import UsageError
+from harness.tracking.wandb_refusal import tell_failure
 
 CONTEXT = {
     "token_normalize_func": lambda word: word.lower().replace("-", "").replace("_", ""),
@@ -62,7 +63,11 @@ class SettingsCommand(click.Command):
         for word, after in zip(args, [*args[1:], ""], strict=True):
             alone = word.startswith("--") and word[2:].lower().replace("-", "").replace("_", "") in plain
             told.append(f"{word}=true" if alone and after.lower() not in config.BOOLEANS else word)
-        return super().parse_args(context, told)
+        try:
+            return super().parse_args(context, told)
+        except click.UsageError as error:
+            tell_failure(error.format_message(), error.exit_code)
+            raise
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Our own options first, then the settings group by group."""

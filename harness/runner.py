@@ -21,6 +21,8 @@ from harness.parts import Parts, assemble
 from harness.runfolder import RunFolder
 from harness.story import Display, Result, Story, open_tracker, resume_command
 from harness.tracking.tracker import Tracker
+from harness.tracking.wandb_refusal import failure_told
+from harness.tracking.wandb_session import in_sweep
 from harness.training import checkpoint
 from harness.training.loop import Progress
 from harness.training.schedule import make_schedule
@@ -39,7 +41,6 @@ def run(config: Config, display: Display | None = None) -> Result:
 
     display = display or Lines(sys.stderr)
     began = time.monotonic()
-    runfolder.check_output(config)
     try:
         return _run(config, display, began)
     except Exception as error:
@@ -50,10 +51,12 @@ def run(config: Config, display: Display | None = None) -> Result:
 
 
 def _run(config: Config, display: Display, began: float) -> Result:
-    parts = assemble(provisional(config))
-    # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
-    config = config.replace(precision=parts.config.precision)
-    folder = runfolder.claim(config)
+    with failure_told():
+        runfolder.check_output(config)
+        parts = assemble(provisional(config))
+        # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
+        config = config.replace(precision=parts.config.precision)
+        folder = runfolder.claim(config)
     try:
         return _run_in(folder, config, parts, display, time.monotonic() - began)
     finally:
@@ -84,7 +87,12 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             result = story.tell({**facts, "seconds before": round(seconds, 2)})
             tracker.finish("finished", 0)
         except BaseException as error:
-            _close_failed(folder, parts, tracker, progress, error, display)
+            stopped = isinstance(error, Interrupted) and wandb.stopped_by_server()
+            # In a sweep an early end is what was meant to happen: an agent would count another status as a failure.
+            meant = Interrupted("stopped by W&B", 0 if in_sweep() else error.exit_code) if stopped else error
+            _close_failed(folder, parts, tracker, progress, meant, display)
+            if stopped:
+                raise meant from error
             raise
     folder.status(
         "finished", exit_code=0, step=progress.step, epoch=len(progress.history), tracking=wandb.state, **_sync(wandb)

@@ -1,4 +1,4 @@
-"""As much of W&B's server, on the loopback, as a run needs that logs history rows."""
+"""As much of W&B's server, on the loopback, as runs need: their rows, summaries, files and artifacts."""
 
 from __future__ import annotations
 
@@ -6,17 +6,69 @@ import gzip
 import json
 import re
 import threading
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote, unquote
 
 KEY = "0123456789abcdef" * 3  # of the form that W&B's client takes
+VIEWER = {"id": "u", "entity": "e", "username": "e", "email": "", "flags": "{}", "teams": {"edges": []}}
+PROJECT = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
+
+
+@dataclass
+class Run:
+    """What the server was told of one run.
+
+    Attributes:
+        config: key -> value.
+        sweep: id of its sweep; empty when it is in none.
+        rows: line number -> history row.
+        exit_code: None until the run has ended.
+        preempting: whether it asked to be queued again.
+        stopped: whether the server wants it to stop.
+        stops: how often it asked whether it is to stop.
+        files: name -> content.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    sweep: str = ""
+    name: str = ""
+    rows: dict[int, dict[str, Any]] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
+    exit_code: int | None = None
+    preempting: bool = False
+    stopped: bool = False
+    stops: int = 0
+    files: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        return [self.rows[line] for line in sorted(self.rows)]
+
+    @property
+    def steps(self) -> list[int]:
+        return [row["_step"] for row in self.history]
+
+
+@dataclass
+class StoredArtifact:
+    """An artifact as the server has it; whole once it is committed."""
+
+    name: str
+    kind: str
+    run: str
+    aliases: list[str]
+    files: dict[str, bytes] = field(default_factory=dict)
+    committed: bool = False
 
 
 class Server(ThreadingHTTPServer):
-    """Takes one run; a context.
+    """Takes runs; a context.
 
     Attributes:
-        rows: line number -> history row.
+        runs: id -> run. `rows`, `history`, `steps` and `exit_code` are those of the first.
+        artifacts: id -> artifact.
         stream_status: HTTP status of its answers to rows.
     """
 
@@ -24,9 +76,9 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.runs: dict[str, Run] = {}
+        self.artifacts: dict[str, StoredArtifact] = {}
         self.stream_status = 200
-        self.exit_code: int | None = None
 
     def __enter__(self) -> Server:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -44,65 +96,134 @@ class Server(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     @property
+    def rows(self) -> dict[int, dict[str, Any]]:
+        return next(iter(self.runs.values()), Run()).rows
+
+    @property
     def history(self) -> list[dict[str, Any]]:
-        return [self.rows[line] for line in sorted(self.rows)]
+        return next(iter(self.runs.values()), Run()).history
 
     @property
     def steps(self) -> list[int]:
-        return [row["_step"] for row in self.history]
+        return next(iter(self.runs.values()), Run()).steps
 
-    def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
-        """The data of a GraphQL answer."""
-        project = {"name": "p", "entity": {"name": "e"}}
-        bucket = {
-            "id": "b",
-            "name": variables.get("name"),
-            "displayName": "n",
-            "project": project,
-            "historyLineCount": len(self.rows),
-        }
+    @property
+    def exit_code(self) -> int | None:
+        return next(iter(self.runs.values()), Run()).exit_code
+
+    def answer(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """The data of a GraphQL answer to an operation with the variables `asked`."""
         match operation:
             case "Viewer":
-                return {
-                    "viewer": {
-                        "id": "u",
-                        "entity": "e",
-                        "username": "e",
-                        "email": "",
-                        "flags": "{}",
-                        "teams": {"edges": []},
-                    }
-                }
+                return {"viewer": VIEWER}
             case "UpsertBucket":
-                return {"upsertBucket": {"bucket": bucket, "inserted": not self.rows}}
+                return {"upsertBucket": self._upsert(asked)}
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
-            case "RunResumeStatus" if self.rows:
-                empty = {
-                    "summaryMetrics": "{}",
-                    "config": "{}",
-                    "eventsTail": "[]",
-                    "tags": [],
-                    "logLineCount": 0,
-                    "eventsLineCount": 0,
-                }
-                tail = json.dumps([json.dumps(self.history[-1])])
-                found = {**bucket, **empty, "historyTail": tail, "wandbConfig": json.dumps({"t": {"value": 1}})}
-                return {"model": {"bucket": found, "name": "p"}}
+            case "RunStoppedStatus":
+                run = self.runs[asked["runId"]]
+                run.stops += 1
+                return {"project": {"run": {"stopped": run.stopped}}}
             case "RunResumeStatus":
-                return {"model": None}
+                return {"model": self._resume(asked["name"])}
             case "CreateRunFiles":
-                files = [{"name": name, "uploadUrl": f"{self.url}/upload"} for name in variables.get("files", [])]
-                return {"createRunFiles": {"runID": "b", "uploadHeaders": [], "files": files}}
+                files = [
+                    {"name": name, "uploadUrl": f"{self.url}/run/{asked['run']}/{quote(name, safe='')}"}
+                    for name in asked["files"]
+                ]
+                return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
+        return self._artifact(operation, asked)
+
+    def _bucket(self, run_id: str) -> dict[str, Any]:
+        run = self.runs[run_id]
+        about = {"displayName": run.name or run_id, "sweepName": run.sweep or None, "project": PROJECT}
+        return {"id": run_id, "name": run_id, "historyLineCount": len(run.rows), **about}
+
+    def _upsert(self, asked: dict[str, Any]) -> dict[str, Any]:
+        inserted = asked["name"] not in self.runs
+        run = self.runs.setdefault(asked["name"], Run())
+        run.config |= {key: part.get("value") for key, part in json.loads(asked.get("config") or "{}").items()}
+        run.sweep, run.name = asked.get("sweep") or run.sweep, asked.get("displayName") or run.name
+        return {"bucket": self._bucket(asked["name"]), "inserted": inserted}
+
+    def _resume(self, run_id: str) -> dict[str, Any] | None:
+        run = self.runs.get(run_id)
+        if run is None:
+            return None
+        tail = json.dumps([json.dumps(row) for row in run.history[-1:]])
+        about = {
+            "summaryMetrics": json.dumps(run.summary),
+            "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
+            "historyTail": tail,
+            "eventsTail": "[]",
+            "tags": [],
+            "logLineCount": 0,
+            "eventsLineCount": 0,
+            "wandbConfig": json.dumps({"t": {"value": 1}}),
+        }
+        return {"bucket": {**self._bucket(run_id), **about}, "name": "p"}
+
+    def _artifact(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+        match operation:
+            case "ArtifactType":
+                return {"project": None}  # none of that name yet
+            case "CreateArtifact":
+                about = asked["input"]
+                artifact_id = f"a{len(self.artifacts)}"
+                aliases = [alias["alias"] for alias in about.get("aliases") or []]
+                self.artifacts[artifact_id] = StoredArtifact(
+                    about["artifactCollectionName"], about["artifactTypeName"], about["runName"], aliases
+                )
+                sequence = {"id": f"s{artifact_id}", "latestArtifact": None}
+                return {
+                    "createArtifact": {
+                        "artifact": {"id": artifact_id, "state": "PENDING", "artifactSequence": sequence}
+                    }
+                }
+            case "CreateArtifactManifest" | "UpdateArtifactManifest":
+                artifact_id = asked.get("artifactID") or asked["artifactManifestID"]
+                file = {
+                    "id": artifact_id,
+                    "uploadUrl": f"{self.url}/artifact/{artifact_id}/manifest",
+                    "uploadHeaders": [],
+                }
+                name = operation[0].lower() + operation[1:]
+                return {name: {"artifactManifest": {"id": artifact_id, "file": file}}}
+            case "CreateArtifactFiles":
+                nodes = [
+                    {
+                        "storagePath": f"{file['artifactID']}/{file['name']}",
+                        "uploadUrl": f"{self.url}/artifact/{file['artifactID']}/{quote(file['name'], safe='')}",
+                        "uploadHeaders": [],
+                        "uploadMultipartUrls": None,
+                        "artifact": {"id": file["artifactID"]},
+                    }
+                    for file in asked["input"]["artifactFiles"]
+                ]
+                return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+            case "CommitArtifact":
+                self.artifacts[asked["artifactID"]].committed = True
+                return {"commitArtifact": {"artifact": {"id": asked["artifactID"], "digest": ""}}}
         return {}
 
-    def stream(self, body: dict[str, Any]) -> None:
-        """Keep the rows of one message of the file stream."""
+    def stream(self, run_id: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Keep what one message of a run's file stream holds; the answer."""
+        run = self.runs.setdefault(run_id, Run())
         lines = body.get("files", {}).get("wandb-history.jsonl")
         if lines:
-            self.rows |= {lines["offset"] + place: json.loads(line) for place, line in enumerate(lines["content"])}
+            run.rows |= {lines["offset"] + place: json.loads(line) for place, line in enumerate(lines["content"])}
+        if summary := body.get("files", {}).get("wandb-summary.json"):
+            run.summary = json.loads(summary["content"][-1])
+        run.preempting |= bool(body.get("preempting"))
         if body.get("complete"):
-            self.exit_code = body.get("exitcode")
+            run.exit_code = body.get("exitcode")
+        return {"stopped": True} if run.stopped else {}
+
+    def upload(self, path: str, content: bytes) -> None:
+        """Keep an uploaded file under its run or artifact."""
+        kind, owner, name = path.strip("/").split("/")
+        kept = self.runs[owner].files if kind == "run" else self.artifacts[owner].files
+        kept[unquote(name)] = content
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -113,15 +234,16 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing."""
 
     def do_PUT(self) -> None:
-        self._body()
+        self.server.upload(self.path, self._body())
         self._reply({})
 
     def do_POST(self) -> None:
         body = self._body()
         if self.path.endswith("/file_stream"):
+            answer = {}
             if self.server.stream_status == 200:
-                self.server.stream(json.loads(body))
-            self._reply({}, self.server.stream_status)
+                answer = self.server.stream(self.path.split("/")[-2], json.loads(body))
+            self._reply(answer, self.server.stream_status)
         elif self.path.endswith("/graphql"):
             asked = json.loads(body)
             operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])

@@ -48,5 +48,9 @@ class NoTracker:
     def alert(self, title: str, text: str) -> None:
         """Nothing."""
 
+    def stopped_by_server(self) -> bool:
+        """No."""
+        return False
+
     def finish(self, status: Status, exit_code: int) -> None:
         """Nothing."""

@@ -1,4 +1,4 @@
-"""Weights & Biases: the only module that imports it, and only when a run is started.
+"""Weights & Biases, imported only when a run is started.
 
 W&B being away, slow or dying never ends a run that asked for `wandb=auto`; what it missed is in the journal.
 """
@@ -168,7 +168,7 @@ def _arguments(
 ) -> dict[str, Any]:
     """The arguments of `wandb.init` that say which run this is."""
     arguments: dict[str, Any] = dict(
-        name=run_name,
+        name=(config.name or None) if in_sweep() else run_name,  # W&B names a sweep's runs, which the id does not
         group=config.group or None,
         job_type=job_type or config.job_type or None,
         tags=list(config.tags) or None,

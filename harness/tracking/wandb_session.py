@@ -39,6 +39,7 @@ class Session:
         why_offline: what to tell the user where the run is offline from the start.
         say: takes each line meant for the user.
         online: whether the present segment has a server.
+        stopped: whether W&B is known to have stopped the run.
     """
 
     wandb: Any
@@ -49,6 +50,7 @@ class Session:
     say: Callable[[str], None]
     why_offline: str = ""
     online: bool = False
+    stopped: bool = False
     run_id: str = ""
     _ours: bool = True
     _step_lines: set[str] = field(default_factory=set)
@@ -123,7 +125,7 @@ class Session:
             reinit="create_new",  # never the run that a notebook has open
         )
         if self.on_stop is not None:
-            chosen["stop_fn"] = self.on_stop
+            chosen["stop_fn"] = self._stop
         run = self.wandb.init(mode=mode, settings=self.wandb.Settings(**chosen), **self.arguments)
         self.run_id, self.online = str(run.id), mode == "online"
         run.define_metric("epoch", hidden=True)
@@ -134,6 +136,26 @@ class Session:
         for name in self._step_lines:
             run.define_metric(name)
         return run
+
+    def _stop(self) -> None:
+        self.stopped = True
+        if self.on_stop is not None:
+            self.on_stop()
+
+    def stopped_by_server(self, run: Any) -> bool:
+        """Whether W&B stopped the run: early termination, or somebody in the browser. No, where it can not be asked.
+
+        The SDK hears of it with the answers to its rows, which an agent's SIGTERM comes before.
+        """
+        if not self.stopped and self.online and in_sweep():
+            try:
+                from wandb.sdk.launch.api import LaunchApi  # the one place that W&B has this question in
+
+                asker = LaunchApi(timeout=10)
+                self.stopped = bool(asker.check_stop_requested(run.project, run.entity, run.id))
+            except Exception:  # W&B raises its own, asyncio's and the system's alike
+                log.debug("W&B did not say whether it stopped the run", exc_info=True)
+        return self.stopped
 
     def by_step(self, run: Any, names: Iterable[str]) -> None:
         """Have W&B draw these over the step, also those whose names are like the ones drawn over the epoch."""

@@ -144,6 +144,10 @@ class WandbTracker:
         """Send a W&B alert."""
         self._later(lambda: self._attempt(lambda run: run.alert(title=title, text=text, level="WARN")))
 
+    def stopped_by_server(self) -> bool:
+        """Whether W&B stopped the run, so that a signal means an early end and not a preemption."""
+        return self._run is not None and self._session.stopped_by_server(self._run)
+
     def finish(self, status: Status, exit_code: int) -> None:
         """Close the run in W&B, within `config.finish_timeout` seconds.
 
@@ -167,7 +171,7 @@ class WandbTracker:
             self._attempt(lambda run: run.log({}, step=self._last, commit=True))
         if self._summary:
             self._attempt(lambda run: run.summary.update(self._summary))
-        if exit_code in PREEMPTED and in_sweep():
+        if exit_code in PREEMPTED and in_sweep() and not self.stopped_by_server():
             self._attempt(lambda run: run.mark_preempting())  # W&B queues the run again, under the same id
         run, started = self._run, time.monotonic()
         if not self._attempt(lambda run: run.finish(exit_code=exit_code), again=False) or not self._session.online:
