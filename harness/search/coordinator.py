@@ -22,6 +22,7 @@ from harness.search.sweepfile import Sweep
 from harness.tracking.journal import follow
 
 LOOK = 0.1  # seconds between two looks at the trials
+JUDGE = 2.0  # seconds after which a trial is held against the others again, though it has said nothing new
 FLAPPING = 5  # failed trials at the start, and none that did not fail: the sweep is wrong, not they
 DATABASE = "study.db"
 FROM_AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
@@ -33,7 +34,7 @@ class Running:
 
     Attributes:
         share: which worker's share of the machine it has.
-        values: of the metric, so far. place: how far its journal was read.
+        values: of the metric, so far. place: how far its journal was read. judged: when it was last held against others.
     """
 
     proposal: Proposal
@@ -42,6 +43,7 @@ class Running:
     began: float
     place: int = 0
     values: list[float] = field(default_factory=list)
+    judged: float = 0.0
     pruned: bool = False
 
 
@@ -85,12 +87,9 @@ class Coordinator:
                 self._start_more()
                 self._look()
                 self.engine.beat([running.proposal for running in self._running])
-                self.shown.update(
-                    self.engine.rows() if self._is_live else (),
-                    self.engine.best() if self._is_live else None,
-                    self._left(),
-                )
-                if self.engine.reached() and self._running:
+                if self.shown.is_due():
+                    self.shown.update(self.engine.rows(), self.engine.best(), self._left())
+                if self._running and self.engine.reached():
                     self.shown.say("the target is reached: the other trials are stopped")
                     self._stop_rest()
                 if not self._running and self.engine.exhausted():
@@ -102,10 +101,6 @@ class Coordinator:
             self._stop_rest()
             self._close_nest()
             self.keep()
-
-    @property
-    def _is_live(self) -> bool:
-        return isinstance(self.shown, display.Live)
 
     def _start_more(self) -> None:
         while len(self._running) < self.workers:
@@ -155,12 +150,18 @@ class Coordinator:
         for running in list(self._running):
             code = running.process.poll()  # before the journal is read, so that an ended one's is read whole
             self._read(running)
-            if not running.pruned and code is None and self.engine.report(running.proposal, running.values):
-                running.pruned = True
-                running.process.stop()
+            if not running.pruned and code is None and self._is_due(running):
+                running.judged = time.monotonic()
+                if self.engine.report(running.proposal, running.values):
+                    running.pruned = True
+                    running.process.stop()
             if code is not None:
                 self._running.remove(running)
                 self._leave(running, code)
+
+    def _is_due(self, running: Running) -> bool:
+        """Whether the storage is to be asked about a trial: it has said something new, or others may have."""
+        return len(running.values) > len(running.proposal.reported) or time.monotonic() - running.judged > JUDGE
 
     def _read(self, running: Running) -> None:
         before = running.place

@@ -37,8 +37,12 @@ class Lines:
             f"{row.name}  {STATES[row.state]:<9}  {score}  {seconds:.1f} s{so_far}{f'  {left}' if left else ''}{why}"
         )
 
+    def is_due(self) -> bool:
+        """Whether `update` would show anything."""
+        return False
+
     def update(self, rows: Sequence[Row], best: Row | None, left: str) -> None:
-        """What is known now; called several times a second."""
+        """What is known now."""
 
     def close(self) -> None:
         """When nothing more will be shown."""
@@ -69,11 +73,14 @@ class Live(Lines):
         if row.state == "failed":
             self.say(f"{row.name} failed: {row.reason}")
 
+    def is_due(self) -> bool:
+        """Whether the table is half a second old."""
+        return time.monotonic() - self._drawn >= 0.5
+
     def update(self, rows: Sequence[Row], best: Row | None, left: str) -> None:
-        """Draw the table again, twice a second at most."""
-        if time.monotonic() - self._drawn >= 0.5:
-            self._drawn = time.monotonic()
-            self._screen.update(self._table(rows, best, left), refresh=True)
+        """Draw the table again."""
+        self._drawn = time.monotonic()
+        self._screen.update(self._table(rows, best, left), refresh=True)
 
     def _table(self, rows: Sequence[Row], best: Row | None, left: str) -> Any:
         from rich.table import Table

@@ -273,6 +273,8 @@ class Engine:
 
     def reached(self) -> bool:
         """Whether a trial came to the metric's target."""
+        if self.sweep.metric.target is None:
+            return False
         return any(self.sweep.metric.reached(value) for row in self.rows() for value in row.history)
 
     def running_elsewhere(self, own: Sequence[Proposal]) -> int:
