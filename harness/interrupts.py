@@ -11,10 +11,11 @@ from typing import Any
 
 from harness.errors import HarnessError
 
-
 PARENT = os.getppid()  # as this program begins
 WATCH_EVERY = 1.0  # seconds between looks at the parent
-TOGETHER = 1.0  # seconds within which signals are one request: a scheduler tells the agent and the run, and so does the agent
+TOGETHER = (
+    1.0  # seconds within which signals are one request: a scheduler tells the agent and the run, and so does the agent
+)
 
 
 class Interrupted(HarnessError):

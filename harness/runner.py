@@ -87,11 +87,12 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             result = story.tell({**facts, "seconds before": round(seconds, 2)})
             tracker.finish("finished", 0)
         except BaseException as error:
-            stopped = isinstance(error, Interrupted) and wandb.stopped_by_server()
-            # In a sweep an early end is what was meant to happen: an agent would count another status as a failure.
-            meant = Interrupted("stopped by W&B", 0 if in_sweep() else error.exit_code) if stopped else error
+            meant: BaseException = error
+            if isinstance(error, Interrupted) and wandb.stopped_by_server():
+                # In a sweep an early end was meant to happen: an agent would count another status as a failure.
+                meant = Interrupted("stopped by W&B", 0 if in_sweep() else error.exit_code)
             _close_failed(folder, parts, tracker, progress, meant, display)
-            if stopped:
+            if meant is not error:
                 raise meant from error
             raise
     folder.status(

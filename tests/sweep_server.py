@@ -23,7 +23,6 @@ class SweepServer(Server):
         handed: run id -> the parameters it was started with.
         early: stop a run once it has logged the sweep's metric this many times; 0: never.
         early_runs: how many runs are stopped so.
-        asked_by: number of heartbeats.
     """
 
     SWEEP = "sweep001"
@@ -79,7 +78,9 @@ class SweepServer(Server):
             marked = sum(other.stopped for other in self.runs.values())
             if self.early and not run.stopped and len(self.metric(run)) >= self.early and marked < self.early_runs:
                 run.stopped = True
-        stops = [{"type": "stop", "run_id": name} for name in sorted(alive & self.runs.keys()) if self.runs[name].stopped]
+        stops = [
+            {"type": "stop", "run_id": name} for name in sorted(alive & self.runs.keys()) if self.runs[name].stopped
+        ]
         if stops or alive:
             return stops
         if self.queue:

@@ -276,7 +276,9 @@ def test_the_shipped_quick_sweep_goes_through_an_agent(sweep, tmp_path):
         (["--data", "folder", "--data-dir", "nowhere"], "nowhere"),
     ],
 )
-def test_a_run_that_can_not_begin_is_a_failed_run_of_the_sweep_with_its_reason(sweep, tmp_path, monkeypatch, words, says):
+def test_a_run_that_can_not_begin_is_a_failed_run_of_the_sweep_with_its_reason(
+    sweep, tmp_path, monkeypatch, words, says
+):
     monkeypatch.setenv("WANDB_SWEEP_ID", sweep.SWEEP)
     monkeypatch.setenv("WANDB_RUN_ID", "run1")
     command = [sys.executable, "-m", "harness", "run", *words]
