@@ -23,7 +23,6 @@ class SweepServer(Server):
         handed: run id -> the parameters it was started with.
         early: stop a run once it has logged the sweep's metric this many times; 0: never.
         early_runs: how many runs are stopped so.
-        asked_by: number of heartbeats.
     """
 
     SWEEP = "sweep001"

@@ -62,10 +62,15 @@ def upload(folder, parameters, **more):
         },
     }
     (folder / "sweep.yaml").write_text(yaml.safe_dump(told, sort_keys=False))
-    done = wandb("sweep", "sweep.yaml", cwd=folder)
-    errors = done.communicate(timeout=100)
-    assert done.returncode == 0, errors
+    started(folder, "sweep.yaml")
     return told
+
+
+def started(folder, file):
+    """`wandb sweep` of a file."""
+    done = wandb("sweep", file, cwd=folder)
+    said = ended(done)
+    assert done.returncode == 0, said
 
 
 def wandb(*words, cwd):
@@ -83,7 +88,8 @@ def agent(folder, *words):
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+        if not process.stdout.closed:
+            process.communicate()
 
 
 def ended(process, seconds=150):
@@ -99,10 +105,10 @@ def until(claim, seconds=100):
         time.sleep(0.05)
 
 
-def training(sweep, folder, run_id="run1"):
-    """The pid of a run, once it has saved and its first epoch is with the server."""
+def training(folder, run_id="run1"):
+    """The pid of a run, once it has saved."""
     path = folder / "runs" / run_id
-    until(lambda: (path / "checkpoints/last.pt").exists() and sweep.metric(sweep.runs[run_id]))
+    until(lambda: (path / "checkpoints/last.pt").exists())
     return read_json(path / "status.json")["pid"]
 
 
@@ -221,9 +227,9 @@ def test_an_early_terminated_run_ends_at_once_in_good_order_and_is_not_a_failure
     ids=["term", "kill", "ctrl-c twice", "forwarded", "forwarded to a told run", "the run alone"],
 )
 def test_a_run_whose_agent_is_stopped_saves_and_goes_on_under_its_id(sweep, tmp_path, words, signals):
-    upload(tmp_path, {"epochs": 6, "val_fraction": 0.5})
+    upload(tmp_path, {"epochs": 15, "gallery": 0})
     with agent(tmp_path, *words) as process:
-        pid = training(sweep, tmp_path)
+        pid = training(tmp_path)
         began = time.monotonic()
         for word in signals:
             who, name = word.split()
@@ -238,14 +244,14 @@ def test_a_run_whose_agent_is_stopped_saves_and_goes_on_under_its_id(sweep, tmp_
     status = read_json(tmp_path / "runs/run1/status.json")
     assert status["state"] == "preempted"
     seen = list(run.steps)
-    assert 0 < status["epoch"] < 6
+    assert 0 < status["epoch"] < 15
 
     sweep.queue = [sweep.command("run1", "resume")]
     with agent(tmp_path) as process:
         said = ended(process)
     assert process.returncode == 0, said
     assert run.exit_code == 0
-    assert len(sweep.metric(run)) == 6
+    assert len(sweep.metric(run)) == 15
     assert run.steps[: len(seen)] == seen
     assert_history_whole(sweep, tmp_path, "run1")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run1"]
@@ -254,8 +260,7 @@ def test_a_run_whose_agent_is_stopped_saves_and_goes_on_under_its_id(sweep, tmp_
 @pytest.mark.slow
 def test_the_shipped_quick_sweep_goes_through_an_agent(sweep, tmp_path):
     shutil.copy(ROOT / "sweeps/digits.yaml", tmp_path)
-    done = wandb("sweep", "digits.yaml", cwd=tmp_path)
-    assert done.wait(100) == 0, ended(done)
+    started(tmp_path, "digits.yaml")
     with agent(tmp_path, "--count", "1") as process:
         said = ended(process)
     assert process.returncode == 0, said

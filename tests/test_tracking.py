@@ -486,3 +486,26 @@ def test_a_server_that_never_answers_rightly_delays_the_end_by_the_finish_timeou
     with pytest.raises(TrackingError, match="harness sync"):
         tracker.finish("finished", 0)
     assert time.monotonic() - began < 60
+
+
+@pytest.mark.parametrize("stopped", [True, False], ids=["stopped by the server", "preempted"])
+def test_a_run_of_a_sweep_that_gets_sigterm_is_queued_again_unless_the_server_stopped_it(
+    tmp_path, server, monkeypatch, stopped
+):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setenv("WANDB_RUN_ID", "run1")
+    tracker = start(tmp_path, wandb="online")
+    tracker.record(epoch(1))
+    server.runs["run1"].stopped = stopped
+    assert tracker.stopped_by_server() == stopped
+    assert server.runs["run1"].stops > 0  # it was asked: no row has told the SDK yet
+    tracker.finish("stopped", 143)
+    assert server.runs["run1"].preempting != stopped
+    assert server.runs["run1"].exit_code == 143
+
+
+def test_outside_a_sweep_nobody_is_asked_who_sent_sigterm(tmp_path, server):
+    tracker = start(tmp_path, wandb="online", run_id="run1")
+    assert not tracker.stopped_by_server()
+    tracker.finish("stopped", 143)
+    assert (server.runs["run1"].stops, server.runs["run1"].preempting) == (0, False)

@@ -150,9 +150,11 @@ class Server(ThreadingHTTPServer):
         run = self.runs.get(run_id)
         if run is None:
             return None
+        # Of the last row there is: the SDK goes on from whichever is the higher, this or the tail of the history.
+        step = {"_step": run.steps[-1]} if run.rows else {}
         tail = json.dumps([json.dumps(row) for row in run.history[-1:]])
         about = {
-            "summaryMetrics": json.dumps(run.summary),
+            "summaryMetrics": json.dumps({**run.summary, **step}),
             "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
             "historyTail": tail,
             "eventsTail": "[]",
