@@ -22,7 +22,8 @@ from harness.options import CONTEXT, SettingsCommand, read, settings
 EPILOG = """\b
 Exit status: 0 done; 2 wrong command or value; 3 data missing or unreadable; 4 checkpoint missing, damaged,
 foreign or unsafe; 5 training diverged; 6 out of disk, memory or files; 7 tracking failed where it was required;
-8 run folder in use; 130 after Ctrl-C, 143 after SIGTERM, both with the state saved; 1 anything else."""
+8 run folder in use; 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, each with the state saved; 1 anything
+else."""
 
 
 @click.group(context_settings=CONTEXT, epilog=EPILOG)
@@ -352,7 +353,9 @@ def main() -> None:
 
 def _exit_on_signals() -> dict[int, Any]:
     """End by exiting, never by dying of a signal, which W&B's agent would count as success; the handlers before."""
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    numbers = [
+        number for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None
+    ]
     return {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in numbers}
 
 

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from harness import faults
 from harness.errors import CheckpointError, DataError, ResourceError
 from harness.files import write_atomically
 from harness.tracking.encoding import decode_record, encode_record, from_line, to_line
@@ -143,6 +144,8 @@ class Journal:
             raise RuntimeError(f"{self.path} is closed")
         start, rest = self._file.tell(), to_line(line)
         try:
+            file, half = self._file, rest[: len(rest) // 2]
+            faults.point("journal", first=lambda: file.write(half))
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
