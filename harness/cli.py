@@ -257,7 +257,8 @@ def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
 
 @cli.command()
 @click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-def sync(folders: tuple[Path, ...]) -> None:
+@click.option("--anew", is_flag=True, help="Send all of it as a new W&B run, where the old one has holes.")
+def sync(folders: tuple[Path, ...], anew: bool) -> None:
     """Bring offline, interrupted or half-uploaded runs to W&B whole, from their journals.
 
     What W&B has already is not sent again. `wandb sync` uploads W&B's own log, which may have lost its end.
@@ -265,8 +266,9 @@ def sync(folders: tuple[Path, ...]) -> None:
     from harness import sync as syncing
 
     for folder in folders:
-        done = syncing.sync(folder, lambda text: click.echo(text, err=True))
-        click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}")
+        done = syncing.sync(folder, lambda text: click.echo(text, err=True), anew)
+        there = "" if done.arrived is None else f"; {done.steps} of {done.steps} steps are there"
+        click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}{there}")
 
 
 @cli.command(name="models")
