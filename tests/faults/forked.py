@@ -5,6 +5,7 @@ They are as real as started ones: a signal kills them, their exit status is `cli
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import resource
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports this harness, wherever it is started
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["harness.runner", "harness.cli", "harness.judge", "wandb", "sklearn.datasets", "PIL.Image"]
@@ -69,6 +71,8 @@ class Running:
     def end(self, seconds: float = 150) -> Ended:
         self.process.join(seconds)
         if self.process.is_alive():
+            self.signal(signal.SIGUSR2)  # says where it is
+            self.process.join(2)
             self.process.kill()
             raise AssertionError(f"still going on after {seconds} s:\n{self.err.read_text()}")
         ended = Ended(int(self.process.exitcode or 0), self.out.read_text(), self.err.read_text())
@@ -83,12 +87,14 @@ def begin(
     variables: Mapping[str, str] | None = None,
     file_size: int = 0,
     memory: int = 0,
+    method: str = "fork",
 ) -> Running:
     """Start `harness` with these words.
 
     Args:
         fault: HARNESS_FAULT of the process.
         file_size: bytes that a file may grow to. memory: bytes that the process may take beyond what it has.
+        method: how the process starts others of its own, `fork` or `forkserver`.
     """
     environment = dict(os.environ) | {"WANDB_ERROR_REPORTING": "false"} | dict(variables or {})
     if fault:
@@ -101,7 +107,7 @@ def begin(
     err.touch()
     process = context.Process(
         target=_child,
-        args=([str(word) for word in words], str(cwd), environment, str(out), str(err), file_size, memory),
+        args=([str(word) for word in words], str(cwd), environment, str(out), str(err), file_size, memory, method),
     )
     process.start()
     return Running(process, out, err)
@@ -116,7 +122,14 @@ def harness(*words: object, cwd: Path, check: int | None = None, seconds: float 
 
 
 def _child(
-    words: list[str], cwd: str, environment: dict[str, str], out: str, err: str, file_size: int, memory: int
+    words: list[str],
+    cwd: str,
+    environment: dict[str, str],
+    out: str,
+    err: str,
+    file_size: int,
+    memory: int,
+    method: str,
 ) -> None:
     """Become the `harness` command."""
     os.environ.clear()
@@ -127,6 +140,8 @@ def _child(
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
     sys.argv = ["harness", *words]
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    multiprocessing.set_start_method(method, force=True)  # of loader processes, as where no test is
     # A forked process has the handlers of the server: as a started one's.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.set_wakeup_fd(-1)

@@ -179,18 +179,6 @@ def test_the_pieces_of_a_killed_offline_run_sync_into_one_whole_history(tmp_path
 
 
 @pytest.mark.slow
-def test_a_stop_in_wandbs_pages_or_by_its_agent_reaches_the_run(tmp_path):
-    with Troubled() as server:
-        words = ["run", *AUTO, "--epochs", 400, "--checkpoint-every", 50]
-        running = begin(*words, cwd=tmp_path, variables=server.variables | SLIM)
-        running.until(lambda: (tmp_path / "runs/r/checkpoints/last.pt").exists())
-        server.stopped = True
-        ended = running.end(60)
-        assert ended.code == 130, ended.err
-        assert read_json(tmp_path / "runs/r/status.json")["state"] == "interrupted"
-
-
-@pytest.mark.slow
 def test_a_run_with_a_hole_at_wandb_is_said_to_have_one_and_can_be_sent_anew(tmp_path):
     folder = tmp_path / "runs/r"
     with Troubled() as server:
