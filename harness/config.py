@@ -304,6 +304,8 @@ def _convert(kind: Any, value: Any) -> Any:
             raise ValueError("a number")
         try:
             number = float(value)
+        except OverflowError:
+            raise ValueError("a finite number") from None
         except ValueError:
             raise ValueError("a number") from None
         if not math.isfinite(number):

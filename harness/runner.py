@@ -14,7 +14,7 @@ from typing import Any
 from harness import environment, find, runfolder
 from harness.bench import provisional
 from harness.config import Config
-from harness.errors import DivergedError, UsageError, known
+from harness.errors import CheckpointError, DivergedError, UsageError, known
 from harness.files import clear_temporary, write_atomically, write_json
 from harness.interrupts import PREEMPTED, Interrupted, Interrupts
 from harness.parts import Parts, assemble
@@ -51,6 +51,8 @@ def run(config: Config, display: Display | None = None) -> Result:
 
 def _run(config: Config, display: Display, began: float) -> Result:
     parts = assemble(provisional(config))
+    if skipped := parts.data.skipped:
+        display.say(f"{len(skipped)} unreadable images are left out, the first is {skipped[0]}")
     # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
     config = config.replace(precision=parts.config.precision)
     folder = runfolder.claim(config)
@@ -108,8 +110,14 @@ def _resume(folder: RunFolder, parts: Parts, display: Display) -> Progress:
     if state.get("fingerprint") != parts.data.fingerprint:
         raise UsageError(f"the data has changed since {folder.path} was begun; start a new run with --resume never")
     checkpoint.fits(parts.learner.model, state["learner"]["model"], path)
-    parts.learner.load_state_dict(state["learner"])
-    progress.load_state_dict(state["progress"], parts.learner.device)
+    try:
+        parts.learner.load_state_dict(state["learner"])
+        progress.load_state_dict(state["progress"], parts.learner.device)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not fit the run's optimizer and progress: {why}; start anew with --resume never"
+        ) from error
     display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
     return progress
 

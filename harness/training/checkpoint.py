@@ -106,7 +106,8 @@ def load(path: Path) -> dict[str, Any]:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it holds more than tensors and plain values"
         raise CheckpointError(f"{path} is refused: {reason}") from None
-    if not isinstance(state, dict) or not {"learner", "progress"} <= state.keys():
+    learner = state.get("learner") if isinstance(state, dict) else None
+    if not isinstance(learner, dict) or "progress" not in state or not {"model", "optimizer"} <= learner.keys():
         raise CheckpointError(f"{path} is not a checkpoint of harness: it has no learner and progress")
     return state
 
