@@ -26,15 +26,22 @@ def card(facts: Mapping[str, Any]) -> str:
     ]
     lines = [
         "---", "library_name: timm", "tags: [image-classification]", "---", "",
-        f"# {config['model']} on {config['data']}", "",
+        f"# {config['model']} on {_plain(config['data'])}", "",
         f"{config['epochs']} epochs, batch {config['batch_size']}, {config['schedule']} between {config['lr_min']} and {config['lr_max']}, seed {config['seed']}.",
         f"The weights are those of epoch {facts.get('epoch', '?')} ({result.get('chosen', 'not judged yet')}).", "",
         *(["| figure | value |", "| --- | --- |", *figures, ""] if figures else []),
         f"Input: RGB, {size} x {size} pixels, values 0..1, less the mean {takes['mean']}, over the deviation {takes['std']}.", "",
-        f"Classes, in the order of the logits: {', '.join(map(str, facts['classes']))}.", "",
+        f"Classes, in the order of the logits: {', '.join(map(_plain, facts['classes']))}.", "",
         "```python", *use, "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _plain(name: object) -> str:
+    """A name that may be anybody's, with nothing in it that Markdown or HTML would act on."""
+    return "".join(
+        f"&#{ord(letter)};" if letter in "<>&`*_[]|!\\" or not letter.isprintable() else letter for letter in str(name)
+    )
 
 
 def _figure(key: str, value: float) -> str:

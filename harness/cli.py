@@ -23,7 +23,8 @@ from harness.options import CONTEXT, SettingsCommand, read, settings, settings_b
 EPILOG = """\b
 Exit status: 0 done; 2 wrong command or value; 3 data missing or unreadable; 4 checkpoint missing, damaged,
 foreign or unsafe; 5 training diverged; 6 out of disk, memory or files; 7 tracking failed where it was required;
-8 run folder in use; 130 after Ctrl-C, 143 after SIGTERM, both with the state saved; 1 anything else."""
+8 run folder in use; 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, each with the state saved; 1 anything
+else."""
 
 
 @click.group(context_settings=CONTEXT, epilog=EPILOG)
@@ -306,7 +307,8 @@ def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
 
 @cli.command()
 @click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
-def sync(folders: tuple[Path, ...]) -> None:
+@click.option("--anew", is_flag=True, help="Send all of it as a new W&B run, where the old one has holes.")
+def sync(folders: tuple[Path, ...], anew: bool) -> None:
     """Bring offline, interrupted or half-uploaded runs to W&B whole, from their journals.
 
     What W&B has already is not sent again. `wandb sync` uploads W&B's own log, which may have lost its end.
@@ -314,8 +316,9 @@ def sync(folders: tuple[Path, ...]) -> None:
     from harness import sync as syncing
 
     for folder in folders:
-        done = syncing.sync(folder, lambda text: click.echo(text, err=True))
-        click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}")
+        done = syncing.sync(folder, lambda text: click.echo(text, err=True), anew)
+        there = "" if done.arrived is None else f"; {done.steps} of {done.steps} steps are there"
+        click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}{there}")
 
 
 @cli.command(name="models")
@@ -410,7 +413,9 @@ def main() -> None:
 
 def _exit_on_signals() -> dict[int, Any]:
     """End by exiting, never by dying of a signal, which W&B's agent would count as success; the handlers before."""
-    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    numbers = [
+        number for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None
+    ]
     return {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in numbers}
 
 

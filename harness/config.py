@@ -97,6 +97,7 @@ class Config:
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
     clip_grad: float = _setting(0.0, "Greatest norm of the gradient; 0: not clipped.", group="Training", low=0)
     grad_accumulation: int = _setting(1, "Parts that each batch is computed in, to save memory; the update is the same.", group="Training", low=1, high=100_000)
+    auto_batch: bool = _setting(False, "When the device's memory does not hold a batch, compute it in twice as many parts and go on; the batch that the optimizer sees is kept.", group="Training", counts=False)
     ema: float = _setting(0.0, "Decay of the exponential moving average of the weights that is evaluated and kept; 0: off.", group="Training", low=0, below=1)
     select: str = _setting("auto", "Whose weights are the result: last, or best on validation; auto: best where there is a validation split. best-on-test chooses on the test set, and says so.", group="Training", choices=("auto", "last", "best", "best-on-test"))
     test: bool = _setting(True, "Read the test set; False leaves it unread, for the runs of a search, which are compared on validation.", group="Training", counts=False)
@@ -303,6 +304,8 @@ def _convert(kind: Any, value: Any) -> Any:
             raise ValueError("a number")
         try:
             number = float(value)
+        except OverflowError:
+            raise ValueError("a finite number") from None
         except ValueError:
             raise ValueError("a number") from None
         if not math.isfinite(number):

@@ -66,9 +66,9 @@ def known(error: BaseException) -> HarnessError | None:
     if isinstance(error, HarnessError):
         return error
     text = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in text:
+    if out_of_memory(error):
         return ResourceError(
-            f"out of memory ({text[:120]}); lower --batch-size, or set --grad-accumulation 2 to keep it"
+            f"out of memory ({text[:120]}); lower --batch-size, or keep it with --grad-accumulation 2 or --auto-batch"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return ResourceError(
@@ -79,6 +79,15 @@ def known(error: BaseException) -> HarnessError | None:
             f"{error.strerror}{f': {error.filename}' if error.filename else ''}; free some, then run the same command again"
         )
     return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the device or the machine had no memory left for a tensor."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from harness import faults
 from harness.errors import ResourceError
 
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -35,8 +36,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | s
                 file.write(write.encode() if isinstance(write, str) else write)
             file.flush()
             os.fsync(file.fileno())
+            faults.point("write", first=lambda: file.truncate(file.tell() // 2))
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
+        faults.point("replaced")
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         # torch reports a full disk as a RuntimeError of its zip writer, without an errno.
@@ -62,13 +65,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def clear_temporary(folder: Path) -> None:
+    """Remove what a killed `write_atomically` left half written in a folder and those below it."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` last through a power cut, where the system lets a folder be synced."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from harness.errors import HarnessError
 
@@ -17,6 +19,8 @@ WATCH_EVERY = 1.0  # seconds between looks at the parent
 # Seconds within which signals are one request (a scheduler tells the agent and the run, and so does the agent); a second
 # Ctrl-C is always one of its own.
 TOGETHER = 1.0
+PREEMPTED = (138, 143)  # exit statuses after SIGUSR1 and SIGTERM, which a cluster sends before it takes the machine
+T = TypeVar("T")
 
 
 class Interrupted(HarnessError):
@@ -28,7 +32,7 @@ class Interrupted(HarnessError):
 
 
 class Interrupts:
-    """A context in which SIGINT, SIGTERM and SIGHUP set a flag that the loop looks at between updates.
+    """A context in which SIGINT, SIGTERM, SIGHUP and SIGUSR1 set a flag that the loop looks at between updates.
 
     The handler does nothing else: no files, no locks, no logging. Outside the main thread, where Python delivers
     no signals, only `stop` sets the flag. A run of a sweep stops, as by SIGTERM, when the agent that started it dies
@@ -41,10 +45,11 @@ class Interrupts:
         self._asked, self._why = 0, ""  # as which signal, by whom, where it was none
         self._before: dict[int, Any] = {}
         self._left = threading.Event()
+        self._at_once = False
 
     def __enter__(self) -> Interrupts:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
                 if (number := getattr(signal, name, None)) is not None:
                     self._before[number] = signal.signal(number, self._handle)
         if os.environ.get("WANDB_SWEEP_ID"):
@@ -59,6 +64,8 @@ class Interrupts:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._number is None:
             self._number, self._since = number, time.monotonic()
+            if self._at_once:
+                raise KeyboardInterrupt
         elif number == signal.SIGINT == self._number or time.monotonic() - self._since > TOGETHER:
             os._exit(128 + number)
 
@@ -71,6 +78,23 @@ class Interrupts:
     def _ask(self, number: int, why: str) -> None:
         if not self._why:
             self._asked, self._why = number, why
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While it lasts nothing is lost by breaking off, and a signal does so (waiting for a server, for one).
+
+        Raises:
+            Interrupted: a signal came.
+        """
+        self._at_once = True
+        try:
+            self.check()
+            yield
+        except KeyboardInterrupt:
+            self.check()
+            raise
+        finally:
+            self._at_once = False
 
     def stop(self) -> None:
         """Stop as Ctrl-C does; a signal that comes later is still the first one."""
@@ -103,3 +127,16 @@ def die_with_parent(parent: int | None = None) -> None:
     ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Interruptible(Generic[T]):
+    """Batches that look between any two of them whether a stop was asked for, and then raise `Interrupted`."""
+
+    def __init__(self, batches: Iterable[T], interrupts: Interrupts) -> None:
+        self._batches, self._interrupts = batches, interrupts
+        self.images: int = getattr(batches, "images", 0)
+
+    def __iter__(self) -> Iterator[T]:
+        for batch in self._batches:
+            self._interrupts.check()
+            yield batch

@@ -120,5 +120,6 @@ def data_facts(parts: Parts) -> dict[str, Any]:
         "classes": list(data.classes),
         "images": sizes,
         "fingerprint": data.fingerprint,
+        "skipped": len(data.skipped),
         "loader": parts.batches.kind,
     }

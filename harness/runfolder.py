@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def check_output(config: Config) -> None:
 def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}"
+        probe = path / f".probe.{os.getpid()}.{threading.get_ident()}"
         probe.write_text(json.dumps({}))
         probe.unlink()
     except OSError as error:

@@ -14,9 +14,9 @@ from typing import Any
 from harness import environment, find, runfolder
 from harness.bench import provisional
 from harness.config import Config
-from harness.errors import DivergedError, UsageError, known
-from harness.files import write_atomically, write_json
-from harness.interrupts import Interrupted, Interrupts
+from harness.errors import CheckpointError, DivergedError, UsageError, known
+from harness.files import clear_temporary, write_atomically, write_json
+from harness.interrupts import PREEMPTED, Interrupted, Interrupts
 from harness.parts import Parts, assemble
 from harness.runfolder import RunFolder
 from harness.story import Display, Result, Story, open_tracker, resume_command
@@ -54,6 +54,8 @@ def _run(config: Config, display: Display, began: float) -> Result:
     with failure_told():
         runfolder.check_output(config)
         parts = assemble(provisional(config))
+        if skipped := parts.data.skipped:
+            display.say(f"{len(skipped)} unreadable images are left out, the first is {skipped[0]}")
         # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
         config = config.replace(precision=parts.config.precision)
         folder = runfolder.claim(config)
@@ -65,21 +67,17 @@ def _run(config: Config, display: Display, began: float) -> Result:
 
 def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, seconds: float) -> Result:
     """One run in its folder: whatever happens, the status and the tracker say so at the end."""
+    clear_temporary(folder.path)
     progress = _resume(folder, parts, display) if folder.resumed else Progress()
     write_atomically(folder.path / runfolder.CONFIG, config.replace(resume="auto").to_yaml())
     folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
     facts = environment.describe(parts.learner.device)
     with Interrupts() as interrupts:
         try:
-            tracker, journal, wandb = open_tracker(config, folder, parts, facts, interrupts, display, progress)
+            with interrupts.at_once():
+                tracker, journal, wandb = open_tracker(config, folder, parts, facts, interrupts, display, progress)
         except BaseException as error:
-            folder.status(
-                "failed",
-                reason=str(error),
-                exit_code=getattr(error, "exit_code", 1),
-                step=progress.step,
-                epoch=len(progress.history),
-            )
+            folder.status(_ending(error), **_facts(folder, progress, error))
             raise
         try:
             parts = _with_rates(config, parts, folder, tracker, display, interrupts)
@@ -121,8 +119,14 @@ def _resume(folder: RunFolder, parts: Parts, display: Display) -> Progress:
     if state.get("fingerprint") != parts.data.fingerprint:
         raise UsageError(f"the data has changed since {folder.path} was begun; start a new run with --resume never")
     checkpoint.fits(parts.learner.model, state["learner"]["model"], path)
-    parts.learner.load_state_dict(state["learner"])
-    progress.load_state_dict(state["progress"], parts.learner.device)
+    try:
+        parts.learner.load_state_dict(state["learner"])
+        progress.load_state_dict(state["progress"], parts.learner.device)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"{path} does not fit the run's optimizer and progress: {why}; start anew with --resume never"
+        ) from error
     display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
     return progress
 
@@ -131,16 +135,11 @@ def _close_failed(
     folder: RunFolder, parts: Parts, tracker: Tracker, progress: Progress, error: BaseException, display: Display
 ) -> None:
     """Say in status, summary and tracker how the run ended, without hiding why."""
-    meant = known(error)
-    code = meant.exit_code if meant is not None else 1
     stopped = isinstance(error, Interrupted)
-    state = ("preempted" if code == 143 else "interrupted") if stopped else "failed"
-    reason = str(error) or type(error).__name__
-    facts = dict(
-        reason=reason, exit_code=code, step=progress.step, epoch=len(progress.history), resume=resume_command(folder)
-    )
+    facts = _facts(folder, progress, error)
+    reason, code = facts["reason"], facts["exit_code"]
     try:
-        folder.status(state, **facts)
+        folder.status(_ending(error), **facts)
         last = progress.history[-1] if progress.history else {}
         told = {"status": "stopped" if stopped else "failed", "reason": reason, "last": last}
         write_json(folder.path / runfolder.SUMMARY, {**told, "epochs": len(progress.history), "steps": progress.step})
@@ -152,6 +151,25 @@ def _close_failed(
         log.exception("while closing a run that had failed")  # the first error is the one that is raised
     if stopped:
         display.say(f"stopped at step {progress.step}; go on with: {resume_command(folder)}")
+
+
+def _ending(error: BaseException) -> str:
+    """The state of a run that this error ended."""
+    if not isinstance(error, Interrupted):
+        return "failed"
+    return "preempted" if error.exit_code in PREEMPTED else "interrupted"
+
+
+def _facts(folder: RunFolder, progress: Progress, error: BaseException) -> dict[str, Any]:
+    """What `status.json` says of a run that did not come to its end."""
+    meant = known(error)
+    return dict(
+        reason=str(meant or error) or type(error).__name__,
+        exit_code=1 if meant is None else meant.exit_code,
+        step=progress.step,
+        epoch=len(progress.history),
+        resume=resume_command(folder),
+    )
 
 
 def _sync(wandb: Any) -> dict[str, str]:

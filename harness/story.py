@@ -13,14 +13,15 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from harness import runfolder
+from harness import faults, runfolder
 from harness.card import card
 from harness.config import Config
 from harness.files import read_json, write_atomically, write_json
-from harness.interrupts import Interrupts
+from harness.interrupts import Interrupted, Interruptible, Interrupts
 from harness.parts import Parts, data_facts
 from harness.runfolder import RunFolder
 from harness.see import Seen, Viewer, scalars
+from harness.summary import best, flat, summarise
 from harness.tracking import wandb_run
 from harness.tracking.journal import Journal
 from harness.tracking.journal import read as read_journal
@@ -67,19 +68,28 @@ class Story:
     display: Display
     progress: Progress
     interrupts: Interrupts
+    told_parts: int = 1
+
+    def __post_init__(self) -> None:
+        self.told_parts = self.parts.learner.grad_accumulation
 
     def tell(self, facts: Mapping[str, Any]) -> Result:
         """Train, then keep the result and what can be said of it."""
         self._train()
+        faults.point("chapter")
         trained = time.monotonic()
         model = self._result_model()
+        faults.point("chapter")
         final = self._judge(model)
         self.interrupts.check()
+        faults.point("chapter")
         self._draw()
+        faults.point("chapter")
         explained = time.monotonic() - trained
-        summary = self._summarise(final, facts)
+        summary = summarise(self.parts, self.progress, final, facts)
         summary["seconds"]["explain"] = round(explained, 3)  # predictions, galleries, maps, figures
         self._keep_weights(model, summary)
+        faults.point("chapter")
         write_json(self.folder.path / runfolder.SUMMARY, summary)
         self.tracker.summary(flat(summary))
         self.tracker.artifact(self._artifact(summary))
@@ -87,7 +97,7 @@ class Story:
 
     def _train(self) -> None:
         parts, config = self.parts, self.parts.config
-        evaluated = {parts.watched: getattr(parts.batches, parts.watched)}
+        evaluated = {parts.watched: Interruptible(getattr(parts.batches, parts.watched), self.interrupts)}
         records = fit(
             parts.learner,
             parts.batches.train,
@@ -100,12 +110,17 @@ class Story:
         )
         if self._stops_early():  # resumed after its last epoch
             return
-        for record in records:
-            self._record(record)
-            if self._stops_early():
-                self.display.say(f"stopped early: no better validation accuracy for {config.early_stop} epochs")
-                break
-            self.interrupts.check()
+        try:
+            for record in records:
+                self._record(record)
+                if self._stops_early():
+                    self.display.say(f"stopped early: no better validation accuracy for {config.early_stop} epochs")
+                    break
+                self.interrupts.check()
+        except Interrupted:
+            if not self.progress.losses or math.isfinite(self.progress.losses[-1]):
+                self._save()
+            raise
 
     def _record(self, record: Record) -> None:
         epoch, acc = best(self.progress.history, self.parts.watched)
@@ -128,11 +143,21 @@ class Story:
     def _watch(self, tick: Tick) -> None:
         self.display.tick(tick)
         every = self.parts.config.checkpoint_every
-        if self.interrupts.pending:
+        self._tell_parts()
+        self.interrupts.check()
+        if every and tick.step % every == 0 and tick.batch < tick.batches and math.isfinite(tick.loss()):
             self._save()
-            self.interrupts.check()
-        elif every and tick.step % every == 0 and tick.batch < tick.batches and math.isfinite(tick.loss()):
-            self._save()
+
+    def _tell_parts(self) -> None:
+        """Say, once, that memory made the learner compute its batches in more parts."""
+        parts = self.parts.learner.grad_accumulation
+        if parts != self.told_parts:
+            self.told_parts = parts
+            text = (
+                f"out of memory: each batch of {self.parts.config.batch_size} images is now computed in {parts} parts"
+            )
+            self.display.say(text)
+            self.tracker.alert("out of memory", text)
 
     def _save(self) -> None:
         self.journal.sync()  # the journal is never behind a checkpoint
@@ -174,7 +199,8 @@ class Story:
         parts, batches = self.parts, self.parts.batches
         final: dict[str, Scalar] = {}
         if batches.val is not None and batches.test is not None:
-            final |= scalars(evaluate(model, batches.val, parts.learner.device, parts.learner.precision), "val")
+            held = Interruptible(batches.val, self.interrupts)
+            final |= scalars(evaluate(model, held, parts.learner.device, parts.learner.precision), "val")
         seen, split = self._see(model, self.folder.path)
         final |= scalars(seen.metrics, split)
         values = {**seen.values, **scalars(final, "result")}
@@ -193,35 +219,7 @@ class Story:
         batches = parts.batches.test or parts.batches.val
         assert split is not None and batches is not None
         viewer = Viewer(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
-        return viewer.see(split, batches, folder), split.name
-
-    def _summarise(self, final: Mapping[str, Scalar], facts: Mapping[str, Any]) -> dict[str, Any]:
-        history, watched, selects = self.progress.history, self.parts.watched, self.parts.selects
-        epoch, acc = best(history, watched) if history else (0, 0.0)
-        chosen = f"best {selects}/acc" if selects else "last epoch"
-        warning = " (chosen on the test set)" if watched == "test" else ""
-        return {
-            "status": "finished",
-            "result": {
-                "epoch": epoch if selects else len(history),
-                "chosen": chosen + (warning if selects == "test" else ""),
-                **final,
-            },
-            "best": {"epoch": epoch, f"{watched}/acc": acc, "chosen": f"best {watched}/acc{warning}"}
-            if history
-            else {},
-            "last": history[-1] if history else {},
-            "lr_min": self.parts.config.lr_min,
-            "lr_max": self.parts.config.lr_max,
-            "epochs": len(history),
-            "steps": self.progress.step,
-            "parameters": models.count_parameters(self.parts.learner.model),
-            "seconds": {
-                key: round(sum(row[f"time/{key}(s)"] for row in history), 3) for key in ("train", "eval", "epoch")
-            },
-            "dataset": data_facts(self.parts),
-            "environment": dict(facts),
-        }
+        return viewer.see(split, Interruptible(batches, self.interrupts), folder), split.name
 
     def _save_model(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
         parts = self.parts
@@ -267,25 +265,6 @@ class Story:
             aliases=("best", "latest") if self.parts.selects else ("latest",),
             metadata={"config": self.parts.config.to_dict(), **flat(summary)},
         )
-
-
-def best(history: list[dict[str, float]], split: str) -> tuple[int, float]:
-    """(epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split."""
-    row = max(history, key=lambda row: row.get(f"{split}/acc", float("-inf")))
-    return int(row["epoch"]), row.get(f"{split}/acc", float("nan"))
-
-
-def flat(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """The numbers and words of a summary under `part/key` names; the environment and the data stay out."""
-    plain: dict[str, Scalar] = {}
-    for key, value in summary.items():
-        if key in ("environment", "dataset"):
-            continue
-        if isinstance(value, Mapping):
-            plain |= flat(value, "" if key == "last" else f"{prefix}{key}/")
-        elif isinstance(value, int | float | str):
-            plain[f"{prefix}{key}"] = value
-    return plain
 
 
 def open_tracker(

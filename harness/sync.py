@@ -6,6 +6,8 @@ neither. What W&B has already is not sent again.
 
 from __future__ import annotations
 
+import shlex
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ from typing import TYPE_CHECKING, cast
 
 from harness import runfolder
 from harness.config import Config
-from harness.errors import BusyError, DataError
+from harness.errors import BusyError, DataError, TrackingError
 from harness.tracking import wandb_run
 from harness.tracking.journal import read
+from harness.tracking.rows import rows
 
 if TYPE_CHECKING:
     from harness.tracking.tracker import Status
@@ -27,16 +30,22 @@ class Synced:
 
     Attributes:
         records: in the journal. sent: of them, those that W&B did not have.
+        steps: in the journal. arrived: steps that W&B has now; None where it does not say.
     """
 
     folder: Path
     url: str
     records: int
     sent: int
+    steps: int
+    arrived: int | None
 
 
-def sync(folder: Path, say: Callable[[str], None]) -> Synced:
+def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> Synced:
     """Send to W&B what it lacks of a run: the same W&B run, each step once.
+
+    Args:
+        anew: send all of it as a new W&B run; W&B takes no step that lies before its newest.
 
     Raises:
         DataError: there is no journal. BusyError: the run is still being written.
@@ -50,7 +59,13 @@ def sync(folder: Path, say: Callable[[str], None]) -> Synced:
     config = Config(**story.header["config"]).replace(wandb="online")
     extra = {key: value for key, value in story.header.items() if key != "config"}
     tracker = wandb_run.start(
-        config, folder, run_name=config.name or folder.name, earlier=story.records, extra=extra, say=say
+        config,
+        folder,
+        run_name=config.name or folder.name,
+        run_id=uuid.uuid4().hex[:8] if anew else None,
+        earlier=story.records,
+        extra=extra,
+        say=say,
     )
     assert isinstance(tracker, wandb_run.WandbTracker)  # online was asked for by name
     sent = sum(record.step >= tracker.first_step for record in story.records)
@@ -59,4 +74,10 @@ def sync(folder: Path, say: Callable[[str], None]) -> Synced:
             tracker.artifact(artifact)
     tracker.summary(story.summary)
     tracker.finish(cast("Status", story.status or "failed"), story.exit_code or 0)
-    return Synced(folder, tracker.url, len(story.records), sent)
+    steps = len({step for record in story.records for step, _ in rows(record)})
+    arrived = wandb_run.arrived(tracker.url, steps)
+    if arrived is not None and arrived < steps:
+        raise TrackingError(
+            f"W&B has {arrived} of {steps} steps of {folder}, and takes none that lies before its newest; send all of it as a new W&B run with: harness sync --anew {shlex.quote(str(folder))}"
+        )
+    return Synced(folder, tracker.url, len(story.records), sent, steps, arrived)

@@ -16,6 +16,7 @@ from harness.errors import UsageError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+PLAIN_TAGS = {f"tag:yaml.org,2002:{word}" for word in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,7 +68,7 @@ def _check(node: yaml.Node, where: str) -> None:
 def _walk(node: yaml.Node, where: str, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
         raise UsageError(f"{where}:{node.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
-    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.startswith("tag:yaml.org,2002:python"):
+    if node.tag not in PLAIN_TAGS:
         raise UsageError(f"{where}:{node.start_mark.line + 1}: the tag {node.tag!r} is refused; write plain values")
     _check(node, where)
     if isinstance(node, yaml.MappingNode):
@@ -104,10 +105,10 @@ def parse(text: str, where: str = "<text>") -> Any:
         line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
-    except ValueError as error:
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{where}: {error}") from None
+    except UsageError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # a value that is not of its tag
+        raise UsageError(f"{where}: {' '.join(str(error).split())[:200]}: not a value of its kind") from None
 
 
 def read(path: str | Path) -> dict[str, Any]:

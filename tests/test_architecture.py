@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).parent.parent / "harness"
 ROOMS = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()}
 LEAVES = {
     "errors",
+    "faults",
     "values",
     "randomness",
     "files",

@@ -13,6 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from harness import faults
 from harness.errors import CheckpointError, DataError, ResourceError
 from harness.files import write_atomically
 from harness.tracking.encoding import decode_record, encode_record, from_line, to_line
@@ -33,7 +34,7 @@ class Story:
         header: the first line: `config`, `environment` and whatever else the run began with.
         summary: the last line's figures; empty when the run did not come to its end.
         status: `finished`, `failed` or `stopped`; empty when the run did not come to its end.
-        artifacts: what was kept, with the paths of the files as they were then.
+        artifacts: what was kept, with the paths of the files as they were then; only files in the run folder.
         alerts: (title, text) of each.
         whole: whether it ends with its summary and nothing is torn.
     """
@@ -143,6 +144,8 @@ class Journal:
             raise RuntimeError(f"{self.path} is closed")
         start, rest = self._file.tell(), to_line(line)
         try:
+            file, half = self._file, rest[: len(rest) // 2]
+            faults.point("journal", first=lambda: file.write(half))
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
@@ -208,8 +211,10 @@ def _tell(told: dict[str, Any], line: dict[str, Any], folder: Path) -> str:
     elif kind in RECORDS:
         told["records"].append(decode_record(line, folder))
     elif kind == "artifact":
-        files = {name: folder / file for name, file in line["files"].items()}
-        told["artifacts"].append(Artifact(line["name"], line["type"], files, tuple(line["aliases"]), line["metadata"]))
+        files, home = {name: folder / file for name, file in line["files"].items()}, folder.resolve()
+        if all(path.resolve().is_relative_to(home) for path in files.values()):  # a journal may come from elsewhere
+            kept = Artifact(line["name"], line["type"], files, tuple(line["aliases"]), line["metadata"])
+            told["artifacts"].append(kept)
     elif kind == "alert":
         told["alerts"].append((line["title"], line["text"]))
     elif kind == "summary":
@@ -240,7 +245,11 @@ def _split(path: Path, step: int) -> tuple[bytes, bytes, bool]:
     removed: list[bytes] = []
     for raw in lines:
         line = from_line(raw)
-        again = line.get("kind") in ("summary", "final") or (line.get("kind") in RECORDS and line.get("step", 0) > step)
+        kind, at = str(line.get("kind")), line.get("step")
+        if kind in RECORDS and not isinstance(at, int):
+            torn = True  # damaged, and nothing after it is to be believed
+            break
+        again = kind in ("summary", "final") or (kind in RECORDS and isinstance(at, int) and at > step)
         # What follows a record that is said again belongs to it: artifacts and alerts too.
         (removed if again or removed else kept).append(raw + b"\n")
     if kept and from_line(kept[0]).get("kind") != "header":

@@ -9,16 +9,17 @@ import contextlib
 import logging
 import netrc
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from harness.config import Config, settings
 from harness.errors import TrackingError
 from harness.tracking.tracker import NoTracker
-from harness.tracking.wandb_session import Session, in_sweep, in_use, known_run_id, variables
+from harness.tracking.wandb_session import Session, in_sweep, in_use, known_run_id, reason, variables
 from harness.tracking.wandb_tracker import WandbTracker
 from harness.values import Artifact, Record
 
@@ -104,6 +105,28 @@ def preload() -> None:
     with contextlib.suppress(ImportError):
         import wandb.apis.public
         import wandb.sdk.launch  # noqa: F401
+
+
+def arrived(url: str, expected: int, patience: float = 20.0) -> int | None:
+    """How many history rows W&B has of a run, asked until there are as many as expected; None where it does not say."""
+    import wandb
+
+    entity, project, _, run_id = urlsplit(url).path.strip("/").split("/")
+    ours, count, began = not in_use(wandb), None, time.monotonic()
+    with variables(WANDB_SILENT="true"):
+        try:
+            while time.monotonic() - began < patience:
+                run = wandb.Api(timeout=10).run(f"{unquote(entity)}/{unquote(project)}/{run_id}")
+                count = int(run.historyLineCount)
+                if count >= expected:
+                    break
+                time.sleep(2)
+        except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
+            log.debug("W&B does not say how many rows it has: %s", reason(error))
+        finally:
+            if ours:
+                wandb.teardown()
+    return count
 
 
 def wanted_mode(setting: str) -> Mode:

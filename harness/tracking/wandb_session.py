@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeAlias
 from harness.config import Config
 from harness.errors import TrackingError
 from harness.files import read_json
+from harness.tracking import wandb_log
 
 State: TypeAlias = Literal["online", "offline", "incomplete"]
 
@@ -84,8 +85,11 @@ class Session:
         if online:
             try:
                 return self._open("online"), "online"
+            except KeyboardInterrupt:
+                self._teardown(kill=True)
+                raise
             except Exception as error:  # noqa: BLE001 - W&B raises its own, asyncio's and the system's alike
-                self._teardown()  # else W&B's process holds on to the run id
+                self._teardown(kill=True)  # else W&B's process holds on to the run id
                 why = f"W&B can not be had online ({reason(error)})"
             if self.config.wandb == "online":
                 raise TrackingError(f"{why}; try `wandb login`, or set --wandb auto")
@@ -114,7 +118,7 @@ class Session:
         self.files.mkdir(parents=True, exist_ok=True)
         chosen: dict[str, Any] = dict(
             root_dir=str(self.folder),
-            init_timeout=INIT_TIMEOUT,
+            init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_TIMEOUT),
             finish_timeout=float(self.config.finish_timeout),
             finish_timeout_raises=False,
             x_transaction_log_flush_interval=1.0,  # what a killed run loses; 15 s by default
@@ -176,8 +180,15 @@ class Session:
             return int(run.starting_step)
         sent = read_json(self.files / SENT)
         if sent.get("run_id") == self.run_id and isinstance(sent.get("step"), int):
-            return int(sent["step"]) + 1
+            return min(int(sent["step"]), self._kept(int(sent["step"]))) + 1
         return 0 if resumed_step is None else resumed_step + 1
+
+    def _kept(self, sent: int) -> int:
+        """The highest step that the offline segments before this one really hold; `sent` where a server has some."""
+        earlier = sorted(self.files.glob(f"*run-*-{self.run_id}*"))[:-1]
+        if not earlier or any(not folder.name.startswith("offline-") for folder in earlier):
+            return sent
+        return max(wandb_log.last_step(log) for folder in earlier for log in folder.glob("run-*.wandb"))
 
     def note_sent(self, step: int) -> None:
         """Remember the highest step handed to W&B."""
@@ -196,8 +207,11 @@ class Session:
                         return reason(RuntimeError(entry["msg"]))
         return ""
 
-    def _teardown(self) -> None:
+    def _teardown(self, kill: bool = False) -> None:
+        """End W&B's process; with `kill` without waiting for what it is doing, which is nothing that counts."""
         core = _core(self.wandb)
+        if kill and self._ours and core is not None:
+            core.kill()
         try:
             self.wandb.teardown()
         except (Exception, SystemExit):  # W&B's process is gone already; W&B leaves it as a zombie

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness import faults
 from harness.errors import CheckpointError
-from harness.files import read_json, sha256, write_atomically, write_json
+from harness.files import read_json, sha256, sync_folder, write_atomically, write_json
 
 FORMAT = 1
 LAST, PREVIOUS, INCOMING, INDEX = "last.pt", "previous.pt", "incoming.pt", "index.json"
@@ -41,7 +42,9 @@ def save(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> No
     write_json(folder / INDEX, {"checkpoints": [entry, *_entries(folder)[:2]]})
     if (folder / LAST).exists():
         os.replace(folder / LAST, folder / PREVIOUS)
+        faults.point("swap")
     os.replace(fresh, folder / LAST)
+    sync_folder(folder)
 
 
 def newest(folder: Path) -> Path | None:
@@ -52,6 +55,8 @@ def newest(folder: Path) -> Path | None:
     """
     found = [path for name in (INCOMING, LAST, PREVIOUS) if (path := folder / name).exists()]
     good = [path for path in found if about(path)]
+    if found == [folder / INCOMING] and not good:
+        return None  # killed in its very first save, before the index had it
     for path in found:
         if path not in good:
             log.warning("%s is damaged or incomplete; using the one before it", path)
@@ -101,7 +106,8 @@ def load(path: Path) -> dict[str, Any]:
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it holds more than tensors and plain values"
         raise CheckpointError(f"{path} is refused: {reason}") from None
-    if not isinstance(state, dict) or not {"learner", "progress"} <= state.keys():
+    learner = state.get("learner") if isinstance(state, dict) else None
+    if not isinstance(learner, dict) or "progress" not in state or not {"model", "optimizer"} <= learner.keys():
         raise CheckpointError(f"{path} is not a checkpoint of harness: it has no learner and progress")
     return state
 

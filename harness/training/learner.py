@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from harness import faults
 from harness.config import Config
+from harness.errors import out_of_memory
 from harness.training.machine import autocast
 from harness.training.optimizer import make_optimizer, rate, set_rates
 
@@ -43,6 +45,7 @@ class Learner:
         model: the plain module; weights are saved from and loaded into it.
         forward: what is called in training: the model itself, compiled or wrapped for several processes.
         precision: autocast type; None for float32.
+        auto_batch: double `grad_accumulation`, down to one image a part, when memory runs out in a batch.
         ema: moving average of the weights; where there is one, it is what is evaluated and kept.
     """
 
@@ -53,6 +56,7 @@ class Learner:
     label_smoothing: float = 0.0
     clip_grad: float = 0.0
     grad_accumulation: int = 1
+    auto_batch: bool = False
     measure_grad: bool = False
     mix: Mix | None = None
     forward: Callable[[Tensor], Tensor] | None = None
@@ -74,7 +78,7 @@ class Learner:
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
-        loss, correct = self._backward(images, labels, targets)
+        loss, correct = self._gradients(images, labels, targets)
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()}")
         norm = self._grad_norm()
@@ -86,6 +90,30 @@ class Learner:
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return Outcome(loss, correct, rate(self.optimizer), norm)
+
+    def _gradients(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """`_backward`, where asked for in as many parts as the memory needs."""
+        if not self.auto_batch:
+            return self._backward(images, labels, targets)
+        # What a pass that breaks off has changed already: running statistics and the random state.
+        buffers, random = [buffer.clone() for buffer in self.model.buffers()], torch.get_rng_state()
+        on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        while True:
+            try:
+                return self._backward(images, labels, targets)
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error) or self.grad_accumulation >= len(images):
+                    raise
+            # Out of the except block, where the error would hold on to the tensors of the pass.
+            self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
+            self.optimizer.zero_grad(set_to_none=True)
+            if on_device is not None:
+                torch.cuda.empty_cache()
+                torch.cuda.set_rng_state(on_device, self.device)
+            torch.set_rng_state(random)
+            with torch.no_grad():
+                for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
 
     def _backward(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the mean loss over the batch, added up over its parts."""
@@ -102,6 +130,7 @@ class Learner:
             loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
             loss = loss * (len(part) / len(images))
             (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+            faults.point("part")
             losses.append(loss.detach())
             corrects.append((logits.detach().argmax(1) == truth).sum())
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
@@ -125,6 +154,7 @@ class Learner:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "grad_accumulation": self.grad_accumulation,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -135,6 +165,7 @@ class Learner:
             self.ema.load_state_dict(state["ema"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
+        self.grad_accumulation = max(self.grad_accumulation, int(state.get("grad_accumulation", 1)))
 
 
 def make_learner(
@@ -155,6 +186,7 @@ def make_learner(
         label_smoothing=0.0 if mix else config.label_smoothing,  # mixed targets are smoothed where they are made
         clip_grad=config.clip_grad,
         grad_accumulation=config.grad_accumulation,
+        auto_batch=config.auto_batch,
         mix=mix,
         forward=torch.compile(model) if config.compile else None,
         ema=ema,

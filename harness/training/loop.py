@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.errors import DivergedError
+from harness import faults
+from harness.errors import DivergedError, ResourceError, out_of_memory
 from harness.randomness import seed_for
 from harness.training.learner import Learner, Outcome
 from harness.training.machine import autocast, peak_memory, synchronise
@@ -87,6 +88,12 @@ class Progress:
     sizes: list[int] = field(default_factory=list)
     seconds: float = 0.0
 
+    def forget_epoch(self) -> None:
+        """Empty what is kept of the unfinished epoch: it is finished."""
+        for name in (*STACKED, "lrs", "sizes"):
+            setattr(self, name, [])
+        self.seconds = 0.0
+
     def state_dict(self) -> dict[str, Any]:
         """As tensors and plain values."""
         stack = {name: torch.stack(parts).cpu() if (parts := getattr(self, name)) else None for name in STACKED}
@@ -123,7 +130,8 @@ def fit(
     Args:
         evaluations: splits evaluated after every epoch, name (`val`, `test`) -> batches.
         progress: where to go on; a fresh one starts. It is kept up to date while training goes on.
-        watch: called between updates; it may raise to stop, and then `progress` and `learner` are whole.
+        watch: called between updates; it may raise to stop, and then `progress` and `learner` are whole. So may
+            `evaluations` while they are read: the epoch then goes on with its evaluation.
 
     Yields:
         `train/loss` (nats, mean over the images as trained on), `train/acc` (share 0..1), `<split>/loss`,
@@ -143,15 +151,18 @@ def fit(
         for batch, labels in train.epoch(epoch, done):
             _step(learner, schedule, progress, batch, labels)
             progress.seconds = time.monotonic() - began
+            faults.point("step", progress.step)
             if watch is not None:
                 watch(_tick(progress, epoch, epochs, train.steps))
         synchronise(learner.device)
         trained = time.monotonic() - began
+        progress.seconds = trained
         images = sum(progress.sizes)
-        values, steps = _finish_epoch(progress)
+        values, steps = _epoch_values(progress)
         for name, batches in (evaluations or {}).items():
             scores = evaluate(learner.judged, batches, learner.device, learner.precision)
             values |= {f"{name}/{key}": value for key, value in scores.items()}
+        progress.forget_epoch()
         whole = time.monotonic() - began
         values |= {
             "epoch": epoch + 1,
@@ -181,11 +192,18 @@ def evaluate(
     try:
         with torch.no_grad():
             for images, labels in batches:
+                faults.point("evaluation")
                 with autocast(device, precision):
                     logits = model(images)  # [B, classes]
                 loss += F.cross_entropy(logits.float(), labels, reduction="sum")
                 correct += (logits.argmax(1) == labels).sum()
                 count += len(labels)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ResourceError(
+            f"out of memory while evaluating {batches.images:,} images; lower --eval-batch-size"
+        ) from None
     finally:
         for module, mode in modes:
             module.training = mode
@@ -214,8 +232,8 @@ def _note(progress: Progress, outcome: Outcome, images: int) -> None:
         progress.norms.append(outcome.grad_norm)
 
 
-def _finish_epoch(progress: Progress) -> tuple[dict[str, Value], Curve]:
-    """The epoch's training figures and per-step curves, read from the device at once; `progress` is emptied."""
+def _epoch_values(progress: Progress) -> tuple[dict[str, Value], Curve]:
+    """The epoch's training figures and per-step curves, read from the device at once."""
     losses = torch.stack(progress.losses).cpu().double()  # [batches]; the one wait for the device in an epoch
     first = progress.step - len(losses)
     bad = (~torch.isfinite(losses)).nonzero()
@@ -233,11 +251,7 @@ def _finish_epoch(progress: Progress) -> tuple[dict[str, Value], Curve]:
     lines = {"train/step_loss": losses.tolist(), "lr": list(progress.lrs)}
     if progress.norms:
         lines["train/grad_norm"] = torch.stack(progress.norms).float().cpu().tolist()
-    steps = Curve("step", list(range(first + 1, progress.step + 1)), lines)
-    for name in (*STACKED, "lrs", "sizes"):
-        setattr(progress, name, [])
-    progress.seconds = 0.0
-    return values, steps
+    return values, Curve("step", list(range(first + 1, progress.step + 1)), lines)
 
 
 def _diverged(what: str, epochs: int, step: int, lr: float) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
 import os
 import signal
-from collections.abc import Iterable, Iterator
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -108,6 +112,7 @@ class TimmTrain:
                 self._cutout = TimmCutout(augment.cutout, preprocess.size, config.seed, device)
         dataset = Augmented(split.source, transform, config.seed)
         loader = _loader(dataset, config, device, batch_sampler=self._order)
+        self._workers = loader.worker_init_fn
         self._batches = _prefetch(loader, preprocess, device, normalised=transform.normalised, cutout=self._cutout)
         self._turn = 0
 
@@ -123,7 +128,7 @@ class TimmTrain:
             self._cutout.start(epoch, start)
         if start >= self.steps:
             return
-        for images, labels in _told(self._batches):
+        for images, labels in _told(self._batches, self._workers):
             yield _laid_out(images, self._config), labels
             if turn != self._turn:
                 raise RuntimeError(
@@ -138,12 +143,62 @@ class TimmEval:
         self.images = len(split)
         self._config = config
         loader = _loader(Plain(split.source, preprocess), config, device, batch_size=config.eval_batch_size)
+        self._workers = loader.worker_init_fn
         self._batches = _prefetch(loader, preprocess, device, normalised=False, cutout=None)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order, not augmented."""
-        for images, labels in _told(self._batches):
+        for images, labels in _told(self._batches, self._workers):
             yield _laid_out(images, self._config), labels
+
+
+class Workers:
+    """The processes of one loader: started so that only the main one acts on signals, and ended when one is stuck.
+
+    Torch's own time limit is not used: with it, torch waits for a worker that was killed until the limit is over. Nor
+    is its handler of SIGCHLD, which raises in the midst of whatever is done when a worker dies, a save for one. What is
+    left looks every 5 s, while a batch is waited for, whether the workers live.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._pids: Any = multiprocessing.get_context().Array("q", max(count, 1))
+        self._count = count
+        self.stuck = False
+
+    def __call__(self, number: int) -> None:
+        """What a new worker does first."""
+        self._pids[number] = os.getpid()
+        # Ctrl-C, a closed terminal and `timeout` reach every process of a group.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        os.setpgrp()
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Callable[[], None]]:
+        """While it lasts, a worker is killed that keeps the reader waiting for more than `TIMEOUT` seconds.
+
+        Yields:
+            To be called before and after waiting for a batch.
+        """
+        waiting, over = [0.0], threading.Event()
+
+        def turn() -> None:
+            waiting[0] = 0.0 if waiting[0] else time.monotonic()
+
+        def watch() -> None:
+            while not over.wait(min(1.0, TIMEOUT / 4)):
+                if waiting[0] and time.monotonic() - waiting[0] > TIMEOUT:
+                    self.stuck = True
+                    for pid in self._pids[:]:
+                        with contextlib.suppress(ProcessLookupError):
+                            os.kill(pid, signal.SIGKILL)
+                    return
+
+        if self._count:
+            threading.Thread(target=watch, daemon=True).start()
+        try:
+            yield turn
+        finally:
+            over.set()
 
 
 def _loader(dataset: Dataset, config: Config, device: torch.device, **how: Any) -> DataLoader:
@@ -152,9 +207,8 @@ def _loader(dataset: Dataset, config: Config, device: torch.device, **how: Any) 
         num_workers=config.workers,
         persistent_workers=config.workers > 0,
         collate_fn=_collate,
-        worker_init_fn=_start_worker,
+        worker_init_fn=Workers(config.workers),
         pin_memory=device.type == "cuda",
-        timeout=TIMEOUT if config.workers else 0,
         generator=torch.Generator(),  # or each pass would draw a number from the global generator
         **how,
     )
@@ -177,45 +231,51 @@ def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack([image for image, _ in samples])), torch.tensor([label for _, label in samples])
 
 
-def _start_worker(_: int) -> None:
-    """Ctrl-C, a closed terminal and `timeout` reach every process of a group, and only the main one should act on them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.setpgrp()
-
-
 def _laid_out(images: Tensor, config: Config) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 
-def _told(batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+def _told(batches: Iterable[tuple[Tensor, Tensor]], workers: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches, with what goes wrong in a worker told in one line."""
-    iterator = iter(batches)
+    with workers.watched() as turn:
+        yield from _told_each(iter(batches), workers, turn)
+
+
+def _told_each(
+    iterator: Iterator[tuple[Tensor, Tensor]], workers: Workers, turn: Callable[[], None]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    handler = signal.getsignal(signal.SIGCHLD)
     while True:
+        turn()
         try:
             batch = next(iterator, None)
-        except (DataError, RuntimeError) as error:
-            if _one_line(error) is error:
+            if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) != handler:
+                signal.signal(signal.SIGCHLD, handler)
+        except (DataError, RuntimeError, EOFError, ConnectionError) as error:
+            if _one_line(error, workers.stuck) is error:
                 raise
             # torch's frames and this error hold each other. Left to the collector, which ends the queues first, the
             # workers would not hear that they should go, and be waited for. (A local name for the new error would
             # close the same circle.)
             error.__traceback__ = None
-            raise _one_line(error) from None
+            raise _one_line(error, workers.stuck) from None
+        turn()
         if batch is None:
             return
         yield batch
 
 
-def _one_line(error: Exception) -> Exception:
+def _one_line(error: Exception, stuck: bool) -> Exception:
     """Our own error for one that came through torch's loader, which puts a worker's whole traceback into the message."""
     text = str(error).strip()
     if isinstance(error, DataError):
         return DataError(text.splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__name__}: "))
-    if "timed out after" in text:
+    if stuck:
         return DataError(
             f"no batch came from the loader processes for {TIMEOUT} s; is the disk with the data away? Try --workers 0"
         )
-    if "DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text):
+    cut_off = isinstance(error, EOFError | ConnectionError)  # while it handed a batch over
+    if cut_off or ("DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)):
         return ResourceError(
             "a loader process was killed, most often for lack of memory or of /dev/shm; lower --workers"
         )

@@ -1,0 +1,269 @@
+"""The machine in trouble: no disk, no memory, no permission, dead loader processes, clocks that jump, two runs with one name."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from faults.forked import TINY, begin, context, harness
+from faults.pictures import picture_folder
+from faults.test_resume import SAVING, check_same, never_killed, whole_story  # noqa: F401 - a fixture
+from faults.troubled import wait_until
+from harness.config import Config
+from harness.files import read_json, sha256
+from harness.runfolder import claim
+from harness.tracking.journal import read
+
+
+@contextmanager
+def mounted(folder: Path, options: str):
+    """A file system of its own at `folder`; False where this machine does not let us."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
+    done = shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
+    try:
+        yield done
+    finally:
+        if done:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(never_killed, tmp_path):  # noqa: F811
+    with mounted(tmp_path / "runs", "size=2m") as small:
+        if not small:
+            pytest.skip("this machine does not let us mount a small disk; the next test does without")
+        room = os.statvfs(tmp_path / "runs").f_bavail * 4096
+        (tmp_path / "runs/other").write_bytes(bytes(room - 700_000))  # two checkpoints of 250 kB fit, three do not
+        ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=6)
+        assert len(ended.errors) == 1
+        assert "no space to write" in ended.errors[0] and "MB free" in ended.errors[0]
+        assert "Traceback" not in ended.err
+        folder = tmp_path / "runs/r"
+        assert not list(folder.rglob("*.tmp"))
+        kept = torch.load(folder / "checkpoints/last.pt", weights_only=True)["progress"]["step"]
+        assert kept >= 4
+        assert read_json(folder / "checkpoints/index.json")["checkpoints"]
+        (tmp_path / "runs/other").unlink()
+        ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+        assert f"from step {kept}" in ended.err
+        check_same(tmp_path, never_killed)
+
+
+def test_a_file_that_may_not_grow_is_one_line_and_the_checkpoint_before_it_stays(tmp_path):
+    """What a quota does, on any machine: the limit of a file's size."""
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=6")
+    last = tmp_path / "runs/r/checkpoints/last.pt"
+    before = sha256(last)
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, file_size=100_000, check=6)
+    assert len(ended.errors) == 1 and "no space to write" in ended.errors[0]
+    assert "inline_container" not in ended.err
+    assert sha256(last) == before
+    assert not list((tmp_path / "runs").rglob("*.tmp"))
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+
+
+def test_an_output_folder_that_can_not_be_written_is_refused_before_anything_is_loaded(tmp_path):
+    with mounted(tmp_path / "runs", "ro") as read_only:
+        output = "runs" if read_only else "/proc/nowhere"
+        ended = harness("run", *TINY, "--output", output, cwd=tmp_path, check=2)
+        assert len(ended.errors) == 1 and "can not write to" in ended.errors[0] and "--output" in ended.errors[0]
+
+
+def test_an_output_folder_that_becomes_read_only_is_one_line(tmp_path):
+    with mounted(tmp_path / "runs", "size=20m") as mine:
+        if not mine:
+            pytest.skip("this machine does not let us mount")
+        running = begin("run", *SAVING, "--epochs", 200, "--name", "r", cwd=tmp_path)
+        running.until(lambda: (tmp_path / "runs/r/checkpoints/last.pt").exists())
+        # Open files keep a disk from being made read-only at once; what is deleted meanwhile does not.
+        done = subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "runs")], capture_output=True)
+        if done.returncode:
+            running.signal(signal.SIGKILL)
+            running.end()
+            pytest.skip("this machine does not make a disk read-only that is written to")
+        ended = running.end()
+        assert ended.code == 6 and len(ended.errors) == 1 and "Traceback" not in ended.err.replace("while closing", "")
+
+
+BIG = [*TINY[:8], "--batch-size", "1438", "--eval-batch-size", "100", "--model-args", "width=16", "--epochs", "1",
+       "--peak-epoch", "0.5", "--loader", "resident", "--gallery", "0", "--wandb", "disabled", "--name", "r"]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_batch_too_large_for_the_memory_is_computed_in_parts_when_asked_and_else_refused_with_the_remedy(tmp_path):
+    """Real memory, limited as `ulimit -v` does."""
+    ended = harness("run", *BIG, cwd=tmp_path, memory=600 * 2**20, check=6)
+    assert len(ended.errors) == 1
+    assert "out of memory" in ended.errors[0] and "--auto-batch" in ended.errors[0]
+    ended = harness("run", *BIG, "--auto-batch", cwd=tmp_path, memory=600 * 2**20, check=0)
+    assert "is now computed in" in ended.err
+    summary = read_json(tmp_path / "runs/r/summary.json")
+    assert summary["grad_accumulation"] in (2, 4, 8, 16, 32)
+    assert summary["steps"] == 1
+
+
+def test_after_memory_ran_out_the_batch_is_kept_said_once_and_a_resumed_run_computes_it_in_as_many_parts(tmp_path):
+    """From the first update in two parts: to the bit what `--grad-accumulation 2` gives."""
+    words = ["run", *SAVING, "--auto-batch", "--name", "r"]
+    ended = harness(*words, cwd=tmp_path, fault="oom@part=1,kill@step=9")
+    assert ended.code == -signal.SIGKILL
+    said = [line for line in ended.err.splitlines() if "out of memory" in line]
+    assert said == ["out of memory: each batch of 128 images is now computed in 2 parts"]
+    ended = harness(*words, cwd=tmp_path, check=0)
+    assert "out of memory" not in ended.err
+    assert read_json(tmp_path / "runs/r/summary.json")["grad_accumulation"] == 2
+    (tmp_path / "other").mkdir()
+    harness("run", *SAVING, "--grad-accumulation", 2, "--name", "r", cwd=tmp_path / "other", check=0)
+    here, there = (whole_story(folder / "runs/r") for folder in (tmp_path, tmp_path / "other"))
+    assert here == there
+
+
+def test_the_parts_of_a_batch_never_fall_below_one_image(tmp_path):
+    fault = ",".join(f"oom@part={number}" for number in range(1, 20))
+    words = ["run", *TINY, "--batch-size", 6, "--auto-batch", "--name", "r"]
+    ended = harness(*words, cwd=tmp_path, fault=fault, check=6)
+    assert len(ended.errors) == 1 and "out of memory" in ended.errors[0]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    return picture_folder(tmp_path_factory.mktemp("data") / "mes images é 你好", count=40)
+
+
+WORKERS = ["--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--data", "folder",
+           "--image-size", "32", "--loader", "timm", "--workers", "1", "--batch-size", "8", "--epochs", "100", "--wandb",
+           "disabled", "--gallery", "0", "--name", "r"]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "wait"),
+    [*(("fork", n / 150) for n in range(4)), ("forkserver", 0.0)],
+)  # fmt: skip
+def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_nobody_behind(tmp_path, pictures, method, wait):
+    running = begin("run", *WORKERS, "--data-dir", pictures, cwd=tmp_path, method=method)
+    running.until(lambda: (tmp_path / "runs/r/checkpoints/last.pt").exists())
+    time.sleep(wait)
+    workers = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    assert workers
+    os.kill(workers[0], signal.SIGKILL)
+    ended = running.end()
+    assert ended.code == 6, ended.err
+    assert len(ended.errors) == 1 and "--workers" in ended.errors[0]
+    assert "Traceback" not in ended.err
+    wait_until(lambda: not any(alive(pid) for pid in workers), 20)
+    assert read_json(tmp_path / "runs/r/status.json")["state"] == "failed"
+    running = begin("run", *WORKERS, "--data-dir", pictures, cwd=tmp_path)
+    running.until(lambda: "going on with" in running.err.read_text())
+    running.signal(signal.SIGTERM)
+    assert running.end().code == 143
+
+
+def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_figure(never_killed, tmp_path, monkeypatch):  # noqa: F811
+    """The clock of the wall is another one at every look; what is measured comes from the one that only goes forward."""
+    script = (
+        "import sys, time, random\n"
+        "draw = random.Random(0)\n"
+        "time.time = lambda: draw.uniform(-1e9, 4e9)\n"
+        f"sys.argv = ['harness', 'run', *{SAVING!r}, '--name', 'r']\n"
+        "from harness import cli\ncli.main()"
+    )
+    environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_same(tmp_path, never_killed)
+    for record in read(tmp_path / "runs/r").records:
+        for key, value in record.scalars().items():
+            if key.startswith("time/"):
+                assert 0 <= value < 300, key
+    assert all(0 <= value < 300 for value in read_json(tmp_path / "runs/r/summary.json")["seconds"].values())
+
+
+def test_of_two_runs_with_one_name_at_once_the_second_is_refused_with_the_others_process(tmp_path):
+    words = ["run", *TINY, "--epochs", 500, "--name", "r"]
+    first = begin(*words, cwd=tmp_path)
+    first.until(lambda: (tmp_path / "runs/r/status.json").exists())
+    ended = harness(*words, cwd=tmp_path, check=8)
+    assert len(ended.errors) == 1 and f"pid {first.pid}" in ended.errors[0] and "--name" in ended.errors[0]
+    ended = harness("run", "--resume", tmp_path / "runs/r", cwd=tmp_path, check=8)
+    first.signal(signal.SIGKILL)
+    first.end()
+    harness("run", *TINY, "--name", "r", "--epochs", 1, "--peak-epoch", 1, cwd=tmp_path, check=0)  # other settings: r-2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["r", "r-2"]
+
+
+def test_of_many_equal_commands_at_once_each_gets_a_folder_of_its_own(tmp_path):
+    ready, done = context.Barrier(13), context.Event()
+    taken = context.Queue()
+    processes = [context.Process(target=claim_one, args=(str(tmp_path), ready, taken, done)) for _ in range(12)]
+    for process in processes:
+        process.start()
+    ready.wait(60)
+    paths = {taken.get(timeout=60) for _ in processes}
+    done.set()
+    for process in processes:
+        process.join(60)
+    assert len(paths) == 12
+
+
+def claim_one(output, ready, taken, done):
+    config = Config(output=output, data="digits")
+    ready.wait(60)
+    folder = claim(config)
+    taken.put(str(folder.path))
+    done.wait(60)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("with spaces, 'quotes' and \"more\"", marks=pytest.mark.slow), "é 你好 🎉 -$HOME;#&'"]
+)
+def test_a_run_in_a_folder_of_any_name_can_be_gone_on_with_by_the_command_that_it_prints(tmp_path, pictures, name):
+    """The printed command goes through a real shell."""
+    place = tmp_path / name
+    place.mkdir()
+    words = [*TINY[:-1], "offline", "--name", name]
+    ended = harness("run", *words, cwd=place, fault="int@step=4", check=130)
+    (line,) = [line for line in ended.err.splitlines() if "go on with: " in line]
+    command = line.partition("go on with: ")[2].replace("harness", f"{sys.executable} -m harness", 1)
+    environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "from step 4" in done.stderr
+    assert {path.name for path in tmp_path.iterdir()} <= {name, f"{name}-logs"}
+
+
+def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, pictures, monkeypatch):
+    """Stopped by SIGSTOP, as one that waits for a disk that went away."""
+    from harness.errors import DataError
+    from harness.vision import single
+    from harness.vision.data import load
+    from harness.vision.loaders import make_batches
+    from harness.vision.preprocess import Preprocess
+
+    monkeypatch.setattr(single, "TIMEOUT", 1.0)
+    config = Config(data="folder", data_dir=str(pictures), loader="timm", workers=1, batch_size=8, image_size=32)
+    batches = make_batches(config, load(config), Preprocess(32, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear"), "cpu").train
+    epoch = batches.epoch(0)
+    next(epoch)
+    for pid in batches._workers._pids[:]:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    with pytest.raises(DataError, match="no batch came from the loader processes"):
+        list(epoch)
+    assert time.monotonic() - began < 30

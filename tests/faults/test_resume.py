@@ -1,0 +1,134 @@
+"""A run killed at any moment and gone on with ends as one that was never killed, to the last bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+
+import pytest
+import torch
+
+from faults.forked import TINY, begin, harness
+from harness.runfolder import read_state
+from harness.tracking.journal import read
+
+SAVING = [*TINY, "--checkpoint-every", "4"]
+UPDATES = 33  # in the whole run
+TIMED = ("time/", "throughput", "memory/")
+
+
+def whole_story(folder):
+    """All that must be equal: weights, predictions, every figure of the journal but times, the last checkpoint."""
+    records = [
+        (
+            record.kind,
+            record.step,
+            record.epoch,
+            {key: value for key, value in record.scalars().items() if not key.startswith(TIMED)},
+            record.steps,
+        )
+        for record in read(folder).records
+    ]
+    state = torch.load(folder / "checkpoints/last.pt", weights_only=True)
+    progress = state["progress"]
+    progress["history"] = [
+        {key: value for key, value in row.items() if not key.startswith(TIMED)} for row in progress["history"]
+    ]
+    progress.pop("seconds")
+    return {
+        "weights": (folder / "checkpoints/model.safetensors").read_bytes(),
+        "predictions": (folder / "predictions.csv").read_bytes(),
+        "records": records,
+        "state": flat({name: state[name] for name in ("learner", "progress")}),
+    }
+
+
+def flat(value, path=""):
+    if isinstance(value, torch.Tensor):
+        return {path: value.numpy().tobytes()}
+    if isinstance(value, dict):
+        return {key: part for name, inner in value.items() for key, part in flat(inner, f"{path}/{name}").items()}
+    if isinstance(value, list | tuple):
+        return {key: part for place, inner in enumerate(value) for key, part in flat(inner, f"{path}/{place}").items()}
+    return {path: value}
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    harness("run", *SAVING, "--name", "r", cwd=folder, check=0)
+    return whole_story(folder / "runs/r")
+
+
+def check_same(folder, never_killed):
+    assert [path.name for path in (folder / "runs").iterdir()] == ["r"]
+    told = whole_story(folder / "runs/r")
+    for part, value in never_killed.items():
+        assert told[part] == value, part
+    assert not list((folder / "runs/r").rglob("*.tmp"))
+
+
+POINTS = [
+    "step=2,kill@step=7,kill@step=11,kill@step=33",  # four times in a row
+    "evaluation=4",
+    "journal=3",
+    "chapter=3",
+    "replaced=3",  # the first checkpoint, before the index has it
+]
+MORE_POINTS = [
+    "step=1",  # before anything is saved
+    "step=22",  # the last update of an epoch
+    "evaluation=1",
+    "swap=1",
+    "journal=1",
+    "write=1",  # config.yaml
+    "write=3",  # the first checkpoint
+    "write=4",  # its index
+]
+
+
+@pytest.mark.parametrize("place", [*POINTS, *(pytest.param(place, marks=pytest.mark.slow) for place in MORE_POINTS)])
+def test_a_run_killed_at_a_place_goes_on_to_the_same_bits(never_killed, tmp_path, place):
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=f"kill@{place}")
+    assert ended.code == -signal.SIGKILL, ended.err
+    for kill in place.split(",")[1:]:
+        assert harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=kill).code == -signal.SIGKILL
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+    if not place.startswith(("step=1", "evaluation=1", "journal=1", "write", "replaced")):
+        assert "going on with" in ended.err
+    check_same(tmp_path, never_killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["step", "write", "replaced", "journal", "swap", "evaluation", "chapter"])
+def test_a_run_killed_at_every_passing_of_a_place_in_turn_still_ends_with_the_same_bits(never_killed, tmp_path, place):
+    """Killed at the first passing, gone on with, killed at the second, and so on until there is no other."""
+    killed = 0
+    for number in range(1, 80):
+        ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=f"kill@{place}={number}")
+        if ended.code == 0:
+            break
+        assert ended.code == -signal.SIGKILL, ended.err
+        killed += 1
+        if read_state(tmp_path / "runs/r") == "finished":  # killed after its very last file
+            break
+    assert killed >= 3
+    check_same(tmp_path, never_killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_a_run_killed_from_outside_at_random_times_goes_on_to_the_same_bits(never_killed, tmp_path, seed):
+    draw, kills = random.Random(seed), 0
+    for _ in range(3):
+        running = begin("run", *SAVING, "--name", "r", cwd=tmp_path)
+        time.sleep(draw.uniform(0.2, 2.5))
+        if running.process.is_alive():
+            running.signal(signal.SIGKILL)
+            kills += 1
+        if running.end().code == 0:
+            break
+    if not (tmp_path / "runs/r/summary.json").exists() or kills == 3:
+        harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+    check_same(tmp_path, never_killed)

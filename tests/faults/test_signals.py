@@ -1,0 +1,126 @@
+"""Signals stop a run within seconds, saved, with the exit status that says which, and it goes on to the same bits."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from wandb_files import payloads
+from wandb_server import KEY
+
+from faults.forked import TINY, begin, harness
+from faults.test_resume import SAVING, check_same, never_killed  # noqa: F401 - a fixture
+from harness.files import read_json
+
+SIGNALS = {"int": (130, "interrupted"), "term": (143, "preempted"), "usr1": (138, "preempted")}
+
+
+@pytest.mark.parametrize(
+    ("action", "place"),
+    [
+        ("int", "step=2"),
+        ("term", "evaluation=3"),
+        *(
+            pytest.param(*more, marks=pytest.mark.slow)
+            for more in [("term", "step=22"), ("usr1", "step=13"), ("usr1", "chapter=2")]
+        ),
+    ],
+)
+def test_a_signal_anywhere_saves_and_exits_with_its_status_and_the_run_goes_on(
+    never_killed,  # noqa: F811
+    tmp_path,
+    action,
+    place,
+):
+    code, state = SIGNALS[action]
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=f"{action}@{place}", check=code)
+    status = read_json(tmp_path / "runs/r/status.json")
+    assert (status["state"], status["exit_code"]) == (state, code)
+    assert f"go on with: {status['resume']}" in ended.err
+    number = int(place.partition("=")[2])
+    if place.startswith("step"):
+        assert status["step"] == number, "saved at once, not at the next checkpoint"
+    if place.startswith("evaluation"):
+        assert status["step"] == 22, "not trained on in the middle of an evaluation"
+    again = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+    assert f"from step {status['step']}" in again.err
+    check_same(tmp_path, never_killed)
+
+
+def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="int@step=6,int@write=6")
+    assert ended.code == 130
+    assert read_json(tmp_path / "runs/r/status.json")["step"] == 4
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_while_the_data_is_read_ends_in_its_status(tmp_path, name):
+    number = signal.Signals[name]
+    running = begin("run", *TINY, cwd=tmp_path)
+    running.until(lambda: (tmp_path / "runs").exists())
+    running.signal(number)
+    assert running.end(20).code == 128 + number
+
+
+@pytest.fixture
+def hanging():
+    """A server that takes connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
+def test_a_stop_while_the_server_is_waited_for_is_heard_within_seconds(tmp_path, hanging):
+    variables = {"WANDB_BASE_URL": hanging, "WANDB_API_KEY": KEY}
+    running = begin("run", *TINY[:-1], "auto", "--name", "r", cwd=tmp_path, variables=variables)
+    running.until(lambda: (tmp_path / "runs/r/wandb").exists())
+    time.sleep(1)
+    running.signal(signal.SIGTERM)
+    began = time.monotonic()
+    ended = running.end(60)
+    assert ended.code == 143, ended.err
+    assert time.monotonic() - began < 15
+    assert read_json(tmp_path / "runs/r/status.json")["state"] == "preempted"
+    harness("run", *TINY, "--name", "r", cwd=tmp_path, check=0)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
+
+
+@pytest.mark.parametrize("action", [pytest.param("term", marks=pytest.mark.slow), "usr1"])
+def test_a_preempted_run_of_a_sweep_is_marked_so_that_wandb_queues_it_again(tmp_path, action):
+    variables = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "abcd1234", "WANDB_PROJECT": "p"}
+    words = ["run", *TINY[:-1], "offline"]
+    harness(*words, cwd=tmp_path, fault=f"{action}@step=3", variables=variables, check=SIGNALS[action][0])
+    (log,) = (tmp_path / "runs/abcd1234/wandb").glob("offline-run-*/run-*.wandb")
+    assert "preempting" in kinds(log)
+    harness(*words, cwd=tmp_path, variables=variables, check=0)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["abcd1234"]
+
+
+def kinds(log):
+    """The kinds of records in a W&B log."""
+    from wandb.proto import wandb_internal_pb2
+
+    found = set()
+    for data in payloads(log.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        found.add(record.WhichOneof("record_type"))
+    return found
+
+
+def test_a_stop_from_another_thread_is_a_stop(tmp_path):
+    """W&B calls its stop function in a thread of its own."""
+    from harness.interrupts import Interrupted, Interrupts
+
+    with Interrupts() as interrupts:
+        thread = threading.Thread(target=interrupts.stop)
+        thread.start()
+        thread.join()
+        with pytest.raises(Interrupted) as caught:
+            interrupts.check()
+    assert caught.value.exit_code == 130
