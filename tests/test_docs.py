@@ -41,3 +41,19 @@ def test_every_link_in_the_documentation_leads_somewhere():
     for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+def test_every_fault_in_the_table_of_reliability_has_its_test_and_every_test_of_a_fault_is_in_the_table():
+    table = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text(encoding="utf-8")))
+    there = {
+        name
+        for path in (ROOT / "tests/faults").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+    }
+    assert table <= there, table - there
+    assert there - table <= {
+        "test_an_output_folder_that_becomes_read_only_is_one_line",  # only where the machine lets a disk be remounted
+        "test_an_option_that_looks_like_a_secret_is_no_option",
+        "test_yaml_of_any_depth_in_an_option_is_refused_too",
+        "test_any_word_as_the_name_of_a_setting_is_one_or_is_refused",
+    }

@@ -175,6 +175,7 @@ def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_nobody_b
     assert running.end().code == 143
 
 
+@pytest.mark.slow
 def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_figure(never_killed, tmp_path, monkeypatch):  # noqa: F811
     """The clock of the wall is another one at every look; what is measured comes from the one that only goes forward."""
     script = (
@@ -230,9 +231,8 @@ def claim_one(output, ready, taken, done):
     done.wait(60)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("with spaces, 'quotes' and \"more\"", marks=pytest.mark.slow), "é 你好 🎉 -$HOME;#&'"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["with spaces, 'quotes' and \"more\"", "é 你好 🎉 -$HOME;#&'"])
 def test_a_run_in_a_folder_of_any_name_can_be_gone_on_with_by_the_command_that_it_prints(tmp_path, pictures, name):
     """The printed command goes through a real shell."""
     place = tmp_path / name

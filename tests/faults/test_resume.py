@@ -71,12 +71,12 @@ def check_same(folder, never_killed):
 
 POINTS = [
     "step=2,kill@step=7,kill@step=11,kill@step=33",  # four times in a row
-    "evaluation=4",
-    "journal=3",
-    "chapter=3",
     "replaced=3",  # the first checkpoint, before the index has it
 ]
 MORE_POINTS = [
+    "evaluation=4",
+    "journal=3",
+    "chapter=3",
     "step=1",  # before anything is saved
     "step=22",  # the last update of an epoch
     "evaluation=1",
@@ -118,7 +118,7 @@ def test_a_run_killed_at_every_passing_of_a_place_in_turn_still_ends_with_the_sa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_run_killed_from_outside_at_random_times_goes_on_to_the_same_bits(never_killed, tmp_path, seed):
     draw, kills = random.Random(seed), 0
     for _ in range(3):

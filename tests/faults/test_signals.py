@@ -90,7 +90,8 @@ def test_a_stop_while_the_server_is_waited_for_is_heard_within_seconds(tmp_path,
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
 
 
-@pytest.mark.parametrize("action", [pytest.param("term", marks=pytest.mark.slow), "usr1"])
+@pytest.mark.slow
+@pytest.mark.parametrize("action", ["term", "usr1"])
 def test_a_preempted_run_of_a_sweep_is_marked_so_that_wandb_queues_it_again(tmp_path, action):
     variables = {"WANDB_SWEEP_ID": "sweep1", "WANDB_RUN_ID": "abcd1234", "WANDB_PROJECT": "p"}
     words = ["run", *TINY[:-1], "offline"]

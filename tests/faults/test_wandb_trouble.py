@@ -91,7 +91,7 @@ def check_brought_whole(folder, last=LAST):
         pytest.param(404, 0, marks=pytest.mark.slow),
         pytest.param(500, 0, marks=pytest.mark.slow),
         pytest.param(429, 0, marks=pytest.mark.slow),
-        (200, 1),
+        pytest.param(200, 1, marks=pytest.mark.slow),
     ],
 )
 def test_a_server_that_fails_in_mid_run_is_noticed_and_the_journal_brings_the_run_there_later(
