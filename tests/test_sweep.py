@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import signal
+import sqlite3
 import time
 
 import pytest
@@ -175,7 +176,14 @@ def processes_of(folder):
     return found
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGKILL, -9),
+    ],
+)
 def test_a_sweep_that_is_stopped_or_killed_goes_on_with_the_trial_it_was_at(tmp_path, number, status):
     write(tmp_path, parameters={"epochs": {"value": 8}})
     words = ["sweep", "sweep.yaml", "--count", 2]
@@ -210,6 +218,21 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_with_the_trial_it_was_at(tmp_
         for step in record.steps.x
     ]
     assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_trial_that_ended_just_before_its_coordinator_died_is_not_run_again(tmp_path):
+    write(tmp_path)
+    harness("sweep", "sweep.yaml", "--count", 1, "--name", "s", cwd=tmp_path, check=0)
+    folder = tmp_path / "runs/s"
+    with sqlite3.connect(folder / "study.db") as database:  # as if the trial's end had not been written down
+        database.execute("UPDATE trials SET state = 'RUNNING'")
+        database.execute("DELETE FROM trial_values")
+    database.close()
+    before = (folder / "runs/trial-0000/journal.jsonl").read_bytes()
+    harness("sweep", "sweep.yaml", "--count", 1, "--name", "s", cwd=tmp_path, check=0)
+    assert [(row["trial"], row["state"], row["values"]) for row in trials(folder)] == [("trial-0000", "complete", "2")]
+    assert (folder / "runs/trial-0000/journal.jsonl").read_bytes() == before
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["trial-0000", "trial-0000.log"]
 
 
 @pytest.mark.slow

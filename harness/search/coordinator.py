@@ -10,13 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from optuna.exceptions import StorageInternalError
+
 from harness import runfolder
 from harness.config import known_name
-from harness.errors import HarnessError, UsageError
+from harness.errors import HarnessError, ResourceError, UsageError
 from harness.files import read_json, write_atomically, write_json
 from harness.interrupts import Interrupts
 from harness.search import command, display, pictures, processes, results
-from harness.search.engine import Engine, Proposal, Row
+from harness.search.engine import Engine, Proposal, Row, first_line
 from harness.search.results import Times
 from harness.search.sweepfile import Sweep
 from harness.tracking.journal import follow
@@ -84,9 +86,9 @@ class Coordinator:
         try:
             while True:
                 interrupts.check()
+                self.engine.beat([running.proposal for running in self._running])
                 self._start_more()
                 self._look()
-                self.engine.beat([running.proposal for running in self._running])
                 if self.shown.is_due():
                     self.shown.update(self.engine.rows(), self.engine.best(), self._left())
                 if self._running and self.engine.reached():
@@ -113,11 +115,17 @@ class Coordinator:
                 self._end(proposal, "failed", str(error), 0.0)
                 continue
             share = min(set(range(self.workers)) - {running.share for running in self._running})
-            process = self._launch(
-                self.sweep.parameters(proposal.values), self._own_words(proposal.name), proposal.name, share
-            )
+            process = self._begin(proposal, share)
             self.shown.began(proposal.name, proposal.values)
             self._running.append(Running(proposal, process, share, time.monotonic()))
+
+    def _begin(self, proposal: Proposal, share: int) -> processes.Process:
+        """The process of a trial; none is needed where an earlier coordinator died between the trial's end and its own word."""
+        if runfolder.read_state(self.runs / proposal.name) == "finished":
+            return processes.Ended()
+        return self._launch(
+            self.sweep.parameters(proposal.values), self._own_words(proposal.name), proposal.name, share
+        )
 
     def _launch(self, parameters: Mapping[str, Any], own: Sequence[str], name: str, share: int) -> processes.Process:
         environment = {**self._environment, **self._shares[share]}
@@ -189,7 +197,9 @@ class Coordinator:
         if seconds:
             self._spent[proposal.name] = results.times(self.runs / proposal.name, seconds)
         rows = self.engine.rows()
-        row = next(row for row in rows if row.number == proposal.number)
+        row = next((row for row in rows if row.number == proposal.number), None)
+        if row is None:  # this machine was not heard of for so long that another one has taken the trial
+            return
         self.shown.ended(row, seconds, self.engine.best(), self._left())
         self._write_trials(rows)
         ended = [row for row in rows if row.state != "running"]
@@ -419,6 +429,10 @@ def run(
                 shown.close()
                 table = coordinator.final(final, interrupts)
                 told += f"\nfinal       test accuracy {100 * table.get('test/acc mean', float('nan')):.2f} % over {final} seeds, standard deviation {100 * table.get('test/acc standard deviation', 0.0):.2f} points"
+    except StorageInternalError as error:
+        raise ResourceError(
+            f"the search's storage can not be reached ({first_line(error)}); the trials were told to save, and the same command goes on"
+        ) from error
     finally:
         shown.close()
         engine.close()

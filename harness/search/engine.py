@@ -6,18 +6,19 @@ the heart of any more; whoever works on the search next gives them back as trial
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import socket
 import time
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from harness.errors import UsageError
@@ -108,7 +109,7 @@ class Engine:
                 raise
             except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
                 raise UsageError(
-                    f"the storage {_without_password(storage)} can not be opened: {_first_line(error)}"
+                    f"the storage {_without_password(storage)} can not be opened: {first_line(error)}"
                 ) from error
         if self._study.user_attrs.get("digest", sweep.digest()) != sweep.digest():
             raise UsageError(f"the storage holds another sweep named {name}; choose another --name")
@@ -194,7 +195,10 @@ class Engine:
             values: all of the metric's so far; those reported already come first.
         """
         for value in values[len(proposal.reported) :]:
-            proposal.trial.report(value, len(proposal.reported) + 1)
+            try:
+                proposal.trial.report(value, len(proposal.reported) + 1)
+            except UpdateFinishedTrialError:  # taken from this machine, which was not heard of for too long
+                return True
             proposal.reported.append(value)
         if self.sweep.hyperband is None or not values:
             return False
@@ -203,7 +207,14 @@ class Engine:
         return self.sweep.hyperband.stops(own, [*others, own], maximise=self.sweep.metric.maximise)
 
     def tell(self, proposal: Proposal, state: str, reason: str = "") -> None:
-        """How a trial ended: `complete`, `pruned` or `failed`; its value is the best of its history."""
+        """How a trial ended: `complete`, `pruned` or `failed`; its value is the best of its history.
+
+        A trial that another machine has taken over meanwhile stays that one's.
+        """
+        with contextlib.suppress(UpdateFinishedTrialError, ValueError):
+            self._tell(proposal, state, reason)
+
+    def _tell(self, proposal: Proposal, state: str, reason: str) -> None:
         if reason:
             proposal.trial.set_user_attr(REASON, reason[:500])
         value = self.sweep.metric.best(proposal.reported) if proposal.reported else None
@@ -420,7 +431,7 @@ def _is_dead(owner: str) -> bool:
     return False
 
 
-@contextmanager
+@contextlib.contextmanager
 def _quiet() -> Any:
     """Optuna's notes on what is experimental kept off the terminal."""
     with warnings.catch_warnings():
@@ -434,6 +445,8 @@ def _without_password(url: str) -> str:
     return f"{scheme}://{who.split(':')[0]}:***@{after}" if at else url
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a storage says, without SQLAlchemy's page around it."""
+    error = error if error.__cause__ is None or not isinstance(error.__cause__, Exception) else error.__cause__
     text = str(getattr(error, "orig", None) or error).strip()
     return (text.splitlines() or [type(error).__name__])[0][:300]

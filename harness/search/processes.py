@@ -34,6 +34,20 @@ class Process(Protocol):
         """End it."""
 
 
+class Ended:
+    """A trial that had come to its end before anybody wrote that down."""
+
+    def poll(self) -> int | None:
+        """See `Process`."""
+        return 0
+
+    def stop(self) -> None:
+        """See `Process`."""
+
+    def kill(self) -> None:
+        """See `Process`."""
+
+
 class Started:
     """A process started by its command line."""
 
