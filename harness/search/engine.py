@@ -27,6 +27,7 @@ from harness.search.axes import Axis, as_text
 from harness.search.sweepfile import Sweep
 
 HEARTBEAT, GRACE = 10, 45  # seconds between two beats; after how many without one a trial's coordinator is dead
+OPENINGS = 4  # tries to open a storage
 MOST_TRIES = 4  # of one trial whose coordinators die
 SURPLUS, OWNER, VALUES, POINT, AGAIN_OF, TRY, FIRST, REASON = (
     "surplus",
@@ -95,25 +96,31 @@ class Engine:
         self._points = sweep.grid() if sweep.method == "grid" else []
         self._beaten = self._swept = 0.0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        with _quiet():
-            try:
-                self._storage = optuna.storages.RDBStorage(
-                    storage,
-                    heartbeat_interval=HEARTBEAT,
-                    grace_period=GRACE,
-                    failed_trial_callback=lambda study, trial: self._again(trial),
-                    engine_kwargs={"connect_args": {"timeout": 60}} if storage.startswith("sqlite") else None,
-                )
-                self._study, ours = self._open(name)
-            except UsageError:
-                raise
-            except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
-                raise UsageError(
-                    f"the storage {_without_password(storage)} can not be opened: {first_line(error)}"
-                ) from error
+        self._storage, self._study, ours = self._connect(name, storage)
         if self._study.user_attrs.get("digest", sweep.digest()) != sweep.digest():
             raise UsageError(f"the storage holds another sweep named {name}; choose another --name")
         self._fill(ours)
+
+    def _connect(self, name: str, url: str) -> tuple[optuna.storages.RDBStorage, optuna.Study, bool]:
+        """The storage and the study in it; whether this coordinator made the study."""
+        for tries_left in reversed(range(OPENINGS)):
+            try:
+                with _quiet():
+                    self._storage = optuna.storages.RDBStorage(
+                        url,
+                        heartbeat_interval=HEARTBEAT,
+                        grace_period=GRACE,
+                        failed_trial_callback=lambda study, trial: self._again(trial),
+                        engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
+                    )
+                    return self._storage, *self._open(name)
+            except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
+                if not tries_left:
+                    raise UsageError(
+                        f"the storage {_without_password(url)} can not be opened: {first_line(error)}"
+                    ) from error
+                time.sleep(0.5 + random.random())  # noqa: S311 - two that make the tables of an empty database at once get in each other's way
+        raise AssertionError("returned or raised")
 
     def _open(self, name: str) -> tuple[optuna.Study, bool]:
         direction = "maximize" if self.sweep.metric.maximise else "minimize"
