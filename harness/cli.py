@@ -187,7 +187,7 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
         found, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **ask
     )
     click.echo(told)
-    click.echo(f"sweep folder: {folder}\nto W&B: harness sync {folder}/runs/trial-*", err=True)
+    click.echo(f"sweep folder: {folder}\nto W&B: harness sync {folder}/runs/*", err=True)
 
 
 @cli.command(cls=SettingsCommand)

@@ -76,11 +76,19 @@ def serve(asks: int, answers: int) -> None:
 def _fork(ask: dict[str, Any], pipes: tuple[int, int]) -> int:
     """A child process that does what `harness WORDS` does, its output in the file `log`."""
     parent = os.getpid()
+    signals = {signal.SIGINT, signal.SIGTERM}
+    signal.pthread_sigmask(
+        signal.SIG_BLOCK, signals
+    )  # until the child has its own handlers: a stop is not lost in between
     pid = os.fork()
     if pid:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         return pid
     status = 1
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         os.setsid()
         die_with_parent(parent)
         log = os.open(ask["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
@@ -90,8 +98,6 @@ def _fork(ask: dict[str, Any], pipes: tuple[int, int]) -> int:
         for pipe in pipes:
             if pipe > 2:
                 os.close(pipe)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.environ.clear()
         os.environ.update(ask["environment"])
         os.chdir(ask["folder"])

@@ -146,6 +146,29 @@ def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_one_stops_nothing(tm
     assert "best/val_acc" in done.stdout
 
 
+def test_refused_pairs_at_the_start_do_not_stop_a_sweep_and_count_may_go_beyond_run_cap(tmp_path):
+    rates = {"lr_max": {"values": [0.001, 0.05]}, "lr_min": {"values": [0.002, 0.003, 0.004, 0.005, 0.006, 0.0005]}}
+    write(tmp_path, method="grid", run_cap=5, parameters={**rates, "epochs": {"value": 1}})
+    done = harness("sweep", "sweep.yaml", cwd=tmp_path, check=1)
+    assert "every trial failed" in done.stderr
+    harness("sweep", "sweep.yaml", "--count", 7, cwd=tmp_path, check=0)  # goes on with the same search
+    assert [row["state"] for row in trials(where(tmp_path))] == ["failed"] * 5 + ["complete"] * 2
+
+
+def test_a_trial_killed_from_outside_is_run_again_from_its_checkpoint(tmp_path):
+    write(tmp_path, parameters={"epochs": {"value": 8}})
+    process = begun("sweep", "sweep.yaml", "--count", 1, "--no-fork", cwd=tmp_path)
+    wait_for(lambda: list(tmp_path.glob("runs/*/runs/trial-0000/checkpoints/last.pt")), process)
+    status = json.loads(next(tmp_path.glob("runs/*/runs/trial-0000/status.json")).read_text())
+    os.kill(status["pid"], signal.SIGKILL)
+    said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert [(row["trial"], row["state"], row["values"]) for row in trials(where(tmp_path))] == [
+        ("trial-0000", "complete", "8")
+    ]
+    assert "is gone on with" in said[1]
+
+
 def test_a_sweep_whose_trials_all_fail_says_why_and_stops(tmp_path):
     write(
         tmp_path,
@@ -209,7 +232,7 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_with_the_trial_it_was_at(tmp_
     rows = trials(where(tmp_path))
     assert [row["state"] for row in rows] == ["complete", "complete"]
     assert [row["values"] for row in rows] == ["8", "8"]
-    log = (where(tmp_path) / "runs/trial-0000.log").read_text()
+    log = (where(tmp_path) / "logs/trial-0000.log").read_text()
     assert before["state"] == "finished" or "going on with" in log, done.stderr
     steps = [
         step
@@ -232,7 +255,7 @@ def test_a_trial_that_ended_just_before_its_coordinator_died_is_not_run_again(tm
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "s", cwd=tmp_path, check=0)
     assert [(row["trial"], row["state"], row["values"]) for row in trials(folder)] == [("trial-0000", "complete", "2")]
     assert (folder / "runs/trial-0000/journal.jsonl").read_bytes() == before
-    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["trial-0000", "trial-0000.log"]
+    assert [path.name for path in (folder / "runs").iterdir()] == ["trial-0000"]
 
 
 @pytest.mark.slow

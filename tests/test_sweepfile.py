@@ -72,6 +72,7 @@ def test_what_is_given_by_hand_wins_over_a_constant_and_is_refused_where_it_is_s
     sweep = understand(GOOD, epochs=2, VAL_FRACTION="0.3")
     assert sweep.config({"lr_max": 0.05, "lr_min": 0.005, "model_args.width": 8}).val_fraction == 0.3
     assert sweep.digest() != understand(GOOD).digest()
+    assert understand(changed(run_cap=9, name="other"), data_dir="elsewhere").digest() == understand(GOOD).digest()
     with pytest.raises(UsageError, match="lr_max is searched"):
         understand(GOOD, LRMAX=0.1)
 
@@ -99,6 +100,9 @@ def test_what_is_given_by_hand_wins_over_a_constant_and_is_refused_where_it_is_s
         (changed(command=["python", "train.py", "${args}"]), "does not start `harness run`"),
         (changed(command=None, program="train.py"), "does not start `harness run`"),
         (changed(command=["harness", "run"]), "${args} is missing"),
+        (changed(command=["harness", "run", "${args}", "--epochs", "3"]), "write it under parameters"),
+        (changed(command=["/no/such/harness", "run", "${args}"]), "there is no program"),
+        (changed(parameters__lr_max={"distribution": ["uniform"], "min": 0.1, "max": 0.2}), "there is no distribution"),
         (changed(command=["harness", "run", "${argz}"]), "did you mean '${args}'"),
         (changed(command=["harness", "run", "${args_json}"]), "does not read"),
         (changed(command="harness run"), "need a list of words"),
@@ -188,16 +192,16 @@ def test_the_command_line_is_the_one_that_wandbs_agent_makes(macro):
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     theirs = ast.literal_eval(done.stdout.strip().splitlines()[-1])
-    ours = command.fill(command.check(words, None), VALUES, {"WHY": "because"})
+    ours = command.fill(words, VALUES, {"WHY": "because"})
     assert ours == [
         sys.executable if word in ("python", "/usr/bin/env") else word for word in theirs if word != "/usr/bin/env"
     ]
 
 
 def test_harness_is_started_from_the_environment_that_runs_the_sweep():
-    words = command.check(["${env}", "harness", "run", "${args}", "--tags", "x"], None)
-    assert command.fill(words, {"a": 1}, {}) == [sys.executable, "-m", "harness", "run", "--a=1", "--tags", "x"]
-    assert not command.is_plain(words)
+    words = command.check(["${env}", "harness", "run", "${args}"], None)
+    assert command.fill(words, {"a": 1}, {}) == [sys.executable, "-m", "harness", "run", "--a=1"]
+    assert not command.is_plain(command.check(["${interpreter}", "-m", "harness", "run", "${args}"], None))
     assert command.is_plain(command.check(GOOD["command"], None))
 
 

@@ -156,7 +156,7 @@ def read_axes(parameters: Any, where: str = "parameters", path: tuple[str, ...] 
         if "parameters" in spec:
             if extra := set(spec) - {"parameters"}:
                 raise UsageError(
-                    f"{place}: nested parameters stand alone, without {', '.join(map(str, sorted(extra)))}"
+                    f"{place}: nested parameters stand alone, without {', '.join(sorted(map(str, extra)))}"
                 )
             found += read_axes(spec["parameters"], place, (*path, str(key)))
         else:
@@ -166,7 +166,7 @@ def read_axes(parameters: Any, where: str = "parameters", path: tuple[str, ...] 
 
 def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Axis:
     kind = spec.get("distribution") or _implied(spec, where)
-    if kind not in DISTRIBUTIONS:
+    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         raise UsageError(f"{where}: there is no distribution {kind!r}{nearest(str(kind), DISTRIBUTIONS)}")
     needed, optional = DISTRIBUTIONS[kind]
     known = {*needed, *optional}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,6 +57,16 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
         raise UsageError(
             f'command: `{shown}` does not start `harness run`, which is what `harness sweep` runs; write ["${{env}}", harness, run, "${{args}}"], or use `wandb sweep` and `wandb agent`'
         )
+    start = _start(words)
+    assert start is not None
+    own = [word for word in words[start + 2 :] if not word.startswith("${args")]
+    if own:
+        raise UsageError(
+            f"command: {own[0]!r} is a setting outside the parameters, so the search and best.yaml would not know of it; write it under parameters as a `value:`"
+        )
+    begin = next(word for word in words if word != "${env}")
+    if begin not in ("harness", "${interpreter}") and not PYTHON.fullmatch(begin) and shutil.which(begin) is None:
+        raise UsageError(f"command: there is no program {begin!r} here")
     if not any(word.startswith("${args") for word in words):
         raise UsageError("command: ${args} is missing, so no trial would get its parameters")
     return words

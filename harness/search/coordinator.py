@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +16,7 @@ from harness import runfolder
 from harness.config import known_name
 from harness.errors import HarnessError, ResourceError, UsageError
 from harness.files import read_json, write_atomically, write_json
-from harness.interrupts import Interrupts
+from harness.interrupts import PREEMPTED, Interrupts
 from harness.search import command, display, pictures, processes, results
 from harness.search.engine import Engine, Proposal, Row, first_line
 from harness.search.results import Times
@@ -68,6 +68,7 @@ class Coordinator:
         self._nest: processes.Nest | None = None
         self._running: list[Running] = []
         self._spent: dict[str, Times] = {}
+        self._refused: set[str] = set()  # trials whose settings do not fit each other: no sign that the sweep is wrong
         self._began = time.monotonic()
         self._ended_here = 0
 
@@ -112,12 +113,16 @@ class Coordinator:
             try:
                 self.sweep.config(proposal.values)
             except UsageError as error:  # such as lr_min > lr_max: one failed trial
+                self._refused.add(proposal.name)
                 self._end(proposal, "failed", str(error), 0.0)
                 continue
-            share = min(set(range(self.workers)) - {running.share for running in self._running})
+            share = self._free_share(running.share for running in self._running)
             process = self._begin(proposal, share)
             self.shown.began(proposal.name, proposal.values)
             self._running.append(Running(proposal, process, share, time.monotonic()))
+
+    def _free_share(self, taken: Iterable[int]) -> int:
+        return min(set(range(self.workers)) - set(taken))
 
     def _begin(self, proposal: Proposal, share: int) -> processes.Process:
         """The process of a trial; none is needed where an earlier coordinator died between the trial's end and its own word."""
@@ -130,7 +135,7 @@ class Coordinator:
     def _launch(self, parameters: Mapping[str, Any], own: Sequence[str], name: str, share: int) -> processes.Process:
         environment = {**self._environment, **self._shares[share]}
         self.runs.mkdir(parents=True, exist_ok=True)
-        log = self.runs / f"{name}.log"
+        log = self._log(name)
         here = Path.cwd()
         if self._forks and command.is_plain(self.sweep.command):
             if self._nest is None:
@@ -143,11 +148,18 @@ class Coordinator:
         """What the sweep adds to a trial's command: where it goes, and that the test set stays unread."""
         given = {**self._constants(), **self.sweep.overrides}
         usual: dict[str, Any] = {"wandb": "offline", "job_type": "trial", "gallery": 0, "group": self.folder.name}
-        if not self.sweep.metric.name.startswith(("test/", "best/test")):
-            usual["test"] = False
+        usual |= {key: str(self.sweep.document[key]) for key in ("project", "entity") if self.sweep.document.get(key)}
         told = {**{key: value for key, value in usual.items() if key not in given}, **self.sweep.overrides}
+        if not self.sweep.metric.name.startswith(("test/", "best/test")):
+            told["test"] = False  # whatever the file says: the final runs read it
         told |= {"output": str(self.runs), "name": name, "resume": "auto"}
         return _options(told)
+
+    def _log(self, name: str) -> Path:
+        """Where the output of a trial's process goes."""
+        folder = self.folder / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{name}.log"
 
     def _constants(self) -> dict[str, Any]:
         """Settings that the sweep's parameters give themselves."""
@@ -163,6 +175,8 @@ class Coordinator:
                 if self.engine.report(running.proposal, running.values):
                     running.pruned = True
                     running.process.stop()
+            if code is None and running.pruned and time.monotonic() - running.judged > processes.PATIENCE:
+                running.process.kill()
             if code is not None:
                 self._running.remove(running)
                 self._leave(running, code)
@@ -188,6 +202,8 @@ class Coordinator:
             self._end(running.proposal, "complete", "", seconds)
         elif running.pruned:
             self._end(running.proposal, "pruned", "", seconds)
+        elif (code < 0 or code in PREEMPTED) and self.engine.give_back(running.proposal, counts=True):
+            self.shown.say(f"{running.proposal.name}  was stopped from outside (status {code}) and is gone on with")
         else:
             self._end(running.proposal, "failed", self._why(running.proposal.name, code), seconds)
 
@@ -202,7 +218,7 @@ class Coordinator:
             return
         self.shown.ended(row, seconds, self.engine.best(), self._left())
         self._write_trials(rows)
-        ended = [row for row in rows if row.state != "running"]
+        ended = [row for row in rows if row.state != "running" and row.name not in self._refused]
         if len(ended) >= FLAPPING and all(row.state == "failed" for row in ended) and not self._running:
             raise HarnessError(
                 f"the first {len(ended)} trials all failed, the last because: {row.reason}; nothing is searched like this"
@@ -214,9 +230,7 @@ class Coordinator:
         if status.get("state") == "failed" and status.get("reason"):
             return str(status["reason"])
         try:
-            lines = [
-                line for line in (self.runs / f"{name}.log").read_text(errors="replace").splitlines() if line.strip()
-            ]
+            lines = [line for line in self._log(name).read_text(errors="replace").splitlines() if line.strip()]
         except OSError:
             lines = []
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
@@ -303,7 +317,7 @@ class Coordinator:
         if best is None:
             raise HarnessError("no trial logged the metric, so there is no best configuration to test")
         waiting = [(seed, f"final-{best.name.removeprefix('trial-')}-s{seed}") for seed in range(seeds)]
-        running: list[tuple[int, str, processes.Process]] = []
+        running: list[tuple[int, str, processes.Process, int]] = []
         told: list[dict[str, Any]] = []
         try:
             while waiting or running:
@@ -311,7 +325,8 @@ class Coordinator:
                 while waiting and len(running) < self.workers:
                     seed, name = waiting.pop(0)
                     if read_json(self.runs / name / runfolder.STATUS).get("state") != "finished":
-                        running.append((seed, name, self._launch_final(best, seed, name, len(running))))
+                        share = self._free_share(item[3] for item in running)
+                        running.append((seed, name, self._launch_final(best, seed, name, share), share))
                     else:
                         told.append({"seed": seed, **results.result_of(self.runs / name)})
                 for item in list(running):
@@ -329,7 +344,7 @@ class Coordinator:
         finally:
             processes.stop_all([item[2] for item in running])
             self._close_nest()
-        table = results.final_table(sorted(told, key=lambda row: row["seed"]))
+        table = {"trial": best.name, **results.final_table(sorted(told, key=lambda row: row["seed"]))}
         write_json(self.folder / results.SUMMARY, {**read_json(self.folder / results.SUMMARY), "final": table})
         return table
 
@@ -406,25 +421,23 @@ def run(
     Raises:
         UsageError: the search has no end. Interrupted: the same command goes on.
     """
-    caps = [cap for cap in (count, sweep.run_cap) if cap is not None]
-    cap = min(caps) if caps else None
+    cap = count if count is not None else sweep.run_cap
     if cap is None and sweep.method != "grid":
         raise UsageError(f"a {sweep.method} search has no end of its own; give --count N, or run_cap: N in the file")
     folder = sweep_folder(sweep, output, name)
     runfolder.make_folder(folder)
-    kept = folder / results.COPY
-    if kept.exists() and kept.read_bytes() != source and name:
-        raise UsageError(f"{folder} holds another sweep (its {results.COPY} differs); choose another --name")
-    write_atomically(kept, source)
     lock: IO[str] | None = runfolder.lock_folder(folder)
     url = storage or f"sqlite:///{folder.resolve() / DATABASE}"
     engine = Engine(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None)
+    write_atomically(folder / results.COPY, source)
     shown = display.Live(sweep) if sys.stderr.isatty() else display.Lines(sweep)
     coordinator = Coordinator(sweep, folder, engine, workers, shown, fork)
     try:
         with Interrupts() as interrupts:
             coordinator.search(interrupts)
             told = display.summary(sweep, engine.rows(), engine.best(), results.overhead(coordinator.spent()))
+            if not any(row.history for row in engine.rows()) and any(row.state == "failed" for row in engine.rows()):
+                raise HarnessError(f"every trial failed, the last because: {engine.rows()[-1].reason}")
             if final:
                 shown.close()
                 table = coordinator.final(final, interrupts)

@@ -237,9 +237,17 @@ class Engine:
                 case _:
                     self._study.tell(proposal.trial, state=TrialState.FAIL)
 
-    def give_back(self, proposal: Proposal) -> None:
-        """A trial that was stopped with this coordinator: whoever comes next goes on with it."""
-        self._give_back(proposal.number, counts=False)
+    def give_back(self, proposal: Proposal, counts: bool = False) -> bool:
+        """A trial that was stopped before its end: whoever comes next goes on with it. Whether it could be given back.
+
+        Args:
+            counts: as one of the tries that a trial has.
+        """
+        frozen = self._study.get_trials(deepcopy=False)[proposal.number]
+        if counts and frozen.user_attrs.get(TRY, 1) >= MOST_TRIES:
+            return False
+        self._give_back(proposal.number, counts)
+        return True
 
     def _give_back(self, number: int, counts: bool = True) -> None:
         with _quiet():
@@ -280,7 +288,9 @@ class Engine:
             return
         self._swept = time.monotonic()
         for trial in self._study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            if _is_dead(str(trial.user_attrs.get(OWNER, ""))):
+            begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+            nobodys = OWNER not in trial.user_attrs and time.time() - begun > GRACE  # killed while it took the trial on
+            if nobodys or _is_dead(str(trial.user_attrs.get(OWNER, ""))):
                 self._give_back(trial.number)
         with _quiet():
             optuna.storages.fail_stale_trials(self._study)

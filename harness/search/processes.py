@@ -141,7 +141,7 @@ class Nest:
             self._process.stdin.write(json.dumps(ask).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise HarnessError("the process that trials are forked from has died; give --fork False") from None
+            raise HarnessError("the process that trials are forked from has died; give --no-fork") from None
         return Forked(self, name)
 
     def listen(self) -> None:

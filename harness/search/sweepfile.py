@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from harness import yamlfile
-from harness.config import FOLDER_LIKE, Config, coerce, known_name, resolve
+from harness.config import FOLDER_LIKE, Config, coerce, known_name, resolve, settings
 from harness.errors import UsageError, nearest
 from harness.search import command
 from harness.search.axes import Axis, nested, read_axes
@@ -119,8 +119,14 @@ class Sweep:
         ]
 
     def digest(self) -> str:
-        """8 hexadecimal digits that stand for what is searched."""
-        told = json.dumps([self.document, dict(self.overrides)], sort_keys=True, default=str)
+        """8 hexadecimal digits that stand for what is searched: not for how far, where or under what name."""
+        searched = {
+            key: value
+            for key, value in self.document.items()
+            if key not in ("run_cap", "name", "description", "project", "entity")
+        }
+        numbers = {name: value for name, value in self.overrides.items() if settings()[name].metadata["counts"]}
+        told = json.dumps([searched, numbers], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
@@ -310,12 +316,18 @@ def _same_numbers(document: Mapping[str, Any], text: str) -> None:
     Raises:
         UsageError: naming the place.
     """
-    theirs = yaml.safe_load(text)  # no tags and no aliases in it: `yamlfile` has refused those
+    try:
+        theirs = yaml.safe_load(text)  # no tags and no aliases in it: `yamlfile` has refused those
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a lone `=`
+        raise UsageError(f"W&B can not read it: {' '.join(str(error).split())[:200]}") from None
 
     def walk(ours: Any, other: Any, where: str) -> None:
         if isinstance(ours, Mapping) and isinstance(other, Mapping):
             for (key, value), (_, same) in zip(ours.items(), other.items(), strict=False):
                 walk(value, same, f"{where}.{key}" if where else str(key))
+        elif isinstance(ours, list) and isinstance(other, list) and where.rsplit(".", 1)[-1] != "values":
+            for value, same in zip(ours, other, strict=False):
+                walk(value, same, where)
         elif isinstance(ours, float) and isinstance(other, str) and where.rsplit(".", 1)[-1] not in ("value", "values"):
             raise UsageError(f"{where}: W&B reads {other} as a word; write {_with_point(other)}")
 
