@@ -14,13 +14,21 @@ from typing import Any, Generic, TypeVar
 
 from harness.errors import HarnessError
 
-PARENT = os.getppid()  # as this program begins
+_parent = [os.getppid()]  # as this program begins, or was forked
 WATCH_EVERY = 1.0  # seconds between looks at the parent
 # Seconds within which signals are one request (a scheduler tells the agent and the run, and so does the agent); a second
 # Ctrl-C is always one of its own.
 TOGETHER = 1.0
 PREEMPTED = (138, 143)  # exit statuses after SIGUSR1 and SIGTERM, which a cluster sends before it takes the machine
 T = TypeVar("T")
+
+
+def _note_parent() -> None:
+    _parent[0] = os.getppid()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_note_parent)
 
 
 class Interrupted(HarnessError):
@@ -71,7 +79,7 @@ class Interrupts:
 
     def _watch_parent(self) -> None:
         while not self._left.wait(WATCH_EVERY):
-            if os.getppid() != PARENT:
+            if os.getppid() != _parent[0]:
                 self._ask(signal.SIGTERM, "stopped since the agent that started it is gone")
                 return
 

@@ -51,7 +51,7 @@ def test_a_run_stops_when_its_parent_is_gone_only_inside_a_sweep(monkeypatch, in
     with Interrupts() as asked:
         time.sleep(0.1)
         assert not asked.pending  # the parent lives
-        monkeypatch.setattr(interrupts, "PARENT", -1)
+        monkeypatch.setattr(interrupts, "_parent", [-1])
         time.sleep(0.3)
         assert asked.pending == in_sweep
         if in_sweep:

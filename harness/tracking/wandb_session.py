@@ -129,7 +129,8 @@ class Session:
             reinit="create_new",  # never the run that a notebook has open
         )
         if self.on_stop is not None:
-            chosen["stop_fn"] = self._stop
+            # A plain function: W&B copies its settings deeply, and a method would bring this object and its threads along.
+            chosen["stop_fn"] = lambda: self._stop()
         run = self.wandb.init(mode=mode, settings=self.wandb.Settings(**chosen), **self.arguments)
         self.run_id, self.online = str(run.id), mode == "online"
         run.define_metric("epoch", hidden=True)

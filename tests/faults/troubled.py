@@ -6,7 +6,7 @@ import json
 import threading
 import time
 
-from wandb_server import KEY, Handler, Server
+from wandb_server import KEY, Handler, Run, Server
 
 
 class Troubled(Server):
@@ -56,20 +56,37 @@ class Troubled(Server):
                     "project": {"internalId": "1"}, **dict.fromkeys(words, ""), **empty,
                 }  # fmt: skip
                 return {"project": {"run": run}}
-            case "ArtifactType":
-                return {"project": None}
-            case "CreateArtifact":  # as if it had these files already
-                latest = {"id": "a", "versionIndex": 0}
-                artifact = {"id": "a", "state": "COMMITTED", "artifactSequence": {"id": "s", "latestArtifact": latest}}
-                return {"createArtifact": {"artifact": artifact}}
         return super().answer(operation, variables)
 
-    def stream(self, body):
-        super().stream(body)
+    @property
+    def shown(self) -> Run:
+        """The latest run that has rows."""
+        runs = list(self.runs.values())
+        return next((run for run in reversed(runs) if run.rows), runs[0] if runs else Run())
+
+    @property
+    def rows(self) -> dict[int, dict]:
+        return self.shown.rows
+
+    @rows.setter
+    def rows(self, rows: dict[int, dict]) -> None:
+        self.shown.rows = rows
+
+    @property
+    def history(self) -> list[dict]:
+        return self.shown.history
+
+    @property
+    def steps(self) -> list[int]:
+        return self.shown.steps
+
+    def stream(self, run_id, body):
+        answer = super().stream(run_id, body)
         if self.dies_after and len(self.rows) >= self.dies_after:
             self.dead = True
             threading.Thread(target=self.shutdown).start()
             self.socket.close()
+        return answer
 
 
 class TroubledHandler(Handler):
