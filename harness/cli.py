@@ -157,7 +157,11 @@ def find(settings: dict[str, Any], **ask: Any) -> None:
     show_default=True,
     help="Trials at a time; GPUs and CPU threads are shared out.",
 )
-@click.option("--storage", default="", help="Database URL that several machines share. [a file in the sweep's folder]")
+@click.option(
+    "--storage",
+    default="",
+    help="Database URL that several machines share, or a SQLite file. [one in the sweep's folder]",
+)
 @click.option(
     "--final", type=click.IntRange(0), default=0, help="Then train the best over so many seeds and read the test set."
 )

@@ -93,7 +93,7 @@ def test_what_is_given_by_hand_wins_over_a_constant_and_is_refused_where_it_is_s
         (changed(metric__name="val/accuracy"), "did you mean 'val/acc'"),
         (changed(metric__name="test/acc", parameters__val_fraction=None), "would choose on the test set"),
         (changed(parameters__val_fraction=None), "add val_fraction"),
-        (changed(metric=None), "metric: need `name:` and `goal:`"),
+        (changed(metric=None, method="bayes"), "metric: need `name:` and `goal:`"),
         (changed(metric__goal="max"), "did you mean 'maximize'"),
         (changed(metric__target="high"), "need a number"),
         (changed(metrics=[{"name": "val/acc"}]), "give one `metric:`"),
@@ -121,6 +121,10 @@ def test_a_sweep_that_means_nothing_is_refused_in_one_line(document, said):
         understand(document)
     assert said in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_grid_or_a_random_search_needs_no_metric():
+    assert understand(changed(metric=None)).metric == sweepfile.Metric("best/val_acc", True)
 
 
 def test_a_scheduler_of_optunas_is_the_bayesian_search():

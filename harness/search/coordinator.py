@@ -412,7 +412,7 @@ def run(
     Args:
         source: the YAML file's bytes, kept beside the results.
         count: trials in all, over every command that works on the search; the file's `run_cap` when None.
-        storage: a database URL that several machines share; a file in the sweep's folder when empty.
+        storage: a database URL that several machines share, or a SQLite file; one in the sweep's folder when empty.
         final: seeds to train and test the best configuration with; 0: none.
 
     Returns:
@@ -427,7 +427,7 @@ def run(
     folder = sweep_folder(sweep, output, name)
     runfolder.make_folder(folder)
     lock: IO[str] | None = runfolder.lock_folder(folder)
-    url = storage or f"sqlite:///{folder.resolve() / DATABASE}"
+    url = storage if "://" in storage else f"sqlite:///{Path(storage or folder / DATABASE).expanduser().resolve()}"
     engine = Engine(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None)
     write_atomically(folder / results.COPY, source)
     shown = display.Live(sweep) if sys.stderr.isatty() else display.Lines(sweep)

@@ -206,6 +206,8 @@ def _scheduled(document: Mapping[str, Any], method: str) -> str:
 
 
 def _metric(block: Any, method: str) -> Metric:
+    if block is None and method != "bayes":  # W&B needs none to list a grid or to draw
+        return Metric("best/val_acc", True)
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
         raise UsageError("metric: need `name:` and `goal:`, such as {name: best/val_acc, goal: maximize}")
     known = ("name", "goal", "target", "impute", "impute_while_running")

@@ -24,6 +24,7 @@ from harness.tracking import wandb_log
 State: TypeAlias = Literal["online", "offline", "incomplete"]
 
 INIT_TIMEOUT = 20.0  # seconds that the start of a run waits for a server
+CLUSTER_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_COMPLETION_INDEX")  # set in the jobs of a cluster
 SENT = "harness-sent.json"  # beside W&B's files: the highest step handed over, so that segments never overlap
 
 log = logging.getLogger(__name__)
@@ -259,6 +260,11 @@ def _core(wandb: Any) -> subprocess.Popen[bytes] | None:
 def in_sweep() -> bool:
     """Whether a W&B sweep agent started this process."""
     return bool(os.environ.get("WANDB_SWEEP_ID"))
+
+
+def may_be_queued_again(exit_code: int) -> bool:
+    """Whether somebody runs a stopped run again: a sweep, or a cluster that needed the machine (only one sends SIGUSR1)."""
+    return in_sweep() or exit_code == 138 or any(name in os.environ for name in CLUSTER_JOBS)
 
 
 def reason(error: BaseException) -> str:

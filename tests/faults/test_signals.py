@@ -102,6 +102,23 @@ def test_a_preempted_run_of_a_sweep_is_marked_so_that_wandb_queues_it_again(tmp_
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["abcd1234"]
 
 
+def test_a_preempted_run_of_a_clusters_job_is_marked_and_one_of_a_persons_shell_is_not(tmp_path):
+    for name, variables in (("job", {"SLURM_JOB_ID": "7"}), ("shell", {})):
+        harness(
+            "run",
+            *TINY[:-1],
+            "offline",
+            "--name",
+            name,
+            cwd=tmp_path,
+            fault="term@step=3",
+            variables=variables,
+            check=143,
+        )
+        (log,) = (tmp_path / "runs" / name / "wandb").glob("offline-run-*/run-*.wandb")
+        assert ("preempting" in kinds(log)) == (name == "job")
+
+
 def kinds(log):
     """The kinds of records in a W&B log."""
     from wandb.proto import wandb_internal_pb2
