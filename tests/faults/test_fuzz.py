@@ -211,7 +211,7 @@ LINES = st.lists(
 def test_any_lines_of_json_as_a_journal_never_raise_but_what_is_meant(tmp_path_factory, lines):
     folder = tmp_path_factory.getbasetemp() / "lines"
     folder.mkdir(exist_ok=True)
-    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line, default=repr) + "\n" for line in lines))
     read(folder)
     try:
         Journal.resume(folder, 6).finish("failed", 1)
