@@ -64,7 +64,7 @@ class Row:
     """What is known of one trial.
 
     Attributes:
-        state: waiting, running, complete, pruned or failed.
+        state: running, complete, pruned or failed.
         history: values of the metric, in order.
     """
 
@@ -73,7 +73,6 @@ class Row:
     state: str
     values: Mapping[str, Any]
     history: Sequence[float]
-    value: float | None
     reason: str
 
 
@@ -383,7 +382,6 @@ def _row(trial: FrozenTrial) -> Row:
         state=states.get(trial.state, "running"),
         values=trial.user_attrs.get(VALUES, {}),
         history=history,
-        value=trial.value if trial.state == TrialState.COMPLETE else None,
         reason=str(trial.user_attrs.get(REASON, "")),
     )
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import TrackingError
+from harness.interrupts import PREEMPTED
 from harness.tracking.rows import rows
 from harness.tracking.tracker import Status
 from harness.tracking.wandb_session import Session, State, may_be_queued_again, reason
@@ -24,7 +25,6 @@ from harness.tracking.wandb_values import to_wandb
 from harness.values import Artifact, Record, Scalar, Value
 
 RESTARTS = 3  # of a W&B process that died under the run
-PREEMPTED = (138, 143)  # exit codes of SIGUSR1 and SIGTERM
 
 log = logging.getLogger(__name__)
 
