@@ -1,0 +1,118 @@
+"""Commands that look at a trained model, or take it elsewhere: evaluate, explain, export, models."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.options import SettingsCommand, settings
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option("--split", "split", type=str, default="", help="train, val or test. [test where there is one]")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files. [evaluation-SPLIT in the run folder]"
+)
+@settings
+def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path | None) -> None:
+    """Test figures, per-class table, confusion matrix, galleries and Grad-CAM of a trained model.
+
+    CHECKPOINT is a run folder, a model.safetensors or a last.pt; its own settings hold unless you give others. With
+    --wandb it goes to W&B too, as a run of its own.
+
+    \b
+    harness evaluate runs/my-run
+    harness evaluate runs/my-run --data folder --data-dir other-pictures --tta
+    """
+    from harness import judge
+
+    with _heard():
+        seen, name, folder = judge.evaluate(checkpoint, settings, out, split)
+    click.echo(judge.report(seen, name))
+    click.echo(f"files: {folder}", err=True)
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    default="explained",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the overlays.",
+)
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many guesses to print.")
+@settings
+def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path, top: int) -> None:
+    """Classify pictures and draw where the model looks.
+
+    PICTURES are files or folders; any size, mode or orientation will do. With --wandb the answers go to W&B too.
+
+    \b
+    harness explain runs/my-run photo.jpg holiday/ --cam gradcam -o looked-at
+    """
+    from harness import judge
+
+    for answer in judge.explain(checkpoint, pictures, settings, out, top):
+        guesses = "  ".join(f"{name} {100 * share:.1f} %" for name, share in answer.guesses)
+        click.echo(f"{answer.path}: {guesses}" + ("  (empty map)" if answer.empty else ""))
+    click.echo(f"overlays: {out}", err=True)
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--onnx", type=click.Path(path_type=Path), help="Write an ONNX file, checked against torch (extra: export)."
+)
+@click.option(
+    "--timm",
+    type=click.Path(path_type=Path),
+    help="Write a folder that stock timm loads: timm.create_model('local-dir:FOLDER').",
+)
+def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
+    """Take a trained model elsewhere: ONNX, or a folder for timm.
+
+    \b
+    harness export runs/my-run --onnx model.onnx
+    harness export runs/my-run --timm my-model
+    """
+    from harness import exchange
+
+    if not onnx and not timm:
+        raise click.UsageError("say where to: --onnx FILE or --timm FOLDER")
+    if timm:
+        click.echo(exchange.to_timm(checkpoint, timm))
+    if onnx:
+        click.echo(exchange.to_onnx(checkpoint, onnx))
+
+
+@click.command(name="models")
+@click.argument("filter", default="")
+@click.option("--count", is_flag=True, help="Build each model and count its parameters (slow for many).")
+def models_(filter: str, count: bool) -> None:
+    """What can be trained: every timm model whose name holds FILTER, ours marked with *."""
+    from harness.vision import models
+
+    found = models.names(filter)
+    for name, ours in found:
+        line = f"{'*' if ours else ' '} {name}"
+        if count:
+            line += f"  {models.parameters_of(name):,}"
+        click.echo(line)
+    click.echo(f"{len(found)} models; * ours" if found else f"no model's name holds {filter!r}", err=True)
+
+
+@contextlib.contextmanager
+def _heard() -> Iterator[None]:
+    """Warnings of libraries kept off a result that is read by a person."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,104 @@
+"""Commands about many runs: sweep, runs, sync."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from harness.options import SettingsCommand, settings_but
+
+
+@click.command(cls=SettingsCommand)
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--count", type=click.IntRange(1), help="Trials in all, over every command that works on this search. [run_cap]"
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Trials at a time; GPUs and CPU threads are shared out.",
+)
+@click.option(
+    "--storage",
+    default="",
+    help="Database URL that several machines share, or a SQLite file. [one in the sweep's folder]",
+)
+@click.option(
+    "--final", type=click.IntRange(0), default=0, help="Then train the best over so many seeds and read the test set."
+)
+@click.option("--search-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of what is tried.")
+@click.option("--choose-on-test", is_flag=True, help="Allow a metric of the test set.")
+@click.option(
+    "--fork/--no-fork", default=True, help="Fork trials from a process that has torch and timm imported.  [fork]"
+)
+@settings_but("workers", "resume")
+def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_seed: int, **ask: Any) -> None:
+    """Run a W&B sweep on this machine, with no server and no account: the same YAML, the same meaning.
+
+    FILE is a sweep in W&B's format whose command starts `harness run`. Settings given here win over its constants.
+    The same command goes on with a sweep that was stopped.
+
+    \b
+    harness sweep sweeps/digits.yaml
+    harness sweep sweeps/lr.yaml --count 20 --workers 2 --data-dir data --final 3
+    harness sweep sweeps/lr.yaml --count 60 --storage postgresql+psycopg://user@host/db --name lr     on each machine
+    """
+    from harness.config import Config
+    from harness.search import coordinator, sweepfile
+
+    output, name = settings.pop("output", Config().output), settings.pop("name", "")
+    found = sweepfile.read(file, settings, on_test=choose_on_test)
+    folder, told = coordinator.run(
+        found, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **ask
+    )
+    click.echo(told)
+    click.echo(f"sweep folder: {folder}\nto W&B: harness sync {folder}/runs/*", err=True)
+
+
+@click.command()
+@click.argument("output", default="runs", type=click.Path(path_type=Path))
+def runs(output: Path) -> None:
+    """What is in the output folder: name, state, epoch, best accuracy, and how to resume what is unfinished."""
+    from harness.files import read_json
+    from harness.runfolder import SUMMARY, list_runs
+
+    found = list(list_runs(output))
+    for path, state, status in found:
+        result = read_json(path / SUMMARY).get("result", {})
+        accuracy = next(
+            (f"{split} {100 * result[f'{split}/acc']:.2f} %" for split in ("test", "val") if f"{split}/acc" in result),
+            "-",
+        )
+        click.echo(f"{path.name:<44} {state:<12} epoch {status.get('epoch', 0):<5} {accuracy}")
+        if state != "finished" and status.get("resume"):
+            click.echo(f"    {status['resume']}")
+    sweeps = sorted(output.glob("*/sweep.json"))
+    for path in sweeps:
+        told = read_json(path)
+        counts = ", ".join(f"{count} {state}" for state, count in told.get("trials", {}).items() if count)
+        best = told.get("best") or {}
+        click.echo(
+            f"{path.parent.name:<44} sweep        {counts}; best {told.get('metric', {}).get('name')} {best.get('value', '-')}"
+        )
+    if not found and not sweeps:
+        click.echo(f"no runs in {output}", err=True)
+
+
+@click.command()
+@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--anew", is_flag=True, help="Send all of it as a new W&B run, where the old one has holes.")
+def sync(folders: tuple[Path, ...], anew: bool) -> None:
+    """Bring offline, interrupted or half-uploaded runs to W&B whole, from their journals.
+
+    What W&B has already is not sent again. `wandb sync` uploads W&B's own log, which may have lost its end.
+    """
+    from harness import sync as syncing
+
+    for folder in folders:
+        done = syncing.sync(folder, lambda text: click.echo(text, err=True), anew)
+        there = "" if done.arrived is None else f"; {done.steps} of {done.steps} steps are there"
+        click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}{there}")
