@@ -124,6 +124,7 @@ class Config:
     precision: str = _setting("auto", "auto: bf16 where this machine is quicker in it, else fp32.", group="Machine", choices=("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = _setting(True, "Keep images and weights in NHWC order (faster for convolutions).", group="Machine")
     compile: bool = _setting(False, "torch.compile the model (takes a minute to start; pays in long GPU runs).", group="Machine")
+    cuda_graph: bool = _setting(False, "Record the whole update as one CUDA graph (SGD, one process; for small models, whose kernels are shorter than their launch).", group="Machine")
     threads: int = _setting(0, "CPU threads of torch; 0: torch's own choice.", group="Machine", low=0, high=4096, counts=False)
 
     wandb: str = _setting("auto", "auto: online with an API key, else offline; online: or stop; offline; disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), counts=False)

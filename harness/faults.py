@@ -44,6 +44,11 @@ def point(place: str, number: int | None = None, first: Callable[[], object] | N
             _do(action, fault)
 
 
+def background_saves() -> bool:
+    """Whether a test wants checkpoints written by a thread, as they are on a GPU."""
+    return os.environ.get("HARNESS_TESTING") == "1" and os.environ.get("HARNESS_SAVES") == "background"
+
+
 def _do(action: str, fault: str) -> None:
     match action:
         case "kill":

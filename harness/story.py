@@ -29,6 +29,7 @@ from harness.tracking.tee import Tee
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
 from harness.training.loop import Progress, Tick, evaluate, fit
+from harness.training.saving import Saver
 from harness.values import Artifact, Record, Scalar, Value
 from harness.vision import figures, models
 
@@ -72,10 +73,14 @@ class Story:
 
     def __post_init__(self) -> None:
         self.told_parts = self.parts.learner.grad_accumulation
+        self.saver = Saver(self.parts.learner.device)
 
     def tell(self, facts: Mapping[str, Any]) -> Result:
         """Train, then keep the result and what can be said of it."""
-        self._train()
+        try:
+            self._train()
+        finally:
+            self.saver.flush()  # whatever ended it: its last checkpoint is on the disk
         faults.point("chapter")
         trained = time.monotonic()
         model = self._result_model()
@@ -161,23 +166,19 @@ class Story:
 
     def _save(self) -> None:
         self.journal.sync()  # the journal is never behind a checkpoint
+        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
         state = {
             "learner": self.parts.learner.state_dict(),
             "progress": self.progress.state_dict(),
             "fingerprint": self.parts.data.fingerprint,
+            **self._about_model(),
         }
-        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
-        checkpoint.save(
-            self.folder.checkpoints,
-            {
-                **state,
-                "config": self.parts.config.to_dict(),
-                "classes": list(self.parts.data.classes),
-                "preprocess": self.parts.preprocess.to_dict(),
-            },
-            facts,
-        )
-        self.folder.status("running", **facts, resume=resume_command(self.folder))
+
+        def write(state: dict[str, Any]) -> None:
+            checkpoint.save(self.folder.checkpoints, state, facts)
+            self.folder.status("running", **facts, resume=resume_command(self.folder))
+
+        self.saver.save(state, write)
 
     def _stops_early(self) -> bool:
         patience, history = self.parts.config.early_stop, self.progress.history
@@ -221,23 +222,24 @@ class Story:
         viewer = Viewer(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
         return viewer.see(split, Interruptible(batches, self.interrupts), folder), split.name
 
-    def _save_model(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
+    def _about_model(self) -> dict[str, Any]:
+        """What a file of weights is told beside them."""
         parts = self.parts
-        checkpoint.save_weights(
-            self.folder.checkpoints / "model.safetensors",
-            model,
-            {
-                "config": parts.config.to_dict(),
-                "classes": list(parts.data.classes),
-                "preprocess": parts.preprocess.to_dict(),
-                **facts,
-            },
-        )
+        return {
+            "config": parts.config.to_dict(),
+            "classes": list(parts.data.classes),
+            "preprocess": parts.preprocess.to_dict(),
+        }
+
+    def _save_model(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
+        path, about = self.folder.checkpoints / "model.safetensors", {**self._about_model(), **facts}
+        self.saver.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about))
 
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
         """The weights of the result with a model card, in a folder that stock timm loads."""
         facts = {key: summary[key] for key in ("result", "parameters")} | {"epoch": summary["result"]["epoch"]}
         self._save_model(model, facts)
+        self.saver.flush()
         folder = self.folder.checkpoints
         write_atomically(folder / "README.md", card(read_json(folder / "model.json")))
         models.write_timm_config(model, self.parts.data.classes, self.parts.preprocess, folder / "config.json")

@@ -112,11 +112,11 @@ def load(path: Path) -> dict[str, Any]:
     return state
 
 
-def save_weights(path: Path, model: nn.Module, about: Mapping[str, Any]) -> None:
-    """The model's weights as safetensors, with plain facts in a JSON file of the same name beside it."""
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
+    """A model's `state_dict` as safetensors, with plain facts in a JSON file of the same name beside it."""
     from safetensors.torch import save as to_bytes
 
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     content = to_bytes(state, metadata={"format": "pt"})
     write_atomically(path, content)
     write_json(path.with_suffix(".json"), {"format": FORMAT, "bytes": len(content), **about})

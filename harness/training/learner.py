@@ -13,7 +13,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from harness import faults
 from harness.config import Config
-from harness.errors import out_of_memory
+from harness.errors import UsageError, out_of_memory
+from harness.training.graph import GraphedChange
 from harness.training.machine import autocast
 from harness.training.optimizer import make_optimizer, rate, set_rates
 
@@ -46,6 +47,7 @@ class Learner:
         forward: what is called in training: the model itself, compiled or wrapped for several processes.
         precision: autocast type; None for float32.
         auto_batch: double `grad_accumulation`, down to one image a part, when memory runs out in a batch.
+        graph: what does an update's `_change` as a CUDA graph, where that was asked for.
         ema: moving average of the weights; where there is one, it is what is evaluated and kept.
     """
 
@@ -60,6 +62,7 @@ class Learner:
     measure_grad: bool = False
     mix: Mix | None = None
     forward: Callable[[Tensor], Tensor] | None = None
+    graph: GraphedChange | None = None
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
 
@@ -78,6 +81,13 @@ class Learner:
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
+        loss, correct, norm = (self.graph or self._change)(images, labels, targets)
+        if self.ema is not None:
+            self.ema.update_parameters(self.model)
+        return Outcome(loss, correct, rate(self.optimizer), norm)
+
+    def _change(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Gradients, clipping and the optimizer's step; loss, images that are right, and norm of the gradient."""
         loss, correct = self._gradients(images, labels, targets)
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()}")
@@ -87,9 +97,7 @@ class Learner:
             self.scaler.update()
         else:
             self.optimizer.step()
-        if self.ema is not None:
-            self.ema.update_parameters(self.model)
-        return Outcome(loss, correct, rate(self.optimizer), norm)
+        return loss, correct, norm
 
     def _gradients(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """`_backward`, where asked for in as many parts as the memory needs."""
@@ -161,6 +169,8 @@ class Learner:
         """Back to what `state_dict` said."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.graph is not None:
+            self.graph.forget()  # the optimizer's buffers are others now
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if self.scaler is not None:
@@ -178,7 +188,7 @@ def make_learner(
     ema = None
     if config.ema:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    return Learner(
+    learner = Learner(
         model=model,
         optimizer=make_optimizer(config, model.parameters()),
         device=device,
@@ -192,3 +202,21 @@ def make_learner(
         ema=ema,
         scaler=torch.amp.GradScaler(device.type) if precision == torch.float16 else None,
     )
+    if config.cuda_graph:
+        _check_graph(config, learner)
+        learner.graph = GraphedChange(learner._change, learner.optimizer, device)
+    return learner
+
+
+def _check_graph(config: Config, learner: Learner) -> None:
+    """Refuse what a recorded update can not do."""
+    obstacles = {
+        f"device={learner.device} has no CUDA graphs": learner.device.type != "cuda",
+        "compile=True brings graphs of its own": config.compile,
+        "precision=fp16 looks at the gradients between its kernels": learner.scaler is not None,
+        "auto_batch=True may change the parts of a batch": config.auto_batch,
+        "momentum_min moves the momentum, which is fixed in a graph": config.momentum_min is not None,
+        f"optimizer={config.optimizer} counts its steps outside": config.optimizer != "sgd",
+    }
+    if told := [text for text, there in obstacles.items() if there]:
+        raise UsageError(f"cuda_graph=True, but {told[0]}; leave --cuda-graph out")

@@ -100,6 +100,35 @@ def test_a_run_killed_at_a_place_goes_on_to_the_same_bits(never_killed, tmp_path
     check_same(tmp_path, never_killed)
 
 
+BEHIND = {"HARNESS_TESTING": "1", "HARNESS_SAVES": "background"}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "step=14",
+        *(pytest.param(place, marks=pytest.mark.slow) for place in (*POINTS, *MORE_POINTS, "write=9", "swap=2")),
+    ],
+)
+def test_a_run_that_saves_in_the_background_and_is_killed_goes_on_to_the_same_bits(never_killed, tmp_path, place):
+    """As on a GPU: the kill may meet a checkpoint that is being written, or one that waits to be."""
+    for kill in place.split(","):
+        fault = kill if kill.startswith("kill@") else f"kill@{kill}"
+        ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=fault, variables=BEHIND)
+        assert ended.code == -signal.SIGKILL, ended.err
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0, variables=BEHIND)
+    check_same(tmp_path, never_killed)
+
+
+def test_a_stop_waits_for_the_checkpoints_that_are_being_written(never_killed, tmp_path):
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="term@step=14", variables=BEHIND)
+    assert ended.code == 143, ended.err
+    state = torch.load(tmp_path / "runs/r/checkpoints/last.pt", weights_only=True)
+    assert state["progress"]["step"] == 14
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+    check_same(tmp_path, never_killed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["step", "write", "replaced", "journal", "swap", "evaluation", "chapter"])
 def test_a_run_killed_at_every_passing_of_a_place_in_turn_still_ends_with_the_same_bits(never_killed, tmp_path, place):
