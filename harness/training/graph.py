@@ -36,7 +36,8 @@ class GraphedChange:
 
     def forget(self) -> None:
         """Record anew: the optimizer's or the model's tensors were replaced."""
-        self._warmed, self._shape = 0, ()
+        self._warmed = 0
+        self._shape: tuple[object, ...] = ()
         self._replay: Callable[[], tuple[Tensor, Tensor, Tensor | None]] | None = None
         self._inputs: tuple[Tensor, ...] = ()
         self._lr = torch.zeros((), device=self._device)
@@ -89,12 +90,12 @@ class GraphedChange:
     def _recorded(self) -> Callable[[], tuple[Tensor, Tensor, Tensor | None]]:
         """Record `change` on the fixed buffers; nothing is computed."""
         if self._stream is None:
-            return lambda: self._change(*self._inputs)  # type: ignore[arg-type]
+            return lambda: self._change(*self._inputs)
         graph, rates = torch.cuda.CUDAGraph(), self._give_rate()
         try:
             self._optimizer.zero_grad(set_to_none=True)  # so that the gradients' memory is the graph's own
             with torch.cuda.graph(graph, stream=self._stream):
-                results = self._change(*self._inputs)  # type: ignore[arg-type]
+                results = self._change(*self._inputs)
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
                 raise
