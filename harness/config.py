@@ -75,7 +75,7 @@ class Config:
     test_fraction: float = _setting(0.2, "Share held out as the test set where the data brings none.", group="Data", above=0, below=1)
     bad_images: str = _setting("fail", "What to do with unreadable images in a folder.", group="Data", choices=("fail", "skip"))
     loader: str = _setting("auto", "resident: all images on the device; timm: worker processes; auto: resident where it fits.", group="Data", choices=("auto", "resident", "timm"))
-    workers: int = _setting(2, "Loader processes of the timm loader.", group="Data", low=0, high=256, counts=False)
+    workers: int = _setting(-1, "Loader processes of the timm loader; -1: two for a CPU, for a GPU its share of the cores, at most 16.", group="Data", low=-1, high=256, counts=False)
     augment: str = _setting("timm", "Who transforms training images: timm (with torchvision), albumentations, or none.", group="Data", choices=("timm", "albumentations", "none"))
     crop: str = _setting("auto", "pad: pad, then a random crop; resized: a random resized crop; auto: pad up to 64 pixels.", group="Data", choices=("auto", "pad", "resized", "none"))
     crop_padding: int = _setting(4, "Pixels added to each side before the random crop.", group="Data", low=0, high=512)

@@ -17,6 +17,7 @@ from harness.vision import resident
 from harness.vision.data import load
 from harness.vision.loaders import make_batches
 from harness.vision.preprocess import Preprocess
+from harness.vision.single import loader_processes
 from harness.vision.splits import DataSet, in_memory
 
 SIZE, COUNT = 32, 50
@@ -265,3 +266,12 @@ def test_workers_go_at_once_after_an_error(tmp_path):
             break
     assert min(seconds) < 4
     assert set(multiprocessing.active_children()) <= before
+
+
+def test_the_loader_takes_its_share_of_the_cores(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(24)))
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    assert [loader_processes(count, gpu) for count in (0, 3, -1)] == [0, 3, 16]
+    assert loader_processes(-1, cpu) == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert loader_processes(-1, gpu) == 6

@@ -201,13 +201,27 @@ class Workers:
             over.set()
 
 
+def loader_processes(workers: int, device: torch.device) -> int:
+    """How many processes the setting `workers` means: for -1, what feeds the device without taking its cores.
+
+    A GPU's share are the cores that this process may use, parted among the processes that torchrun started here.
+    """
+    if workers >= 0:
+        return workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cpu":
+        return min(2, cores)
+    return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
 def _loader(dataset: Dataset, config: Config, device: torch.device, **how: Any) -> DataLoader:
+    processes = loader_processes(config.workers, device)
     return DataLoader(
         dataset,
-        num_workers=config.workers,
-        persistent_workers=config.workers > 0,
+        num_workers=processes,
+        persistent_workers=processes > 0,
         collate_fn=_collate,
-        worker_init_fn=Workers(config.workers),
+        worker_init_fn=Workers(processes),
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or each pass would draw a number from the global generator
         **how,
