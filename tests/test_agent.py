@@ -151,6 +151,7 @@ def test_every_corner_of_a_shipped_sweep_is_a_run_that_harness_takes(path):
         assert config.val_fraction > 0
 
 
+@pytest.mark.slow
 def test_the_runs_of_an_agent_arrive_whole_and_a_refused_pair_is_one_failed_run(sweep, tmp_path):
     odd = {
         "LRMAX": {"values": [0.00005, 0.02]},  # the first lies below lr_min, which is refused

@@ -158,7 +158,10 @@ def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_t
 
 @pytest.mark.parametrize(
     ("name", "number", "code", "state"),
-    [("SIGINT", signal.SIGINT, 130, "interrupted"), ("SIGTERM", signal.SIGTERM, 143, "preempted")],
+    [
+        pytest.param("SIGINT", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+        ("SIGTERM", signal.SIGTERM, 143, "preempted"),
+    ],
 )
 def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, tmp_path, name, number, code, state):
     _, whole = finished
@@ -309,6 +312,7 @@ def my_own_net(pretrained=False, num_classes=10, **kwargs):
 """
 
 
+@pytest.mark.slow
 def test_a_model_of_the_users_own_package_trains(tmp_path):
     (tmp_path / "my_package.py").write_text(PLUGIN)
     words = [

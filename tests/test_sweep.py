@@ -53,6 +53,7 @@ def where(folder):
     return found
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_all_that_it_found(tmp_path):
     write(tmp_path)
     done = harness("sweep", "sweep.yaml", "--count", 3, "--final", 2, cwd=tmp_path, check=0)
@@ -111,6 +112,7 @@ def test_a_sweep_leaves_all_that_it_found(tmp_path):
     assert f"{folder.name}" in listed and "4 complete" in listed
 
 
+@pytest.mark.slow
 def test_a_forked_trial_is_the_same_run_as_one_started_by_its_command(tmp_path):
     write(tmp_path)
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "forked", cwd=tmp_path, check=0)
@@ -155,6 +157,7 @@ def test_refused_pairs_at_the_start_do_not_stop_a_sweep_and_count_may_go_beyond_
     assert [row["state"] for row in trials(where(tmp_path))] == ["failed"] * 5 + ["complete"] * 2
 
 
+@pytest.mark.slow
 def test_a_trial_killed_from_outside_is_run_again_from_its_checkpoint(tmp_path):
     write(tmp_path, parameters={"epochs": {"value": 8}})
     process = begun("sweep", "sweep.yaml", "--count", 1, "--no-fork", cwd=tmp_path)

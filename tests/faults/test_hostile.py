@@ -10,8 +10,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from forked import TINY, harness
 
-from faults.forked import TINY, harness
 from faults.pictures import broken, odd, picture_folder
 from faults.troubled import Troubled
 from harness import cli

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import TINY, begin, context, harness
 
-from faults.forked import TINY, begin, context, harness
 from faults.pictures import picture_folder
 from faults.test_resume import SAVING, check_same, never_killed, whole_story  # noqa: F401 - a fixture
 from faults.troubled import wait_until

@@ -8,8 +8,8 @@ import time
 
 import pytest
 import torch
+from forked import TINY, begin, harness
 
-from faults.forked import TINY, begin, harness
 from harness.runfolder import read_state
 from harness.tracking.journal import read
 

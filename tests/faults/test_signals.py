@@ -8,10 +8,10 @@ import threading
 import time
 
 import pytest
+from forked import TINY, begin, harness
 from wandb_files import payloads
 from wandb_server import KEY
 
-from faults.forked import TINY, begin, harness
 from faults.test_resume import SAVING, check_same, never_killed  # noqa: F401 - a fixture
 from harness.files import read_json
 

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from forked import TINY, begin, harness
 from wandb_files import segments
 from wandb_server import KEY
 
-from faults.forked import TINY, begin, harness
 from faults.troubled import Troubled, steps_of
 from harness.files import read_json
 from harness.tracking.journal import read

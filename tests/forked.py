@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports this harness, wherever it is started
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # the server imports this harness, wherever it is started
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["harness.runner", "harness.cli", "harness.judge", "wandb", "sklearn.datasets", "PIL.Image"]
@@ -40,6 +40,19 @@ class Ended:
     code: int
     out: str
     err: str
+
+    @property
+    def returncode(self) -> int:
+        """The names of `subprocess.CompletedProcess`."""
+        return self.code
+
+    @property
+    def stdout(self) -> str:
+        return self.out
+
+    @property
+    def stderr(self) -> str:
+        return self.err
 
     @property
     def errors(self) -> list[str]:
@@ -88,6 +101,7 @@ def begin(
     file_size: int = 0,
     memory: int = 0,
     method: str = "fork",
+    account: bool = True,
 ) -> Running:
     """Start `harness` with these words.
 
@@ -95,8 +109,13 @@ def begin(
         fault: HARNESS_FAULT of the process.
         file_size: bytes that a file may grow to. memory: bytes that the process may take beyond what it has.
         method: how the process starts others of its own, `fork` or `forkserver`.
+        account: whether it is told of W&B what the test's own environment says.
     """
-    environment = dict(os.environ) | {"WANDB_ERROR_REPORTING": "false"} | dict(variables or {})
+    environment = (
+        {name: value for name, value in os.environ.items() if account or not name.startswith("WANDB_")}
+        | {"WANDB_ERROR_REPORTING": "false"}
+        | dict(variables or {})
+    )
     if fault:
         environment |= {"HARNESS_TESTING": "1", "HARNESS_FAULT": fault}
     logs = Path(cwd).parent / f"{Path(cwd).name}-logs"
