@@ -12,7 +12,8 @@ from typing import Any
 import click
 
 from harness.commands import look, many, train
-from harness.errors import AlreadyDone, HarnessError, nearest
+from harness.environment import rank
+from harness.errors import AlreadyDone, HarnessError, LostError, ResourceError, nearest
 from harness.interrupts import Interrupted
 from harness.options import CONTEXT
 
@@ -64,7 +65,9 @@ def main() -> None:
         _complain(error.format_message(), debug)
         status = 2
     except HarnessError as error:
-        if isinstance(error, AlreadyDone | Interrupted):  # news, not a mistake
+        if _is_told_by_the_leader(error):
+            pass
+        elif isinstance(error, AlreadyDone | Interrupted):  # news, not a mistake
             click.echo(str(error), err=True)
         else:
             _complain(str(error), debug)
@@ -92,6 +95,13 @@ def _exit_on_signals() -> dict[int, Any]:
     return {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in numbers}
 
 
+def _is_told_by_the_leader(error: HarnessError) -> bool:
+    """Whether, of several processes, this one may be silent: what all of them find, the first one says."""
+    if isinstance(error, LostError):
+        return error.told
+    return rank() > 0 and not isinstance(error, ResourceError)
+
+
 def _nearest_option(error: click.NoSuchOption) -> str:
     known = [
         name
@@ -106,4 +116,4 @@ def _complain(text: str, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     clean = "".join(letter if letter.isprintable() else " " for letter in text)
-    click.echo(f"error: {clean}", err=True)
+    click.echo(f"error: {f'rank {rank()}: ' if rank() else ''}{clean}", err=True)

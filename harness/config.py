@@ -125,6 +125,8 @@ class Config:
     channels_last: bool = _setting(True, "Keep images and weights in NHWC order (faster for convolutions).", group="Machine")
     compile: bool = _setting(False, "torch.compile the model (takes a minute to start; pays in long GPU runs).", group="Machine")
     cuda_graph: bool = _setting(False, "Record the whole update as one CUDA graph (SGD, one process; for small models, whose kernels are shorter than their launch).", group="Machine")
+    sync_bn: bool = _setting(False, "Under torchrun on GPUs: batch normalisation over the whole batch, not over each process' part of it.", group="Machine")
+    process_timeout: int = _setting(1800, "Under torchrun: seconds that the processes wait for each other at most.", group="Machine", low=1, high=1_000_000, counts=False)
     threads: int = _setting(0, "CPU threads of torch; 0: torch's own choice.", group="Machine", low=0, high=4096, counts=False)
 
     wandb: str = _setting("auto", "auto: online with an API key, else offline; online: or stop; offline; disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), counts=False)

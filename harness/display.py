@@ -32,6 +32,16 @@ class Lines:
         """When nothing more will be shown."""
 
 
+class Silent(Lines):
+    """Shows nothing: another process does."""
+
+    def record(self, record: Record, epochs: int) -> None:
+        """Nothing."""
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+
 class Bar(Lines):
     """A bar with epoch, step, loss, accuracy, learning rate, images/s and time left; a line an epoch above it.
 

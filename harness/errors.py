@@ -55,6 +55,18 @@ class BusyError(HarnessError, RuntimeError):
     exit_code = 8
 
 
+class LostError(HarnessError, RuntimeError):
+    """Another process of the same run ended.
+
+    Attributes:
+        told: whether the process that ended has said so itself.
+    """
+
+    def __init__(self, text: str, told: bool = False) -> None:
+        super().__init__(text)
+        self.told = told
+
+
 class AlreadyDone(HarnessError):
     """There is nothing to do: the run is complete."""
 

@@ -111,14 +111,24 @@ class Interrupts:
     @property
     def pending(self) -> bool:
         """Whether a stop was asked for."""
-        return self._number is not None or bool(self._why)
+        return self.asked != 0
+
+    @property
+    def asked(self) -> int:
+        """The signal that asked for a stop, or stands for who did; 0: none."""
+        return self._number or (self._asked if self._why else 0)
 
     def check(self) -> None:
         """Raise `Interrupted` when a stop was asked for (exit status 130 for Ctrl-C, 143 for SIGTERM)."""
-        if self._number is not None:
-            raise Interrupted(f"stopped by {signal.Signals(self._number).name}", 128 + self._number)
-        if self._why:
-            raise Interrupted(self._why, 128 + self._asked)
+        self.obey(self.asked)
+
+    def obey(self, asked: int) -> None:
+        """Raise `Interrupted` for a signal that this process, or another of the same run, was sent; nothing for 0."""
+        if not asked:
+            return
+        if self._number is None and self._why:
+            raise Interrupted(self._why, 128 + asked)
+        raise Interrupted(f"stopped by {signal.Signals(asked).name}", 128 + asked)
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from harness.config import Config
 from harness.errors import UsageError, nearest
 from harness.training import machine
+from harness.training.distributed import Alone
 from harness.training.learner import Learner, make_learner
 from harness.training.schedule import Schedule, make_schedule
 from harness.vision import cam, loaders, models
@@ -48,12 +49,15 @@ class Parts:
         return "val" if self.batches.val is not None else "test"
 
 
-def assemble(config: Config) -> Parts:
+def assemble(config: Config, processes: Alone | None = None) -> Parts:
     """Every part of a run, checked against the others; nothing is written."""
+    processes = processes or Alone()
     device = machine.pick_device(config.device)
     machine.prepare(config, device)
-    config = config.replace(precision=machine.pick_precision(config.precision, device))
-    data = load(config)
+    # The leader's, since it may be measured.
+    config = config.replace(precision=processes.from_first(machine.pick_precision(config.precision, device)))
+    with processes.in_turn():
+        data = load(config)
     if not config.test:
         data = dataclasses.replace(data, test=None)
     classes = config.classes or len(data.classes)
@@ -64,10 +68,14 @@ def assemble(config: Config) -> Parts:
     torch.manual_seed(config.seed)
     model = models.create(config, classes)
     preprocess = preprocess_for(config, model, data)
-    batches = loaders.make_batches(config, data, preprocess, device)
+    if config.sync_bn and processes.count > 1 and device.type == "cuda":
+        model = models.synchronised(model)
+    batches = loaders.make_batches(config, data, preprocess, device, processes)
     _try_model(model, preprocess, config)
     _check_cam(model, config)
-    learner = make_learner(config, model, device, machine.autocast_type(config.precision), make_mix(config, classes))
+    learner = make_learner(
+        config, model, device, machine.autocast_type(config.precision), make_mix(config, classes), processes
+    )
     _check_choices(config, batches)
     return Parts(config, data, learner, preprocess, batches, make_schedule(config, batches.train.steps))
 

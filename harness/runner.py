@@ -14,8 +14,9 @@ from typing import Any
 from harness import environment, find, runfolder
 from harness.bench import provisional
 from harness.config import Config
-from harness.errors import CheckpointError, DivergedError, UsageError, known
+from harness.errors import DivergedError, UsageError, known
 from harness.files import clear_temporary, write_atomically, write_json
+from harness.follow import check_together, follow, go_on
 from harness.interrupts import PREEMPTED, Interrupted, Interrupts
 from harness.parts import Parts, assemble
 from harness.runfolder import RunFolder
@@ -23,7 +24,8 @@ from harness.story import Display, Result, Story, open_tracker, resume_command
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb_refusal import failure_told
 from harness.tracking.wandb_session import in_sweep
-from harness.training import checkpoint
+from harness.training import checkpoint, distributed
+from harness.training.distributed import Alone
 from harness.training.loop import Progress
 from harness.training.schedule import make_schedule
 
@@ -51,9 +53,22 @@ def run(config: Config, display: Display | None = None) -> Result:
 
 
 def _run(config: Config, display: Display, began: float) -> Result:
+    processes = distributed.join(config.device, config.process_timeout)
+    try:
+        with processes.watched():
+            if processes.leads:
+                return _lead(config, display, began, processes)
+            return follow(config, processes)
+    finally:
+        processes.leave()
+
+
+def _lead(config: Config, display: Display, began: float, processes: Alone) -> Result:
+    """The run as the process that writes does it, most often the only one."""
     with failure_told():
         runfolder.check_output(config)
-        parts = assemble(provisional(config))
+        check_together(config, processes)
+        parts = assemble(provisional(config), processes)
         if skipped := parts.data.skipped:
             display.say(f"{len(skipped)} unreadable images are left out, the first is {skipped[0]}")
         # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
@@ -68,7 +83,10 @@ def _run(config: Config, display: Display, began: float) -> Result:
 def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, seconds: float) -> Result:
     """One run in its folder: whatever happens, the status and the tracker say so at the end."""
     clear_temporary(folder.path)
-    progress = _resume(folder, parts, display) if folder.resumed else Progress()
+    state = parts.learner.processes.from_first(_saved(folder, parts) if folder.resumed else None)
+    progress = go_on(parts, state)
+    if state is not None:
+        display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
     write_atomically(folder.path / runfolder.CONFIG, config.replace(resume="auto").to_yaml())
     folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
     facts = environment.describe(parts.learner.device)
@@ -82,7 +100,8 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
         try:
             parts = _with_rates(config, parts, folder, tracker, display, interrupts)
             story = Story(parts, folder, tracker, journal, display, progress, interrupts)
-            result = story.tell({**facts, "seconds before": round(seconds, 2)})
+            with parts.learner.processes.watched():
+                result = story.tell({**facts, "seconds before": round(seconds, 2)})
             tracker.finish("finished", 0)
         except BaseException as error:
             meant: BaseException = error
@@ -110,25 +129,16 @@ def _with_rates(
     return dataclasses.replace(parts, config=found, schedule=make_schedule(found, parts.batches.train.steps))
 
 
-def _resume(folder: RunFolder, parts: Parts, display: Display) -> Progress:
-    progress = Progress()
+def _saved(folder: RunFolder, parts: Parts) -> dict[str, Any] | None:
+    """What the newest checkpoint of a run holds; None: it has none."""
     path = checkpoint.newest(folder.checkpoints)
     if path is None:
-        return progress
+        return None
     state = checkpoint.load(path)
     if state.get("fingerprint") != parts.data.fingerprint:
         raise UsageError(f"the data has changed since {folder.path} was begun; start a new run with --resume never")
     checkpoint.fits(parts.learner.model, state["learner"]["model"], path)
-    try:
-        parts.learner.load_state_dict(state["learner"])
-        progress.load_state_dict(state["progress"], parts.learner.device)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            f"{path} does not fit the run's optimizer and progress: {why}; start anew with --resume never"
-        ) from error
-    display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
-    return progress
+    return state
 
 
 def _close_failed(

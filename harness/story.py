@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import nn
 
-from harness import faults, runfolder
+from harness import environment, faults, runfolder
 from harness.card import card
 from harness.config import Config
 from harness.files import read_json, write_atomically, write_json
@@ -23,13 +23,13 @@ from harness.runfolder import RunFolder
 from harness.see import Seen, Viewer, scalars
 from harness.summary import best, flat, summarise
 from harness.tracking import wandb_run
-from harness.tracking.journal import Journal
+from harness.tracking.journal import Journal, NoJournal
 from harness.tracking.journal import read as read_journal
 from harness.tracking.tee import Tee
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
-from harness.training.loop import Progress, Tick, evaluate, fit
-from harness.training.saving import Saver
+from harness.training.loop import EvalBatches, Progress, Tick, evaluate, fit
+from harness.training.saving import NoSaver, Saver
 from harness.values import Artifact, Record, Scalar, Value
 from harness.vision import figures, models
 
@@ -65,7 +65,7 @@ class Story:
     parts: Parts
     folder: RunFolder
     tracker: Tracker
-    journal: Journal
+    journal: Journal | NoJournal
     display: Display
     progress: Progress
     interrupts: Interrupts
@@ -73,14 +73,12 @@ class Story:
 
     def __post_init__(self) -> None:
         self.told_parts = self.parts.learner.grad_accumulation
-        self.saver = Saver(self.parts.learner.device)
+        self.processes = self.parts.learner.processes
+        self.saver = Saver(self.parts.learner.device) if self.processes.leads else NoSaver()
 
     def tell(self, facts: Mapping[str, Any]) -> Result:
         """Train, then keep the result and what can be said of it."""
-        try:
-            self._train()
-        finally:
-            self.saver.flush()  # whatever ended it: its last checkpoint is on the disk
+        self.train()
         faults.point("chapter")
         trained = time.monotonic()
         model = self._result_model()
@@ -100,9 +98,16 @@ class Story:
         self.tracker.artifact(self._artifact(summary))
         return Result(self.folder.path, summary, self.progress.history, model)
 
+    def train(self) -> None:
+        """Every epoch that is left. This is all that a process does which does not lead."""
+        try:
+            self._train()
+        finally:
+            self.saver.flush()  # whatever ended it: its last checkpoint is on the disk
+
     def _train(self) -> None:
         parts, config = self.parts, self.parts.config
-        evaluated = {parts.watched: Interruptible(getattr(parts.batches, parts.watched), self.interrupts)}
+        evaluated = {parts.watched: self._watched_batches()}
         records = fit(
             parts.learner,
             parts.batches.train,
@@ -121,11 +126,22 @@ class Story:
                 if self._stops_early():
                     self.display.say(f"stopped early: no better validation accuracy for {config.early_stop} epochs")
                     break
-                self.interrupts.check()
+                self._check()
         except Interrupted:
             if not self.progress.losses or math.isfinite(self.progress.losses[-1]):
                 self._save()
             raise
+
+    def _watched_batches(self) -> EvalBatches:
+        """The split that is evaluated after every epoch; of several processes each has its part of it."""
+        batches = getattr(self.parts.batches, self.parts.watched)
+        if self.processes.count > 1:  # which all have to come to the end of
+            return cast(EvalBatches, batches.part(self.processes))
+        return Interruptible(batches, self.interrupts)
+
+    def _check(self) -> None:
+        """Stop where a stop was asked for: all processes after the same update."""
+        self.interrupts.obey(self.processes.agree(self.interrupts.asked))
 
     def _record(self, record: Record) -> None:
         epoch, acc = best(self.progress.history, self.parts.watched)
@@ -139,7 +155,7 @@ class Story:
     def _explained(self, record: Record) -> dict[str, Value]:
         """In an epoch that `explain_every` names: what can be seen of the watched split, under figures/epoch-N."""
         every, parts = self.parts.config.explain_every, self.parts
-        if not every or record.epoch % every or record.epoch == parts.config.epochs:
+        if not every or record.epoch % every or record.epoch == parts.config.epochs or not self.processes.leads:
             return {}
         split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
         viewer = Viewer(parts.config, parts.learner.judged, parts.preprocess, parts.data.classes, parts.learner.device)
@@ -149,7 +165,7 @@ class Story:
         self.display.tick(tick)
         every = self.parts.config.checkpoint_every
         self._tell_parts()
-        self.interrupts.check()
+        self._check()
         if every and tick.step % every == 0 and tick.batch < tick.batches and math.isfinite(tick.loss()):
             self._save()
 
@@ -165,6 +181,7 @@ class Story:
             self.tracker.alert("out of memory", text)
 
     def _save(self) -> None:
+        self.parts.learner.equalise()
         self.journal.sync()  # the journal is never behind a checkpoint
         facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
         state = {
@@ -312,4 +329,5 @@ def _plugin_files(config: Config) -> list[Path]:
 
 
 def resume_command(folder: RunFolder) -> str:
-    return shlex.join(["harness", "run", "--recipe", str(folder.path / runfolder.CONFIG), "--resume", str(folder.path)])
+    words = ["run", "--recipe", str(folder.path / runfolder.CONFIG), "--resume", str(folder.path)]
+    return shlex.join([*environment.started_by(), *words])

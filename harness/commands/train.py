@@ -33,7 +33,8 @@ def run(settings: dict[str, Any]) -> None:
         result = runner.run(config, display)
     finally:
         display.close()
-    click.echo(summary_table(result.summary))
+    if result.summary:  # of several processes, the first one has it
+        click.echo(summary_table(result.summary))
 
 
 def _display() -> Lines:

@@ -49,6 +49,13 @@ class Story:
     whole: bool = False
 
 
+class NoJournal:
+    """Takes nothing and has nothing to sync: the process that leads writes."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+
 class Journal:
     """A tracker that writes `journal.jsonl` in a run folder.
 

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from harness.environment import rank
 from harness.errors import AlreadyDone, BusyError, known
 
 log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def failure_told() -> Iterator[None]:
 
 def tell_failure(reason: str, exit_code: int) -> None:
     """Open the run that a sweep's agent started as a failed one, with its reason in its summary; elsewhere nothing."""
-    if not os.environ.get("WANDB_SWEEP_ID"):
+    if not os.environ.get("WANDB_SWEEP_ID") or rank() > 0:
         return
     from harness.config import Config
     from harness.tracking.wandb_run import has_key, wanted_mode

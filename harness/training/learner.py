@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from harness import faults
 from harness.config import Config
 from harness.errors import UsageError, out_of_memory
+from harness.training.distributed import Alone
 from harness.training.graph import GraphedChange
 from harness.training.machine import autocast
 from harness.training.optimizer import make_optimizer, rate, set_rates
@@ -44,7 +46,9 @@ class Learner:
 
     Attributes:
         model: the plain module; weights are saved from and loaded into it.
-        forward: what is called in training: the model itself, compiled or wrapped for several processes.
+        forward: what is called in training: the model itself, or compiled.
+        processes: who else computes parts of each batch.
+        parallel: the model wrapped so that gradients are averaged over the processes; None in one alone.
         precision: autocast type; None for float32.
         auto_batch: double `grad_accumulation`, down to one image a part, when memory runs out in a batch.
         graph: what does an update's `_change` as a CUDA graph, where that was asked for.
@@ -62,16 +66,21 @@ class Learner:
     measure_grad: bool = False
     mix: Mix | None = None
     forward: Callable[[Tensor], Tensor] | None = None
+    processes: Alone = field(default_factory=Alone)
+    parallel: nn.Module | None = None
     graph: GraphedChange | None = None
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
 
-    def update(self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float) -> Outcome:
+    def update(
+        self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, whole: int | None = None
+    ) -> Outcome:
         """One optimizer step on one batch.
 
         Args:
             images: float [B, 3, H, W]. labels: int64 [B].
             step: updates done before; mixing draws from it.
+            whole: images of the batch in all processes together; None: these are all.
 
         Raises:
             FloatingPointError: the loss is not finite. On a CPU before anything was changed by it; elsewhere the
@@ -81,14 +90,19 @@ class Learner:
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
-        loss, correct, norm = (self.graph or self._change)(images, labels, targets)
+        if self.graph is not None:
+            loss, correct, norm = self.graph(images, labels, targets)
+        else:
+            loss, correct, norm = self._change(images, labels, targets, whole)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return Outcome(loss, correct, rate(self.optimizer), norm)
 
-    def _change(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _change(
+        self, images: Tensor, labels: Tensor, targets: Tensor, whole: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients, clipping and the optimizer's step; loss, images that are right, and norm of the gradient."""
-        loss, correct = self._gradients(images, labels, targets)
+        loss, correct = self.processes.sums(*self._gradients(images, labels, targets, whole or len(images)))
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()}")
         norm = self._grad_norm()
@@ -99,16 +113,16 @@ class Learner:
             self.optimizer.step()
         return loss, correct, norm
 
-    def _gradients(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradients(self, images: Tensor, labels: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
         """`_backward`, where asked for in as many parts as the memory needs."""
         if not self.auto_batch:
-            return self._backward(images, labels, targets)
+            return self._backward(images, labels, targets, whole)
         # What a pass that breaks off has changed already: running statistics and the random state.
         buffers, random = [buffer.clone() for buffer in self.model.buffers()], torch.get_rng_state()
         on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         while True:
             try:
-                return self._backward(images, labels, targets)
+                return self._backward(images, labels, targets, whole)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error) or self.grad_accumulation >= len(images):
                     raise
@@ -123,25 +137,33 @@ class Learner:
                 for buffer, before in zip(self.model.buffers(), buffers, strict=True):
                     buffer.copy_(before)
 
-    def _backward(self, images: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss over the batch, added up over its parts."""
+    def _backward(self, images: Tensor, labels: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
+        """Gradients of the mean loss over the whole batch, added up over its parts."""
         self.optimizer.zero_grad(set_to_none=True)
         forward = self.model if self.forward is None else self.forward
         losses, corrects = [], []
-        for part, truth, target in zip(
-            *(t.tensor_split(self.grad_accumulation) for t in (images, labels, targets)), strict=True
-        ):
-            if not len(part):
-                continue
-            with autocast(self.device, self.precision):
-                logits = forward(part)  # [B / parts, classes]
-            loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-            loss = loss * (len(part) / len(images))
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+        split = zip(*(t.tensor_split(self.grad_accumulation) for t in (images, labels, targets)), strict=True)
+        parts = [part for part in split if len(part[0])]
+        for number, (part, truth, target) in enumerate(parts, 1):
+            with self._quiet(number < len(parts)):
+                with autocast(self.device, self.precision):
+                    logits = forward(part)  # [B / parts, classes]
+                loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+                loss = loss * (len(part) / whole)
+                # Gradients are averaged over the processes, and are to be summed.
+                scaled = loss * self.processes.count if self.processes.count > 1 else loss
+                (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             faults.point("part")
             losses.append(loss.detach())
             corrects.append((logits.detach().argmax(1) == truth).sum())
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
+
+    def _quiet(self, more: bool) -> contextlib.AbstractContextManager[None]:
+        """While gradients of more parts follow, the processes need not exchange them."""
+        if self.parallel is None or not more:
+            return contextlib.nullcontext()
+        quiet: contextlib.AbstractContextManager[None] = self.parallel.no_sync()  # type: ignore[operator]
+        return quiet
 
     def _grad_norm(self) -> Tensor | None:
         if not self.clip_grad and not self.measure_grad:
@@ -149,6 +171,10 @@ class Learner:
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
+
+    def equalise(self) -> None:
+        """Have all processes hold the same model, before it is evaluated or saved."""
+        self.processes.equalise(self.model, self.ema)
 
     @property
     def judged(self) -> nn.Module:
@@ -179,7 +205,12 @@ class Learner:
 
 
 def make_learner(
-    config: Config, model: nn.Module, device: torch.device, precision: torch.dtype | None, mix: Mix | None = None
+    config: Config,
+    model: nn.Module,
+    device: torch.device,
+    precision: torch.dtype | None,
+    mix: Mix | None = None,
+    processes: Alone | None = None,
 ) -> Learner:
     """The learner that the settings describe, its model moved to the device."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -188,8 +219,14 @@ def make_learner(
     ema = None
     if config.ema:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    processes = processes or Alone()
+    _check_processes(config, processes, device)
+    parallel = processes.parallel(model)
+    trained = model if parallel is None else parallel
     learner = Learner(
         model=model,
+        processes=processes,
+        parallel=parallel,
         optimizer=make_optimizer(config, model.parameters()),
         device=device,
         precision=precision,
@@ -198,7 +235,7 @@ def make_learner(
         grad_accumulation=config.grad_accumulation,
         auto_batch=config.auto_batch,
         mix=mix,
-        forward=torch.compile(model) if config.compile else None,
+        forward=torch.compile(trained) if config.compile else parallel,
         ema=ema,
         scaler=torch.amp.GradScaler(device.type) if precision == torch.float16 else None,
     )
@@ -206,6 +243,23 @@ def make_learner(
         _check_graph(config, learner)
         learner.graph = GraphedChange(learner._change, learner.optimizer, device)
     return learner
+
+
+def _check_processes(config: Config, processes: Alone, device: torch.device) -> None:
+    """Refuse what several processes can not do together."""
+    if processes.count == 1:
+        return
+    if config.batch_size < 2 * processes.count:
+        raise UsageError(
+            f"batch_size={config.batch_size} is over all processes, and {processes.count} of them need two images each; set --batch-size {2 * processes.count} or more"
+        )
+    obstacles = {
+        "auto_batch=True would split the batch in one process and not in another": config.auto_batch,
+        "cuda_graph=True is for one process": config.cuda_graph,
+        f"sync_bn=True needs GPUs, and this is {device.type}": config.sync_bn and device.type != "cuda",
+    }
+    if told := [text for text, there in obstacles.items() if there]:
+        raise UsageError(f"{told[0]}; leave that option out under torchrun")
 
 
 def _check_graph(config: Config, learner: Learner) -> None:

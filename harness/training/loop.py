@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from harness import faults
 from harness.errors import DivergedError, ResourceError, out_of_memory
 from harness.randomness import seed_for
+from harness.training.distributed import Alone
 from harness.training.learner import Learner, Outcome
 from harness.training.machine import autocast, peak_memory, synchronise
 from harness.training.schedule import Schedule
@@ -32,6 +33,10 @@ class Batches(Protocol):
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """From batch `start` on: float [B, 3, H, W] on the device, augmented and normalised; int64 [B]."""
+        ...
+
+    def size(self, batch: int) -> int:
+        """Images of a batch, in all processes together."""
         ...
 
 
@@ -146,10 +151,12 @@ def fit(
         epoch, done = len(progress.history), len(progress.lrs)
         began = time.monotonic() - progress.seconds
         if done == 0:
-            torch.manual_seed(seed_for(seed, "epoch", epoch))  # dropout and the like: a function of the epoch
+            # Dropout and the like: a function of the epoch (and of the process).
+            torch.manual_seed(seed_for(seed, "epoch", epoch, *learner.processes.own))
         learner.model.train()
         for batch, labels in train.epoch(epoch, done):
-            _step(learner, schedule, progress, batch, labels)
+            size = len(labels) if learner.processes.count == 1 else train.size(len(progress.lrs))
+            _step(learner, schedule, progress, batch, labels, size)
             progress.seconds = time.monotonic() - began
             faults.point("step", progress.step)
             if watch is not None:
@@ -159,8 +166,9 @@ def fit(
         progress.seconds = trained
         images = sum(progress.sizes)
         values, steps = _epoch_values(progress)
+        learner.equalise()
         for name, batches in (evaluations or {}).items():
-            scores = evaluate(learner.judged, batches, learner.device, learner.precision)
+            scores = evaluate(learner.judged, batches, learner.device, learner.precision, learner.processes)
             values |= {f"{name}/{key}": value for key, value in scores.items()}
         progress.forget_epoch()
         whole = time.monotonic() - began
@@ -177,9 +185,15 @@ def fit(
 
 
 def evaluate(
-    model: nn.Module, batches: EvalBatches, device: torch.device, precision: torch.dtype | None = None
+    model: nn.Module,
+    batches: EvalBatches,
+    device: torch.device,
+    precision: torch.dtype | None = None,
+    processes: Alone | None = None,
 ) -> dict[str, float]:
     """`loss` (nats, mean over all images) and `acc` (share 0..1) of a model; exact for any batch sizes.
+
+    Of several processes each is given its own batches, and all are told the figures of all images.
 
     The model is in evaluation mode while it is asked, and each of its modules in its old mode afterwards.
     """
@@ -207,19 +221,21 @@ def evaluate(
     finally:
         for module, mode in modes:
             module.training = mode
-    if count == 0:
+    loss, correct, seen = (processes or Alone()).sums(loss, correct, torch.full((), count, device=device))
+    everywhere = int(seen)
+    if everywhere == 0:
         return {"loss": math.nan, "acc": math.nan}
-    return {"loss": loss.item() / count, "acc": correct.item() / count}
+    return {"loss": loss.item() / everywhere, "acc": correct.item() / everywhere}
 
 
-def _step(learner: Learner, schedule: Schedule, progress: Progress, images: Tensor, labels: Tensor) -> None:
+def _step(learner: Learner, schedule: Schedule, progress: Progress, images: Tensor, labels: Tensor, whole: int) -> None:
     seen = [epoch.get("val/loss", math.nan) for epoch in progress.history] if schedule.kind == "plateau" else ()
     lr, momentum = schedule.lr(progress.step, seen), schedule.momentum_at(progress.step)
     try:
-        outcome = learner.update(images, labels, progress.step, lr, momentum)
+        outcome = learner.update(images, labels, progress.step, lr, momentum, whole)
     except FloatingPointError as error:
         raise DivergedError(_diverged(str(error), len(progress.history), progress.step, lr)) from None
-    _note(progress, outcome, len(labels))
+    _note(progress, outcome, whole)
 
 
 def _note(progress: Progress, outcome: Outcome, images: int) -> None:

@@ -37,7 +37,7 @@ def pick_device(word: str) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
             raise UsageError(f"device={word!r}: this machine has {count} CUDA devices; use --device cpu or auto")
-        return torch.device("cuda", device.index or 0)
+        return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError("device='mps': there is no Metal device here; use --device cpu or auto")
     if device.type not in ("cpu", "mps"):

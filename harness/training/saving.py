@@ -62,6 +62,16 @@ class Saver:
             self._pool = None
 
 
+class NoSaver:
+    """Writes nothing: another process does."""
+
+    def save(self, state: Mapping[str, Any], write: Callable[[dict[str, Any]], None]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+
 def _mapped(change: Callable[[Tensor], Tensor], state: Any) -> Any:
     if isinstance(state, Tensor):
         return change(state)

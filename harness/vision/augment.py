@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
@@ -65,10 +65,10 @@ class Parameters:
     hole_left: Tensor
 
     def __getitem__(self, index: Tensor) -> Parameters:
-        return Parameters(*(values[index] for values in vars(self).values()))
+        return self.map(lambda values: values[index])
 
-    def to(self, device: torch.device | str) -> Parameters:
-        return Parameters(*(values.to(device) for values in vars(self).values()))
+    def map(self, change: Callable[[Tensor], Tensor]) -> Parameters:
+        return Parameters(*(change(values) for values in vars(self).values()))
 
 
 def augment_for(config: Config, preprocess: Preprocess) -> Augment:
@@ -216,12 +216,21 @@ class TimmTransform:
 class TimmCutout:
     """timm's RandomErasing set to one square hole of zeros in every image, as a function of (seed, epoch, batch)."""
 
-    def __init__(self, side: int, size: int, seed: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        side: int,
+        size: int,
+        seed: int,
+        device: torch.device,
+        mine: Callable[[int], slice] = lambda batch: slice(0, None),
+    ) -> None:
+        """`mine`: which images of a batch are this process' own."""
         from timm.data.random_erasing import RandomErasing
 
         area = side**2 / size**2
         self.erase = RandomErasing(1.0, area, area, min_aspect=1.0, max_aspect=1.0, mode="const", device=device)
         self.seed, self.epoch, self.batch = seed, 0, 0
+        self.mine = mine
 
     def start(self, epoch: int, batch: int) -> None:
         """The next call is for this batch."""
@@ -232,6 +241,8 @@ class TimmCutout:
         state = random.getstate()
         random.seed(seed_for(self.seed, "cutout", self.epoch, self.batch))
         try:
+            if before := self.mine(self.batch).start:  # draw what other processes draw for the images before ours
+                self.erase(torch.empty(before, *images.shape[1:]))
             return self.erase(images)
         finally:
             random.setstate(state)

@@ -13,7 +13,7 @@ from harness.config import Config
 from harness.errors import UsageError
 from harness.vision.augment import augment_for
 from harness.vision.preprocess import Preprocess
-from harness.vision.resident import ResidentEval, ResidentTrain, free_memory, obstacle
+from harness.vision.resident import EVERYTHING, ResidentEval, ResidentTrain, Sharing, free_memory, obstacle
 from harness.vision.single import TimmEval, TimmTrain
 from harness.vision.splits import DataSet, Split
 
@@ -32,6 +32,7 @@ class Train(Protocol):
     images: int
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
+    def size(self, batch: int) -> int: ...
 
 
 class Evaluation(Protocol):
@@ -40,6 +41,7 @@ class Evaluation(Protocol):
     images: int
 
     def __iter__(self) -> Iterator[Batch]: ...
+    def part(self, sharing: Sharing) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,13 @@ class Loaders:
     kind: Literal["resident", "timm"]
 
 
-def make_batches(config: Config, data: DataSet, preprocess: Preprocess, device: torch.device | str) -> Loaders:
+def make_batches(
+    config: Config, data: DataSet, preprocess: Preprocess, device: torch.device | str, sharing: Sharing = EVERYTHING
+) -> Loaders:
     """The batches of all splits on `device`, as `config.loader` asks.
+
+    Args:
+        sharing: of each training batch, which part is this process' own; splits to evaluate are whole until `part`.
 
     Raises:
         UsageError: the settings do not fit each other, the data or the device.
@@ -71,7 +78,7 @@ def make_batches(config: Config, data: DataSet, preprocess: Preprocess, device: 
     train = ResidentTrain if resident else TimmTrain
     evaluation = ResidentEval if resident else TimmEval
     return Loaders(
-        train(data.train, augment, preprocess, config, device),
+        train(data.train, augment, preprocess, config, device, sharing),
         None if data.val is None else evaluation(data.val, preprocess, config, device),
         None if data.test is None else evaluation(data.test, preprocess, config, device),
         "resident" if resident else "timm",

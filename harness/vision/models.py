@@ -183,3 +183,11 @@ def parameters_of(name: str) -> int:
 def is_ours(model: nn.Module) -> bool:
     """Whether the model, compiled or not, is one of this package's."""
     return isinstance(getattr(model, "_orig_mod", model), tuple(CLASSES.values()))
+
+
+def synchronised(model: nn.Module) -> nn.Module:
+    """The model with its batch normalisation over all processes (timm's combined layers too); same weights and names."""
+    from timm.layers import convert_sync_batchnorm
+
+    converted: nn.Module = convert_sync_batchnorm(model)
+    return converted

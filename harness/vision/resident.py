@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,10 +18,30 @@ from harness.vision.preprocess import Preprocess
 from harness.vision.splits import DataSet, Split
 
 
-def count_steps(images: int, batch_size: int, drop_last: bool) -> tuple[int, int]:
+class Sharing(Protocol):
+    """Which part of a batch or of a split is a process' own."""
+
+    count: int  # processes
+
+    def share(self, things: int) -> slice: ...
+
+
+class Everything:
+    """The share of a process that is alone."""
+
+    count = 1
+
+    def share(self, things: int) -> slice:
+        return slice(0, things)
+
+
+EVERYTHING = Everything()
+
+
+def count_steps(images: int, batch_size: int, drop_last: bool, least: int = 2) -> tuple[int, int]:
     """How many batches an epoch has, and how many images they hold together.
 
-    A last batch of one image is left out in any case: batch normalisation has nothing to normalise by in it.
+    A last batch of fewer than `least` images is left out in any case: batch normalisation has nothing to normalise by.
 
     Raises:
         UsageError: there would be no batch.
@@ -31,7 +53,7 @@ def count_steps(images: int, batch_size: int, drop_last: bool) -> tuple[int, int
     if images < 2:
         raise UsageError(f"need at least 2 training images, got {images}")
     steps, rest = divmod(images, batch_size)
-    if drop_last or rest == 0 or (rest == 1 and steps):
+    if drop_last or rest == 0 or (rest < least and steps):
         return steps, steps * batch_size
     return steps + 1, images
 
@@ -39,6 +61,13 @@ def count_steps(images: int, batch_size: int, drop_last: bool) -> tuple[int, int
 def order_of(count: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in an epoch, int64 [count] on the CPU, the same on every machine and loader."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed_for(seed, "order", epoch)))
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values on the device, without waiting until they are there."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
 
 
 class ResidentTrain:
@@ -50,10 +79,17 @@ class ResidentTrain:
     """
 
     def __init__(
-        self, split: Split, augment: Augment, preprocess: Preprocess, config: Config, device: torch.device
+        self,
+        split: Split,
+        augment: Augment,
+        preprocess: Preprocess,
+        config: Config,
+        device: torch.device,
+        sharing: Sharing = EVERYTHING,
     ) -> None:
         assert split.pixels is not None
-        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last)
+        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharing.count)
+        self._sharing = sharing
         self._augment, self._config, self._size, self._device = augment, config, preprocess.size, device
         self._store = pad(torch.from_numpy(split.pixels).to(device), augment.padding, augment.padding_mode)
         self._labels = torch.from_numpy(split.labels).to(device)
@@ -62,12 +98,17 @@ class ResidentTrain:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 [B, 3, H, W] and labels int64 [B], from batch `start` on. Draws nothing from global generators."""
         size, count, seed = self._config.batch_size, len(self._labels), self._config.seed
-        order = order_of(count, seed, epoch)[: self.images].to(self._device)
-        drawn = draw(self._augment, self._size, count, seed, epoch).to(self._device)
+        order = sent(order_of(count, seed, epoch)[: self.images], self._device)
+        drawn = draw(self._augment, self._size, count, seed, epoch).map(lambda values: sent(values, self._device))
         for batch in range(start, self.steps):
             index = order[batch * size : (batch + 1) * size]
+            index = index[self._sharing.share(len(index))]
             images = apply(self._store, index, drawn[index], self._size, self._augment.cutout, self._constants)
             yield images if self._config.channels_last else images.contiguous(), self._labels[index]
+
+    def size(self, batch: int) -> int:
+        """Images of a batch, in all processes together."""
+        return min(self._config.batch_size, self.images - batch * self._config.batch_size)
 
 
 class ResidentEval:
@@ -80,6 +121,13 @@ class ResidentEval:
         self._store = torch.from_numpy(split.pixels).to(device)
         self._labels = torch.from_numpy(split.labels).to(device)
         self._mean, self._std = preprocess.constants(device)
+
+    def part(self, sharing: Sharing) -> ResidentEval:
+        """Those of the images that are one process' share."""
+        part, mine = copy.copy(self), sharing.share(self.images)
+        part._store, part._labels = self._store[mine], self._labels[mine]
+        part.images = len(part._labels)
+        return part
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order, not augmented."""

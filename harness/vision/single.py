@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from harness.config import Config
 from harness.errors import DataError, ResourceError
@@ -28,7 +28,7 @@ from harness.vision.augment import (
     seeded,
 )
 from harness.vision.preprocess import Preprocess
-from harness.vision.resident import count_steps, order_of
+from harness.vision.resident import EVERYTHING, Sharing, count_steps, order_of
 from harness.vision.splits import Split
 
 TIMEOUT = 300  # seconds that a worker may take for one batch before it counts as stuck
@@ -74,8 +74,8 @@ class Plain(Dataset):
 class EpochOrder(Sampler[list[Key]]):
     """The batches of one epoch as lists of keys, from a given batch on: what is skipped is never decoded."""
 
-    def __init__(self, count: int, steps: int, config: Config) -> None:
-        self.count, self.steps, self.config = count, steps, config
+    def __init__(self, count: int, steps: int, config: Config, sharing: Sharing) -> None:
+        self.count, self.steps, self.config, self.sharing = count, steps, config, sharing
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -85,7 +85,8 @@ class EpochOrder(Sampler[list[Key]]):
         size, epoch = self.config.batch_size, self.epoch
         order = order_of(self.count, self.config.seed, epoch).tolist()
         for batch in range(self.start, self.steps):
-            yield [(epoch, index) for index in order[batch * size : (batch + 1) * size]]
+            whole = order[batch * size : (batch + 1) * size]
+            yield [(epoch, index) for index in whole[self.sharing.share(len(whole))]]
 
 
 class TimmTrain:
@@ -97,11 +98,17 @@ class TimmTrain:
     """
 
     def __init__(
-        self, split: Split, augment: Augment, preprocess: Preprocess, config: Config, device: torch.device
+        self,
+        split: Split,
+        augment: Augment,
+        preprocess: Preprocess,
+        config: Config,
+        device: torch.device,
+        sharing: Sharing = EVERYTHING,
     ) -> None:
-        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last)
+        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharing.count)
         self._config = config
-        self._order = EpochOrder(len(split), self.steps, config)
+        self._order = EpochOrder(len(split), self.steps, config, sharing)
         self._cutout: TimmCutout | None = None
         if config.augment == "albumentations":
             albumentations_compose(augment, preprocess)  # a missing package is said now, not by a worker
@@ -109,7 +116,9 @@ class TimmTrain:
         else:
             transform = TimmTransform(augment, preprocess)
             if augment.cutout:
-                self._cutout = TimmCutout(augment.cutout, preprocess.size, config.seed, device)
+                self._cutout = TimmCutout(
+                    augment.cutout, preprocess.size, config.seed, device, lambda batch: sharing.share(self.size(batch))
+                )
         dataset = Augmented(split.source, transform, config.seed)
         loader = _loader(dataset, config, device, batch_sampler=self._order)
         self._workers = loader.worker_init_fn
@@ -135,16 +144,28 @@ class TimmTrain:
                     f"epoch {epoch} was left for another one; start it again with epoch({epoch}, start=...)"
                 )
 
+    def size(self, batch: int) -> int:
+        """Images of a batch, in all processes together."""
+        return min(self._config.batch_size, self.images - batch * self._config.batch_size)
+
 
 class TimmEval:
     """Evaluation batches from worker processes; satisfies `EvalBatches`."""
 
-    def __init__(self, split: Split, preprocess: Preprocess, config: Config, device: torch.device) -> None:
-        self.images = len(split)
-        self._config = config
-        loader = _loader(Plain(split.source, preprocess), config, device, batch_size=config.eval_batch_size)
+    def __init__(
+        self, split: Split, preprocess: Preprocess, config: Config, device: torch.device, sharing: Sharing = EVERYTHING
+    ) -> None:
+        mine = range(len(split))[sharing.share(len(split))]
+        self.images = len(mine)
+        self._config, self._made_of = config, (split, preprocess, config, device)
+        dataset = Subset(Plain(split.source, preprocess), mine)
+        loader = _loader(dataset, config, device, batch_size=config.eval_batch_size)
         self._workers = loader.worker_init_fn
         self._batches = _prefetch(loader, preprocess, device, normalised=False, cutout=None)
+
+    def part(self, sharing: Sharing) -> TimmEval:
+        """Those of the images that are one process' share."""
+        return TimmEval(*self._made_of, sharing)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order, not augmented."""
