@@ -116,8 +116,14 @@ class TimmTrain:
         else:
             transform = TimmTransform(augment, preprocess)
             if augment.cutout:
+                # No reference to self, or its processes would be waited for when it goes.
+                size, images = config.batch_size, self.images
                 self._cutout = TimmCutout(
-                    augment.cutout, preprocess.size, config.seed, device, lambda batch: sharing.share(self.size(batch))
+                    augment.cutout,
+                    preprocess.size,
+                    config.seed,
+                    device,
+                    lambda batch: sharing.share(min(size, images - batch * size)),
                 )
         dataset = Augmented(split.source, transform, config.seed)
         loader = _loader(dataset, config, device, batch_sampler=self._order)
