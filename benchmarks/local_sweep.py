@@ -1,0 +1,62 @@
+"""A local sweep against the training in it: trials an hour, and how much of the time is not training.
+
+    python benchmarks/local_sweep.py
+    python benchmarks/local_sweep.py --file sweeps/lr.yaml --count 10 -- --data folder --data-dir cifar --model-args width=16
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+import measure
+from harness.training.machine import pick_device
+
+SHIPPED = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
+
+
+@click.command()
+@click.option("--file", default=SHIPPED, type=click.Path(exists=True, path_type=Path), help="[sweeps/digits.yaml]")
+@click.option("--count", default=8, show_default=True)
+@click.option("--workers", default=1, show_default=True)
+@click.option("--quick", is_flag=True, help="Two tiny trials.")
+@click.option("--out", type=click.Path(path_type=Path))
+@click.argument("more", nargs=-1)
+def main(file: Path, count: int, workers: int, quick: bool, out: Path | None, more: tuple[str, ...]) -> None:
+    """Every way to start trials, in turn. MORE: settings for all trials, after `--`."""
+    if quick:
+        count, more = 2, ("--model-args", "width=4", "--epochs", "1", *more)
+    rows: list[dict[str, Any]] = []
+    for way in ("--fork", "--no-fork"):
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["sweep", str(file.resolve()), "--count", str(count), "--workers", str(workers), way, "--output", folder, "--name", "s"]
+            began = time.perf_counter()
+            done = subprocess.run([sys.executable, "-m", "harness", *words, *more], capture_output=True, text=True)
+            whole = time.perf_counter() - began
+            assert done.returncode == 0, done.stderr
+            told = json.loads((Path(folder) / "s/sweep.json").read_text())
+            bare = sum(_trained(path) for path in (Path(folder) / "s/runs").glob("*/journal.jsonl"))
+        ended = sum(told["trials"].get(state, 0) for state in ("complete", "pruned", "failed"))
+        rows.append({
+            "trials": f"{ended}, {'forked' if way == '--fork' else 'started by their command'}", "whole (s)": whole,
+            "epochs in them (s)": bare, "trials/h": 3600 * ended / whole, "not training": f"{100 * (1 - bare / whole / workers):.0f} %",
+            "a trial beside its epochs (s)": (whole * workers - bare) / max(ended, 1),
+        })  # fmt: skip
+    measure.keep("local-sweep", pick_device("auto"), rows, out, file=file.name, count=count, workers=workers)
+
+
+def _trained(journal: Path) -> float:
+    """Seconds of a trial's epochs, training and evaluation."""
+    lines = [json.loads(line) for line in journal.read_text().splitlines() if line.strip()]
+    return sum(float(line["values"]["time/epoch(s)"]) for line in lines if line.get("kind") == "epoch")
+
+
+if __name__ == "__main__":
+    main()

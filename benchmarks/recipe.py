@@ -1,0 +1,48 @@
+"""A whole recipe over several seeds: accuracy, and seconds by part.
+
+    python benchmarks/recipe.py --recipe digits --runs 3
+    python benchmarks/recipe.py --data folder --data-dir cifar --runs 5
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+import measure
+from harness import runner
+from harness.display import Lines
+from harness.options import CONTEXT, SettingsCommand, read, settings
+from harness.training.machine import pick_device
+
+
+@click.command(cls=SettingsCommand, context_settings=CONTEXT)
+@click.option("--runs", default=3, show_default=True, help="Seeds, from --seed on.")
+@click.option("--quick", is_flag=True, help="Two seeds of one epoch of a tiny network.")
+@click.option("--out", type=click.Path(path_type=Path))
+@settings
+def main(settings: dict[str, Any], runs: int, quick: bool, out: Path | None) -> None:
+    if quick:
+        settings, runs = {"recipe": "digits", "model_args": "width=4", "epochs": 1, "gallery": 0, **settings}, 2
+    config = read({"wandb": "offline", **settings})
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(config.seed, config.seed + runs):
+            result = runner.run(config.replace(seed=seed, output=folder, resume="never"), Lines(sys.stderr))
+            said, spent = result.summary["result"], result.summary["seconds"]
+            images = result.history[-1]["throughput(images/s)"]
+            acc = {key: said[key] for key in ("test/acc", "val/acc", "test/acc_tta") if key in said}
+            rows.append({"seed": seed, **acc, **{f"{key} (s)": value for key, value in spent.items()}, "images/s": images})
+    for name, merge in (("mean", statistics.mean), ("standard deviation", statistics.stdev if runs > 1 else lambda _: 0.0)):
+        rows.append({"seed": name, **{key: merge([row[key] for row in rows[:runs]]) for key in rows[0] if key != "seed"}})
+    about = {"recipe": config.recipe, "settings": config.numbers(), "seeds": runs}
+    measure.keep(f"recipe-{Path(config.recipe).stem}", pick_device(config.device), rows, out, **about)
+
+
+if __name__ == "__main__":
+    main()

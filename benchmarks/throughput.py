@@ -1,0 +1,412 @@
+"""Our loop beside a hand-written PyTorch loop, timm's loader and training step, and Lightning's Trainer with WandbLogger.
+
+    pip install -e '.[peers]'
+    python benchmarks/throughput.py                                    # the full network, batch 512
+    python benchmarks/throughput.py --quick                            # a minute: a narrow one
+    python benchmarks/throughput.py --data folder --data-dir cifar     # your own pictures
+
+Same model, pictures, batch size, optimizer and augmentation (pad 4 and crop, flip, 8x8 hole), in one process, in turns.
+Each contender is measured over the same number of updates after warm ones, and over an evaluation of the test split. `as it
+comes` is a peer with its defaults (float32, NCHW, its own loader), `tuned` the same with bf16 and channels_last. A peer
+that is not installed is left out, and said to be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
+
+import measure
+from harness.options import CONTEXT, SettingsCommand, read, settings
+from harness.parts import Parts, assemble
+from harness.training.loop import fit
+from harness.training.machine import autocast_type
+from harness.training.schedule import make_schedule
+from harness.vision import models
+
+Timed = Callable[[int, int], tuple[float, float]]  # warm updates, measured updates -> seconds of those, of an evaluation
+
+
+class Few:
+    """The first batches of an endless stream of epochs, as an epoch; notes when the warm ones are over."""
+
+    def __init__(self, batches: Any, warm: int, steps: int, device: torch.device) -> None:
+        self.batches, self.warm, self.steps, self.device = batches, warm, warm + steps, device
+        self.images = self.steps * batches.size(0)
+        self.began = 0.0
+
+    def size(self, batch: int) -> int:
+        return int(self.batches.size(0))
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        done = 0
+        while True:
+            for batch in self.batches.epoch(epoch):
+                if done == self.warm:
+                    _wait(self.device)
+                    self.began = time.perf_counter()
+                if done == self.steps:
+                    return
+                done += 1
+                yield batch
+            epoch += 1
+
+
+def ours(parts: Parts) -> Timed:
+    """`fit` as a run calls it: schedule, records, curves, evaluation."""
+
+    def timed(warm: int, steps: int) -> tuple[float, float]:
+        train = Few(parts.batches.train, warm, steps, parts.learner.device)
+        schedule = make_schedule(parts.config, train.steps)
+        evaluated = {parts.watched: getattr(parts.batches, parts.watched)}
+        ended: list[float] = []
+
+        def watch(tick: Any) -> None:
+            if tick.batch == train.steps:
+                _wait(parts.learner.device)
+                ended.append(time.perf_counter())
+
+        record = next(iter(fit(parts.learner, train, schedule, epochs=1, evaluations=evaluated, watch=watch)))
+        return ended[0] - train.began, float(record.values["time/eval(s)"])  # type: ignore[arg-type]
+
+    return timed
+
+
+def by_hand(parts: Parts) -> Timed:
+    """The best plain loop that we can write: resident pictures, one gather a batch, bf16 where it pays, fused SGD."""
+    config, device = parts.config, parts.learner.device
+    precision, pixels, labels = autocast_type(config.precision), *_on_device(parts, "train")
+    model = _model(parts, channels_last=True)
+    optimizer = torch.optim.SGD(model.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4, fused=True)
+    mean, std = (torch.tensor([255 * v for v in of], device=device).view(1, 3, 1, 1) for of in (parts.data.mean, parts.data.std))
+    windows = F.pad(pixels.permute(0, 3, 1, 2), (4, 4, 4, 4)).contiguous().unfold(2, 32, 1).unfold(3, 32, 1)
+    size, rows = config.batch_size, torch.arange(32, device=device)
+    tests, truths = _on_device(parts, "test")
+
+    def batch() -> tuple[Tensor, Tensor]:
+        draw = lambda high, *shape: torch.randint(0, high, shape, device=device)  # noqa: E731
+        index = draw(len(pixels), size)
+        images = windows[index, :, draw(9, size), draw(9, size)].contiguous(memory_format=torch.channels_last)
+        images = images.float().sub_(mean).div_(std)
+        images = torch.where((draw(2, size) == 1)[:, None, None, None], images.flip(3), images)
+        top, left = draw(25, size, 1), draw(25, size, 1)
+        hole = ((rows >= top) & (rows < top + 8))[:, None, :, None] & ((rows >= left) & (rows < left + 8))[:, None, None, :]
+        return images.masked_fill_(hole, 0), labels[index]
+
+    def timed(warm: int, steps: int) -> tuple[float, float]:
+        model.train()
+        losses = []
+        for step in range(warm + steps):
+            if step == warm:
+                _wait(device)
+                began = time.perf_counter()
+            images, truth = batch()
+            with _autocast(device, precision):
+                loss = F.cross_entropy(model(images), truth)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        torch.stack(losses).cpu()
+        _wait(device)
+        trained, began = time.perf_counter() - began, time.perf_counter()
+        model.eval()
+        with torch.no_grad(), _autocast(device, precision):
+            right = torch.zeros((), dtype=torch.long, device=device)
+            for start in range(0, len(tests), 1000):
+                images = tests[start : start + 1000].permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+                right += (model(images).argmax(1) == truths[start : start + 1000]).sum()
+        right.item()
+        return trained, time.perf_counter() - began
+
+    return timed
+
+
+class Pil(Dataset):
+    """The pictures one by one, as an image folder gives them once decoded."""
+
+    def __init__(self, split: Any, transform: Any = None) -> None:
+        self.source, self.transform = split.source, transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        image, label = self.source[index]
+        return (image if self.transform is None else self.transform(image)), int(label)
+
+
+def timm_step(parts: Parts, tuned: bool) -> Timed:
+    """timm's `create_loader` and the step of its train.py, with our augmentation in its transforms' place."""
+    from timm.data import create_loader
+    from timm.data.random_erasing import RandomErasing
+    from timm.data.transforms import ToNumpy
+    from timm.optim import create_optimizer_v2
+    from timm.utils import AverageMeter, accuracy
+    from torchvision import transforms
+
+    config, device = parts.config, parts.learner.device
+    model = _model(parts, channels_last=tuned)
+    optimizer = create_optimizer_v2(model, opt="sgd", lr=0.001, weight_decay=5e-4, momentum=0.9)
+    how: dict[str, Any] = dict(
+        input_size=(3, 32, 32), use_prefetcher=True, mean=parts.data.mean, std=parts.data.std, device=device,
+        num_workers=4, persistent_workers=True, pin_memory=device.type == "cuda",
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that four workers are more than two cores
+        train = create_loader(Pil(parts.data.train), batch_size=config.batch_size, is_training=True, **how)
+        test = create_loader(Pil(parts.data.test), batch_size=config.batch_size, is_training=False, crop_pct=1.0, **how)
+    crop = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), ToNumpy()]
+    train.loader.dataset.transform = transforms.Compose(crop)
+    train.random_erasing = RandomErasing(1.0, 1 / 16, 1 / 16, min_aspect=1.0, max_aspect=1.0, mode="const", device=device)
+    stream = _endless(train)
+
+    def context() -> Any:
+        return _autocast(device, torch.bfloat16 if tuned else None)
+
+    def timed(warm: int, steps: int) -> tuple[float, float]:
+        model.train()
+        meter = AverageMeter()
+        for step in range(warm + steps):
+            if step == warm:
+                _wait(device)
+                began = time.perf_counter()
+            images, truth = next(stream)
+            if tuned:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with context():
+                loss = F.cross_entropy(model(images), truth)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step % 50 == 0:
+                meter.update(loss.item(), images.size(0))
+        _wait(device)
+        trained, began = time.perf_counter() - began, time.perf_counter()
+        model.eval()
+        with torch.no_grad():
+            for images, truth in test:
+                if tuned:
+                    images = images.contiguous(memory_format=torch.channels_last)
+                with context():
+                    logits = model(images)
+                meter.update(F.cross_entropy(logits, truth).item(), images.size(0))
+                accuracy(logits, truth, topk=(1, 5))
+        return trained, time.perf_counter() - began
+
+    return timed
+
+
+def lightning(parts: Parts, tuned: bool) -> Timed:
+    """Lightning's Trainer with its WandbLogger offline, logging every 50 steps as it does by default."""
+    import lightning as L
+    from lightning.pytorch.loggers import WandbLogger
+    from torchvision import transforms
+
+    config, device = parts.config, parts.learner.device
+    plain = [transforms.ToTensor(), transforms.Normalize(parts.data.mean, parts.data.std)]
+    hole = transforms.RandomErasing(p=1.0, scale=(1 / 16, 1 / 16), ratio=(1, 1))
+    augmented = transforms.Compose([transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *plain, hole])
+    net = _model(parts, channels_last=tuned).cpu()
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+
+        def training_step(self, batch: Any, index: int) -> Tensor:
+            images, truth = batch
+            if tuned:
+                images = images.contiguous(memory_format=torch.channels_last)
+            loss = F.cross_entropy(self.net(images), truth)
+            self.log("train/loss", loss)
+            return loss
+
+        def validation_step(self, batch: Any, index: int) -> None:
+            images, truth = batch
+            logits = self.net(images)
+            self.log("val/loss", F.cross_entropy(logits, truth))
+            self.log("val/acc", (logits.argmax(1) == truth).float().mean())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4)
+
+    class Clock(L.Callback):
+        def __init__(self, warm: int) -> None:
+            self.warm, self.began, self.trained, self.evaluated = warm, 0.0, 0.0, 0.0
+
+        def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, index: int) -> None:
+            if index == self.warm:
+                _wait(device)
+                self.began = time.perf_counter()
+
+        def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+            _wait(device)
+            self.trained = time.perf_counter() - self.began
+
+        def on_validation_start(self, trainer: Any, module: Any) -> None:
+            self.since = time.perf_counter()
+
+        def on_validation_end(self, trainer: Any, module: Any) -> None:
+            _wait(device)
+            self.evaluated = time.perf_counter() - self.since
+
+    def loader(split: Any, transform: Any, shuffle: bool) -> DataLoader:
+        return DataLoader(Pil(split, transform), config.batch_size, shuffle=shuffle, num_workers=2, drop_last=shuffle)
+
+    def timed(warm: int, steps: int) -> tuple[float, float]:
+        clock = Clock(warm)
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            logger = WandbLogger(save_dir=folder, offline=True, project="throughput")
+            trainer = L.Trainer(
+                default_root_dir=folder, logger=logger, max_epochs=1, limit_train_batches=warm + steps,
+                accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, enable_progress_bar=False,
+                enable_model_summary=False, num_sanity_val_steps=0, callbacks=[clock], precision="bf16-mixed" if tuned else "32-true",
+            )  # fmt: skip
+            train, test = loader(parts.data.train, augmented, True), loader(parts.data.test, transforms.Compose(plain), False)
+            enough = _Repeated(train, warm + steps)
+            trainer.fit(Module(), enough, test)
+            logger.experiment.finish()
+        return clock.trained, clock.evaluated
+
+    return timed
+
+
+class _Repeated:
+    """A loader that begins anew until it has given so many batches."""
+
+    def __init__(self, loader: DataLoader, batches: int) -> None:
+        self.loader, self.batches = loader, batches
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[Any]:
+        stream = _endless(self.loader)
+        for _ in range(self.batches):
+            yield next(stream)
+
+
+def _endless(loader: Any) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+def _model(parts: Parts, channels_last: bool) -> nn.Module:
+    torch.manual_seed(0)
+    model = models.create(parts.config, len(parts.data.classes)).to(parts.learner.device)
+    return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload, no-any-return]
+
+
+def _on_device(parts: Parts, name: str) -> tuple[Tensor, Tensor]:
+    split = getattr(parts.data, name)
+    return tuple(torch.from_numpy(part).to(parts.learner.device) for part in (split.pixels, split.labels))  # type: ignore[return-value]
+
+
+def _autocast(device: torch.device, precision: torch.dtype | None) -> Any:
+    return torch.autocast(device.type, dtype=precision) if precision else contextlib.nullcontext()
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def contenders(parts: Parts, only: str = "") -> tuple[dict[str, Timed], list[str]]:
+    """Those that can be had here, by name, and what is said of the others."""
+    makers: dict[str, Callable[[], Timed]] = {
+        "harness": lambda: ours(parts),
+        "hand-written": lambda: by_hand(parts),
+        "timm as it comes": lambda: timm_step(parts, False),
+        "timm tuned": lambda: timm_step(parts, True),
+        "Lightning + W&B as it comes": lambda: lightning(parts, False),
+        "Lightning + W&B tuned": lambda: lightning(parts, True),
+    }
+    made, left = {}, []
+    for name, maker in makers.items():
+        if only and name != "harness" and not any(word in name.lower() for word in only.lower().split(",")):
+            continue
+        try:
+            made[name] = maker()
+        except ImportError as error:
+            left.append(f"{name}: {error.name} is not installed; pip install -e '.[peers]'")
+    return made, left
+
+
+def compare(parts: Parts, *, warm: int, steps: int, repeats: int, only: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+    """A row a contender: images/s in training and evaluation, and how many times as fast as it ours is."""
+    made, left = contenders(parts, only)
+    told = measure.in_turns({name: lambda timed=timed: timed(warm, steps) for name, timed in made.items()}, repeats)
+    images, tests = steps * parts.config.batch_size, len(parts.data.test or ())
+    epoch_steps = parts.batches.train.steps
+    rows = []
+    for name, pairs in told.items():
+        step, evaluated = ([pair[at] for pair in pairs] for at in (0, 1))
+        epochs = [trained / steps * epoch_steps + seconds for trained, seconds in pairs]
+        rows.append({
+            "contender": name,
+            "train images/s": images / statistics.median(step),
+            "least": images / max(step),
+            "most": images / min(step),
+            "test images/s": tests / statistics.median(evaluated),
+            "epoch (s)": statistics.median(epochs),
+            "ours is, training": statistics.median(a[0] / b[0] for a, b in zip(pairs, told["harness"], strict=True)),
+            "ours is, whole epoch": statistics.median(epochs) / _median_epoch(told["harness"], steps, epoch_steps),
+        })  # fmt: skip
+    return rows, left
+
+
+def _median_epoch(pairs: list[tuple[float, float]], steps: int, epoch_steps: int) -> float:
+    return statistics.median(trained / steps * epoch_steps + seconds for trained, seconds in pairs)
+
+
+@click.command(cls=SettingsCommand, context_settings=CONTEXT)
+@click.option("--steps", default=4, show_default=True, help="Updates measured in a turn.")
+@click.option("--warm", default=1, show_default=True, help="Updates before them.")
+@click.option("--repeats", default=5, show_default=True, help="Turns of each.")
+@click.option("--only", default="", help="Words of the contenders' names to measure beside ours.")
+@click.option("--quick", is_flag=True, help="A narrow network and few turns, to see that it works.")
+@click.option("--out", type=click.Path(path_type=Path), help="The JSON file. [results/throughput-DATE.json]")
+@settings
+def main(
+    settings: dict[str, Any], steps: int, warm: int, repeats: int, only: str, quick: bool, out: Path | None
+) -> None:
+    os.environ["WANDB_SILENT"] = "true"
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if quick:
+        settings = {"model_args": "width=8", "batch_size": 128, **settings}
+        steps, repeats = min(steps, 3), min(repeats, 2)
+    with contextlib.ExitStack() as stack:
+        if "data" not in settings:
+            folder = stack.enter_context(measure.pictures(1024 if quick else 5120, 256 if quick else 1024))
+            settings |= {"data": "folder", "data_dir": str(folder)}
+        parts = assemble(read(settings))
+        rows, left = compare(parts, warm=warm, steps=steps, repeats=repeats, only=only)
+    config = parts.config
+    about = dict(
+        model=config.model, model_args=config.model_args, batch_size=config.batch_size, precision=config.precision,
+        steps=steps, warm=warm, repeats=repeats, left_out=left,
+    )  # fmt: skip
+    measure.keep("throughput", parts.learner.device, rows, out, **about)
+    for line in left:
+        click.echo(line, err=True)
+
+
+if __name__ == "__main__":
+    main()
