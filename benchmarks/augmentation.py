@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import measure
 import torch
 
-import measure
 from harness.options import CONTEXT, SettingsCommand, read, settings
 from harness.parts import Parts, assemble
 from harness.vision import loaders

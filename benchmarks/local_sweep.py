@@ -1,7 +1,7 @@
 """A local sweep against the training in it: trials an hour, and how much of the time is not training.
 
-    python benchmarks/local_sweep.py
-    python benchmarks/local_sweep.py --file sweeps/lr.yaml --count 10 -- --data folder --data-dir cifar --model-args width=16
+python benchmarks/local_sweep.py
+python benchmarks/local_sweep.py --file sweeps/lr.yaml --count 10 -- --data folder --data-dir cifar --model-args width=16
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 import measure
+
 from harness.training.machine import pick_device
 
 SHIPPED = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
@@ -36,7 +36,19 @@ def main(file: Path, count: int, workers: int, quick: bool, out: Path | None, mo
     rows: list[dict[str, Any]] = []
     for way in ("--fork", "--no-fork"):
         with tempfile.TemporaryDirectory() as folder:
-            words = ["sweep", str(file.resolve()), "--count", str(count), "--workers", str(workers), way, "--output", folder, "--name", "s"]
+            words = [
+                "sweep",
+                str(file.resolve()),
+                "--count",
+                str(count),
+                "--workers",
+                str(workers),
+                way,
+                "--output",
+                folder,
+                "--name",
+                "s",
+            ]
             began = time.perf_counter()
             done = subprocess.run([sys.executable, "-m", "harness", *words, *more], capture_output=True, text=True)
             whole = time.perf_counter() - began

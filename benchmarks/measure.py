@@ -64,7 +64,9 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def keep(name: str, device: torch.device, rows: Sequence[Mapping[str, Any]], out: Path | None = None, **more: Any) -> Path:
+def keep(
+    name: str, device: torch.device, rows: Sequence[Mapping[str, Any]], out: Path | None = None, **more: Any
+) -> Path:
     """Print the rows, and write them as `results/NAME-DATE.json` with hardware and versions."""
     click.echo(table(rows))
     date = datetime.date.today().isoformat()

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 import measure
+
 from harness.options import CONTEXT, SettingsCommand, read, settings
 from harness.parts import assemble
 
@@ -43,7 +43,9 @@ BARE = "import time, torch, timm; print('began', time.time())"
 def started(code: str, words: list[str], folder: str) -> float:
     """Seconds from the start of a Python process to the moment that it tells."""
     began = time.time()
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code, *words], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *words], cwd=folder, capture_output=True, text=True
+    )
     told = [line for line in done.stdout.splitlines() if line.startswith("began ")]
     assert told, done.stderr
     return float(told[-1].split()[1]) - began
@@ -89,7 +91,11 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
             settings[name] = str(Path(settings[name]).resolve())
     words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     repeats = 1 if quick else repeats
-    os.environ |= {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "PYTHONPATH": str(Path(__file__).parent.parent)}
+    os.environ |= {
+        "WANDB_MODE": "offline",
+        "WANDB_ERROR_REPORTING": "false",
+        "PYTHONPATH": str(Path(__file__).parent.parent),
+    }
     del os.environ["WANDB_MODE"]
     with tempfile.TemporaryDirectory() as folder:
         starts: dict[str, Callable[[], float]] = {
@@ -101,7 +107,9 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
                 lambda: subprocess.run([sys.executable, "-m", "harness", "--help"], capture_output=True, check=True)
             ),
             "harness run --help": lambda: measure.seconds(
-                lambda: subprocess.run([sys.executable, "-m", "harness", "run", "--help"], capture_output=True, check=True)
+                lambda: subprocess.run(
+                    [sys.executable, "-m", "harness", "run", "--help"], capture_output=True, check=True
+                )
             ),
         }
         begun = measure.in_turns(starts, repeats)

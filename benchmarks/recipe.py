@@ -1,7 +1,7 @@
 """A whole recipe over several seeds: accuracy, and seconds by part.
 
-    python benchmarks/recipe.py --recipe digits --runs 3
-    python benchmarks/recipe.py --data folder --data-dir cifar --runs 5
+python benchmarks/recipe.py --recipe digits --runs 3
+python benchmarks/recipe.py --data folder --data-dir cifar --runs 5
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-
 import measure
+
 from harness import runner
 from harness.display import Lines
 from harness.options import CONTEXT, SettingsCommand, read, settings
@@ -37,9 +37,16 @@ def main(settings: dict[str, Any], runs: int, quick: bool, out: Path | None) -> 
             said, spent = result.summary["result"], result.summary["seconds"]
             images = result.history[-1]["throughput(images/s)"]
             acc = {key: said[key] for key in ("test/acc", "val/acc", "test/acc_tta") if key in said}
-            rows.append({"seed": seed, **acc, **{f"{key} (s)": value for key, value in spent.items()}, "images/s": images})
-    for name, merge in (("mean", statistics.mean), ("standard deviation", statistics.stdev if runs > 1 else lambda _: 0.0)):
-        rows.append({"seed": name, **{key: merge([row[key] for row in rows[:runs]]) for key in rows[0] if key != "seed"}})
+            rows.append(
+                {"seed": seed, **acc, **{f"{key} (s)": value for key, value in spent.items()}, "images/s": images}
+            )
+    for name, merge in (
+        ("mean", statistics.mean),
+        ("standard deviation", statistics.stdev if runs > 1 else lambda _: 0.0),
+    ):
+        rows.append(
+            {"seed": name, **{key: merge([row[key] for row in rows[:runs]]) for key in rows[0] if key != "seed"}}
+        )
     about = {"recipe": config.recipe, "settings": config.numbers(), "seeds": runs}
     measure.keep(f"recipe-{Path(config.recipe).stem}", pick_device(config.device), rows, out, **about)
 

@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import measure
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-import measure
 from harness.options import CONTEXT, SettingsCommand, read, settings
 from harness.parts import Parts, assemble
 from harness.training.loop import fit
@@ -38,7 +38,9 @@ from harness.training.machine import autocast_type
 from harness.training.schedule import make_schedule
 from harness.vision import models
 
-Timed = Callable[[int, int], tuple[float, float]]  # warm updates, measured updates -> seconds of those, of an evaluation
+Timed = Callable[
+    [int, int], tuple[float, float]
+]  # warm updates, measured updates -> seconds of those, of an evaluation
 
 
 class Few:
@@ -92,7 +94,9 @@ def by_hand(parts: Parts) -> Timed:
     precision, pixels, labels = autocast_type(config.precision), *_on_device(parts, "train")
     model = _model(parts, channels_last=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4, fused=True)
-    mean, std = (torch.tensor([255 * v for v in of], device=device).view(1, 3, 1, 1) for of in (parts.data.mean, parts.data.std))
+    mean, std = (
+        torch.tensor([255 * v for v in of], device=device).view(1, 3, 1, 1) for of in (parts.data.mean, parts.data.std)
+    )
     windows = F.pad(pixels.permute(0, 3, 1, 2), (4, 4, 4, 4)).contiguous().unfold(2, 32, 1).unfold(3, 32, 1)
     size, rows = config.batch_size, torch.arange(32, device=device)
     tests, truths = _on_device(parts, "test")
@@ -104,7 +108,9 @@ def by_hand(parts: Parts) -> Timed:
         images = images.float().sub_(mean).div_(std)
         images = torch.where((draw(2, size) == 1)[:, None, None, None], images.flip(3), images)
         top, left = draw(25, size, 1), draw(25, size, 1)
-        hole = ((rows >= top) & (rows < top + 8))[:, None, :, None] & ((rows >= left) & (rows < left + 8))[:, None, None, :]
+        hole = ((rows >= top) & (rows < top + 8))[:, None, :, None] & ((rows >= left) & (rows < left + 8))[
+            :, None, None, :
+        ]
         return images.masked_fill_(hole, 0), labels[index]
 
     def timed(warm: int, steps: int) -> tuple[float, float]:
@@ -172,7 +178,9 @@ def timm_step(parts: Parts, tuned: bool) -> Timed:
         test = create_loader(Pil(parts.data.test), batch_size=config.batch_size, is_training=False, crop_pct=1.0, **how)
     crop = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), ToNumpy()]
     train.loader.dataset.transform = transforms.Compose(crop)
-    train.random_erasing = RandomErasing(1.0, 1 / 16, 1 / 16, min_aspect=1.0, max_aspect=1.0, mode="const", device=device)
+    train.random_erasing = RandomErasing(
+        1.0, 1 / 16, 1 / 16, min_aspect=1.0, max_aspect=1.0, mode="const", device=device
+    )
     stream = _endless(train)
 
     def context() -> Any:
@@ -278,7 +286,10 @@ def lightning(parts: Parts, tuned: bool) -> Timed:
                 accelerator="gpu" if device.type == "cuda" else "cpu", devices=1, enable_progress_bar=False,
                 enable_model_summary=False, num_sanity_val_steps=0, callbacks=[clock], precision="bf16-mixed" if tuned else "32-true",
             )  # fmt: skip
-            train, test = loader(parts.data.train, augmented, True), loader(parts.data.test, transforms.Compose(plain), False)
+            train, test = (
+                loader(parts.data.train, augmented, True),
+                loader(parts.data.test, transforms.Compose(plain), False),
+            )
             enough = _Repeated(train, warm + steps)
             trainer.fit(Module(), enough, test)
             logger.experiment.finish()
@@ -348,7 +359,9 @@ def contenders(parts: Parts, only: str = "") -> tuple[dict[str, Timed], list[str
     return made, left
 
 
-def compare(parts: Parts, *, warm: int, steps: int, repeats: int, only: str = "") -> tuple[list[dict[str, Any]], list[str]]:
+def compare(
+    parts: Parts, *, warm: int, steps: int, repeats: int, only: str = ""
+) -> tuple[list[dict[str, Any]], list[str]]:
     """A row a contender: images/s in training and evaluation, and how many times as fast as it ours is."""
     made, left = contenders(parts, only)
     told = measure.in_turns({name: lambda timed=timed: timed(warm, steps) for name, timed in made.items()}, repeats)
