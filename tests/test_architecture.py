@@ -20,6 +20,7 @@ LEAVES = {
     "interrupts",
     "environment",
     "style",
+    "spread",
 }
 # The drawn exception: what reads runs back reads our journal.
 READS_THE_JOURNAL = {"search", "report"}
