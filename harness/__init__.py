@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from harness.config import resolve as resolve
     from harness.runner import Result as Result
     from harness.runner import run as run
+    from harness.seeds import run_seeds as run_seeds
     from harness.training.learner import Learner as Learner
     from harness.training.learner import make_learner as make_learner
     from harness.training.loop import evaluate as evaluate
@@ -29,13 +30,26 @@ _WHERE = {
     "resolve": "harness.config:resolve",
     "Result": "harness.runner:Result",
     "run": "harness.runner:run",
+    "run_seeds": "harness.seeds:run_seeds",
     "Learner": "harness.training.learner:Learner",
     "make_learner": "harness.training.learner:make_learner",
     "evaluate": "harness.training.loop:evaluate",
     "fit": "harness.training.loop:fit",
     "Schedule": "harness.training.schedule:Schedule",
 }
-__all__ = ["Config", "Learner", "Result", "Schedule", "evaluate", "fit", "make_learner", "recipe", "resolve", "run"]
+__all__ = [
+    "Config",
+    "Learner",
+    "Result",
+    "Schedule",
+    "evaluate",
+    "fit",
+    "make_learner",
+    "recipe",
+    "resolve",
+    "run",
+    "run_seeds",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,6 +14,7 @@ import threading
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,8 +36,16 @@ def slug(name: str) -> str:
 
 def default_name(config: Config) -> str:
     """`<recipe or model>-<data>-s<seed>-<digest>`: the same settings give the same name, so a rerun finds its run."""
-    start = Path(config.recipe).stem
-    return slug(f"{start}-{config.data.rsplit('/', 1)[-1]}-s{config.seed}-{config.digest()}")
+    return slug(f"{_start(config)}-s{config.seed}-{config.digest()}")
+
+
+def name_of_any_seed(config: Config) -> str:
+    """`<recipe or model>-<data>-<digest>`: the same for all seeds of the same settings."""
+    return slug(f"{_start(config)}-{config.replace(seed=0).digest()}")
+
+
+def _start(config: Config) -> str:
+    return f"{Path(config.recipe).stem}-{config.data.rsplit('/', 1)[-1]}"
 
 
 @dataclass
@@ -102,6 +111,17 @@ def claim(config: Config) -> RunFolder:
         if lock is None and config.name:
             raise _busy(path)
     raise UsageError(f"{output} has ten thousand runs named {base}; choose another --name")
+
+
+def of_settings(config: Config) -> Iterator[Path]:
+    """The folders in the output folder that runs of this name and these settings have left, oldest first."""
+    output, base = Path(config.output).expanduser(), slug(config.name or default_name(config))
+    for number in count(1):
+        path = output / (base if number == 1 else f"{base}-{number}")
+        if read_state(path) == "none":
+            return
+        if not differences(path, config):
+            yield path
 
 
 def _claim_named(config: Config, path: Path) -> RunFolder:

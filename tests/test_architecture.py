@@ -20,6 +20,7 @@ LEAVES = {
     "interrupts",
     "environment",
     "style",
+    "spread",
 }
 # The drawn exception: what reads runs back reads our journal.
 READS_THE_JOURNAL = {"search", "report"}
@@ -77,6 +78,8 @@ def test_only_the_tracking_rooms_wandb_files_import_wandb():
         if any(name.split(".")[0] == "wandb" for name in imports(path)):
             assert path.parent.name == "tracking", path
             assert path.name.startswith("wandb_"), path
+        if any(name.split(".")[0] == "wandb_workspaces" for name in imports(path)):
+            assert path.name == "wandb_report.py", path
 
 
 def test_help_needs_none_of_the_heavy_libraries():

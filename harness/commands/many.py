@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,23 @@ def runs(output: Path) -> None:
         click.echo(
             f"{path.parent.name:<44} sweep        {counts}; best {told.get('metric', {}).get('name')} {best.get('value', '-')}"
         )
+    for path in sorted(output.glob("*/seeds.json")):
+        _show_seeds(path.parent.name, read_json(path))
     if not found and not sweeps:
         click.echo(f"no runs in {output}", err=True)
+
+
+def _show_seeds(name: str, told: Mapping[str, Any]) -> None:
+    """A line for the summary of several seeds, and how to go on where one is unfinished."""
+    states = [seed["state"] for seed in told.get("seeds", [])]
+    means = [
+        f"{key.split('/')[0]} {100 * found['mean']:.2f} %" + (f" ± {100 * found['sd']:.2f}" if found["sd"] else "")
+        for key, found in told.get("figures", {}).items()
+        if key.endswith("/acc")
+    ]
+    click.echo(f"{name:<44} seeds        {states.count('finished')} of {len(states)} done  {', '.join(means) or '-'}")
+    if told.get("resume"):
+        click.echo(f"    {told['resume']}")
 
 
 @click.command()

@@ -8,17 +8,24 @@ from typing import Any
 
 import click
 
+from harness.config import Config
 from harness.display import Bar, Lines
 from harness.options import SettingsCommand, read, settings
 
 
 @click.command(cls=SettingsCommand)
+@click.option(
+    "--seeds",
+    type=click.IntRange(1, 1000),
+    help="Train so many seeds, from --seed on: mean, standard deviation and 95 % interval, one W&B group.",
+)
 @settings
-def run(settings: dict[str, Any]) -> None:
+def run(settings: dict[str, Any], seeds: int | None) -> None:
     """Train, evaluate every epoch, and record everything on disk and in W&B.
 
     \b
     harness run --recipe digits
+    harness run --recipe digits --seeds 5
     harness run --data folder --data-dir pictures --model resnet18 --pretrained --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
@@ -30,11 +37,20 @@ def run(settings: dict[str, Any]) -> None:
 
     display = _display()
     try:
-        result = runner.run(config, display)
+        if seeds is not None:
+            _run_seeds(config, seeds, display)
+        elif summary := runner.run(config, display).summary:  # of several processes, the first one has it
+            click.echo(summary_table(summary))
     finally:
         display.close()
-    if result.summary:  # of several processes, the first one has it
-        click.echo(summary_table(result.summary))
+
+
+def _run_seeds(config: Config, count: int, display: Lines) -> None:
+    from harness import seeds
+
+    told = seeds.run_seeds(config, count, display)
+    click.echo(seeds.table(told))
+    told.check()
 
 
 def _display() -> Lines:

@@ -16,6 +16,7 @@ from harness.files import read_json, write_atomically
 from harness.search.axes import as_text
 from harness.search.engine import Row
 from harness.search.sweepfile import Sweep
+from harness.spread import spread
 from harness.tracking.journal import follow
 
 TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
@@ -122,9 +123,11 @@ def final_table(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     scores = [float(result["test/acc"]) for result in results if "test/acc" in result]
     told: dict[str, Any] = {"seeds": [dict(result) for result in results]}
     if scores:
-        told["test/acc mean"] = statistics.fmean(scores)
-        told["test/acc standard deviation"] = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        told["test/acc lowest"], told["test/acc highest"] = min(scores), max(scores)
+        found = spread(scores)
+        told["test/acc mean"], told["test/acc standard deviation"] = found.mean, found.sd or 0.0
+        told["test/acc lowest"], told["test/acc highest"] = found.least, found.most
+        if found.low is not None:
+            told["test/acc 95 % interval"] = [found.low, found.high]
     return told
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,3 +162,15 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> Iterator[No
     else:
         with torch.autocast(device.type, dtype=precision):
             yield
+
+
+def release() -> None:
+    """Give back what a run that is over still holds: its cycles, the GPU's cached memory, its compiled code.
+
+    torch.compile counts the models that came through one forward, and gives up on it after a few.
+    """
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
