@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from harness.commands import look, many, train
+from harness.commands import check, look, many, train
 from harness.errors import AlreadyDone, HarnessError, nearest
 from harness.interrupts import Interrupted
 from harness.options import CONTEXT
@@ -19,7 +19,7 @@ from harness.options import CONTEXT
 EPILOG = """\b
 Exit status: 0 done; 2 wrong command or value; 3 data missing or unreadable; 4 checkpoint missing, damaged,
 foreign or unsafe; 5 training diverged; 6 out of disk, memory or files; 7 tracking failed where it was required;
-8 run folder in use; 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, each with the state saved; 1 anything
+8 run folder in use; 9 a check failed; 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, each with the state saved; 1 anything
 else."""
 
 
@@ -43,6 +43,7 @@ for command in (
     *(train.run, train.find, train.plot),
     *(look.evaluate, look.explain, look.export, look.models_),
     *(many.sweep, many.runs, many.sync),
+    *(check.verify,),
 ):
     cli.add_command(command)
 

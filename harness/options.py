@@ -60,7 +60,7 @@ class SettingsCommand(click.Command):
         """A boolean that stands alone is true: the word after it is its value only when it is a boolean word."""
         plain = {name.replace("_", "") for name, kind in config.kinds().items() if kind is bool}
         told = []
-        for word, after in zip(args, [*args[1:], ""], strict=True):
+        for word, after in zip(args, [*args[1:], ""][: len(args)], strict=True):
             alone = word.startswith("--") and word[2:].lower().replace("-", "").replace("_", "") in plain
             told.append(f"{word}=true" if alone and after.lower() not in config.BOOLEANS else word)
         try:
