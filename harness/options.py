@@ -7,12 +7,13 @@ Any spelling of case, dash and underscore of an option is the same option, since
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
-from harness import config
+from harness import completion, config
 from harness.errors import UsageError
 from harness.tracking.wandb_refusal import tell_failure
 
@@ -40,6 +41,7 @@ class SettingOption(click.Option):
             default=None,
             help=describe(name),
             metavar=_metavar(name),
+            shell_complete=lambda context, parameter, incomplete: completion.values_of(name, incomplete),
             **extra,
         )
 
@@ -53,7 +55,39 @@ class NoOption(click.Option):
         super().__init__([f"--no-{name.replace('_', '-')}", f"no_{name}"], is_flag=True, default=False, hidden=True)
 
 
-class SettingsCommand(click.Command):
+class Program(click.Group):
+    """Commands in groups, by what they are for.
+
+    Args:
+        sections: title -> commands, in the order of the help.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[click.Command]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+        for command in (command for commands in sections.values() for command in commands):
+            self.add_command(command)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each section with the whole first sentence of its commands' help."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in self.sections.items():
+            with formatter.section(title):
+                told = [((command.name or "").ljust(width), command.get_short_help_str(300)) for command in commands]
+                formatter.write_dl(told)
+
+
+class PlainCommand(click.Command):
+    """A command whose options are completed in any spelling."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Options, where one is begun; else what click has."""
+        if incomplete.startswith("-"):
+            return completion.options_of(self, ctx, incomplete)
+        return super().shell_complete(ctx, incomplete)
+
+
+class SettingsCommand(PlainCommand):
     """A command that takes settings; its help lists them in groups."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
@@ -63,6 +97,11 @@ class SettingsCommand(click.Command):
         for word, after in zip(args, [*args[1:], ""][: len(args)], strict=True):
             alone = word.startswith("--") and word[2:].lower().replace("-", "").replace("_", "") in plain
             told.append(f"{word}=true" if alone and after.lower() not in config.BOOLEANS else word)
+        for word, after in itertools.pairwise(told):
+            # `--flip maybe`: no value, and no argument is left that it could be.
+            takes = any(isinstance(parameter, click.Argument) for parameter in self.params)
+            if word.endswith("=true") and word not in args and not after.startswith("-") and not takes:
+                raise click.UsageError(f"{word[2:-5]}={after!r}: need True or False", context)
         try:
             return super().parse_args(context, told)
         except click.UsageError as error:
