@@ -60,7 +60,7 @@ def options_of(command: click.Command, context: click.Context, incomplete: str) 
 
 def runs(incomplete: str) -> list[CompletionItem]:
     """Run folders: those in `runs`, or in the folder that is being typed; else any path."""
-    folder = Path(incomplete).parent if "/" in incomplete else Path("runs")
+    folder = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
     found = [str(path.parent) for path in sorted(folder.expanduser().glob("*/config.yaml"))]
     return _plain(found, incomplete) or _other("dir", incomplete)
 

@@ -201,11 +201,14 @@ def _wandb(config: Config) -> Iterator[Finding]:
     if not version("wandb"):
         yield Finding(group, "mode", "none: not installed", "runs are in the journal only", "pip install wandb", config.wandb == "online")  # fmt: skip
         return
+    try:
+        mode = wanted_mode(config.wandb)
+    except HarnessError as error:
+        what, _, remedy = str(error).rpartition("; ")
+        yield Finding(group, "WANDB_MODE", word, what, remedy, fatal=True)
+        return
     known = has_key()
     yield Finding(group, "login", "a key is there" if known else "no key here")
-    if word and word.lower() not in ("online", "offline", "dryrun", "disabled", "shared"):
-        yield Finding(group, "WANDB_MODE", word, "no such mode; auto is taken", "set it to online, offline or disabled")
-    mode = wanted_mode(config.wandb)
     auto = "online" if known else "offline"
     needs = mode == "online" and not known
     yield Finding(
