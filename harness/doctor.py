@@ -10,7 +10,7 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -89,8 +89,7 @@ def redact(text: str) -> str:
 
 
 def _clean(finding: Finding) -> Finding:
-    plain = {name: redact(value) if isinstance(value, str) else value for name, value in asdict(finding).items()}
-    return Finding(**plain)
+    return replace(finding, value=redact(finding.value), problem=redact(finding.problem), remedy=redact(finding.remedy))
 
 
 def required() -> dict[str, str]:

@@ -86,6 +86,27 @@ class PlainCommand(click.Command):
             return completion.options_of(self, ctx, incomplete)
         return super().shell_complete(ctx, incomplete)
 
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Our own options first, then the settings group by group; arguments are told in the text above."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                groups.setdefault(getattr(parameter, "group", "Options"), []).append(_record(parameter, context))
+        for name in sorted(groups, key=lambda name: name != "Options"):
+            with formatter.section(name):
+                formatter.write_dl(groups[name], col_max=34)
+
+
+def _record(option: click.Option, context: click.Context) -> tuple[str, str]:
+    """The names and the help of an option, with its kind of value and its default written as those of the settings."""
+    if isinstance(option, SettingOption) or option.is_flag:
+        return option.get_help_record(context) or ("", "")
+    kinds = {"integer": "N", "integer range": "N", "float": "NUMBER", "text": "WORD", "path": "PATH"}
+    metavar = option.metavar or kinds.get(option.type.name, option.type.name.upper())
+    about, default = option.help or "", option.get_default(context)
+    shown = "" if "[" in about or not isinstance(default, int | float | str) or default == "" else f" [{default}]"
+    return f"{', '.join(option.opts)} {metavar}", about + shown
+
 
 class SettingsCommand(PlainCommand):
     """A command that takes settings; its help lists them in groups."""
@@ -107,17 +128,6 @@ class SettingsCommand(PlainCommand):
         except click.UsageError as error:
             tell_failure(error.format_message(), error.exit_code)
             raise
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Our own options first, then the settings group by group."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(context):
-            record = parameter.get_help_record(context)
-            if record is not None:
-                groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
-        for name in sorted(groups, key=lambda name: name != "Options"):
-            with formatter.section(name):
-                formatter.write_dl(groups[name], col_max=34)
 
 
 def describe(name: str) -> str:
