@@ -11,20 +11,32 @@ from typing import Any
 
 import click
 
-from harness.commands import look, many, train
+from harness import completion
+from harness.commands import check, look, many, train
+from harness.config import recipes
 from harness.environment import rank
 from harness.errors import AlreadyDone, HarnessError, LostError, ResourceError, nearest
 from harness.interrupts import Interrupted
-from harness.options import CONTEXT
+from harness.options import CONTEXT, Program
 
 EPILOG = """\b
 Exit status: 0 done; 2 wrong command or value; 3 data missing or unreadable; 4 checkpoint missing, damaged,
 foreign or unsafe; 5 training diverged; 6 out of disk, memory or files; 7 tracking failed where it was required;
-8 run folder in use; 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1, each with the state saved; 1 anything
-else."""
+8 run folder in use; 9 verify found a deviation, or doctor that no run is possible; 130 after Ctrl-C, 143 after
+SIGTERM, 138 after SIGUSR1, each with the state saved; 1 anything else."""
 
 
-@click.group(context_settings=CONTEXT, epilog=EPILOG)
+# A new command goes into the section that a user would look for it in.
+SECTIONS = {
+    "Train": (train.run, train.find, train.plot),
+    "Look": (look.evaluate, look.explain, look.models_),
+    "Many runs": (many.sweep, many.runs),
+    "Share": (look.export, many.sync),
+    "Check": (check.verify, check.doctor, check.completion),
+}
+
+
+@click.group(cls=Program, sections=SECTIONS, context_settings=CONTEXT, epilog=EPILOG)
 @click.version_option(package_name="harness", message="harness %(version)s")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 def cli(debug: bool) -> None:
@@ -37,15 +49,8 @@ def cli(debug: bool) -> None:
     harness find --recipe digits       a range test: which learning rates to train with
     harness sweep sweeps/digits.yaml   a search on this machine, without a W&B server
     harness plot --schedule cyclic     draw a learning-rate schedule
+    harness doctor                     what this machine has, and what a run would use
     """
-
-
-for command in (
-    *(train.run, train.find, train.plot),
-    *(look.evaluate, look.explain, look.export, look.models_),
-    *(many.sweep, many.runs, many.sync),
-):
-    cli.add_command(command)
 
 
 def main() -> None:
@@ -54,6 +59,8 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [word for word in sys.argv[1:] if word != "--debug"]
     before = _exit_on_signals()
+    if completion.VARIABLE in os.environ:
+        completion.prepare()
     try:
         status = cli.main(arguments, prog_name="harness", standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -62,7 +69,7 @@ def main() -> None:
         _complain(f"no such option {error.option_name}{_nearest_option(error)}", debug)
         status = 2
     except click.ClickException as error:
-        _complain(error.format_message(), debug)
+        _complain(_told(error), debug)
         status = 2
     except HarnessError as error:
         if _is_told_by_the_leader(error):
@@ -100,6 +107,19 @@ def _is_told_by_the_leader(error: HarnessError) -> bool:
     if isinstance(error, LostError):
         return error.told
     return rank() > 0 and not isinstance(error, ResourceError)
+
+
+def _told(error: click.ClickException) -> str:
+    """click's message in our manner: no capital, and where to read on."""
+    text, context = error.format_message(), getattr(error, "ctx", None)
+    text = text[:1].lower() + text[1:].rstrip(".")
+    if "unexpected extra argument" in text:
+        word = text.partition("(")[2].rstrip(")")
+        if word in recipes():
+            return f"{text}; a recipe is given by --recipe {word}"
+    if context is not None:
+        text += f"; see {context.command_path} --help"
+    return text
 
 
 def _nearest_option(error: click.NoSuchOption) -> str:

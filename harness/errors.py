@@ -6,6 +6,8 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+CHECK_FAILED = 9  # the exit status of `verify` where a point deviates, and of `doctor` where no run is possible
+
 
 class HarnessError(Exception):
     """One line that names the value and the remedy; `exit_code` is the status the command ends with."""

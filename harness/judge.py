@@ -106,7 +106,9 @@ def find_checkpoint(path: Path) -> Path:
             raise CheckpointError(f"no checkpoint in {path}: need a run folder, a model.safetensors or a last.pt")
         return newest
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint {path}")
+        raise CheckpointError(
+            f"no checkpoint {path}: need a run folder, a model.safetensors or a last.pt; `harness runs` lists the runs"
+        )
     return path
 
 

@@ -7,12 +7,13 @@ Any spelling of case, dash and underscore of an option is the same option, since
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
-from harness import config
+from harness import completion, config
 from harness.errors import UsageError
 from harness.tracking.wandb_refusal import tell_failure
 
@@ -40,6 +41,7 @@ class SettingOption(click.Option):
             default=None,
             help=describe(name),
             metavar=_metavar(name),
+            shell_complete=lambda context, parameter, incomplete: completion.values_of(name, incomplete),
             **extra,
         )
 
@@ -53,32 +55,79 @@ class NoOption(click.Option):
         super().__init__([f"--no-{name.replace('_', '-')}", f"no_{name}"], is_flag=True, default=False, hidden=True)
 
 
-class SettingsCommand(click.Command):
+class Program(click.Group):
+    """Commands in groups, by what they are for.
+
+    Args:
+        sections: title -> commands, in the order of the help.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, Sequence[click.Command]], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.sections = sections
+        for command in (command for commands in sections.values() for command in commands):
+            self.add_command(command)
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each section with the whole first sentence of its commands' help."""
+        width = max(len(name) for name in self.commands)
+        for title, commands in self.sections.items():
+            with formatter.section(title):
+                told = [((command.name or "").ljust(width), command.get_short_help_str(300)) for command in commands]
+                formatter.write_dl(told)
+
+
+class PlainCommand(click.Command):
+    """A command whose options are completed in any spelling."""
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        """Options, where one is begun; else what click has."""
+        if incomplete.startswith("-"):
+            return completion.options_of(self, ctx, incomplete)
+        return super().shell_complete(ctx, incomplete)
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Our own options first, then the settings group by group; arguments are told in the text above."""
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(context):
+            if isinstance(parameter, click.Option) and not parameter.hidden:
+                groups.setdefault(getattr(parameter, "group", "Options"), []).append(_record(parameter, context))
+        for name in sorted(groups, key=lambda name: name != "Options"):
+            with formatter.section(name):
+                formatter.write_dl(groups[name], col_max=34)
+
+
+def _record(option: click.Option, context: click.Context) -> tuple[str, str]:
+    """The names and the help of an option, with its kind of value and its default written as those of the settings."""
+    if isinstance(option, SettingOption) or option.is_flag:
+        return option.get_help_record(context) or ("", "")
+    kinds = {"integer": "N", "integer range": "N", "float": "NUMBER", "text": "WORD", "path": "PATH"}
+    metavar = option.metavar or kinds.get(option.type.name, option.type.name.upper())
+    about, default = option.help or "", option.get_default(context)
+    shown = "" if "[" in about or not isinstance(default, int | float | str) or default == "" else f" [{default}]"
+    return f"{', '.join(option.opts)} {metavar}", about + shown
+
+
+class SettingsCommand(PlainCommand):
     """A command that takes settings; its help lists them in groups."""
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """A boolean that stands alone is true: the word after it is its value only when it is a boolean word."""
         plain = {name.replace("_", "") for name, kind in config.kinds().items() if kind is bool}
         told = []
-        for word, after in zip(args, [*args[1:], ""], strict=True):
+        for word, after in zip(args, [*args[1:], ""][: len(args)], strict=True):
             alone = word.startswith("--") and word[2:].lower().replace("-", "").replace("_", "") in plain
             told.append(f"{word}=true" if alone and after.lower() not in config.BOOLEANS else word)
+        for word, after in itertools.pairwise(told):
+            # `--flip maybe`: no value, and no argument is left that it could be.
+            takes = any(isinstance(parameter, click.Argument) for parameter in self.params)
+            if word.endswith("=true") and word not in args and not after.startswith("-") and not takes:
+                raise click.UsageError(f"{word[2:-5]}={after!r}: need True or False", context)
         try:
             return super().parse_args(context, told)
         except click.UsageError as error:
             tell_failure(error.format_message(), error.exit_code)
             raise
-
-    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Our own options first, then the settings group by group."""
-        groups: dict[str, list[tuple[str, str]]] = {}
-        for parameter in self.get_params(context):
-            record = parameter.get_help_record(context)
-            if record is not None:
-                groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
-        for name in sorted(groups, key=lambda name: name != "Options"):
-            with formatter.section(name):
-                formatter.write_dl(groups[name], col_max=34)
 
 
 def describe(name: str) -> str:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config import coerce, known_name, resolve
+from harness.config import Config, coerce, known_name, resolve
 from harness.training.schedule import Schedule, make_schedule
 from harness.values import Curve, Record
 from harness.vision import figures
@@ -30,22 +31,39 @@ def draw(
         given: settings given by hand. A cyclic schedule without its own is the classic one: 0.08 to 0.8.
         iterations, step_size: length and half-cycle of a cyclic curve, in updates.
     """
+    drawn = curve(given, steps_per_epoch, iterations, step_size)
+    x, lr, schedule = drawn.x, drawn.lr, drawn.schedule
+    moves = schedule.momentum_min is not None
+    momentum = [schedule.momentum_at(step) for step in x] if moves else None
+    title = f"{schedule.kind.replace('_', ' ')}: LR between {min(lr):g} and {max(lr):g}"
+    figures.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
+    if "wandb" in {known_name(key) for key in given} and drawn.config.wandb != "disabled":
+        _track(drawn.config, x, lr, out)
+    return f"{out}: {title}, {schedule.steps} iterations"
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What is drawn: the learning rate `lr` at each step `x`, the end included."""
+
+    config: Config
+    schedule: Schedule
+    x: list[int]
+    lr: list[float]
+
+
+def curve(
+    given: Mapping[str, Any], steps_per_epoch: int, iterations: int | None = None, step_size: int | None = None
+) -> Drawn:
+    """The curve that `draw` draws, with the same arguments."""
     given = {known_name(key): value for key, value in given.items()}
-    tracked = "wandb" in given
     classic = given.get("schedule") == "cyclic" and "recipe" not in given
     config = resolve({**(_classic(given) if classic else {}), **given})
     schedule = make_schedule(config, steps_per_epoch)
     if iterations or step_size or (classic and not {"epochs", "cycles"} & given.keys()):
         schedule = triangles(schedule, iterations or ITERATIONS, step_size or STEP_SIZE)
     x = list(range(schedule.steps + 1))
-    lr = [schedule.lr(step) for step in x]
-    moves = schedule.momentum_min is not None
-    momentum = [schedule.momentum_at(step) for step in x] if moves else None
-    title = f"{schedule.kind.replace('_', ' ')}: LR between {min(lr):g} and {max(lr):g}"
-    figures.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
-    if tracked and config.wandb != "disabled":
-        _track(config, x, lr, out)
-    return f"{out}: {title}, {schedule.steps} iterations"
+    return Drawn(config, schedule, x, [schedule.lr(step) for step in x])
 
 
 def _classic(given: Mapping[str, Any]) -> dict[str, float]:

@@ -123,7 +123,7 @@ def read(path: str | Path) -> dict[str, Any]:
             raise UsageError(f"{path}: {path.stat().st_size:,} bytes; a settings file has at most {MAX_BYTES:,}")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}") from None
+        raise UsageError(f"{path}: {error.strerror}; need the path of a YAML file") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
     value = parse(text, str(path))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harness"
-ROOF = {"commands"}  # a folder of the roof: the command line
+ROOF = {"commands", "assignment"}  # folders of the roof: the command line, and what `harness verify` measures
 ROOMS = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()} - ROOF
 LEAVES = {
     "errors",

@@ -10,12 +10,23 @@ from typing import Any
 
 import click
 
-from harness.options import SettingsCommand, settings
+from harness.completion import complete_run
+from harness.errors import nearest
+from harness.options import PlainCommand, SettingsCommand, settings
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.option("--split", "split", type=str, default="", help="train, val or test. [test where there is one]")
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_run)
+@click.option(
+    "--split",
+    type=str,
+    default="",
+    metavar="WORD",
+    help="train, val or test. [test where there is one]",
+    shell_complete=lambda context, parameter, incomplete: [
+        name for name in ("train", "val", "test") if name.startswith(incomplete)
+    ],
+)
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files. [evaluation-SPLIT in the run folder]"
 )
@@ -39,7 +50,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
@@ -67,8 +78,8 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     click.echo(f"overlays: {out}", err=True)
 
 
-@click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.command(cls=PlainCommand)
+@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option(
     "--onnx", type=click.Path(path_type=Path), help="Write an ONNX file, checked against torch (extra: export)."
 )
@@ -87,18 +98,23 @@ def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
     from harness import exchange
 
     if not onnx and not timm:
-        raise click.UsageError("say where to: --onnx FILE or --timm FOLDER")
+        raise click.UsageError("say where to: --onnx FILE or --timm FOLDER", click.get_current_context())
     if timm:
         click.echo(exchange.to_timm(checkpoint, timm))
     if onnx:
         click.echo(exchange.to_onnx(checkpoint, onnx))
 
 
-@click.command(name="models")
+@click.command(name="models", cls=PlainCommand)
 @click.argument("filter", default="")
 @click.option("--count", is_flag=True, help="Build each model and count its parameters (slow for many).")
 def models_(filter: str, count: bool) -> None:
-    """What can be trained: every timm model whose name holds FILTER, ours marked with *."""
+    """What can be trained: every timm model whose name holds FILTER, ours marked with *.
+
+    \b
+    harness models resnet18
+    harness models custom --count
+    """
     from harness.vision import models
 
     found = models.names(filter)
@@ -107,7 +123,13 @@ def models_(filter: str, count: bool) -> None:
         if count:
             line += f"  {models.parameters_of(name):,}"
         click.echo(line)
-    click.echo(f"{len(found)} models; * ours" if found else f"no model's name holds {filter!r}", err=True)
+    click.echo(f"{len(found)} models; * ours" if found else _no_model(filter), err=True)
+
+
+def _no_model(filter: str) -> str:
+    from harness.vision import models
+
+    return f"no model's name holds {filter!r}{nearest(filter, [name for name, _ in models.names()])}"
 
 
 @contextlib.contextmanager

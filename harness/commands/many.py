@@ -8,11 +8,12 @@ from typing import Any
 
 import click
 
-from harness.options import SettingsCommand, settings_but
+from harness.completion import complete_run, complete_sweep
+from harness.options import PlainCommand, SettingsCommand, settings_but
 
 
 @click.command(cls=SettingsCommand)
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), shell_complete=complete_sweep)
 @click.option(
     "--count", type=click.IntRange(1), help="Trials in all, over every command that works on this search. [run_cap]"
 )
@@ -60,10 +61,17 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     click.echo(f"sweep folder: {folder}\nto W&B: harness sync {folder}/runs/*", err=True)
 
 
-@click.command()
+@click.command(cls=PlainCommand)
 @click.argument("output", default="runs", type=click.Path(path_type=Path))
 def runs(output: Path) -> None:
-    """What is in the output folder: name, state, epoch, best accuracy, and how to resume what is unfinished."""
+    """What is in the output folder, and how to go on with what is unfinished.
+
+    OUTPUT is the folder that runs go to [runs]. A line a run: name, state, epoch, accuracy.
+
+    \b
+    harness runs
+    harness runs other-runs
+    """
     from harness.files import read_json
     from harness.runfolder import SUMMARY, list_runs
 
@@ -104,13 +112,19 @@ def _show_seeds(name: str, told: Mapping[str, Any]) -> None:
         click.echo(f"    {told['resume']}")
 
 
-@click.command()
-@click.argument("folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command(cls=PlainCommand)
+@click.argument(
+    "folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=complete_run
+)
 @click.option("--anew", is_flag=True, help="Send all of it as a new W&B run, where the old one has holes.")
 def sync(folders: tuple[Path, ...], anew: bool) -> None:
     """Bring offline, interrupted or half-uploaded runs to W&B whole, from their journals.
 
     What W&B has already is not sent again. `wandb sync` uploads W&B's own log, which may have lost its end.
+
+    \b
+    harness sync runs/my-run
+    harness sync runs/* --anew
     """
     from harness import sync as syncing
 

@@ -174,7 +174,7 @@ def read(path: Path) -> Story:
     try:
         lines, torn = _whole_lines(path.read_bytes())
     except OSError as error:
-        raise DataError(f"can not read the journal {path}: {error.strerror}") from error
+        raise DataError(f"can not read the journal {path}: {error.strerror}; `harness runs` lists the runs") from error
     told: dict[str, Any] = {"records": [], "artifacts": [], "alerts": []}
     last = ""
     for raw in lines:

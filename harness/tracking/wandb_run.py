@@ -17,13 +17,15 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from harness.config import Config, settings
-from harness.errors import TrackingError
+from harness.errors import TrackingError, UsageError, nearest
 from harness.tracking.tracker import NoTracker
 from harness.tracking.wandb_session import Session, in_sweep, in_use, known_run_id, reason, variables
 from harness.tracking.wandb_tracker import WandbTracker
 from harness.values import Artifact, Record
 
 Mode: TypeAlias = Literal["auto", "online", "offline", "disabled"]
+
+MODES = ("online", "offline", "disabled", "dryrun", "run", "shared", "")  # the words that WANDB_MODE may be
 
 log = logging.getLogger(__name__)
 
@@ -130,8 +132,17 @@ def arrived(url: str, expected: int, patience: float = 20.0) -> int | None:
 
 
 def wanted_mode(setting: str) -> Mode:
-    """The mode that `config.wandb` means here; WANDB_MODE, where that is set, decides what `auto` means."""
-    word = setting if setting != "auto" else os.environ.get("WANDB_MODE", "").lower()
+    """The mode that `config.wandb` means here; WANDB_MODE, where that is set, decides what `auto` means.
+
+    Raises:
+        UsageError: WANDB_MODE is no mode, which W&B itself would not start with.
+    """
+    by_environment = os.environ.get("WANDB_MODE", "")
+    if by_environment.lower() not in MODES and setting != "disabled":
+        raise UsageError(
+            f"WANDB_MODE={by_environment!r}: need online, offline or disabled{nearest(by_environment, MODES)}; unset it, or set --wandb disabled"
+        )
+    word = setting if setting != "auto" else by_environment.lower()
     match word:
         case "online":
             return "online"
