@@ -608,3 +608,14 @@ def test_paths_with_a_tilde_are_meant_for_the_home_folder(tmp_path, monkeypatch)
     monkeypatch.setenv("HOME", str(tmp_path))
     make_tree(tmp_path / "pets")
     assert len(load_folder(Path("~/pets")).train) == 6
+
+
+def test_the_digits_are_those_that_scikit_learn_gives():
+    from sklearn.datasets import load_digits
+
+    from harness.vision.data import _digits_table
+
+    values, labels = _digits_table()
+    theirs = load_digits()
+    np.testing.assert_array_equal(values, theirs.data)
+    np.testing.assert_array_equal(labels, theirs.target)

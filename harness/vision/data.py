@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,18 +93,28 @@ def _cifar_part(kind: Any, config: Config, name: str) -> Any:
 
 def _digits() -> tuple[Sequence[str], Split, None, None]:
     """The 1,797 handwritten digits that come with scikit-learn, 8x8 grey enlarged to 32x32 RGB."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise DataError(
-            "data=digits comes with scikit-learn, which is not installed; pip install scikit-learn"
-        ) from None
-    digits = load_digits()
-    small = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
+    values, labels = _digits_table()
+    small = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
     large = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small])
     pixels = np.repeat(large[..., None], 3, axis=3)
     ids = [f"digits/{index}" for index in range(len(pixels))]
-    return [str(name) for name in digits.target_names], in_memory("train", pixels, digits.target, ids), None, None
+    return [str(digit) for digit in range(10)], in_memory("train", pixels, labels, ids), None, None
+
+
+def _digits_table() -> tuple[np.ndarray, np.ndarray]:
+    """Values 0..16 [N, 64] and labels [N], from scikit-learn's file: importing its data sets takes a second or more."""
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise DataError("data=digits comes with scikit-learn, which is not installed; pip install scikit-learn")
+    path = Path(spec.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        with gzip.open(path, "rt") as file:
+            rows = np.array([line.split(",") for line in file], dtype=float)  # [N, 65]
+        return rows[:, :-1], rows[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits  # another release may keep it elsewhere
+
+    digits = load_digits()
+    return digits.data, digits.target
 
 
 def _folder(config: Config) -> tuple[Sequence[str], Split, Split | None, Split | None, list[str]]:
