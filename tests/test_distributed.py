@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -292,6 +293,33 @@ def test_torchrun_itself_starts_stops_and_goes_on(two, tmp_path):
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(tmp_path / "runs/r"), losses(two[1]), rtol=1e-5)
     assert done.stdout.count("test accuracy") == 1
+
+
+@pytest.mark.slow
+def test_the_processes_of_a_torchrun_that_is_killed_save_and_stop(two, tmp_path):
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "harness",
+        "run",
+    ]
+    words = [*TINY, "--epochs", "2000", "--peak-epoch", "5"]
+    with subprocess.Popen([*line, *words], cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as started:
+        status, began = tmp_path / "runs/r/status.json", time.monotonic()
+        while json.loads(status.read_text() if status.exists() else "{}").get("epoch", 0) < 3:
+            assert started.poll() is None and time.monotonic() - began < 120
+            time.sleep(0.1)
+        started.kill()
+    while read_state(tmp_path / "runs/r") == "running":
+        assert time.monotonic() - began < 180
+        time.sleep(0.1)
+    assert read_state(tmp_path / "runs/r") == "preempted"
 
 
 def test_one_process_is_no_group(monkeypatch):

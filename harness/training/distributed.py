@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import HarnessError, LostError, UsageError
+from harness.interrupts import die_with_parent
 
 T = TypeVar("T")
 Share = Callable[[int], slice]  # of so many things in a row, those that are this process'
@@ -249,6 +250,8 @@ def join(device: str, timeout: float) -> Alone:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
         return Alone()
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a torchrun that is killed tells its processes nothing
+        die_with_parent()
     place = torch.device("cpu")
     if device != "cpu" and torch.cuda.is_available():
         if device not in ("auto", "cuda"):
