@@ -97,6 +97,8 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
         except BaseException as error:
             folder.status(_ending(error), **_facts(folder, progress, error))
             raise
+        if wandb.url:
+            display.say(f"W&B: {wandb.url}")
         try:
             parts = _with_rates(config, parts, folder, tracker, display, interrupts)
             story = Story(parts, folder, tracker, journal, display, progress, interrupts)
@@ -115,7 +117,8 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
     folder.status(
         "finished", exit_code=0, step=progress.step, epoch=len(progress.history), tracking=wandb.state, **_sync(wandb)
     )
-    display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))
+    told = f"to W&B: {wandb.sync_command}" if wandb.sync_command else f"W&B: {wandb.url}" if wandb.url else ""
+    display.say(f"run folder: {folder.path}" + (f"\n{told}" if told else ""))
     return result
 
 
