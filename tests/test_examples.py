@@ -50,6 +50,7 @@ def test_drawn_shapes_are_learned_evaluated_and_explained(folder):
     assert "circle" in said and list((folder / "explained").glob("*.png"))
 
 
+@pytest.mark.slow
 def test_the_comparison_of_schedules_prints_a_row_of_each_and_draws_them(folder):
     words = ["--seeds", 1, "--epochs", 1, "--width", 4, "--schedules", "one_cycle", "constant"]
     said = python("compare_schedules.py", *words, cwd=folder)
