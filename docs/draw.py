@@ -12,6 +12,7 @@ from matplotlib.patches import FancyBboxPatch
 
 IMAGES = Path(__file__).with_name("images")
 INK, ROOF, ROOM, LEAF = "#1f2933", "#fde8c8", "#d6e6f5", "#e3f1dc"
+MIDDLE = (0.0, -0.35)
 ROOMS = {
     "training": "learns\nloop, learner, schedule, optimizer,\nfinder, checkpoint, saving, graph",
     "vision": "the task\nmodels, data, loaders, augmentation,\npredictions, galleries, Grad-CAM",
@@ -59,17 +60,23 @@ def rooms() -> plt.Figure:
     axes.text(0, 3.36, roof, ha="center", va="center", fontsize=9, color=INK)
     for number, (name, about) in enumerate(ROOMS.items()):
         angle = math.radians(90 + 72 * number)
-        x, y = 3.3 * math.cos(angle), 2.5 * math.sin(angle) - 0.25
-        inner = (0.42 * x, 0.36 * y - 0.2)
-        arrow(axes, (0.9 * x, 0.8 * y), inner)
+        x, y = 3.35 * math.cos(angle), 2.75 * math.sin(angle) - 0.35
+        arrow(axes, _edge((x, y), MIDDLE, 1.55, 0.58), _edge(MIDDLE, (x, y), 1.28, 0.63))
         box(axes, x, y, "", ROOM, 3.1, 1.15)
         axes.text(x, y + 0.36, f"{name}/", ha="center", va="center", weight="bold", fontsize=10.5, color=INK)
         axes.text(x, y - 0.15, about, ha="center", va="center", fontsize=8.5, color=INK, linespacing=1.3)
-    box(axes, 0, -0.25, "", LEAF, 3.0, 1.25)
-    axes.text(0, 0.12, "leaves", ha="center", va="center", weight="bold", fontsize=10.5, color=INK)
+    box(axes, *MIDDLE, "", LEAF, 2.56, 1.25)
+    axes.text(0, MIDDLE[1] + 0.38, "leaves", ha="center", va="center", weight="bold", fontsize=10.5, color=INK)
     leaves = "config, values, errors, randomness,\nfiles, runfolder, interrupts,\nenvironment, style, faults"
-    axes.text(0, -0.4, leaves, ha="center", va="center", fontsize=8.5, color=INK, linespacing=1.3)
-    axes.text(0, -3.62, "→ imports. Rooms never import each other; a test parses every import.", **_note())
+    axes.text(0, MIDDLE[1] - 0.15, leaves, ha="center", va="center", fontsize=8.5, color=INK, linespacing=1.3)
+    axes.annotate("", (-0.4, -2.57), (0.4, -2.57), arrowprops={"arrowstyle": "-|>", "color": INK, "linestyle": "--"})
+    axes.text(0, -2.4, "the journal", fontsize=8, ha="center", color=INK)
+    axes.text(
+        0,
+        -3.62,
+        "→ imports. Rooms do not import each other, but for the journal; a test parses every import.",
+        **_note(),
+    )
     axes.set(xlim=(-5.2, 5.2), ylim=(-4.05, 4.05))
     return figure
 
@@ -85,6 +92,15 @@ def paths() -> plt.Figure:
                 arrow(axes, (2.2 * place - 1.28, y), (2.2 * place - 0.92, y))
     axes.set(xlim=(-1.05, 14.25), ylim=(-1.75, 2.4))
     return figure
+
+
+def _edge(
+    centre: tuple[float, float], to: tuple[float, float], half_width: float, half_height: float
+) -> tuple[float, float]:
+    """Where the line from a box's centre to a point leaves the box."""
+    across, up = to[0] - centre[0], to[1] - centre[1]
+    share = min(half_width / max(abs(across), 1e-9), half_height / max(abs(up), 1e-9))
+    return centre[0] + share * across, centre[1] + share * up
 
 
 def _paper(width: float, height: float) -> tuple[plt.Figure, Axes]:

@@ -44,7 +44,11 @@ FILES = (
     File(f"{FIGURES}/reliability.png", "accuracy against confidence, with the calibration error"),
     File(f"{FIGURES}/correct.png", "gallery of correct images, surest and least sure", SEEN),
     File(f"{FIGURES}/misclassified.png", "gallery of misclassified images, by `--gallery-rule`", SEEN),
-    File(f"{FIGURES}/gradcam.png", "class-activation maps of misclassified images: for the prediction and the truth", MAPS),
+    File(
+        f"{FIGURES}/gradcam.png",
+        "class-activation maps of misclassified images: for the prediction and the truth",
+        MAPS,
+    ),
     File(f"{FIGURES}/epoch-*", "the same of an earlier epoch", "`--explain-every`"),
     File(f"{FIGURES}/lr_finder.png", "the range test", "`--lr-max find` or `--lr-min find`"),
     File("lr_finder.json", "what the range test found, and why", "`--lr-max find` or `--lr-min find`"),
@@ -56,7 +60,11 @@ FILES = (
     File(f"{CHECKPOINTS}/config.json", "the same for timm: `timm.create_model('local-dir:FOLDER', pretrained=True)`"),
     File(f"{CHECKPOINTS}/README.md", "model card"),
     File(f"{MEDIA}/*.png", "pictures that the journal's tables name, by their content", SEEN),
-    File("evaluation-*", "what `harness evaluate` leaves: the files above for another split or other data", "`harness evaluate`"),
+    File(
+        "evaluation-*",
+        "what `harness evaluate` leaves: the files above for another split or other data",
+        "`harness evaluate`",
+    ),
     File("wandb/*", "W&B's own run folder, and what of it has been sent", "not `--wandb disabled`"),
     File(".lock", "held by the process that writes the run"),
 )
@@ -67,7 +75,9 @@ METRICS = (
     Metric("train/grad_norm", "2-norm", "norm of each step's gradient, before clipping", "`--clip-grad`"),
     Metric("lr", "1", "learning rate of each step, read back from the optimizer"),
     Metric("epoch", "epochs", "epochs done"),
-    Metric("train/loss", LOSS, "mean over the images of the epoch, as they were trained on (augmented, moving weights)"),
+    Metric(
+        "train/loss", LOSS, "mean over the images of the epoch, as they were trained on (augmented, moving weights)"
+    ),
     Metric("train/acc", SHARE, "of the same images"),
     Metric("val/loss", LOSS, "of the validation split after each epoch", "`--val-fraction`"),
     Metric("val/acc", SHARE, "of the validation split after each epoch", "`--val-fraction`"),

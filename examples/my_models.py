@@ -4,6 +4,7 @@ A plug-in is any Python module that can be imported; what it registers with timm
 and exported like every other model. `num_classes` and `in_chans` come from the harness, the rest from `--model-args`.
 """
 
+from itertools import pairwise
 from typing import Any
 
 from timm.models import register_model
@@ -21,7 +22,7 @@ class ShapeNet(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         sizes = (in_chans, width, 2 * width, 4 * width)
-        self.stages = nn.Sequential(*(_stage(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True)))
+        self.stages = nn.Sequential(*(_stage(a, b) for a, b in pairwise(sizes)))
         self.head = nn.Linear(4 * width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

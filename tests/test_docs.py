@@ -13,6 +13,7 @@ from started import QUICK, command
 
 from harness.cli import cli
 from harness.config import recipes
+from harness.search import sweepfile
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,14 +50,18 @@ def test_a_page_of_the_reference_is_made_from_the_code(page):
 
 
 def test_every_file_of_a_real_run_is_in_the_reference_and_the_other_way_round(finished):
-    _check_files(finished[1], left_out=("`--lr-max find` or `--lr-min find`", "`--explain-every`", "`harness evaluate`"))
+    _check_files(
+        finished[1], left_out=("`--lr-max find` or `--lr-min find`", "`--explain-every`", "`harness evaluate`")
+    )
 
 
 def test_every_metric_of_a_real_run_is_in_the_reference_and_the_other_way_round(finished):
     there = _keys(finished[1])
     for key in there:
         assert any(fnmatch(key, metric.key) for metric in made.reference.METRICS), key
-    always = {metric.key for metric in made.reference.METRICS if metric.when in ("", "a test set", "no validation split")}
+    always = {
+        metric.key for metric in made.reference.METRICS if metric.when in ("", "a test set", "no validation split")
+    }
     assert always <= there, always - there
 
 
@@ -69,7 +74,9 @@ def test_a_run_with_validation_and_a_range_test_leaves_what_the_reference_says_o
     _check_files(folder, left_out=())
     without = ("no validation split", "more than ten classes", "`harness find --confirm`")
     expected = {
-        metric.key for metric in made.reference.METRICS if metric.when not in without and "--test false" not in metric.when
+        metric.key
+        for metric in made.reference.METRICS
+        if metric.when not in without and "--test false" not in metric.when
     }
     there = _keys(folder)
     for key in there:
@@ -101,13 +108,15 @@ def _keys(folder):
 # Commands that another part of the package brings; gone from here when they are there.
 TO_COME = {"report", "verify", "doctor", "completion"} - set(cli.commands)
 OPTIONS_TO_COME = {"syncbn": "sync_bn", "report": "report", "seeds": "seeds"}
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*.md")])
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("examples/*.md")]
+)
 
 
 def _commands(text):
     """Every `harness ...` line in the code of a page, with comments and what follows a pipe left out."""
     code = "\n".join(re.findall(r"```[a-z]*\n(.*?)```", text, re.S)).replace("\\\n", " ")
-    inline = [words for words in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))]
+    inline = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
     for line in [*code.splitlines(), *inline]:
         for piece in re.split(r"&&|\|\s|;", re.sub(r"\s{2,}.*$|\s#.*$", "", line.strip())):
             if found := re.search(r"(?:^|-m |\benv )harness ([a-z]+)((?: .*)?)$", piece.strip()):
@@ -150,3 +159,17 @@ def test_the_citation_names_the_version_of_the_package():
     made_of.read(ROOT / "setup.cfg", encoding="utf-8")
     assert cited["version"] == made_of["metadata"]["version"]
     assert {"cff-version", "message", "title", "authors", "type"} <= set(cited)
+
+
+def test_the_sweep_of_the_how_to_is_one_that_can_be_run(tmp_path):
+    code = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/howto/own-sweep.md").read_text(encoding="utf-8"), re.S)
+    (tmp_path / "mine.yaml").write_text(code[0], encoding="utf-8")
+    read = sweepfile.read(tmp_path / "mine.yaml", {}, on_test=False)
+    assert read.metric.name == "best/val_acc" and {"lr_max", "lr_min", "optimizer"} <= set(map(str, read.axes))
+
+
+def test_the_settings_of_the_hooks_name_tools_of_the_test_environment():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    asked = (ROOT / "setup.cfg").read_text(encoding="utf-8")
+    for hook in hooks:
+        assert f"    {hook['entry'].split()[0]}>=" in asked, hook["id"]

@@ -32,7 +32,18 @@ def python(*words, cwd):
 
 
 def test_a_model_of_ones_own_is_trained_by_its_name(folder):
-    words = ["--plugin", "my_models", "--model", "shape_net", "--model-args", "width=4", "--lr-max", 0.1, "--cam", "none"]
+    words = [
+        "--plugin",
+        "my_models",
+        "--model",
+        "shape_net",
+        "--model-args",
+        "width=4",
+        "--lr-max",
+        0.1,
+        "--cam",
+        "none",
+    ]
     command("run", "--recipe", "digits", *words, *NARROW, "--epochs", 2, "--name", "mine", cwd=folder, check=0)
     summary = json.loads((folder / "runs/mine/summary.json").read_text())
     convolutions = sum(9 * a * b + 2 * b for a, b in ((3, 4), (4, 8), (8, 16)))
@@ -46,7 +57,9 @@ def test_drawn_shapes_are_learned_evaluated_and_explained(folder):
     command("run", "--recipe", "shapes.yaml", "--name", "shapes", *NARROW, cwd=folder, check=0)
     assert json.loads((folder / "runs/shapes/summary.json").read_text())["result"]["test/acc"] > 0.6
     assert "circle" in command("evaluate", "runs/shapes", cwd=folder, check=0).stdout
-    said = command("explain", "runs/shapes", "shapes/test/circle/000.png", "-o", "explained", cwd=folder, check=0).stdout
+    said = command(
+        "explain", "runs/shapes", "shapes/test/circle/000.png", "-o", "explained", cwd=folder, check=0
+    ).stdout
     assert "circle" in said and list((folder / "explained").glob("*.png"))
 
 
