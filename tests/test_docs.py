@@ -165,7 +165,7 @@ def test_the_sweep_of_the_how_to_is_one_that_can_be_run(tmp_path):
     code = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/howto/own-sweep.md").read_text(encoding="utf-8"), re.S)
     (tmp_path / "mine.yaml").write_text(code[0], encoding="utf-8")
     read = sweepfile.read(tmp_path / "mine.yaml", {}, on_test=False)
-    assert read.metric.name == "best/val_acc" and {"lr_max", "lr_min", "optimizer"} <= set(map(str, read.axes))
+    assert read.metric.name == "best/val_acc" and {"lr_max", "lr_min", "optimizer"} <= {axis.name for axis in read.axes}
 
 
 def test_the_settings_of_the_hooks_name_tools_of_the_test_environment():
