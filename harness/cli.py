@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from harness.commands import look, many, train
+from harness.commands import look, many, share, train
 from harness.errors import AlreadyDone, HarnessError, nearest
 from harness.interrupts import Interrupted
 from harness.options import CONTEXT
@@ -36,6 +36,7 @@ def cli(debug: bool) -> None:
     harness find --recipe digits       a range test: which learning rates to train with
     harness sweep sweeps/digits.yaml   a search on this machine, without a W&B server
     harness plot --schedule cyclic     draw a learning-rate schedule
+    harness report runs/NAME           one HTML page that explains a run, several, or a sweep
     """
 
 
@@ -43,6 +44,7 @@ for command in (
     *(train.run, train.find, train.plot),
     *(look.evaluate, look.explain, look.export, look.models_),
     *(many.sweep, many.runs, many.sync),
+    share.report,
 ):
     cli.add_command(command)
 

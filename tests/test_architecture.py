@@ -28,6 +28,7 @@ FOREIGN = {
     "vision": {"wandb", "click"},
     "tracking": {"torch", "timm", "click"},
     "search": {"torch", "wandb", "timm"},
+    "report": {"torch", "wandb", "timm", "click", "matplotlib"},
 }
 
 

@@ -23,9 +23,9 @@ PURPLE, SKY, INK, SOFT, GRID, PAPER = (
 )
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, INK)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-SCALE = [[0.0, PAPER], [1.0, BLUE]]
+SCALE: list[list[Any]] = [[0.0, PAPER], [1.0, BLUE]]
 # Light where little, dark where much; both ends can be told from either paper.
-VIRIDIS = [[0.0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1.0, "#fde725"]]
+VIRIDIS: list[list[Any]] = [[0.0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1.0, "#fde725"]]
 MOST_POINTS = 3000
 
 
@@ -55,7 +55,14 @@ def words(text: object) -> str:
 
 
 def line(
-    x: Sequence[float], y: Sequence[float], name: str, colour: str, *, dash: str = "solid", width: float = 2, **more: Any
+    x: Sequence[float],
+    y: Sequence[float],
+    name: str,
+    colour: str,
+    *,
+    dash: str = "solid",
+    width: float = 2,
+    **more: Any,
 ) -> dict[str, Any]:
     """A line; points that are not finite are gaps."""
     few = len(x) <= 40

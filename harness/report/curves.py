@@ -84,7 +84,9 @@ def by_step(run: Run) -> list[Chart]:
         ]
         says = f"The loss of each of {len(x):,} batches, and its moving average (about 20 steps)."
         charts.append(
-            Chart("step-loss", "Training loss", says, data, layout(axis("step (optimizer updates)"), axis("loss (nats)")))
+            Chart(
+                "step-loss", "Training loss", says, data, layout(axis("step (optimizer updates)"), axis("loss (nats)"))
+            )
         )
     x, rates = run.steps("lr")
     if x:
@@ -115,7 +117,7 @@ def range_test(run: Run) -> list[Chart]:
         says = "; ".join(f"{name} {place:.3g}" for name, place in chosen.items()) or "No rate was chosen"
         more = {"shapes": _uprights(chosen), "annotations": _names(chosen)}
         scale = axis("learning rate", log=True)
-        limits = {"range": _fall(curve)} if key == "loss" and _fall(curve) else {}
+        limits: dict[str, Any] = {"range": _fall(curve)} if key == "loss" and _fall(curve) else {}
         charts.append(
             Chart(
                 f"find-{key}", title, f"Median over the seeds and their range. {says}.", _band(curve, colour),
@@ -176,7 +178,9 @@ def confusion(said: Predictions) -> Chart | None:
     shares = (matrix / own.clip(min=1)).tolist()
     names = [words(shorten(name, 22)) for name in said.classes]
     places = list(range(size))
-    ticks = {"tickmode": "array", "tickvals": places, "ticktext": names} if size <= 40 else {"showticklabels": False}
+    ticks: dict[str, Any] = (
+        {"tickmode": "array", "tickvals": places, "ticktext": names} if size <= 40 else {"showticklabels": False}
+    )
     heat = {
         "type": "heatmap", "x": places, "y": places, "z": [plain(row) for row in shares], "colorscale": SCALE, "zmin": 0, "zmax": 1,
         "customdata": [[[names[row], names[column], int(matrix[row, column])] for column in places] for row in places],
@@ -190,7 +194,7 @@ def confusion(said: Predictions) -> Chart | None:
         f"{right:,} of {int(matrix.sum()):,} images are on the diagonal. Rows are the truth, columns the prediction; the colour is "
         "the share of the row" + (", the number counts images." if size <= MOST_NUMBERS else ".")
     )
-    grid = {"showgrid": False, "zeroline": False, **ticks}
+    grid: dict[str, Any] = {"showgrid": False, "zeroline": False, **ticks}
     return Chart(
         "confusion",
         "Confusion matrix",
@@ -206,7 +210,7 @@ def calibration(bins: Sequence[Bin]) -> Chart:
     middles = [(each.low + each.high) / 2 for each in bins]
     width = bins[0].high - bins[0].low if bins else 1.0
     about = [[each.images, each.confidence] for each in bins]
-    data = [
+    data: list[dict[str, Any]] = [
         {
             "type": "bar", "x": plain(middles), "y": plain([each.accuracy for each in bins]), "width": width * 0.92,
             "name": "share right", "marker": {"color": BLUE}, "customdata": about,

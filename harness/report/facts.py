@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import shlex
 from collections.abc import Mapping
@@ -57,7 +58,9 @@ def headline(run: Run) -> list[Fact]:
     if math.isfinite(loss := run.figure(f"{split}/loss")):
         found.append(Fact(f"{split} loss", f"{loss:.4f}", "cross entropy, nats"))
     if math.isfinite(error := run.figure(f"{split}/ece")):
-        found.append(Fact("Calibration error", f"{100 * error:.1f} points", "how far confidence is from the share right"))
+        found.append(
+            Fact("Calibration error", f"{100 * error:.1f} points", "how far confidence is from the share right")
+        )
     found += _so_far(run) if not run.result else _best(run)
     if parameters := run.summary.get("parameters") or run.header.get("parameters"):
         found.append(Fact("Parameters", f"{number(parameters):,.0f}"))
@@ -107,7 +110,7 @@ def essentials(run: Run) -> list[tuple[str, str]]:
     classes = run.classes
     shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
     arguments = part(own, "model_args")
-    rates = part(run.summary, "result") and run.summary or own
+    rates = (part(run.summary, "result") and run.summary) or own
     found = [
         ("Recipe", own.get("recipe")),
         ("Model", f"{own.get('model')}{f' ({_plain(arguments)})' if arguments else ''}"),
@@ -149,10 +152,8 @@ def all_settings(run: Run) -> list[Setting]:
     """Every setting; those that differ from its recipe are told with what the recipe has."""
     usual: Mapping[str, Any] = {}
     recipe = str(run.config.get("recipe", ""))
-    try:
+    with contextlib.suppress(HarnessError):  # a damaged recipe: nothing to compare with
         usual = resolve({}, recipe if recipe in recipes() else Config().recipe).to_dict()
-    except HarnessError:
-        pass  # a recipe that is gone: nothing to compare with
     found = []
     for name, value in run.config.items():
         changed = name in usual and name in settings() and usual[name] != value and name != "recipe"

@@ -6,19 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from harness.report.chart import (
-    BLUE,
-    INK,
-    SKY,
-    SOFT,
-    VERMILLION,
-    VIRIDIS,
-    Chart,
-    axis,
-    layout,
-    plain,
-    words,
-)
+from harness.report.chart import BLUE, INK, SKY, SOFT, VERMILLION, VIRIDIS, Chart, axis, layout, plain, words
 from harness.report.sweeps import Axis, Sweep, Trial, as_number
 from harness.style import percent, shorten
 
@@ -251,7 +239,7 @@ def history(sweep: Sweep) -> Chart:
     says = f"The best value, {score(sweep, so_far[-1])}, came with trial {found} of {len(so_far)} that logged {sweep.metric}."
     low, high = limits(sweep)
     margin = 0.1 * (high - low)
-    span = {} if is_share(sweep) else {"range": [low - margin, high + margin]}
+    span: dict[str, Any] = {} if is_share(sweep) else {"range": [low - margin, high + margin]}
     y = axis(sweep.metric, percent=is_share(sweep), **span)
     return Chart("history", "History", says, data, layout(axis("trial", tickformat="d"), y), 360)
 

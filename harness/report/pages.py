@@ -142,7 +142,10 @@ def _surroundings(runs: Sequence[Run]) -> dict[str, list[str]]:
 def _epoch_table(run: Run) -> dict[str, Any]:
     rows = run.scalars()
     wanted = dict.fromkeys(key for row in rows for key in row if key != "epoch" and not key.startswith("best/"))
-    return {"columns": list(wanted), "rows": [(record.epoch, row) for record, row in zip(run.epochs, rows, strict=True)]}
+    return {
+        "columns": list(wanted),
+        "rows": [(record.epoch, row) for record, row in zip(run.epochs, rows, strict=True)],
+    }
 
 
 def _fill(template: str, charts: Mapping[str, Sequence[Chart]], **values: Any) -> str:

@@ -108,7 +108,9 @@ def _tile(row: Mapping[str, Any]) -> Tile:
         "rightly classified" if truth == prediction else f"taken for {prediction}"
     )
     view = View(uri(row.get("image")), says)
-    return Tile([view], str(row.get("id", "")), truth, prediction, number(row.get("confidence")), number(row.get("loss")))
+    return Tile(
+        [view], str(row.get("id", "")), truth, prediction, number(row.get("confidence")), number(row.get("loss"))
+    )
 
 
 def _map_tile(row: Mapping[str, Any]) -> Tile:
