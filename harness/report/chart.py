@@ -74,8 +74,24 @@ def line(
 
 def axis(title: str = "", *, log: bool = False, percent: bool = False, **more: Any) -> dict[str, Any]:
     """An axis with its name."""
-    kind = {"type": "log", "exponentformat": "power", "dtick": 1} if log else {}
-    return {"title": {"text": words(title)}, **kind, **({"tickformat": ".0%"} if percent else {}), **more}
+    kind = {"type": "log"} if log else {}
+    return {
+        "title": {"text": words(title), "standoff": 10},
+        **kind,
+        **({"tickformat": ".0%"} if percent else {}),
+        **more,
+    }
+
+
+def log_ticks(values: Iterable[float]) -> dict[str, Any]:
+    """1, 2, 5, 10, ... as far as these values reach; only the tens where they reach far."""
+    known = [value for value in values if math.isfinite(value) and value > 0]
+    if not known:
+        return {}
+    low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
+    steps = (1, 2, 5) if high - low <= 2 else (1, 3) if high - low <= 4 else (1,)
+    places = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"tickmode": "array", "tickvals": places, "ticktext": [f"{place:g}" for place in places]}
 
 
 def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from harness.report.chart import (
     axis,
     layout,
     line,
+    log_ticks,
     plain,
     smoothed,
     thinned,
@@ -38,6 +39,11 @@ NAMES = {"train": "training", "val": "validation", "test": "test"}
 MOST_CLASSES, MOST_NUMBERS = 200, 12  # of a confusion matrix: drawn at all, with its numbers in the cells
 
 
+def whole(epochs: Sequence[int]) -> dict[str, Any]:
+    """Whole epochs at the ticks of an axis."""
+    return {"dtick": max(1, math.ceil((max(epochs, default=1) - min(epochs, default=1)) / 8))}
+
+
 def by_epoch(run: Run) -> list[Chart]:
     """Loss, accuracy and learning rate of every epoch."""
     if not run.epochs:
@@ -51,7 +57,7 @@ def by_epoch(run: Run) -> list[Chart]:
         "Learning rate",
         says,
         [line(x, rates, "learning rate", PURPLE, showlegend=False)],
-        layout(axis("epoch"), axis("learning rate", rangemode="tozero")),
+        layout(axis("epoch", **whole(x)), axis("learning rate", rangemode="tozero")),
         260,
     )
     return [loss, acc, rate]
@@ -59,6 +65,7 @@ def by_epoch(run: Run) -> list[Chart]:
 
 def _splits(run: Run, what: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
     data, told = [], []
+    x: list[int] = []
     for split, (colour, dash) in LOOKS.items():
         x, values = run.line(f"{split}/{what}")
         known = [(value, epoch) for epoch, value in zip(x, values, strict=True) if math.isfinite(value)]
@@ -69,7 +76,7 @@ def _splits(run: Run, what: str, title: str, y: str, pick: Callable[..., Any]) -
         show = percent if what == "acc" else lambda value: f"{value:.4g}"
         told.append(f"{NAMES[split]} {show(known[-1][0])} at the end, best {show(best)} in epoch {epoch}")
     says = "; ".join(told).capitalize() + "." if told else "Nothing was recorded."
-    return Chart(f"epoch-{what}", title, says, data, layout(axis("epoch"), axis(y, percent=what == "acc")))
+    return Chart(f"epoch-{what}", title, says, data, layout(axis("epoch", **whole(x)), axis(y, percent=what == "acc")))
 
 
 def by_step(run: Run) -> list[Chart]:
@@ -116,7 +123,7 @@ def range_test(run: Run) -> list[Chart]:
         chosen = {name: place for name, place in curve.marks.items() if name in ("LRMIN", "LRMAX")}
         says = "; ".join(f"{name} {place:.3g}" for name, place in chosen.items()) or "No rate was chosen"
         more = {"shapes": _uprights(chosen), "annotations": _names(chosen)}
-        scale = axis("learning rate", log=True)
+        scale = axis("learning rate", log=True, **log_ticks(curve.x))
         limits: dict[str, Any] = {"range": _fall(curve)} if key == "loss" and _fall(curve) else {}
         charts.append(
             Chart(
@@ -258,7 +265,26 @@ def time(parts: Mapping[str, float]) -> Chart:
     ]  # fmt: skip
     first = max(parts, key=lambda name: parts[name])
     says = f"{whole:.1f} s in all, most of it {first} ({percent(parts[first] / whole, 0)})."
-    return Chart("time", "Time by part", says, data, layout(axis("seconds"), axis(), barmode="stack"), 200)
+    return Chart(
+        "time",
+        "Time by part",
+        says,
+        data,
+        layout(
+            axis("seconds"),
+            axis(),
+            barmode="stack",
+            legend={
+                "traceorder": "normal",
+                "orientation": "h",
+                "yref": "container",
+                "y": 0,
+                "yanchor": "bottom",
+                "x": 0,
+            },
+        ),
+        200,
+    )
 
 
 def overlaid(groups: Sequence[Group]) -> list[Chart]:
@@ -275,6 +301,7 @@ def overlaid(groups: Sequence[Group]) -> list[Chart]:
     charts = []
     for key, title, y, share in wanted:
         data = []
+        x: list[int] = []
         for number, group in enumerate(groups):
             for place, run in enumerate(group.runs):
                 x, values = run.line(key)
@@ -286,7 +313,7 @@ def overlaid(groups: Sequence[Group]) -> list[Chart]:
             charts.append(
                 Chart(
                     f"all-{key.replace('/', '-')}", title, says, data,
-                    layout(axis("epoch"), axis(y, percent=share), showlegend=len(runs) <= 20), 360,
+                    layout(axis("epoch", **whole(x)), axis(y, percent=share), showlegend=len(runs) <= 20), 360,
                 )
             )  # fmt: skip
     return charts

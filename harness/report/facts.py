@@ -200,7 +200,7 @@ def machine(run: Run) -> list[tuple[str, str]]:
         ("Python", about.get("python")),
         ("Packages", packages),
         ("Git", commit if git else "the command was not given in a checkout"),
-        ("Data fingerprint", run.dataset.get("fingerprint")),
+        ("Data fingerprint", str(run.dataset.get("fingerprint") or "")[:16]),
         ("Run folder", run.path.name),
         ("Host", run.status.get("host")),
     ]

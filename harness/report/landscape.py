@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from harness.report.chart import BLUE, INK, SKY, SOFT, VERMILLION, VIRIDIS, Chart, axis, layout, plain, words
+from harness.report.chart import BLUE, INK, SKY, SOFT, VERMILLION, VIRIDIS, Chart, axis, layout, log_ticks, plain, words
 from harness.report.sweeps import Axis, Sweep, Trial, as_number
 from harness.style import percent, shorten
 
@@ -78,7 +78,7 @@ def scatter(sweep: Sweep) -> Chart:
     ring = {"symbol": "circle-open", "size": 24, "color": VERMILLION, "line": {"width": 3, "color": VERMILLION}}
     data.append(_points(sweep, [best], across, up, f"best: {score(sweep, best.value)}", ring))
     y = _axis(sweep, up) if up is not None else axis(sweep.metric, percent=is_share(sweep))
-    where = " and ".join(f"{each.label} {_text(best.parameters[each.name])}" for each in sweep.pair)
+    where = " and ".join(f"{each.label} {short(best.parameters[each.name])}" for each in sweep.pair)
     says = f"Each of {len(sweep.judged)} trials at its parameters, coloured by {sweep.metric}. The best, {score(sweep, best.value)}, has {where}."
     title = f"{across.label} × {up.label}" if up is not None else f"{sweep.metric} over {across.label}"
     return Chart("scatter", title, says, data, layout(_axis(sweep, across), y), 460)
@@ -96,7 +96,7 @@ def _points(
 
 
 def _about(sweep: Sweep, trial: Trial) -> str:
-    own = [f"{name} {_text(value)}" for name, value in trial.parameters.items()]
+    own = [f"{name} {short(value)}" for name, value in trial.parameters.items()]
     return "<br>".join(
         words(shorten(text, 60)) for text in [trial.name, f"{sweep.metric} {score(sweep, trial.value)}", *own]
     )
@@ -117,8 +117,7 @@ def _axis(sweep: Sweep, of: Axis) -> dict[str, Any]:
     if not of.logarithmic:
         return axis(of.label)
     known = [of.place(trial.parameters[of.name]) for trial in sweep.trials if trial.parameters.get(of.name)]
-    near = max(known) / min(known) < 30
-    return axis(of.label, log=True) | ({"dtick": "D2", "exponentformat": "none"} if near else {})
+    return axis(of.label, log=True, **log_ticks(known))
 
 
 def parallel(sweep: Sweep) -> Chart:
@@ -165,10 +164,10 @@ def parallel(sweep: Sweep) -> Chart:
     )
 
 
-def _text(value: str) -> str:
+def short(value: str) -> str:
     """A parameter's value in few letters."""
     number = as_number(value)
-    return f"{number:.3g}" if math.isfinite(number) else value.strip('"')
+    return f"{number:.4g}" if math.isfinite(number) else value.strip('"')
 
 
 def _units(of: Axis, trials: Sequence[Trial]) -> list[float]:
@@ -195,7 +194,7 @@ def _heights(
         ranked = sorted(known.items(), key=lambda pair: pair[1])
         if len(ranked) > 6:
             ranked = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
-        told += [(place, unit, shorten(_text(value), 14)) for value, unit in ranked]
+        told += [(place, unit, shorten(short(value), 14)) for value, unit in ranked]
     told += [(len(axes), share, score(sweep, low + share * (high - low))) for share in (0.0, 0.5, 1.0)]
     return [
         {"x": x, "y": y, "text": words(text), "showarrow": False, "xanchor": "left", "xshift": 6,

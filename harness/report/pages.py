@@ -185,7 +185,13 @@ def _templates() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"percent": _percent, "figure": _figure, "sort_value": _sort_value, "duration": facts.duration}
+    made.filters |= {
+        "percent": _percent,
+        "figure": _figure,
+        "sort_value": _sort_value,
+        "duration": facts.duration,
+        "short": landscape.short,
+    }
     return made
 
 

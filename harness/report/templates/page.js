@@ -22,13 +22,14 @@ function painted(value, style) {
 
 function dressed(chart, plot) {
   const touch = matchMedia("(pointer: coarse)").matches;
+  const bar = { bgcolor: "rgba(0,0,0,0)", color: "var(--soft)", activecolor: "var(--blue)" };
   const line = { gridcolor: "var(--grid)", zerolinecolor: "var(--grid)", linecolor: "var(--soft)", automargin: true };
   const layout = {
     autosize: true, height: Number(plot.dataset.height), dragmode: touch ? false : "zoom", hovermode: "closest",
     paper_bgcolor: "var(--paper)", plot_bgcolor: "var(--paper)", font: { color: "var(--ink)", family: "system-ui, sans-serif", size: 12 },
-    margin: { l: 8, r: 12, t: 10, b: 8 }, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
+    margin: { l: 8, r: 12, t: 34, b: 8 }, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
     hoverlabel: { bgcolor: "var(--card)", bordercolor: "var(--soft)", font: { color: "var(--ink)" } },
-    ...chart.layout,
+    modebar: bar, ...chart.layout,
   };
   for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) layout[key] = { ...line, ...layout[key] };
   return painted({ data: chart.data, layout }, getComputedStyle(document.documentElement));
@@ -40,7 +41,8 @@ function draw(plot) {
   const { data, layout } = dressed(chart, plot);
   if (printing) Object.assign(layout, { autosize: false, width: 660 });
   if (!plot.classList.contains("js-plotly-plot")) plot.replaceChildren();
-  Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["toImage", "lasso2d", "select2d"] });
+  // Nothing that leaves the page: newer versions of Plotly have a button that uploads a chart.
+  Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] });
 }
 
 const drawAll = where => all(where, ".plot").forEach(draw);
