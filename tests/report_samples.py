@@ -32,6 +32,10 @@ def evil_run(folder, state="finished", **settings):
     journal.alert(EVIL, EVIL)
     if state == "finished":
         _end(folder, journal)
+    else:
+        journal.finish("failed", 1)
+        lines = journal.path.read_bytes().splitlines(keepends=True)
+        journal.path.write_bytes(b"".join(lines[:-1]))  # it never came to its last word
     return folder
 
 

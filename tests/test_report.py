@@ -17,6 +17,7 @@ from harness.errors import UsageError
 from harness.report import pages, predictions, sweeps
 from harness.report.chart import smoothed, thinned
 from harness.report.spread import groups, share_interval, spread
+from harness.share import write_page
 
 
 class Page(HTMLParser):
@@ -105,11 +106,23 @@ def test_a_page_has_the_figures_of_each_class_that_the_run_computed(finished):
     assert predictions.calibration_error(predictions.reliability(said)) == pytest.approx(ece, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_report_false_leaves_the_page_out(tmp_path):
     command("run", *QUICK, "--epochs", 0, "--gallery", 0, "--report", "false", cwd=tmp_path, check=0)
     assert not list(tmp_path.glob("runs/*/report.html"))
 
 
+def test_a_page_that_can_not_be_written_is_one_line(tmp_path):
+    folder = evil_run(tmp_path / "run")
+    (folder / "report.html/in-the-way").mkdir(parents=True)
+    told = []
+    write_page(folder, told.append)
+    assert len(told) == 1
+    assert told[0].startswith("no page was written: ")
+    assert "\n" not in told[0]
+
+
+@pytest.mark.slow
 def test_a_page_that_can_not_be_written_fails_no_run(tmp_path):
     (tmp_path / "runs/mine/report.html/in-the-way").mkdir(parents=True)
     done = command("run", *QUICK, "--epochs", 0, "--gallery", 0, "--name", "mine", cwd=tmp_path, check=0)

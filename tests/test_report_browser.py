@@ -67,10 +67,12 @@ def script(browser, text, *arguments):
 
 
 def requested(browser):
-    """Every address that was asked for, and what the page complained of."""
+    """Every address that a file's page asked for (the browser's own first page asks too), and what it complained of."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [
-        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent" and event["params"]["documentURL"].startswith("file:")
     ], browser.get_log("browser")
 
 
