@@ -126,7 +126,7 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> 
     return [x[place] for place in kept], [y[place] for place in kept]
 
 
-def smoothed(values: Sequence[float], keep: float = 0.95) -> list[float]:
+def smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
     """The exponential moving average, corrected for its start; what is not finite is left out of it."""
     mean, weight, found = 0.0, 0.0, []
     for value in values:

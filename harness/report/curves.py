@@ -89,7 +89,7 @@ def by_step(run: Run) -> list[Chart]:
             {**line(*thin, "each step", SKY, width=1), "mode": "lines"},
             {**line(*soft, "smoothed", BLUE), "mode": "lines"},
         ]
-        says = f"The loss of each of {len(x):,} batches, and its moving average (about 20 steps)."
+        says = f"The loss of each of {len(x):,} batches, and its moving average (about 10 steps)."
         charts.append(
             Chart(
                 "step-loss", "Training loss", says, data, layout(axis("step (optimizer updates)"), axis("loss (nats)"))

@@ -81,7 +81,8 @@ def galleries(run: Run) -> list[Gallery]:
     if maps:
         says = (
             f"Where the model looks in {len(maps)} misclassified images ({run.config.get('cam', 'Grad-CAM')}): bright where it finds "
-            "evidence for the class it predicts, and for the true class. The share is the part of the map above half of its maximum."
+            "evidence for the class it predicts, then for the true class, both on one scale. Below each map: how much of all evidence, "
+            "for and against the class, is for it."
         )
         found.append(_gallery(run, "gradcam", "Grad-CAM", says, maps))
     return found
@@ -123,7 +124,7 @@ def _map_tile(row: Mapping[str, Any]) -> Tile:
         if overlay is None:
             views.append(View("", f"{says}: it is empty", f"{name}: empty map"))
         else:
-            views.append(View(uri(overlay), f"{says}, {share:.0%} of it bright", f"{name}"))
+            views.append(View(uri(overlay), f"{says}, {share:.0%} of the evidence is for it", f"{name}, {share:.0%}"))
     return Tile(views, plain.id, plain.truth, plain.prediction, plain.confidence, plain.loss)
 
 
