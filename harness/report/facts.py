@@ -62,6 +62,12 @@ def headline(run: Run) -> list[Fact]:
             Fact("Calibration error", f"{100 * error:.1f} points", "how far confidence is from the share right")
         )
     found += _so_far(run) if not run.result else _best(run)
+    if not run.epochs and run.finder.get("lr_max"):
+        sure = str(run.finder.get("sure", ""))
+        found += [
+            Fact("LRMAX", f"{number(run.finder['lr_max']):.3g}", sure),
+            Fact("LRMIN", f"{number(run.finder.get('lr_min')):.3g}"),
+        ]
     if parameters := run.summary.get("parameters") or run.header.get("parameters"):
         found.append(Fact("Parameters", f"{number(parameters):,.0f}"))
     if seconds := sum(times(run).values()):
