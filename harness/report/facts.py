@@ -224,7 +224,8 @@ def repeat(run: Run) -> list[tuple[str, str]]:
         own = program if program.startswith("harness") else "harness"
         found.append(("As it was given", f"{own} {rest}".strip()))
     config = shlex.quote(str(run.path / "config.yaml"))
-    found.append(("From its settings, as a run of its own", f"harness run --recipe {config} --resume never"))
+    if run.epochs or not run.finder:
+        found.append(("From its settings, as a run of its own", f"harness run --recipe {config} --resume never"))
     if run.finder.get("command"):
         found.append(("Train with the rates found", str(run.finder["command"])))
     return found
