@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from harness import completion
-from harness.commands import check, look, many, train
+from harness.commands import check, look, many, share, train
 from harness.config import recipes
 from harness.environment import rank
 from harness.errors import AlreadyDone, HarnessError, LostError, ResourceError, nearest
@@ -31,7 +31,7 @@ SECTIONS = {
     "Train": (train.run, train.find, train.plot),
     "Look": (look.evaluate, look.explain, look.models_),
     "Many runs": (many.sweep, many.runs),
-    "Share": (look.export, many.sync),
+    "Share": (share.report, look.export, many.sync),
     "Check": (check.verify, check.doctor, check.completion),
 }
 
@@ -49,6 +49,7 @@ def cli(debug: bool) -> None:
     harness find --recipe digits       a range test: which learning rates to train with
     harness sweep sweeps/digits.yaml   a search on this machine, without a W&B server
     harness plot --schedule cyclic     draw a learning-rate schedule
+    harness report runs/NAME           one HTML page that explains a run, several, or a sweep
     harness doctor                     what this machine has, and what a run would use
     """
 

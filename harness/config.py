@@ -142,6 +142,7 @@ class Config:
 
     output: str = _setting("runs", "Where run folders go.", group="Output", counts=False)
     resume: str = _setting("auto", "auto: go on with an unfinished run of the same name and settings; never; or a run folder.", group="Output", counts=False)
+    report: bool = _setting(True, "Write report.html, one page that explains the run, into the run folder at its end.", group="Output", counts=False)
     checkpoint_every: int = _setting(0, "Save also every so many steps; 0: at the end of each epoch.", group="Output", low=0, counts=False)
     # fmt: on
 

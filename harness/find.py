@@ -16,6 +16,7 @@ from harness.finding import Finding, sweep, sweep_yaml, table
 from harness.interrupts import Interrupted, Interrupts
 from harness.parts import Parts, assemble
 from harness.runfolder import RunFolder
+from harness.share import write_page
 from harness.story import Display, open_tracker
 from harness.tracking.tracker import Tracker
 from harness.training.finder import middle_curve, seed_curve
@@ -173,6 +174,8 @@ def _in_own_folder(config: Config, parts: Parts, folder: RunFolder, ask: Ask, di
                 log.exception("while closing a range test that had failed")  # the first error is the one that is raised
             raise
         tracker.finish("finished", 0)
-    folder.status("finished", exit_code=0, step=0, tracking=wandb.state)
+        folder.status("finished", exit_code=0, step=0, tracking=wandb.state)
+        if config.report:
+            write_page(folder.path, display.say)
     display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))
     return finding

@@ -20,6 +20,7 @@ from harness.follow import check_together, follow, go_on
 from harness.interrupts import PREEMPTED, Interrupted, Interrupts
 from harness.parts import Parts, assemble
 from harness.runfolder import RunFolder
+from harness.share import write_page
 from harness.story import Display, Result, Story, open_tracker, resume_command
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb_refusal import failure_told
@@ -114,9 +115,16 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             if meant is not error:
                 raise meant from error
             raise
-    folder.status(
-        "finished", exit_code=0, step=progress.step, epoch=len(progress.history), tracking=wandb.state, **_sync(wandb)
-    )
+        folder.status(
+            "finished",
+            exit_code=0,
+            step=progress.step,
+            epoch=len(progress.history),
+            tracking=wandb.state,
+            **_sync(wandb),
+        )
+        if config.report:  # a signal does not make a failure of a run that is done
+            write_page(folder.path, display.say)
     told = f"to W&B: {wandb.sync_command}" if wandb.sync_command else f"W&B: {wandb.url}" if wandb.url else ""
     display.say(f"run folder: {folder.path}" + (f"\n{told}" if told else ""))
     return result
@@ -160,6 +168,8 @@ def _close_failed(
             tracker.alert("training diverged", reason)
         tracker.summary({"status": "stopped" if stopped else "failed", "reason": reason})
         tracker.finish("stopped" if stopped else "failed", code)
+        if parts.config.report and isinstance(error, DivergedError):  # its curves show where
+            write_page(folder.path, display.say)
     except Exception:
         log.exception("while closing a run that had failed")  # the first error is the one that is raised
     if stopped:

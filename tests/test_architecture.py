@@ -29,6 +29,7 @@ FOREIGN = {
     "vision": {"wandb", "click"},
     "tracking": {"torch", "timm", "click"},
     "search": {"torch", "wandb", "timm"},
+    "report": {"torch", "wandb", "timm", "click", "matplotlib"},
 }
 
 
@@ -86,7 +87,7 @@ def test_help_needs_none_of_the_heavy_libraries():
     import subprocess
     import sys
 
-    code = "import sys; sys.argv = ['harness', 'run', '--help']\nimport harness.cli\ntry: harness.cli.main()\nexcept SystemExit: pass\nprint(sorted({'torch', 'timm', 'wandb', 'matplotlib', 'sklearn'} & set(sys.modules)), file=sys.stderr)"
+    code = "import sys; sys.argv = ['harness', 'run', '--help']\nimport harness.cli\ntry: harness.cli.main()\nexcept SystemExit: pass\nprint(sorted({'torch', 'timm', 'wandb', 'matplotlib', 'sklearn', 'plotly', 'jinja2'} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "--lr-max" in done.stdout

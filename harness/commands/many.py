@@ -49,8 +49,9 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     harness sweep sweeps/lr.yaml --count 20 --workers 2 --data-dir data --final 3
     harness sweep sweeps/lr.yaml --count 60 --storage postgresql+psycopg://user@host/db --name lr     on each machine
     """
-    from harness.config import Config
+    from harness.config import Config, coerce
     from harness.search import coordinator, sweepfile
+    from harness.share import write_page
 
     output, name = settings.pop("output", Config().output), settings.pop("name", "")
     found = sweepfile.read(file, settings, on_test=choose_on_test)
@@ -58,6 +59,8 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
         found, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **ask
     )
     click.echo(told)
+    if coerce("report", settings.get("report", True)):
+        write_page(folder, lambda text: click.echo(text, err=True))
     click.echo(f"sweep folder: {folder}\nto W&B: harness sync {folder}/runs/*", err=True)
 
 

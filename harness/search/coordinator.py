@@ -147,7 +147,8 @@ class Coordinator:
     def _own_words(self, name: str) -> list[str]:
         """What the sweep adds to a trial's command: where it goes, and that the test set stays unread."""
         given = {**self._constants(), **self.sweep.overrides}
-        usual: dict[str, Any] = {"wandb": "offline", "job_type": "trial", "gallery": 0, "group": self.folder.name}
+        usual: dict[str, Any] = {"wandb": "offline", "job_type": "trial", "gallery": 0, "report": False}
+        usual["group"] = self.folder.name
         usual |= {key: str(self.sweep.document[key]) for key in ("project", "entity") if self.sweep.document.get(key)}
         told = {**{key: value for key, value in usual.items() if key not in given}, **self.sweep.overrides}
         if not self.sweep.metric.name.startswith(("test/", "best/test")):

@@ -21,7 +21,7 @@ from harness.tracking.journal import follow
 
 TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
 # Settings of a single run, which the best of a sweep does not hand on.
-OF_ONE_RUN = ("recipe", "name", "group", "job_type", "output", "resume", "test", "notes", "wandb", "gallery")
+OF_ONE_RUN = ("recipe", "name", "group", "job_type", "output", "resume", "test", "notes", "wandb", "gallery", "report")
 
 
 @dataclass(frozen=True)

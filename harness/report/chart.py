@@ -1,0 +1,136 @@
+"""A chart in Plotly's own words, as plain data: what the page's script hands to plotly.js.
+
+Colours are names of the page's CSS variables (`var(--blue)`), so that a chart follows light, dark and print.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+# Okabe and Ito's palette, as variables of `page.css`, which has a darker and a lighter form of each.
+BLUE, VERMILLION, GREEN, ORANGE = "var(--blue)", "var(--vermillion)", "var(--green)", "var(--orange)"
+PURPLE, SKY, INK, SOFT, GRID, PAPER = (
+    "var(--purple)",
+    "var(--sky)",
+    "var(--ink)",
+    "var(--soft)",
+    "var(--grid)",
+    "var(--paper)",
+)
+PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, INK)
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
+SCALE: list[list[Any]] = [[0.0, PAPER], [1.0, BLUE]]
+# Light where little, dark where much; both ends can be told from either paper.
+VIRIDIS: list[list[Any]] = [[0.0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1.0, "#fde725"]]
+MOST_POINTS = 3000
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of a page.
+
+    Attributes:
+        key: its id in the page. title: above it. says: what is to be seen, for those who do not see it and those who do.
+        data, layout: Plotly's traces and layout. height: pixels.
+    """
+
+    key: str
+    title: str
+    says: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any] = field(default_factory=dict)
+    height: int = 340
+
+    def to_json(self) -> dict[str, Any]:
+        return {"data": self.data, "layout": self.layout}
+
+
+def words(text: object) -> str:
+    """A text that Plotly, which reads a little HTML, shows letter by letter."""
+    return html.escape(str(text), quote=False)
+
+
+def line(
+    x: Sequence[float],
+    y: Sequence[float],
+    name: str,
+    colour: str,
+    *,
+    dash: str = "solid",
+    width: float = 2,
+    **more: Any,
+) -> dict[str, Any]:
+    """A line; points that are not finite are gaps."""
+    few = len(x) <= 40
+    return {
+        "type": "scatter", "mode": "lines+markers" if few else "lines", "name": words(name),
+        "x": plain(x), "y": plain(y), "line": {"color": colour, "dash": dash, "width": width}, "marker": {"size": 5}, **more,
+    }  # fmt: skip
+
+
+def axis(title: str = "", *, log: bool = False, percent: bool = False, **more: Any) -> dict[str, Any]:
+    """An axis with its name."""
+    kind = {"type": "log"} if log else {}
+    return {
+        "title": {"text": words(title), "standoff": 10},
+        **kind,
+        **({"tickformat": ".0%"} if percent else {}),
+        **more,
+    }
+
+
+def log_ticks(values: Iterable[float]) -> dict[str, Any]:
+    """1, 2, 5, 10, ... as far as these values reach; only the tens where they reach far."""
+    known = [value for value in values if math.isfinite(value) and value > 0]
+    if not known:
+        return {}
+    low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
+    steps = (1, 2, 5) if high - low <= 2 else (1, 3) if high - low <= 4 else (1,)
+    places = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"tickmode": "array", "tickvals": places, "ticktext": [f"{place:g}" for place in places]}
+
+
+def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"xaxis": x, "yaxis": y, **more}
+
+
+def plain(values: Iterable[float]) -> list[float | int | None]:
+    """Numbers for JSON: six digits, None where not finite."""
+    return [_short(value) for value in values]
+
+
+def _short(value: float) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    if not math.isfinite(value):
+        return None
+    short = float(f"{value:.6g}")
+    return int(short) if short.is_integer() and abs(short) < 1e15 else short
+
+
+def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+    """At most about `most` points of a long line: the lowest and the highest one of each stretch, so no spike is lost."""
+    if len(x) <= most:
+        return list(x), list(y)
+    stretch = math.ceil(2 * len(x) / most)
+    kept: list[int] = []
+    for start in range(0, len(x), stretch):
+        inside = [place for place in range(start, min(start + stretch, len(x))) if not math.isnan(y[place])]
+        if inside:
+            low, high = min(inside, key=lambda place: y[place]), max(inside, key=lambda place: y[place])
+            kept += sorted({low, high})
+    return [x[place] for place in kept], [y[place] for place in kept]
+
+
+def smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
+    """The exponential moving average, corrected for its start; what is not finite is left out of it."""
+    mean, weight, found = 0.0, 0.0, []
+    for value in values:
+        if math.isfinite(value):
+            mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        found.append(mean / weight if weight else math.nan)
+    return found

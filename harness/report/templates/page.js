@@ -1,0 +1,163 @@
+"use strict";
+// The page's own script: charts in the page's colours, tabs, sorting, filtering. Everything else is plain HTML.
+
+const all = (where, what) => Array.from(where.querySelectorAll(what));
+const charts = JSON.parse(document.getElementById("chart-data").textContent);
+let printing = false;
+
+// --- charts -----------------------------------------------------------------------------------------------------------
+
+// Every "var(--name)" in a chart as the colour that the page has now.
+function painted(value, style) {
+  if (typeof value === "string") {
+    const found = /^var\((--[a-z]+)\)$/.exec(value);
+    return found ? style.getPropertyValue(found[1]).trim() : value;
+  }
+  if (Array.isArray(value)) return value.map(part => painted(part, style));
+  if (value && typeof value === "object") {
+    return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, painted(part, style)]));
+  }
+  return value;
+}
+
+function dressed(chart, plot) {
+  const touch = matchMedia("(pointer: coarse)").matches;
+  const bar = { bgcolor: "rgba(0,0,0,0)", color: "var(--soft)", activecolor: "var(--blue)" };
+  const line = { gridcolor: "var(--grid)", zerolinecolor: "var(--grid)", linecolor: "var(--soft)", automargin: true };
+  const layout = {
+    autosize: true, height: Number(plot.dataset.height), dragmode: touch ? false : "zoom", hovermode: "closest",
+    paper_bgcolor: "var(--paper)", plot_bgcolor: "var(--paper)", font: { color: "var(--ink)", family: "system-ui, sans-serif", size: 12 },
+    margin: { l: 8, r: 12, t: 34, b: 8 }, legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0 },
+    hoverlabel: { bgcolor: "var(--card)", bordercolor: "var(--soft)", font: { color: "var(--ink)" } },
+    modebar: bar, ...chart.layout,
+  };
+  for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) layout[key] = { ...line, ...layout[key] };
+  return painted({ data: chart.data, layout }, getComputedStyle(document.documentElement));
+}
+
+function draw(plot) {
+  const chart = charts[plot.id];
+  if (!window.Plotly || !chart || (!printing && !plot.offsetWidth)) return;
+  const { data, layout } = dressed(chart, plot);
+  if (printing) Object.assign(layout, { autosize: false, width: 660 });
+  if (!plot.classList.contains("js-plotly-plot")) plot.replaceChildren();
+  // Nothing that leaves the page: newer versions of Plotly have a button that uploads a chart.
+  Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] });
+}
+
+const drawAll = where => all(where, ".plot").forEach(draw);
+
+// plotly.js lies in the page compressed; a browser that can not unpack it shows the tables only.
+async function unpack() {
+  const packed = document.getElementById("plotly");
+  if (!packed) return;
+  const bytes = Uint8Array.from(atob(packed.textContent.trim()), letter => letter.charCodeAt(0));
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  const script = document.createElement("script");
+  script.textContent = await new Response(stream).text();
+  document.head.append(script);
+  drawAll(document);
+  document.documentElement.dataset.charts = "drawn";
+}
+
+function told() {
+  all(document, ".plot .wait").forEach(text => {
+    text.textContent = "This browser can not draw the chart (it needs one of 2023 or later); the tables have its numbers.";
+  });
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawAll(document));
+addEventListener("beforeprint", () => {
+  printing = true;
+  all(document, "details").forEach(part => { part.dataset.was = part.open; part.open = part.open || "print" in part.dataset; });
+  drawAll(document);
+});
+addEventListener("afterprint", () => {
+  printing = false;
+  all(document, "details").forEach(part => { part.open = part.dataset.was === "true"; });
+  drawAll(document);
+});
+
+// --- tabs: one in the tab order, arrows between them --------------------------------------------------------------------
+
+function choose(list, chosen) {
+  all(list, "[role=tab]").forEach(tab => {
+    const on = tab === chosen;
+    tab.setAttribute("aria-selected", on);
+    tab.tabIndex = on ? 0 : -1;
+    const panel = document.getElementById(tab.getAttribute("aria-controls"));
+    panel.hidden = !on;
+    if (on) drawAll(panel);
+  });
+}
+
+all(document, "[role=tablist]").forEach(list => {
+  const tabs = all(list, "[role=tab]");
+  list.addEventListener("click", event => {
+    const tab = event.target.closest("[role=tab]");
+    if (tab) choose(list, tab);
+  });
+  list.addEventListener("keydown", event => {
+    const at = tabs.indexOf(document.activeElement);
+    const next = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: tabs.length - 1 }[event.key];
+    if (at < 0 || next === undefined) return;
+    event.preventDefault();
+    const tab = tabs[(next + tabs.length) % tabs.length];
+    tab.focus();
+    choose(list, tab);
+  });
+});
+
+// --- sorting: numbers as numbers, words as words, nothing last ----------------------------------------------------------
+
+function compare(one, two, sign) {
+  if (one === "" || two === "") return (one === "") - (two === "");
+  const difference = Number(one) - Number(two);
+  return sign * (Number.isNaN(difference) ? one.localeCompare(two, undefined, { numeric: true }) : difference);
+}
+
+function sortTable(button) {
+  const head = button.closest("th");
+  const table = head.closest("table");
+  const down = head.getAttribute("aria-sort") === "ascending";
+  all(table, "th[aria-sort]").forEach(other => other.setAttribute("aria-sort", "none"));
+  head.setAttribute("aria-sort", down ? "descending" : "ascending");
+  const value = row => row.cells[head.cellIndex].dataset.value ?? row.cells[head.cellIndex].textContent.trim();
+  const rows = Array.from(table.tBodies[0].rows);
+  rows.sort((one, two) => compare(value(one), value(two), down ? -1 : 1));
+  table.tBodies[0].append(...rows);
+}
+
+document.addEventListener("click", event => {
+  const button = event.target.closest("th[aria-sort] button");
+  if (button) sortTable(button);
+});
+
+// --- galleries ----------------------------------------------------------------------------------------------------------
+
+all(document, "[data-gallery]").forEach(gallery => {
+  const list = gallery.querySelector(".tiles");
+  const control = name => gallery.querySelector(`select[name=${name}]`);
+  const show = () => {
+    const [cls, truth, prediction] = ["class", "truth", "prediction"].map(name => control(name).value);
+    const tiles = Array.from(list.children);
+    let shown = 0;
+    tiles.forEach(tile => {
+      const own = tile.dataset;
+      tile.hidden = !((!cls || own.truth === cls || own.prediction === cls)
+        && (!truth || own.truth === truth) && (!prediction || own.prediction === prediction));
+      shown += !tile.hidden;
+    });
+    const [key, way] = control("sort").value.split(" ");
+    tiles.sort((one, two) => compare(one.dataset[key], two.dataset[key], way === "down" ? -1 : 1));
+    list.append(...tiles);
+    gallery.querySelector("[role=status]").textContent = `${shown} of ${tiles.length} shown`;
+  };
+  gallery.addEventListener("change", show);
+  gallery.querySelector("button.all").addEventListener("click", () => {
+    all(gallery, "select").forEach(select => { select.selectedIndex = 0; });
+    show();
+  });
+});
+
+unpack().catch(told);
