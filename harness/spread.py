@@ -47,8 +47,8 @@ def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
     n, mean = len(numbers), statistics.fmean(numbers)
     if n == 1:
         return Spread(1, mean, None, None, None, mean, mean)
-    from scipy.stats import t
+    from scipy.special import stdtrit  # not scipy.stats, whose import takes half a second
 
     sd = statistics.stdev(numbers)
-    half = float(t.ppf((1 + confidence) / 2, n - 1)) * sd / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
     return Spread(n, mean, sd, mean - half, mean + half, min(numbers), max(numbers))

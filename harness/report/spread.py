@@ -10,41 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.report.reading import Run, numbers_of
-
-SURE = 0.95
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Values of one figure over several runs.
-
-    Attributes:
-        sd: standard deviation of the sample (n - 1); NaN for one value.
-        low, high: the 95 % interval of the mean by Student's t; NaN for one value.
-    """
-
-    count: int
-    mean: float
-    sd: float
-    low: float
-    high: float
-    least: float
-    greatest: float
+from harness.spread import CONFIDENCE, Spread
+from harness.spread import spread as of
 
 
 def spread(values: Sequence[float]) -> Spread | None:
     """Mean, standard deviation and interval of the finite ones among `values`; None where there are none."""
     known = [value for value in values if math.isfinite(value)]
-    if not known:
-        return None
-    mean = statistics.fmean(known)
-    if len(known) == 1:
-        return Spread(1, mean, math.nan, math.nan, math.nan, mean, mean)
-    from scipy.special import stdtrit
-
-    sd = statistics.stdev(known)
-    reach = float(stdtrit(len(known) - 1, (1 + SURE) / 2)) * sd / math.sqrt(len(known))
-    return Spread(len(known), mean, sd, mean - reach, mean + reach, min(known), max(known))
+    return of(known) if known else None
 
 
 def share_interval(share: float, images: int) -> tuple[float, float]:
@@ -52,7 +25,7 @@ def share_interval(share: float, images: int) -> tuple[float, float]:
 
     Source: Wilson (1927); Brown, Cai, DasGupta, "Interval Estimation for a Binomial Proportion", 2001, eq. 4.
     """
-    z = statistics.NormalDist().inv_cdf((1 + SURE) / 2)
+    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
     middle = (share + z * z / (2 * images)) / (1 + z * z / images)
     reach = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
     return max(0.0, middle - reach), min(1.0, middle + reach)
