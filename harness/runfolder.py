@@ -24,6 +24,7 @@ from harness.errors import AlreadyDone, BusyError, HarnessError, UsageError
 from harness.files import read_json, write_json
 
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
+SEEDS = "seeds.json"  # in the folder of several seeds
 UNFINISHED = ("running", "failed", "preempted", "interrupted")
 
 
@@ -183,6 +184,16 @@ def list_runs(output: Path) -> Iterator[tuple[Path, str, Mapping[str, Any]]]:
         if state == "running" and not is_locked(path):
             state = "crashed"
         yield path, state, read_json(path / STATUS)
+
+
+def members(path: Path) -> list[Path]:
+    """The run folders that a folder stands for: those of the seeds whose summary it is, else it alone."""
+    seeds = read_json(path / SEEDS).get("seeds")
+    if not isinstance(seeds, list):
+        return [path]
+    names = [seed.get("folder") for seed in seeds if isinstance(seed, dict)]
+    # Names from a file: nothing that leads elsewhere.
+    return [path.parent / name for name in names if isinstance(name, str) and name and name == slug(name)] or [path]
 
 
 def check_output(config: Config) -> None:

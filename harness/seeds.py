@@ -24,12 +24,13 @@ from harness.display import Lines
 from harness.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
 from harness.files import read_json, write_atomically, write_json
 from harness.interrupts import Interrupted, Interrupts
+from harness.share import write_page
 from harness.spread import CONFIDENCE, Spread, spread
 from harness.story import Display
 from harness.tracking.wandb_refusal import failure_told
 from harness.training import machine
 
-SUMMARY, TABLE, FIGURES, RECIPE = "seeds.json", "seeds.csv", "figures.csv", "recipe.yaml"
+SUMMARY, TABLE, FIGURES, RECIPE = runfolder.SEEDS, "seeds.csv", "figures.csv", "recipe.yaml"
 # What else must be equal for a finished run to be one of these: it has the same figures of the same images, in one group.
 REUSED = ("group", "data_dir", "test", "tta")
 # A seed's own misfortune. Any other error would meet the next seed as well.
@@ -150,6 +151,8 @@ def run_seeds(config: Config, count: int, display: Display | None = None) -> See
                 told = _train(told, place, each, display, interrupts)
     finally:
         lock.close()
+    if config.report and count > 1:
+        write_page(folder, display.say)
     display.say(f"summary of the seeds: {folder}" + _sync(told))
     return told
 
@@ -315,10 +318,8 @@ def _cell(value: float | None) -> float | str:
 def _sync(told: Seeds) -> str:
     """What brings the runs to W&B; empty where they are there."""
     home = told.folder.parent
-    waiting = [seed.folder for seed in told.seeds if read_json(home / seed.folder / runfolder.STATUS).get("sync")]
-    return (
-        f"\nall to W&B: {shlex.join(['harness', 'sync', *(str(home / name) for name in waiting)])}" if waiting else ""
-    )
+    waiting = any(read_json(home / seed.folder / runfolder.STATUS).get("sync") for seed in told.seeds)
+    return f"\nall to W&B: {shlex.join(['harness', 'sync', str(told.folder)])}" if waiting else ""
 
 
 def _counts(name: str, value: Any) -> bool:

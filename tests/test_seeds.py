@@ -21,7 +21,7 @@ from harness import resolve, run_seeds
 from harness.errors import BusyError, UsageError
 from harness.files import read_json
 from harness.interrupts import Interrupted
-from harness.runfolder import lock_folder
+from harness.runfolder import lock_folder, members
 from harness.seeds import SeedsFailed, table
 from harness.spread import spread
 
@@ -106,6 +106,10 @@ def test_the_seeds_are_ordinary_runs_of_one_group_and_their_summary_is_in_every_
     assert f"mean {100 * np.mean(scores):.2f} % of 3 seeds" in done.stdout
     assert f"standard deviation {100 * np.std(scores, ddof=1):.2f} points" in done.stdout
     assert done.stderr.count("all to W&B: harness sync") == 1
+    page = (summary.parent / "report.html").read_text(encoding="utf-8")
+    assert (all(seed["folder"] in page for seed in told["seeds"]) and "Student" in page) or "95 %" in page
+    assert [path.name for path in members(summary.parent)] == [seed["folder"] for seed in told["seeds"]]
+    command("report", summary.parent, "-o", output.parent / "again.html", cwd=output.parent, check=0)
     assert "3 of 3 done" in command("runs", cwd=output.parent, check=0).stdout
 
 
@@ -235,3 +239,13 @@ def test_a_command_that_was_stopped_in_the_second_seed_goes_on_to_the_same_numbe
     one, other = (json.loads(next(folder.glob("runs/*/seeds.json")).read_text())["seeds"] for folder in (whole, broken))
     assert one == other
     assert len(list(broken.glob("runs/digits-*-s?-*"))) == 2
+
+
+def test_a_summary_of_seeds_leads_to_no_folder_but_its_neighbours(tmp_path):
+    folder = tmp_path / "runs/x"
+    folder.mkdir(parents=True)
+    names = ["../../etc", "/etc", "a b", "", 3, None, "good-s1"]
+    (folder / "seeds.json").write_text(json.dumps({"seeds": [{"folder": name} for name in names] + ["odd"]}))
+    assert members(folder) == [tmp_path / "runs/good-s1"]
+    (folder / "seeds.json").write_text(json.dumps({"seeds": "odd"}))
+    assert members(folder) == [folder]

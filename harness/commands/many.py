@@ -123,15 +123,16 @@ def _show_seeds(name: str, told: Mapping[str, Any]) -> None:
 def sync(folders: tuple[Path, ...], anew: bool) -> None:
     """Bring offline, interrupted or half-uploaded runs to W&B whole, from their journals.
 
-    What W&B has already is not sent again. `wandb sync` uploads W&B's own log, which may have lost its end.
+    What W&B has already is not sent again; the folder of several seeds stands for its runs. `wandb sync` uploads W&B's own log, which may have lost its end.
 
     \b
     harness sync runs/my-run
     harness sync runs/* --anew
     """
     from harness import sync as syncing
+    from harness.runfolder import members
 
-    for folder in folders:
+    for folder in (run for given in folders for run in members(given)):
         done = syncing.sync(folder, lambda text: click.echo(text, err=True), anew)
         there = "" if done.arrived is None else f"; {done.steps} of {done.steps} steps are there"
         click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}{there}")

@@ -32,7 +32,7 @@ def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: 
     """Make one self-contained HTML page of a run, of several runs, or of a sweep.
 
     The page needs no network and no server; it can be mailed, printed, and read on a phone. Several runs stand side by
-    side, with mean and spread where they differ in the seed only.
+    side, with mean and spread where they differ in the seed only; the folder of several seeds stands for its runs.
 
     \b
     harness report runs/my-run

@@ -21,6 +21,7 @@ from harness.report.predictions import confusions, per_class, reliability
 from harness.report.reading import Run, check, is_run, is_sweep, read_run
 from harness.report.spread import differences, groups
 from harness.report.sweeps import Sweep, read_sweep
+from harness.runfolder import members
 from harness.style import percent
 
 if TYPE_CHECKING:
@@ -35,13 +36,14 @@ def write(paths: Sequence[Path], out: Path | None = None) -> Path:
     """The page of these runs, or of this sweep, as a file.
 
     Args:
-        paths: run folders, or the folder of one sweep.
+        paths: run folders, folders of several seeds, or the folder of one sweep.
         out: where to; by default `report.html` in the folder itself, or here where it is about several.
 
     Raises:
         UsageError: one of them is no run's or sweep's folder. ResourceError: the file can not be written.
     """
-    paths = [Path(path).expanduser() for path in paths]
+    given = [Path(path).expanduser() for path in paths]
+    paths = [member for path in given for member in members(path)]
     for path in paths:
         check(path)
     sweeps = [path for path in paths if is_sweep(path) and not is_run(path)]
@@ -49,7 +51,7 @@ def write(paths: Sequence[Path], out: Path | None = None) -> Path:
         raise UsageError(
             f"{sweeps[0]} is a sweep, which has a page of its own: harness report {sweeps[0]}; to compare its trials: harness report {sweeps[0]}/runs/*"
         )
-    target = out or (paths[0] / NAME if len(paths) == 1 else Path(NAME))
+    target = out or (given[0] / NAME if len(given) == 1 else Path(NAME))
     if target.is_dir():
         raise UsageError(f"{target} is a folder; give a file: -o {target / NAME}")
     if sweeps:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -13,12 +12,13 @@ from typing import IO, Any
 from optuna.exceptions import StorageInternalError
 
 from harness import runfolder
-from harness.config import known_name
 from harness.errors import HarnessError, ResourceError, UsageError
 from harness.files import read_json, write_atomically, write_json
-from harness.interrupts import PREEMPTED, Interrupts
-from harness.search import command, display, pictures, processes, results
+from harness.interrupts import PREEMPTED, Interrupted, Interrupts
+from harness.search import display, pictures, processes, results
 from harness.search.engine import Engine, Proposal, Row, first_line
+from harness.search.final import final_runs
+from harness.search.launch import Launcher
 from harness.search.results import Times
 from harness.search.sweepfile import Sweep
 from harness.tracking.journal import follow
@@ -27,7 +27,6 @@ LOOK = 0.1  # seconds between two looks at the trials
 JUDGE = 2.0  # seconds after which a trial is held against the others again, though it has said nothing new
 FLAPPING = 5  # failed trials at the start, and none that did not fail: the sweep is wrong, not they
 DATABASE = "study.db"
-FROM_AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
 
 
 @dataclass
@@ -62,10 +61,7 @@ class Coordinator:
         self, sweep: Sweep, folder: Path, engine: Engine, workers: int, shown: display.Lines, fork: bool = True
     ) -> None:
         self.sweep, self.folder, self.engine, self.workers, self.shown = sweep, folder, engine, workers, shown
-        self._environment = {name: value for name, value in os.environ.items() if name not in FROM_AGENTS}
-        self._shares = processes.devices(workers, self._environment)
-        self._forks = fork and hasattr(os, "fork") and len({tuple(share.items()) for share in self._shares}) == 1
-        self._nest: processes.Nest | None = None
+        self.launcher = Launcher(sweep, folder, workers, fork)
         self._running: list[Running] = []
         self._spent: dict[str, Times] = {}
         self._refused: set[str] = set()  # trials whose settings do not fit each other: no sign that the sweep is wrong
@@ -102,7 +98,7 @@ class Coordinator:
                 time.sleep(LOOK)
         finally:
             self._stop_rest()
-            self._close_nest()
+            self.launcher.close()
             self.keep()
 
     def _start_more(self) -> None:
@@ -116,55 +112,10 @@ class Coordinator:
                 self._refused.add(proposal.name)
                 self._end(proposal, "failed", str(error), 0.0)
                 continue
-            share = self._free_share(running.share for running in self._running)
-            process = self._begin(proposal, share)
+            share = self.launcher.free_share(running.share for running in self._running)
+            process = self.launcher.trial(proposal, share)
             self.shown.began(proposal.name, proposal.values)
             self._running.append(Running(proposal, process, share, time.monotonic()))
-
-    def _free_share(self, taken: Iterable[int]) -> int:
-        return min(set(range(self.workers)) - set(taken))
-
-    def _begin(self, proposal: Proposal, share: int) -> processes.Process:
-        """The process of a trial; none is needed where an earlier coordinator died between the trial's end and its own word."""
-        if runfolder.read_state(self.runs / proposal.name) == "finished":
-            return processes.Ended()
-        return self._launch(
-            self.sweep.parameters(proposal.values), self._own_words(proposal.name), proposal.name, share
-        )
-
-    def _launch(self, parameters: Mapping[str, Any], own: Sequence[str], name: str, share: int) -> processes.Process:
-        environment = {**self._environment, **self._shares[share]}
-        self.runs.mkdir(parents=True, exist_ok=True)
-        log = self._log(name)
-        here = Path.cwd()
-        if self._forks and command.is_plain(self.sweep.command):
-            if self._nest is None:
-                self._nest = processes.Nest(environment)
-            return self._nest.start(["run", *command.arguments(parameters), *own], environment, here, log)
-        words = [*command.fill(self.sweep.command, parameters, environment), *own]
-        return processes.Started(words, environment, here, log)
-
-    def _own_words(self, name: str) -> list[str]:
-        """What the sweep adds to a trial's command: where it goes, and that the test set stays unread."""
-        given = {**self._constants(), **self.sweep.overrides}
-        usual: dict[str, Any] = {"wandb": "offline", "job_type": "trial", "gallery": 0, "report": False}
-        usual["group"] = self.folder.name
-        usual |= {key: str(self.sweep.document[key]) for key in ("project", "entity") if self.sweep.document.get(key)}
-        told = {**{key: value for key, value in usual.items() if key not in given}, **self.sweep.overrides}
-        if not self.sweep.metric.name.startswith(("test/", "best/test")):
-            told["test"] = False  # whatever the file says: the final runs read it
-        told |= {"output": str(self.runs), "name": name, "resume": "auto"}
-        return _options(told)
-
-    def _log(self, name: str) -> Path:
-        """Where the output of a trial's process goes."""
-        folder = self.folder / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{name}.log"
-
-    def _constants(self) -> dict[str, Any]:
-        """Settings that the sweep's parameters give themselves."""
-        return {known_name(axis.path[0]): None for axis in self.sweep.axes}
 
     def _look(self) -> None:
         """Read what the running trials have logged; stop those that Hyperband stops; take leave of those that ended."""
@@ -206,7 +157,7 @@ class Coordinator:
         elif (code < 0 or code in PREEMPTED) and self.engine.give_back(running.proposal, counts=True):
             self.shown.say(f"{running.proposal.name}  was stopped from outside (status {code}) and is gone on with")
         else:
-            self._end(running.proposal, "failed", self._why(running.proposal.name, code), seconds)
+            self._end(running.proposal, "failed", self.launcher.why(running.proposal.name, code), seconds)
 
     def _end(self, proposal: Proposal, state: str, reason: str, seconds: float) -> None:
         self.engine.tell(proposal, state, reason)
@@ -225,19 +176,6 @@ class Coordinator:
                 f"the first {len(ended)} trials all failed, the last because: {row.reason}; nothing is searched like this"
             )
 
-    def _why(self, name: str, code: int) -> str:
-        """The trial's own last word on why it failed."""
-        status = read_json(self.runs / name / runfolder.STATUS)
-        if status.get("state") == "failed" and status.get("reason"):
-            return str(status["reason"])
-        try:
-            lines = [line for line in self._log(name).read_text(errors="replace").splitlines() if line.strip()]
-        except OSError:
-            lines = []
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
-        ended = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-        return f"{told[-1]} ({ended})" if told else ended
-
     def _stop_rest(self) -> None:
         """Stop what still runs: it saves, and its trials wait to be gone on with."""
         rest, self._running = self._running, []
@@ -253,11 +191,6 @@ class Coordinator:
                 self._leave(running, 143)
             else:
                 self.engine.give_back(running.proposal)
-
-    def _close_nest(self) -> None:
-        if self._nest is not None:
-            self._nest.close()
-            self._nest = None
 
     def _left(self) -> str:
         """How long it may still take, from the trials so far."""
@@ -307,72 +240,6 @@ class Coordinator:
                 {name: [took.wall, took.epochs, took.count] for name, took in together.items()},
             )
         return together
-
-    def final(self, seeds: int, interrupts: Interrupts) -> dict[str, Any]:
-        """Train the best configuration over several seeds and read the test set once for each.
-
-        Raises:
-            HarnessError: no trial came to an end, or a final run failed.
-        """
-        best = self.engine.best()
-        if best is None:
-            raise HarnessError("no trial logged the metric, so there is no best configuration to test")
-        waiting = [(seed, f"final-{best.name.removeprefix('trial-')}-s{seed}") for seed in range(seeds)]
-        running: list[tuple[int, str, processes.Process, int]] = []
-        told: list[dict[str, Any]] = []
-        try:
-            while waiting or running:
-                interrupts.check()
-                while waiting and len(running) < self.workers:
-                    seed, name = waiting.pop(0)
-                    if read_json(self.runs / name / runfolder.STATUS).get("state") != "finished":
-                        share = self._free_share(item[3] for item in running)
-                        running.append((seed, name, self._launch_final(best, seed, name, share), share))
-                    else:
-                        told.append({"seed": seed, **results.result_of(self.runs / name)})
-                for item in list(running):
-                    code = item[2].poll()
-                    if code is None:
-                        continue
-                    running.remove(item)
-                    if code:
-                        raise HarnessError(f"the final run with seed {item[0]} failed: {self._why(item[1], code)}")
-                    told.append({"seed": item[0], **results.result_of(self.runs / item[1])})
-                    self.shown.say(
-                        f"final run, seed {item[0]}: test accuracy {100 * float(told[-1].get('test/acc', float('nan'))):.2f} %"
-                    )
-                time.sleep(LOOK)
-        finally:
-            processes.stop_all([item[2] for item in running])
-            self._close_nest()
-        table = {"trial": best.name, **results.final_table(sorted(told, key=lambda row: row["seed"]))}
-        write_json(self.folder / results.SUMMARY, {**read_json(self.folder / results.SUMMARY), "final": table})
-        return table
-
-    def _launch_final(self, best: Row, seed: int, name: str, share: int) -> processes.Process:
-        given = {**self._constants(), **self.sweep.overrides}
-        usual = {
-            key: value
-            for key, value in {"wandb": "offline", "group": self.folder.name, "job_type": "final"}.items()
-            if key not in given
-        }
-        told = {
-            **usual,
-            **self.sweep.overrides,
-            "test": True,
-            "seed": seed,
-            "output": str(self.runs),
-            "name": name,
-            "resume": "auto",
-        }
-        return self._launch(self.sweep.parameters(best.values), _options(told), name, share)
-
-
-def _options(settings: Mapping[str, Any]) -> list[str]:
-    return [
-        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
-        for name, value in settings.items()
-    ]
 
 
 def _best(sweep: Sweep, best: Row) -> dict[str, Any]:
@@ -441,8 +308,12 @@ def run(
                 raise HarnessError(f"every trial failed, the last because: {engine.rows()[-1].reason}")
             if final:
                 shown.close()
-                table = coordinator.final(final, interrupts)
+                table = final_runs(coordinator.launcher, engine.best(), final, interrupts, shown.say)
                 told += f"\nfinal       test accuracy {100 * table.get('test/acc mean', float('nan')):.2f} % over {final} seeds, standard deviation {100 * table.get('test/acc standard deviation', 0.0):.2f} points"
+    except Interrupted as stop:
+        raise Interrupted(
+            f"{stop}; the trials have saved in {folder}, and the same command goes on", stop.exit_code
+        ) from stop
     except StorageInternalError as error:
         raise ResourceError(
             f"the search's storage can not be reached ({first_line(error)}); the trials were told to save, and the same command goes on"
