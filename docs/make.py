@@ -1,8 +1,11 @@
-"""Writes the reference from the code: `python docs/make.py`. A test holds the pages to what this gives."""
+"""Writes the reference, settings, commands, files and metrics, from the code: `python docs/make.py`.
+
+Tests hold the pages to what this gives.
+"""
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -13,7 +16,7 @@ from harness.config import Config, kinds, recipes, resolve, settings
 sys.path.insert(0, str(Path(__file__).parent))
 import reference
 
-HEAD = """# Settings
+SETTINGS = """# Settings
 
 Made from `harness/config.py` by `python docs/make.py`. Each is an option of `harness run` in any spelling of case, dash
 and underscore, a key of a recipe, of `config.yaml`, of W&B's `run.config` and of the journal's first line.
@@ -23,9 +26,9 @@ unfinished run is gone on with only when all of those are equal.
 """
 
 
-def text() -> str:
-    """The whole page."""
-    parts, default = [HEAD], Config()
+def settings_page() -> str:
+    """Every setting with its default, group by group, and what the recipes change."""
+    parts, default = [SETTINGS], Config()
     for group in dict.fromkeys(setting.metadata["group"] for setting in settings().values()):
         parts.append(f"\n## {group}\n\n| setting | default | what it is |\n| --- | --- | --- |")
         for name, setting in settings().items():
@@ -57,82 +60,104 @@ def _bounds(name: str) -> str:
 
 COMMANDS = """# Commands
 
-Made from the commands by `python docs/make.py`. `harness COMMAND --help` says the same. Where a command takes settings, every
-setting of [settings.md](settings.md) is an option of it.
+Made from the commands by `python docs/make.py`. `harness COMMAND --help` says the same, in the terminal. Where a command takes
+settings, each of [settings.md](settings.md) is an option of it too. Options are understood in any spelling of case, dash and
+underscore.
 """
 
-FOLDER = """# Files of a run folder
+FILES = """# Files
 
-Made from `docs/reference.py` by `python docs/make.py`. A test holds it against real runs, in both directions.
+Made from `docs/reference.py` by `python docs/make.py`; tests hold it against real runs, in both directions. A star stands for any
+name. Where a column says "only with", the file is there only then.
 
-| file | what is in it | only with |
-| --- | --- | --- |
+## A run folder
+
+`runs/NAME/`, from `harness run`; from `harness find` with what a range test leaves.
 """
 
-KEYS = """# Metrics
+SWEEP = """
+## A sweep folder
 
-Made from `docs/reference.py` by `python docs/make.py`. A test holds it against real runs' journals. The keys are the same in
-the journal, in W&B's history and in `Result.history`. Accuracies are shares, never percent; the x axis is the
-step (optimizer updates done).
+`runs/NAME-DIGEST/`, from `harness sweep`.
+"""
 
-| key | unit | what it is | only with |
-| --- | --- | --- | --- |
+SEEDS = """
+## Several seeds
+
+`runs/NAME-seeds-FROM-TO/`, from `harness run --seeds`; the runs themselves lie beside it.
+"""
+
+METRICS = """# Metrics
+
+Made from `docs/reference.py` by `python docs/make.py`; tests hold it against real runs' journals, in both directions. The keys are
+the same in the journal, in W&B's history and in `Result.history`. Accuracies are shares, never percent. The axis is the
+step: optimizer updates done.
 """
 
 
-def commands() -> str:
-    """The page of commands."""
-    return "\n".join([COMMANDS, *(_command(name, one) for name, one in _walk("harness", cli))])
+def commands_page() -> str:
+    """Every command: how it is called, what it does, its own options."""
+    return (
+        "\n\n".join([COMMANDS.rstrip(), *(_command(name, cli.commands[name]) for name in sorted(cli.commands))]) + "\n"
+    )
 
 
-def files() -> str:
-    """The page of the files of a run folder."""
-    rows = [f"| `{file.pattern}` | {file.about} | {file.when} |" for file in reference.FILES]
-    return FOLDER + "\n".join(rows) + "\n"
+def files_page() -> str:
+    """What the folders of a run, of a sweep and of several seeds hold."""
+    parts = ((FILES, reference.RUN), (SWEEP, reference.SWEEP), (SEEDS, reference.SEEDS))
+    head = ("file", "what is in it", "only with")
+    return "".join(
+        said + "\n" + _table(head, [(f"`{file.pattern}`", file.about, file.when) for file in listed])
+        for said, listed in parts
+    )
 
 
-def metrics() -> str:
-    """The page of metric keys."""
-    rows = [f"| `{one.key}` | {one.unit} | {one.about} | {one.when} |" for one in reference.METRICS]
-    return KEYS + "\n".join(rows) + "\n"
+def metrics_page() -> str:
+    """Every key that is recorded, with its unit."""
+    rows = [(f"`{one.key}`", one.unit, one.about, one.when) for one in reference.METRICS]
+    return METRICS + "\n" + _table(("key", "unit", "what it is", "only with"), rows)
 
 
-def _walk(name: str, group: click.Group) -> Iterator[tuple[str, click.Command]]:
-    for word, command in sorted(group.commands.items()):
-        yield f"{name} {word}", command
-        if isinstance(command, click.Group):
-            yield from _walk(f"{name} {word}", command)
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(' '.join(cell.split()).replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
 def _command(name: str, command: click.Command) -> str:
-    context = click.Context(command, info_name=name)
-    own = [one for one in command.get_params(context) if not getattr(one, "group", "") and "--help" not in one.opts]
-    usage = " ".join(command.collect_usage_pieces(context))
-    parts = [f"## {name}", "", f"`{name} {usage}`", "", _help(command)]
-    rows = [record for one in own if isinstance(one, click.Option) and (record := one.get_help_record(context))]
-    if rows:
-        parts += ["| option | what it is |", "| --- | --- |"]
-        parts += [f"| `{_cell(left)}` | {_cell(right)} |" for left, right in rows]
-        parts.append("")
-    if any(getattr(one, "group", "hidden") != "hidden" for one in command.get_params(context)):
-        parts += ["It takes settings.", ""]
-    return "\n".join(parts)
+    arguments = " ".join(
+        one.make_metavar(click.Context(command)) for one in command.params if isinstance(one, click.Argument)
+    )
+    options = [
+        one for one in command.params if isinstance(one, click.Option) and not hasattr(one, "group") and not one.hidden
+    ]
+    parts = [f"## harness {name}", f"`{' '.join(f'harness {name} [OPTIONS] {arguments}'.split())}`", *_help(command)]
+    if options:
+        parts.append(_table(("option", "what it is"), map(_option, options)).rstrip())
+    if any(getattr(one, "group", "hidden") != "hidden" for one in command.params):
+        parts.append("And every setting of [settings.md](settings.md).")
+    return "\n\n".join(parts)
 
 
-def _cell(words: str) -> str:
-    return " ".join(words.split()).replace("|", "/")
+def _option(option: click.Option) -> tuple[str, str]:
+    """Names with the kind of value, and the help with its default."""
+    kinds = {"integer": "N", "integer range": "N", "float": "NUMBER", "text": "WORD", "path": "PATH"}
+    value = "" if option.is_flag else f" {option.metavar or kinds.get(option.type.name, option.type.name.upper())}"
+    names = ", ".join(f"`{name}{value}`" for name in (*option.opts, *option.secondary_opts))
+    about, default = option.help or "", option.to_info_dict()["default"]
+    known = isinstance(default, str | int | float) and not isinstance(default, bool) and default != ""
+    return names, about + (f" [{default}]" if known and "[" not in about else "")
 
 
-def _help(command: click.Command) -> str:
-    """The command's help: paragraphs as they are, what stands after `\\b` as code."""
+def _help(command: click.Command) -> list[str]:
+    """Paragraphs of a command's help; what stands after `\\b` is code."""
     said = []
     for part in inspect.cleandoc(command.help or "").split("\n\n"):
-        words = part.rstrip().split("\n")
-        said.append("\n".join(["```", *words[1:], "```"] if words[0].strip() == "\b" else words))
-    return "\n\n".join(said) + "\n"
+        lines = part.rstrip().split("\n")
+        said.append("\n".join(["```", *lines[1:], "```"] if lines[0].strip() == "\b" else lines))
+    return said
 
 
-PAGES = {"settings.md": text, "commands.md": commands, "files.md": files, "metrics.md": metrics}
+PAGES = {"settings.md": settings_page, "commands.md": commands_page, "files.md": files_page, "metrics.md": metrics_page}
 
 if __name__ == "__main__":
     for page, write in PAGES.items():
