@@ -14,11 +14,11 @@ IMAGES = Path(__file__).with_name("images")
 INK, ROOF, ROOM, LEAF = "#1f2933", "#fde8c8", "#d6e6f5", "#e3f1dc"
 MIDDLE = (0.0, -0.35)
 ROOMS = {
-    "training": "learns\nloop, learner, schedule, optimizer,\nfinder, checkpoint, saving, graph",
+    "training": "learns\nloop, learner, schedule, optimizer,\nfinder, checkpoint, saving, graph, distributed",
     "vision": "the task\nmodels, data, loaders, augmentation,\npredictions, galleries, Grad-CAM",
     "tracking": "writes\ntracker, tee, journal, wandb_*",
     "search": "many runs\nsweepfile, axes, Optuna, Hyperband,\nprocesses, results",
-    "report": "pages\none HTML file of a run or a sweep",
+    "report": "pages\none HTML file of a run or a sweep, from its journal",
 }
 BATCH = (
     "file or array\nuint8 [H, W, 3]",
@@ -56,7 +56,7 @@ def rooms() -> plt.Figure:
     figure, axes = _paper(10.5, 8.2)
     axes.add_patch(FancyBboxPatch((-5.1, -3.95), 10.2, 7.9, "round,pad=0,rounding_size=0.3", fc=ROOF, ec=INK, lw=1.1))
     axes.text(0, 3.68, "the roof knows every room", ha="center", va="center", weight="bold", fontsize=11, color=INK)
-    roof = "commands/ (the command line), runner, story, find, see, judge, exchange, sync, plot, warm"
+    roof = "commands/ (the command line), runner, story, find, see, judge, exchange, sync, seeds, verify, doctor"
     axes.text(0, 3.36, roof, ha="center", va="center", fontsize=9, color=INK)
     for number, (name, about) in enumerate(ROOMS.items()):
         angle = math.radians(90 + 72 * number)

@@ -14,8 +14,8 @@ import click
 from harness import completion
 from harness.commands import check, look, many, share, train
 from harness.config import recipes
-from harness.environment import rank
-from harness.errors import AlreadyDone, HarnessError, LostError, ResourceError, nearest
+from harness.environment import processes, rank
+from harness.errors import AlreadyDone, HarnessError, LostError, ResourceError, UsageError, nearest
 from harness.interrupts import Interrupted
 from harness.options import CONTEXT, Program
 
@@ -39,7 +39,8 @@ SECTIONS = {
 @click.group(cls=Program, sections=SECTIONS, context_settings=CONTEXT, epilog=EPILOG)
 @click.version_option(package_name="harness", message="harness %(version)s")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """Train an image classifier, see why it works, search its learning rates, share the result.
 
     \b
@@ -52,6 +53,8 @@ def cli(debug: bool) -> None:
     harness report runs/NAME           one HTML page that explains a run, several, or a sweep
     harness doctor                     what this machine has, and what a run would use
     """
+    if processes() > 1 and context.invoked_subcommand != "run":
+        raise UsageError(f"harness {context.invoked_subcommand} is for one process; start it without torchrun")
 
 
 def main() -> None:
@@ -67,18 +70,17 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         status = stop.exit_code
     except click.NoSuchOption as error:
-        _complain(f"no such option {error.option_name}{_nearest_option(error)}", debug)
+        _complain(f"no such option {error.option_name}{_nearest_option(error)}", debug, rank() == 0)
         status = 2
     except click.ClickException as error:
-        _complain(_told(error), debug)
+        _complain(_told(error), debug, rank() == 0)
         status = 2
     except HarnessError as error:
-        if _is_told_by_the_leader(error):
-            pass
-        elif isinstance(error, AlreadyDone | Interrupted):  # news, not a mistake
+        tells = not _is_told_by_the_leader(error)
+        if not isinstance(error, AlreadyDone | Interrupted):
+            _complain(str(error), debug, tells)
+        elif tells:  # news, not a mistake
             click.echo(str(error), err=True)
-        else:
-            _complain(str(error), debug)
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         status = 130
@@ -133,7 +135,10 @@ def _nearest_option(error: click.NoSuchOption) -> str:
     return nearest(error.option_name.lower().replace("_", "-"), known)
 
 
-def _complain(text: str, debug: bool) -> None:
+def _complain(text: str, debug: bool, here: bool = True) -> None:
+    """The one line of a mistake; of several processes, the first tells what all of them find (`here`: this one tells)."""
+    if not here:
+        return
     if debug:
         traceback.print_exc()
     clean = "".join(letter if letter.isprintable() else " " for letter in text)

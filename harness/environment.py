@@ -16,12 +16,12 @@ PACKAGES = ("harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "alb
 
 def processes() -> int:
     """How many processes torchrun has started for this run; 1 where it started none."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
+    return int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("RANK") else 1
 
 
 def rank() -> int:
     """The number of this process among them; 0 leads."""
-    return int(os.environ.get("RANK", "0")) if processes() > 1 else 0
+    return int(os.environ.get("RANK") or 0) if processes() > 1 else 0
 
 
 def started_by() -> list[str]:

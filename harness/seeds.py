@@ -18,7 +18,7 @@ from itertools import count as upwards
 from pathlib import Path
 from typing import IO, Any
 
-from harness import runfolder, runner, yamlfile
+from harness import environment, runfolder, runner, yamlfile
 from harness.config import Config, settings
 from harness.display import Lines
 from harness.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
@@ -188,7 +188,7 @@ def _check(config: Config, count: int) -> None:
         )
     if os.environ.get("WANDB_RUN_ID"):
         raise UsageError(f"seeds={count} makes as many W&B runs, and WANDB_RUN_ID names one; unset it")
-    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+    if environment.processes() > 1:
         raise UsageError(
             f"seeds={count} trains in one process, and this is one of several; start each seed by itself: --seed {config.seed}"
         )

@@ -241,12 +241,19 @@ def test_a_run_that_diverges_in_one_process_diverges_in_both(tmp_path):
         (["--sync-bn"], "sync_bn=True needs GPUs"),
         (["--batch-size", "3"], "two images each; set --batch-size 4"),
         (["--recipe", "none"], "no recipe 'none'"),
+        (["--no-such-thing"], "no such option"),
     ],
 )
 def test_what_several_processes_can_not_do_is_refused_in_one_line_by_the_first(tmp_path, words, why):
     first, second = ranks("run", *TINY, *words, cwd=tmp_path)
     assert (first.code, second.code) == (2, 2), (first.err, second.err)
     assert len(first.errors) == 1 and why in first.errors[0] and second.err == ""
+
+
+def test_a_command_for_one_process_is_refused_under_torchrun(tmp_path):
+    first, second = ranks("find", "--recipe", "digits", cwd=tmp_path)
+    assert (first.code, second.code) == (2, 2)
+    assert len(first.errors) == 1 and "without torchrun" in first.errors[0] and second.err == ""
 
 
 def test_gradients_are_exchanged_once_an_update_however_many_parts_a_batch_has(tmp_path):

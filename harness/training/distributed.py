@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from harness import environment
 from harness.errors import HarnessError, LostError, UsageError
 from harness.interrupts import die_with_parent
 
@@ -248,7 +249,7 @@ def join(device: str, timeout: float) -> Alone:
     Raises:
         UsageError: there are more processes than GPUs, or they can not all have the device that was named.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) <= 1 or "RANK" not in os.environ:
+    if environment.processes() == 1:
         return Alone()
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a torchrun that is killed tells its processes nothing
         die_with_parent()
