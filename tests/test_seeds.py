@@ -145,6 +145,7 @@ def test_a_seed_that_diverges_is_said_and_the_others_train(tmp_path):
     assert "diverged" in table(told)
 
 
+@pytest.mark.slow
 def test_one_seed_that_fails_of_three_leaves_the_figures_of_two(tmp_path):
     config = settings(tmp_path, name="one")
     busy = tmp_path / "runs" / "one-s1"
@@ -164,7 +165,7 @@ def test_one_seed_that_fails_of_three_leaves_the_figures_of_two(tmp_path):
     [
         ({"WANDB_SWEEP_ID": "s"}, {}, 2, "parameter of the sweep"),
         ({"WANDB_RUN_ID": "r"}, {}, 2, "unset it"),
-        ({"WORLD_SIZE": "2"}, {}, 2, "one of several"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, {}, 2, "one of several"),
         ({}, {"resume": "runs/that"}, 2, "leave it out"),
         ({}, {"seed": 2**63 - 2}, 3, "lower one"),
         ({}, {}, 0, "at least 1"),
@@ -190,6 +191,7 @@ def test_two_processes_do_not_train_the_same_seeds(tmp_path):
     held.close()
 
 
+@pytest.mark.slow
 def test_ctrl_c_between_the_seeds_stops_all_of_them_and_says_how_to_go_on(tmp_path, monkeypatch):
     config = settings(tmp_path, name="stopped")
 
