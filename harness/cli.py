@@ -61,7 +61,7 @@ def main() -> None:
     """The `harness` program: every mistake of a user ends in one line and the right exit status."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     debug = "--debug" in sys.argv
-    arguments = [word for word in sys.argv[1:] if word != "--debug"]
+    arguments = [word for word in sys.argv[1:] if word != "--debug"] or ["--help"]
     before = _exit_on_signals()
     if completion.VARIABLE in os.environ:
         completion.prepare()

@@ -115,6 +115,8 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             if meant is not error:
                 raise meant from error
             raise
+        if config.report:  # before the run is finished: one that is killed here is gone on with, and writes it then
+            write_page(folder.path, display.say, "finished")
         folder.status(
             "finished",
             exit_code=0,
@@ -123,8 +125,6 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             tracking=wandb.state,
             **_sync(wandb),
         )
-        if config.report:  # a signal does not make a failure of a run that is done
-            write_page(folder.path, display.say)
     told = f"to W&B: {wandb.sync_command}" if wandb.sync_command else f"W&B: {wandb.url}" if wandb.url else ""
     display.say(f"run folder: {folder.path}" + (f"\n{told}" if told else ""))
     return result

@@ -11,12 +11,16 @@ from harness.errors import known
 log = logging.getLogger(__name__)
 
 
-def write_page(folder: Path, say: Callable[[str], None]) -> None:
-    """Write the page of a run's or a sweep's folder; where that fails, say why: what was trained is kept all the same."""
+def write_page(folder: Path, say: Callable[[str], None], state: str = "") -> None:
+    """Write the page of a run's or a sweep's folder; where that fails, say why: what was trained is kept all the same.
+
+    Args:
+        state: of a run whose status does not say it yet.
+    """
     from harness.report import pages
 
     try:
-        pages.write([folder])
+        pages.write([folder], state=state)
     except Exception as error:
         meant = known(error)
         if meant is None:

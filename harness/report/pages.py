@@ -32,12 +32,13 @@ TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_ROWS = 20  # classes up to which the confusion matrix stands in the page as a table too
 
 
-def write(paths: Sequence[Path], out: Path | None = None) -> Path:
+def write(paths: Sequence[Path], out: Path | None = None, state: str = "") -> Path:
     """The page of these runs, or of this sweep, as a file.
 
     Args:
         paths: run folders, folders of several seeds, or the folder of one sweep.
         out: where to; by default `report.html` in the folder itself, or here where it is about several.
+        state: of a single run that is about to say so itself.
 
     Raises:
         UsageError: one of them is no run's or sweep's folder. ResourceError: the file can not be written.
@@ -57,7 +58,7 @@ def write(paths: Sequence[Path], out: Path | None = None) -> Path:
     if sweeps:
         text = sweep_page(read_sweep(paths[0]))
     elif len(paths) == 1:
-        text = run_page(read_run(paths[0]))
+        text = run_page(read_run(paths[0], state))
     else:
         text = runs_page([read_run(path) for path in paths])
     # A file name need not be valid Unicode; what is not is written as an escape.

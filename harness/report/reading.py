@@ -154,15 +154,19 @@ def check(path: Path) -> None:
     raise UsageError(f"{path} is no run's or sweep's folder; {remedy}")
 
 
-def read_run(path: Path) -> Run:
-    """What a run folder holds; damage is no error but is told in `missing`."""
+def read_run(path: Path, state: str = "") -> Run:
+    """What a run folder holds; damage is no error but is told in `missing`.
+
+    Args:
+        state: of a run that is about to say so itself; by default what its status says.
+    """
     missing: list[str] = []
     story = journal.Story()
     try:
         story = journal.read(path)
     except DataError as error:
         missing.append(f"the journal, and with it curves and pictures ({error})")
-    state = _state(path)
+    state = state or _state(path)
     ended = state not in ("running", "crashed")
     if story.records and ended and not story.whole:
         missing.append("the end of the journal: it is torn or damaged, and what follows the damage is not shown")
