@@ -390,6 +390,8 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     path = recipes().get(recipe)
     if path is None:
         path = Path(recipe).expanduser()
+        if path.suffix in (".yaml", ".yml") and not path.is_file():
+            raise UsageError(f"there is no recipe file {recipe} (in {Path.cwd()}); shipped: {', '.join(recipes())}")
         if not path.is_file():
             raise UsageError(
                 f"no recipe {recipe!r}{nearest(recipe, recipes())}; shipped: {', '.join(recipes())}, or the path of a YAML file"

@@ -20,7 +20,7 @@ from harness.follow import check_together, follow, go_on
 from harness.interrupts import PREEMPTED, Interrupted, Interrupts
 from harness.parts import Parts, assemble
 from harness.runfolder import RunFolder
-from harness.share import write_page
+from harness.share import PAGE, write_page
 from harness.story import Display, Result, Story, open_tracker, resume_command
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb_refusal import failure_told
@@ -75,6 +75,8 @@ def _lead(config: Config, display: Display, began: float, processes: Alone) -> R
         # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
         config = config.replace(precision=parts.config.precision)
         folder = runfolder.claim(config)
+        if config.name and folder.name.startswith(asked := runfolder.slug(config.name)) and folder.name != asked:
+            display.say(f"{folder.path.parent / asked} is another run, or finished; this one is {folder.path}")
     try:
         return _run_in(folder, config, parts, display, time.monotonic() - began)
     finally:
@@ -126,7 +128,8 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             **_sync(wandb),
         )
     told = f"to W&B: {wandb.sync_command}" if wandb.sync_command else f"W&B: {wandb.url}" if wandb.url else ""
-    display.say(f"run folder: {folder.path}" + (f"\n{told}" if told else ""))
+    page = f"\npage: {folder.path / PAGE}" if (folder.path / PAGE).is_file() else ""
+    display.say(f"run folder: {folder.path}{page}" + (f"\n{told}" if told else ""))
     return result
 
 

@@ -167,9 +167,12 @@ def table(told: Seeds) -> str:
     for name, found in told.figures.items():
         text = f"{name:<10} mean {_number(name, found.mean)} of {found.n} seed{'s' * (found.n > 1)}"
         if found.sd is not None and found.low is not None and found.high is not None:
+            ends = found.low, found.high
+            if _is_share(name):  # no share lies outside, whatever Student's interval of few seeds says
+                ends = max(0.0, found.low), min(1.0, found.high)
             points = f"{100 * found.sd:.2f} points" if _is_share(name) else f"{found.sd:.4f}"
             text += (
-                f", standard deviation {points}, 95 % interval {_number(name, found.low)} to {_number(name, found.high)}"
+                f", standard deviation {points}, 95 % interval {_number(name, ends[0])} to {_number(name, ends[1])}"
                 f", from {_number(name, found.least)} to {_number(name, found.most)}"
             )
         lines.append(text)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.errors import known
 
+PAGE = "report.html"
 log = logging.getLogger(__name__)
 
 

@@ -86,7 +86,7 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
 @click.option(
     "--timm",
     type=click.Path(path_type=Path),
-    help="Write a folder that stock timm loads: timm.create_model('local-dir:FOLDER').",
+    help="Write a folder that timm loads: timm.create_model('local-dir:FOLDER'); for our own models import harness.vision.cifar_resnet first.",
 )
 def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
     """Take a trained model elsewhere: ONNX, or a folder for timm.

@@ -61,7 +61,9 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     click.echo(told)
     if coerce("report", settings.get("report", True)):
         write_page(folder, lambda text: click.echo(text, err=True))
-    click.echo(f"sweep folder: {folder}\nto W&B: harness sync {folder}/runs/*", err=True)
+    click.echo(
+        f"sweep folder: {folder} (report.html, best.yaml, trials.csv)\nto W&B: harness sync {folder}/runs/*", err=True
+    )
 
 
 @click.command(cls=PlainCommand)
@@ -75,9 +77,12 @@ def runs(output: Path) -> None:
     harness runs
     harness runs other-runs
     """
+    from harness.errors import UsageError
     from harness.files import read_json
     from harness.runfolder import SUMMARY, list_runs
 
+    if not output.is_dir() and output != Path("runs"):
+        raise UsageError(f"there is no folder {output}; runs go to the one that --output names")
     found = list(list_runs(output))
     for path, state, status in found:
         result = read_json(path / SUMMARY).get("result", {})
@@ -91,15 +96,23 @@ def runs(output: Path) -> None:
     sweeps = sorted(output.glob("*/sweep.json"))
     for path in sweeps:
         told = read_json(path)
-        counts = ", ".join(f"{count} {state}" for state, count in told.get("trials", {}).items() if count)
+        counts = ", ".join(
+            f"{count} {'stopped early' if state == 'pruned' else state}"
+            for state, count in told.get("trials", {}).items()
+            if count
+        )
         best = told.get("best") or {}
         click.echo(
-            f"{path.parent.name:<44} sweep        {counts}; best {told.get('metric', {}).get('name')} {best.get('value', '-')}"
+            f"{path.parent.name:<44} sweep        {counts}; best {told.get('metric', {}).get('name')} {_rounded(best.get('value'))}"
         )
     for path in sorted(output.glob("*/seeds.json")):
         _show_seeds(path.parent.name, read_json(path))
     if not found and not sweeps:
         click.echo(f"no runs in {output}", err=True)
+
+
+def _rounded(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, int | float) else "-"
 
 
 def _show_seeds(name: str, told: Mapping[str, Any]) -> None:

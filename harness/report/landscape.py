@@ -240,7 +240,8 @@ def history(sweep: Sweep) -> Chart:
     margin = 0.1 * (high - low)
     span: dict[str, Any] = {} if is_share(sweep) else {"range": [low - margin, high + margin]}
     y = axis(sweep.metric, percent=is_share(sweep), **span)
-    return Chart("history", "History", says, data, layout(axis("trial", tickformat="d"), y), 360)
+    ticks: dict[str, Any] = {"dtick": 1} if len(so_far) <= 12 else {}
+    return Chart("history", "History", says, data, layout(axis("trial", tickformat="d", **ticks), y), 360)
 
 
 def importance(sweep: Sweep) -> Chart:

@@ -81,7 +81,7 @@ def best_recipe(sweep: Sweep, best: Row, name: str, trials: int) -> str:
     found = ", ".join(f"{key} {_cell(part)}" for key, part in best.values.items())
     head = (
         f"# The best of {trials} trials of the sweep {_one_line(name)}: {sweep.metric.name} {value:.6g} ({best.name}).\n"
-        f"#\n#   harness run --recipe {BEST}\n#\n# Searched: {_one_line(found)}\n"
+        f"#\n#   harness run --recipe PATH/TO/{BEST}\n#\n# Searched: {_one_line(found)}\n"
     )
     return head + yamlfile.dump(values)
 

@@ -149,6 +149,8 @@ def _why_max(lr_max: float, seeds: Sequence[_Seed], far: float | None, by_accura
         )
     else:
         text = f"LRMAX {lr_max:.2g}: a tenth of where the loss is lowest, since the accuracy hardly rises"
+    if held_back and by_accuracy:
+        return f"LRMAX {lr_max:.2g}: the batch accuracy is highest above it ({100 * top:.1f} %, median of {len(seeds)} seeds), and it is held back to 1/{SAFETY:g} of where the loss diverges in {len(held_back)} of them"
     if held_back:
         return f"{text}, held back to 1/{SAFETY:g} of where the loss diverges in {len(held_back)} of them"
     return text + (

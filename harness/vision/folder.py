@@ -103,7 +103,7 @@ def _check(found: Mapping[str, ClassFolders], root: Path) -> None:
     for split in found.values():
         if empty := [name for name, paths in split.paths.items() if not paths]:
             raise DataError(
-                f"{root}: no images in class folder {_names(empty)} of {split.folder or split.name}; fill it or remove it"
+                f"{root}: no images in class folder {_names(empty)} of {split.folder or f'{root} itself, which has no train/'}; fill it, or keep it out of the data folder"
             )
         if unknown := sorted(set(split.paths) - set(train.paths)):
             raise DataError(f"{root}: {split.folder} has class {_names(unknown)}, which {train.folder} has not")
