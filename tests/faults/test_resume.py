@@ -149,15 +149,15 @@ def test_a_run_killed_at_every_passing_of_a_place_in_turn_still_ends_with_the_sa
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_a_run_killed_from_outside_at_random_times_goes_on_to_the_same_bits(never_killed, tmp_path, seed):
-    draw, kills = random.Random(seed), 0
+    draw = random.Random(seed)
     for _ in range(3):
         running = begin("run", *SAVING, "--name", "r", cwd=tmp_path)
         time.sleep(draw.uniform(0.2, 2.5))
         if running.process.is_alive():
             running.signal(signal.SIGKILL)
-            kills += 1
-        if running.end().code == 0:
+        running.end()
+        if read_state(tmp_path / "runs/r") == "finished":  # it may have been, when the kill came
             break
-    if not (tmp_path / "runs/r/summary.json").exists() or kills == 3:
+    else:
         harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     check_same(tmp_path, never_killed)
