@@ -17,12 +17,13 @@ from typing import Any
 
 import click
 
-from harness import environment, runner
-from harness.bench import Ask, Bench
-from harness.display import Lines
-from harness.options import CONTEXT, SettingsCommand, read, settings
-from harness.training.finder import try_rates
+from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.lr_finder.finder import Ask, Bench
+from harness.lr_finder.range_test import try_rates
+from harness.runs import run
+from harness.runs.progress import Lines
 from harness.training.schedule import Schedule
+from harness.utils import environment
 
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
@@ -31,7 +32,7 @@ from harness.training.schedule import Schedule
 @settings
 def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
     config = read(settings)
-    parts = runner.assemble(config)
+    parts = run.assemble(config)
     bench = Bench(parts.config, parts, Ask(seeds=1), Lines(sys.stderr), lambda: None)
     assert bench.held is not None, "this data is too small to hold images out"
     rows = []

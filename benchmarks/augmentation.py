@@ -17,9 +17,9 @@ import click
 import measure
 import torch
 
-from harness.options import CONTEXT, SettingsCommand, read, settings
-from harness.parts import Parts, assemble
-from harness.vision import loaders
+from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.data import loaders
+from harness.runs.components import Parts, assemble
 
 WAYS: dict[str, dict[str, Any]] = {
     "resident": {"loader": "resident", "augment": "timm"},

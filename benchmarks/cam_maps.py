@@ -16,12 +16,14 @@ from pathlib import Path
 import click
 import torch
 
-from harness import environment, judge
-from harness.training.machine import autocast_type
-from harness.vision import cam, galleries, predictions
-from harness.vision.data import load
+from harness.data.registry import load
+from harness.evaluation import gradcam, metrics
+from harness.reporting.figures import gallery
+from harness.runs import inference
+from harness.training.device import autocast_type
+from harness.utils import environment
 
-QUICK = [name for name, method in cam.METHODS.items() if not method.slow]
+QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
 
 
 @click.command()
@@ -30,24 +32,24 @@ QUICK = [name for name, method in cam.METHODS.items() if not method.slow]
 @click.option("--layers", default="layer1,layer2,layer3", show_default=True)
 @click.option("--data-dir", default="", help="Where the data lies now.")
 def main(run: Path, count: int, layers: str, data_dir: str) -> None:
-    trained = judge.bring_back(run, {"data_dir": data_dir} if data_dir else {})
+    trained = inference.bring_back(run, {"data_dir": data_dir} if data_dir else {})
     data = load(trained.config)
     split = data.test or data.val
     assert split is not None
-    said = predictions.predict(
+    said = metrics.predict(
         trained.model,
-        judge.evaluation(trained, split),
+        inference.evaluation(trained, split),
         trained.device,
         autocast=autocast_type(trained.config.precision),
     )
-    chosen = galleries.choose(said, wrong=True, count=count)
+    chosen = gallery.choose(said, wrong=True, count=count)
     images = torch.stack([trained.preprocess.image(split.picture(int(index))) for index in chosen])
     rows = []
     for layer in layers.split(","):
         for method in QUICK:
             began = time.monotonic()
             maps = [
-                cam.explain(trained.model, images, to, method=method, layer=layer)
+                gradcam.explain(trained.model, images, to, method=method, layer=layer)
                 for to in (said.predicted[chosen], said.labels[chosen])
             ]
             rows.append(
@@ -64,7 +66,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
             click.echo("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
     about = {
         "date": f"{datetime.date.today()}",
-        "accuracy": predictions.accuracy(said),
+        "accuracy": metrics.accuracy(said),
         **environment.describe(trained.device),
     }
     out = Path(__file__).parent / "results" / f"cam_maps-{about['date']}.json"

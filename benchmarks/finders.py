@@ -27,14 +27,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from harness import runner
-from harness.bench import Ask, Bench
-from harness.config import resolve
-from harness.display import Lines
-from harness.training.finder import try_rates
+from harness.config.settings import resolve
+from harness.lr_finder.finder import Ask, Bench
+from harness.lr_finder.range_test import try_rates
+from harness.lr_finder.suggestion import suggest
+from harness.runs import run
+from harness.runs.progress import Lines
 from harness.training.optimizer import make_optimizer
 from harness.training.schedule import Schedule
-from harness.training.suggest import suggest
 
 Finder = Callable[["Setting"], float | None]
 
@@ -155,7 +155,7 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # the peers' own
     config = resolve({"wandb": "disabled", "deterministic": True, **settings})
-    bench = Bench(config, runner.assemble(config), Ask(own.steps, own.low, own.high, seeds=1), Lines(), lambda: None)
+    bench = Bench(config, run.assemble(config), Ask(own.steps, own.low, own.high, seeds=1), Lines(), lambda: None)
     assert bench.held is not None, "too few images to hold any out"
     print(
         f"{config.model} on {config.data}, batch {config.batch_size}, {bench.window}, {Path(torch.__file__).parent.name} {torch.__version__}"

@@ -29,15 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import runner
-from harness.config import Config, resolve
-from harness.display import Lines
-from harness.parts import Parts, assemble
+from harness.config.settings import Config, resolve
+from harness.data.loaders import make_batches
+from harness.runs import run
+from harness.runs.components import Parts, assemble
+from harness.runs.progress import Lines
 from harness.training import checkpoint
+from harness.training.checkpoint_writer import Saver
+from harness.training.device import autocast
 from harness.training.loop import Progress, evaluate, fit
-from harness.training.machine import autocast
-from harness.training.saving import Saver
-from harness.vision.loaders import make_batches
 
 # Of the custom ResNet at 32 x 32, counted: 2 FLOP a multiply-add, convolutions and the last layer.
 FORWARD, STEP = 758.524e6, 2272.033e6
@@ -243,7 +243,7 @@ def runs(recipe: str, seeds: int, **more: Any) -> Callable[[Bench], None]:
                     }
                 )
                 began = time.perf_counter()
-                result = runner.run(config, Lines(sys.stderr))
+                result = run.run(config, Lines(sys.stderr))
                 told.append({**result.summary["result"], **result.summary["seconds"], "whole": time.perf_counter() - began,
                              "images/s": statistics.median(row["throughput(images/s)"] for row in result.history)})  # fmt: skip
         name = f"{recipe}{' with a CUDA graph' if more.get('cuda_graph') else ''}, {config.epochs} epochs"

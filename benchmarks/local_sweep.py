@@ -17,7 +17,7 @@ from typing import Any
 import click
 import measure
 
-from harness.training.machine import pick_device
+from harness.training.device import pick_device
 
 SHIPPED = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
 

@@ -16,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from harness import environment
+from harness.utils import environment
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -23,8 +23,8 @@ from typing import Any
 import click
 import measure
 
-from harness.options import CONTEXT, SettingsCommand, read, settings
-from harness.parts import assemble
+from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.runs.components import assemble
 
 # Ends a run at its first update and says when it began.
 TO_THE_FIRST_UPDATE = """

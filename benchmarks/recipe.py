@@ -15,10 +15,10 @@ from typing import Any
 import click
 import measure
 
-from harness import runner
-from harness.display import Lines
-from harness.options import CONTEXT, SettingsCommand, read, settings
-from harness.training.machine import pick_device
+from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.runs import run
+from harness.runs.progress import Lines
+from harness.training.device import pick_device
 
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
@@ -33,7 +33,7 @@ def main(settings: dict[str, Any], runs: int, quick: bool, out: Path | None) -> 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(config.seed, config.seed + runs):
-            result = runner.run(config.replace(seed=seed, output=folder, resume="never"), Lines(sys.stderr))
+            result = run.run(config.replace(seed=seed, output=folder, resume="never"), Lines(sys.stderr))
             said, spent = result.summary["result"], result.summary["seconds"]
             images = result.history[-1]["throughput(images/s)"]
             acc = {key: said[key] for key in ("test/acc", "val/acc", "test/acc_tta") if key in said}

@@ -31,12 +31,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from harness.options import CONTEXT, SettingsCommand, read, settings
-from harness.parts import Parts, assemble
+from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.models import factory
+from harness.runs.components import Parts, assemble
+from harness.training.device import autocast_type
 from harness.training.loop import fit
-from harness.training.machine import autocast_type
 from harness.training.schedule import make_schedule
-from harness.vision import models
 
 Timed = Callable[
     [int, int], tuple[float, float]
@@ -320,7 +320,7 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 def _model(parts: Parts, channels_last: bool) -> nn.Module:
     torch.manual_seed(0)
-    model = models.create(parts.config, len(parts.data.classes)).to(parts.learner.device)
+    model = factory.create(parts.config, len(parts.data.classes)).to(parts.learner.device)
     return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload, no-any-return]
 
 

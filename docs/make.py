@@ -10,8 +10,8 @@ from pathlib import Path
 
 import click
 
-from harness.cli import cli
-from harness.config import Config, kinds, recipes, resolve, settings
+from harness.cli.main import cli
+from harness.config.settings import Config, kinds, recipes, resolve, settings
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference

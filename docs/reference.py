@@ -6,11 +6,11 @@ against real runs, in both directions.
 
 from typing import NamedTuple
 
-from harness import find, seeds
-from harness.runfolder import CHECKPOINTS, CONFIG, FIGURES, STATUS, SUMMARY
-from harness.search import results
-from harness.tracking.encoding import MEDIA
+from harness.runs import lr_find, seeds
+from harness.sweep import results
 from harness.tracking.journal import NAME as JOURNAL
+from harness.tracking.run_dir import CHECKPOINTS, CONFIG, FIGURES, STATUS, SUMMARY
+from harness.tracking.serialization import MEDIA
 from harness.training.checkpoint import INDEX, LAST, PREVIOUS
 
 
@@ -54,8 +54,8 @@ RUN = (
         MAPS,
     ),
     File(f"{FIGURES}/epoch-*/*", "predictions, table and figures as they were after an earlier epoch", EVERY),
-    File(f"{FIGURES}/{find.FIGURE}", "the range test", FIND),
-    File(find.JSON, "what the range test found, and why", FIND),
+    File(f"{FIGURES}/{lr_find.FIGURE}", "the range test", FIND),
+    File(lr_find.JSON, "what the range test found, and why", FIND),
     File(f"{CHECKPOINTS}/{LAST}", "everything that is needed to go on"),
     File(f"{CHECKPOINTS}/{PREVIOUS}", "the one before, should the last be damaged", "more than one save"),
     File(f"{CHECKPOINTS}/{INDEX}", "checksums that vouch for the checkpoints"),

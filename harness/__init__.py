@@ -12,12 +12,12 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.config import Config as Config
-    from harness.config import read_recipe as recipe
-    from harness.config import resolve as resolve
-    from harness.runner import Result as Result
-    from harness.runner import run as run
-    from harness.seeds import run_seeds as run_seeds
+    from harness.config.settings import Config as Config
+    from harness.config.settings import read_recipe as recipe
+    from harness.config.settings import resolve as resolve
+    from harness.runs.run import Result as Result
+    from harness.runs.run import run as run
+    from harness.runs.seeds import run_seeds as run_seeds
     from harness.training.learner import Learner as Learner
     from harness.training.learner import make_learner as make_learner
     from harness.training.loop import evaluate as evaluate
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from harness.training.schedule import Schedule as Schedule
 
 _WHERE = {
-    "Config": "harness.config:Config",
-    "recipe": "harness.config:read_recipe",
-    "resolve": "harness.config:resolve",
-    "Result": "harness.runner:Result",
-    "run": "harness.runner:run",
-    "run_seeds": "harness.seeds:run_seeds",
+    "Config": "harness.config.settings:Config",
+    "recipe": "harness.config.settings:read_recipe",
+    "resolve": "harness.config.settings:resolve",
+    "Result": "harness.runs.run:Result",
+    "run": "harness.runs.run:run",
+    "run_seeds": "harness.runs.seeds:run_seeds",
     "Learner": "harness.training.learner:Learner",
     "make_learner": "harness.training.learner:make_learner",
     "evaluate": "harness.training.loop:evaluate",

@@ -1,6 +1,6 @@
 """`python -m harness`: what torchrun and a sweep's agent start."""
 
-from harness.cli import main
+from harness.cli.main import main
 
 if __name__ == "__main__":
     main()

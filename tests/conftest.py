@@ -4,8 +4,9 @@ import os
 
 import pytest
 from hypothesis import HealthCheck, settings
-from started import QUICK, command
-from wandb_server import KEY, Server
+
+from tests.support.commands import QUICK, command
+from tests.support.wandb_server import KEY, Server
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
 settings.load_profile("steady")

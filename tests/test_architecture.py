@@ -1,40 +1,42 @@
-"""The import law: rooms import leaves and themselves; only the roof knows every room. So no cycle can arise."""
+"""The import rule: a package imports only packages below it, and each library stays behind its wall."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "harness"
-ROOF = {"commands", "assignment"}  # folders of the roof: the command line, and what `harness verify` measures
-ROOMS = {path.name for path in PACKAGE.iterdir() if path.is_dir() and (path / "__init__.py").exists()} - ROOF
-LEAVES = {
-    "errors",
-    "faults",
-    "values",
-    "randomness",
-    "files",
-    "yamlfile",
+# From the bottom to the top: a package may import itself and those that stand before it.
+ORDER = [
+    "utils",
     "config",
-    "runfolder",
-    "interrupts",
-    "environment",
-    "style",
-    "spread",
+    "tracking",
+    "data",
+    "models",
+    "training",
+    "evaluation",
+    "lr_finder",
+    "reporting",
+    "runs",
+    "sweep",
+    "checks",
+    "cli",
+]
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE)
+# Which folders and files may import a library; every other file of the package may not.
+WALLS = {
+    "wandb": ["tracking/wandb/"],
+    "wandb_workspaces": ["tracking/wandb/report.py"],
+    "click": ["cli/"],
+    "matplotlib": ["reporting/figures/"],
 }
-# The drawn exception: what reads runs back reads our journal.
-READS_THE_JOURNAL = {"search", "report"}
-FOREIGN = {
-    "training": {"timm", "wandb", "click", "matplotlib"},
-    "vision": {"wandb", "click"},
-    "tracking": {"torch", "timm", "click"},
-    "search": {"torch", "wandb", "timm"},
-    "report": {"torch", "wandb", "timm", "click", "matplotlib"},
-}
+NO_TORCH = ["utils/", "config/", "tracking/", "sweep/", "reporting/html/"]
 
 
 def imports(path):
-    """Every dotted name that a file imports, wherever in the file."""
+    """Yield every dotted name that a file imports, wherever in the file."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -43,54 +45,81 @@ def imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def part_of(name):
-    words = name.split(".")
-    return words[1] if words[0] == "harness" and len(words) > 1 else None
+def relative(path):
+    return path.relative_to(PACKAGE).as_posix()
 
 
-@pytest.mark.parametrize("room", sorted(ROOMS - {"recipes"}))
-def test_a_room_imports_only_leaves_and_itself(room):
-    for path in (PACKAGE / room).rglob("*.py"):
-        for name in imports(path):
-            part = part_of(name)
-            allowed = (
-                LEAVES | {room, None} | ({"tracking"} if room in READS_THE_JOURNAL and "journal" in name else set())
-            )
-            assert part in allowed or name == "harness.tracking", f"{path.relative_to(PACKAGE)} imports {name}"
+def test_the_packages_are_those_of_the_order():
+    assert sorted(ORDER) == sorted(path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists())
+    assert sorted(path.name for path in PACKAGE.glob("*.py")) == ["__init__.py", "__main__.py"]
 
 
-def test_a_leaf_imports_no_room():
-    for leaf in LEAVES:
-        for name in imports(PACKAGE / f"{leaf}.py"):
-            assert part_of(name) in LEAVES | {None}, f"{leaf}.py imports {name}"
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_a_package_imports_only_packages_below_it(path):
+    rank = ORDER.index(path.relative_to(PACKAGE).parts[0])
+    for name in imports(path):
+        words = name.split(".")
+        if words[0] == "harness" and len(words) > 1:
+            assert words[1] in ORDER[: rank + 1], f"{relative(path)} imports {name}"
 
 
-@pytest.mark.parametrize("room", sorted(FOREIGN.keys() & ROOMS))
-def test_a_room_keeps_to_its_own_libraries(room):
-    for path in (PACKAGE / room).rglob("*.py"):
-        if path.name.startswith("wandb_"):
-            continue
-        for name in imports(path):
-            assert name.split(".")[0] not in FOREIGN[room], f"{path.relative_to(PACKAGE)} imports {name}"
-
-
-def test_only_the_tracking_rooms_wandb_files_import_wandb():
+@pytest.mark.parametrize("library", sorted(WALLS))
+def test_a_library_is_imported_only_behind_its_wall(library):
     for path in PACKAGE.rglob("*.py"):
-        if any(name.split(".")[0] == "wandb" for name in imports(path)):
-            assert path.parent.name == "tracking", path
-            assert path.name.startswith("wandb_"), path
-        if any(name.split(".")[0] == "wandb_workspaces" for name in imports(path)):
-            assert path.name == "wandb_report.py", path
+        if any(name.split(".")[0] == library for name in imports(path)):
+            assert any(relative(path).startswith(place) for place in WALLS[library]), relative(path)
 
 
-def test_help_needs_none_of_the_heavy_libraries():
-    import subprocess
-    import sys
+@pytest.mark.parametrize("place", NO_TORCH)
+def test_torch_is_not_imported_in(place):
+    for path in (PACKAGE / place).rglob("*.py"):
+        assert not {"torch", "torchvision", "timm"} & {name.split(".")[0] for name in imports(path)}, relative(path)
 
-    code = "import sys; sys.argv = ['harness', 'run', '--help']\nimport harness.cli\ntry: harness.cli.main()\nexcept SystemExit: pass\nprint(sorted({'torch', 'timm', 'wandb', 'matplotlib', 'sklearn', 'plotly', 'jinja2'} & set(sys.modules)), file=sys.stderr)"
+
+def test_metrics_need_numpy_only():
+    libraries = {name.split(".")[0] for name in imports(PACKAGE / "evaluation/metrics.py")}
+    assert libraries <= {"harness", "numpy"} | set(sys.stdlib_module_names)
+
+
+def test_there_is_no_import_cycle():
+    graph = {}
+    names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
+    for path, module in names.items():
+        tree = ast.parse(path.read_text())
+        at_the_top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        found = set()
+        for node in at_the_top:
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif node.module:
+                found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        graph[module] = found & set(names.values())
+    done, open_ = set(), []
+
+    def visit(module):
+        assert module not in open_, " -> ".join([*open_[open_.index(module) :], module])
+        if module in done:
+            return
+        open_.append(module)
+        for other in sorted(graph[module]):
+            visit(other)
+        open_.pop()
+        done.add(module)
+
+    for module in sorted(graph):
+        visit(module)
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["sweep", "--help"], ["evaluate", "--help"]])
+def test_help_imports_no_heavy_library(words):
+    heavy = {"torch", "timm", "wandb", "matplotlib", "sklearn", "plotly", "jinja2", "numpy"}
+    code = (
+        f"import sys; sys.argv = ['harness', *{words!r}]\nimport harness.cli.main\ntry: harness.cli.main.main()\n"
+        f"except SystemExit: pass\nprint(sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
-    assert "--lr-max" in done.stdout
+    assert "Usage:" in done.stdout
 
 
 FORBIDDEN = {"pickle", "marshal", "shelve", "joblib", "dill"}

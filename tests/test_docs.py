@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from started import QUICK, command
 
-from harness.cli import cli
-from harness.config import Config, recipes, resolve, settings
+from harness.cli.main import cli
+from harness.config.settings import Config, recipes, resolve, settings
+from tests.support.commands import QUICK, command
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(

@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from started import command
+
+from tests.support.commands import command
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"

@@ -13,12 +13,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from harness import faults
-from harness.errors import CheckpointError, DataError, ResourceError
-from harness.files import write_atomically
-from harness.tracking.encoding import decode_record, encode_record, from_line, to_line
+from harness.tracking.records import Artifact, Record, Scalar
+from harness.tracking.serialization import decode_record, encode_record, from_line, to_line
 from harness.tracking.tracker import Status
-from harness.values import Artifact, Record, Scalar
+from harness.utils import fault_injection
+from harness.utils.errors import CheckpointError, DataError, ResourceError
+from harness.utils.files import write_atomically
 
 NAME = "journal.jsonl"
 REPLACED = "journal.replaced.jsonl"
@@ -152,7 +152,7 @@ class Journal:
         start, rest = self._file.tell(), to_line(line)
         try:
             file, half = self._file, rest[: len(rest) // 2]
-            faults.point("journal", first=lambda: file.write(half))
+            fault_injection.point("journal", first=lambda: file.write(half))
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from harness.tracking.records import Artifact, Record, Scalar
 from harness.tracking.tracker import Status, Tracker
-from harness.values import Artifact, Record, Scalar
 
 
 class Tee:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Literal, Protocol, TypeAlias
 
-from harness.values import Artifact, Record, Scalar
+from harness.tracking.records import Artifact, Record, Scalar
 
 Status: TypeAlias = Literal["finished", "failed", "stopped"]
 

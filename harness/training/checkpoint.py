@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness import faults
-from harness.errors import CheckpointError
-from harness.files import read_json, sha256, sync_folder, write_atomically, write_json
+from harness.utils import fault_injection
+from harness.utils.errors import CheckpointError
+from harness.utils.files import read_json, sha256, sync_folder, write_atomically, write_json
 
 FORMAT = 1
 LAST, PREVIOUS, INCOMING, INDEX = "last.pt", "previous.pt", "incoming.pt", "index.json"
@@ -42,7 +42,7 @@ def save(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> No
     write_json(folder / INDEX, {"checkpoints": [entry, *_entries(folder)[:2]]})
     if (folder / LAST).exists():
         os.replace(folder / LAST, folder / PREVIOUS)
-        faults.point("swap")
+        fault_injection.point("swap")
     os.replace(fresh, folder / LAST)
     sync_folder(folder)
 

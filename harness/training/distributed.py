@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from harness import environment
-from harness.errors import HarnessError, LostError, UsageError
-from harness.interrupts import die_with_parent
+from harness.utils import environment
+from harness.utils.errors import HarnessError, LostError, UsageError
+from harness.utils.signals import die_with_parent
 
 T = TypeVar("T")
 Share = Callable[[int], slice]  # of so many things in a row, those that are this process'

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from harness import faults
-from harness.config import Config
-from harness.errors import UsageError, out_of_memory
+from harness.config.settings import Config
+from harness.training.cuda_graph import GraphedChange
+from harness.training.device import autocast
 from harness.training.distributed import Alone
-from harness.training.graph import GraphedChange
-from harness.training.machine import autocast
 from harness.training.optimizer import make_optimizer, rate, set_rates
+from harness.utils import fault_injection
+from harness.utils.errors import UsageError, out_of_memory
 
 # images [B, 3, H, W], labels int64 [B], step -> mixed images, targets [B] or [B, classes]
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -153,7 +153,7 @@ class Learner:
                 # Gradients are averaged over the processes, and are to be summed.
                 scaled = loss * self.processes.count if self.processes.count > 1 else loss
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
-            faults.point("part")
+            fault_injection.point("part")
             losses.append(loss.detach())
             corrects.append((logits.detach().argmax(1) == truth).sum())
         return torch.stack(losses).sum(), torch.stack(corrects).sum()

@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness import faults
-from harness.errors import DivergedError, ResourceError, out_of_memory
-from harness.randomness import seed_for
+from harness.tracking.records import Curve, Record, Value
+from harness.training.device import autocast, peak_memory, synchronise
 from harness.training.distributed import Alone
 from harness.training.learner import Learner, Outcome
-from harness.training.machine import autocast, peak_memory, synchronise
 from harness.training.schedule import Schedule
-from harness.values import Curve, Record, Value
+from harness.utils import fault_injection
+from harness.utils.errors import DivergedError, ResourceError, out_of_memory
+from harness.utils.seeding import seed_for
 
 
 class Batches(Protocol):
@@ -158,7 +158,7 @@ def fit(
             size = len(labels) if learner.processes.count == 1 else train.size(len(progress.lrs))
             _step(learner, schedule, progress, batch, labels, size)
             progress.seconds = time.monotonic() - began
-            faults.point("step", progress.step)
+            fault_injection.point("step", progress.step)
             if watch is not None:
                 watch(_tick(progress, epoch, epochs, train.steps))
         synchronise(learner.device)
@@ -206,7 +206,7 @@ def evaluate(
     try:
         with torch.no_grad():
             for images, labels in batches:
-                faults.point("evaluation")
+                fault_injection.point("evaluation")
                 with autocast(device, precision):
                     logits = model(images)  # [B, classes]
                 loss += F.cross_entropy(logits.float(), labels, reduction="sum")

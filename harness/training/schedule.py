@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from harness.config import Config
+from harness.config.settings import Config
 
 
 @dataclass(frozen=True)

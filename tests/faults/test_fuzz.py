@@ -9,12 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
-from sample_records import epoch, final, same
 
-from harness import yamlfile
-from harness.config import Config, coerce, kinds, known_name, settings
-from harness.errors import CheckpointError, DataError, HarnessError, UsageError
+from harness.config import yaml_io
+from harness.config.settings import Config, coerce, kinds, known_name, settings
 from harness.tracking.journal import Journal, read
+from harness.utils.errors import CheckpointError, DataError, HarnessError, UsageError
+from tests.support.records import epoch, final, same
 
 WORDS = st.text(max_size=30) | st.sampled_from(
     ["nan", "1e400", "-0", "1_000", "0x10", "٣", "true", "NULL", "{a: [", "a=b,c"]
@@ -84,9 +84,9 @@ def test_any_configuration_comes_back_equal_from_its_file_and_from_json(values):
     except UsageError:
         return  # two of them do not fit each other
     text = config.to_yaml()
-    assert Config(**yamlfile.parse(text)) == config
+    assert Config(**yaml_io.parse(text)) == config
     assert Config(**json.loads(json.dumps(config.to_dict()))) == config
-    assert Config(**yamlfile.parse(text)).digest() == config.digest()
+    assert Config(**yaml_io.parse(text)).digest() == config.digest()
 
 
 @examples(max_examples=300)
@@ -105,13 +105,13 @@ def test_any_configuration_comes_back_equal_from_its_file_and_from_json(values):
 @example("!!bool maybe")
 def test_any_text_as_yaml_is_read_or_refused_in_one_line(text):
     try:
-        value = yamlfile.parse(text, "file.yaml")
+        value = yaml_io.parse(text, "file.yaml")
     except UsageError as error:
         assert str(error).startswith("file.yaml")
         assert "\n" not in str(error)
         return
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        assert yamlfile.parse(yamlfile.dump(value)) == value or value != value or "nan" in repr(value)
+        assert yaml_io.parse(yaml_io.dump(value)) == value or value != value or "nan" in repr(value)
 
 
 @examples(max_examples=200)

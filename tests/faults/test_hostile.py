@@ -10,15 +10,15 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from forked import TINY, harness
 
-from faults.pictures import broken, odd, picture_folder
-from faults.troubled import Troubled
-from harness import cli
-from harness.config import Config
-from harness.errors import HarnessError, UsageError
-from harness.files import read_json, sha256, write_json
+from harness.cli.main import main
+from harness.config.settings import Config
 from harness.tracking.journal import read
+from harness.utils.errors import HarnessError, UsageError
+from harness.utils.files import read_json, sha256, write_json
+from tests.support.broken_images import broken, odd, picture_folder
+from tests.support.faulty_server import Troubled
+from tests.support.forked import TINY, harness
 
 FOLDER = [
     "--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--data", "folder", "--data-dir",
@@ -33,7 +33,7 @@ def command(words, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        main.main()
     said = capfd.readouterr()
     return stop.value.code, said.err
 

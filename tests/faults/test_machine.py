@@ -13,15 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from forked import TINY, begin, context, harness
 
-from faults.pictures import picture_folder
-from faults.test_resume import SAVING, check_same, never_killed, whole_story  # noqa: F401 - a fixture
-from faults.troubled import wait_until
-from harness.config import Config
-from harness.files import read_json, sha256
-from harness.runfolder import claim
+from harness.config.settings import Config
 from harness.tracking.journal import read
+from harness.tracking.run_dir import claim
+from harness.utils.files import read_json, sha256
+from tests.faults.test_resume import SAVING, check_same, never_killed, whole_story  # noqa: F401 - a fixture
+from tests.support.broken_images import picture_folder
+from tests.support.faulty_server import wait_until
+from tests.support.forked import TINY, begin, context, harness
 
 
 @contextmanager
@@ -250,13 +250,13 @@ def test_a_run_in_a_folder_of_any_name_can_be_gone_on_with_by_the_command_that_i
 
 def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, pictures, monkeypatch):
     """Stopped by SIGSTOP, as one that waits for a disk that went away."""
-    from harness.errors import DataError
-    from harness.vision import single
-    from harness.vision.data import load
-    from harness.vision.loaders import make_batches
-    from harness.vision.preprocess import Preprocess
+    from harness.data import worker_loader
+    from harness.data.loaders import make_batches
+    from harness.data.preprocess import Preprocess
+    from harness.data.registry import load
+    from harness.utils.errors import DataError
 
-    monkeypatch.setattr(single, "TIMEOUT", 1.0)
+    monkeypatch.setattr(worker_loader, "TIMEOUT", 1.0)
     config = Config(data="folder", data_dir=str(pictures), loader="timm", workers=1, batch_size=8, image_size=32)
     batches = make_batches(config, load(config), Preprocess(32, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear"), "cpu").train
     epoch = batches.epoch(0)

@@ -8,10 +8,10 @@ import time
 
 import pytest
 import torch
-from forked import TINY, begin, harness
 
-from harness.runfolder import read_state
 from harness.tracking.journal import read
+from harness.tracking.run_dir import read_state
+from tests.support.forked import TINY, begin, harness
 
 SAVING = [*TINY, "--checkpoint-every", "4"]
 UPDATES = 33  # in the whole run

@@ -8,12 +8,12 @@ import threading
 import time
 
 import pytest
-from forked import TINY, begin, harness
-from wandb_files import payloads
-from wandb_server import KEY
 
-from faults.test_resume import SAVING, check_same, never_killed  # noqa: F401 - a fixture
-from harness.files import read_json
+from harness.utils.files import read_json
+from tests.faults.test_resume import SAVING, check_same, never_killed  # noqa: F401 - a fixture
+from tests.support.forked import TINY, begin, harness
+from tests.support.wandb_files import payloads
+from tests.support.wandb_server import KEY
 
 SIGNALS = {"int": (130, "interrupted"), "term": (143, "preempted"), "usr1": (138, "preempted")}
 
@@ -133,7 +133,7 @@ def kinds(log):
 
 def test_a_stop_from_another_thread_is_a_stop(tmp_path):
     """W&B calls its stop function in a thread of its own."""
-    from harness.interrupts import Interrupted, Interrupts
+    from harness.utils.signals import Interrupted, Interrupts
 
     with Interrupts() as interrupts:
         thread = threading.Thread(target=interrupts.stop)

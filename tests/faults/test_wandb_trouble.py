@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from forked import TINY, begin, harness
-from wandb_files import segments
-from wandb_server import KEY
 
-from faults.troubled import Troubled, steps_of
-from harness.files import read_json
 from harness.tracking.journal import read
+from harness.utils.files import read_json
+from tests.support.faulty_server import Troubled, steps_of
+from tests.support.forked import TINY, begin, harness
+from tests.support.wandb_files import segments
+from tests.support.wandb_server import KEY
 
 AUTO = [*TINY[:-1], "auto", "--name", "r"]
 LAST = 33

@@ -1,0 +1,115 @@
+"""The picture of a learning-rate range test: loss and accuracy over the rate, what was chosen, and what else could be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from harness.reporting.figures import style
+from harness.tracking.records import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_OTHERS = (style.PURPLE, style.ORANGE, style.SKY, style.SOFT, style.BLACK)
+
+
+def draw(
+    path: Path | str,
+    *,
+    seeds: Sequence[Curve],
+    loss: Curve,
+    acc: Curve,
+    chosen: Mapping[str, float],
+    others: Mapping[str, float],
+    interval: tuple[float, float] | None = None,
+    trials: Sequence[tuple[float, float]] = (),
+    title: str = "Learning rate range test",
+    note: str = "",
+) -> Path:
+    """The picture, PNG or SVG by the suffix of `path`.
+
+    Args:
+        seeds: one curve of each seed with its raw `loss`, drawn thin.
+        loss, acc: `median`, `low` and `high` over the seeds; loss (nats) and batch accuracy (share 0..1).
+        chosen: the suggested rates, name -> rate. others: what other rules say.
+        interval: least and greatest LRMAX of the seeds.
+        trials: (LRMAX, held-out accuracy) of short runs.
+        note: small print under the title.
+    """
+    if not any(math.isfinite(value) for value in loss.lines.get("median", ())):
+        return style.save(style.message("The range test measured no finite loss."), path)
+    figure = style.figure(9.0, 7.2)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    for number, curve in enumerate(seeds):
+        name = "loss of each seed, raw" if number == 0 else None
+        upper.plot(curve.x, curve.lines["loss"], color=style.SKY, linewidth=0.7, alpha=0.6, label=name)
+    _band(upper, loss, 1.0, style.BLUE, "smoothed loss, median of the seeds")
+    _band(lower, acc, 100.0, style.GREEN, "batch accuracy, median of the seeds")
+    if trials:
+        rates, scores = zip(*sorted(trials), strict=True)
+        lower.plot(
+            rates, [100 * score for score in scores], color=style.VERMILLION, marker="D", markersize=5, linewidth=1,
+            linestyle=":", label="short runs: held-out accuracy over LRMAX",
+        )  # fmt: skip
+    upper.set_xscale("log")
+    style.dress(upper, y="loss (nats)", title=title)
+    style.dress(lower, x="learning rate", y="images classified rightly (%)")
+    if note:
+        upper.set_title(style.plain(style.shorten(note, 100)), fontsize=9, color=style.SOFT, loc="right")
+    _fit(upper, loss)
+    _mark_all(upper, lower, chosen, others, interval)
+    handles = [handle for axes in (upper, lower) for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=style.INK)
+    return style.save(figure, path)
+
+
+def _band(axes: Axes, curve: Curve, scale: float, colour: str, name: str) -> None:
+    x, low, middle, high = (
+        np.asarray(part, dtype=float) for part in (curve.x, *(curve.lines[key] for key in ("low", "median", "high")))
+    )
+    axes.fill_between(x, scale * low, scale * high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(x, scale * middle, color=colour, linewidth=2, label=name)
+
+
+def _mark_all(
+    upper: Axes,
+    lower: Axes,
+    chosen: Mapping[str, float],
+    others: Mapping[str, float],
+    interval: tuple[float, float] | None,
+) -> None:
+    for axes in (upper, lower):
+        if interval is not None and interval[1] > interval[0]:
+            axes.axvspan(*interval, color=style.VERMILLION, alpha=0.10, linewidth=0)
+        for place in chosen.values():
+            axes.axvline(place, color=style.VERMILLION, linewidth=1.8)
+    for name, place in chosen.items():
+        upper.annotate(
+            style.plain(f"{name} = {place:.2g}"), (place, 0.99), (-3, 0), xycoords=("data", "axes fraction"),
+            textcoords="offset points", rotation=90, ha="right", va="top", fontsize=11, color=style.VERMILLION,
+            fontweight="bold", bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 1},
+        )  # fmt: skip
+    for number, (name, place) in enumerate(others.items()):
+        colour = _OTHERS[number % len(_OTHERS)]
+        upper.axvline(
+            place,
+            color=colour,
+            linewidth=1,
+            linestyle=(0, (4, 3)),
+            label=style.plain(f"{name} {place:.2g}"),
+            zorder=1.5,
+        )
+
+
+def _fit(axes: Axes, loss: Curve) -> None:
+    """Limits the loss axis to what happened before the explosion, so that the fall stays to be seen."""
+    values = np.asarray(loss.lines["median"], dtype=float)
+    values = values[np.isfinite(values)]
+    low, start = float(values.min()), float(values[: max(1, len(values) // 10)].max())
+    fall = max(start - low, 0.1 * abs(start), 1e-3)
+    axes.set_ylim(low - 0.2 * fall, min(float(values.max()), start + 0.6 * fall) + 0.15 * fall)

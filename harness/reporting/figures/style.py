@@ -1,0 +1,161 @@
+"""The look of every figure of the project: one light style, drawn without a screen and without pyplot's global state."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+import warnings
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.utils.errors import UsageError
+from harness.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, which people with any common colour blindness can tell apart.
+BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+SKY, PURPLE, YELLOW, BLACK = "#56B4E9", "#CC79A7", "#F0E442", "#000000"
+PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, BLACK)
+
+PAPER, INK, SOFT, GRID = "#FFFFFF", "#222222", "#666666", "#E4E4E4"
+RIGHT, WRONG = BLUE, VERMILLION  # always with a sign beside the colour
+RIGHT_SIGN, WRONG_SIGN = "✓", "✗"
+
+DPI = 150
+SUFFIXES = (".png", ".svg")
+# The first has Latin, Greek and Cyrillic and comes with matplotlib; the others are used where they are installed.
+_FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS")
+_MISSING = "□"
+
+
+def figure(width: float = 8.0, height: float = 4.5) -> Figure:
+    """An empty figure, `width` x `height` inches, whose parts make room for each other."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
+
+
+def dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: bool = True) -> Axes:
+    """`axes` in the project's style, with names for its axes and a title that starts at its left edge."""
+    axes.set_facecolor(PAPER)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set(color=SOFT, linewidth=0.8)
+    axes.tick_params(colors=SOFT, labelcolor=INK, labelsize=10, width=0.8, length=3)
+    axes.set_axisbelow(True)
+    if grid:
+        axes.grid(color=GRID, linewidth=0.7)
+    axes.set_xlabel(plain(x), fontsize=11, color=INK)
+    axes.set_ylabel(plain(y), fontsize=11, color=INK)
+    if title:
+        axes.set_title(plain(title), fontsize=13, color=INK, loc="left", pad=10, fontweight="bold")
+    return axes
+
+
+def legend(axes: Axes, **where: Any) -> None:
+    """The legend of `axes`, if there is anything to name."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(
+            **{"fontsize": 10, "frameon": True, "framealpha": 0.9, "edgecolor": GRID, "labelcolor": INK, **where}
+        )
+
+
+def plain(text: object) -> str:
+    """`text` as matplotlib draws it letter by letter.
+
+    A dollar sign starts no formula; a control character, and a letter that no font here has, becomes a box.
+    """
+    letters = _letters()
+    shown = "".join(
+        letter if letter == "\n" or (letter.isprintable() and ord(letter) in letters) else _MISSING
+        for letter in str(text)
+    )
+    return shown.replace("$", r"\$")
+
+
+def shorten(text: object, width: int) -> str:
+    """`text` in at most `width` letters: its beginning and its end around an ellipsis."""
+    words = " ".join(str(text).split())
+    if len(words) <= width:
+        return words
+    tail = (width - 1) // 3
+    return words[: width - 1 - tail] + "…" + (words[-tail:] if tail else "")
+
+
+def wrap(text: object, width: int, lines: int = 2) -> str:
+    """`text` on at most `lines` lines of at most `width` letters."""
+    return "\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder=" …")) or ""
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A share 0..1 as a person reads it; only a true 1 is `100 %`, and only a true 0 is `0 %`."""
+    if share in (0, 1):
+        return f"{share:.0%}".replace("%", " %")
+    step = 10.0**-digits
+    return f"{min(max(100 * share, step), 100 - step):.{digits}f} %"
+
+
+def message(text: str, *, width: float = 8.0, height: float = 3.0) -> Figure:
+    """A figure that only says something, for where there is nothing to draw."""
+    empty = figure(width, height)
+    empty.text(0.5, 0.5, plain(wrap(text, 60, lines=4)), ha="center", va="center", fontsize=13, color=SOFT)
+    return empty
+
+
+def save(drawn: Figure, path: Path | str) -> Path:
+    """The figure written to `path`, PNG or SVG by its suffix, whole or not at all; folders are made.
+
+    Raises:
+        UsageError: another suffix.
+    """
+    path = Path(path)
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise UsageError(f"can not draw {path.name!r}: need a name that ends in .png or .svg")
+    _set_fonts(drawn)
+    more: dict[str, Any] = {"metadata": {"Date": None}} if kind == ".svg" else {"pil_kwargs": {"compress_level": 4}}
+    with warnings.catch_warnings():
+        # A tiny or crowded figure is still drawn, only less well laid out: no reason to stop a run.
+        warnings.filterwarnings("ignore", message=".*constrained_layout not applied.*")
+        write_atomically(path, lambda file: drawn.savefig(file, format=kind[1:], dpi=DPI, **more))
+    return path
+
+
+def warm_up() -> None:
+    """Find the fonts and draw once into memory, for a process that waits for work."""
+    drawn = figure(2, 2)
+    dress(drawn.add_subplot(), x=plain("x"), y="y", title="title")
+    _set_fonts(drawn)
+    drawn.savefig(io.BytesIO(), format="png", dpi=DPI)
+
+
+def _set_fonts(drawn: Figure) -> None:
+    """Our fonts in every text, whatever the user's matplotlibrc says."""
+    from matplotlib.text import Text
+
+    for text in drawn.findobj(Text):
+        text.set_fontfamily(list(_families()))
+
+
+@cache
+def _families() -> tuple[str, ...]:
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return tuple(name for name in _FONTS if name in installed)
+
+
+@cache
+def _letters() -> frozenset[int]:
+    """The code points that can be drawn."""
+    from matplotlib import font_manager
+
+    letters: set[int] = set()
+    for name in _families():
+        letters |= set(font_manager.get_font(font_manager.findfont(name)).get_charmap())
+    return frozenset(letters)

@@ -1,0 +1,232 @@
+"""Pictures of numbers: losses and accuracies by epoch, the learning rate by step, a schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from harness.reporting.figures import style
+from harness.tracking.records import Image, Record
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Points: TypeAlias = Sequence[float] | np.ndarray
+
+_LOOKS = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (style.VERMILLION, "-")}
+_MANY = 40  # points beyond which markers would hide the line
+
+
+def losses(records: Sequence[Record], path: Path | str) -> Path:
+    """The picture of every `*/loss` by epoch; the lowest and the last value of each are marked."""
+    return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True)
+
+
+def accuracy(records: Sequence[Record], path: Path | str) -> Path:
+    """The picture of every `*/acc` by epoch, in percent; the highest and the last value of each are marked."""
+    return _by_epoch(records, path, "acc", "Accuracy", "images classified rightly (%)", lowest=False)
+
+
+def learning_rate(
+    steps: Sequence[float],
+    lrs: Sequence[float],
+    path: Path | str,
+    *,
+    momentum: Sequence[float] | None = None,
+    steps_per_epoch: float | None = None,
+    marks: Mapping[str, float] | None = None,
+    title: str = "Learning rate",
+) -> Path:
+    """The picture of the learning rate at every step, with its extremes named.
+
+    Args:
+        momentum: drawn in a panel of its own below.
+        steps_per_epoch: gives a second axis in epochs.
+        marks: name -> step, drawn as upright lines.
+    """
+    if not len(steps):
+        return style.save(style.message("No learning rate was recorded."), path)
+    figure = style.figure(8.0, 4.5 if momentum is None else 6.0)
+    upper, lower = _panels(figure, momentum is not None)
+    _line(upper, steps, lrs, style.BLUE)
+    style.dress(upper, x="" if lower else "step (optimizer updates)", y="learning rate", title=title)
+    _name_extremes(upper, steps, lrs)
+    for name, place in (marks or {}).items():
+        _mark(upper, name, place)
+    if steps_per_epoch:
+        _epoch_axis(upper, steps_per_epoch)
+    if lower is not None and momentum is not None:
+        _line(lower, steps, momentum, style.ORANGE)
+        style.dress(lower, x="step (optimizer updates)", y="momentum")
+    return style.save(figure, path)
+
+
+def schedule_curve(
+    x: Sequence[float],
+    lr: Sequence[float],
+    path: Path | str,
+    *,
+    lr_min: float,
+    lr_max: float,
+    momentum: Sequence[float] | None = None,
+    title: str = "Learning rate schedule",
+    x_name: str = "iteration",
+) -> Path:
+    """The picture of a schedule between two lines that name its least and its greatest learning rate."""
+    if not len(x):
+        return style.save(style.message("The schedule has no steps: nothing to draw."), path)
+    figure = style.figure(8.0, 4.5 if momentum is None else 6.0)
+    upper, lower = _panels(figure, momentum is not None)
+    for name, height, side in (("lr_max", lr_max, "bottom"), ("lr_min", lr_min, "top")):
+        upper.axhline(height, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
+        offset = 4 if side == "bottom" else -4
+        upper.annotate(
+            style.plain(f"{name} = {height:g}"), (1.0, height), (-4, offset), xycoords=("axes fraction", "data"),
+            textcoords="offset points", ha="right", va=side, fontsize=10, color=style.VERMILLION,
+        )  # fmt: skip
+    _line(upper, x, lr, style.BLUE)
+    style.dress(upper, x="" if lower else x_name, y="learning rate", title=title)
+    room = 0.12 * (max(lr_max, *lr) - min(lr_min, *lr)) or 0.1 * abs(lr_max) or 0.1
+    upper.set_ylim(min(lr_min, *lr) - room, max(lr_max, *lr) + room)
+    if lower is not None and momentum is not None:
+        _line(lower, x, momentum, style.ORANGE)
+        style.dress(lower, x=x_name, y="momentum")
+    return style.save(figure, path)
+
+
+def as_image(path: Path | str, caption: str = "") -> Image:
+    """A drawn PNG as a value that a tracker can write."""
+    from PIL import Image as Pillow
+
+    with Pillow.open(path) as picture:
+        return Image(np.array(picture.convert("RGB")), caption)
+
+
+def _by_epoch(records: Sequence[Record], path: Path | str, what: str, title: str, y: str, *, lowest: bool) -> Path:
+    from matplotlib.ticker import MaxNLocator
+
+    lines, single = _lines(records, what)
+    if not lines and not single:
+        return style.save(style.message(f"No {title.lower()} was recorded."), path)
+    figure = style.figure()
+    axes = figure.subplots()
+    scale = 1.0 if lowest else 100.0
+    for index, (split, points) in enumerate(lines.items()):
+        colour, dash = _LOOKS.get(split, (style.PALETTE[(3 + index) % len(style.PALETTE)], "-."))
+        epochs, values = np.array(list(points)), scale * np.array(list(points.values()))
+        _line(axes, epochs, values, colour, dash=dash, name=_summary(split, epochs, values, lowest))
+        _mark_best_and_last(axes, epochs, values, colour, lowest)
+    for split, (epoch, value) in single.items():
+        colour = _LOOKS.get(split, (style.PURPLE, ""))[0]
+        label = f"{split}, once at the end: {_number(scale * value, lowest)}"
+        axes.plot(
+            [epoch], [scale * value], marker="*", markersize=13, linestyle="", color=colour, label=style.plain(label)
+        )
+    style.dress(axes, x="epoch", y=y, title=title)
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    axes.margins(x=0.03, y=0.08)
+    reached = {epoch for points in lines.values() for epoch in points} | {epoch for epoch, _ in single.values()}
+    if len(reached) == 1:  # one point has no extent that an axis could be fitted to
+        (only,) = reached
+        axes.set_xlim(only - 1, only + 1)
+    style.legend(axes, loc="best", title="ring: best, dot: last", title_fontsize=9)
+    return style.save(figure, path)
+
+
+def _lines(records: Sequence[Record], what: str) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
+    """Split -> {epoch: value} of the epochs' records, and split -> (epoch, value) of what was measured once at the end.
+
+    A value that is not finite leaves a gap; an epoch that was measured again after a resume counts once, the last time.
+    """
+    lines: dict[str, dict[int, float]] = {}
+    once: dict[str, tuple[int, float]] = {}
+    for record in records:
+        for key, value in record.scalars().items():
+            split, _, name = key.rpartition("/")
+            if name != what or not split or isinstance(value, str | bool):
+                continue
+            if record.kind == "epoch":
+                lines.setdefault(split, {})[record.epoch] = float(value) if math.isfinite(value) else math.nan
+            elif record.kind == "final" and math.isfinite(value):
+                once[split] = (record.epoch, float(value))
+    lines = {split: points for split, points in lines.items() if not all(map(math.isnan, points.values()))}
+    order = [*(split for split in _LOOKS if split in lines), *sorted(set(lines) - set(_LOOKS))]
+    return {split: dict(sorted(lines[split].items())) for split in order}, {
+        s: p for s, p in once.items() if s not in lines
+    }
+
+
+def _summary(split: str, epochs: np.ndarray, values: np.ndarray, lowest: bool) -> str:
+    best = int(np.nanargmin(values) if lowest else np.nanargmax(values))
+    last = "none" if math.isnan(values[-1]) else _number(values[-1], lowest)
+    return f"{split}   last {last},  best {_number(values[best], lowest)} (epoch {epochs[best]})"
+
+
+def _number(value: float, loss: bool) -> str:
+    return f"{value:.4g}" if loss else f"{value:.2f} %"
+
+
+def _mark_best_and_last(axes: Axes, epochs: np.ndarray, values: np.ndarray, colour: str, lowest: bool) -> None:
+    best = int(np.nanargmin(values) if lowest else np.nanargmax(values))
+    axes.plot(epochs[-1:], values[-1:], marker="o", markersize=6, color=colour, linestyle="")
+    axes.plot(
+        epochs[best], values[best], marker="o", markersize=11, markerfacecolor="none", markeredgewidth=1.4,
+        color=colour, linestyle="",
+    )  # fmt: skip
+
+
+def _panels(figure: Figure, two: bool) -> tuple[Axes, Axes | None]:
+    if not two:
+        return figure.subplots(), None
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    return upper, lower
+
+
+def _line(axes: Axes, x: Points, y: Points, colour: str, *, dash: str = "-", name: str = "") -> None:
+    few = len(x) <= _MANY
+    axes.plot(
+        x, y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if few else "", markersize=3 if len(x) > 1 else 6,
+        solid_joinstyle="round", label=style.plain(name) if name else None,
+    )  # fmt: skip
+
+
+def _name_extremes(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """The greatest and the least value written beside their points."""
+    greatest, least = int(np.argmax(y)), int(len(y) - 1 - np.argmin(np.asarray(y)[::-1]))
+    axes.margins(y=0.14)
+    for index, word, offset in ((greatest, "max", 7), (least, "min", -7)):
+        if index == least and y[greatest] == y[least] and word == "min":
+            return
+        late = x[index] > (x[0] + x[-1]) / 2
+        axes.annotate(
+            f"{word} {y[index]:.4g}", (x[index], y[index]), (-6 if late else 6, offset), textcoords="offset points",
+            ha="right" if late else "left", va="bottom" if offset > 0 else "top", fontsize=10, color=style.INK,
+        )  # fmt: skip
+        axes.plot(x[index], y[index], marker="o", markersize=5, color=style.BLUE)
+
+
+def _mark(axes: Axes, name: str, place: float) -> None:
+    axes.axvline(place, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)))
+    axes.annotate(
+        style.plain(style.shorten(name, 40)), (place, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
+        textcoords="offset points", ha="left", va="top", fontsize=10, color=style.VERMILLION,
+        bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
+    )  # fmt: skip
+
+
+def _epoch_axis(axes: Axes, steps_per_epoch: float) -> None:
+    def to_epochs(step: Any) -> Any:
+        return step / steps_per_epoch
+
+    def to_steps(epoch: Any) -> Any:
+        return epoch * steps_per_epoch
+
+    above = axes.secondary_xaxis("top", functions=(to_epochs, to_steps))
+    above.set_xlabel("epoch", fontsize=10, color=style.SOFT)
+    above.tick_params(colors=style.SOFT, labelsize=9, width=0.8, length=3)
+    above.spines["top"].set(color=style.GRID)

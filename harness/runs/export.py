@@ -1,0 +1,70 @@
+"""Taking a trained model elsewhere: a folder for stock timm, ONNX for other runtimes, a card that says what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from harness.models.model_card import OURS, card
+from harness.utils.errors import HarnessError, UsageError
+from harness.runs.inference import bring_back
+from harness.models import factory
+
+TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
+
+
+def to_timm(path: Path, folder: Path) -> str:
+    """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with a model card.
+
+    timm builds the model by its name, so `import harness.models.cifar_resnet` comes first for our own.
+    """
+    from timm.models import save_for_hf
+
+    trained = bring_back(path, {"device": "cpu"})
+    if not hasattr(trained.model, "pretrained_cfg"):
+        raise UsageError(
+            f"{trained.config.model} has no timm configuration, so timm can not rebuild it; export --onnx instead"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_for_hf(
+        trained.model.to(memory_format=torch.contiguous_format),  # safetensors takes no other
+        str(folder),
+        model_config={"label_names": list(trained.classes), "num_classes": len(trained.classes)},
+        safe_serialization=True,
+        data_config=factory.timm_input(trained.preprocess),
+    )
+    (folder / "README.md").write_text(card(trained.facts), encoding="utf-8")
+    ours = "import harness.models.cifar_resnet; " if trained.config.model in OURS else ""
+    return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
+
+
+def to_onnx(path: Path, file: Path) -> str:
+    """Write an ONNX file with a free batch size, and hold its logits against torch's.
+
+    Raises:
+        UsageError: the extra is not installed. HarnessError: the two disagree.
+    """
+    try:
+        import onnxruntime
+    except ImportError:
+        raise UsageError("ONNX needs an extra: pip install 'harness[export]'") from None
+    trained = bring_back(path, {"device": "cpu", "precision": "fp32"})
+    size = trained.preprocess.size
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    model = trained.model.to(memory_format=torch.contiguous_format)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with torch.no_grad():
+        expected = model(images)
+        torch.onnx.export(
+            model, (images,), str(file), input_names=["images"], output_names=["logits"],
+            dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, dynamo=False, opset_version=17,
+        )  # fmt: skip
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    difference = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    if not difference <= TOLERANCE:
+        raise HarnessError(
+            f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; do not use this file"
+        )
+    return f"{file}: logits equal torch's to {difference:.1e} of the largest"

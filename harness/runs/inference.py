@@ -1,0 +1,326 @@
+"""`harness evaluate` and `harness explain`: a trained model brought back, and asked."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from harness.config.settings import Config, known_name
+from harness.utils.errors import CheckpointError, DataError, HarnessError, UsageError
+from harness.utils.files import write_json
+from harness.reporting.evaluation_report import Seen, Viewer, as_picture, enlarge, table_text
+from harness.training import checkpoint
+from harness.training import device as machine
+from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
+from harness.evaluation import gradcam
+from harness.reporting.figures import gradcam as cam_figure
+from harness.data import loaders
+from harness.models import factory
+from harness.data.registry import load as load_data
+from harness.data.image_io import is_picture, read_image
+from harness.data.preprocess import Preprocess
+from harness.data.dataset import Split
+
+# What a checkpoint decides and an option can not change any more.
+FIXED = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model from a checkpoint, in evaluation mode on its device, and what is known of it."""
+
+    path: Path
+    config: Config
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    device: torch.device
+    facts: Mapping[str, Any]
+
+    @property
+    def viewer(self) -> Viewer:
+        return Viewer(self.config, self.model, self.preprocess, self.classes, self.device)
+
+
+def bring_back(path: Path, given: Mapping[str, Any] | None = None) -> Trained:
+    """The model in a `model.safetensors`, a `last.pt` or a run folder, with the configuration it was trained with.
+
+    Args:
+        given: settings that replace the checkpoint's own (device, precision, data, galleries ...).
+
+    Raises:
+        CheckpointError: missing, damaged, foreign or unsafe.
+    """
+    path = find_checkpoint(Path(path).expanduser())
+    weights, facts = checkpoint.load_weights(path) if path.suffix == ".safetensors" else _from_state(path)
+    try:
+        saved = Config(**facts["config"])
+        preprocess = Preprocess(**facts["preprocess"])
+        classes = tuple(map(str, facts["classes"]))
+        if not (isinstance(preprocess.size, int) and len(preprocess.mean) == len(preprocess.std) == 3 and classes):
+            raise ValueError("its preprocessing or its classes make no sense")
+    except (HarnessError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} does not say what it is ({error}); it is not a checkpoint of this harness"
+        ) from None
+    named = {known_name(key): value for key, value in (given or {}).items()}
+    if fixed := FIXED & named.keys():
+        raise UsageError(f"{', '.join(sorted(fixed))}: the checkpoint says this itself; leave the option out")
+    config = saved.replace(**{"device": "auto", **named})
+    device = machine.pick_device(config.device)
+    config = config.replace(precision=machine.pick_precision(config.precision, device))
+    machine.prepare(config, device)
+    model = factory.create(saved.replace(pretrained=False), saved.classes or len(classes))
+    checkpoint.fits(model, weights, path)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return Trained(path, config, model.to(memory_format=layout).to(device).eval(), classes, preprocess, device, facts)
+
+
+def _from_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The weights that would be the result (the moving average where there is one), and the facts, in a `last.pt`."""
+    facts = checkpoint.load(path)
+    try:
+        state = facts["learner"]
+        if state.get("ema"):
+            averaged = {key: value for key, value in state["ema"].items() if key.startswith("module.")}
+            return {key.removeprefix("module."): value for key, value in averaged.items()}, facts
+        return dict(state["model"]), facts
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is not a checkpoint of harness: it holds no model's weights") from None
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the result's weights of a run folder."""
+    if path.is_dir():
+        for place in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):
+            if place.is_file():
+                return place
+        newest = checkpoint.newest(path / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"no checkpoint in {path}: need a run folder, a model.safetensors or a last.pt")
+        return newest
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint {path}: need a run folder, a model.safetensors or a last.pt; `harness runs` lists the runs"
+        )
+    return path
+
+
+def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name: str = "") -> tuple[Seen, str, Path]:
+    """Predict a split with a trained model and write the same files as a run does.
+
+    Args:
+        given: settings that replace the checkpoint's, such as other data.
+        out: folder for the files; `evaluation-SPLIT` in the run folder when None.
+        split_name: train, val or test; the test set where there is one when empty.
+
+    Returns:
+        what was seen, the split's name, the folder.
+
+    Raises:
+        CheckpointError, DataError, UsageError.
+    """
+    trained = bring_back(path, given)
+    data = load_data(trained.config)
+    if data.classes != trained.classes:
+        raise DataError(
+            f"the data's classes ({_few(data.classes)}) are not those the model was trained on ({_few(trained.classes)})"
+        )
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    name = split_name or ("test" if data.test is not None else "val" if data.val is not None else "train")
+    split = splits.get(name)
+    if split is None:
+        raise UsageError(
+            f"split={name!r}: the data has {', '.join(key for key, value in splits.items() if value is not None)}"
+        )
+    out = out or _run_folder(trained.path) / f"evaluation-{name}"
+    seen = trained.viewer.see(split, evaluation(trained, split), out)
+    write_json(
+        out / "evaluation.json",
+        {
+            "checkpoint": str(trained.path),
+            "data": data.name,
+            "split": name,
+            "images": len(split),
+            "fingerprint": data.fingerprint,
+            **seen.metrics,
+        },
+    )
+    _track(trained, given, seen, name, out)
+    return seen, name, out
+
+
+def report(seen: Seen, split: str) -> str:
+    """The headline figures and the per-class table, for a terminal."""
+    shown = {
+        "acc": "accuracy",
+        "acc5": "top-5 accuracy",
+        "acc_tta": "accuracy, flip TTA",
+        "loss": "loss (nats)",
+        "ece": "calibration error",
+    }
+    lines = [
+        f"{split} {shown[key]:<20} {100 * value:.2f} %"
+        if key.startswith("acc")
+        else f"{split} {shown[key]:<20} {value:.4f}"
+        for key, value in seen.metrics.items()
+    ]
+    return "\n".join([*lines, "", table_text(seen.per_class)])
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the model says of one picture.
+
+    Attributes:
+        guesses: (class, probability), the likeliest first.
+        overlay: the file with the picture beside its map; None where no map was asked for.
+    """
+
+    path: Path
+    guesses: list[tuple[str, float]]
+    overlay: Path | None = None
+    empty: bool = False
+
+
+def explain(
+    path: Path, pictures: Sequence[Path], given: Mapping[str, Any], out: Path, top: int = 5
+) -> Iterator[Answer]:
+    """Classify pictures of any size, mode or orientation, and write each with its map laid over it.
+
+    When `given` names `wandb`, all answers go there too, at the end.
+
+    Raises:
+        DataError: a picture can not be read, or a folder has none.
+    """
+    trained = bring_back(path, given)
+    answers = []
+    for answer in _answers(trained, pictures, out, top):
+        answers.append(answer)
+        yield answer
+    _track_answers(trained, given, answers, out)
+
+
+def _answers(trained: Trained, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Answer]:
+    mapped = trained.config.cam != "none" and trained.viewer.has_layer()
+    files = list(_pictures(pictures))
+    for file, name in zip(files, _out_names(files), strict=True):
+        try:
+            pixels = read_image(file)
+        except DataError as error:
+            if trained.config.bad_images == "fail":
+                raise
+            log.warning("skipped: %s", error)
+            continue
+        image = trained.preprocess.image(pixels)[None]
+        with torch.no_grad(), machine.autocast(trained.device, machine.autocast_type(trained.config.precision)):
+            probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
+        order = np.argsort(-probabilities)[:top]
+        guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
+        if not mapped:
+            yield Answer(file, guesses)
+            continue
+        maps = gradcam.explain(
+            trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
+        )
+        shown = as_picture(trained.preprocess.denormalise(image)[0])
+        yield Answer(file, guesses, _write_overlay(shown, maps, out / name), bool(maps.empty[0]))
+
+
+def _write_overlay(shown: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
+    """The picture as the model saw it beside itself under its map (stripes for an empty one), as PNG."""
+    from PIL import Image as Pillow
+
+    large = enlarge(shown, 256)
+    second = cam_figure.hatched(large.shape) if maps.empty[0] else cam_figure.overlay(large, maps.scaled[0])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Pillow.fromarray(np.concatenate([large, second], 1)).save(path)
+    return path
+
+
+def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.is_file() and is_picture(file.name))
+            if not found:
+                raise DataError(f"{path} holds no pictures")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"no such picture: {path}")
+
+
+def _out_names(files: Sequence[Path]) -> list[str]:
+    """A PNG name for each picture, told apart by a number where two would be equal."""
+    seen: dict[str, int] = {}
+    names = []
+    for file in files:
+        stem = (
+            "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in file.stem)[:80].lstrip(".")
+            or "picture"
+        )
+        seen[stem] = seen.get(stem, 0) + 1
+        names.append(f"{stem}{'' if seen[stem] == 1 else f'-{seen[stem]}'}.png")
+    return names
+
+
+def evaluation(trained: Trained, split: Split) -> Any:
+    """The batches of a split as the model takes them, in order."""
+    return loaders.evaluation_batches(split, trained.preprocess, trained.config, trained.device)
+
+
+def _run_folder(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+
+
+def _few(classes: Sequence[str]) -> str:
+    return ", ".join(classes[:4]) + (f", ... {len(classes)} in all" if len(classes) > 4 else "")
+
+
+def _track(trained: Trained, given: Mapping[str, Any], seen: Seen, split: str, out: Path) -> None:
+    """What `evaluate` saw, to W&B."""
+    metrics = {f"{split}/{key}": value for key, value in seen.metrics.items()}
+    _to_wandb(trained, given, "evaluate", {**seen.values, **metrics}, metrics, out)
+
+
+def _track_answers(trained: Trained, given: Mapping[str, Any], answers: Sequence[Answer], out: Path) -> None:
+    """What `explain` answered, to W&B: a row a picture, an empty map as an empty cell."""
+    rows: list[tuple[Cell, ...]] = []
+    for answer in answers:
+        drawn = None if answer.overlay is None or answer.empty else Image(read_image(answer.overlay))
+        name, share = answer.guesses[0]
+        rows.append((drawn, str(answer.path.name), name, share, ", ".join(name for name, _ in answer.guesses)))
+    table = Table(("image and map", "file", "prediction", "confidence", "guesses"), rows)
+    _to_wandb(trained, given, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
+
+
+def _to_wandb(
+    trained: Trained,
+    given: Mapping[str, Any],
+    job: str,
+    values: Mapping[str, Value],
+    summary: Mapping[str, Scalar],
+    out: Path,
+) -> None:
+    """A run of its own in W&B, when `--wandb` was given."""
+    if "wandb" not in {known_name(key) for key in given} or trained.config.wandb == "disabled":
+        return
+    from harness.tracking.wandb import init
+
+    out.mkdir(parents=True, exist_ok=True)
+    name = f"{job}-{_run_folder(trained.path).name}"
+    tracker = init.start(trained.config, out, run_name=name, job_type=job)
+    tracker.record(Record(0, 0, values, kind="final"))
+    tracker.summary(summary)
+    tracker.finish("finished", 0)

@@ -1,0 +1,205 @@
+"""The story of a run: settings become parts, parts yield records, records reach the tracker and the folder.
+
+This and the command line are the only places that know every room.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import sys
+import time
+from typing import Any
+
+from harness.utils import environment
+from harness.runs import lr_find
+from harness.tracking import run_dir
+from harness.lr_finder.finder import provisional
+from harness.config.settings import Config
+from harness.utils.errors import DivergedError, UsageError, known
+from harness.utils.files import clear_temporary, write_atomically, write_json
+from harness.runs.follow import check_together, follow, go_on
+from harness.utils.signals import PREEMPTED, Interrupted, Interrupts
+from harness.runs.components import Parts, assemble
+from harness.tracking.run_dir import RunFolder
+from harness.reporting.html.share import PAGE, write_page
+from harness.runs.trainer import Display, Result, Story, open_tracker, resume_command
+from harness.tracking.tracker import Tracker
+from harness.tracking.wandb.failed_trial import failure_told
+from harness.tracking.wandb.session import in_sweep
+from harness.training import checkpoint
+from harness.training import distributed
+from harness.training.distributed import Alone
+from harness.training.loop import Progress
+from harness.training.schedule import make_schedule
+
+log = logging.getLogger(__name__)
+
+
+def run(config: Config, display: Display | None = None) -> Result:
+    """Train, evaluate every epoch and record: the same as `harness run`.
+
+    Raises:
+        HarnessError: with one line that names what is wrong and its remedy.
+        Interrupted: a signal stopped it; the state was saved and the same call goes on.
+    """
+    from harness.runs.progress import Lines
+
+    display = display or Lines(sys.stderr)
+    began = time.monotonic()
+    try:
+        return _run(config, display, began)
+    except Exception as error:
+        meant = known(error)
+        if meant is None or meant is error:
+            raise
+        raise meant from error
+
+
+def _run(config: Config, display: Display, began: float) -> Result:
+    processes = distributed.join(config.device, config.process_timeout)
+    try:
+        with processes.watched():
+            if processes.leads:
+                return _lead(config, display, began, processes)
+            return follow(config, processes)
+    finally:
+        processes.leave()
+
+
+def _lead(config: Config, display: Display, began: float, processes: Alone) -> Result:
+    """The run as the process that writes does it, most often the only one."""
+    with failure_told():
+        run_dir.check_output(config)
+        check_together(config, processes)
+        parts = assemble(provisional(config), processes)
+        if skipped := parts.data.skipped:
+            display.say(f"{len(skipped)} unreadable images are left out, the first is {skipped[0]}")
+        # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
+        config = config.replace(precision=parts.config.precision)
+        folder = run_dir.claim(config)
+        if config.name and folder.name.startswith(asked := run_dir.slug(config.name)) and folder.name != asked:
+            display.say(f"{folder.path.parent / asked} is another run, or finished; this one is {folder.path}")
+    try:
+        return _run_in(folder, config, parts, display, time.monotonic() - began)
+    finally:
+        folder.close()
+
+
+def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, seconds: float) -> Result:
+    """One run in its folder: whatever happens, the status and the tracker say so at the end."""
+    clear_temporary(folder.path)
+    state = parts.learner.processes.from_first(_saved(folder, parts) if folder.resumed else None)
+    progress = go_on(parts, state)
+    if state is not None:
+        display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
+    write_atomically(folder.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
+    folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
+    facts = environment.describe(parts.learner.device)
+    with Interrupts() as interrupts:
+        try:
+            with interrupts.at_once():
+                tracker, journal, wandb = open_tracker(config, folder, parts, facts, interrupts, display, progress)
+        except BaseException as error:
+            folder.status(_ending(error), **_facts(folder, progress, error))
+            raise
+        if wandb.url:
+            display.say(f"W&B: {wandb.url}")
+        try:
+            parts = _with_rates(config, parts, folder, tracker, display, interrupts)
+            story = Story(parts, folder, tracker, journal, display, progress, interrupts)
+            with parts.learner.processes.watched():
+                result = story.tell({**facts, "seconds before": round(seconds, 2)})
+            tracker.finish("finished", 0)
+        except BaseException as error:
+            meant: BaseException = error
+            if isinstance(error, Interrupted) and wandb.stopped_by_server():
+                # In a sweep an early end is what was meant to happen: an agent would count another status as a failure.
+                meant = Interrupted("stopped by W&B", 0 if in_sweep() else error.exit_code)
+            _close_failed(folder, parts, tracker, progress, meant, display)
+            if meant is not error:
+                raise meant from error
+            raise
+        if config.report:  # before the run is finished: one that is killed here is gone on with, and writes it then
+            write_page(folder.path, display.say, "finished")
+        folder.status(
+            "finished",
+            exit_code=0,
+            step=progress.step,
+            epoch=len(progress.history),
+            tracking=wandb.state,
+            **_sync(wandb),
+        )
+    told = f"to W&B: {wandb.sync_command}" if wandb.sync_command else f"W&B: {wandb.url}" if wandb.url else ""
+    page = f"\npage: {folder.path / PAGE}" if (folder.path / PAGE).is_file() else ""
+    display.say(f"run folder: {folder.path}{page}" + (f"\n{told}" if told else ""))
+    return result
+
+
+def _with_rates(
+    config: Config, parts: Parts, folder: RunFolder, tracker: Tracker, display: Display, interrupts: Interrupts
+) -> Parts:
+    """The parts with the learning rates that a range test finds, where the settings ask for one."""
+    if not config.seeks:
+        return parts
+    found = lr_find.resolve_rates(config, parts, folder.path, tracker, display, interrupts.check)
+    return dataclasses.replace(parts, config=found, schedule=make_schedule(found, parts.batches.train.steps))
+
+
+def _saved(folder: RunFolder, parts: Parts) -> dict[str, Any] | None:
+    """What the newest checkpoint of a run holds; None: it has none."""
+    path = checkpoint.newest(folder.checkpoints)
+    if path is None:
+        return None
+    state = checkpoint.load(path)
+    if state.get("fingerprint") != parts.data.fingerprint:
+        raise UsageError(f"the data has changed since {folder.path} was begun; start a new run with --resume never")
+    checkpoint.fits(parts.learner.model, state["learner"]["model"], path)
+    return state
+
+
+def _close_failed(
+    folder: RunFolder, parts: Parts, tracker: Tracker, progress: Progress, error: BaseException, display: Display
+) -> None:
+    """Say in status, summary and tracker how the run ended, without hiding why."""
+    stopped = isinstance(error, Interrupted)
+    facts = _facts(folder, progress, error)
+    reason, code = facts["reason"], facts["exit_code"]
+    try:
+        folder.status(_ending(error), **facts)
+        last = progress.history[-1] if progress.history else {}
+        told = {"status": "stopped" if stopped else "failed", "reason": reason, "last": last}
+        write_json(folder.path / run_dir.SUMMARY, {**told, "epochs": len(progress.history), "steps": progress.step})
+        if isinstance(error, DivergedError):
+            tracker.alert("training diverged", reason)
+        tracker.summary({"status": "stopped" if stopped else "failed", "reason": reason})
+        tracker.finish("stopped" if stopped else "failed", code)
+        if parts.config.report and isinstance(error, DivergedError):  # its curves show where
+            write_page(folder.path, display.say)
+    except Exception:
+        log.exception("while closing a run that had failed")  # the first error is the one that is raised
+    if stopped:
+        display.say(f"stopped at step {progress.step}; go on with: {resume_command(folder)}")
+
+
+def _ending(error: BaseException) -> str:
+    """The state of a run that this error ended."""
+    if not isinstance(error, Interrupted):
+        return "failed"
+    return "preempted" if error.exit_code in PREEMPTED else "interrupted"
+
+
+def _facts(folder: RunFolder, progress: Progress, error: BaseException) -> dict[str, Any]:
+    """What `status.json` says of a run that did not come to its end."""
+    meant = known(error)
+    return dict(
+        reason=str(meant or error) or type(error).__name__,
+        exit_code=1 if meant is None else meant.exit_code,
+        step=progress.step,
+        epoch=len(progress.history),
+        resume=resume_command(folder),
+    )
+
+
+def _sync(wandb: Any) -> dict[str, str]:
+    return {"sync": wandb.sync_command} if wandb.sync_command else {}

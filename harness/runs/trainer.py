@@ -1,0 +1,336 @@
+"""The chapters of a run: train, judge, look, draw, keep. What they share is in `Story`; `runner` opens and closes it."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from torch import nn
+
+from harness.utils import environment
+from harness.utils import fault_injection
+from harness.tracking import run_dir
+from harness.models.model_card import card
+from harness.config.settings import Config
+from harness.utils.files import read_json, write_atomically, write_json
+from harness.utils.signals import Interrupted, Interruptible, Interrupts
+from harness.runs.components import Parts, data_facts
+from harness.tracking.run_dir import RunFolder
+from harness.reporting.evaluation_report import Seen, Viewer, scalars
+from harness.runs.summary import best, flat, summarise
+from harness.tracking.wandb import init
+from harness.tracking.journal import Journal, NoJournal
+from harness.tracking.journal import read as read_journal
+from harness.tracking.tee import Tee
+from harness.tracking.tracker import Tracker
+from harness.training import checkpoint
+from harness.training.loop import EvalBatches, Progress, Tick, evaluate, fit
+from harness.training.checkpoint_writer import NoSaver, Saver
+from harness.tracking.records import Artifact, Record, Scalar, Value
+from harness.reporting.figures import training_curves
+from harness.models import factory
+
+
+class Display(Protocol):
+    """Who shows a person how a run goes."""
+
+    def tick(self, tick: Tick) -> None: ...
+    def record(self, record: Record, epochs: int) -> None: ...
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        summary: what `summary.json` holds.
+        history: the scalars of every epoch's record.
+        model: with the weights of the result, in evaluation mode.
+    """
+
+    folder: Path
+    summary: dict[str, Any]
+    history: list[dict[str, float]]
+    model: nn.Module = field(repr=False)
+
+
+@dataclass
+class Story:
+    """The chapters of one run, sharing what they all need."""
+
+    parts: Parts
+    folder: RunFolder
+    tracker: Tracker
+    journal: Journal | NoJournal
+    display: Display
+    progress: Progress
+    interrupts: Interrupts
+    told_parts: int = 1
+
+    def __post_init__(self) -> None:
+        self.told_parts = self.parts.learner.grad_accumulation
+        self.processes = self.parts.learner.processes
+        self.saver = Saver(self.parts.learner.device) if self.processes.leads else NoSaver()
+
+    def tell(self, facts: Mapping[str, Any]) -> Result:
+        """Train, then keep the result and what can be said of it."""
+        self.train()
+        fault_injection.point("chapter")
+        trained = time.monotonic()
+        model = self._result_model()
+        fault_injection.point("chapter")
+        final = self._judge(model)
+        self.interrupts.check()
+        fault_injection.point("chapter")
+        self._draw()
+        fault_injection.point("chapter")
+        explained = time.monotonic() - trained
+        summary = summarise(self.parts, self.progress, final, facts)
+        summary["seconds"]["explain"] = round(explained, 3)  # predictions, galleries, maps, figures
+        self._keep_weights(model, summary)
+        fault_injection.point("chapter")
+        write_json(self.folder.path / run_dir.SUMMARY, summary)
+        self.tracker.summary(flat(summary))
+        self.tracker.artifact(self._artifact(summary))
+        return Result(self.folder.path, summary, self.progress.history, model)
+
+    def train(self) -> None:
+        """Every epoch that is left. This is all that a process does which does not lead."""
+        try:
+            self._train()
+        finally:
+            self.saver.flush()  # whatever ended it: its last checkpoint is on the disk
+
+    def _train(self) -> None:
+        parts, config = self.parts, self.parts.config
+        evaluated = {parts.watched: self._watched_batches()}
+        records = fit(
+            parts.learner,
+            parts.batches.train,
+            parts.schedule,
+            epochs=config.epochs,
+            evaluations=evaluated,
+            seed=config.seed,
+            progress=self.progress,
+            watch=self._watch,
+        )
+        if self._stops_early():  # resumed after its last epoch
+            return
+        try:
+            for record in records:
+                self._record(record)
+                if self._stops_early():
+                    self.display.say(f"stopped early: no better validation accuracy for {config.early_stop} epochs")
+                    break
+                self._check()
+        except Interrupted:
+            if not self.progress.losses or math.isfinite(self.progress.losses[-1]):
+                self._save()
+            raise
+
+    def _watched_batches(self) -> EvalBatches:
+        """The split that is evaluated after every epoch; of several processes each has its part of it."""
+        batches = getattr(self.parts.batches, self.parts.watched)
+        if self.processes.count > 1:  # which all have to come to the end of
+            return cast(EvalBatches, batches.part(self.processes))
+        return Interruptible(batches, self.interrupts)
+
+    def _check(self) -> None:
+        """Stop where a stop was asked for: all processes after the same update."""
+        self.interrupts.obey(self.processes.agree(self.interrupts.asked))
+
+    def _record(self, record: Record) -> None:
+        epoch, acc = best(self.progress.history, self.parts.watched)
+        values = {**record.values, f"best/{self.parts.watched}_acc": acc, **self._explained(record)}
+        self.tracker.record(Record(record.step, record.epoch, values, record.steps, record.kind))
+        if self.parts.selects and epoch == record.epoch:
+            self._save_model(self.parts.learner.judged, {"epoch": epoch})
+        self._save()
+        self.display.record(record, self.parts.config.epochs)
+
+    def _explained(self, record: Record) -> dict[str, Value]:
+        """In an epoch that `explain_every` names: what can be seen of the watched split, under figures/epoch-N."""
+        every, parts = self.parts.config.explain_every, self.parts
+        if not every or record.epoch % every or record.epoch == parts.config.epochs or not self.processes.leads:
+            return {}
+        split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
+        viewer = Viewer(parts.config, parts.learner.judged, parts.preprocess, parts.data.classes, parts.learner.device)
+        return viewer.see(split, batches, self.folder.figures / f"epoch-{record.epoch}").values
+
+    def _watch(self, tick: Tick) -> None:
+        self.display.tick(tick)
+        every = self.parts.config.checkpoint_every
+        self._tell_parts()
+        self._check()
+        if every and tick.step % every == 0 and tick.batch < tick.batches and math.isfinite(tick.loss()):
+            self._save()
+
+    def _tell_parts(self) -> None:
+        """Say, once, that memory made the learner compute its batches in more parts."""
+        parts = self.parts.learner.grad_accumulation
+        if parts != self.told_parts:
+            self.told_parts = parts
+            text = (
+                f"out of memory: each batch of {self.parts.config.batch_size} images is now computed in {parts} parts"
+            )
+            self.display.say(text)
+            self.tracker.alert("out of memory", text)
+
+    def _save(self) -> None:
+        self.parts.learner.equalise()
+        self.journal.sync()  # the journal is never behind a checkpoint
+        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
+        state = {
+            "learner": self.parts.learner.state_dict(),
+            "progress": self.progress.state_dict(),
+            "fingerprint": self.parts.data.fingerprint,
+            **self._about_model(),
+        }
+
+        def write(state: dict[str, Any]) -> None:
+            checkpoint.save(self.folder.checkpoints, state, facts)
+            self.folder.status("running", **facts, resume=resume_command(self.folder))
+
+        self.saver.save(state, write)
+
+    def _stops_early(self) -> bool:
+        patience, history = self.parts.config.early_stop, self.progress.history
+        return bool(patience and history) and len(history) - best(history, "val")[0] >= patience
+
+    def _result_model(self) -> nn.Module:
+        """The model with the weights that the run's result is about, in evaluation mode."""
+        model = self.parts.learner.judged
+        if self.parts.selects and self.progress.history:
+            weights, _ = checkpoint.load_weights(self.folder.checkpoints / "model.safetensors")
+            checkpoint.fits(model, weights, self.folder.checkpoints / "model.safetensors")
+        return model.eval()
+
+    def _judge(self, model: nn.Module) -> dict[str, Scalar]:
+        """The result's figures on every split that was held out, and what can be seen of it.
+
+        Where a validation split chose, this is the one time that the test set is read.
+        """
+        parts, batches = self.parts, self.parts.batches
+        final: dict[str, Scalar] = {}
+        if batches.val is not None and batches.test is not None:
+            held = Interruptible(batches.val, self.interrupts)
+            final |= scalars(evaluate(model, held, parts.learner.device, parts.learner.precision), "val")
+        seen, split = self._see(model, self.folder.path)
+        final |= scalars(seen.metrics, split)
+        values = {**seen.values, **scalars(final, "result")}
+        self.tracker.record(Record(self.progress.step, len(self.progress.history), values, kind="final"))
+        if seen.empty_maps[0]:
+            final["empty_maps"] = seen.empty_maps[0]
+            self.display.say(
+                f"{seen.empty_maps[0]} of {seen.empty_maps[1]} class-activation maps are empty; another --cam may show more"
+            )
+        return final
+
+    def _see(self, model: nn.Module, folder: Path) -> tuple[Seen, str]:
+        """Predictions, galleries and maps of the reported split (test where there is one), written into `folder`."""
+        parts = self.parts
+        split = parts.data.test or parts.data.val
+        batches = parts.batches.test or parts.batches.val
+        assert split is not None and batches is not None
+        viewer = Viewer(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
+        return viewer.see(split, Interruptible(batches, self.interrupts), folder), split.name
+
+    def _about_model(self) -> dict[str, Any]:
+        """What a file of weights is told beside them."""
+        parts = self.parts
+        return {
+            "config": parts.config.to_dict(),
+            "classes": list(parts.data.classes),
+            "preprocess": parts.preprocess.to_dict(),
+        }
+
+    def _save_model(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
+        path, about = self.folder.checkpoints / "model.safetensors", {**self._about_model(), **facts}
+        self.saver.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about))
+
+    def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
+        """The weights of the result with a model card, in a folder that stock timm loads."""
+        facts = {key: summary[key] for key in ("result", "parameters")} | {"epoch": summary["result"]["epoch"]}
+        self._save_model(model, facts)
+        self.saver.flush()
+        folder = self.folder.checkpoints
+        write_atomically(folder / "README.md", card(read_json(folder / "model.json")))
+        factory.write_timm_config(model, self.parts.data.classes, self.parts.preprocess, folder / "config.json")
+
+    def _draw(self) -> None:
+        story = [record for record in read_journal(self.folder.path).records if record.kind == "epoch"]
+        if not story:
+            return
+        training_curves.losses(story, self.folder.figures / "losses.png")
+        training_curves.accuracy(story, self.folder.figures / "accuracy.png")
+        steps = [int(step) for record in story if record.steps for step in record.steps.x]
+        rates = [rate for record in story if record.steps for rate in record.steps.lines["lr"]]
+        training_curves.learning_rate(
+            steps, rates, self.folder.figures / "lr.png", steps_per_epoch=self.parts.batches.train.steps
+        )
+
+    def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
+        folder = self.folder.checkpoints
+        names = ("model.safetensors", "model.json", "config.json", "README.md")
+        kept = {name: folder / name for name in names if (folder / name).exists()}
+        return Artifact(
+            name=f"{self.folder.name}-model",
+            kind="model",
+            files={**kept, "config.yaml": self.folder.path / run_dir.CONFIG},
+            aliases=("best", "latest") if self.parts.selects else ("latest",),
+            metadata={"config": self.parts.config.to_dict(), **flat(summary)},
+        )
+
+
+def open_tracker(
+    config: Config,
+    folder: RunFolder,
+    parts: Parts,
+    facts: Mapping[str, Any],
+    interrupts: Interrupts,
+    display: Display,
+    progress: Progress | None = None,
+) -> tuple[Tee, Journal, Any]:
+    """The journal and W&B behind one door; a resumed run's go on from where `progress` is."""
+    about = {
+        "environment": dict(facts),
+        "dataset": data_facts(parts),
+        "parameters": factory.count_parameters(parts.learner.model),
+    }
+    header = {"config": config.to_dict(), **about}
+    earlier: list[Record] = []
+    if folder.resumed and progress is not None:
+        journal = Journal.resume(folder.path, progress.step, header)
+        earlier = read_journal(folder.path).records
+    else:
+        journal = Journal(folder.path, header)
+    wandb = init.start(
+        config,
+        folder.path,
+        run_name=config.name or folder.name,
+        resumed_step=progress.step if folder.resumed and progress is not None else None,
+        earlier=earlier,
+        code=_plugin_files(config),
+        extra=about,
+        on_stop=interrupts.stop,
+        say=display.say,
+    )
+    return Tee([journal, wandb]), journal, wandb
+
+
+def _plugin_files(config: Config) -> list[Path]:
+    """The source files of the user's plug-in modules."""
+    modules = (sys.modules.get(name) for name in config.plugin)
+    return [Path(module.__file__) for module in modules if module is not None and module.__file__]
+
+
+def resume_command(folder: RunFolder) -> str:
+    words = ["run", "--recipe", str(folder.path / run_dir.CONFIG), "--resume", str(folder.path)]
+    return shlex.join([*environment.started_by(), *words])

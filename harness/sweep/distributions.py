@@ -1,0 +1,264 @@
+"""One parameter of a sweep: what it may be, and its value at any quantile.
+
+The distributions and their meaning are W&B's (package `sweeps`, `params.py`): a value is the inverse of the
+distribution's cumulative function at u, 0 < u < 1; a `q_` one is rounded to multiples of q afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.utils.errors import UsageError, nearest
+
+# Distribution -> (keys that it needs, keys that it may have with their defaults).
+_Q = {"q": 1.0}
+DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
+    "constant": (("value",), {}),
+    "categorical": (("values",), {"probabilities": None}),
+    "categorical_w_probabilities": (("values", "probabilities"), {}),
+    "int_uniform": (("min", "max"), {}),
+    "uniform": (("min", "max"), {}),
+    "q_uniform": (("min", "max"), _Q),
+    "log_uniform": (("min", "max"), {}),
+    "log_uniform_values": (("min", "max"), {}),
+    "q_log_uniform": (("min", "max"), _Q),
+    "q_log_uniform_values": (("min", "max"), _Q),
+    "inv_log_uniform": (("min", "max"), {}),
+    "inv_log_uniform_values": (("min", "max"), {}),
+    "normal": ((), {"mu": 0.0, "sigma": 1.0}),
+    "q_normal": ((), {"mu": 0.0, "sigma": 1.0, **_Q}),
+    "log_normal": ((), {"mu": 0.0, "sigma": 1.0}),
+    "q_log_normal": ((), {"mu": 0.0, "sigma": 1.0, **_Q}),
+    "beta": ((), {"a": 1.0, "b": 1.0}),
+    "q_beta": ((), {"a": 1.0, "b": 1.0, **_Q}),
+}
+NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
+MOST_EXPONENT = 700.0  # exp of more is no double
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One parameter.
+
+    Attributes:
+        path: its name, and those of the parameters that it is nested in.
+        kind: a key of `DISTRIBUTIONS`, `categorical` also with probabilities.
+        spec: the distribution's numbers or values, defaults filled in.
+    """
+
+    path: tuple[str, ...]
+    kind: str
+    spec: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The path with dots."""
+        return ".".join(self.path)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether there is nothing to search."""
+        return self.kind == "constant"
+
+    @property
+    def logarithmic(self) -> bool:
+        """Whether equal factors are equally likely, so that a logarithmic axis shows it best."""
+        return "log_uniform" in self.kind or "log_normal" in self.kind
+
+    @property
+    def choices(self) -> Sequence[Any] | None:
+        """The values of a parameter that has a list of them; None for a range."""
+        return {"constant": [self.spec.get("value")], "categorical": self.spec.get("values")}.get(self.kind)
+
+    def points(self) -> Sequence[Any]:
+        """Every value that a grid visits.
+
+        Raises:
+            UsageError: there is no end of them, or W&B's grid does not take the distribution.
+        """
+        if self.choices is not None and self.spec.get("probabilities") is None:
+            return self.choices
+        if self.kind == "int_uniform":
+            return range(self.spec["min"], self.spec["max"] + 1)
+        if self.kind == "q_uniform":  # as W&B: the upper end is left out
+            low, step = self.spec["min"], self.spec["q"]
+            count = max(0, math.ceil((self.spec["max"] - low) / step - 1e-12))
+            return [_typed(low + place * step, step) for place in range(count)]
+        raise UsageError(
+            f"parameters.{self.name}: a grid takes value, values, int_uniform and q_uniform, not {self.kind}"
+            f"{' with probabilities' if self.kind == 'categorical' else ''}; list its values, or set method: random"
+        )
+
+    def at(self, u: float) -> Any:
+        """The value at the quantile `u`, 0 < u < 1."""
+        spec = self.spec
+        match self.kind.removeprefix("q_"):
+            case "constant":
+                return spec["value"]
+            case "categorical":
+                return spec["values"][_chosen(u, len(spec["values"]), spec["probabilities"])]
+            case "int_uniform":
+                return min(spec["min"] + int(u * (spec["max"] - spec["min"] + 1)), spec["max"])
+            case "uniform":
+                value = spec["min"] + u * (spec["max"] - spec["min"])
+            case "log_uniform":
+                value = math.exp(spec["min"] + u * (spec["max"] - spec["min"]))
+            case "inv_log_uniform":
+                value = math.exp(-(spec["max"] - u * (spec["max"] - spec["min"])))
+            case "log_uniform_values" | "inv_log_uniform_values":
+                low, high = math.log(spec["min"]), math.log(spec["max"])
+                value = min(max(math.exp(low + u * (high - low)), spec["min"]), spec["max"])
+            case "normal" | "log_normal":
+                from scipy.special import ndtri
+
+                value = spec["mu"] + spec["sigma"] * float(ndtri(u))
+                value = math.exp(min(value, MOST_EXPONENT)) if "log" in self.kind else value
+            case _:  # beta
+                from scipy.special import betaincinv
+
+                value = float(betaincinv(spec["a"], spec["b"], u))
+        return _typed(round(value / spec["q"]) * spec["q"], spec["q"]) if self.kind.startswith("q_") else value
+
+
+def _typed(value: float, step: float) -> float | int:
+    """A multiple of a whole q is whole."""
+    return int(value) if isinstance(step, int) else value
+
+
+def _chosen(u: float, count: int, shares: Sequence[float] | None) -> int:
+    if shares is None:
+        return min(int(u * count), count - 1)
+    reached = 0.0
+    for place, share in enumerate(shares):
+        reached += share
+        if u < reached:
+            return place
+    return max(place for place, share in enumerate(shares) if share > 0)
+
+
+def read_axes(parameters: Any, where: str = "parameters", path: tuple[str, ...] = ()) -> list[Axis]:
+    """Every parameter of a sweep, nested ones by their path, in the order of the file.
+
+    Raises:
+        UsageError: naming the parameter, what is wrong and what is needed.
+    """
+    if not isinstance(parameters, Mapping) or not parameters:
+        raise UsageError(f"{where}: need a mapping of parameters, such as lr_max: {{min: 0.001, max: 0.1}}")
+    found: list[Axis] = []
+    for key, spec in parameters.items():
+        place = f"{where}.{key}"
+        if not isinstance(spec, Mapping):
+            raise UsageError(f"{place}: need `value:`, `values:` or `min:` and `max:`, got {spec!r}")
+        if "parameters" in spec:
+            if extra := set(spec) - {"parameters"}:
+                raise UsageError(
+                    f"{place}: nested parameters stand alone, without {', '.join(sorted(map(str, extra)))}"
+                )
+            found += read_axes(spec["parameters"], place, (*path, str(key)))
+        else:
+            found.append(_axis((*path, str(key)), spec, place))
+    return found
+
+
+def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Axis:
+    kind = spec.get("distribution") or _implied(spec, where)
+    if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
+        raise UsageError(f"{where}: there is no distribution {kind!r}{nearest(str(kind), DISTRIBUTIONS)}")
+    needed, optional = DISTRIBUTIONS[kind]
+    known = {*needed, *optional}
+    if missing := [key for key in needed if key not in spec]:
+        raise UsageError(f"{where}: {kind} needs {' and '.join(missing)}")
+    if extra := [str(key) for key in spec if key != "distribution" and key not in known]:
+        raise UsageError(
+            f"{where}: {kind} takes {', '.join(sorted(known))}, not {extra[0]!r}{nearest(extra[0], known)}"
+        )
+    values = {**optional, **{key: spec[key] for key in spec if key != "distribution"}}
+    for key in NUMBERS:
+        if key in values and not _is_number(values[key]):
+            raise UsageError(
+                f"{where}: {key}={values[key]!r}: need a number (W&B reads 1e-3 as a word: write 0.001 or 1.0e-3)"
+            )
+    _check_numbers(kind, values, where)
+    if kind.startswith("categorical"):
+        _check_values(values, where)
+        kind = "categorical"
+        values.setdefault("probabilities", None)
+    return Axis(path, kind, values)
+
+
+def _implied(spec: Mapping[Any, Any], where: str) -> str:
+    """The distribution that W&B takes where none is named."""
+    if "value" in spec:
+        return "constant"
+    if "values" in spec:
+        return "categorical"
+    if "min" in spec and "max" in spec:
+        kinds = {type(spec[key]) for key in ("min", "max")}
+        if kinds == {int, float}:
+            raise UsageError(
+                f"{where}: min={spec['min']!r} and max={spec['max']!r} are of two kinds, which W&B refuses; write both with a decimal point, or both without"
+            )
+        return "int_uniform" if kinds == {int} else "uniform"
+    known = ("value", "values", "min", "max", "distribution", "parameters")
+    odd = next((str(key) for key in spec if key not in known), "")
+    hint = f"; {odd!r} is no key of a parameter{nearest(odd, known)}" if odd else ""
+    raise UsageError(f"{where}: need `value:`, `values:`, `min:` and `max:`, or a distribution{hint}")
+
+
+def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
+    if "min" in values and not values["min"] <= values["max"]:
+        raise UsageError(f"{where}: need min <= max, got {values['min']!r} and {values['max']!r}")
+    if kind == "int_uniform" and not (isinstance(values["min"], int) and isinstance(values["max"], int)):
+        raise UsageError(f"{where}: int_uniform needs whole numbers, got {values['min']!r} and {values['max']!r}")
+    if kind.endswith("log_uniform_values") and values["min"] <= 0:
+        raise UsageError(f"{where}: {kind} needs min > 0, got {values['min']!r}")
+    if kind.endswith("log_uniform") and max(abs(values["min"]), abs(values["max"])) > MOST_EXPONENT:
+        raise UsageError(
+            f"{where}: min and max of {kind} are exponents of e; for the values themselves use {kind}_values"
+        )
+    if values.get("q") is not None and values["q"] <= 0:
+        raise UsageError(f"{where}: need q > 0, got {values['q']!r}")
+    if values.get("sigma") is not None and values["sigma"] < 0:
+        raise UsageError(f"{where}: need sigma >= 0, got {values['sigma']!r}")
+    if kind.endswith("beta") and not (values["a"] > 0 and values["b"] > 0):
+        raise UsageError(f"{where}: need a > 0 and b > 0, got {values['a']!r} and {values['b']!r}")
+
+
+def _check_values(values: Mapping[str, Any], where: str) -> None:
+    listed, shares = values["values"], values.get("probabilities")
+    if not isinstance(listed, list) or not listed:
+        raise UsageError(f"{where}: need a list of at least one value, got {listed!r}")
+    if shares is None:
+        return
+    if (
+        not isinstance(shares, list)
+        or len(shares) != len(listed)
+        or not all(_is_number(share) and share >= 0 for share in shares)
+    ):
+        raise UsageError(f"{where}: need one probability, 0 or more, for each of the {len(listed)} values")
+    if abs(sum(shares) - 1) > 1e-6:
+        raise UsageError(f"{where}: the probabilities add up to {sum(shares):g}; they must to 1")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """Values by path as the mapping that an agent passes on."""
+    told: dict[str, Any] = {}
+    for path, value in values.items():
+        place = told
+        for name in path[:-1]:
+            place = place.setdefault(name, {})
+        place[path[-1]] = value
+    return told
+
+
+def as_text(value: Any) -> str:
+    """A value as one JSON word: for tables, and to tell values apart that Python calls equal (1, 1.0, true)."""
+    return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)

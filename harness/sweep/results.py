@@ -1,0 +1,136 @@
+"""What a sweep leaves: `trials.csv`, `best.yaml`, `sweep.json` and its figures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import yaml_io
+from harness.config.settings import Config, recipes, resolve
+from harness.sweep.distributions import as_text
+from harness.sweep.schema import Sweep
+from harness.sweep.study import Row
+from harness.tracking.journal import follow
+from harness.utils.files import read_json, write_atomically
+from harness.utils.stats import spread
+
+TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
+# Settings of a single run, which the best of a sweep does not hand on.
+OF_ONE_RUN = ("recipe", "name", "group", "job_type", "output", "resume", "test", "notes", "wandb", "gallery", "report")
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one trial.
+
+    Attributes:
+        wall: from the start of its process to its end, over all its tries on this machine.
+        epochs: of them training and evaluating. count: epochs.
+    """
+
+    wall: float
+    epochs: float
+    count: int
+
+
+def times(folder: Path, wall: float) -> Times:
+    """What a trial's journal says of its time."""
+    records, _ = follow(folder, 0)
+    spent = [float(value) for record in records if (value := record.scalars().get("time/epoch(s)")) is not None]
+    return Times(wall, sum(spent), len(spent))
+
+
+def write_trials(path: Path, sweep: Sweep, rows: Sequence[Row], spent: Mapping[str, Times], folder: str) -> None:
+    """One line a trial: state, parameters, metric, time, where it is, why it failed."""
+    names = [axis.name for axis in sweep.searched]
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(
+        ["trial", "state", *names, sweep.metric.name, "values", "seconds", "training seconds", "folder", "reason"]
+    )
+    for row in rows:
+        took = spent.get(row.name)
+        best = f"{sweep.metric.best(row.history):.6g}" if row.history else ""
+        cells = [_cell(row.values.get(name)) for name in names]
+        seconds = ["", ""] if took is None else [f"{took.wall:.1f}", f"{took.epochs:.1f}"]
+        table.writerow(
+            [row.name, row.state, *cells, best, len(row.history), *seconds, f"{folder}/{row.name}", _cell(row.reason)]
+        )
+    write_atomically(path, text.getvalue())
+
+
+def _cell(value: Any) -> str:
+    """A value as a spreadsheet may open it: nothing that it would take for a formula."""
+    if value is None:
+        return ""
+    if isinstance(value, bool | int | float):
+        return f"{value:.8g}" if isinstance(value, float) else str(value)
+    text = value if isinstance(value, str) else as_text(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
+
+
+def best_recipe(sweep: Sweep, best: Row, name: str, trials: int) -> str:
+    """The text of `best.yaml`: the settings of the best trial, ready to be trained and tested."""
+    values = chosen(sweep.config(best.values))
+    value = sweep.metric.best(best.history)
+    found = ", ".join(f"{key} {_cell(part)}" for key, part in best.values.items())
+    head = (
+        f"# The best of {trials} trials of the sweep {_one_line(name)}: {sweep.metric.name} {value:.6g} ({best.name}).\n"
+        f"#\n#   harness run --recipe PATH/TO/{BEST}\n#\n# Searched: {_one_line(found)}\n"
+    )
+    return head + yaml_io.dump(values)
+
+
+def chosen(config: Config) -> dict[str, Any]:
+    """The settings by which a configuration differs from the shipped recipe that it starts from."""
+    base = config.recipe if config.recipe in recipes() else Config().recipe
+    here, there = config.to_dict(), resolve({}, base).to_dict()
+    return {
+        "recipe": base,
+        **{key: value for key, value in here.items() if value != there[key] and key not in OF_ONE_RUN},
+    }
+
+
+def _one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def overhead(spent: Mapping[str, Times]) -> dict[str, float]:
+    """How much of the trials' time was not training, in all and per trial (median), seconds."""
+    done = [took for took in spent.values() if took.count]
+    if not done:
+        return {}
+    wall, epochs = sum(took.wall for took in done), sum(took.epochs for took in done)
+    return {
+        "seconds": round(wall, 1),
+        "training seconds": round(epochs, 1),
+        "share not training": round(1 - epochs / wall, 4),
+        "median seconds a trial not training": round(statistics.median(took.wall - took.epochs for took in done), 2),
+    }
+
+
+def final_table(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean and spread of the test figures over the seeds of the final runs.
+
+    Args:
+        results: of each run: `seed` and what its `summary.json` calls its result.
+    """
+    scores = [float(result["test/acc"]) for result in results if "test/acc" in result]
+    told: dict[str, Any] = {"seeds": [dict(result) for result in results]}
+    if scores:
+        found = spread(scores)
+        told["test/acc mean"], told["test/acc standard deviation"] = found.mean, found.sd or 0.0
+        told["test/acc lowest"], told["test/acc highest"] = found.least, found.most
+        if found.low is not None:
+            told["test/acc 95 % interval"] = [found.low, found.high]
+    return told
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """What a finished run's summary calls its result."""
+    return dict(read_json(folder / "summary.json").get("result", {}))

@@ -1,0 +1,76 @@
+"""Values in W&B's own forms. The `wandb` module is handed in; only `wandb_run` imports it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from harness.tracking.records import Curve, Image, Scores, Table, Value
+from harness.tracking.wandb import rows
+
+MAX_IMAGES = 108  # W&B drops what a list of images has beyond these
+
+
+def to_wandb(wandb: Any, key: str, value: Value) -> dict[str, Any]:
+    """What to log for one value: usually under its own key, a chart and its table under keys that begin with it."""
+    match value:
+        case Image():
+            return {key: _image(wandb, value)}
+        case tuple():
+            parts = [value[start : start + MAX_IMAGES] for start in range(0, len(value), MAX_IMAGES)]
+            return {
+                key if number == 0 else f"{key} ({number + 1})": [_image(wandb, image) for image in part]
+                for number, part in enumerate(parts)
+            }
+        case Table():
+            return {key: _table(wandb, value)}
+        case Curve():
+            return _curve(wandb, key, value)
+        case Scores():
+            return _scores(wandb, key, value)
+    return {key: value.item() if isinstance(value, np.generic) else value}
+
+
+def _image(wandb: Any, image: Image) -> Any:
+    return wandb.Image(image.pixels, caption=image.caption or None)
+
+
+def _table(wandb: Any, value: Table) -> Any:
+    cells = [[_image(wandb, cell) if isinstance(cell, Image) else cell for cell in row] for row in value.rows]
+    try:
+        return wandb.Table(columns=list(value.columns), data=cells)
+    except TypeError:  # a column of, say, words and numbers
+        return wandb.Table(columns=list(value.columns), data=cells, allow_mixed_types=True)
+
+
+def _curve(wandb: Any, key: str, curve: Curve) -> dict[str, Any]:
+    columns, cells = rows.curve_rows(curve)
+    stride = rows.chart_stride(curve)
+    chart = wandb.plot.line_series(
+        xs=[float(x) for x in curve.x[::stride]],
+        ys=[[float(y) for y in line[::stride]] for line in curve.lines.values()],
+        keys=list(curve.lines),
+        title=rows.curve_title(curve, stride),
+        xname=curve.x_name,
+    )
+    return {f"{key}/table": wandb.Table(columns=columns, data=cells), f"{key}/chart": chart}
+
+
+def _scores(wandb: Any, key: str, scores: Scores) -> dict[str, Any]:
+    """Both charts; a `ValueError` where there are more classes than a chart can show."""
+    if len(scores.classes) > rows.MAX_CHART_CLASSES:
+        raise ValueError(f"its charts hold {rows.MAX_CHART_CLASSES} classes at most, got {len(scores.classes)}")
+    confusion = wandb.plot.confusion_matrix(
+        y_true=scores.labels.tolist(),
+        preds=scores.probabilities.argmax(axis=1).tolist(),
+        class_names=list(scores.classes),
+    )
+    # Not wandb.plot.pr_curve: it needs pandas, and takes the wrong column when a class has no images.
+    curves = wandb.plot_table(
+        "wandb/area-under-curve/v0",
+        wandb.Table(columns=["class", "recall", "precision"], data=rows.precision_recall(scores)),
+        {"x": "recall", "y": "precision", "class": "class"},
+        {"title": "Precision v. recall", "x-axis-title": "Recall", "y-axis-title": "Precision"},
+    )
+    return {f"{key}/confusion": confusion, f"{key}/pr": curves}

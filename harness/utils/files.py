@@ -1,0 +1,106 @@
+"""Files that are either the old ones or the new ones, whatever happens in between."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from harness.utils import fault_injection
+from harness.utils.errors import ResourceError
+
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | str) -> None:
+    """The file at `path` replaced by a whole new one, which is on the disk when this returns.
+
+    Args:
+        write: the content, or a function that writes it into the open binary file.
+
+    Raises:
+        ResourceError: the disk is full or the folder can not be written; the old file is untouched.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            if callable(write):
+                write(file)
+            else:
+                file.write(write.encode() if isinstance(write, str) else write)
+            file.flush()
+            os.fsync(file.fileno())
+            fault_injection.point("write", first=lambda: file.truncate(file.tell() // 2))
+        os.replace(temporary, path)
+        sync_folder(path.parent)
+        fault_injection.point("replaced")
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        # torch reports a full disk as a RuntimeError of its zip writer, without an errno.
+        if isinstance(error, OSError) or "inline_container" in str(error):
+            raise ResourceError(_why_not_written(path, error)) from error
+        raise
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """`value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty when there is no such file or it is not a mapping."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def clear_temporary(folder: Path) -> None:
+    """Remove what a killed `write_atomically` left half written in a folder and those below it."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` last through a power cut, where the system lets a folder be synced."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _why_not_written(path: Path, error: Exception) -> str:
+    code = error.errno if isinstance(error, OSError) else errno.ENOSPC
+    if code in OUT_OF_SPACE:
+        try:
+            room = os.statvfs(path.parent)
+            free = f"{room.f_bavail * room.f_frsize / 2**20:.1f} MB free"
+        except OSError:
+            free = "no space left"
+        return (
+            f"no space to write {path.name} in {path.parent} ({free}); free some space, then run the same command again"
+        )
+    return f"can not write {path}: {getattr(error, 'strerror', None) or error}"

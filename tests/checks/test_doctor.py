@@ -1,0 +1,116 @@
+"""`harness doctor`: facts, problems with remedies, no secrets."""
+
+import json
+import os
+
+import pytest
+
+from harness.checks import doctor
+from harness.cli.main import cli
+from harness.tracking.wandb.init import wanted_mode
+from harness.utils.errors import UsageError
+from tests.support.commands import command
+
+SECRET = "abcdef0123456789" * 3
+
+
+def by_name(found):
+    return {each.name: each for each in found}
+
+
+def test_a_machine_that_can_run_is_told_so_in_words_and_for_programs(tmp_path):
+    done = command("doctor", "--recipe", "digits", "--json", cwd=tmp_path, check=0)
+    told = json.loads(done.stdout)
+    assert told["possible"]
+    facts = {each["name"]: each["value"] for each in told["findings"]}
+    assert facts["mode"] == "auto: offline"
+    assert facts["loader"] == "resident"
+    assert "a run is possible" in doctor.text([doctor.Finding(**each) for each in told["findings"]])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"data": "folder", "data_dir": "nowhere"}, "folder"),
+        ({"download": False, "data_dir": "nowhere"}, "cifar10"),
+        ({"recipe": "digits", "device": "cuda:99"}, "device"),
+        ({"recipe": "digits", "output": "/proc/nothing"}, "output"),
+        ({"recipe": "digits", "wandb": "online"}, "mode"),
+    ],
+)
+def test_what_makes_a_run_impossible_is_named_with_a_remedy(settings, name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fatal = [each for each in doctor.examine(settings) if each.fatal]
+    assert [each.name for each in fatal] == [name]
+    assert fatal[0].problem
+    assert fatal[0].remedy
+
+
+def test_the_command_ends_with_9_where_no_run_is_possible(tmp_path):
+    done = command("doctor", "--data", "folder", "--data-dir", "nowhere", cwd=tmp_path, check=9)
+    assert "a run is not possible" in done.stdout
+
+
+def test_no_key_and_no_password_is_shown(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", SECRET)
+    monkeypatch.setenv("WANDB_BASE_URL", "https://someone:hidden@wandb.example.org")
+    told = doctor.text(doctor.examine({"recipe": "digits", "data_dir": f"x{SECRET}"}))
+    assert SECRET not in told
+    assert "hidden" not in told
+    assert str(len(SECRET)) not in by_name(doctor.examine({"recipe": "digits"}))["login"].value
+    assert "https://***@wandb.example.org" in told
+    assert "auto: online" in told
+
+
+def test_an_unknown_mode_of_wandb_is_named_by_doctor_and_refused_by_a_run(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "onlin")
+    finding = by_name(doctor.examine({"recipe": "digits"}))["WANDB_MODE"]
+    assert finding.fatal
+    with pytest.raises(UsageError, match=r"WANDB_MODE='onlin': need online, offline or disabled"):
+        wanted_mode("auto")
+    assert wanted_mode("disabled") == "disabled"
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "least", "wrong", "fatal"),
+    [
+        ("torch", "2.9.1+cpu", "2.10", True, False),
+        ("torch", "2.10.0", "2.10", False, False),
+        ("torch", "", "2.10", True, True),
+        ("wandb", "", "0.31", True, False),
+        ("lightning", "2.6.2", "", True, False),
+        ("lightning", "2.6.6", "", False, False),
+    ],
+)
+def test_versions_are_compared_as_numbers_and_bad_ones_are_known(name, there, least, wrong, fatal):
+    finding = doctor.judge_version(name, there, least)
+    assert (bool(finding.problem), finding.fatal) == (wrong, fatal)
+
+
+def test_every_command_stands_in_one_section_of_the_help_with_its_whole_sentence(tmp_path):
+    told = command("--help", cwd=tmp_path, check=0).stdout
+    assert "..." not in told.replace("[ARGS]...", "")
+    assert sum(len(commands) for commands in cli.sections.values()) == len(cli.commands)
+    for name in cli.commands:
+        page = command(name, "--help", cwd=tmp_path, check=0).stdout if name == "verify" else cli.commands[name].help
+        assert f"harness {name}" in page, name
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["evaluate"], "missing argument 'CHECKPOINT'; see harness evaluate --help"),
+        (["sweep"], "missing argument 'FILE'"),
+        (["run", "digits"], "a recipe is given by --recipe digits"),
+        (["run", "--flip", "maybe"], "flip='maybe': need True or False"),
+        (["runn"], "'run'"),
+        (["sync", "nowhere"], "`harness runs` lists the runs"),
+    ],
+)
+def test_a_wrong_command_is_one_line_that_helps(words, part, tmp_path):
+    done = command(*words, cwd=tmp_path)
+    assert done.returncode in (2, 3)
+    (line,) = done.stderr.strip().splitlines()
+    assert part in line
+    assert os.linesep not in line

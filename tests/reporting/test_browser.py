@@ -1,0 +1,156 @@
+"""The pages in a real browser: by mouse, by keyboard, narrow, dark, printed, and with the network watched."""
+
+import base64
+import json
+import shutil
+import time
+
+import pytest
+
+from harness.reporting.html import pages
+from tests.support.report_samples import evil_run, other_seed, sweep
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+selenium = pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install 'harness[test]'")
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and DRIVER), reason="no Chromium here: apt install chromium chromium-driver"
+)
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --disable-dev-shm-usage"
+)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = CHROMIUM
+    for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('browser')}"]:
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(executable_path=DRIVER))  # so it looks for none
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Pages of a run, of two runs and of a sweep, all with hostile words."""
+    folder = tmp_path_factory.mktemp("pages")
+    one = evil_run(folder / "one")
+    two = other_seed(one, folder / "two", 1, 0.5)
+    return {
+        "run": pages.write([one]),
+        "runs": pages.write([one, two], folder / "all.html"),
+        "sweep": pages.write([sweep(folder / "sweep")]),
+    }
+
+
+def open_page(browser, path, width=1280, scheme="light"):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get(path.as_uri())
+    began = time.monotonic()
+    while not browser.execute_script("return document.documentElement.dataset.charts"):
+        assert time.monotonic() - began < 60, browser.get_log("browser")
+        time.sleep(0.05)
+
+
+def script(browser, text, *arguments):
+    return browser.execute_script(text, *arguments)
+
+
+def requested(browser):
+    """Every address that a file's page asked for (the browser's own first page asks too), and what it complained of."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent" and event["params"]["documentURL"].startswith("file:")
+    ], browser.get_log("browser")
+
+
+@pytest.mark.parametrize("name", ["run", "runs", "sweep"])
+def test_a_page_fits_wide_and_narrow_and_asks_for_nothing(browser, made, name):
+    requested(browser)
+    for width, scheme in ((1280, "light"), (360, "dark")):
+        open_page(browser, made[name], width, scheme)
+        assert script(browser, "return document.documentElement.scrollWidth") <= width
+        drawn = "return [...document.querySelectorAll('.plot')].every(p => p.querySelector('svg') || !p.offsetWidth)"
+        assert script(browser, drawn)
+        assert script(browser, "return document.querySelectorAll('.plot svg').length")
+        paper = script(browser, "return getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 23, 27)")
+        chart = script(browser, "return document.querySelector('.js-plotly-plot').layout.paper_bgcolor")
+        assert chart == ("#ffffff" if scheme == "light" else "#14171b")
+        assert not script(
+            browser, "return [...document.querySelectorAll('.modebar-btn')].some(b => /share/i.test(b.dataset.title))"
+        )
+    asked, complaints = requested(browser)
+    assert asked
+    assert all(address.startswith(("file:", "data:", "blob:")) for address in asked), asked
+    assert not complaints
+
+
+def test_tabs_sorting_and_filters_work_by_mouse_and_by_keyboard(browser, made):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, made["run"])
+    tab = browser.find_element(By.ID, "tab-epochs")
+    tab.click()
+    tab.send_keys(Keys.ARROW_RIGHT)
+    other = browser.switch_to.active_element
+    assert (other.get_attribute("id"), other.get_attribute("aria-selected")) == ("tab-steps", "true")
+    assert browser.find_element(By.ID, "panel-steps").is_displayed()
+    assert not browser.find_element(By.ID, "panel-epochs").is_displayed()
+    assert script(browser, "return !!document.querySelector('#step-loss svg')")
+    other.send_keys(Keys.HOME)
+    assert browser.find_element(By.ID, "panel-epochs").is_displayed()
+
+    heads = browser.find_elements(By.CSS_SELECTOR, "#classes ~ .charts th[aria-sort] button")
+    recall = next(head for head in heads if head.text.startswith("Recall"))
+    values = """return [...arguments[0].closest('table').tBodies[0].rows].map(r => Number(r.cells[2].dataset.value))"""
+    recall.click()
+    assert script(browser, values, recall) == sorted(script(browser, values, recall))
+    recall.send_keys(Keys.ENTER)
+    assert script(browser, values, recall) == sorted(script(browser, values, recall), reverse=True)
+    assert recall.find_element(By.XPATH, "..").get_attribute("aria-sort") == "descending"
+
+    gallery = browser.find_element(By.ID, "panel-misclassified")
+    shown = "return [...arguments[0].querySelectorAll('.tile:not([hidden])')].map(t => ({...t.dataset}))"
+    everything = script(browser, shown, gallery)
+    truth = gallery.find_element(By.NAME, "truth")
+    truth.send_keys(Keys.ARROW_DOWN)
+    chosen = truth.get_property("value")
+    some = script(browser, shown, gallery)
+    assert 0 < len(some) < len(everything)
+    assert {tile["truth"] for tile in some} == {chosen}
+    told = gallery.find_element(By.CSS_SELECTOR, "[role=status]").text
+    assert told == f"{len(some)} of {len(everything)} shown"
+    gallery.find_element(By.CSS_SELECTOR, "button.all").click()
+    assert len(script(browser, shown, gallery)) == len(everything)
+    option = gallery.find_element(By.CSS_SELECTOR, "select[name=sort] option[value='loss down']")
+    option.click()
+    losses = [float(tile["loss"]) for tile in script(browser, shown, gallery)]
+    assert losses == sorted(losses, reverse=True)
+    browser.find_element(By.ID, "tab-correct").click()
+    assert browser.find_element(By.ID, "panel-correct").is_displayed()
+    assert not browser.get_log("browser")
+
+
+def test_a_printed_page_has_what_stood_behind_tabs(browser, made):
+    open_page(browser, made["run"], scheme="dark")
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
+    assert pdf.startswith(b"%PDF-")
+    assert len(pdf) > 20_000
+    script(browser, "dispatchEvent(new Event('beforeprint'))")
+    assert script(browser, "return !!document.querySelector('#step-loss svg')")
+    script(browser, "dispatchEvent(new Event('afterprint'))")
+    assert not browser.get_log("browser")

@@ -1,0 +1,196 @@
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.reporting.figures import style, training_curves
+from harness.reporting.figures.gallery import Tile, gallery
+from harness.reporting.figures.sheet import enlarge
+from harness.tracking.records import Record
+from harness.utils.errors import UsageError
+
+pytestmark = pytest.mark.filterwarnings("error")
+AWKWARD = ("$x_1$", "cost $5", r"a\$b", "_private", "汉字 \t🙂", "{brace}", "%d <b>", "a" * 300, "")
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.array(picture.convert("RGB")).astype(int)
+
+
+def like(picture, colour, tolerance=40):
+    """bool [H, W]: which pixels are about that colour."""
+    wanted = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)])
+    return (abs(picture - wanted) <= tolerance).all(2)
+
+
+def epochs(count, **shift):
+    return [
+        Record(
+            10 * e,
+            e,
+            {
+                "train/loss": 2.0 / e,
+                "test/loss": 2.2 / e + 0.1,
+                "train/acc": 1 - 0.7 / e,
+                "test/acc": 1 - 0.8 / e,
+                **shift,
+            },
+        )
+        for e in range(1, count + 1)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_losses_and_accuracies_of_any_number_of_epochs_are_drawn_in_the_colours_of_their_splits(tmp_path, count):
+    for draw in (training_curves.losses, training_curves.accuracy):
+        picture = pixels(draw(epochs(count), tmp_path / "made" / "here" / "picture.png"))
+        assert picture.shape[:2] == (4.5 * style.DPI, 8 * style.DPI)
+        assert like(picture, style.BLUE).sum() > 100 and like(picture, style.VERMILLION).sum() > 100
+
+
+def test_an_epoch_measured_twice_counts_once_and_a_nan_is_a_gap():
+    again = [
+        *epochs(3),
+        Record(20, 2, {"train/loss": 7.0}),
+        Record(40, 4, {"train/loss": math.nan}),
+        Record(40, 4, {"test/loss": 0.5}, kind="final"),
+    ]
+    lines, once = training_curves._lines(again, "loss")
+    assert list(lines["train"]) == [1, 2, 3, 4] and lines["train"][2] == 7.0 and math.isnan(lines["train"][4])
+    assert "test" not in once and list(lines) == ["train", "test"]
+    lines, once = training_curves._lines(
+        [Record(5, 1, {"test/acc": 0.9}, kind="final"), Record(5, 1, {"lr": 1.0, "best": "yes/acc"})], "acc"
+    )
+    assert lines == {} and once == {"test": (1, 0.9)}
+
+
+def test_nothing_recorded_gives_a_picture_that_says_so(tmp_path):
+    only_nan = [Record(1, 1, {"train/loss": math.nan, "train/acc": math.nan})]
+    paths = [
+        training_curves.losses([], tmp_path / "a.png"),
+        training_curves.accuracy(only_nan, tmp_path / "b.png"),
+        training_curves.learning_rate([], [], tmp_path / "c.png"),
+        training_curves.schedule_curve([], [], tmp_path / "d.png", lr_min=0, lr_max=1),
+        gallery([], tmp_path / "f.png", empty="No misclassified images."),
+    ]
+    assert all(200 < (pixels(path).sum(2) < 600).sum() < 60_000 for path in paths)
+
+
+def test_the_schedule_rises_and_falls_between_two_level_lines_at_its_minimum_and_maximum(tmp_path):
+    x = np.arange(101)
+    lr = 0.08 + 0.72 * (1 - abs((x / 10) % 2 - 1))
+    picture = pixels(
+        training_curves.schedule_curve(x, lr, tmp_path / "clr.png", lr_min=0.08, lr_max=0.8, title="Cyclic")
+    )
+    level = np.flatnonzero(like(picture, style.VERMILLION).sum(1) > 0.4 * picture.shape[1])
+    bands = np.split(level, np.flatnonzero(np.diff(level) > 1) + 1)
+    assert len(bands) == 2
+    top, bottom = (band.mean() for band in bands)
+    curve = like(picture, style.BLUE, 12)
+    rows = np.flatnonzero(curve.any(1))
+    assert abs(rows[0] - top) <= 4 and abs(rows[-1] - bottom) <= 4
+    columns = np.flatnonzero(curve.any(0))
+    heights = np.array([np.flatnonzero(curve[:, column]).mean() for column in columns])
+    share = np.interp(np.linspace(0, 100, len(columns)), x, lr)
+    drawn = 0.8 - (heights - top) / (bottom - top) * 0.72
+    assert abs(drawn - share).mean() < 0.01
+
+
+def test_momentum_marks_and_epochs_can_stand_beside_the_learning_rate(tmp_path):
+    steps = np.arange(200)
+    lr = np.interp(steps, [0, 50, 199], [0.1, 1, 0.1])
+    plain = pixels(training_curves.learning_rate(steps, lr, tmp_path / "a.png"))
+    more = pixels(
+        training_curves.learning_rate(
+            steps, lr, tmp_path / "b.png", momentum=1 - lr / 10, steps_per_epoch=20, marks={"resumed at $5_": 90}
+        )
+    )
+    assert more.shape[0] > plain.shape[0]
+    assert (
+        not like(plain, style.ORANGE, 20).any()
+        and like(more, style.ORANGE, 20).any()
+        and like(more, style.VERMILLION).any()
+    )
+    training_curves.learning_rate([0], [0.1], tmp_path / "one.png")
+    training_curves.learning_rate([0, 1], [0.1, 0.1], tmp_path / "level.png", steps_per_epoch=1)
+    training_curves.schedule_curve(
+        [0, 1], [0.1, 0.1], tmp_path / "level.png", lr_min=0.1, lr_max=0.1, momentum=[0.9, 0.9]
+    )
+
+
+def test_any_name_can_be_drawn(tmp_path):
+    picture = np.full((8, 8, 3), 99, np.uint8)
+    title = "".join(AWKWARD[:-2])
+    gallery([Tile(picture, name, name, 0.5, False) for name in AWKWARD], tmp_path / "gallery.png", title=title)
+    training_curves.losses([Record(1, 1, {f"{name}/loss": 1.0 for name in AWKWARD})], tmp_path / "loss.png")
+    for suffix in ("svg", "png"):
+        training_curves.schedule_curve(
+            [0, 1], [0, 1], tmp_path / f"s.{suffix}", lr_min=0, lr_max=1, title=title, x_name=title
+        )
+
+
+def test_dollars_are_letters_and_letters_without_a_font_are_boxes():
+    from matplotlib.cbook import is_math_text
+
+    shown = [style.plain(name) for name in AWKWARD]
+    assert not any(is_math_text(text) for text in shown)
+    assert style.plain("$a$_b") == r"\$a\$_b"
+    assert style.plain("a\x00b\U0001f9ffc") == "a□b□c"
+
+
+def test_texts_are_cut_to_length_and_percents_do_not_claim_certainty():
+    assert style.shorten("golden retriever, a dog of the family", 12) == "golden r…ily"
+    assert all(len(style.shorten("x" * n, w)) <= w for n in range(1, 30) for w in range(2, 12))
+    assert style.shorten("cat", 3) == "cat"
+    assert [style.percent(p) for p in (1, 0.99999, 0.5, 0.00001, 0)] == ["100 %", "99.9 %", "50.0 %", "0.1 %", "0 %"]
+
+
+def test_only_png_and_svg_are_drawn(tmp_path):
+    with pytest.raises(UsageError, match=r"losses\.gif.*\.png or \.svg"):
+        training_curves.losses(epochs(2), tmp_path / "losses.gif")
+    assert list(tmp_path.iterdir()) == []
+    assert training_curves.losses(epochs(2), tmp_path / "losses.SVG").read_text().startswith("<?xml")
+
+
+def test_two_threads_draw_what_one_draws(tmp_path):
+    def draw(index):
+        return training_curves.losses(epochs(3 + index % 2), tmp_path / f"{index}.png").read_bytes()
+
+    alone = [draw(0), draw(1)]
+    with ThreadPoolExecutor(2) as pool:
+        together = list(pool.map(draw, range(2, 6)))
+    assert together == alone * 2
+
+
+@pytest.mark.parametrize("count", [1, 7, 26])
+def test_every_tile_of_a_gallery_is_shown_once_as_large_as_the_others(tmp_path, count):
+    colours = np.random.default_rng(0).permutation(
+        np.stack(np.meshgrid([0, 60, 250], [10, 70, 130], [90, 170, 255]), -1).reshape(-1, 3)
+    )[:count]
+    tiles = [Tile(np.tile(c.astype(np.uint8), (4, 4, 1)), "cat", "dog", 0.9, False) for c in colours]
+    picture = pixels(gallery(tiles, tmp_path / "gallery.png"))
+    areas = [(picture == c).all(2).sum() for c in colours]
+    assert min(areas) > 0.5 * (1.2 * style.DPI) ** 2 and max(areas) < 1.02 * min(areas)
+
+
+def test_right_and_wrong_differ_in_sign_and_in_colour():
+    picture = np.zeros((2, 2, 3), np.uint8)
+    right, wrong = Tile(picture, "cat", "cat", 0.934, True), Tile(picture, "cat", "dog", 0.934, False)
+    assert (right.verdict, wrong.verdict) == ("✓ cat  93.4 %", "✗ dog  93.4 %")
+    assert right.colour != wrong.colour
+
+
+def test_a_small_picture_is_enlarged_by_whole_pixels_and_a_large_one_reduced():
+    small = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
+    large = enlarge(small, 320)
+    assert large.shape == (320, 240, 3) and (large[5::10, 5::10] == small).all() and (large[::10, ::10] == small).all()
+    assert enlarge(np.zeros((900, 600, 3), np.uint8), 300).shape == (300, 200, 3)
+
+
+def test_a_drawn_picture_becomes_a_value_for_a_tracker(tmp_path):
+    path = training_curves.losses(epochs(2), tmp_path / "losses.png")
+    image = training_curves.as_image(path, "losses")
+    assert image.caption == "losses" and (image.pixels == pixels(path)).all()

@@ -1,0 +1,270 @@
+"""The pages that explain runs and sweeps: what they say, that nothing in them acts, that nothing leaves them."""
+
+import base64
+import csv
+import gzip
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from harness.reporting.html import pages, run_predictions, sweep_data
+from harness.reporting.html.groups import groups, share_interval, spread
+from harness.reporting.html.plotly import smoothed, thinned
+from harness.reporting.html.share import write_page
+from harness.utils.errors import UsageError
+from tests.support.commands import QUICK, command
+from tests.support.report_samples import CLASSES, EVIL, evil_run, other_seed, sweep
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: its tags, and its text outside of scripts."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.text, self.scripts, self._inside = [], "", [], ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._inside = tag
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script":
+            self.scripts[-1] += data
+        elif self._inside != "style":
+            self.text += data
+
+    @property
+    def charts(self):
+        return json.loads(self.scripts[0])
+
+
+def check_nothing_acts(page, scripts=3):
+    """Only our own scripts; no handler; every address is inside of the page."""
+    assert len(page.scripts) == scripts
+    for tag, attributes in page.tags:
+        assert tag not in ("iframe", "object", "embed", "form", "base")
+        for name, value in attributes.items():
+            assert not name.startswith("on"), (tag, name)
+            if name in ("src", "href", "srcset", "action", "poster", "data"):
+                assert value.startswith(("data:", "#")), (tag, name, value)
+    policy = next(a["content"] for tag, a in page.tags if tag == "meta" and "http-equiv" in a)
+    assert policy.startswith("default-src 'none'; img-src data:;")
+
+
+def check_every_id_is_led_to(page):
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.tags:
+        for name in ("aria-controls", "aria-labelledby"):
+            assert attributes.get(name, ids[0]) in ids
+        if attributes.get("href", "").startswith("#"):
+            assert attributes["href"][1:] in ids
+
+
+def test_every_run_leaves_its_page(finished):
+    _, folder = finished
+    page = Page(folder / "report.html")
+    result = json.loads((folder / "summary.json").read_text())["result"]
+    assert f"{100 * result['test/acc']:.2f} %" in page.text
+    for words in (
+        "last epoch",
+        "By epoch",
+        "Confusion matrix",
+        "Misclassified",
+        "Grad-CAM",
+        "harness run --recipe digits",
+    ):
+        assert words in page.text
+    check_nothing_acts(page)
+    check_every_id_is_led_to(page)
+    assert len(page.source) < 10e6
+    accuracy = next(trace for trace in page.charts["epoch-acc"]["data"] if trace["name"] == "test")
+    assert accuracy["y"][-1] == pytest.approx(result["test/acc"], rel=1e-5)
+
+
+def test_a_page_has_the_figures_of_each_class_that_the_run_computed(finished):
+    _, folder = finished
+    with open(folder / "per_class.csv", newline="") as file:
+        expected = list(csv.DictReader(file))
+    said, why = run_predictions.read_predictions(folder / "predictions.csv", [row["class"] for row in expected])
+    assert said is not None, why
+    for row, own in zip(expected, run_predictions.per_class(said), strict=True):
+        for key in ("accuracy", "precision", "recall", "f1", "images"):
+            assert getattr(own, key) == pytest.approx(float(row[key])), (row["class"], key)
+    ece = json.loads((folder / "summary.json").read_text())["result"]["test/ece"]
+    assert run_predictions.calibration_error(run_predictions.reliability(said)) == pytest.approx(ece, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_report_false_leaves_the_page_out(tmp_path):
+    command("run", *QUICK, "--epochs", 0, "--gallery", 0, "--report", "false", cwd=tmp_path, check=0)
+    assert not list(tmp_path.glob("runs/*/report.html"))
+
+
+def test_a_page_that_can_not_be_written_is_one_line(tmp_path):
+    folder = evil_run(tmp_path / "run")
+    (folder / "report.html/in-the-way").mkdir(parents=True)
+    told = []
+    write_page(folder, told.append)
+    assert len(told) == 1
+    assert told[0].startswith("no page was written: ")
+    assert "\n" not in told[0]
+
+
+@pytest.mark.slow
+def test_a_page_that_can_not_be_written_fails_no_run(tmp_path):
+    (tmp_path / "runs/mine/report.html/in-the-way").mkdir(parents=True)
+    done = command("run", *QUICK, "--epochs", 0, "--gallery", 0, "--name", "mine", cwd=tmp_path, check=0)
+    assert "no page was written" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_hostile_words_are_shown_and_do_nothing(tmp_path):
+    page = Page(pages.write([evil_run(tmp_path / "evil")]))
+    check_nothing_acts(page)
+    check_every_id_is_led_to(page)
+    assert page.text.count(EVIL) > 10
+    assert CLASSES[1] in page.text
+    assert page.source.count("<script>alert") == 0
+    confusion = page.charts["confusion"]["layout"]["xaxis"]["ticktext"]
+    assert all("<" not in name for name in confusion)  # Plotly reads a little HTML
+
+
+def test_the_script_in_the_page_is_plotlys_own_whole(finished):
+    _, folder = finished
+    script = gzip.decompress(base64.b64decode(Page(folder / "report.html").scripts[1])).decode()
+    assert re.search(r"plotly\.js v\d", script[:500])
+
+
+@pytest.mark.parametrize("state", ["failed", "interrupted", "running"])
+def test_a_run_that_has_not_ended_has_a_page_that_says_so(tmp_path, state):
+    page = Page(pages.write([evil_run(tmp_path / "run", state)]))
+    assert ("crashed" if state == "running" else state) in page.text  # no process holds its lock
+    assert "Go on with it" in page.text
+    assert "accuracy so far" in page.text
+
+
+def test_a_damaged_folder_has_a_page_that_says_what_is_missing(tmp_path):
+    folder = evil_run(tmp_path / "run")
+    (folder / "summary.json").write_text("{")
+    (folder / "predictions.csv").write_text("index,id\n1")
+    for path in (folder / "media").iterdir():
+        path.write_bytes(b"no picture")
+    lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_bytes(b"".join(lines[:-1]) + b'{"kind": "summ')
+    page = Page(pages.write([folder]))
+    assert page.text.count("Missing:") >= 2
+    check_nothing_acts(page)
+    (folder / "config.yaml").unlink()
+    assert "config.yaml" in Page(pages.write([folder])).text
+    (folder / "journal.jsonl").write_bytes(b"\xff\x00")
+    (folder / "config.yaml").write_text("a: [")
+    assert "Missing:" in Page(pages.write([folder])).text
+
+
+def test_what_is_no_run_is_one_line_with_a_remedy(tmp_path):
+    for path, remedy in ((tmp_path / "nowhere", "harness runs"), (tmp_path, "harness runs")):
+        with pytest.raises(UsageError, match=remedy) as error:
+            pages.write([path])
+        assert "\n" not in str(error.value)
+    evil_run(tmp_path / "run")
+    with pytest.raises(UsageError, match="it holds 1: harness report"):
+        pages.write([tmp_path])
+    with pytest.raises(UsageError, match="is a sweep"):
+        pages.write([tmp_path / "run", sweep(tmp_path / "sweep")])
+
+
+def test_runs_that_differ_in_the_seed_only_are_one_group(tmp_path):
+    one = evil_run(tmp_path / "evil")
+    scores = [0.7, 0.72, 0.77]
+    runs = [other_seed(one, tmp_path / f"s{n}", n, score) for n, score in enumerate(scores)]
+    runs.append(other_seed(one, tmp_path / "wide", 0, 0.9, batch_size=64))
+    found = [pages.read_run(path) for path in runs]
+    together = groups(found)
+    assert [len(group.runs) for group in together] == [3, 1]
+    told = together[0].spread("test/acc")
+    assert told.mean == pytest.approx(np.mean(scores))
+    assert told.sd == pytest.approx(np.std(scores, ddof=1))
+    page = Page(pages.write(runs, tmp_path / "all.html"))
+    check_nothing_acts(page)
+    check_every_id_is_led_to(page)
+    assert "73.00 %" in page.text
+    assert "batch_size" in page.text
+    assert len(page.charts["all-test-acc"]["data"]) == 4
+
+
+def test_the_interval_of_the_mean_is_students():
+    from scipy import stats
+
+    values = [0.9, 0.91, 0.93, 0.88]
+    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    told = spread([*values, math.nan])
+    assert (told.low, told.high, told.n) == (pytest.approx(low), pytest.approx(high), 4)
+    assert spread([math.nan]) is None
+    assert spread([1.0]).sd is None
+
+
+def test_the_interval_of_a_share_is_wilsons():
+    from scipy.stats import binomtest
+
+    for right, images in ((5, 10), (0, 30), (30, 30), (1169, 2000)):
+        expected = binomtest(right, images).proportion_ci(0.95, method="wilson")
+        assert share_interval(right / images, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_a_thinned_line_keeps_its_spikes_and_a_smoothed_one_its_level():
+    y = list(np.random.default_rng(0).normal(size=20_000))
+    y[777], y[12_345] = 50.0, -50.0
+    x, kept = thinned(list(range(20_000)), y, 1000)
+    assert len(kept) <= 1002
+    assert {50.0, -50.0} <= set(kept)
+    assert all(y[place] == value for place, value in zip(x, kept, strict=True))
+    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+
+
+def test_a_sweep_has_a_page(tmp_path):
+    folder = sweep(tmp_path / "sweep", EVIL)
+    page = Page(pages.write([folder]))
+    check_nothing_acts(page)
+    check_every_id_is_led_to(page)
+    assert {"scatter", "parallel", "history", "importance"} <= page.charts.keys()
+    for words in ("trial-0002", "stopped early", "90.0 %", "LRMIN × LRMAX", "recipe: digits", EVIL):
+        assert words in page.text
+    assert sweep_data.read_sweep(folder).best_so_far() == [0.8, 0.8, 0.9]
+    (folder / "sweep.json").write_text("")
+    (folder / "trials.csv").write_text("trial,state\n")
+    assert "Missing:" in Page(pages.write([folder])).text
+
+
+def test_the_command_makes_the_page_and_names_it(tmp_path):
+    one = evil_run(tmp_path / "evil")
+    other_seed(one, tmp_path / "s1", 1, 0.5)
+    done = command("report", "evil", "s1", cwd=tmp_path, check=0)
+    assert done.stdout.strip() == "report.html"
+    assert (tmp_path / "report.html").is_file()
+    refused = command("report", "nothing", cwd=tmp_path, check=2)
+    assert refused.stderr.startswith("error: ")
+    assert len(refused.stderr.splitlines()) == 1
+    command("report", cwd=tmp_path, check=2)
+
+
+@pytest.mark.slow
+def test_a_real_sweep_leaves_its_page_and_its_trials_do_not(tmp_path):
+    from pathlib import Path
+
+    file = Path(__file__).parents[2] / "sweeps/digits.yaml"
+    command("sweep", file, "--count", 3, "--name", "mine", "--epochs", 1, "--threads", 1, cwd=tmp_path, check=0)
+    assert "trial-0000" in Page(tmp_path / "runs/mine/report.html").text
+    assert not list(tmp_path.glob("runs/mine/runs/*/report.html"))
+    assert "report" not in (tmp_path / "runs/mine/best.yaml").read_text()

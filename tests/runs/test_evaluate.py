@@ -1,0 +1,262 @@
+"""What a run shows after training, and what `evaluate`, `explain` and `export` say of it later."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from tests.support.commands import command
+from tests.support.wandb_files import load
+
+from harness.runs import export
+from harness.runs import inference
+from harness.tracking.journal import read
+
+
+def rows(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_says_what_it_thought_of_every_test_image(finished):
+    _, folder = finished
+    said, summary = rows(folder / "predictions.csv"), json.loads((folder / "summary.json").read_text())
+    assert len(said) == summary["dataset"]["images"]["test"]
+    right = np.mean([row["label"] == row["prediction"] for row in said])
+    assert right == pytest.approx(summary["result"]["test/acc"])
+    assert np.mean([float(row["loss"]) for row in said]) == pytest.approx(summary["result"]["test/loss"], rel=1e-4)
+    table = rows(folder / "per_class.csv")
+    for line in table:
+        own = [row for row in said if row["label"] == line["class"]]
+        assert int(line["images"]) == len(own)
+        assert float(line["recall"]) == pytest.approx(np.mean([row["prediction"] == line["class"] for row in own]))
+
+
+def test_a_run_leaves_its_pictures(finished):
+    _, folder = finished
+    for name in ("correct", "misclassified", "gradcam", "confusion", "reliability"):
+        with Image.open(folder / "figures" / f"{name}.png") as image:
+            assert min(image.size) > 300, name
+
+
+def test_wandb_has_the_tables_pictures_and_charts(finished):
+    _, folder = finished
+    run = load(next(folder.glob("wandb/offline-run-*")))
+    last = run.rows[-1]
+    said = [row["label"] == row["prediction"] for row in rows(folder / "predictions.csv")]
+    for key, count in (
+        ("predictions/correct", min(25, sum(said))),
+        ("predictions/misclassified", min(25, len(said) - sum(said))),
+    ):
+        assert last[f"{key}.nrows"] == count
+    assert last["explain/gradcam.nrows"] == last["predictions/misclassified.nrows"]
+    for name in ("correct", "misclassified", "gradcam"):
+        assert last[f"gallery/{name}._type"] == "image-file"
+    assert any("confusion" in key for key in last)
+    assert last["result/test/acc"] == pytest.approx(np.mean(said))
+
+
+def test_the_journal_has_the_same_tables(finished):
+    _, folder = finished
+    final = next(record for record in read(folder / "journal.jsonl").records if record.kind == "final")
+    table = final.values["predictions/misclassified"]
+    assert table.columns[:5] == ("image", "id", "truth", "prediction", "confidence")
+    assert all(row[2] != row[3] for row in table.rows)
+    confidences = [row[4] for row in table.rows]
+    assert confidences == sorted(confidences, reverse=True)
+
+
+@pytest.mark.parametrize("name", ["", "checkpoints/model.safetensors", "checkpoints/last.pt"])
+def test_evaluate_says_of_any_checkpoint_what_the_run_said(finished, name, tmp_path):
+    _, folder = finished
+    seen, split, out = inference.evaluate(folder / name, {"threads": 1}, tmp_path / "out")
+    assert split == "test"
+    assert (out / "predictions.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
+    assert (out / "figures/gradcam.png").is_file()
+    assert "precision" in inference.report(seen, split)
+
+
+def test_the_evaluate_command_prints_a_line_a_class(finished, tmp_path):
+    _, folder = finished
+    done = command(
+        "evaluate", folder, "--tta", "--gallery", 0, "--split", "test", "-o", tmp_path / "out", cwd=tmp_path, check=0
+    )
+    assert "test accuracy, flip TTA" in done.stdout
+    assert len([line for line in done.stdout.splitlines() if line[:1].isdigit()]) == 10
+    assert "Traceback" not in done.stderr
+
+
+def odd_pictures(folder):
+    """One picture of each awkward kind, all of the same grey gradient."""
+    folder.mkdir()
+    grey = Image.fromarray(np.tile(np.linspace(0, 255, 50, dtype=np.uint8), (40, 1)))
+    grey.save(folder / "grey.png")
+    grey.convert("CMYK").save(folder / "cmyk.jpg")
+    grey.convert("LA").save(folder / "alpha.png")
+    grey.convert("RGBA").save(folder / "rgba.webp")
+    grey.convert("P").save(folder / "palette.gif", save_all=True, append_images=[grey.rotate(90).convert("P")])
+    Image.fromarray(np.asarray(grey).astype(np.uint16) * 257).save(folder / "sixteen bits é.png")
+    turned = grey.convert("RGB")
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(folder / "turned.jpg", exif=exif)
+    return folder
+
+
+def test_explain_takes_pictures_of_every_kind(finished, tmp_path):
+    _, folder = finished
+    done = command(
+        "explain", folder, odd_pictures(tmp_path / "odd"), "-o", tmp_path / "out", "--top", 3, cwd=tmp_path, check=0
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 7
+    assert all(line.count("%") == 3 for line in lines)
+    assert len(list((tmp_path / "out").glob("*.png"))) == 7
+
+
+def test_what_evaluate_and_explain_say_goes_to_wandb_when_asked(finished, tmp_path):
+    _, folder = finished
+    Image.new("RGB", (20, 30), (90, 20, 20)).save(tmp_path / "x.png")
+    answers = list(inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, tmp_path / "explained", top=3))
+    run = load(next((tmp_path / "explained").glob("wandb/offline-run-*")))
+    assert (run.job_type, run.rows[-1]["explain/pictures.nrows"]) == ("explain", len(answers))
+    seen, _, out = inference.evaluate(folder, {"wandb": "offline", "gallery": 4}, tmp_path / "evaluated")
+    run = load(next(out.glob("wandb/offline-run-*")))
+    assert run.job_type == "evaluate"
+    assert run.summary["test/acc"] == pytest.approx(seen.metrics["acc"])
+
+
+@pytest.mark.parametrize(
+    ("make", "code", "says"),
+    [
+        (lambda path: path.write_bytes(b"not a picture"), 3, "x.png"),
+        (lambda path: path.write_bytes(b""), 3, "x.png"),
+        (lambda path: None, 3, "x.png"),
+        (lambda path: path.mkdir(), 3, "no pictures"),
+    ],
+)
+def test_a_picture_that_can_not_be_read_is_one_line(finished, make, code, says, tmp_path):
+    from harness.utils.errors import DataError
+
+    _, folder = finished
+    make(tmp_path / "x.png")
+    with pytest.raises(DataError, match=says):
+        list(inference.explain(folder, [tmp_path / "x.png"], {}, tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no checkpoint"),
+        ({"x.safetensors": b"junk"}, "not one of ours"),
+        ({"x.pt": b"junk"}, "not a checkpoint of harness"),
+        (
+            {"x.safetensors": b"junk", "x.json": b'{"format": 1, "config": {}, "classes": ["a"], "preprocess": {}}'},
+            "damaged",
+        ),
+    ],
+)
+def test_a_checkpoint_that_is_not_ours_is_refused(content, says, tmp_path):
+    from harness.utils.errors import CheckpointError
+
+    for name, data in (content or {}).items():
+        (tmp_path / name).write_bytes(data)
+    path = tmp_path / next(iter(content or {"nothing": 0}))
+    with pytest.raises(CheckpointError, match=says):
+        inference.bring_back(path)
+
+
+def test_weights_for_another_model_are_refused_by_key(finished, tmp_path):
+    from harness.utils.errors import CheckpointError
+
+    _, folder = finished
+    shutil.copytree(folder / "checkpoints", tmp_path / "c")
+    facts = json.loads((tmp_path / "c/model.json").read_text())
+    facts["config"]["model_args"] = {"width": 16}
+    (tmp_path / "c/model.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"does not fit the model: .*instead of"):
+        inference.bring_back(tmp_path / "c/model.safetensors")
+
+
+def test_data_with_other_classes_is_refused(finished, tmp_path):
+    from harness.utils.errors import DataError
+
+    _, folder = finished
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
+    with pytest.raises(DataError, match="classes"):
+        inference.evaluate(folder, {"data": "folder", "data_dir": str(tmp_path / "pictures")}, tmp_path / "out")
+
+
+def test_stock_timm_builds_the_model_from_the_runs_own_folder(finished):
+    _, folder = finished
+    model = timm.create_model(f"local-dir:{folder / 'checkpoints'}", pretrained=True).eval()
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), inference.bring_back(folder).model(images), rtol=1e-4, atol=1e-5)
+    assert "Classes, in the order of the logits: 0, 1" in (folder / "checkpoints/README.md").read_text()
+
+
+def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
+    from harness.utils.errors import UsageError
+
+    _, folder = finished
+    with pytest.raises(UsageError, match="model: the checkpoint says this itself"):
+        inference.bring_back(folder, {"model": "resnet18"})
+
+
+def test_an_empty_map_is_striped_and_never_a_picture(tmp_path):
+    from harness.evaluation import gradcam
+
+    nothing = gradcam.Maps(
+        "hirescam",
+        "x",
+        np.zeros((1, 4, 4), np.float32),
+        np.zeros((1, 32, 32), np.float32),
+        np.ones(1, bool),
+        np.zeros(1, np.float32),
+        np.zeros(1, np.float32),
+    )
+    path = inference._write_overlay(np.zeros((32, 32, 3), np.uint8), nothing, tmp_path / "x.png")
+    right = np.asarray(Image.open(path))[:, 256:]
+    assert len(np.unique(right)) == 2
+    assert right.min() > 200
+
+
+def test_large_photos_are_tracked_small():
+    from harness.reporting.evaluation_report import reduced
+
+    assert reduced(np.zeros((3000, 4000, 3), np.uint8)).shape == (192, 256, 3)
+    assert reduced(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32, 3)
+
+
+def test_the_folder_for_timm_gives_the_same_logits_in_stock_timm(finished, tmp_path):
+    _, folder = finished
+    export.to_timm(folder, tmp_path / "shared")
+    trained = inference.bring_back(folder)
+    again = timm.create_model(f"local-dir:{tmp_path / 'shared'}", pretrained=True).eval()
+    images = torch.rand(4, 3, 32, 32)
+    torch.testing.assert_close(again(images), trained.model(images), rtol=1e-4, atol=1e-5)
+    assert again.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
+    assert again.pretrained_cfg["label_names"] == list(trained.classes)
+    assert "0, 1, 2" in (tmp_path / "shared/README.md").read_text()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    _, folder = finished
+    said = export.to_onnx(folder, tmp_path / "model.onnx")
+    assert "equal torch's" in said
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    images = torch.rand(5, 3, 32, 32)
+    with torch.no_grad():
+        expected = inference.bring_back(folder, {"precision": "fp32"}).model(images)
+    torch.testing.assert_close(
+        torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected, rtol=1e-3, atol=1e-4
+    )

@@ -1,0 +1,433 @@
+"""Whole runs, as a user starts them: real processes, real files, W&B offline."""
+
+import json
+import re
+import signal
+import sys
+import time
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
+from tests.support.wandb_files import load
+
+import harness
+from harness.config import yaml_io
+from harness.config.settings import Config, resolve
+from harness.tracking.journal import read
+from harness.models import cifar_resnet
+
+
+def test_a_run_leaves_everything_that_it_promises(finished):
+    done, folder = finished
+    for name in (
+        "config.yaml",
+        "journal.jsonl",
+        "status.json",
+        "summary.json",
+        "checkpoints/last.pt",
+        "checkpoints/model.safetensors",
+        "checkpoints/model.json",
+        "figures/losses.png",
+        "figures/accuracy.png",
+        "figures/lr.png",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+    assert not list(folder.rglob("*.tmp"))
+    status = json.loads((folder / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["epoch"]) == ("finished", 0, 3)
+    assert len(re.findall(r"^epoch \d/3 ", done.stderr, re.M)) == 3
+    assert "wandb sync" in done.stderr
+    assert "test accuracy" in done.stdout
+
+
+def test_the_saved_configuration_is_the_runs_and_repeats_it_to_the_bit(finished, tmp_path):
+    _, folder = finished
+    saved = yaml_io.read(folder / "config.yaml")
+    story = read(folder / "journal.jsonl")
+    assert story.header["config"] == saved == resolve({"recipe": str(folder / "config.yaml")}).to_dict()
+    command(
+        "run",
+        "--recipe",
+        folder / "config.yaml",
+        "--wandb",
+        "disabled",
+        "--output",
+        tmp_path / "again",
+        cwd=tmp_path,
+        check=0,
+    )
+    again = next((tmp_path / "again").iterdir())
+    assert (again / "checkpoints/model.safetensors").read_bytes() == (
+        folder / "checkpoints/model.safetensors"
+    ).read_bytes()
+    assert not (again / "wandb").exists()
+
+
+def test_wandb_holds_what_the_journal_holds(finished):
+    _, folder = finished
+    story, config = read(folder / "journal.jsonl"), yaml_io.read(folder / "config.yaml")
+    run = load(next(folder.glob("wandb/offline-run-*")))
+    assert {key: run.config[key] for key in config} == config
+    assert run.config["dataset"]["fingerprint"] == story.header["dataset"]["fingerprint"]
+    assert (run.group, run.project, sorted(run.tags), run.notes) == ("tests", "trial", ["a", "b"], "why")
+    epochs = [record for record in story.records if record.kind == "epoch"]
+    steps = [row["_step"] for row in run.rows]
+    assert steps == list(range(1, epochs[-1].step + 1))
+    for record in epochs:
+        row = next(row for row in run.rows if row["_step"] == record.step)
+        for key, value in record.scalars().items():
+            assert row[key] == pytest.approx(value), key
+    assert run.summary["test/acc"] == pytest.approx(epochs[-1].values["test/acc"])
+    assert isinstance(run.summary["best/test_acc"], float)
+    assert run.exit_code == 0
+
+
+def test_the_learning_rate_goes_from_the_option_to_the_optimizer_to_the_records(finished):
+    _, folder = finished
+    story = read(folder / "journal.jsonl")
+    config = Config(**story.header["config"])
+    rates = [rate for record in story.records if record.steps for rate in record.steps.lines["lr"]]
+    per_epoch = len(rates) // 3
+    knots = np.interp(
+        np.arange(len(rates)),
+        [0, config.peak_epoch * per_epoch, 3 * per_epoch],
+        [config.lr_min, config.lr_max, config.lr_min],
+    )
+    np.testing.assert_allclose(rates, knots, rtol=1e-6)
+
+
+def test_stock_timm_loads_the_weights_of_the_result(finished):
+    _, folder = finished
+    facts = json.loads((folder / "checkpoints/model.json").read_text())
+
+    model = timm.create_model(
+        "custom_resnet",
+        num_classes=10,
+        checkpoint_path=str(folder / "checkpoints/model.safetensors"),
+        **facts["config"]["model_args"],
+    )
+    assert isinstance(model, cifar_resnet.CustomResNet)  # importing it registers it with timm
+    assert len(facts["classes"]) == 10
+    images = torch.rand(2, 3, 32, 32)
+    assert model.eval()(images).shape == (2, 10)
+
+
+def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypatch):
+    _, folder = finished
+    monkeypatch.chdir(tmp_path)
+    before = torch.get_num_threads()
+    try:
+        result = harness.run(
+            harness.resolve(
+                {
+                    "recipe": "digits",
+                    "model_args": {"width": 8},
+                    "epochs": 3,
+                    "threads": 1,
+                    "precision": "fp32",
+                    "wandb": "disabled",
+                }
+            )
+        )
+    finally:
+        torch.set_num_threads(before)
+    theirs = json.loads((folder / "summary.json").read_text())
+    assert result.summary["result"] == theirs["result"]
+    assert [row["train/loss"] for row in result.history] == [
+        record.values["train/loss"] for record in read(folder / "journal.jsonl").records if record.kind == "epoch"
+    ]
+
+
+def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_the_test_set_once(tmp_path):
+    command(
+        "run", *QUICK, "--epochs", 3, "--val-fraction", 0.2, "--wandb", "disabled", "--name", "v", cwd=tmp_path, check=0
+    )
+    folder = tmp_path / "runs/v"
+    summary, story = json.loads((folder / "summary.json").read_text()), read(folder / "journal.jsonl")
+    epochs = [record for record in story.records if record.kind == "epoch"]
+    accuracies = [record.values["val/acc"] for record in epochs]
+    assert not any(key.startswith("test/") for record in epochs for key in record.values)
+    assert summary["result"]["epoch"] == 1 + accuracies.index(max(accuracies))
+    assert summary["result"]["val/acc"] == pytest.approx(max(accuracies))
+    assert "test/acc" in summary["result"]
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "code", "state"),
+    [
+        pytest.param("SIGINT", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
+        ("SIGTERM", signal.SIGTERM, 143, "preempted"),
+    ],
+)
+def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, tmp_path, name, number, code, state):
+    _, whole = finished
+    words = ["run", *QUICK, "--epochs", "3", "--checkpoint-every", "2", "--wandb", "offline"]
+    process, output = begun(*words, cwd=tmp_path), tmp_path / "runs"
+    wait_for_checkpoint(process, tmp_path)
+    assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == code, errors
+    folder = next(output.iterdir())
+    status = json.loads((folder / "status.json").read_text())
+    assert status["state"] == state
+    assert "--resume" in status["resume"]
+    listed = command("runs", cwd=tmp_path, check=0).stdout
+    assert state in listed
+    done = command(*words, cwd=tmp_path, check=0)
+    assert f"from step {status['step']}" in done.stderr
+    assert [path.name for path in output.iterdir()] == [folder.name]
+    assert (folder / "checkpoints/model.safetensors").read_bytes() == (
+        whole / "checkpoints/model.safetensors"
+    ).read_bytes()
+    mine, theirs = (
+        [r.values["train/loss"] for r in read(f / "journal.jsonl").records if r.kind == "epoch"]
+        for f in (folder, whole)
+    )
+    assert mine == theirs
+
+
+def test_a_finished_run_is_not_written_over(tmp_path):
+    for _ in range(2):
+        command(
+            "run",
+            *QUICK,
+            "--epochs",
+            1,
+            "--peak-epoch",
+            1,
+            "--gallery",
+            0,
+            "--wandb",
+            "disabled",
+            "--name",
+            "same",
+            cwd=tmp_path,
+            check=0,
+        )
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["same", "same-2"]
+
+
+def write_images(folder, classes=("cat", "dog"), count=6, size=32):
+    generator = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for index, name in enumerate(classes):
+            path = folder / split / name
+            path.mkdir(parents=True)
+            for number in range(count):
+                pixels = generator.integers(0, 128, (size, size, 3)) + 127 * index
+                Image.fromarray(pixels.astype(np.uint8)).save(path / f"{number}.png")
+
+
+def test_any_timm_model_trains_on_a_folder_of_pictures_with_its_own_size(tmp_path):
+    write_images(tmp_path / "pictures", size=40)
+    words = [
+        "--data",
+        "folder",
+        "--data-dir",
+        "pictures",
+        "--epochs",
+        1,
+        "--peak-epoch",
+        0.5,
+        "--batch-size",
+        4,
+        "--workers",
+        1,
+        "--wandb",
+        "disabled",
+    ]
+    command("run", "--model", "test_efficientnet", "--image-size", 64, *words, cwd=tmp_path, check=0)
+    facts = json.loads(next((tmp_path / "runs").glob("*/checkpoints/model.json")).read_text())
+    assert facts["preprocess"]["size"] == 64
+    assert facts["classes"] == ["cat", "dog"]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["--lr-max", "nan"], 2, "lr_max"),
+        (["--EPOCHS=-1"], 2, "epochs"),
+        (["--recipe", "nothing"], 2, "no recipe 'nothing'"),
+        (["--model", "custom_resent"], 2, "custom_resnet"),
+        (["--model-args", "widht=3"], 2, "widht"),
+        (["--data", "folder", "--data-dir", "missing"], 3, "missing"),
+        (["--data", "folder", "--data-dir", "."], 3, "."),
+        (["--batch-size", "100000"], 2, "100000"),
+        (["--device", "cuda:7"], 2, "cuda:7"),
+        (["--output", "/proc/nowhere"], 2, "/proc/nowhere"),
+        (["--resume", "nowhere"], 2, "nowhere"),
+        (["--image-size", "4"], 2, "4 pixels"),
+        (["--select", "best"], 2, "val-fraction"),
+        (["--plugin", "no_such_module"], 2, "no_such_module"),
+        (["--lr-max", "1e6"], 5, "step"),
+        (["--data", "cifar10", "--data-dir", "nothing", "--download", "False"], 3, "cifar10"),
+    ],
+)
+def test_a_mistake_is_one_line_and_the_right_exit_status(words, code, says, tmp_path, capfd, monkeypatch):
+    """In this process, through the real entry point: starting Python for each would take minutes."""
+    from harness.cli.main import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        sys, "argv", ["harness", "run", "--recipe", "digits", "--model-args", "width=8", "--wandb", "disabled", *words]
+    )
+    with pytest.raises(SystemExit) as stop:
+        main.main()
+    errors = capfd.readouterr().err
+    assert stop.value.code == code, errors
+    lines = [line for line in errors.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert says in lines[0]
+    assert "Traceback" not in errors
+    if code == 2:
+        assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
+
+
+def test_a_run_that_diverges_says_where_in_its_status_and_journal(tmp_path):
+    done = command("run", *QUICK, "--lr-max", 1e6, "--wandb", "offline", "--name", "d", cwd=tmp_path, check=5)
+    assert "Traceback" not in done.stderr
+    status = json.loads((tmp_path / "runs/d/status.json").read_text())
+    assert status["state"] == "failed"
+    assert re.search(r"at step \d+, learning rate", status["reason"])
+    run = load(next((tmp_path / "runs/d/wandb").glob("offline-run-*")))
+    assert run.exit_code == 5
+    assert run.alerts
+
+
+PLUGIN = """
+import torch
+from timm.models import register_model
+
+@register_model
+def my_own_net(pretrained=False, num_classes=10, **kwargs):
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, num_classes))
+    net.num_classes = num_classes
+    net.pretrained_cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    return net
+"""
+
+
+@pytest.mark.slow
+def test_a_model_of_the_users_own_package_trains(tmp_path):
+    (tmp_path / "my_package.py").write_text(PLUGIN)
+    words = [
+        "--recipe",
+        "digits",
+        "--plugin",
+        "my_package",
+        "--model",
+        "my_own_net",
+        "--epochs",
+        2,
+        "--wandb",
+        "disabled",
+        "--name",
+        "p",
+    ]
+    command("run", *words, cwd=tmp_path, check=0)
+    assert json.loads((tmp_path / "runs/p/summary.json").read_text())["parameters"] == 3072 * 10 + 10
+
+
+@pytest.mark.parametrize(
+    ("words", "suffix"),
+    [(["--schedule", "cyclic"], "png"), (["--schedule", "cosine", "--momentum-min", "0.85"], "svg")],
+)
+def test_plot_draws_a_schedule_without_training(words, suffix, tmp_path):
+    out = tmp_path / f"lr.{suffix}"
+    done = command("plot", *words, "-o", out, cwd=tmp_path, check=0)
+    assert str(out) in done.stdout
+    assert out.stat().st_size > 1000
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_classic_cyclic_picture_is_0_08_to_0_8_in_steps_of_10(tmp_path):
+    done = command("plot", "--schedule", "cyclic", "-o", tmp_path / "x.png", cwd=tmp_path, check=0)
+    assert "between 0.08 and 0.8, 100 iterations" in done.stdout
+
+
+def test_pictures_in_mid_run_cost_no_row_and_no_record(tmp_path):
+    words = ["--epochs", 3, "--explain-every", 1, "--gallery", 4, "--wandb", "offline", "--name", "e"]
+    command("run", *QUICK, *words, cwd=tmp_path, check=0)
+    folder = tmp_path / "runs/e"
+    records = read(folder / "journal.jsonl").records
+    assert [record.kind for record in records] == ["epoch", "epoch", "epoch", "final"]
+    assert all("gallery/misclassified" in record.values for record in records if record.epoch < 3)
+    run = load(next(folder.glob("wandb/offline-run-*")))
+    assert run.steps == list(range(1, records[-1].step + 1))
+    assert all("lr" in row for row in run.rows)
+
+
+def test_a_finished_run_is_not_gone_on_with_and_a_folder_alone_says_which_run_is_meant(finished):
+    _, folder = finished
+    before = (folder / "journal.jsonl").read_bytes()
+    done = command("run", "--resume", folder, cwd=folder.parent.parent, check=0)
+    assert "already complete" in done.stderr
+    assert (folder / "journal.jsonl").read_bytes() == before
+
+
+def test_resuming_with_another_setting_is_refused_by_its_name(finished):
+    _, folder = finished
+    done = command("run", "--resume", folder, "--lr-max", 0.5, cwd=folder.parent.parent, check=2)
+    assert "lr_max: 0.01 -> 0.5" in done.stderr
+
+
+def test_a_signal_before_the_run_has_begun_ends_in_an_exit_status(tmp_path):
+    process = begun("run", *QUICK, "--wandb", "disabled", cwd=tmp_path)
+    while not (tmp_path / "runs").exists():  # made first of all
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+
+
+def test_a_run_finds_its_learning_rates_first_when_asked(tmp_path):
+    words = ["--model-args", "width=4", "--epochs", 1, "--gallery", 0, "--wandb", "offline", "--name", "f"]
+    command(
+        "run",
+        "--recipe",
+        "digits",
+        "--precision",
+        "fp32",
+        "--lr-max",
+        "find",
+        "--lr-min",
+        "find",
+        *words,
+        cwd=tmp_path,
+        check=0,
+    )
+    folder = tmp_path / "runs/f"
+    found, summary = (
+        json.loads((folder / "lr_finder.json").read_text()),
+        json.loads((folder / "summary.json").read_text()),
+    )
+    assert (summary["lr_min"], summary["lr_max"]) == (found["lr_min"], found["lr_max"])
+    assert (folder / "figures/lr_finder.png").is_file()
+    run = load(next(folder.glob("wandb/offline-run-*")))
+    assert run.summary["lr_max"] == pytest.approx(found["lr_max"])
+    rates = [row["lr"] for row in run.rows if row["_step"] > 0 and "lr" in row]
+    assert max(rates) <= found["lr_max"] * 1.0001
+
+
+def test_find_prints_its_rates_and_writes_a_sweep(tmp_path):
+    words = [
+        "--recipe",
+        "digits",
+        "--precision",
+        "fp32",
+        "--model-args",
+        "width=4",
+        "--seeds",
+        1,
+        "--wandb",
+        "disabled",
+    ]
+    done = command("find", *words, "--write-sweep", "sweep.yaml", cwd=tmp_path, check=0)
+    assert "--lr-max" in done.stdout
+    made = yaml_io.read(tmp_path / "sweep.yaml")
+    assert made["parameters"]["lr_max"]["distribution"] == "log_uniform_values"

@@ -1,0 +1,129 @@
+"""A stand-in for W&B's server that refuses, hangs, answers nonsense or goes away, and keeps all it was sent."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+from tests.support.wandb_server import KEY, Handler, Run, Server
+
+
+class Troubled(Server):
+    """Takes one run, in whatever trouble it is put.
+
+    Attributes:
+        status: HTTP status of all its answers.
+        page: answers with a web page, as the sign-in page of a hotel does.
+        dies_after: rows after which it is gone, without a word to open connections.
+        received: every byte that was sent to it, headers too.
+    """
+
+    def __init__(self, status: int = 200, stream_status: int = 200, dies_after: int = 0, page: bool = False) -> None:
+        super().__init__()
+        self.RequestHandlerClass = TroubledHandler
+        self.status, self.stream_status, self.dies_after, self.page = status, stream_status, dies_after, page
+        self.dead = self.stopped = False
+        self.asked: list[str] = []
+        self.names: set[str] = set()  # ids of the runs that were opened
+        self.received: list[bytes] = []
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """The environment that leads to it, and hurries W&B's client along."""
+        return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "2"}
+
+    def answer(self, operation, variables):
+        self.asked.append(operation)
+        if operation == "UpsertBucket":
+            self.names.add(str(variables.get("name")))
+        match operation:
+            case "RunStoppedStatus":
+                return {"project": {"run": {"stopped": self.stopped}}}
+            case "GetDefaultEntity":
+                return {"viewer": {"id": "u", "entity": "e"}}
+            case "Run":
+                empty = {
+                    "config": "{}",
+                    "summaryMetrics": "{}",
+                    "systemMetrics": "{}",
+                    "user": {"name": "e", "username": "e"},
+                }
+                words = ("displayName", "state", "group", "jobType", "createdAt", "heartbeatAt", "description", "notes")
+                run = {
+                    "id": "b", "name": variables.get("name"), "tags": [], "sweepName": None, "commit": None,
+                    "readOnly": False, "historyLineCount": len(self.rows), "historyKeys": None, "projectId": "1",
+                    "project": {"internalId": "1"}, **dict.fromkeys(words, ""), **empty,
+                }  # fmt: skip
+                return {"project": {"run": run}}
+        return super().answer(operation, variables)
+
+    @property
+    def shown(self) -> Run:
+        """The latest run that has rows."""
+        runs = list(self.runs.values())
+        return next((run for run in reversed(runs) if run.rows), runs[0] if runs else Run())
+
+    @property
+    def rows(self) -> dict[int, dict]:
+        return self.shown.rows
+
+    @rows.setter
+    def rows(self, rows: dict[int, dict]) -> None:
+        self.shown.rows = rows
+
+    @property
+    def history(self) -> list[dict]:
+        return self.shown.history
+
+    @property
+    def steps(self) -> list[int]:
+        return self.shown.steps
+
+    def stream(self, run_id, body):
+        answer = super().stream(run_id, body)
+        if self.dies_after and len(self.rows) >= self.dies_after:
+            self.dead = True
+            threading.Thread(target=self.shutdown).start()
+            self.socket.close()
+        return answer
+
+
+class TroubledHandler(Handler):
+    server: Troubled
+
+    def _body(self):
+        body = super()._body()
+        self.server.received.append(str(self.headers).encode() + b"\n" + self.path.encode() + b"\n" + body)
+        return body
+
+    def _reply(self, value, status=200):
+        if self.server.dead:
+            self.close_connection = True
+            self.connection.close()
+            return
+        if self.server.page:
+            data = b"<html>Please sign in</html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+            return
+        super()._reply(value, status if self.server.status == 200 else self.server.status)
+
+
+def steps_of(server: Server, last: int) -> bool:
+    """Whether each step from 1 to `last` has arrived exactly once, in order."""
+    return server.steps == list(range(1, last + 1))
+
+
+def wait_until(true, seconds: float) -> None:
+    began = time.monotonic()
+    while not true():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.05)
+
+
+def rows_as_text(server: Server) -> str:
+    return json.dumps(server.history)

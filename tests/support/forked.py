@@ -1,0 +1,181 @@
+"""`harness` in processes of its own that start in no time: forked from a server that has imported what is heavy.
+
+They are as real as started ones: a signal kills them, their exit status is `cli.main`'s.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports this harness, wherever it is started
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(
+    ["harness.runs.run", "harness.cli.main", "harness.runs.inference", "wandb", "sklearn.datasets", "PIL.Image"]
+)
+
+# The quickest run there is: 10 updates an epoch, evaluated on 359 images in 2 batches; a seventh of a second an epoch.
+TINY = [
+    "--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--batch-size", "128",
+    "--eval-batch-size", "200", "--epochs", "3", "--gallery", "0", "--wandb", "disabled",
+]  # fmt: skip
+
+
+@dataclass
+class Ended:
+    """What a process left.
+
+    Attributes:
+        code: exit status; minus the signal's number when one killed it.
+    """
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def returncode(self) -> int:
+        """The names of `subprocess.CompletedProcess`."""
+        return self.code
+
+    @property
+    def stdout(self) -> str:
+        return self.out
+
+    @property
+    def stderr(self) -> str:
+        return self.err
+
+    @property
+    def errors(self) -> list[str]:
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+@dataclass
+class Running:
+    """A process that goes on."""
+
+    process: multiprocessing.Process
+    out: Path
+    err: Path
+
+    @property
+    def pid(self) -> int:
+        return int(self.process.pid or 0)
+
+    def signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def until(self, happened: Callable[[], object], seconds: float = 100) -> None:
+        """Wait until something has happened, or the process has ended."""
+        began = time.monotonic()
+        while not happened() and self.process.is_alive():
+            assert time.monotonic() - began < seconds, self.err.read_text()
+            time.sleep(0.002)
+
+    def end(self, seconds: float = 150) -> Ended:
+        self.process.join(seconds)
+        if self.process.is_alive():
+            self.signal(signal.SIGUSR2)  # says where it is
+            self.process.join(2)
+            self.process.kill()
+            raise AssertionError(f"still going on after {seconds} s:\n{self.err.read_text()}")
+        ended = Ended(int(self.process.exitcode or 0), self.out.read_text(), self.err.read_text())
+        self.process.close()
+        return ended
+
+
+def begin(
+    *words: object,
+    cwd: Path,
+    fault: str = "",
+    variables: Mapping[str, str] | None = None,
+    file_size: int = 0,
+    memory: int = 0,
+    method: str = "fork",
+    account: bool = True,
+) -> Running:
+    """Start `harness` with these words.
+
+    Args:
+        fault: HARNESS_FAULT of the process.
+        file_size: bytes that a file may grow to. memory: bytes that the process may take beyond what it has.
+        method: how the process starts others of its own, `fork` or `forkserver`.
+        account: whether it is told of W&B what the test's own environment says.
+    """
+    environment = (
+        {name: value for name, value in os.environ.items() if account or not name.startswith("WANDB_")}
+        | {"WANDB_ERROR_REPORTING": "false"}
+        | dict(variables or {})
+    )
+    if fault:
+        environment |= {"HARNESS_TESTING": "1", "HARNESS_FAULT": fault}
+    logs = Path(cwd).parent / f"{Path(cwd).name}-logs"
+    logs.mkdir(exist_ok=True)
+    number = len(list(logs.iterdir())) // 2
+    out, err = logs / f"{number}.out", logs / f"{number}.err"
+    out.touch()
+    err.touch()
+    process = context.Process(
+        target=_child,
+        args=([str(word) for word in words], str(cwd), environment, str(out), str(err), file_size, memory, method),
+    )
+    process.start()
+    return Running(process, out, err)
+
+
+def harness(*words: object, cwd: Path, check: int | None = None, seconds: float = 150, **how: object) -> Ended:
+    """Run `harness` to its end."""
+    ended = begin(*words, cwd=cwd, **how).end(seconds)
+    if check is not None:
+        assert ended.code == check, f"{ended.code}: {ended.err}\n{ended.out}"
+    return ended
+
+
+def _child(
+    words: list[str],
+    cwd: str,
+    environment: dict[str, str],
+    out: str,
+    err: str,
+    file_size: int,
+    memory: int,
+    method: str,
+) -> None:
+    """Become the `harness` command."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for stream, path in ((1, out), (2, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_TRUNC), stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
+    sys.argv = ["harness", *words]
+    faulthandler.register(signal.SIGUSR2, all_threads=True)
+    multiprocessing.set_start_method(method, force=True)  # of loader processes, as where no test is
+    # A forked process has the handlers of the server: as a started one's.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.set_wakeup_fd(-1)
+    if file_size:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
+    if memory:
+        import torch
+
+        torch.zeros(1)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + memory, resource.RLIM_INFINITY))
+    from harness.cli.main import main
+
+    try:
+        main.main()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()

@@ -1,0 +1,57 @@
+"""Records with one value of each kind, and an equality that looks into them."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from harness.tracking.records import Artifact, Curve, Image, Record, Scores, Table
+
+
+def image(seed: int) -> Image:
+    return Image(np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8), f"image {seed}")
+
+
+def epoch(number: int, steps: int = 3) -> Record:
+    """The record of one epoch, with a curve of every step."""
+    x = list(range((number - 1) * steps + 1, number * steps + 1))
+    values = {"train/loss": 1 / number, "val/acc": number / 10, "lr": 0.5, "memory/peak(GiB)": 0.25}
+    return Record(
+        x[-1], number, values, Curve("step", x, {"train/step_loss": [s / 100 for s in x], "lr": [0.5] * steps})
+    )
+
+
+def final(step: int) -> Record:
+    generator = np.random.default_rng(0)
+    scores = Scores(generator.integers(0, 4, 60), generator.dirichlet([1.0] * 4, 60), ("ant", "bee", "cat", "NaN"))
+    cells = [(image(1), "ant", 0.5, None), (image(2), "bee", 1.0, True)]
+    curve = Curve("lr", [0.1, 0.2, 0.4], {"loss": [2.0, 1.0, math.inf]}, title="range test", marks={"LRMAX": 0.21})
+    values = {
+        "wrong": Table(("image", "truth", "confidence", "flag"), cells),
+        "gallery": tuple(image(n) for n in range(110)),
+        "cam": image(3),
+        "finder": curve,
+        "test": scores,
+        "result/acc": 0.75,
+    }
+    return Record(step, 2, values, kind="final")
+
+
+def same(one, other) -> bool:
+    """Equality that looks into pictures and arrays, and in which NaN equals itself."""
+    match one, other:
+        case Image(), Image():
+            return one.caption == other.caption and np.array_equal(one.pixels, other.pixels)
+        case Scores(), Scores():
+            shares = np.allclose(one.probabilities, other.probabilities, rtol=1e-5)
+            return one.classes == other.classes and np.array_equal(one.labels, other.labels) and shares
+        case (Record(), Record()) | (Curve(), Curve()) | (Table(), Table()) | (Artifact(), Artifact()):
+            return same(vars(one), vars(other))
+        case dict(), dict():
+            return list(one) == list(other) and all(same(value, other[key]) for key, value in one.items())
+        case (list(), list()) | (tuple(), tuple()):
+            return len(one) == len(other) and all(map(same, one, other))
+        case float(), float():
+            return one == other or (math.isnan(one) and math.isnan(other))
+    return type(one) is type(other) and one == other

@@ -1,0 +1,123 @@
+"""The loopback server as W&B's reports need it: what is asked about runs and sweeps, and the reports that are saved."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from tests.support.wandb_server import VIEWER, Run, Server
+
+
+@dataclass
+class Saved:
+    """A report as the server has it."""
+
+    title: str
+    kind: str
+    project: str
+    spec: dict[str, Any]
+
+
+class ReportServer(Server):
+    """Knows the project e/p.
+
+    Attributes:
+        saved: the reports, oldest first.
+        sweeps: id -> file of each sweep; its runs are those whose `sweep` is its id.
+        is_known: whether the project is there.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.saved: list[Saved] = []
+        self.sweeps: dict[str, dict[str, Any]] = {}
+        self.is_known = True
+
+    def answer(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+        mine = self.is_known and asked.get("entity", asked.get("entityName")) == "e"
+        match operation:
+            case "GetDefaultEntity" | "GetViewer":
+                return {"viewer": {**VIEWER, "apiKeys": {"edges": []}}}
+            case "ProjectInternalId":
+                return {"project": {"id": "p", "internalId": "1"} if mine else None}
+            case "GetProjects":
+                about = {"name": "p", "entityName": "e", "createdAt": "2026-01-01", "isBenchmark": False, "user": None}
+                edges = [{"node": {"__typename": "Project", "id": "p", **about}}]
+                page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+                return {"models": {"pageInfo": page, "edges": edges}}
+            case "Run":
+                found = mine and self._known(asked["name"])
+                return {"project": {"run": found or None} if mine else None}
+            case "GetSweep" | "GetSweepLegacy":
+                return {"project": {"sweep": self._sweep(asked["name"])} if mine else None}
+            case "Runs":
+                return {"project": self._runs(asked)}
+            case "upsertView":
+                return {"upsertView": self._save(asked)}
+        return super().answer(operation, asked)
+
+    def _known(self, name: str) -> dict[str, Any] | None:
+        run = self.runs.get(name)
+        return None if run is None else self._fragment(name, run)
+
+    def _fragment(self, name: str, run: Run) -> dict[str, Any]:
+        state = {None: "running", 0: "finished"}.get(run.exit_code, "failed")
+        empty = {
+            "tags": [],
+            "group": "",
+            "jobType": "",
+            "commit": "",
+            "readOnly": False,
+            "description": "",
+            "notes": "",
+        }
+        return {
+            **empty,
+            "id": name,
+            "projectId": "1",
+            "name": name,
+            "displayName": run.name or name,
+            "sweepName": run.sweep or None,
+            "state": state,
+            "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
+            "summaryMetrics": json.dumps(run.summary),
+            "systemMetrics": "{}",
+            "createdAt": "2026-01-01",
+            "heartbeatAt": "2026-01-01",
+            "historyLineCount": len(run.rows),
+            "historyKeys": {},
+            "user": {"name": "e", "username": "e"},
+        }
+
+    def _sweep(self, name: str) -> dict[str, Any] | None:
+        if name not in self.sweeps:
+            return None
+        config = self.sweeps[name]
+        about = {"id": name, "name": name, "displayName": config.get("name"), "method": config["method"]}
+        more = {"state": "FINISHED", "description": "", "bestLoss": None, "createdAt": "", "updatedAt": None}
+        return {**about, **more, "config": yaml.safe_dump(config), "runCount": 1, "runCountExpected": None}
+
+    def _runs(self, asked: dict[str, Any]) -> dict[str, Any]:
+        (where,) = json.loads(asked["filters"])["$and"]
+        found = [(name, run) for name, run in self.runs.items() if run.sweep == where["sweep"]]
+        sign, key = asked["order"][0], asked["order"][1:].removeprefix("summary_metrics.")
+        if sign in "+-" and key != "created_at":
+            found.sort(key=lambda item: item[1].summary[key], reverse=sign == "-")
+        edges = [{"node": self._fragment(name, run), "cursor": name} for name, run in found]
+        page = {"endCursor": None, "hasNextPage": False}
+        about = {"internalId": "1", "runCount": len(found), "readOnly": False}
+        return {**about, "runs": {"edges": edges[: asked["perPage"]], "pageInfo": page}}
+
+    def _save(self, asked: dict[str, Any]) -> dict[str, Any]:
+        self.saved.append(Saved(asked["displayName"], asked["type"], asked["projectName"], json.loads(asked["spec"])))
+        number = base64.b64encode(f"View:{len(self.saved)}".encode()).decode()
+        project = {"id": "p", "name": asked["projectName"], "entityName": asked["entityName"]}
+        view = {key: asked[key] for key in ("type", "name", "displayName", "description", "spec")}
+        return {
+            "view": {"id": number, **view, "project": project, "updatedAt": "2026-01-01T00:00:00"},
+            "inserted": True,
+        }

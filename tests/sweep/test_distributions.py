@@ -1,0 +1,206 @@
+"""A sweep's parameters: every distribution of the format against scipy's, and what is refused."""
+
+import importlib
+import json
+import math
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.sweep.distributions import DISTRIBUTIONS, read_axes
+from harness.sweep.hyperband import read_hyperband
+from harness.utils.errors import UsageError
+
+LN = math.log
+# Specification -> scipy's frozen distribution of the value before it is rounded to q.
+CONTINUOUS = [
+    ({"min": 0.5, "max": 2.0}, stats.uniform(0.5, 1.5)),
+    ({"distribution": "q_uniform", "min": 0.0, "max": 3.0, "q": 0.25}, stats.uniform(0, 3)),
+    ({"distribution": "log_uniform", "min": -5.0, "max": 1.0}, stats.loguniform(math.exp(-5), math.e)),
+    ({"distribution": "log_uniform_values", "min": 1e-4, "max": 1.0}, stats.loguniform(1e-4, 1)),
+    ({"distribution": "q_log_uniform", "min": 0.0, "max": 5.0, "q": 2}, stats.loguniform(1, math.exp(5))),
+    ({"distribution": "q_log_uniform_values", "min": 0.5, "max": 90.0, "q": 0.5}, stats.loguniform(0.5, 90)),
+    ({"distribution": "inv_log_uniform", "min": -2.0, "max": 3.0}, stats.loguniform(math.exp(-3), math.exp(2))),
+    ({"distribution": "inv_log_uniform_values", "min": 0.01, "max": 3.0}, stats.loguniform(0.01, 3)),
+    ({"distribution": "normal", "mu": 1.0, "sigma": 2.0}, stats.norm(1, 2)),
+    ({"distribution": "q_normal", "mu": 1.0, "sigma": 20.0, "q": 3}, stats.norm(1, 20)),
+    ({"distribution": "log_normal", "mu": 0.5, "sigma": 0.3}, stats.lognorm(0.3, scale=math.exp(0.5))),
+    ({"distribution": "q_log_normal", "mu": 1.0, "sigma": 1.0, "q": 1}, stats.lognorm(1, scale=math.e)),
+    ({"distribution": "beta", "a": 2.0, "b": 3.0}, stats.beta(2, 3)),
+    ({"distribution": "q_beta", "a": 2.0, "b": 3.0, "q": 0.1}, stats.beta(2, 3)),
+]
+DISCRETE = [{"min": 1, "max": 7}, {"values": ["a", "b", "c"]}, {"values": [1, 2, 3], "probabilities": [0.2, 0.5, 0.3]}]
+QUANTILES = np.random.default_rng(0).uniform(0.001, 0.999, 200).tolist()
+
+
+def axis(spec):
+    (found,) = read_axes({"x": spec})
+    return found
+
+
+@pytest.mark.parametrize(("spec", "truth"), CONTINUOUS, ids=lambda value: str(value)[:40])
+def test_a_value_is_the_inverse_of_the_distribution_function_rounded_to_q(spec, truth):
+    q = spec.get("q")
+    for u in QUANTILES:
+        expected = float(truth.ppf(u))
+        expected = round(expected / q) * q if q else expected
+        assert axis(spec).at(u) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert isinstance(axis(spec).at(u), int) == isinstance(q, int)
+
+
+@pytest.mark.parametrize("spec", DISCRETE, ids=str)
+def test_values_come_as_often_as_their_probabilities_say(spec):
+    found = [axis(spec).at(u) for u in (np.arange(100_000) + 0.5) / 100_000]
+    values = spec.get("values") or list(range(spec["min"], spec["max"] + 1))
+    shares = spec.get("probabilities") or [1 / len(values)] * len(values)
+    assert [found.count(value) / len(found) for value in values] == pytest.approx(shares, abs=1e-4)
+
+
+def test_every_distribution_of_the_format_is_tested_here():
+    tested = {axis(spec).kind for spec, _ in CONTINUOUS} | {axis(spec).kind for spec in DISCRETE}
+    assert tested | {"constant", "categorical_w_probabilities"} == set(DISTRIBUTIONS)
+
+
+def test_nested_parameters_keep_their_path():
+    found = read_axes(
+        {"model_args": {"parameters": {"width": {"values": [4, 8]}, "deep": {"parameters": {"er": {"value": 1}}}}}}
+    )
+    assert [axis.path for axis in found] == [("model_args", "width"), ("model_args", "deep", "er")]
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (3, "need `value:`"),
+        ({"min": 0, "max": 0.9}, "of two kinds, which W&B refuses"),
+        ({"min": 2.0, "max": 1.0}, "need min <= max"),
+        ({"distribution": "unifrom", "min": 0.0, "max": 1.0}, "did you mean 'uniform'"),
+        ({"distribution": "log_uniform", "min": 0.0001, "max": 1000.0}, "exponents of e"),
+        ({"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}, "needs min > 0"),
+        ({"distribution": "uniform", "min": 0.0}, "needs max"),
+        ({"min": 0.0, "max": 1.0, "step": 0.1}, "not 'step'"),
+        ({"values": []}, "at least one value"),
+        ({"values": [1, 2], "probabilities": [0.5, 0.6]}, "add up to 1.1"),
+        ({"values": [1, 2], "probabilities": [1.0]}, "one probability"),
+        ({"value": 1, "parameters": {"a": {"value": 1}}}, "stand alone"),
+        ({"min": "1e-4", "max": 1.0}, "need a number"),
+        ({"distribution": "normal", "sigma": -1.0}, "sigma >= 0"),
+        ({"vlaues": [1]}, "did you mean 'values'"),
+    ],
+)
+def test_a_parameter_that_means_nothing_is_refused_with_its_remedy(spec, said):
+    with pytest.raises(UsageError, match=r"parameters\.x") as refused:
+        axis(spec)
+    assert said in str(refused.value)
+
+
+def test_a_grid_lists_values_whole_numbers_and_quantised_ranges_as_wandb_does():
+    assert list(axis({"min": 1, "max": 4}).points()) == [1, 2, 3, 4]
+    assert list(axis({"distribution": "q_uniform", "min": 0, "max": 10, "q": 5}).points()) == [0, 5]
+    with pytest.raises(UsageError, match="a grid takes"):
+        axis({"min": 0.0, "max": 1.0}).points()
+    with pytest.raises(UsageError, match="with probabilities"):
+        axis({"values": [1, 2], "probabilities": [0.5, 0.5]}).points()
+
+
+def naive_stops(own, everyone, bands, eta, strict):
+    """Hyperband in words: at the last band that a run has come to, is it among the best 1/eta there?"""
+    reached = [band for band in bands if band <= len(own)]
+    if not reached:
+        return False
+    band = reached[-1]
+    there = sorted((values[band - 1] for values in everyone if len(values) >= band), reverse=True)
+    value = own[band - 1] if strict else max(own)
+    return value < there[math.floor(len(there) / eta)]
+
+
+def test_hyperband_keeps_the_best_share_of_those_that_came_as_far():
+    draw = np.random.default_rng(1)
+    for _ in range(300):
+        least, eta, strict = int(draw.integers(1, 4)), int(draw.integers(2, 5)), bool(draw.integers(2))
+        band = read_hyperband({"type": "hyperband", "min_iter": least, "eta": eta, "strict": strict})
+        everyone = [draw.random(draw.integers(1, 30)).tolist() for _ in range(draw.integers(1, 12))]
+        for own in everyone:
+            expected = naive_stops(own, everyone, [least * eta**k for k in range(6)], eta, strict)
+            assert band.stops(own, everyone, maximise=True) == expected
+            negative = [[-value for value in values] for values in everyone]
+            assert band.stops([-value for value in own], negative, maximise=False) == expected
+
+
+def test_hyperband_by_max_iter_counts_bands_back_from_it():
+    assert read_hyperband({"type": "hyperband", "max_iter": 27, "s": 2}).bands == (3, 9)
+    for block, said in (
+        ({"type": "median"}, "need hyperband"),
+        ({"type": "hyperband"}, "need min_iter"),
+        ({"type": "hyperband", "max_iter": 9}, "s=None"),
+        ({"type": "hyperband", "min_iter": 0}, "min_iter=0"),
+        ({"type": "hyperband", "min_iter": 1, "eta": 1}, "above 1"),
+        ({"type": "hyperband", "miniter": 1}, "did you mean 'min_iter'"),
+    ):
+        with pytest.raises(UsageError) as refused:
+            read_hyperband(block)
+        assert said in str(refused.value)
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """W&B's own search code (package `sweeps`), where it is installed; `.ci/run` installs it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("jsonref")
+        return pytest.importorskip("sweeps")
+
+
+def test_each_value_is_the_one_that_wandbs_own_search_code_gives(theirs):
+    params = importlib.import_module("sweeps.params")
+    for spec in [*(spec for spec, _ in CONTINUOUS), *DISCRETE]:
+        other = params.HyperParameter("x", spec)
+        for u in QUANTILES:
+            value = other.ppf(u)
+            value = value.item() if hasattr(value, "item") else value
+            assert axis(spec).at(u) == (value if isinstance(value, str) else pytest.approx(value, rel=1e-9)), spec
+
+
+def test_hyperband_stops_the_runs_that_wandbs_own_code_stops(theirs):
+    stopping, runs = importlib.import_module("sweeps.hyperband_stopping"), importlib.import_module("sweeps.run")
+    draw, stopped = np.random.default_rng(2), 0
+    for _ in range(150):
+        block = [
+            {"min_iter": int(draw.integers(1, 4)), "eta": 2},
+            {"max_iter": 27, "s": 3},
+            {"min_iter": 1, "strict": False},
+        ][draw.integers(3)]
+        block = {"type": "hyperband", **block}
+        goal = ["minimize", "maximize"][draw.integers(2)]
+        told = [draw.random(draw.integers(0, 15)).tolist() for _ in range(draw.integers(1, 9))]
+        sweep = {
+            "method": "random",
+            "metric": {"name": "m", "goal": goal},
+            "early_terminate": block,
+            "parameters": {"a": {"value": 1}},
+        }
+        their_runs = [
+            runs.SweepRun(name=str(place), state=runs.RunState.running, history=[{"m": value} for value in values])
+            for place, values in enumerate(told)
+        ]
+        expected = {int(run.name) for run in stopping.hyperband_stop_runs(their_runs, sweep)}
+        ours = read_hyperband(block)
+        others = [values for values in told if values]
+        assert {n for n, own in enumerate(told) if ours.stops(own, others, maximise=goal == "maximize")} == expected
+        stopped += len(expected)
+    assert stopped > 50
+
+
+def test_the_shipped_sweeps_are_valid_by_wandbs_schema(theirs):
+    import jsonschema
+    import yaml
+
+    schema = json.loads((Path(sys.modules["sweeps"].__file__).parent / "config/schema.json").read_text())
+    files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
+    assert len(files) >= 3
+    for file in files:
+        jsonschema.validate(yaml.safe_load(file.read_text()), schema)

@@ -1,0 +1,235 @@
+"""What a run said is in its journal, whole and in order, wherever the run or the disk broke off."""
+
+import json
+import math
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from sklearn.metrics import precision_recall_curve
+
+from harness.tracking.journal import REPLACED, Journal, read
+from harness.tracking.records import Artifact, Curve, Image, Record, Scores
+from harness.tracking.serialization import from_line, plain, restore, to_line
+from harness.tracking.tee import Tee
+from harness.tracking.tracker import NoTracker
+from harness.tracking.wandb import rows
+from harness.utils.errors import CheckpointError, DataError, ResourceError
+from tests.support.records import epoch, final, image, same
+
+RECORDS = [
+    Record(0, 0, {"finder": Curve("lr", [1e-3, 1.0], {"loss": [2.5, math.nan]}, marks={"LRMAX": 0.5})}, kind="find"),
+    Record(
+        3,
+        1,
+        {"val/acc": 0.1 + 0.2, "loss": math.inf, "word": "NaN", "tilde": "~~Infinity", "on": True, "n": 2**60},
+        epoch(1).steps,
+    ),
+    final(6),
+]
+
+
+def write(folder: Path, records=RECORDS) -> Journal:
+    journal = Journal(folder, {"config": {"lr_max": 0.1}, "environment": {"python": "3"}})
+    for record in records:
+        journal.record(record)
+    return journal
+
+
+def test_a_journal_gives_back_what_was_written(tmp_path):
+    journal = write(tmp_path)
+    (tmp_path / "weights").write_text("x")
+    kept = Artifact("model", "model", {"weights": tmp_path / "weights"}, ("best",), {"acc": math.nan})
+    journal.artifact(kept)
+    journal.alert("diverged", "loss NaN")
+    journal.summary({"val/acc": 0.5})
+    journal.summary({"status": "finished"})
+    journal.sync()
+    journal.finish("finished", 0)
+    story = read(tmp_path)
+    assert story.header == {"config": {"lr_max": 0.1}, "environment": {"python": "3"}}
+    assert same(story.records, RECORDS)
+    assert (story.summary, story.status, story.exit_code) == ({"val/acc": 0.5, "status": "finished"}, "finished", 0)
+    assert same(story.artifacts, [kept])
+    assert story.alerts == [("diverged", "loss NaN")]
+    assert story.whole
+
+
+def test_every_line_is_strict_json(tmp_path):
+    write(tmp_path).finish("finished", 0)
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    lines = (tmp_path / "journal.jsonl").read_text().splitlines()
+    kinds = [json.loads(line, parse_constant=refuse)["kind"] for line in lines]
+    assert kinds == ["header", "find", "epoch", "final", "summary"]
+
+
+def test_a_journal_cut_at_any_byte_still_reads_up_to_its_last_whole_line(tmp_path):
+    write(tmp_path, [RECORDS[0], RECORDS[1], epoch(2)]).finish("finished", 0)
+    content = (tmp_path / "journal.jsonl").read_bytes()
+    whole = read(tmp_path)
+    for cut in range(len(content)):
+        (tmp_path / "cut.jsonl").write_bytes(content[:cut])
+        story = read(tmp_path / "cut.jsonl")
+        lines = content[:cut].count(b"\n")
+        assert same(story.records, whole.records[: max(0, lines - 1)])
+        assert story.header == (whole.header if lines else {})
+        assert not story.whole
+
+
+def test_a_resumed_journal_keeps_what_the_checkpoint_knows_and_loses_nothing(tmp_path):
+    journal = write(tmp_path, [epoch(1), epoch(2), epoch(3), final(9)])
+    journal.summary({"val/acc": 0.3})
+    journal.finish("stopped", 143)
+    with open(tmp_path / "journal.jsonl", "ab") as file:
+        file.write(b'{"kind":"epoch","step":12')
+    journal = Journal.resume(tmp_path, 6)
+    journal.record(epoch(3))
+    journal.finish("finished", 0)
+    assert same(read(tmp_path).records, [epoch(1), epoch(2), epoch(3)])
+    assert read(tmp_path).whole
+    replaced = [json.loads(line)["kind"] for line in (tmp_path / REPLACED).read_text().splitlines()]
+    assert replaced == ["epoch", "final", "summary"]
+
+
+def test_a_journal_cut_at_any_byte_can_be_gone_on_with(tmp_path):
+    write(tmp_path, [epoch(1), epoch(2)]).finish("finished", 0)
+    content = (tmp_path / "journal.jsonl").read_bytes()
+    for cut in range(content.index(b"\n") + 1, len(content) + 1, 7):
+        (tmp_path / "journal.jsonl").write_bytes(content[:cut])
+        known = [record for record in read(tmp_path).records if record.step <= 3]
+        journal = Journal.resume(tmp_path, 3)
+        journal.record(epoch(2))
+        journal.finish("finished", 0)
+        assert same(read(tmp_path).records, [*known, epoch(2)])
+
+
+def test_a_journal_without_its_first_line_is_refused_or_begun_again(tmp_path):
+    (tmp_path / "journal.jsonl").write_text('{"kind":"hea')
+    with pytest.raises(CheckpointError, match="first line"):
+        Journal.resume(tmp_path, 3)
+    Journal.resume(tmp_path, 3, {"config": {}}).finish("finished", 0)
+    assert read(tmp_path).header == {"config": {}}
+    with pytest.raises(DataError, match="journal"):
+        read(tmp_path / "nowhere")
+
+
+def test_a_new_journal_in_an_old_folder_keeps_the_old_lines_beside_it(tmp_path):
+    write(tmp_path, [epoch(1)]).finish("failed", 1)
+    write(tmp_path, [epoch(2)]).finish("finished", 0)
+    assert same(read(tmp_path).records, [epoch(2)])
+    assert same(read(tmp_path / REPLACED).records, [epoch(1)])
+
+
+def test_a_full_disk_leaves_whole_lines_and_can_be_written_after(tmp_path):
+    journal = write(tmp_path, [epoch(1)])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "journal.jsonl").stat().st_size + 40, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match="can not write"):
+            journal.record(epoch(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert same(read(tmp_path).records, [epoch(1)])
+    journal.record(epoch(3))
+    journal.finish("finished", 0)
+    assert same(read(tmp_path).records, [epoch(1), epoch(3)])
+
+
+def test_a_record_is_out_of_the_process_when_record_returns(tmp_path):
+    script = (
+        "import os, signal, sys; from pathlib import Path; from harness.tracking.journal import Journal; from harness.tracking.records import Record\n"
+        "Journal(Path(sys.argv[1]), {}).record(Record(1, 1, {'val/acc': 0.5})); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == -signal.SIGKILL
+    assert read(tmp_path).records == [Record(1, 1, {"val/acc": 0.5})]
+
+
+def test_equal_pictures_are_stored_once_and_a_journal_can_not_name_other_files(tmp_path):
+    journal = write(tmp_path, [Record(1, 1, {"one": image(1), "two": Image(image(1).pixels, "again")})])
+    assert len(list((tmp_path / "media").iterdir())) == 1
+    journal.finish("finished", 0)
+    path = tmp_path / "journal.jsonl"
+    path.write_text(path.read_text().replace("media/", "media/../../"))
+    assert read(path).records == []
+
+
+def test_too_many_probabilities_are_left_out_but_their_shape_stays(tmp_path):
+    scores = Scores(np.zeros(2001, np.int64), np.zeros((2001, 100)), tuple(map(str, range(100))))
+    write(tmp_path, [Record(1, 1, {"test": scores})]).finish("finished", 0)
+    assert (tmp_path / "journal.jsonl").stat().st_size < 5000
+    (record,) = read(tmp_path).records
+    assert record.values["test"].classes == scores.classes
+    assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])["values"]["test"]["scores"][
+        "shape"
+    ] == [2001, 100]
+
+
+special = st.sampled_from(["NaN", "Infinity", "-Infinity", "~NaN", "~~-Infinity", "~", "\ud800", "\u2028"])
+leaf = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | special
+trees = st.recursive(
+    leaf,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@examples(max_examples=60)
+@given(st.dictionaries(st.text(), trees))
+def test_whatever_json_could_not_say_comes_back_the_same(value):
+    line = to_line(value)
+    assert line.count(b"\n") == 1
+    assert same(from_line(line), value)
+    assert same(restore(plain(value)), value)
+
+
+def test_precision_at_a_recall_is_the_best_of_sklearns_curve_from_there_on():
+    generator = np.random.default_rng(1)
+    scores = Scores(generator.choice([0, 2, 3], 80), generator.dirichlet([1.0] * 4, 80).round(1), ("a", "b", "c", "d"))
+    found = rows.precision_recall(scores)
+    assert [row[0] for row in found[:: rows.RECALLS]] == ["a", "c", "d"]  # nothing is known of a class without images
+    for name, recall, precision in found:
+        number = scores.classes.index(name)
+        precisions, recalls, _ = precision_recall_curve(scores.labels == number, scores.probabilities[:, number])
+        # sklearn ends its curve with precision 1 at recall 0, which no threshold gives.
+        assert precision == pytest.approx(precisions[:-1][recalls[:-1] >= recall - 1e-9].max())
+
+
+def test_a_long_curve_is_thinned_in_the_chart_only_and_says_so():
+    curve = Curve("x", list(range(25_000)), {"y": [0.0] * 25_000})
+    stride = rows.chart_stride(curve)
+    assert len(curve.x[::stride]) <= rows.MAX_CHART_POINTS
+    assert f"every {stride}th" in rows.curve_title(curve, stride)
+    assert len(rows.curve_rows(curve)[1]) == 25_000
+
+
+class Recorder(NoTracker):
+    def __init__(self, fails: str = ""):
+        self.fails, self.heard = fails, []
+
+    def record(self, record):
+        self.heard.append(record)
+
+    def finish(self, status, exit_code):
+        self.heard.append((status, exit_code))
+        if self.fails:
+            raise ValueError(self.fails)
+
+
+def test_a_tee_closes_every_tracker_and_then_raises_the_first_failure():
+    trackers = [Recorder(), Recorder("first"), Recorder("second"), Recorder()]
+    tee, record = Tee(trackers), epoch(1)
+    tee.record(record)
+    with pytest.raises(ValueError, match="first") as caught:
+        tee.finish("finished", 0)
+    assert all(tracker.heard == [record, ("finished", 0)] for tracker in trackers)
+    assert any("second" in note for note in caught.value.__notes__)

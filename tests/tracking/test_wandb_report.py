@@ -1,0 +1,322 @@
+"""W&B reports: built from what a run really logged, and saved to a stand-in for W&B's server on the loopback."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.config.settings import Config
+from harness.tracking.run_dir import claim
+from harness.tracking.wandb import init
+from harness.tracking.wandb import report as wandb_report
+from harness.tracking.wandb.api import RunFacts, SweepFacts, Target, parse
+from harness.utils.errors import TrackingError, UsageError
+from tests.support.records import epoch, final
+from tests.support.report_server import ReportServer
+from tests.support.wandb_files import segments
+from tests.support.wandb_server import KEY
+
+pytest.importorskip("wandb_workspaces")
+
+SWEEP = {
+    "name": "rates",
+    "method": "bayes",
+    "metric": {"name": "best/val_acc", "goal": "maximize"},
+    "parameters": {
+        "LRMIN": {"distribution": "log_uniform_values", "min": 1e-4, "max": 1e-3},
+        "LRMAX": {"distribution": "log_uniform_values", "min": 1e-2, "max": 1e-1},
+        "flip": {"values": [True, False]},
+        "epochs": {"value": 2},
+        "recipe": {"values": ["digits"]},
+    },
+}
+
+
+def tracked(folder, mode, name="a run", **summary):
+    """A run of ours in W&B with one value of each kind; its run folder."""
+    config = Config(output=str(folder), wandb=mode, name=name, project="p", entity="e")
+    claimed = claim(config)
+    (claimed.path / "config.yaml").write_text(config.to_yaml())
+    tracker = init.start(config, claimed.path, run_name=name)
+    for record in (epoch(1), epoch(2), final(6)):
+        tracker.record(record)
+    tracker.summary({"result/test/acc": 0.9125, "result/chosen": "best val/acc", "result/epoch": 2, **summary})
+    tracker.finish("finished", 0)
+    claimed.close()
+    return claimed.path
+
+
+@pytest.fixture(scope="module")
+def offline(tmp_path_factory):
+    """What an offline run left for W&B, as `RunFacts`; and all keys of its rows."""
+    return facts_of(tracked(tmp_path_factory.mktemp("offline"), "offline"))
+
+
+def facts_of(folder):
+    """What W&B's own log of an offline run holds, as `RunFacts`; and all keys of its rows."""
+    (segment,) = segments(folder)
+    values = whole(item for row in segment.rows for item in row.items())
+    charts = {
+        path.removeprefix("_wandb.visualize."): value["panel_config"]
+        for path, value in segment.config.items()
+        if path.startswith("_wandb.visualize.")
+    }
+    summary = values | whole(segment.summary.items())
+    config = {key: value for key, value in segment.config.items() if not key.startswith("_wandb")}
+    facts = RunFacts("e", "p", segment.run_id, segment.name, config, summary, charts, url="https://w/e/p/runs/x")
+    return facts, set(values)
+
+
+def whole(items):
+    """key -> value, where the log has the parts of a picture or table under `key.part`."""
+    found = {}
+    for key, value in items:
+        name, _, part = key.rpartition(".")
+        if name:
+            found.setdefault(name, {})[part] = value
+        else:
+            found[key] = value
+    return found
+
+
+@pytest.fixture
+def online(monkeypatch):
+    """A server for reports and the environment that leads to it."""
+    with ReportServer() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        yield server
+
+
+def grids(report):
+    return [block for block in report.blocks if type(block).__name__ == "PanelGrid"]
+
+
+def panels(report):
+    return [panel for grid in grids(report) for panel in grid.panels]
+
+
+def shown(report):
+    """Every key that a panel of the report shows."""
+    keys = set()
+    for panel in panels(report):
+        keys |= set(getattr(panel, "media_keys", ())) | set(
+            getattr(panel, "y", None) or () if hasattr(panel, "log_y") and isinstance(panel.y, list) else ()
+        )
+        keys |= {panel.table_name} if hasattr(panel, "table_name") else set()
+        keys |= {panel.query["summaryTable"]["tableKey"]} if hasattr(panel, "chart_name") else set()
+    return keys
+
+
+def spec_of(report):
+    """The report's JSON; without a project its run sets are looked up nowhere."""
+    for grid in grids(report):
+        for runs in grid.runsets:
+            runs.entity = runs.project = ""
+    return json.loads(report._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def test_the_report_of_a_run_shows_what_the_run_logged_and_nothing_that_it_did_not(offline):
+    facts, keys = offline
+    report = wandb_report.build(facts)
+    assert shown(report) <= keys
+    pictures = {
+        key for key, value in facts.summary.items() if isinstance(value, dict) and "image" in str(value.get("_type"))
+    }
+    tables = {
+        key for key, value in facts.summary.items() if isinstance(value, dict) and value.get("_type") == "table-file"
+    }
+    assert pictures and pictures <= shown(report)
+    # The points of a curve are shown as its chart.
+    assert tables - {"finder/table"} == {key for key in shown(report) if key in tables}
+    assert {"train/loss", "val/acc", "lr", "train/step_loss"} <= shown(report)
+    assert {"finder/chart_table", "test/confusion_table", "test/pr_table"} <= shown(report)
+
+
+def test_each_picture_of_a_whole_run_stands_in_the_section_that_it_belongs_to(finished):
+    facts, keys = facts_of(finished[1])
+    report = wandb_report.build(facts)
+    assert shown(report) <= keys
+    sections, title = {}, ""
+    for block in report.blocks:
+        title = getattr(block, "text", title) if type(block).__name__ == "H2" else title
+        for panel in getattr(block, "panels", ()):
+            for key in getattr(panel, "media_keys", ()) or [getattr(panel, "table_name", "")]:
+                sections[key] = title
+    assert sections["gallery/correct"] == sections["gallery/misclassified"] == "What it gets right and wrong"
+    assert sections["gallery/gradcam"] == sections["explain/gradcam"] == "Where it looks"
+    assert sections["predictions/confusion"] == sections["predictions/per_class"] == "Class by class"
+    assert {"train/loss", "test/loss", "train/acc", "test/acc", "lr", "train/step_loss"} <= shown(report)
+    assert {key for key in keys if key.startswith(("gallery/", "predictions/", "explain/"))} <= shown(report)
+    assert f"{100 * facts.summary['result/test/acc']:.2f} %" in wandb_report.headline(facts)
+
+
+def test_no_two_panels_of_a_grid_lie_over_each_other_and_none_is_wider_than_the_page(offline):
+    for grid in grids(wandb_report.build(offline[0])):
+        taken = set()
+        for panel in grid.panels:
+            place = panel.layout
+            cells = {(x, y) for x in range(place.x, place.x + place.w) for y in range(place.y, place.y + place.h)}
+            assert not cells & taken
+            assert max(x for x, _ in cells) < wandb_report.COLUMNS
+            taken |= cells
+
+
+def test_the_first_words_of_a_report_say_the_result_and_how_it_was_chosen(offline):
+    text = wandb_report.headline(offline[0])
+    assert "| test/acc | 91.25 % |" in text
+    assert "best val/acc, epoch 2" in text
+    assert "model custom\\_resnet, data cifar10" in text
+    spec = json.dumps(spec_of(wandb_report.build(offline[0])))
+    assert '"type": "table-of-contents"' in spec
+    assert offline[0].run_id in spec
+
+
+def test_the_report_of_a_sweep_compares_what_was_searched(offline):
+    facts, keys = offline
+    sweep = SweepFacts("e", "p", "s1", "rates", SWEEP, 7, facts)
+    report = wandb_report.build(sweep)
+    by_kind = {type(panel).__name__: panel for panel in panels(report)}
+    columns = [column.metric.name for column in by_kind["ParallelCoordinatesPlot"].columns]
+    assert columns == ["lr_min", "lr_max", "flip", "best/val_acc"]
+    scatter = by_kind["ScatterPlot"]
+    assert (scatter.x.name, scatter.y.name, scatter.z.name) == ("lr_min", "lr_max", "best/val_acc")
+    assert scatter.log_x and scatter.log_y
+    assert by_kind["ParameterImportancePlot"].with_respect_to == "best/val_acc"
+    assert "RunComparer" in by_kind
+    assert shown(report) - {"best/val_acc"} <= keys
+    spec = spec_of(report)
+    text = json.dumps(spec)
+    assert "s1" in text and "LRMIN" in text and "log_uniform_values" in text
+    assert "7 runs, method bayes, maximize `best/val_acc`" in wandb_report.sweep_headline(sweep)
+
+
+def test_a_sweep_without_runs_or_metric_has_a_report_too():
+    for config in (SWEEP, {"method": "grid", "parameters": {}}):
+        assert spec_of(wandb_report.build(SweepFacts("e", "p", "s", "n" * 300, config, 0, None)))["blocks"]
+
+
+@pytest.mark.parametrize(
+    ("word", "target"),
+    [
+        ("e/p/abc", Target("e", "p", "abc")),
+        ("p/abc", Target("", "p", "abc")),
+        ("e/p/runs/abc", Target("e", "p", "abc", "run")),
+        ("e/p/sweeps/s1", Target("e", "p", "s1", "sweep")),
+        ("https://wandb.ai/e/my%20p/runs/abc/overview?nw=1", Target("e", "my p", "abc", "run")),
+        ("https://host/wandb/e/p/sweeps/s1", Target("e", "p", "s1", "sweep")),
+        ("https://wandb.ai/e/runs/runs/abc", Target("e", "runs", "abc", "run")),
+    ],
+)
+def test_a_target_is_understood_in_each_of_its_forms(word, target):
+    assert parse(word) == target
+
+
+@pytest.mark.parametrize("word", ["", "abc", "a/b/c/d", "https://wandb.ai/e/p", "runs/x/", "e/p/runs"])
+def test_what_names_nothing_is_refused_or_looked_up_as_project_and_run(word):
+    if word in ("runs/x/", "e/p/runs"):
+        assert parse(word).kind == ""
+        return
+    with pytest.raises(UsageError, match="names no run or sweep"):
+        parse(word)
+
+
+def test_a_run_folder_names_its_run_in_wandb(tmp_path):
+    folder = tracked(tmp_path, "offline")
+    (segment,) = segments(folder)
+    assert parse(str(folder)) == Target("e", "p", segment.run_id, "run", folder)
+    with pytest.raises(UsageError, match="is no run folder"):
+        parse(str(tmp_path))
+
+
+def test_a_saved_report_is_in_wandb_under_the_address_that_is_given(online, tmp_path, capfd):
+    folder = tracked(tmp_path, "online")
+    (run_id,) = online.runs
+    link = wandb_report.save(f"e/p/{run_id}")
+    (saved,) = online.saved
+    assert link.startswith("http://127.0.0.1") and "/e/p/reports/Run-a-run--" in link
+    assert (saved.title, saved.kind, saved.project) == ("Run a run", "runs", "p")
+    text = json.dumps(saved.spec)
+    logged = {key for row in online.history for key in row}
+    for key in ("gallery", "wrong", "cam", "train/step_loss", "finder/chart_table", "test/pr_table"):
+        assert key in logged
+        assert f'"{key}"' in text, key
+    assert "wandb/confusion_matrix/v1" in text
+    assert run_id in text and "91.25 %" in text
+    # By its folder it is the same; a draft is said to be one.
+    assert wandb_report.save(str(folder), draft=True) != link
+    assert online.saved[1].kind == "runs/draft"
+    assert not capfd.readouterr().out
+
+
+def test_a_sweep_is_told_from_a_run_and_its_best_run_is_shown(online, tmp_path, monkeypatch, capfd):
+    for number in (1, 2):
+        tracked(tmp_path, "online", f"trial {number}", **{"best/val_acc": number / 10})
+    for run in online.runs.values():
+        run.sweep = "s1"
+    online.sweeps["s1"] = SWEEP
+    best = next(name for name, run in online.runs.items() if run.name == "trial 2")
+    capfd.readouterr()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    wandb_report.save("e/p/s1")
+    assert capfd.readouterr() == ("", "")
+    assert not list((tmp_path / "temporary").iterdir())
+    text = json.dumps(online.saved[0].spec)
+    assert online.saved[0].title == "Sweep rates"
+    assert "2 runs, method bayes" in text and "The best: trial 2" in text and best in text
+
+
+def test_what_wandb_has_not_is_said_in_one_line(online, tmp_path):
+    with pytest.raises(UsageError, match="W&B has no run or sweep e/p/none; give ENTITY"):
+        wandb_report.save("e/p/none")
+    with pytest.raises(UsageError, match="W&B has no run or sweep e/p/none"):
+        wandb_report.save("p/none")
+    with pytest.raises(UsageError, match="no sweep e/q/none"):
+        wandb_report.save("e/q/sweeps/none")
+    folder = tracked(tmp_path, "offline")
+    with pytest.raises(UsageError, match=f"harness sync {folder}"):
+        wandb_report.save(str(folder))
+    assert not online.saved
+
+
+def test_no_key_is_said_with_its_remedy(monkeypatch):
+    with pytest.raises(TrackingError, match="no W&B API key here; try `wandb login`"):
+        wandb_report.save("e/p/abc")
+
+
+def test_no_server_is_said_soon(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        began = time.monotonic()
+        with pytest.raises(TrackingError, match=r"W&B can not be had .* look at the network"):
+            wandb_report.save("e/p/abc")
+    assert time.monotonic() - began < 40
+
+
+@pytest.mark.slow
+def test_a_server_that_never_answers_is_given_up(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        began = time.monotonic()
+        with pytest.raises(TrackingError, match="W&B can not be had"):
+            wandb_report.save("e/p/abc")
+    assert time.monotonic() - began < 90
+
+
+def test_without_wandb_workspaces_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['wandb_workspaces'] = None\n"
+        "from harness.tracking.wandb import report\n"
+        "try: report.save('e/p/abc')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("TrackingError")
+    assert "pip install 'harness[reports]'" in done.stdout

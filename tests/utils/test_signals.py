@@ -1,0 +1,60 @@
+"""A signal stops a run at the next safe place; what is one request is not taken for two."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from harness.utils import signals
+from harness.utils.signals import Interrupted, Interrupts
+
+
+def test_signals_that_come_together_are_one_request():
+    with Interrupts() as asked:
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+        with pytest.raises(Interrupted, match="SIGTERM") as caught:
+            asked.check()
+    assert caught.value.exit_code == 143
+
+
+def test_a_signal_after_a_stop_in_wandb_is_the_first_signal():
+    with Interrupts() as asked:
+        asked.stop()
+        with pytest.raises(Interrupted, match="stopped in W&B") as caught:
+            asked.check()
+        assert caught.value.exit_code == 130
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted, match="SIGTERM") as caught:
+            asked.check()
+    assert caught.value.exit_code == 143
+
+
+def test_a_second_signal_stops_at_once():
+    script = (
+        "import os, signal, time; from harness import interrupts; interrupts.TOGETHER = 0.1\n"
+        "with interrupts.Interrupts():\n"
+        "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.3); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(20)"
+    )
+    assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 143
+
+
+@pytest.mark.parametrize("in_sweep", [True, False])
+def test_a_run_stops_when_its_parent_is_gone_only_inside_a_sweep(monkeypatch, in_sweep):
+    if in_sweep:
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    monkeypatch.setattr(signals, "WATCH_EVERY", 0.01)
+    with Interrupts() as asked:
+        time.sleep(0.1)
+        assert not asked.pending  # the parent lives
+        monkeypatch.setattr(signals, "_parent", [-1])
+        time.sleep(0.3)
+        assert asked.pending == in_sweep
+        if in_sweep:
+            with pytest.raises(Interrupted, match="agent") as caught:
+                asked.check()
+            assert caught.value.exit_code == 143
