@@ -17,11 +17,11 @@ from typing import Any
 
 import click
 
-from harness.cli.options import CONTEXT, SettingsCommand, read, settings
-from harness.lr_finder.finder import Ask, Bench
-from harness.lr_finder.range_test import try_rates
+from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
+from harness.lr_finder.finder import LRFinder, LRFinderOptions
+from harness.lr_finder.range_test import short_run
 from harness.runs import run
-from harness.runs.progress import Lines
+from harness.runs.progress import LineReporter
 from harness.training.schedule import Schedule
 from harness.utils import environment
 
@@ -29,11 +29,11 @@ from harness.utils import environment
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
 @click.option("--try-factors", default="0.3333,1,3", show_default=True, help="Of --lr-max; LRMIN is a tenth of each.")
 @click.option("--try-steps", default=60, show_default=True)
-@settings
+@setting_options
 def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
-    config = read(settings)
+    config = config_from_options(settings)
     parts = run.assemble(config)
-    bench = Bench(parts.config, parts, Ask(seeds=1), Lines(sys.stderr), lambda: None)
+    bench = LRFinder(parts.config, parts, LRFinderOptions(seeds=1), LineReporter(sys.stderr), lambda: None)
     assert bench.held is not None, "this data is too small to hold images out"
     rows = []
     for factor in map(float, try_factors.split(",")):
@@ -41,7 +41,7 @@ def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
         peak = try_steps * config.peak_epoch / max(config.epochs, 1)
         schedule = Schedule("one_cycle", try_steps, lr_max / 10, lr_max, peak=peak, momentum=config.momentum)
         began = time.monotonic()
-        trial = try_rates(bench.make, bench.feed, bench.held, schedule, seed=config.seed)
+        trial = short_run(bench.make, bench.feed, bench.held, schedule, seed=config.seed)
         rows.append({"lr_max": lr_max, "steps": try_steps, "held-out acc": trial.acc, "held-out loss": trial.loss})
         click.echo(
             f"LRMAX {lr_max:.4g}: {100 * trial.acc:.1f} % held-out, loss {trial.loss:.3f}, {time.monotonic() - began:.0f} s"
@@ -50,7 +50,7 @@ def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
         "date": f"{datetime.date.today()}",
         "model": config.model,
         "data": config.data,
-        **environment.describe(parts.learner.device),
+        **environment.describe_environment(parts.learner.device),
     }
     out = Path(__file__).parent / "results" / f"around-{config.data}-{about['date']}.json"
     out.parent.mkdir(exist_ok=True)

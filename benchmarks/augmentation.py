@@ -17,9 +17,9 @@ import click
 import measure
 import torch
 
-from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
 from harness.data import loaders
-from harness.runs.components import Parts, assemble
+from harness.runs.components import Components, build_components
 
 WAYS: dict[str, dict[str, Any]] = {
     "resident": {"loader": "resident", "augment": "timm"},
@@ -30,10 +30,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def ours(parts: Parts, **way: Any) -> Callable[[], float]:
+def ours(parts: Components, **way: Any) -> Callable[[], float]:
     """Pictures a second of an epoch of our batches."""
     config, device = parts.config.replace(**way), parts.learner.device
-    train = loaders.make_batches(config, parts.data, parts.preprocess, device).train
+    train = loaders.make_loaders(config, parts.data, parts.preprocess, device).train
     epoch = iter(range(1_000_000))
 
     def once() -> float:
@@ -41,13 +41,13 @@ def ours(parts: Parts, **way: Any) -> Callable[[], float]:
             for _ in train.epoch(next(epoch)):
                 pass
 
-        return train.images / measure.seconds(read, device)
+        return train.images / measure.seconds(config_from_options, device)
 
     once()  # workers start
     return once
 
 
-def torchvision_batches(parts: Parts) -> Callable[[], float]:
+def torchvision_batches(parts: Components) -> Callable[[], float]:
     """torchvision's transforms on whole batches: one crop, one flip and one hole for all pictures of a batch."""
     from torchvision.transforms import v2
 
@@ -66,7 +66,7 @@ def torchvision_batches(parts: Parts) -> Callable[[], float]:
             for start in range(0, len(order) - size + 1, size):
                 change(pixels[order[start : start + size]])
 
-        return len(order) // size * size / measure.seconds(read, device)
+        return len(order) // size * size / measure.seconds(config_from_options, device)
 
     return once
 
@@ -75,13 +75,15 @@ def torchvision_batches(parts: Parts) -> Callable[[], float]:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--quick", is_flag=True, help="Few pictures and turns, to see that it works.")
 @click.option("--out", type=click.Path(path_type=Path))
-@settings
+@setting_options
 def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) -> None:
     with contextlib.ExitStack() as stack:
         if "data" not in settings:
             folder = stack.enter_context(measure.pictures(1024 if quick else 10_240, 256))
             settings |= {"data": "folder", "data_dir": str(folder)}
-        parts = assemble(read({"model_args": "width=4", "batch_size": 128 if quick else 512, **settings}))
+        parts = build_components(
+            config_from_options({"model_args": "width=4", "batch_size": 128 if quick else 512, **settings})
+        )
         work = {name: ours(parts, **way) for name, way in WAYS.items()}
         work["torchvision v2, one draw a batch (not the same)"] = torchvision_batches(parts)
         told = measure.in_turns(work, 2 if quick else repeats)

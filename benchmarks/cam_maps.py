@@ -16,11 +16,11 @@ from pathlib import Path
 import click
 import torch
 
-from harness.data.registry import load
+from harness.data.registry import load_dataset
 from harness.evaluation import gradcam, metrics
 from harness.reporting.figures import gallery
 from harness.runs import inference
-from harness.training.device import autocast_type
+from harness.training.device import autocast_dtype
 from harness.utils import environment
 
 QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
@@ -32,17 +32,17 @@ QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
 @click.option("--layers", default="layer1,layer2,layer3", show_default=True)
 @click.option("--data-dir", default="", help="Where the data lies now.")
 def main(run: Path, count: int, layers: str, data_dir: str) -> None:
-    trained = inference.bring_back(run, {"data_dir": data_dir} if data_dir else {})
-    data = load(trained.config)
+    trained = inference.load_trained_model(run, {"data_dir": data_dir} if data_dir else {})
+    data = load_dataset(trained.config)
     split = data.test or data.val
     assert split is not None
     said = metrics.predict(
         trained.model,
-        inference.evaluation(trained, split),
+        inference.evaluation_loader(trained, split),
         trained.device,
-        autocast=autocast_type(trained.config.precision),
+        autocast=autocast_dtype(trained.config.precision),
     )
-    chosen = gallery.choose(said, wrong=True, count=count)
+    chosen = gallery.choose_images(said, wrong=True, count=count)
     images = torch.stack([trained.preprocess.image(split.picture(int(index))) for index in chosen])
     rows = []
     for layer in layers.split(","):
@@ -67,7 +67,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
     about = {
         "date": f"{datetime.date.today()}",
         "accuracy": metrics.accuracy(said),
-        **environment.describe(trained.device),
+        **environment.describe_environment(trained.device),
     }
     out = Path(__file__).parent / "results" / f"cam_maps-{about['date']}.json"
     out.parent.mkdir(exist_ok=True)

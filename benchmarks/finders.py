@@ -27,12 +27,12 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from harness.config.settings import resolve
-from harness.lr_finder.finder import Ask, Bench
-from harness.lr_finder.range_test import try_rates
+from harness.config.settings import make_config
+from harness.lr_finder.finder import LRFinder, LRFinderOptions
+from harness.lr_finder.range_test import short_run
 from harness.lr_finder.suggestion import suggest
 from harness.runs import run
-from harness.runs.progress import Lines
+from harness.runs.progress import LineReporter
 from harness.training.optimizer import make_optimizer
 from harness.training.schedule import Schedule
 
@@ -42,7 +42,7 @@ Finder = Callable[["Setting"], float | None]
 class Setting:
     """What every finder is given for one repetition."""
 
-    def __init__(self, bench: Bench, seed: int) -> None:
+    def __init__(self, bench: LRFinder, seed: int) -> None:
         self.bench, self.seed, self.window = bench, seed, bench.window
 
     def model(self) -> nn.Module:
@@ -154,8 +154,14 @@ def main() -> None:
     settings = {word.lstrip("-"): value for word, value in zip(rest[::2], rest[1::2], strict=True)}
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # the peers' own
-    config = resolve({"wandb": "disabled", "deterministic": True, **settings})
-    bench = Bench(config, run.assemble(config), Ask(own.steps, own.low, own.high, seeds=1), Lines(), lambda: None)
+    config = make_config({"wandb": "disabled", "deterministic": True, **settings})
+    bench = LRFinder(
+        config,
+        run.assemble(config),
+        LRFinderOptions(own.steps, own.low, own.high, seeds=1),
+        LineReporter(),
+        lambda: None,
+    )
     assert bench.held is not None, "too few images to hold any out"
     print(
         f"{config.model} on {config.data}, batch {config.batch_size}, {bench.window}, {Path(torch.__file__).parent.name} {torch.__version__}"
@@ -166,7 +172,7 @@ def main() -> None:
             print(_line(name, finder, bench, own.runs, own.train_steps), flush=True)
 
 
-def _line(name: str, finder: Finder, bench: Bench, runs: int, steps: int) -> str:
+def _line(name: str, finder: Finder, bench: LRFinder, runs: int, steps: int) -> str:
     rates, seconds, scores = [], [], []
     for seed in range(runs):
         began = time.monotonic()
@@ -175,7 +181,7 @@ def _line(name: str, finder: Finder, bench: Bench, runs: int, steps: int) -> str
         rates.append(lr)
         if lr is not None and bench.held is not None:
             schedule = Schedule("one_cycle", steps, lr / 10, lr, peak=steps / 5, momentum=bench.config.momentum)
-            scores.append(100 * try_rates(bench.make, bench.feed, bench.held, schedule, seed=seed).acc)
+            scores.append(100 * short_run(bench.make, bench.feed, bench.held, schedule, seed=seed).acc)
     said = ", ".join("none" if lr is None else f"{lr:.2g}" for lr in rates)
     judged = f"{mean(scores):.1f} % ({min(scores):.1f} to {max(scores):.1f})" if scores else "-"
     return f"{name:<18}{said:<34}{mean(seconds):>7.1f}  {judged}"

@@ -29,15 +29,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.config.settings import Config, resolve
-from harness.data.loaders import make_batches
+from harness.config.settings import Config, make_config
+from harness.data.loaders import make_loaders
 from harness.runs import run
-from harness.runs.components import Parts, assemble
-from harness.runs.progress import Lines
+from harness.runs.components import Components, build_components
+from harness.runs.progress import LineReporter
 from harness.training import checkpoint
-from harness.training.checkpoint_writer import Saver
+from harness.training.checkpoint_writer import CheckpointWriter
 from harness.training.device import autocast
-from harness.training.loop import Progress, evaluate, fit
+from harness.training.loop import TrainerState, evaluate, fit
 
 # Of the custom ResNet at 32 x 32, counted: 2 FLOP a multiply-add, convolutions and the last layer.
 FORWARD, STEP = 758.524e6, 2272.033e6
@@ -52,17 +52,17 @@ class Bench:
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[str] = []
         self.profile = ""
-        self.parts = assemble(self.config())
+        self.parts = build_components(self.config())
         self.device = self.parts.learner.device
         self.on_gpu = self.device.type == "cuda"
         self.matmul = self.copy = float("nan")
 
     def config(self, **more: Any) -> Config:
-        return resolve({**self.settings, **more})
+        return make_config({**self.settings, **more})
 
-    def fresh(self, **more: Any) -> Parts:
+    def fresh(self, **more: Any) -> Components:
         """The parts of a run anew, with some settings changed."""
-        return assemble(self.config(**more))
+        return build_components(self.config(**more))
 
     def tell(self, what: str, value: Any, unit: str = "", remark: str = "", good: bool | None = None) -> None:
         row = {
@@ -103,7 +103,7 @@ def ceilings(bench: Bench) -> None:
 def augmentation_is_the_cpus(bench: Bench) -> None:
     """The same crops, flips and holes on both devices, and pixels equal to rounding."""
     config, parts = bench.config(loader="resident"), bench.parts
-    here, there = (make_batches(config, parts.data, parts.preprocess, device).train for device in (bench.device, "cpu"))
+    here, there = (make_loaders(config, parts.data, parts.preprocess, device).train for device in (bench.device, "cpu"))
     worst = 0.0
     for (images, labels), (others, truths), _ in zip(here.epoch(1), there.epoch(1), range(3), strict=False):
         assert torch.equal(labels.cpu(), truths)
@@ -133,20 +133,20 @@ def resuming(bench: Bench) -> None:
     """Two epochs, against one epoch, saved, loaded and one more."""
     told = []
     for stopped in (False, True):
-        parts, progress = bench.fresh(), Progress()
+        parts, progress = bench.fresh(), TrainerState()
         evaluated = {parts.watched: getattr(parts.batches, parts.watched)}
         more = dict(epochs=2, evaluations=evaluated, seed=0)
         if stopped:
             next(fit(parts.learner, parts.batches.train, parts.schedule, progress=progress, **more))
             with tempfile.TemporaryDirectory() as folder:
-                saver = Saver(bench.device)
+                saver = CheckpointWriter(bench.device)
                 state = {"learner": parts.learner.state_dict(), "progress": progress.state_dict()}
-                saver.save(state, lambda state: checkpoint.save(Path(folder), state, {"step": 1}))
+                saver.save(state, lambda state: checkpoint.save_checkpoint(Path(folder), state, {"step": 1}))
                 for tensor in parts.learner.model.parameters():  # what follows must not reach the snapshot
                     tensor.data.add_(1.0)
                 saver.flush()
-                kept = checkpoint.load(Path(folder) / "last.pt")
-            parts, progress = bench.fresh(), Progress()
+                kept = checkpoint.load_checkpoint(Path(folder) / "last.pt")
+            parts, progress = bench.fresh(), TrainerState()
             parts.learner.load_state_dict(kept["learner"])
             progress.load_state_dict(kept["progress"], bench.device)
         records = list(fit(parts.learner, parts.batches.train, parts.schedule, progress=progress, **more))
@@ -215,8 +215,10 @@ def stages(bench: Bench) -> None:
     work()
     bench.tell("evaluation", 1000 * measure.seconds(work, device), "ms", f"{tests.images} images")
     with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(device)
-        save = lambda: saver.save(learner.state_dict(), lambda state: checkpoint.save(Path(folder), state, {"step": 0}))  # noqa: E731
+        saver = CheckpointWriter(device)
+        save = lambda: saver.save(
+            learner.state_dict(), lambda state: checkpoint.save_checkpoint(Path(folder), state, {"step": 0})
+        )  # noqa: E731
         bench.tell("checkpoint, as the loop sees it", 1000 * measure.seconds(save, device), "ms")
         bench.tell("checkpoint, until it is on the disk", 1000 * measure.seconds(saver.flush), "ms more")
 
@@ -231,7 +233,7 @@ def runs(recipe: str, seeds: int, **more: Any) -> Callable[[Bench], None]:
                 break
             with tempfile.TemporaryDirectory() as folder:
                 own = {"model_args": "width=4", "epochs": 1, "batch_size": 64} if bench.quick else {}
-                config = resolve(
+                config = make_config(
                     {
                         **bench.settings,
                         **own,
@@ -243,7 +245,7 @@ def runs(recipe: str, seeds: int, **more: Any) -> Callable[[Bench], None]:
                     }
                 )
                 began = time.perf_counter()
-                result = run.run(config, Lines(sys.stderr))
+                result = run.run(config, LineReporter(sys.stderr))
                 told.append({**result.summary["result"], **result.summary["seconds"], "whole": time.perf_counter() - began,
                              "images/s": statistics.median(row["throughput(images/s)"] for row in result.history)})  # fmt: skip
         name = f"{recipe}{' with a CUDA graph' if more.get('cuda_graph') else ''}, {config.epochs} epochs"
@@ -302,7 +304,7 @@ def peers(bench: Bench) -> None:
         bench.tell(f"loop: {row['contender']}", row["train images/s"], "images/s", remark)
 
 
-def _stream(parts: Parts) -> Iterator[tuple[Tensor, Tensor]]:
+def _stream(parts: Components) -> Iterator[tuple[Tensor, Tensor]]:
     epoch = 0
     while True:
         yield from parts.batches.train.epoch(epoch)

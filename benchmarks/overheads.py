@@ -23,8 +23,8 @@ from typing import Any
 import click
 import measure
 
-from harness.cli.options import CONTEXT, SettingsCommand, read, settings
-from harness.runs.components import assemble
+from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
+from harness.runs.components import build_components
 
 # Ends a run at its first update and says when it began.
 TO_THE_FIRST_UPDATE = """
@@ -83,7 +83,7 @@ def rows_of_runs(told: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 @click.option("--repeats", default=5, show_default=True)
 @click.option("--quick", is_flag=True, help="One turn of a tiny run.")
 @click.option("--out", type=click.Path(path_type=Path))
-@settings
+@setting_options
 def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) -> None:
     settings = {"recipe": "digits", **({"model_args": "width=4", "epochs": "1"} if quick else {}), **settings}
     for name in ("data_dir",):
@@ -122,7 +122,9 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
         first - bare for first, bare in zip(begun["first update of a run"], begun["import torch, timm"], strict=True)
     )
     rows.append({"run": "start of a run beyond the imports", "whole process (s)": own})
-    measure.keep("overheads", assemble(read(settings)).learner.device, rows, out, repeats=repeats)
+    measure.keep(
+        "overheads", build_components(config_from_options(settings)).learner.device, rows, out, repeats=repeats
+    )
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from typing import Any
 import click
 import measure
 
-from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
 from harness.runs import run
-from harness.runs.progress import Lines
+from harness.runs.progress import LineReporter
 from harness.training.device import pick_device
 
 
@@ -25,15 +25,15 @@ from harness.training.device import pick_device
 @click.option("--runs", default=3, show_default=True, help="Seeds, from --seed on.")
 @click.option("--quick", is_flag=True, help="Two seeds of one epoch of a tiny network.")
 @click.option("--out", type=click.Path(path_type=Path))
-@settings
+@setting_options
 def main(settings: dict[str, Any], runs: int, quick: bool, out: Path | None) -> None:
     if quick:
         settings, runs = {"recipe": "digits", "model_args": "width=4", "epochs": 1, "gallery": 0, **settings}, 2
-    config = read({"wandb": "offline", **settings})
+    config = config_from_options({"wandb": "offline", **settings})
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(config.seed, config.seed + runs):
-            result = run.run(config.replace(seed=seed, output=folder, resume="never"), Lines(sys.stderr))
+            result = run.run(config.replace(seed=seed, output=folder, resume="never"), LineReporter(sys.stderr))
             said, spent = result.summary["result"], result.summary["seconds"]
             images = result.history[-1]["throughput(images/s)"]
             acc = {key: said[key] for key in ("test/acc", "val/acc", "test/acc_tta") if key in said}

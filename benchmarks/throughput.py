@@ -31,10 +31,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from harness.cli.options import CONTEXT, SettingsCommand, read, settings
+from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
 from harness.models import factory
-from harness.runs.components import Parts, assemble
-from harness.training.device import autocast_type
+from harness.runs.components import Components, build_components
+from harness.training.device import autocast_dtype
 from harness.training.loop import fit
 from harness.training.schedule import make_schedule
 
@@ -68,7 +68,7 @@ class Few:
             epoch += 1
 
 
-def ours(parts: Parts) -> Timed:
+def ours(parts: Components) -> Timed:
     """`fit` as a run calls it: schedule, records, curves, evaluation."""
 
     def timed(warm: int, steps: int) -> tuple[float, float]:
@@ -88,10 +88,10 @@ def ours(parts: Parts) -> Timed:
     return timed
 
 
-def by_hand(parts: Parts) -> Timed:
+def by_hand(parts: Components) -> Timed:
     """The best plain loop that we can write: resident pictures, one gather a batch, bf16 where it pays, fused SGD."""
     config, device = parts.config, parts.learner.device
-    precision, pixels, labels = autocast_type(config.precision), *_on_device(parts, "train")
+    precision, pixels, labels = autocast_dtype(config.precision), *_on_device(parts, "train")
     model = _model(parts, channels_last=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4, fused=True)
     mean, std = (
@@ -156,7 +156,7 @@ class Pil(Dataset):
         return (image if self.transform is None else self.transform(image)), int(label)
 
 
-def timm_step(parts: Parts, tuned: bool) -> Timed:
+def timm_step(parts: Components, tuned: bool) -> Timed:
     """timm's `create_loader` and the step of its train.py, with our augmentation in its transforms' place."""
     from timm.data import create_loader
     from timm.data.random_erasing import RandomErasing
@@ -219,7 +219,7 @@ def timm_step(parts: Parts, tuned: bool) -> Timed:
     return timed
 
 
-def lightning(parts: Parts, tuned: bool) -> Timed:
+def lightning(parts: Components, tuned: bool) -> Timed:
     """Lightning's Trainer with its WandbLogger offline, logging every 50 steps as it does by default."""
     import lightning as L
     from lightning.pytorch.loggers import WandbLogger
@@ -318,13 +318,13 @@ def _endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def _model(parts: Parts, channels_last: bool) -> nn.Module:
+def _model(parts: Components, channels_last: bool) -> nn.Module:
     torch.manual_seed(0)
-    model = factory.create(parts.config, len(parts.data.classes)).to(parts.learner.device)
+    model = factory.create_model(parts.config, len(parts.data.classes)).to(parts.learner.device)
     return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload, no-any-return]
 
 
-def _on_device(parts: Parts, name: str) -> tuple[Tensor, Tensor]:
+def _on_device(parts: Components, name: str) -> tuple[Tensor, Tensor]:
     split = getattr(parts.data, name)
     return tuple(torch.from_numpy(part).to(parts.learner.device) for part in (split.pixels, split.labels))  # type: ignore[return-value]
 
@@ -338,7 +338,7 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def contenders(parts: Parts, only: str = "") -> tuple[dict[str, Timed], list[str]]:
+def contenders(parts: Components, only: str = "") -> tuple[dict[str, Timed], list[str]]:
     """Those that can be had here, by name, and what is said of the others."""
     makers: dict[str, Callable[[], Timed]] = {
         "harness": lambda: ours(parts),
@@ -360,7 +360,7 @@ def contenders(parts: Parts, only: str = "") -> tuple[dict[str, Timed], list[str
 
 
 def compare(
-    parts: Parts, *, warm: int, steps: int, repeats: int, only: str = ""
+    parts: Components, *, warm: int, steps: int, repeats: int, only: str = ""
 ) -> tuple[list[dict[str, Any]], list[str]]:
     """A row a contender: images/s in training and evaluation, and how many times as fast as it ours is."""
     made, left = contenders(parts, only)
@@ -395,7 +395,7 @@ def _median_epoch(pairs: list[tuple[float, float]], steps: int, epoch_steps: int
 @click.option("--only", default="", help="Words of the contenders' names to measure beside ours.")
 @click.option("--quick", is_flag=True, help="A narrow network and few turns, to see that it works.")
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON file. [results/throughput-DATE.json]")
-@settings
+@setting_options
 def main(
     settings: dict[str, Any], steps: int, warm: int, repeats: int, only: str, quick: bool, out: Path | None
 ) -> None:
@@ -409,7 +409,7 @@ def main(
         if "data" not in settings:
             folder = stack.enter_context(measure.pictures(1024 if quick else 5120, 256 if quick else 1024))
             settings |= {"data": "folder", "data_dir": str(folder)}
-        parts = assemble(read(settings))
+        parts = build_components(config_from_options(settings))
         rows, left = compare(parts, warm=warm, steps=steps, repeats=repeats, only=only)
     config = parts.config
     about = dict(

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from harness.cli.main import cli
-from harness.config.settings import Config, kinds, recipes, resolve, settings
+from harness.config.settings import Config, make_config, recipe_paths, setting_fields, setting_types
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference
@@ -29,31 +29,33 @@ unfinished run is gone on with only when all of those are equal.
 def settings_page() -> str:
     """Every setting with its default, group by group, and what the recipes change."""
     parts, default = [SETTINGS], Config()
-    for group in dict.fromkeys(setting.metadata["group"] for setting in settings().values()):
+    for group in dict.fromkeys(setting.metadata["group"] for setting in setting_fields().values()):
         parts.append(f"\n## {group}\n\n| setting | default | what it is |\n| --- | --- | --- |")
-        for name, setting in settings().items():
+        for name, setting in setting_fields().items():
             if setting.metadata["group"] == group:
                 parts.append(_row(name, getattr(default, name)))
     parts.append("\n## Recipes\n\n| recipe | what it sets |\n| --- | --- |")
-    for name in recipes():
-        made, plain = resolve({}, name).to_dict(), default.to_dict()
+    for name in recipe_paths():
+        made, plain = make_config({}, name).to_dict(), default.to_dict()
         changed = ", ".join(f"{key} {made[key]}" for key in made if made[key] != plain[key] and key != "recipe")
         parts.append(f"| {name} | {changed or 'the defaults'} |")
     return "\n".join(parts) + "\n"
 
 
 def _row(name: str, default: object) -> str:
-    about = settings()[name].metadata
+    about = setting_fields()[name].metadata
     words = about["help"] + (f" One of {', '.join(about['choices'])}." if about["choices"] else "") + _bounds(name)
     shown = {"": "", "()": "", "{}": "", "None": "none"}.get(str(default), str(default))
     return f"| `{name}`{' +' if about['counts'] else ''} | {shown} | {words.replace('|', '/')} |"
 
 
 def _bounds(name: str) -> str:
-    about = settings()[name].metadata
+    about = setting_fields()[name].metadata
     signs = (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
     bounds = [
-        f"{sign} {about[word]:g}" for word, sign in signs if about[word] is not None and kinds()[name] is not bool
+        f"{sign} {about[word]:g}"
+        for word, sign in signs
+        if about[word] is not None and setting_types()[name] is not bool
     ]
     return f" ({', '.join(bounds)})" if bounds else ""
 

@@ -26,7 +26,7 @@ def accuracies(schedule: str, seed: int, epochs: int, width: int) -> list[float]
     quick = {"gallery": 0, "wandb": "offline", "precision": "fp32", "group": "schedules", "name": f"{schedule}-s{seed}"}
     if epochs == 1:
         quick["peak_epoch"] = 0.25
-    config = harness.resolve({**settings, **choices, **quick})
+    config = harness.make_config({**settings, **choices, **quick})
     return [row["val/acc"] for row in harness.run(config).history]
 
 

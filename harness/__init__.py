@@ -3,7 +3,7 @@
 The notebook API, imported when first used:
 
     import harness
-    result = harness.run(harness.resolve({"recipe": "digits", "epochs": 4}))
+    result = harness.run(harness.make_config({"recipe": "digits", "epochs": 4}))
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.config.settings import Config as Config
+    from harness.config.settings import make_config as make_config
     from harness.config.settings import read_recipe as recipe
-    from harness.config.settings import resolve as resolve
-    from harness.runs.run import Result as Result
     from harness.runs.run import run as run
     from harness.runs.seeds import run_seeds as run_seeds
+    from harness.runs.trainer import RunResult as RunResult
     from harness.training.learner import Learner as Learner
     from harness.training.learner import make_learner as make_learner
     from harness.training.loop import evaluate as evaluate
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 _WHERE = {
     "Config": "harness.config.settings:Config",
     "recipe": "harness.config.settings:read_recipe",
-    "resolve": "harness.config.settings:resolve",
-    "Result": "harness.runs.run:Result",
+    "make_config": "harness.config.settings:make_config",
+    "RunResult": "harness.runs.trainer:RunResult",
     "run": "harness.runs.run:run",
     "run_seeds": "harness.runs.seeds:run_seeds",
     "Learner": "harness.training.learner:Learner",
@@ -40,13 +40,13 @@ _WHERE = {
 __all__ = [
     "Config",
     "Learner",
-    "Result",
+    "RunResult",
     "Schedule",
     "evaluate",
     "fit",
     "make_learner",
     "recipe",
-    "resolve",
+    "make_config",
     "run",
     "run_seeds",
 ]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from harness.cli.main import cli
-from harness.config.settings import Config, recipes, resolve, settings
+from harness.config.settings import Config, make_config, recipe_paths, setting_fields
 from tests.support.commands import QUICK, command
 
 ROOT = Path(__file__).parent.parent
@@ -170,10 +170,10 @@ def _in_line(line):
 
 def _check_settings(given):
     """Raises where the settings among the parsed options are refused; a recipe's file need not be there."""
-    chosen = {name: value for name, value in given.items() if name in settings() and isinstance(value, str)}
+    chosen = {name: value for name, value in given.items() if name in setting_fields() and isinstance(value, str)}
     recipe = chosen.get("recipe", Config().recipe)
-    if recipe in recipes():
-        resolve(chosen)
+    if recipe in recipe_paths():
+        make_config(chosen)
     else:
         assert recipe.endswith(".yaml"), recipe
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.checks.table import Row, row
+from harness.checks.table import CheckRow, row
 from harness.config.settings import Config
-from harness.data.augment import augment_for
-from harness.data.dataset import DataSet, Split, in_memory
-from harness.data.device_loader import obstacle
-from harness.data.loaders import make_batches
-from harness.data.preprocess import Preprocess, preprocess_for
+from harness.data.augment import make_augment
+from harness.data.dataset import Dataset, Split, in_memory
+from harness.data.device_loader import why_not_on_device
+from harness.data.loaders import make_loaders
+from harness.data.preprocess import Preprocess, make_preprocess
 from harness.data.registry import KNOWN
 
 SIDE, PADDING, HOLE = 32, 4, 8
@@ -31,7 +31,7 @@ CUTS = "a test pattern through the loader"
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredAugmentation:
     """What N images came to.
 
     Attributes:
@@ -56,7 +56,7 @@ class Measured:
     altered: float
 
 
-def pattern(count: int = PICTURES) -> DataSet:
+def test_pattern(count: int = PICTURES) -> Dataset:
     """A data set of one picture, `count` times, that looks like CIFAR-10 to everything else."""
     place = (LOW + STEP * np.arange(SIDE)).astype(np.uint8)
     image = np.empty((SIDE, SIDE, 3), np.uint8)
@@ -65,15 +65,17 @@ def pattern(count: int = PICTURES) -> DataSet:
     labels = np.arange(count) % 10
     train: Split = in_memory("train", pixels, labels, [f"train/{index}" for index in range(count)])
     mean, std = KNOWN["cifar10"]
-    return DataSet("cifar10", tuple(map(str, range(10))), train, None, train.part(np.arange(64), "test"), mean, std, "")
+    return Dataset("cifar10", tuple(map(str, range(10))), train, None, train.part(np.arange(64), "test"), mean, std, "")
 
 
-def picture_rows(model: nn.Module, config: Config) -> list[Row]:
+def augmentation_rows(model: nn.Module, config: Config) -> list[CheckRow]:
     """The rows about batches, crop, flip, Cutout and anything else that is done to training images."""
-    data, cpu = pattern(), torch.device("cpu")
-    preprocess = preprocess_for(config, model, data)
+    data, cpu = test_pattern(), torch.device("cpu")
+    preprocess = make_preprocess(config, model, data)
     kinds: list[Literal["resident", "timm"]] = ["timm"]
-    if config.loader != "timm" and not obstacle(config, data, augment_for(config, preprocess), preprocess, cpu):
+    if config.loader != "timm" and not why_not_on_device(
+        config, data, make_augment(config, preprocess), preprocess, cpu
+    ):
         kinds.insert(0, "resident")
     measured = [measure(config, data, preprocess, kind) for kind in kinds]
     return [
@@ -89,30 +91,32 @@ def picture_rows(model: nn.Module, config: Config) -> list[Row]:
     ]  # fmt: skip
 
 
-def batch_row(config: Config, data: DataSet, preprocess: Preprocess, kind: Literal["resident", "timm"]) -> Row:
+def batch_row(config: Config, data: Dataset, preprocess: Preprocess, kind: Literal["resident", "timm"]) -> CheckRow:
     """How many images an update sees: those of the loader's first batch."""
     how, found = "the loader's first batch", config.batch_size
     if config.batch_size <= len(data.train):
         asked = config.replace(loader=kind, workers=0)
-        found = len(next(iter(make_batches(asked, data, preprocess, "cpu").train.epoch(0)))[1])
+        found = len(next(iter(make_loaders(asked, data, preprocess, "cpu").train.epoch(0)))[1])
     else:
         how = "the setting"
     parts = f", in {config.grad_accumulation} parts" if config.grad_accumulation > 1 else ""
     return row("batch", "512 images an update", f"{found:,} images{parts}", how, found == 512)
 
 
-def measure(config: Config, data: DataSet, preprocess: Preprocess, kind: Literal["resident", "timm"]) -> Measured:
+def measure(
+    config: Config, data: Dataset, preprocess: Preprocess, kind: Literal["resident", "timm"]
+) -> MeasuredAugmentation:
     """One epoch of the pattern through a loader, read off."""
     side = preprocess.size
     few = max(64, PICTURES * SIDE**2 // side**2)  # the memory of the usual size, whatever the size
     if few < len(data.train):
-        data = pattern(few)
+        data = test_pattern(few)
     plain = config.replace(loader=kind, workers=0, batch_size=64, grad_accumulation=1, channels_last=False)
-    batches = make_batches(plain, data, preprocess, "cpu").train.epoch(0)
+    batches = make_loaders(plain, data, preprocess, "cpu").train.epoch(0)
     return _read_off(torch.cat([images for images, _ in batches]).numpy(), preprocess, kind)
 
 
-def _read_off(images: np.ndarray, preprocess: Preprocess, kind: str) -> Measured:
+def _read_off(images: np.ndarray, preprocess: Preprocess, kind: str) -> MeasuredAugmentation:
     """What was done to each image, float32 [N, 3, H, W], normalised."""
     mean, std = (tensor.numpy() for tensor in preprocess.constants("cpu"))
     hole = (images == 0).all(1)  # [N, H, W]; no colour of the pattern or of the padding is the mean
@@ -136,7 +140,7 @@ def _read_off(images: np.ndarray, preprocess: Preprocess, kind: str) -> Measured
     altered = [np.abs(part - part.round())[inside].max() * STEP for part in (row_there, column_there) if inside.any()]
     altered.append(np.abs(levels[:, 2] - SEEN)[inside].max() if inside.any() else 0.0)
     boxes = np.stack([hole.any(2).sum(1), hole.any(1).sum(1)], 1)
-    return Measured(
+    return MeasuredAugmentation(
         kind=kind,
         top=top,
         left=left,
@@ -158,7 +162,7 @@ def _constant(values: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.rint((low + high) / 2).astype(int), high - low
 
 
-def _crop(each: Measured) -> tuple[str, bool]:
+def _crop(each: MeasuredAugmentation) -> tuple[str, bool]:
     if not each.plain.all():
         return f"{100 * (1 - each.plain.mean()):.0f} % are no windows of the image in black padding", False
     tops, lefts = (sorted({int(value) for value in values}) for values in (each.top, each.left))
@@ -175,13 +179,13 @@ def _span(values: list[int]) -> str:
     return f"{shifted[0]}..{shifted[-1]}{'' if whole else f' ({len(values)} of them)'}"
 
 
-def _flip(each: Measured) -> tuple[str, bool]:
+def _flip(each: MeasuredAugmentation) -> tuple[str, bool]:
     share = float(each.mirrored.mean())
     tolerance = SIGMAS * 0.5 / np.sqrt(len(each.mirrored))
     return f"{share:.3f} of {len(each.mirrored):,} (1/2 within {tolerance:.3f})", abs(share - 0.5) <= tolerance
 
 
-def _cutout(each: Measured) -> tuple[str, bool]:
+def _cutout(each: MeasuredAugmentation) -> tuple[str, bool]:
     if not each.holes.any():
         return "no hole", False
     sizes = sorted({(int(height), int(width)) for height, width in each.boxes})
@@ -193,7 +197,7 @@ def _cutout(each: Measured) -> tuple[str, bool]:
     return found, sizes == [(HOLE, HOLE)] and full
 
 
-def _order(each: Measured, config: Config) -> tuple[str, bool]:
+def _order(each: MeasuredAugmentation, config: Config) -> tuple[str, bool]:
     others = [f"{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(config, name))]
     if each.altered > 0.05:
         others.append(f"colours changed by up to {each.altered:.0f} levels")
@@ -203,7 +207,7 @@ def _order(each: Measured, config: Config) -> tuple[str, bool]:
     return f"colours unchanged{after}", True
 
 
-def _agreed(name: str, wanted: str, told: list[tuple[str, bool]], measured: list[Measured]) -> Row:
+def _agreed(name: str, wanted: str, told: list[tuple[str, bool]], measured: list[MeasuredAugmentation]) -> CheckRow:
     """One row for all loaders that were measured."""
     said = {text for text, _ in told}
     kinds = [each.kind for each in measured]

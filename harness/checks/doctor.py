@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import Config, resolve
+from harness.config.settings import Config, make_config
 from harness.utils.environment import git_state, processor, version
 from harness.utils.errors import HarnessError
 
@@ -33,7 +33,7 @@ DOWNLOADS = {"cifar10": ("cifar-10-batches-py", "170 MB"), "cifar100": ("cifar-1
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One fact, and what is wrong about it.
 
     Attributes:
@@ -49,24 +49,24 @@ class Finding:
     fatal: bool = False
 
 
-def examine(given: Mapping[str, Any] | None = None) -> list[Finding]:
+def diagnose(given: Mapping[str, Any] | None = None) -> list[Diagnosis]:
     """Everything that can be said of this machine and of a run with these settings.
 
     Raises:
         UsageError: the settings themselves are wrong.
     """
-    config = resolve(given or {})
-    parts: list[Callable[[Config], Iterator[Finding]]] = [_versions, _machine, _wandb, _data, _disk, _run]
+    config = make_config(given or {})
+    parts: list[Callable[[Config], Iterator[Diagnosis]]] = [_versions, _machine, _wandb, _data, _disk, _run]
     return [_clean(finding) for part in parts for finding in part(config)]
 
 
-def as_dict(found: list[Finding]) -> dict[str, Any]:
+def to_dict(found: list[Diagnosis]) -> dict[str, Any]:
     """Plain values for `--json`."""
     told = [asdict(finding) for finding in found]
     return {"possible": not any(each.fatal for each in found), "problems": sum(bool(each.problem) for each in found), "findings": told}  # fmt: skip
 
 
-def text(found: list[Finding]) -> str:
+def diagnosis_text(found: list[Diagnosis]) -> str:
     """The findings for a person: a line each, a problem and its remedy below."""
     lines, group = [], ""
     width = max(len(each.name) for each in found)
@@ -88,7 +88,7 @@ def redact(text: str) -> str:
     return re.sub(r"(\w+://)[^/\s@]*@", r"\1***@", text.replace(key, "***") if key else text)
 
 
-def _clean(finding: Finding) -> Finding:
+def _clean(finding: Diagnosis) -> Diagnosis:
     return replace(finding, value=redact(finding.value), problem=redact(finding.problem), remedy=redact(finding.remedy))
 
 
@@ -102,42 +102,42 @@ def required() -> dict[str, str]:
     return found
 
 
-def numbers(version: str) -> tuple[int, ...]:
+def version_numbers(version: str) -> tuple[int, ...]:
     """`2.10.1+cpu` as (2, 10, 1)."""
     return tuple(int(part) for part in re.findall(r"\d+", version.partition("+")[0])[:3])
 
 
-def judge_version(name: str, there: str, least: str) -> Finding:
+def check_version(name: str, there: str, least: str) -> Diagnosis:
     """An installed package (`there` empty: not installed), held against what is needed and known to be bad."""
     group = "versions"
     if not there:
-        return Finding(
+        return Diagnosis(
             group, name, "-", f"{name} is not installed", f"pip install '{name}>={least}'", fatal=name not in SPARED
         )
     if name in BAD and there in BAD[name][0]:
-        return Finding(group, name, there, f"{name} {there} is {BAD[name][1]}", BAD[name][2])
-    if least and numbers(there) < numbers(least):
-        return Finding(
+        return Diagnosis(group, name, there, f"{name} {there} is {BAD[name][1]}", BAD[name][2])
+    if least and version_numbers(there) < version_numbers(least):
+        return Diagnosis(
             group, name, there, f"harness needs {name} {least} or newer", f"pip install -U '{name}>={least}'"
         )
-    return Finding(group, name, there)
+    return Diagnosis(group, name, there)
 
 
 SPARED = {"wandb", "albumentations", "grad-cam", "optuna", "scikit-learn", "rich", "scipy"}  # a run may do without
 
 
-def _versions(config: Config) -> Iterator[Finding]:
-    yield Finding("versions", "harness", version("harness") or "?")
-    yield Finding("versions", "python", platform.python_version())
+def _versions(config: Config) -> Iterator[Diagnosis]:
+    yield Diagnosis("versions", "harness", version("harness") or "?")
+    yield Diagnosis("versions", "python", platform.python_version())
     for name, least in required().items():
-        yield judge_version(name, version(name), least)
+        yield check_version(name, version(name), least)
     for name in OPTIONAL:
         if there := version(name):
-            yield judge_version(name, there, "")
+            yield check_version(name, there, "")
     yield _pair()
 
 
-def _pair() -> Finding:
+def _pair() -> Diagnosis:
     """Whether torch and torchvision are of one build: an operation of torchvision's own is asked for."""
     torch, vision = version("torch"), version("torchvision")
     remedy = "pip install -U torch torchvision together, from one index"
@@ -148,27 +148,29 @@ def _pair() -> Finding:
         nms(there.tensor([[0.0, 0, 1, 1]]), there.ones(1), 0.5)
     except Exception as error:  # noqa: BLE001 - a broken install raises anything
         line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return Finding("versions", "torch + torchvision", f"{torch} + {vision}", f"they do not work together ({line})", remedy, fatal=True)  # fmt: skip
-    return Finding("versions", "torch + torchvision", "work together")
+        return Diagnosis("versions", "torch + torchvision", f"{torch} + {vision}", f"they do not work together ({line})", remedy, fatal=True)  # fmt: skip
+    return Diagnosis("versions", "torch + torchvision", "work together")
 
 
-def _machine(config: Config) -> Iterator[Finding]:
-    yield Finding("machine", "system", platform.platform())
-    yield Finding("machine", "processor", f"{processor()}, {_cores()} cores for this process")
-    yield Finding("machine", "flags", " ".join(flag for flag in FLAGS if flag in _flags()) or "-")
+def _machine(config: Config) -> Iterator[Diagnosis]:
+    yield Diagnosis("machine", "system", platform.platform())
+    yield Diagnosis("machine", "processor", f"{processor()}, {_cores()} cores for this process")
+    yield Diagnosis("machine", "flags", " ".join(flag for flag in FLAGS if flag in _flags()) or "-")
     total, free = _memory()
     short = "too little memory for the custom ResNet at batch 512" if 0 < free < 4 * 2**30 else ""
-    yield Finding("machine", "memory", f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f}", short, "set --grad-accumulation 4 or --auto-batch")  # fmt: skip
+    yield Diagnosis("machine", "memory", f"{free / 2**30:.1f} GiB free of {total / 2**30:.1f}", short, "set --grad-accumulation 4 or --auto-batch")  # fmt: skip
     try:
         import torch
     except (ImportError, OSError):
         return
     for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         left, whole = torch.cuda.mem_get_info(index)
-        yield Finding("machine", f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {left / 2**30:.1f} GiB free of {whole / 2**30:.1f}")  # fmt: skip
+        yield Diagnosis("machine", f"cuda:{index}", f"{torch.cuda.get_device_name(index)}, {left / 2**30:.1f} GiB free of {whole / 2**30:.1f}")  # fmt: skip
     if not torch.cuda.is_available() and (shutil.which("nvidia-smi") and Path("/dev/nvidia0").exists()):
-        yield Finding("machine", "cuda", "-", "there is a GPU that torch can not use", "install a torch built for CUDA")
-    yield Finding("machine", "threads", f"{torch.get_num_threads()} of torch")
+        yield Diagnosis(
+            "machine", "cuda", "-", "there is a GPU that torch can not use", "install a torch built for CUDA"
+        )
+    yield Diagnosis("machine", "threads", f"{torch.get_num_threads()} of torch")
 
 
 def _cores() -> int:
@@ -193,96 +195,96 @@ def _memory() -> tuple[int, int]:
         return 0, 0
 
 
-def _wandb(config: Config) -> Iterator[Finding]:
-    from harness.tracking.wandb.init import has_key, wanted_mode
+def _wandb(config: Config) -> Iterator[Diagnosis]:
+    from harness.tracking.wandb.init import has_api_key, resolve_mode
 
     group, word = "W&B", os.environ.get("WANDB_MODE", "")
     if not version("wandb"):
-        yield Finding(group, "mode", "none: not installed", "runs are in the journal only", "pip install wandb", config.wandb == "online")  # fmt: skip
+        yield Diagnosis(group, "mode", "none: not installed", "runs are in the journal only", "pip install wandb", config.wandb == "online")  # fmt: skip
         return
     try:
-        mode = wanted_mode(config.wandb)
+        mode = resolve_mode(config.wandb)
     except HarnessError as error:
         what, _, remedy = str(error).rpartition("; ")
-        yield Finding(group, "WANDB_MODE", word, what, remedy, fatal=True)
+        yield Diagnosis(group, "WANDB_MODE", word, what, remedy, fatal=True)
         return
-    known = has_key()
-    yield Finding(group, "login", "a key is there" if known else "no key here")
+    known = has_api_key()
+    yield Diagnosis(group, "login", "a key is there" if known else "no key here")
     auto = "online" if known else "offline"
     needs = mode == "online" and not known
-    yield Finding(
+    yield Diagnosis(
         group, "mode", f"{config.wandb}: {auto if mode == 'auto' else mode}",
         "online is asked for, and there is no key" if needs else "", "wandb login, or --wandb offline", needs,
     )  # fmt: skip
-    yield Finding(group, "server", os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai (usual)")
+    yield Diagnosis(group, "server", os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai (usual)")
     set_here = sorted(name for name in os.environ if name.startswith("WANDB_"))
-    yield Finding(group, "environment", " ".join(set_here) or "no WANDB_ variables")
+    yield Diagnosis(group, "environment", " ".join(set_here) or "no WANDB_ variables")
 
 
-def _data(config: Config) -> Iterator[Finding]:
+def _data(config: Config) -> Iterator[Diagnosis]:
     folder = Path(config.data_dir).expanduser()
     if config.data == "digits":
         there = bool(version("scikit-learn"))
-        yield Finding("data", "digits", "comes with scikit-learn", "" if there else "scikit-learn is not installed", "pip install scikit-learn", not there)  # fmt: skip
+        yield Diagnosis("data", "digits", "comes with scikit-learn", "" if there else "scikit-learn is not installed", "pip install scikit-learn", not there)  # fmt: skip
     elif config.data in DOWNLOADS:
         name, size = DOWNLOADS[config.data]
         place = folder / name
         if place.is_dir():
-            yield Finding("data", config.data, f"in {place}")
+            yield Diagnosis("data", config.data, f"in {place}")
         elif config.download:
-            yield Finding("data", config.data, f"not in {folder}: a run downloads it first ({size})", f"not in {folder}", "without a network, set --data-dir to where it lies, or try --recipe digits")  # fmt: skip
+            yield Diagnosis("data", config.data, f"not in {folder}: a run downloads it first ({size})", f"not in {folder}", "without a network, set --data-dir to where it lies, or try --recipe digits")  # fmt: skip
         else:
-            yield Finding("data", config.data, f"not in {folder}", "it is missing and --download is off", "set --download True or --data-dir", fatal=True)  # fmt: skip
+            yield Diagnosis("data", config.data, f"not in {folder}", "it is missing and --download is off", "set --download True or --data-dir", fatal=True)  # fmt: skip
     elif config.data == "folder":
         yield _folder(folder)
     else:
-        yield Finding("data", config.data, "not looked at: timm's create_dataset reads it")
+        yield Diagnosis("data", config.data, "not looked at: timm's create_dataset reads it")
 
 
-def _folder(folder: Path) -> Finding:
+def _folder(folder: Path) -> Diagnosis:
     from harness.data.listing import read_listing
 
     try:
         listing, layout = read_listing(folder)
     except HarnessError as error:
         what, _, remedy = str(error).rpartition("; ")
-        return Finding("data", "folder", str(folder), what or str(error), remedy or "set --data-dir", fatal=True)
+        return Diagnosis("data", "folder", str(folder), what or str(error), remedy or "set --data-dir", fatal=True)
     splits = ", ".join(sorted(layout.splits)) or "class folders, no splits"
     empty = not listing.files
-    return Finding("data", "folder", f"{folder}: {len(listing.files):,} pictures; {splits}", "no picture in it" if empty else "", "set --data-dir", empty)  # fmt: skip
+    return Diagnosis("data", "folder", f"{folder}: {len(listing.files):,} pictures; {splits}", "no picture in it" if empty else "", "set --data-dir", empty)  # fmt: skip
 
 
-def _disk(config: Config) -> Iterator[Finding]:
+def _disk(config: Config) -> Iterator[Diagnosis]:
     output = Path(config.output).expanduser()
     there = next((path for path in (output, *output.absolute().parents) if path.exists()), Path("/"))
     if not (there.is_dir() and os.access(there, os.W_OK)):
-        yield Finding("disk", "output", str(output), f"{there} can not be written", "choose another --output", fatal=True)  # fmt: skip
+        yield Diagnosis("disk", "output", str(output), f"{there} can not be written", "choose another --output", fatal=True)  # fmt: skip
         return
     free = shutil.disk_usage(there).free
     problem = "hardly room for a run" if free < ROOMY else ""
-    yield Finding("disk", "output", f"{output}: {free / 2**30:.1f} GiB free", problem, "free some space, or choose another --output", free < SMALLEST)  # fmt: skip
+    yield Diagnosis("disk", "output", f"{output}: {free / 2**30:.1f} GiB free", problem, "free some space, or choose another --output", free < SMALLEST)  # fmt: skip
     state = git_state()
     value = f"commit {state['commit'][:12]}{', files differ from it' if state['changed'] else ''}" if state else "no checkout here"  # fmt: skip
-    yield Finding("disk", "git", value)
+    yield Diagnosis("disk", "git", value)
 
 
-def _run(config: Config) -> Iterator[Finding]:
+def _run(config: Config) -> Iterator[Diagnosis]:
     """What `harness run` would take for what is `auto`."""
     try:
         from harness.training import device as machine
     except (ImportError, OSError):
         return  # said above
-    yield Finding("a run", "recipe", f"{config.recipe}: {config.model} on {config.data}, batch {config.batch_size}, {config.epochs} epochs")  # fmt: skip
+    yield Diagnosis("a run", "recipe", f"{config.recipe}: {config.model} on {config.data}, batch {config.batch_size}, {config.epochs} epochs")  # fmt: skip
     try:
         device = machine.pick_device(config.device)
     except HarnessError as error:
         what, _, remedy = str(error).rpartition("; ")
-        yield Finding("a run", "device", config.device, what, remedy, fatal=True)
+        yield Diagnosis("a run", "device", config.device, what, remedy, fatal=True)
         return
-    yield Finding("a run", "device", str(device))
+    yield Diagnosis("a run", "device", str(device))
     precision = machine.pick_precision(config.precision, device)
-    gain = f" (bfloat16 measured at {machine.bf16_gain():g} times the speed of float32)" if device.type == "cpu" and machine.cpu_has_bf16() else ""  # fmt: skip
-    yield Finding("a run", "precision", precision + gain)
+    gain = f" (bfloat16 measured at {machine.measure_bf16_speedup():g} times the speed of float32)" if device.type == "cpu" and machine.cpu_has_bf16() else ""  # fmt: skip
+    yield Diagnosis("a run", "precision", precision + gain)
     small = config.data in (*DOWNLOADS, "digits") and config.augment != "albumentations" and config.crop != "resized"
     loader = "resident" if config.loader == "auto" and small else config.loader
-    yield Finding("a run", "loader", f"{loader}{'' if loader == 'resident' else f', {config.workers} workers'}")
+    yield Diagnosis("a run", "loader", f"{loader}{'' if loader == 'resident' else f', {config.workers} workers'}")

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from harness.checks.lr_schedule import EPOCHS, Rates
+from harness.checks.lr_schedule import EPOCHS, RateCurve
 from harness.checks.network import parameters_row
-from harness.checks.table import Row, row
+from harness.checks.table import CheckRow, row
 from harness.config.settings import FIND, Config
 from harness.models.factory import count_parameters
-from harness.runs.inference import bring_back
-from harness.tracking.journal import Story, read
+from harness.runs.inference import load_trained_model
+from harness.tracking.journal import JournalContents, read_journal
 from harness.tracking.run_dir import STATUS, SUMMARY, is_locked, read_state
 from harness.utils.errors import CheckpointError, DataError, HarnessError
 from harness.utils.files import read_json
@@ -26,7 +26,7 @@ SIZES = (50_000, 10_000)
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A run folder, read.
 
     Attributes:
@@ -34,7 +34,7 @@ class Run:
     """
 
     folder: Path
-    story: Story
+    story: JournalContents
     config: Config
     state: str
     summary: dict[str, Any]
@@ -44,7 +44,7 @@ class Run:
         return sum(record.kind == "epoch" for record in self.story.records)
 
 
-def open_run(folder: Path) -> Run:
+def open_run(folder: Path) -> FinishedRun:
     """The run in a folder.
 
     Raises:
@@ -52,7 +52,7 @@ def open_run(folder: Path) -> Run:
     """
     if not (folder / "journal.jsonl").is_file():
         raise DataError(f"no run in {folder}: it has no journal.jsonl; `harness runs` lists what there is")
-    story = read(folder)
+    story = read_journal(folder)
     try:
         config = Config(**dict(story.header["config"]))
     except (HarnessError, KeyError, TypeError, ValueError) as error:
@@ -60,17 +60,17 @@ def open_run(folder: Path) -> Run:
     state = read_state(folder)
     if state == "running" and not is_locked(folder):
         state = "crashed"
-    return Run(folder, story, config, state, read_json(folder / SUMMARY))
+    return FinishedRun(folder, story, config, state, read_json(folder / SUMMARY))
 
 
-def data_row(name: str, classes: tuple[str, ...], train: int, test: int, how: str) -> Row:
+def data_row(name: str, classes: tuple[str, ...], train: int, test: int, how: str) -> CheckRow:
     """Whether it is CIFAR-10: its name, or its ten classes and its numbers of images."""
     known = name == "cifar10" or tuple(sorted(classes)) == CIFAR10
     found = f"{name}: {len(classes)} classes, {train:,} and {test:,} images"
     return row("data", f"CIFAR-10: 10 classes, {SIZES[0]:,} and {SIZES[1]:,} images", found, how, known and (train, test) == SIZES)  # fmt: skip
 
 
-def run_data_row(run: Run) -> Row:
+def run_data_row(run: FinishedRun) -> CheckRow:
     """The data of a run, as its journal has it."""
     facts = run.story.header.get("dataset", {})
     sizes = facts.get("images", {})
@@ -79,16 +79,16 @@ def run_data_row(run: Run) -> Row:
     return data_row(str(facts.get("name", "?")), classes, train, int(sizes.get("test", 0)), "the journal")
 
 
-def recorded(run: Run) -> Rates:
+def recorded_rates(run: FinishedRun) -> RateCurve:
     """The rates that the optimizer had in each update, as the journal has them."""
     records = [record for record in run.story.records if record.kind == "epoch" and record.steps]
     lr = [value for record in records if record.steps for value in record.steps.lines["lr"]]
     per_epoch = len(records[0].steps.x) if records and records[0].steps else 1
     whole = run.epochs >= run.config.epochs
-    return Rates(np.array(lr, dtype=float), per_epoch, whole, False, "the journal: read back from the optimizer, every step")  # fmt: skip
+    return RateCurve(np.array(lr, dtype=float), per_epoch, whole, False, "the journal: read back from the optimizer, every step")  # fmt: skip
 
 
-def limits(run: Run) -> tuple[float, float]:
+def limits(run: FinishedRun) -> tuple[float, float]:
     """LRMIN and LRMAX that the run used: its settings, or what its range test put in their place."""
     found = read_json(run.folder / "lr_finder.json")
     ends = []
@@ -98,7 +98,7 @@ def limits(run: Run) -> tuple[float, float]:
     return ends[0], ends[1]
 
 
-def epochs_row(run: Run) -> Row:
+def epochs_row(run: FinishedRun) -> CheckRow:
     """How many epochs have been trained, and whether the run came to its end."""
     found = f"{run.epochs} of {run.config.epochs}, {run.state}"
     resume = read_json(run.folder / STATUS).get("resume", "")
@@ -107,7 +107,7 @@ def epochs_row(run: Run) -> Row:
     return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == "finished")
 
 
-def steps_row(run: Run, per_epoch: int) -> Row:
+def steps_row(run: FinishedRun, per_epoch: int) -> CheckRow:
     """The batch, from the number of updates an epoch."""
     images = int(run.story.header.get("dataset", {}).get("images", {}).get("train", 0))
     fits = per_epoch == images // 512 or per_epoch == -(-images // 512)
@@ -115,16 +115,16 @@ def steps_row(run: Run, per_epoch: int) -> Row:
     return row("batch", "512 images an update", found, "the setting; updates an epoch in the journal", run.config.batch_size == 512 and fits)  # fmt: skip
 
 
-def weights_row(run: Run, resnet18: bool) -> Row:
+def weights_row(run: FinishedRun, resnet18: bool) -> CheckRow:
     """The parameters in the checkpoint's file, which has to fit the network."""
     try:
-        trained = bring_back(run.folder, {"device": "cpu", "precision": "fp32"})
+        trained = load_trained_model(run.folder, {"device": "cpu", "precision": "fp32"})
     except CheckpointError as error:
         return row("weights", "a checkpoint of the network", str(error), "loaded", False)
     return parameters_row(count_parameters(trained.model), resnet18, f"loaded from {trained.path.name} and counted", "weights")  # fmt: skip
 
 
-def accuracy_row(run: Run) -> Row:
+def accuracy_row(run: FinishedRun) -> CheckRow:
     """The test accuracy of the result, counted again from the predictions."""
     wanted = f"at least {100 * TARGET:g} % on the test set"
     result = run.summary.get("result", {})

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.checks.table import Row, row
-from harness.config.settings import FIND, Config, resolve
+from harness.checks.table import CheckRow, row
+from harness.config.settings import FIND, Config, make_config
 from harness.reporting.figures.schedule import curve
-from harness.training.optimizer import make_optimizer, rate, set_rates
+from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
 from harness.training.schedule import make_schedule
 from harness.utils.files import read_json
 
@@ -23,7 +23,7 @@ ROUNDED = 0.05  # people round what a range test says: 0.0045 for 0.00448
 
 
 @dataclass(frozen=True)
-class Rates:
+class RateCurve:
     """The learning rate of every update.
 
     Attributes:
@@ -41,18 +41,18 @@ class Rates:
     how: str
 
 
-def driven(config: Config, per_epoch: int) -> Rates:
+def rates_of_config(config: Config, per_epoch: int) -> RateCurve:
     """The rates of a configuration: its schedule drives its optimizer, and they are read back from that."""
     schedule = make_schedule(config, per_epoch)
     optimizer = make_optimizer(config, [nn.Parameter(torch.zeros(1))])
     lr = []
     for step in range(schedule.steps + 1):
-        set_rates(optimizer, schedule.lr(step), schedule.momentum_at(step))
-        lr.append(rate(optimizer))
-    return Rates(np.array(lr), per_epoch, True, True, "schedule through the optimizer, every step")
+        set_lr_and_momentum(optimizer, schedule.lr(step), schedule.momentum_at(step))
+        lr.append(current_lr(optimizer))
+    return RateCurve(np.array(lr), per_epoch, True, True, "schedule through the optimizer, every step")
 
 
-def rate_rows(rates: Rates, lr_min: float, lr_max: float) -> list[Row]:
+def rate_rows(rates: RateCurve, lr_min: float, lr_max: float) -> list[CheckRow]:
     """Start, maximum, end and shape of one cycle, and that it never goes below LRMIN.
 
     Args:
@@ -89,7 +89,7 @@ def _same(value: float, wanted: float) -> bool:
     return bool(abs(value - wanted) <= EXACT * max(abs(wanted), 1e-12))
 
 
-def _ends(rates: Rates, lr_min: float, lr_max: float) -> bool:
+def _ends(rates: RateCurve, lr_min: float, lr_max: float) -> bool:
     """Whether the last rate is LRMIN; the last update of a run is one step of the way down above it."""
     if rates.ended:
         return _same(rates.lr[-1], lr_min)
@@ -109,7 +109,7 @@ def _bent(lr: np.ndarray, top: int) -> str:
     return "" if straight else f"up to {100 * off / lr.max():.1f} % of LRMAX away from straight lines"
 
 
-def range_test_row(config: Config, folder: Path | None) -> Row:
+def range_test_row(config: Config, folder: Path | None) -> CheckRow:
     """Whether a range test stands behind LRMIN and LRMAX.
 
     Args:
@@ -125,7 +125,7 @@ def range_test_row(config: Config, folder: Path | None) -> Row:
         found = read_json(path)
         if all(_near(found.get(name), value) for name, value in given.items()):
             return row("range test", wanted, f"{shown}: found in {path.parent}", how, True)
-    shipped = resolve({})
+    shipped = make_config({})
     if all(_same(value, float(getattr(shipped, name))) for name, value in given.items()):
         return row("range test", wanted, f"{shown}: found for the shipped recipe, see its header", how, True)
     return row("range test", wanted, f"{shown}: by hand; `harness find` or --lr-min find --lr-max find tests them", how, False)  # fmt: skip
@@ -135,7 +135,7 @@ def _near(found: object, value: float) -> bool:
     return isinstance(found, int | float) and abs(found - value) <= ROUNDED * value
 
 
-def cyclic_row() -> Row:
+def cyclic_row() -> CheckRow:
     """The triangular curve that `harness plot --schedule cyclic` draws, held against Smith's formula."""
     drawn = curve({"schedule": "cyclic"}, steps_per_epoch=97)
     lr = np.array(drawn.lr)

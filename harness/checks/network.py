@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.checks.op_trace import Step, describe, trace
-from harness.checks.table import Row, row
+from harness.checks.table import CheckRow, row
 from harness.config.settings import Config
 from harness.models.factory import count_parameters
 from harness.training.learner import make_learner
@@ -35,7 +35,7 @@ SECTIONS = {
 }
 
 
-def network_rows(model: nn.Module, config: Config, size: int, resnet18: bool) -> list[Row]:
+def network_rows(model: nn.Module, config: Config, size: int, resnet18: bool) -> list[CheckRow]:
     """The rows about the network: its parts, its parameters, and where the softmax is.
 
     Args:
@@ -53,13 +53,13 @@ def network_rows(model: nn.Module, config: Config, size: int, resnet18: bool) ->
     ]
 
 
-def parameters_row(count: int, resnet18: bool, how: str = "built and counted", name: str = "parameters") -> Row:
+def parameters_row(count: int, resnet18: bool, how: str = "built and counted", name: str = "parameters") -> CheckRow:
     """The number of parameters, held against the assignment's."""
     wanted = RESNET18 if resnet18 else CUSTOM
     return row(name, f"{wanted:,}", f"{count:,}", how, count == wanted)
 
 
-def _custom_rows(steps: list[Step]) -> list[Row]:
+def _custom_rows(steps: list[Step]) -> list[CheckRow]:
     rows, body, head = [], *_split(steps)
     starts = [place for place, step in enumerate(body) if step.kind == "conv"]
     done = 0
@@ -102,7 +102,7 @@ def _section(steps: list[Step], begin: int) -> str:
     return ", ".join(words) if len(words) <= 20 else f"{', '.join(words[:8])}, ... {len(words)} operations"
 
 
-def _resnet18_rows(steps: list[Step]) -> list[Row]:
+def _resnet18_rows(steps: list[Step]) -> list[CheckRow]:
     body, head = _split(steps)
     blocks = [place for place, step in enumerate(body) if step.kind == "add"]
     convs = [place for place, step in enumerate(body) if step.kind == "conv"]
@@ -120,7 +120,7 @@ def _resnet18_rows(steps: list[Step]) -> list[Row]:
     ]
 
 
-def softmax_row(model: nn.Module, config: Config, images: Tensor, steps: list[Step], logits: Tensor) -> Row:
+def softmax_row(model: nn.Module, config: Config, images: Tensor, steps: list[Step], logits: Tensor) -> CheckRow:
     """Whether the softmax is taken exactly once: not by the network, and by the loss."""
     wanted, how = "once: in the loss, not in the network", "row sums of the output; the loss by hand"
     sums, of_exp = logits.double().sum(1), logits.double().exp().sum(1)

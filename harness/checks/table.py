@@ -16,7 +16,7 @@ STYLES = {"ok": "green", "deviates": "bold red", "open": "yellow"}
 
 
 @dataclass(frozen=True)
-class Row:
+class CheckRow:
     """One point of the assignment.
 
     Attributes:
@@ -36,13 +36,13 @@ class Row:
         return asdict(self)
 
 
-def row(name: str, wanted: str, found: str, how: str, agrees: bool | None) -> Row:
+def row(name: str, wanted: str, found: str, how: str, agrees: bool | None) -> CheckRow:
     """A row whose verdict is `ok` for True, `deviates` for False, `open` for None."""
     verdict: Verdict = "open" if agrees is None else "ok" if agrees else "deviates"
-    return Row(name, wanted, found, how, verdict)
+    return CheckRow(name, wanted, found, how, verdict)
 
 
-def table(rows: Sequence[Row], title: str, width: int) -> str:
+def table(rows: Sequence[CheckRow], title: str, width: int) -> str:
     """The rows as a table for a person, with colours where it goes to a terminal (`width` > 0).
 
     Args:

@@ -16,11 +16,11 @@ import torch
 
 from harness.checks import augmentation, lr_schedule, network
 from harness.checks import finished_run as runs
-from harness.checks.table import Row, row, table
-from harness.config.settings import FIND, Config, resolve
+from harness.checks.table import CheckRow, row, table
+from harness.config.settings import FIND, Config, make_config
 from harness.data.device_loader import count_steps
 from harness.data.listing import children, read_listing
-from harness.data.preprocess import preprocess_for
+from harness.data.preprocess import make_preprocess
 from harness.models import factory
 from harness.utils.errors import DataError, UsageError
 
@@ -38,10 +38,10 @@ class Verdict:
 
     subject: str
     assignment: str
-    rows: list[Row]
+    rows: list[CheckRow]
 
     @property
-    def deviating(self) -> list[Row]:
+    def deviating(self) -> list[CheckRow]:
         return [each for each in self.rows if each.verdict == "deviates"]
 
     def to_dict(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def verify(given: Mapping[str, Any] | None = None, folder: Path | None = None) -
         UsageError: settings are wrong, or given beside a run. DataError: there is no run in the folder.
     """
     if folder is None:
-        return _of_config(resolve(given or {}))
+        return _of_config(make_config(given or {}))
     if given:
         options = ", ".join("--" + key.replace("_", "-") for key in given)
         raise UsageError(f"{folder} has settings of its own; leave out {options}")
@@ -90,7 +90,7 @@ def _of_config(config: Config) -> Verdict:
     except UsageError:  # no whole batch: the row of the batch says so
         per_epoch = 1
     numbers = _numbers(config)
-    curve = lr_schedule.driven(numbers, per_epoch)
+    curve = lr_schedule.rates_of_config(numbers, per_epoch)
     epochs = row(
         "epochs", f"{lr_schedule.EPOCHS}", f"{config.epochs}", "the setting", config.epochs == lr_schedule.EPOCHS
     )
@@ -108,7 +108,7 @@ def _of_config(config: Config) -> Verdict:
     return Verdict(subject, "custom ResNet", rows)
 
 
-def _of_run(run: runs.Run) -> Verdict:
+def _of_run(run: runs.FinishedRun) -> Verdict:
     config, resnet18 = run.config, _is_resnet18(run.config)
     classes = len(run.story.header.get("dataset", {}).get("classes", ())) or 10
     network_part, images_part = _built(config, classes)
@@ -116,7 +116,7 @@ def _of_run(run: runs.Run) -> Verdict:
     subject = f"run {run.folder.name} ({run.state})"
     if resnet18:
         return Verdict(subject, "CIFAR ResNet-18", [data, *network_part, weights, accuracy])
-    curve = runs.recorded(run)
+    curve = runs.recorded_rates(run)
     rows = [
         data,
         *network_part,
@@ -132,15 +132,15 @@ def _of_run(run: runs.Run) -> Verdict:
     return Verdict(subject, "custom ResNet", rows)
 
 
-def _built(config: Config, classes: int) -> tuple[list[Row], list[Row]]:
+def _built(config: Config, classes: int) -> tuple[list[CheckRow], list[CheckRow]]:
     """The rows of the network and of the images, measured with the settings' own model."""
     before = torch.get_rng_state()
     try:
         torch.manual_seed(config.seed)
         config = _numbers(config).replace(device="cpu", precision="fp32", pretrained=False)
-        model = factory.create(config, config.classes or classes)
-        size = preprocess_for(config, model, augmentation.pattern(64)).size
-        images = [] if _is_resnet18(config) else augmentation.picture_rows(model, config)
+        model = factory.create_model(config, config.classes or classes)
+        size = make_preprocess(config, model, augmentation.test_pattern(64)).size
+        images = [] if _is_resnet18(config) else augmentation.augmentation_rows(model, config)
         return network.network_rows(model, config, size, _is_resnet18(config)), images
     finally:
         torch.set_rng_state(before)
@@ -148,7 +148,7 @@ def _built(config: Config, classes: int) -> tuple[list[Row], list[Row]]:
 
 def _numbers(config: Config) -> Config:
     """The settings with rates that stand in for the word `find`: the shape of the curve does not depend on them."""
-    if not config.seeks:
+    if not config.needs_lr_find:
         return config
     high = 1.0 if config.lr_max == FIND else float(config.lr_max)
     low = high / 10 if config.lr_min == FIND else min(float(config.lr_min), high)
@@ -178,6 +178,6 @@ def _data_of(config: Config) -> tuple[str, tuple[str, ...], int, int]:
     return "folder", names, counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)
 
 
-def _accuracy_open() -> Row:
+def _accuracy_open() -> CheckRow:
     wanted = f"at least {100 * runs.TARGET:g} % on the test set"
     return row("accuracy", wanted, "harness verify RUN, after the run", "-", None)

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from harness.cli.completion import complete_run, script
-from harness.cli.options import PlainCommand, SettingsCommand, settings
+from harness.cli.options import PlainCommand, SettingsCommand, setting_options
 from harness.utils.errors import CHECK_FAILED
 
 SHELLS = ("bash", "zsh", "fish")
@@ -21,7 +21,7 @@ SHELLS = ("bash", "zsh", "fish")
 @click.command(cls=SettingsCommand)
 @click.argument("run", required=False, type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option("--json", "as_json", is_flag=True, help="Print the table for programs.")
-@settings
+@setting_options
 def verify(settings: dict[str, Any], run: Path | None, as_json: bool) -> None:
     """Hold a configuration, or a run, against the written assignment, point by point.
 
@@ -50,7 +50,7 @@ def columns() -> int:
 
 @click.command(cls=SettingsCommand)
 @click.option("--json", "as_json", is_flag=True, help="Print the findings for programs.")
-@settings
+@setting_options
 def doctor(settings: dict[str, Any], as_json: bool) -> None:
     """What this machine has, what a run with these settings would use, and what stands in its way.
 
@@ -63,8 +63,8 @@ def doctor(settings: dict[str, Any], as_json: bool) -> None:
     """
     from harness.checks import doctor as examining
 
-    found = examining.examine(settings)
-    click.echo(json.dumps(examining.as_dict(found), indent=2) if as_json else examining.text(found))
+    found = examining.diagnose(settings)
+    click.echo(json.dumps(examining.to_dict(found), indent=2) if as_json else examining.diagnosis_text(found))
     if any(each.fatal for each in found):
         click.get_current_context().exit(CHECK_FAILED)
 

@@ -25,10 +25,10 @@ CAMS = ("hirescam", "gradcam", "gradcam++", "xgradcam", "layercam", "eigencam", 
 
 def values_of(name: str, incomplete: str) -> list[CompletionItem]:
     """What a setting may be, as far as it has been typed."""
-    about = settings.settings()[name].metadata
+    about = settings.setting_fields()[name].metadata
     match name:
         case "recipe":
-            return _plain([*settings.recipes(), *_paths("*.yaml")], incomplete) or _other("file", incomplete)
+            return _plain([*settings.recipe_paths(), *_paths("*.yaml")], incomplete) or _other("file", incomplete)
         case "model":
             return _plain([*OURS, *timm_models()], incomplete)
         case "resume":
@@ -38,7 +38,7 @@ def values_of(name: str, incomplete: str) -> list[CompletionItem]:
         case "lr_min" | "lr_max":
             return _plain((settings.FIND,), incomplete)
     known = {"data": DATA, "device": DEVICES, "cam": CAMS}.get(name) or about["choices"]
-    if settings.kinds()[name] is bool:
+    if settings.setting_types()[name] is bool:
         known = ("True", "False")
     return _plain(known, incomplete)
 

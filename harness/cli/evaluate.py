@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from harness.cli.completion import complete_run
-from harness.cli.options import PlainCommand, SettingsCommand, settings
-from harness.utils.errors import nearest
+from harness.cli.options import PlainCommand, SettingsCommand, setting_options
+from harness.utils.errors import did_you_mean
 
 
 @click.command(cls=SettingsCommand)
@@ -30,7 +30,7 @@ from harness.utils.errors import nearest
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files. [evaluation-SPLIT in the run folder]"
 )
-@settings
+@setting_options
 def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path | None) -> None:
     """Test figures, per-class table, confusion matrix, galleries and Grad-CAM of a trained model.
 
@@ -45,7 +45,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
 
     with _heard():
         seen, name, folder = inference.evaluate(checkpoint, settings, out, split)
-    click.echo(inference.report(seen, name))
+    click.echo(inference.evaluation_text(seen, name))
     click.echo(f"files: {folder}", err=True)
 
 
@@ -61,7 +61,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     help="Folder for the overlays.",
 )
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many guesses to print.")
-@settings
+@setting_options
 def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path, top: int) -> None:
     """Classify pictures and draw where the model looks.
 
@@ -100,9 +100,9 @@ def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
     if not onnx and not timm:
         raise click.UsageError("say where to: --onnx FILE or --timm FOLDER", click.get_current_context())
     if timm:
-        click.echo(exchange.to_timm(checkpoint, timm))
+        click.echo(exchange.export_timm(checkpoint, timm))
     if onnx:
-        click.echo(exchange.to_onnx(checkpoint, onnx))
+        click.echo(exchange.export_onnx(checkpoint, onnx))
 
 
 @click.command(name="models", cls=PlainCommand)
@@ -117,11 +117,11 @@ def models_(filter: str, count: bool) -> None:
     """
     from harness.models import factory
 
-    found = factory.names(filter)
+    found = factory.model_names(filter)
     for name, ours in found:
         line = f"{'*' if ours else ' '} {name}"
         if count:
-            line += f"  {factory.parameters_of(name):,}"
+            line += f"  {factory.parameter_count_of(name):,}"
         click.echo(line)
     click.echo(f"{len(found)} models; * ours" if found else _no_model(filter), err=True)
 
@@ -129,7 +129,7 @@ def models_(filter: str, count: bool) -> None:
 def _no_model(filter: str) -> str:
     from harness.models import factory
 
-    return f"no model's name holds {filter!r}{nearest(filter, [name for name, _ in factory.names()])}"
+    return f"no model's name holds {filter!r}{did_you_mean(filter, [name for name, _ in factory.model_names()])}"
 
 
 @contextlib.contextmanager

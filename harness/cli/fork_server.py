@@ -20,7 +20,7 @@ from typing import Any
 from harness.utils.signals import die_with_parent
 
 WAIT = 0.05  # seconds between two looks at who has ended
-AHEAD = (
+PRELOADED = (
     "harness.runs.run",
     "harness.runs.lr_find",
     "sklearn.datasets",
@@ -33,7 +33,7 @@ def main() -> None:
     """Serve until standard input closes."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    for name in AHEAD:
+    for name in PRELOADED:
         importlib.import_module(name)
     from harness.reporting.figures import style
     from harness.tracking.wandb import init

@@ -12,10 +12,10 @@ from typing import Any
 import click
 
 from harness.cli import check, completion, evaluate, report, sweep, train
-from harness.cli.options import CONTEXT, Program
-from harness.config.settings import recipes
-from harness.utils.environment import processes, rank
-from harness.utils.errors import AlreadyDone, HarnessError, LostError, ResourceError, UsageError, nearest
+from harness.cli.options import CONTEXT, CommandGroup
+from harness.config.settings import recipe_paths
+from harness.utils.environment import rank, world_size
+from harness.utils.errors import AlreadyFinished, HarnessError, PeerLostError, ResourceError, UsageError, did_you_mean
 from harness.utils.signals import Interrupted
 
 EPILOG = """\b
@@ -35,7 +35,7 @@ SECTIONS = {
 }
 
 
-@click.group(cls=Program, sections=SECTIONS, context_settings=CONTEXT, epilog=EPILOG)
+@click.group(cls=CommandGroup, sections=SECTIONS, context_settings=CONTEXT, epilog=EPILOG)
 @click.version_option(package_name="harness", message="harness %(version)s")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 @click.pass_context
@@ -52,7 +52,7 @@ def cli(context: click.Context, debug: bool) -> None:
     harness report runs/NAME           one HTML page that explains a run, several, or a sweep
     harness doctor                     what this machine has, and what a run would use
     """
-    if processes() > 1 and context.invoked_subcommand != "run":
+    if world_size() > 1 and context.invoked_subcommand != "run":
         raise UsageError(f"harness {context.invoked_subcommand} is for one process; start it without torchrun")
 
 
@@ -76,7 +76,7 @@ def main() -> None:
         status = 2
     except HarnessError as error:
         tells = not _is_told_by_the_leader(error)
-        if not isinstance(error, AlreadyDone | Interrupted):
+        if not isinstance(error, AlreadyFinished | Interrupted):
             _complain(str(error), debug, tells)
         elif tells:  # news, not a mistake
             click.echo(str(error), err=True)
@@ -106,7 +106,7 @@ def _exit_on_signals() -> dict[int, Any]:
 
 def _is_told_by_the_leader(error: HarnessError) -> bool:
     """Whether, of several processes, this one may be silent: what all of them find, the first one says."""
-    if isinstance(error, LostError):
+    if isinstance(error, PeerLostError):
         return error.told
     return rank() > 0 and not isinstance(error, ResourceError)
 
@@ -117,7 +117,7 @@ def _told(error: click.ClickException) -> str:
     text = text[:1].lower() + text[1:].rstrip(".")
     if "unexpected extra argument" in text:
         word = text.partition("(")[2].rstrip(")")
-        if word in recipes():
+        if word in recipe_paths():
             return f"{text}; a recipe is given by --recipe {word}"
     if context is not None:
         text += f"; see {context.command_path} --help"
@@ -131,7 +131,7 @@ def _nearest_option(error: click.NoSuchOption) -> str:
         for name in parameter.opts
         if name.startswith("--")
     ]
-    return nearest(error.option_name.lower().replace("_", "-"), known)
+    return did_you_mean(error.option_name.lower().replace("_", "-"), known)
 
 
 def _complain(text: str, debug: bool, here: bool = True) -> None:

@@ -15,7 +15,7 @@ import click
 
 from harness.cli import completion
 from harness.config import settings as config
-from harness.tracking.wandb.failed_trial import tell_failure
+from harness.tracking.wandb.failed_trial import send_failure
 from harness.utils.errors import UsageError
 
 CONTEXT = {
@@ -29,7 +29,7 @@ class SettingOption(click.Option):
     """An option that stands for one setting; its value is checked by `Config`, not by click."""
 
     def __init__(self, name: str) -> None:
-        kind, about = config.kinds()[name], config.settings()[name].metadata
+        kind, about = config.setting_types()[name], config.setting_fields()[name].metadata
         self.group = about["group"]
         extra: dict[str, Any] = {}
         if kind is bool:
@@ -56,7 +56,7 @@ class NoOption(click.Option):
         super().__init__([f"--no-{name.replace('_', '-')}", f"no_{name}"], is_flag=True, default=False, hidden=True)
 
 
-class Program(click.Group):
+class CommandGroup(click.Group):
     """Commands in groups, by what they are for.
 
     Args:
@@ -114,7 +114,7 @@ class SettingsCommand(PlainCommand):
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """A boolean that stands alone is true: the word after it is its value only when it is a boolean word."""
-        plain = {name.replace("_", "") for name, kind in config.kinds().items() if kind is bool}
+        plain = {name.replace("_", "") for name, kind in config.setting_types().items() if kind is bool}
         told = []
         for word, after in zip(args, [*args[1:], ""][: len(args)], strict=True):
             alone = word.startswith("--") and word[2:].lower().replace("-", "").replace("_", "") in plain
@@ -127,13 +127,13 @@ class SettingsCommand(PlainCommand):
         try:
             return super().parse_args(context, told)
         except click.UsageError as error:
-            tell_failure(error.format_message(), error.exit_code)
+            send_failure(error.format_message(), error.exit_code)
             raise
 
 
 def describe(name: str) -> str:
     """A setting's help with its choices and its default in the default recipe."""
-    about, default = config.settings()[name].metadata, getattr(_defaults(), name)
+    about, default = config.setting_fields()[name].metadata, getattr(_defaults(), name)
     words = [about["help"]]
     if about["choices"]:
         words.append(f"One of {', '.join(about['choices'])}.")
@@ -148,7 +148,7 @@ def _defaults() -> config.Config:
 
 
 def _metavar(name: str) -> str:
-    kind = config.kinds()[name]
+    kind = config.setting_types()[name]
     if kind is bool:
         return "BOOL"
     if name in ("data_dir", "output"):
@@ -158,19 +158,19 @@ def _metavar(name: str) -> str:
     )
 
 
-def settings(command: Callable[..., Any]) -> Callable[..., Any]:
+def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command an option for every setting; it receives those that were given as `settings={...}`."""
-    return settings_but()(command)
+    return setting_options_except()(command)
 
 
-def settings_but(*without: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def setting_options_except(*without: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """`settings` without those that the command has another use for."""
-    return lambda command: _with_options(command, [name for name in config.settings() if name not in without])
+    return lambda command: _with_options(command, [name for name in config.setting_fields() if name not in without])
 
 
 def _with_options(command: Callable[..., Any], names: list[str]) -> Callable[..., Any]:
 
-    def gather(**values: Any) -> Any:
+    def collect_options(**values: Any) -> Any:
         given: dict[str, Any] = {}
         for name in names:
             value, off = values.pop(name, None), values.pop(f"no_{name}", False)
@@ -180,14 +180,14 @@ def _with_options(command: Callable[..., Any], names: list[str]) -> Callable[...
                 given[name] = "false"
         return command(settings=given, **values)
 
-    gather.__doc__, gather.__name__ = command.__doc__, command.__name__
+    collect_options.__doc__, collect_options.__name__ = command.__doc__, command.__name__
     params = [*getattr(command, "__click_params__", [])]
     for name in reversed(names):
-        if config.kinds()[name] is bool:
+        if config.setting_types()[name] is bool:
             params.append(NoOption(name))
         params.append(SettingOption(name))
-    setattr(gather, "__click_params__", params)  # noqa: B010 - where click's decorators look for them
-    return gather
+    setattr(collect_options, "__click_params__", params)  # noqa: B010 - where click's decorators look for them
+    return collect_options
 
 
 def _joined(name: str, value: Any) -> Any:
@@ -203,10 +203,10 @@ def _joined(name: str, value: Any) -> Any:
     return tuple(word for part in parts for word in part)
 
 
-def read(given: Mapping[str, Any]) -> config.Config:
+def config_from_options(given: Mapping[str, Any]) -> config.Config:
     """The effective configuration for the options of a command."""
     try:
-        return config.resolve(given)
+        return config.make_config(given)
     except UsageError:
         raise
     except TypeError as error:

@@ -45,7 +45,7 @@ def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: 
     if paths:
         from harness.reporting.html import pages
 
-        click.echo(pages.write(paths, out))
+        click.echo(pages.write_page(paths, out))
     if wandb_target:
         click.echo(_save_in_wandb(wandb_target, draft))
 

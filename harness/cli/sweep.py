@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from harness.cli.completion import complete_run, complete_sweep
-from harness.cli.options import PlainCommand, SettingsCommand, settings_but
+from harness.cli.options import PlainCommand, SettingsCommand, setting_options_except
 
 
 @click.command(cls=SettingsCommand)
@@ -37,7 +37,7 @@ from harness.cli.options import PlainCommand, SettingsCommand, settings_but
 @click.option(
     "--fork/--no-fork", default=True, help="Fork trials from a process that has torch and timm imported.  [fork]"
 )
-@settings_but("workers", "resume")
+@setting_options_except("workers", "resume")
 def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_seed: int, **ask: Any) -> None:
     """Run a W&B sweep on this machine, with no server and no account: the same YAML, the same meaning.
 
@@ -50,17 +50,17 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     harness sweep sweeps/lr.yaml --count 60 --storage postgresql+psycopg://user@host/db --name lr     on each machine
     """
     from harness.config.settings import Config, coerce
-    from harness.reporting.html.share import write_page
+    from harness.reporting.html.share import write_run_page
     from harness.sweep import scheduler, schema
 
     output, name = settings.pop("output", Config().output), settings.pop("name", "")
-    found = schema.read(file, settings, on_test=choose_on_test)
-    folder, told = scheduler.run(
+    found = schema.read_sweep_file(file, settings, on_test=choose_on_test)
+    folder, told = scheduler.run_sweep(
         found, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **ask
     )
     click.echo(told)
     if coerce("report", settings.get("report", True)):
-        write_page(folder, lambda text: click.echo(text, err=True))
+        write_run_page(folder, lambda text: click.echo(text, err=True))
     click.echo(
         f"sweep folder: {folder} (report.html, best.yaml, trials.csv)\nto W&B: harness sync {folder}/runs/*", err=True
     )

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from harness.cli.options import SettingsCommand, read, settings
+from harness.cli.options import SettingsCommand, config_from_options, setting_options
 from harness.config.settings import Config
-from harness.runs.progress import Bar, Lines
+from harness.lr_finder.result import result_table
+from harness.runs.progress import BarReporter, LineReporter
 
 
 @click.command(cls=SettingsCommand)
@@ -19,7 +20,7 @@ from harness.runs.progress import Bar, Lines
     type=click.IntRange(1, 1000),
     help="Train so many seeds, from --seed on: mean, standard deviation and 95 % interval, one W&B group.",
 )
-@settings
+@setting_options
 def run(settings: dict[str, Any], seeds: int | None) -> None:
     """Train, evaluate every epoch, and record everything on disk and in W&B.
 
@@ -29,10 +30,10 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
     harness run --data folder --data-dir pictures --model resnet18 --pretrained --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
-    from harness.tracking.wandb.failed_trial import failure_told
+    from harness.tracking.wandb.failed_trial import report_failed_trial
 
-    with failure_told():
-        config = read(settings)
+    with report_failed_trial():
+        config = config_from_options(settings)
     from harness.runs import run as runner
 
     display = _display()
@@ -45,17 +46,17 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
         display.close()
 
 
-def _run_seeds(config: Config, count: int, display: Lines) -> None:
+def _run_seeds(config: Config, count: int, display: LineReporter) -> None:
     from harness.runs import seeds
 
     told = seeds.run_seeds(config, count, display)
-    click.echo(seeds.table(told))
+    click.echo(seeds.seeds_table(told))
     told.check()
 
 
-def _display() -> Lines:
+def _display() -> LineReporter:
     """A bar on a terminal, lines elsewhere."""
-    return Bar(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
+    return BarReporter(sys.stderr) if sys.stderr.isatty() else LineReporter(sys.stderr)
 
 
 def summary_table(summary: dict[str, Any]) -> str:
@@ -109,7 +110,7 @@ def summary_table(summary: dict[str, Any]) -> str:
 @click.option(
     "--write-sweep", type=click.Path(path_type=Path), help="Write a W&B sweep whose ranges come from the test."
 )
-@settings
+@setting_options
 def find(settings: dict[str, Any], **ask: Any) -> None:
     """Find LRMIN and LRMAX by a learning-rate range test: why, and how sure.
 
@@ -120,15 +121,15 @@ def find(settings: dict[str, Any], **ask: Any) -> None:
     harness find --recipe digits
     harness find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
     """
-    config = read(settings)
+    config = config_from_options(settings)
     from harness.runs import lr_find as finder
 
     display = _display()
     try:
-        finding = finder.find(config, display=display, **ask)
+        finding = finder.find_lr(config, display=display, **ask)
     finally:
         display.close()
-    click.echo(finder.table(finding))
+    click.echo(result_table(finding))
 
 
 @click.command(cls=SettingsCommand)
@@ -149,7 +150,7 @@ def find(settings: dict[str, Any], **ask: Any) -> None:
 )
 @click.option("--iterations", type=click.IntRange(1), help="Length of a cyclic curve, updates. [100]")
 @click.option("--step-size", type=click.IntRange(1), help="Half a cycle of a cyclic curve, updates. [10]")
-@settings
+@setting_options
 def plot(
     settings: dict[str, Any], out: Path, steps_per_epoch: int, iterations: int | None, step_size: int | None
 ) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from harness.config import yaml_io
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 
 FIND = "find"
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
@@ -152,7 +152,7 @@ class Config:
         self._check_together()
 
     def _check_together(self) -> None:
-        if not self.seeks and self.schedule != "constant":
+        if not self.needs_lr_find and self.schedule != "constant":
             lowest, highest = self.rates()
             if lowest > highest:
                 raise UsageError(
@@ -197,7 +197,7 @@ class Config:
             )
 
     @property
-    def seeks(self) -> bool:
+    def needs_lr_find(self) -> bool:
         """Whether a learning rate is still the word `find`."""
         return FIND in (self.lr_min, self.lr_max)
 
@@ -219,7 +219,7 @@ class Config:
 
     def to_yaml(self) -> str:
         """The text of a `config.yaml`: a recipe that repeats this run."""
-        return yaml_io.dump(self.to_dict())
+        return yaml_io.dump_yaml(self.to_dict())
 
     def replace(self, **changes: Any) -> Config:
         """This configuration with some settings changed, checked again."""
@@ -227,7 +227,7 @@ class Config:
 
     def numbers(self) -> dict[str, Any]:
         """The settings that the numbers of a run depend on (not where it writes, how it is named or tracked)."""
-        return {key: value for key, value in self.to_dict().items() if settings()[key].metadata["counts"]}
+        return {key: value for key, value in self.to_dict().items() if setting_fields()[key].metadata["counts"]}
 
     def digest(self) -> str:
         """8 hexadecimal digits that stand for `numbers()`: equal for runs that should give equal results."""
@@ -239,27 +239,27 @@ FOLDER_LIKE = ("folder",)
 
 
 @cache
-def settings() -> Mapping[str, dataclasses.Field[Any]]:
+def setting_fields() -> Mapping[str, dataclasses.Field[Any]]:
     """Name -> dataclass field (its `metadata` has help, group, choices, bounds), in order."""
     return {item.name: item for item in dataclasses.fields(Config)}
 
 
 @cache
-def kinds() -> Mapping[str, Any]:
+def setting_types() -> Mapping[str, Any]:
     """Name -> type annotation of each setting."""
     return get_type_hints(Config)
 
 
-def known_name(word: str) -> str:
+def canonical_name(word: str) -> str:
     """The setting that a word spells in any case, with dashes or underscores or none (`LRMIN`, `lr-min`).
 
     Raises:
         UsageError: there is no such setting; the nearest one is named.
     """
-    plain = {name.replace("_", ""): name for name in settings()}
+    plain = {name.replace("_", ""): name for name in setting_fields()}
     key = str(word).lower().replace("-", "").replace("_", "")
     if key not in plain:
-        raise UsageError(f"there is no setting {word!r}{nearest(str(word).lower(), settings())}")
+        raise UsageError(f"there is no setting {word!r}{did_you_mean(str(word).lower(), setting_fields())}")
     return plain[key]
 
 
@@ -272,7 +272,7 @@ def coerce(name: str, value: Any) -> Any:
     Raises:
         UsageError: naming the setting, the value and what is allowed.
     """
-    kind, about = kinds()[name], settings()[name].metadata
+    kind, about = setting_types()[name], setting_fields()[name].metadata
     optional = get_origin(kind) is types.UnionType and type(None) in get_args(kind)
     if optional:
         if value is None or value in ("", "None", "none", "null"):
@@ -283,7 +283,7 @@ def coerce(name: str, value: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name}={value!r}: need {error}") from None
     if about["choices"] and value not in about["choices"]:
-        hint = nearest(str(value), about["choices"])
+        hint = did_you_mean(str(value), about["choices"])
         raise UsageError(f"{name}={value!r}: need one of {', '.join(about['choices'])}{hint}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_bounds(name, value, about)
@@ -346,12 +346,12 @@ def _mapping(value: Any) -> dict[str, Any]:
             try:
                 value = ast.literal_eval(text)  # a sweep agent writes a Python dict
             except (ValueError, SyntaxError):
-                value = yaml_io.parse(text)
+                value = yaml_io.parse_yaml(text)
         else:
             pairs = [part.partition("=") for part in text.split(",") if part.strip()]
             if any(not sign for _, sign, _ in pairs):
                 raise ValueError("a mapping such as width=16,logit_scale=0.125")
-            value = {key.strip(): yaml_io.parse(word) for key, _, word in pairs}
+            value = {key.strip(): yaml_io.parse_yaml(word) for key, _, word in pairs}
     if not isinstance(value, Mapping):
         raise ValueError("a mapping such as width=16,logit_scale=0.125")
     try:
@@ -372,7 +372,7 @@ def _check_bounds(name: str, value: float, about: Mapping[str, Any]) -> None:
             raise UsageError(f"{name}={value:g}: need {name} {sign} {about[word]:g}")
 
 
-def recipes() -> dict[str, Path]:
+def recipe_paths() -> dict[str, Path]:
     """The shipped recipes: name -> file."""
     folder = Path(str(resources.files("harness.config") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
@@ -387,33 +387,35 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     Raises:
         UsageError: there is no such recipe, or it has a key that is no setting.
     """
-    path = recipes().get(recipe)
+    path = recipe_paths().get(recipe)
     if path is None:
         path = Path(recipe).expanduser()
         if path.suffix in (".yaml", ".yml") and not path.is_file():
-            raise UsageError(f"there is no recipe file {recipe} (in {Path.cwd()}); shipped: {', '.join(recipes())}")
+            raise UsageError(
+                f"there is no recipe file {recipe} (in {Path.cwd()}); shipped: {', '.join(recipe_paths())}"
+            )
         if not path.is_file():
             raise UsageError(
-                f"no recipe {recipe!r}{nearest(recipe, recipes())}; shipped: {', '.join(recipes())}, or the path of a YAML file"
+                f"no recipe {recipe!r}{did_you_mean(recipe, recipe_paths())}; shipped: {', '.join(recipe_paths())}, or the path of a YAML file"
             )
     values: dict[str, Any] = {}
-    for key, value in yaml_io.read(path).items():
+    for key, value in yaml_io.read_yaml(path).items():
         try:
-            name = known_name(key)
+            name = canonical_name(key)
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
         if name in values:
             raise UsageError(f"{path}: {key!r} is given twice, in two spellings; keep one of them")
         values[name] = value
     base = values.get("recipe")
-    if base is None or len(values) >= len(settings()) // 2:
+    if base is None or len(values) >= len(setting_fields()) // 2:
         return {"recipe": recipe, **values}
-    if base not in recipes():
-        raise UsageError(f"{path}: recipe: {base!r} is no shipped recipe{nearest(str(base), recipes())}")
+    if base not in recipe_paths():
+        raise UsageError(f"{path}: recipe: {base!r} is no shipped recipe{did_you_mean(str(base), recipe_paths())}")
     return {**read_recipe(str(base)), **values, "recipe": recipe}
 
 
-def resolve(options: Mapping[str, Any], recipe: str | None = None) -> Config:
+def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """The effective configuration: an option over the recipe over the default.
 
     When `epochs` is given without `peak_epoch`, the peak keeps its share of the run: a recipe compressed to fewer
@@ -423,13 +425,15 @@ def resolve(options: Mapping[str, Any], recipe: str | None = None) -> Config:
         options: settings given by hand, under any spelling of their names.
         recipe: shipped name or path; `custom-resnet` when neither it nor `options["recipe"]` is given.
     """
-    given = {known_name(key): value for key, value in options.items()}
+    given = {canonical_name(key): value for key, value in options.items()}
     resumed = Path(str(given.get("resume", ""))).expanduser() / "config.yaml"
     recipe = str(
-        given.pop("recipe", None) or recipe or (resumed if resumed.is_file() else settings()["recipe"].default)
+        given.pop("recipe", None) or recipe or (resumed if resumed.is_file() else setting_fields()["recipe"].default)
     )
     values = read_recipe(recipe)
     if "epochs" in given and "peak_epoch" not in given:
-        usual = {name: coerce(name, values.get(name, settings()[name].default)) for name in ("epochs", "peak_epoch")}
+        usual = {
+            name: coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
+        }
         values["peak_epoch"] = usual["peak_epoch"] * coerce("epochs", given["epochs"]) / max(usual["epochs"], 1)
     return Config(**{**values, **given})

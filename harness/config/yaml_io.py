@@ -79,7 +79,7 @@ def _walk(node: yaml.Node, where: str, depth: int = 0) -> None:
             _walk(value, where, depth + 1)
 
 
-def parse(text: str, where: str = "<text>") -> Any:
+def parse_yaml(text: str, where: str = "<text>") -> Any:
     """The value of one YAML document.
 
     Raises:
@@ -111,7 +111,7 @@ def parse(text: str, where: str = "<text>") -> Any:
         raise UsageError(f"{where}: {' '.join(str(error).split())[:200]}: not a value of its kind") from None
 
 
-def read(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path) -> dict[str, Any]:
     """The mapping in a YAML file of at most 1 MB.
 
     Raises:
@@ -126,14 +126,14 @@ def read(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error.strerror}; need the path of a YAML file") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    value = parse(text, str(path))
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         found = "nothing" if value is None else f"a {type(value).__name__}"
         raise UsageError(f"{path}: need one mapping of `key: value` lines, found {found}")
     return value
 
 
-def dump(values: dict[str, Any]) -> str:
+def dump_yaml(values: dict[str, Any]) -> str:
     """YAML text that `parse` and any YAML 1.1 or 1.2 reader read back to equal values, in the given order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 

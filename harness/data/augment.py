@@ -71,7 +71,7 @@ class Parameters:
         return Parameters(*(change(values) for values in vars(self).values()))
 
 
-def augment_for(config: Config, preprocess: Preprocess) -> Augment:
+def make_augment(config: Config, preprocess: Preprocess) -> Augment:
     """The augmentation that the settings ask for, at the size that the model sees.
 
     Raises:
@@ -99,7 +99,7 @@ def augment_for(config: Config, preprocess: Preprocess) -> Augment:
     return Augment(crop, padding, config.padding_mode, config.flip, config.cutout)
 
 
-def draw(augment: Augment, size: int, count: int, seed: int, epoch: int) -> Parameters:
+def draw_parameters(augment: Augment, size: int, count: int, seed: int, epoch: int) -> Parameters:
     """The parameters of `count` images for one epoch, drawn on the CPU so that they are the same on every device."""
     generator = torch.Generator().manual_seed(seed_for(seed, "augment", epoch))
     offsets = torch.randint(0, 2 * augment.padding + 1, (2, count), generator=generator)
@@ -139,7 +139,7 @@ def crop_and_flip(padded: Tensor, index: Tensor, parameters: Parameters, size: i
     return torch.where(parameters.flip[:, None, None, None], crops.flip(2), crops)
 
 
-def cut_out(images: Tensor, parameters: Parameters, side: int) -> Tensor:
+def cutout(images: Tensor, parameters: Parameters, side: int) -> Tensor:
     """Sets a square of `side` x `side` pixels of each of the normalised images [B, 3, H, W] to zero, in place."""
     if not side:
         return images
@@ -149,7 +149,7 @@ def cut_out(images: Tensor, parameters: Parameters, side: int) -> Tensor:
     return images.masked_fill_((inside_rows[:, :, None] & inside_columns[:, None, :])[:, None], 0)
 
 
-def apply(
+def apply_augment(
     padded: Tensor, index: Tensor, parameters: Parameters, size: int, side: int, constants: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Crop, flip, normalisation and Cutout of a batch, float32 [B, 3, size, size], in NHWC order in memory.
@@ -159,11 +159,11 @@ def apply(
         constants: `Preprocess.constants` on the store's device.
     """
     pixels = crop_and_flip(padded, index, parameters, size).permute(0, 3, 1, 2)
-    return cut_out(torch.sub(pixels, constants[0]).div_(constants[1]), parameters, side)
+    return cutout(torch.sub(pixels, constants[0]).div_(constants[1]), parameters, side)
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
+def seeded_rng(seed: int) -> Iterator[None]:
     """Inside, the global generators of Python and torch's CPU start from `seed`; afterwards they go on as before."""
     python, torch_cpu = random.getstate(), torch.get_rng_state()
     try:

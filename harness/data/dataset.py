@@ -23,7 +23,7 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
-class Pixels:
+class ArrayImages:
     """A source over pictures in memory: `source[i]` is (PIL image RGB, label)."""
 
     def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
@@ -36,7 +36,7 @@ class Pixels:
         return Image.fromarray(self.pixels[index]), int(self.labels[index])
 
 
-class Files:
+class FileImages:
     """A source over picture files, decoded when they are asked for.
 
     Args:
@@ -54,7 +54,7 @@ class Files:
         return Image.fromarray(read_image(self.files[index], self.ids[index])), int(self.labels[index])
 
 
-class Part:
+class ImageSubset:
     """Some items of another source, in a given order."""
 
     def __init__(self, source: Any, indices: np.ndarray) -> None:
@@ -104,13 +104,13 @@ class Split:
             labels=labels,
             ids=[self.ids[index] for index in indices],
             pixels=pixels,
-            source=Part(self.source, indices) if pixels is None else Pixels(pixels, labels),
+            source=ImageSubset(self.source, indices) if pixels is None else ArrayImages(pixels, labels),
             sizes=None if self.sizes is None else self.sizes[indices],
         )
 
 
 @dataclass(frozen=True)
-class DataSet:
+class Dataset:
     """Splits that share no image.
 
     Attributes:
@@ -133,7 +133,7 @@ class DataSet:
 def in_memory(name: str, pixels: np.ndarray, labels: np.ndarray, ids: Sequence[str]) -> Split:
     """A split over pictures in memory, uint8 [N, H, W, 3]."""
     labels, pixels = np.asarray(labels, dtype=np.int64), np.ascontiguousarray(pixels)
-    return Split(name, labels, ids, pixels, Pixels(pixels, labels))
+    return Split(name, labels, ids, pixels, ArrayImages(pixels, labels))
 
 
 def hold_out(split: Split, fraction: float, name: str, setting: str) -> tuple[Split, Split]:
@@ -179,7 +179,7 @@ def check_classes(classes: Sequence[str], wanted: int) -> None:
         raise UsageError(f"classes={wanted}, but the data has {len(classes)}; leave --classes out")
 
 
-def statistics(split: Split) -> tuple[Triple, Triple]:
+def channel_statistics(split: Split) -> tuple[Triple, Triple]:
     """Mean and standard deviation of each channel over all pixels, 0..1 scale; ImageNet's for images not in memory."""
     if split.pixels is None:
         return IMAGENET_MEAN, IMAGENET_STD

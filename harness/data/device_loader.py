@@ -11,31 +11,31 @@ import torch
 from torch import Tensor
 
 from harness.config.settings import Config
-from harness.data.augment import Augment, apply, draw, pad
-from harness.data.dataset import DataSet, Split
+from harness.data.augment import Augment, apply_augment, draw_parameters, pad
+from harness.data.dataset import Dataset, Split
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 
 
-class Sharing(Protocol):
+class Sharder(Protocol):
     """Which part of a batch or of a split is a process' own."""
 
     count: int  # processes
 
-    def share(self, things: int) -> slice: ...
+    def shard(self, things: int) -> slice: ...
 
 
-class Everything:
+class NoSharding:
     """The share of a process that is alone."""
 
     count = 1
 
-    def share(self, things: int) -> slice:
+    def shard(self, things: int) -> slice:
         return slice(0, things)
 
 
-EVERYTHING = Everything()
+EVERYTHING = NoSharding()
 
 
 def count_steps(images: int, batch_size: int, drop_last: bool, least: int = 2) -> tuple[int, int]:
@@ -58,19 +58,19 @@ def count_steps(images: int, batch_size: int, drop_last: bool, least: int = 2) -
     return steps + 1, images
 
 
-def order_of(count: int, seed: int, epoch: int) -> Tensor:
+def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
     """The order of the images in an epoch, int64 [count] on the CPU, the same on every machine and loader."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed_for(seed, "order", epoch)))
 
 
-def sent(values: Tensor, device: torch.device) -> Tensor:
+def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
     """Values on the device, without waiting until they are there."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
-class ResidentTrain:
+class DeviceTrainLoader:
     """Training batches from a padded store on the device; satisfies `Batches`.
 
     Attributes:
@@ -85,7 +85,7 @@ class ResidentTrain:
         preprocess: Preprocess,
         config: Config,
         device: torch.device,
-        sharing: Sharing = EVERYTHING,
+        sharing: Sharder = EVERYTHING,
     ) -> None:
         assert split.pixels is not None
         self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharing.count)
@@ -98,12 +98,14 @@ class ResidentTrain:
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Images float32 [B, 3, H, W] and labels int64 [B], from batch `start` on. Draws nothing from global generators."""
         size, count, seed = self._config.batch_size, len(self._labels), self._config.seed
-        order = sent(order_of(count, seed, epoch)[: self.images], self._device)
-        drawn = draw(self._augment, self._size, count, seed, epoch).map(lambda values: sent(values, self._device))
+        order = copy_to_device(epoch_order(count, seed, epoch)[: self.images], self._device)
+        drawn = draw_parameters(self._augment, self._size, count, seed, epoch).map(
+            lambda values: copy_to_device(values, self._device)
+        )
         for batch in range(start, self.steps):
             index = order[batch * size : (batch + 1) * size]
-            index = index[self._sharing.share(len(index))]
-            images = apply(self._store, index, drawn[index], self._size, self._augment.cutout, self._constants)
+            index = index[self._sharing.shard(len(index))]
+            images = apply_augment(self._store, index, drawn[index], self._size, self._augment.cutout, self._constants)
             yield images if self._config.channels_last else images.contiguous(), self._labels[index]
 
     def size(self, batch: int) -> int:
@@ -111,7 +113,7 @@ class ResidentTrain:
         return min(self._config.batch_size, self.images - batch * self._config.batch_size)
 
 
-class ResidentEval:
+class DeviceEvalLoader:
     """Evaluation batches from a store on the device; satisfies `EvalBatches`."""
 
     def __init__(self, split: Split, preprocess: Preprocess, config: Config, device: torch.device) -> None:
@@ -122,9 +124,9 @@ class ResidentEval:
         self._labels = torch.from_numpy(split.labels).to(device)
         self._mean, self._std = preprocess.constants(device)
 
-    def part(self, sharing: Sharing) -> ResidentEval:
+    def part(self, sharing: Sharder) -> DeviceEvalLoader:
         """Those of the images that are one process' share."""
-        part, mine = copy.copy(self), sharing.share(self.images)
+        part, mine = copy.copy(self), sharing.shard(self.images)
         part._store, part._labels = self._store[mine], self._labels[mine]
         part.images = len(part._labels)
         return part
@@ -138,8 +140,8 @@ class ResidentEval:
             yield images if self._config.channels_last else images.contiguous(), self._labels[start : start + size]
 
 
-def obstacle(
-    config: Config, data: DataSet, augment: Augment, preprocess: Preprocess, device: torch.device
+def why_not_on_device(
+    config: Config, data: Dataset, augment: Augment, preprocess: Preprocess, device: torch.device
 ) -> str | None:
     """Why this data can not be kept on the device, or None when it can."""
     if config.augment == "albumentations":

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.data.dataset import MAX_PIXEL_BYTES, Files, Split, in_memory
-from harness.data.image_io import check_header, plain, read_image
+from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory
+from harness.data.image_io import check_header, plain_name, read_image
 from harness.data.listing import Layout, Listing, children, read_listing
 from harness.utils.errors import DataError, ResourceError
 
@@ -48,7 +48,7 @@ class FolderData:
     skipped: list[str] = field(default_factory=list)
 
 
-def read_folder(root: Path, skip_bad: bool) -> FolderData:
+def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
     """The images of a folder, or of a tar archive, of class folders.
 
     Args:
@@ -61,16 +61,16 @@ def read_folder(root: Path, skip_bad: bool) -> FolderData:
     found = _class_folders(listing, layout)
     _check(found, root)
     classes = tuple(found["train"].paths)
-    data = FolderData(tuple(plain(name) for name in classes), {})
+    data = FolderData(tuple(plain_name(name) for name in classes), {})
     problems = dict(listing.problems)
     for split in found.values():
         data.splits[split.name] = _read_split(split, classes, listing, skip_bad, problems)
     if problems and not skip_bad:
         name, reason = min(problems.items())
         raise DataError(
-            f"{root}: {len(problems)} of {len(problems) + sum(map(len, data.splits.values()))} images can not be read, the first is {plain(name)}: {reason}; mend them, or set --bad-images skip"
+            f"{root}: {len(problems)} of {len(problems) + sum(map(len, data.splits.values()))} images can not be read, the first is {plain_name(name)}: {reason}; mend them, or set --bad-images skip"
         )
-    data.skipped.extend(plain(name) for name in sorted(problems))
+    data.skipped.extend(plain_name(name) for name in sorted(problems))
     _check_left(data, root)
     return data
 
@@ -112,7 +112,7 @@ def _check(found: Mapping[str, ClassFolders], root: Path) -> None:
         key = unicodedata.normalize("NFC", name).casefold()
         if key in alike:
             raise DataError(
-                f"{root}: classes {plain(alike[key])} and {plain(name)} differ only in case; merge or rename them"
+                f"{root}: classes {plain_name(alike[key])} and {plain_name(name)} differ only in case; merge or rename them"
             )
         alike[key] = name
 
@@ -128,7 +128,7 @@ def _check_left(data: FolderData, root: Path) -> None:
 
 
 def _names(names: Sequence[str] | Mapping[str, object]) -> str:
-    shown = [plain(name) for name in list(names)[:5]]
+    shown = [plain_name(name) for name in list(names)[:5]]
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
@@ -152,11 +152,11 @@ def _read_split(
         elif pixels is not None and result is not None:
             pixels = _put(pixels, index, result)
     kept = np.flatnonzero(good)
-    ids = [plain(listed[index][0]) for index in kept]
+    ids = [plain_name(listed[index][0]) for index in kept]
     labels = np.array([listed[index][1] for index in kept], dtype=np.int64)
     if pixels is not None:
         return in_memory(found.name, pixels if len(kept) == len(pixels) else pixels[kept], labels, ids)
-    return Split(found.name, labels, ids, None, Files([files[index] for index in kept], ids, labels), sizes[kept])
+    return Split(found.name, labels, ids, None, FileImages([files[index] for index in kept], ids, labels), sizes[kept])
 
 
 def _put(pixels: np.ndarray, index: int, picture: np.ndarray) -> np.ndarray | None:

@@ -33,14 +33,14 @@ _DAMAGED = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """`name` with everything that does not print (control characters, undecodable bytes) written as an escape."""
     if name.isprintable():
         return name
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
 
 
-def is_picture(name: str) -> bool:
+def is_image_name(name: str) -> bool:
     """Whether a file name ends like a picture's."""
     return name.lower().endswith(SUFFIXES)
 
@@ -58,7 +58,7 @@ def read_image(file: str | Path | bytes | BinaryIO, name: str = "") -> np.ndarra
     Raises:
         DataError: the file is missing, no picture, damaged, truncated, or has over 50 million pixels.
     """
-    name = plain(name or (str(file) if isinstance(file, str | Path) else "picture"))
+    name = plain_name(name or (str(file) if isinstance(file, str | Path) else "picture"))
     try:
         with _opened(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
             return np.array(to_rgb(image))
@@ -72,7 +72,7 @@ def check_header(file: str | Path | bytes, name: str = "") -> None:
     Raises:
         DataError: it is missing, no picture, or has over 50 million pixels.
     """
-    name = plain(name or (str(file) if isinstance(file, str | Path) else "picture"))
+    name = plain_name(name or (str(file) if isinstance(file, str | Path) else "picture"))
     try:
         _opened(BytesIO(file) if isinstance(file, bytes) else file, name).close()
     except _DAMAGED as error:
@@ -126,4 +126,4 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).splitlines()
-    return f"damaged picture ({plain(lines[0]) if lines else type(error).__name__})"
+    return f"damaged picture ({plain_name(lines[0]) if lines else type(error).__name__})"

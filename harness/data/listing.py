@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.data.image_io import is_picture, plain
+from harness.data.image_io import is_image_name, plain_name
 from harness.utils.errors import DataError
 
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
@@ -69,7 +69,7 @@ def read_listing(root: Path) -> tuple[Listing, Layout]:
             walk = _Walk(top)
             return walk.run(layout.splits.values() or [layout.prefix]), layout
         except OSError as error:
-            raise DataError(f"{plain(str(error.filename or root))}: {error.strerror}") from None
+            raise DataError(f"{plain_name(str(error.filename or root))}: {error.strerror}") from None
     if root.is_file() and is_archive(root):
         listing = _read_archive(root)
         return listing, find_layout(lambda path: children(listing.folders, path))
@@ -164,7 +164,7 @@ class _Walk:
                     self._links.append((inner, entry.path))
                 elif entry.is_dir():
                     waiting.append((inner, entry.path))
-                elif is_picture(entry.name):
+                elif is_image_name(entry.name):
                     self._file(inner, entry.path)
 
     def _file(self, path: str, place: str) -> None:
@@ -180,7 +180,7 @@ class _Walk:
         target = os.path.realpath(link)
         if target != self.root and not target.startswith(self.root + os.sep):
             raise DataError(
-                f"{plain(path)} is a link that leaves the data folder; copy what it points to, or set --data-dir to a folder that holds both"
+                f"{plain_name(path)} is a link that leaves the data folder; copy what it points to, or set --data-dir to a folder that holds both"
             )
         if not os.path.exists(target):
             self.listing.problems[path] = "dangling link"
@@ -190,7 +190,7 @@ class _Walk:
                 self.listing.repeats.append(path)
             else:
                 self._folder(path, target)
-        elif is_picture(path):
+        elif is_image_name(path):
             self._file(path, target)
 
 
@@ -210,11 +210,11 @@ def _read_archive(archive: Path) -> Listing:
                     )
                 parents = path.split("/")[: None if member.isdir() else -1]
                 listing.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
-                content = tar.extractfile(member) if member.isfile() and is_picture(path) else None
+                content = tar.extractfile(member) if member.isfile() and is_image_name(path) else None
                 if content is not None:
                     listing.files[path] = content.read()
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
-        raise DataError(f"{archive}: damaged archive ({plain(str(error))})") from None
+        raise DataError(f"{archive}: damaged archive ({plain_name(str(error))})") from None
     listing.files = dict(sorted(listing.files.items()))
     return listing
 
@@ -223,9 +223,9 @@ def _member_path(archive: Path, member: tarfile.TarInfo) -> str:
     """The member's path, without `.` parts."""
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.name.startswith("/") or ".." in parts:
-        raise DataError(f"{archive}: member {plain(member.name)} climbs out of the archive; refused")
+        raise DataError(f"{archive}: member {plain_name(member.name)} climbs out of the archive; refused")
     if not (member.isfile() or member.isdir()):
         raise DataError(
-            f"{archive}: member {plain(member.name)} is a link or a device; refused, pack the files themselves"
+            f"{archive}: member {plain_name(member.name)} is a link or a device; refused, pack the files themselves"
         )
     return "/".join(parts)

@@ -10,17 +10,24 @@ import torch
 from torch import Tensor
 
 from harness.config.settings import Config
-from harness.data.augment import augment_for
-from harness.data.dataset import DataSet, Split
-from harness.data.device_loader import EVERYTHING, ResidentEval, ResidentTrain, Sharing, free_memory, obstacle
+from harness.data.augment import make_augment
+from harness.data.dataset import Dataset, Split
+from harness.data.device_loader import (
+    EVERYTHING,
+    DeviceEvalLoader,
+    DeviceTrainLoader,
+    Sharder,
+    free_memory,
+    why_not_on_device,
+)
 from harness.data.preprocess import Preprocess
-from harness.data.worker_loader import TimmEval, TimmTrain
+from harness.data.worker_loader import WorkerEvalLoader, WorkerTrainLoader
 from harness.utils.errors import UsageError
 
 Batch: TypeAlias = tuple[Tensor, Tensor]  # images float32 [B, 3, H, W], labels int64 [B], on the device
 
 
-class Train(Protocol):
+class TrainLoader(Protocol):
     """Training batches: a pure function of (seed, epoch, batch).
 
     Attributes:
@@ -35,13 +42,13 @@ class Train(Protocol):
     def size(self, batch: int) -> int: ...
 
 
-class Evaluation(Protocol):
+class EvalLoader(Protocol):
     """Every image once, in order, not augmented; the last batch may be smaller."""
 
     images: int
 
     def __iter__(self) -> Iterator[Batch]: ...
-    def part(self, sharing: Sharing) -> Evaluation: ...
+    def part(self, sharing: Sharder) -> EvalLoader: ...
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,14 @@ class Loaders:
         kind: whether the images lie on the device, or come from worker processes through timm's loader.
     """
 
-    train: Train
-    val: Evaluation | None
-    test: Evaluation | None
+    train: TrainLoader
+    val: EvalLoader | None
+    test: EvalLoader | None
     kind: Literal["resident", "timm"]
 
 
-def make_batches(
-    config: Config, data: DataSet, preprocess: Preprocess, device: torch.device | str, sharing: Sharing = EVERYTHING
+def make_loaders(
+    config: Config, data: Dataset, preprocess: Preprocess, device: torch.device | str, sharing: Sharder = EVERYTHING
 ) -> Loaders:
     """The batches of all splits on `device`, as `config.loader` asks.
 
@@ -70,13 +77,15 @@ def make_batches(
         UsageError: the settings do not fit each other, the data or the device.
     """
     device = torch.device(device)
-    augment = augment_for(config, preprocess)
-    reason = obstacle(config, data, augment, preprocess, device) if config.loader != "timm" else "asked for timm"
+    augment = make_augment(config, preprocess)
+    reason = (
+        why_not_on_device(config, data, augment, preprocess, device) if config.loader != "timm" else "asked for timm"
+    )
     if reason and config.loader == "resident":
         raise UsageError(f"loader=resident is not possible: {reason}; set --loader auto")
     resident = reason is None
-    train = ResidentTrain if resident else TimmTrain
-    evaluation = ResidentEval if resident else TimmEval
+    train = DeviceTrainLoader if resident else WorkerTrainLoader
+    evaluation = DeviceEvalLoader if resident else WorkerEvalLoader
     return Loaders(
         train(data.train, augment, preprocess, config, device, sharing),
         None if data.val is None else evaluation(data.val, preprocess, config, device),
@@ -85,10 +94,10 @@ def make_batches(
     )
 
 
-def evaluation_batches(split: Split, preprocess: Preprocess, config: Config, device: torch.device | str) -> Evaluation:
+def make_eval_loader(split: Split, preprocess: Preprocess, config: Config, device: torch.device | str) -> EvalLoader:
     """The batches of one split to evaluate: from the device's memory where the images already have the model's size."""
     device, pixels = torch.device(device), split.pixels
     fits = pixels is not None and pixels.shape[1:3] == (preprocess.size, preprocess.size) and preprocess.crop_pct == 1
     if fits and config.loader != "timm" and pixels is not None and pixels.nbytes <= free_memory(device) / 4:
-        return ResidentEval(split, preprocess, config, device)
-    return TimmEval(split, preprocess, config, device)
+        return DeviceEvalLoader(split, preprocess, config, device)
+    return WorkerEvalLoader(split, preprocess, config, device)

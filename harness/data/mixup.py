@@ -13,7 +13,7 @@ from harness.config.settings import Config
 from harness.utils.seeding import seed_for
 
 
-def make_mix(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
+def make_mixup(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
     """(images [B, 3, H, W], labels [B], step) -> (mixed images, soft targets float [B, classes]); None when both are off.
 
     timm draws from NumPy's global stream: it is seeded for the step and given back as it was.
@@ -29,9 +29,9 @@ def make_mix(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tu
         num_classes=classes,
     )
 
-    def mix(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def mixup_batch(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         if len(images) % 2:  # timm pairs images, so an odd one is left as it is
-            mixed, targets = mix(images[:-1], labels[:-1], step)
+            mixed, targets = mixup_batch(images[:-1], labels[:-1], step)
             alone = mixup_target(labels[-1:], classes, config.label_smoothing).to(targets)
             return torch.cat([mixed, images[-1:]]), torch.cat([targets, alone])
         state = np.random.get_state()
@@ -41,7 +41,7 @@ def make_mix(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tu
         finally:
             np.random.set_state(state)
 
-    return mix
+    return mixup_batch
 
 
 def mixup_target(labels: Tensor, classes: int, smoothing: float) -> Tensor:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.config.settings import Config
-from harness.data.dataset import DataSet
+from harness.data.dataset import Dataset
 from harness.data.image_io import to_rgb
 from harness.utils.errors import UsageError
 
@@ -58,7 +58,7 @@ class Preprocess:
         image = to_rgb(picture)
         if image.size == (self.size, self.size) and self.crop_pct == 1:
             return image
-        return _resize_and_crop(self.size, self.crop_pct, self.interpolation)(middle(image))
+        return _resize_and_crop(self.size, self.crop_pct, self.interpolation)(center_square(image))
 
     def image(self, picture: Image.Image | np.ndarray) -> Tensor:
         """What the model is shown for a picture, float [3, size, size]."""
@@ -99,7 +99,7 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def preprocess_for(config: Config, model: nn.Module, data: DataSet) -> Preprocess:
+def make_preprocess(config: Config, model: nn.Module, data: Dataset) -> Preprocess:
     """What `model` expects of this data.
 
     The size is `config.image_size`, or what the model was made for. Mean and deviation are the data's own for our
@@ -121,7 +121,7 @@ def preprocess_for(config: Config, model: nn.Module, data: DataSet) -> Preproces
     return Preprocess(size, mean, std, crop_pct, str(cfg.get("interpolation") or "bicubic"))
 
 
-def middle(image: Image.Image) -> Image.Image:
+def center_square(image: Image.Image) -> Image.Image:
     """Of a very long picture the middle, which is all that the crop after the resizing keeps of it.
 
     Resizing the shorter side of 1 x 50,000,000 pixels would need all the memory there is.

@@ -12,11 +12,20 @@ import numpy as np
 from PIL import Image
 
 from harness.config.settings import Config
-from harness.data.dataset import DataSet, Split, Triple, check_classes, fingerprint, hold_out, in_memory, statistics
-from harness.data.image_folder import read_folder
+from harness.data.dataset import (
+    Dataset,
+    Split,
+    Triple,
+    channel_statistics,
+    check_classes,
+    fingerprint,
+    hold_out,
+    in_memory,
+)
+from harness.data.image_folder import read_image_folder
 from harness.utils.errors import DataError, UsageError
 
-__all__ = ["DataSet", "Split", "load"]
+__all__ = ["Dataset", "Split", "load_dataset"]
 
 # Over all pixels of the 50,000 training images. Often seen deviations of 0.20 are means over images, and wrong here.
 KNOWN: dict[str, tuple[Triple, Triple]] = {
@@ -25,7 +34,7 @@ KNOWN: dict[str, tuple[Triple, Triple]] = {
 }
 
 
-def load(config: Config) -> DataSet:
+def load_dataset(config: Config) -> Dataset:
     """The data set that `config.data` names, read from `config.data_dir`.
 
     A validation split is `val_fraction` of the training images, or the folder's own; a test split is the data's own,
@@ -46,17 +55,17 @@ def load(config: Config) -> DataSet:
     elif config.data == "folder":
         classes, train, val, test, skipped = _folder(config)
     else:
-        from harness.data.timm_datasets import read_named
+        from harness.data.timm_datasets import read_timm_dataset
 
-        classes, train, val, test = read_named(config)
+        classes, train, val, test = read_timm_dataset(config)
     check_classes(classes, config.classes)
     if val is None and test is None:
         train, test = hold_out(train, config.test_fraction, "test", "test_fraction")
     if config.val_fraction:
         train, val = hold_out(train, config.val_fraction, "val", "val_fraction")
-    mean, std = KNOWN.get(config.data) or statistics(train)
+    mean, std = KNOWN.get(config.data) or channel_statistics(train)
     mark = fingerprint(classes, (train, val, test))
-    return DataSet(config.data, tuple(classes), train, val, test, mean, std, mark, skipped)
+    return Dataset(config.data, tuple(classes), train, val, test, mean, std, mark, skipped)
 
 
 def _cifar(config: Config) -> tuple[Sequence[str], Split, None, Split]:
@@ -118,7 +127,7 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _folder(config: Config) -> tuple[Sequence[str], Split, Split | None, Split | None, list[str]]:
-    found = read_folder(Path(config.data_dir).expanduser(), skip_bad=config.bad_images == "skip")
+    found = read_image_folder(Path(config.data_dir).expanduser(), skip_bad=config.bad_images == "skip")
     splits = found.splits
     if "val" in splits and config.val_fraction:
         raise UsageError(

@@ -13,8 +13,8 @@ from PIL import Image
 
 from harness.config.settings import Config
 from harness.data.dataset import MAX_PIXEL_BYTES, Split, in_memory
-from harness.data.image_io import plain, read_image, to_rgb
-from harness.utils.errors import DataError, UsageError, nearest
+from harness.data.image_io import plain_name, read_image, to_rgb
+from harness.utils.errors import DataError, UsageError, did_you_mean
 
 OURS = ("cifar10", "cifar100", "digits", "folder")
 TORCH = (
@@ -32,7 +32,7 @@ TORCH = (
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 
 
-class Converted:
+class ConvertedImages:
     """A source over a random-access data set of (PIL image, label), with pictures brought to RGB."""
 
     def __init__(self, dataset: Any, labels: np.ndarray) -> None:
@@ -45,7 +45,7 @@ class Converted:
         return to_rgb(self.dataset[index][0]), int(self.labels[index])
 
 
-class Undecoded:
+class UndecodedImages:
     """A source over a timm reader of (open file, label).
 
     timm's own data set around it answers an unreadable picture with the next one; here it is an error.
@@ -62,7 +62,7 @@ class Undecoded:
             return Image.fromarray(read_image(file, f"{self.name}/{index}")), int(self.labels[index])
 
 
-def read_named(config: Config) -> tuple[Sequence[str], Split, None, Split | None]:
+def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split | None]:
     """The classes, the training images and, where there are any, the test (or validation) images.
 
     Raises:
@@ -73,7 +73,7 @@ def read_named(config: Config) -> tuple[Sequence[str], Split, None, Split | None
     if not slash or prefix.lower() not in PREFIXES or (prefix.lower() == "torch" and rest.lower() not in TORCH):
         known = [*OURS, *(f"torch/{name}" for name in TORCH)]
         raise UsageError(
-            f"there is no data {config.data!r}{nearest(config.data, known)}; need {', '.join(OURS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME"
+            f"there is no data {config.data!r}{did_you_mean(config.data, known)}; need {', '.join(OURS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME"
         )
     training = _create(config, "train")
     test = None
@@ -109,7 +109,7 @@ def _create(config: Config, split: str) -> Any:
 
 def _line(error: BaseException) -> str:
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return plain(lines[0]) if lines else type(error).__name__
+    return plain_name(lines[0]) if lines else type(error).__name__
 
 
 def _classes(dataset: Any) -> list[str]:
@@ -118,7 +118,7 @@ def _classes(dataset: Any) -> list[str]:
         mapping = dataset.reader.class_to_idx
         names = sorted(mapping, key=mapping.__getitem__)
     if names:
-        return [plain(str(name)) for name in names]
+        return [plain_name(str(name)) for name in names]
     return [str(number) for number in range(int(_labels(dataset).max()) + 1)]
 
 
@@ -138,7 +138,7 @@ def _split(dataset: Any, name: str) -> Split:
     labels = _labels(dataset)
     ids = [f"{name}/{index}" for index in range(len(labels))]
     reader = getattr(dataset, "reader", None)
-    source = Converted(dataset, labels) if reader is None else Undecoded(reader, name, labels)
+    source = ConvertedImages(dataset, labels) if reader is None else UndecodedImages(reader, name, labels)
     pixels = _pixels(source)
     return Split(name, labels, ids, None, source) if pixels is None else in_memory(name, pixels, labels, ids)
 
@@ -177,10 +177,10 @@ def _drained(dataset: Any, name: str) -> Split:
     ids = [f"{name}/{index}" for index in range(len(labels))]
     if len({picture.shape for picture in pictures}) == 1:
         return in_memory(name, np.stack(pictures), np.asarray(labels), ids)
-    return Split(name, np.asarray(labels, np.int64), ids, None, Pictures(pictures, labels))
+    return Split(name, np.asarray(labels, np.int64), ids, None, TimmImages(pictures, labels))
 
 
-class Pictures:
+class TimmImages:
     """A source over pictures of several sizes in memory."""
 
     def __init__(self, pictures: Sequence[np.ndarray], labels: Sequence[int]) -> None:

@@ -23,10 +23,10 @@ from harness.data.augment import (
     TimmCutout,
     TimmTransform,
     albumentations_compose,
-    seeded,
+    seeded_rng,
 )
 from harness.data.dataset import Split
-from harness.data.device_loader import EVERYTHING, Sharing, count_steps, order_of
+from harness.data.device_loader import EVERYTHING, Sharder, count_steps, epoch_order
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import DataError, ResourceError
 from harness.utils.seeding import seed_for
@@ -35,7 +35,7 @@ TIMEOUT = 300  # seconds that a worker may take for one batch before it counts a
 Key = tuple[int, int]  # (epoch, index of the image)
 
 
-class Augmented(Dataset):
+class AugmentedDataset(Dataset):
     """Training images by (epoch, index), a pure function of that and the seed, in whatever process it is asked."""
 
     def __init__(self, source: Any, transform: TimmTransform | AlbumentationsTransform, seed: int) -> None:
@@ -49,7 +49,7 @@ class Augmented(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, int]]:
         """What the loader calls: a whole batch, so that the generators of the process are put back but once."""
-        with seeded(0):
+        with seeded_rng(0):
             return [self._one(*key) for key in keys]
 
     def _one(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
@@ -57,7 +57,7 @@ class Augmented(Dataset):
         return self.transform(image, seed_for(self.seed, "augment", epoch, index)), label
 
 
-class Plain(Dataset):
+class EvalDataset(Dataset):
     """Evaluation images: the model's own preprocessing, but for the normalisation, which follows on the device."""
 
     def __init__(self, source: Any, preprocess: Preprocess) -> None:
@@ -74,7 +74,7 @@ class Plain(Dataset):
 class EpochOrder(Sampler[list[Key]]):
     """The batches of one epoch as lists of keys, from a given batch on: what is skipped is never decoded."""
 
-    def __init__(self, count: int, steps: int, config: Config, sharing: Sharing) -> None:
+    def __init__(self, count: int, steps: int, config: Config, sharing: Sharder) -> None:
         self.count, self.steps, self.config, self.sharing = count, steps, config, sharing
         self.epoch, self.start = 0, 0
 
@@ -83,13 +83,13 @@ class EpochOrder(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         size, epoch = self.config.batch_size, self.epoch
-        order = order_of(self.count, self.config.seed, epoch).tolist()
+        order = epoch_order(self.count, self.config.seed, epoch).tolist()
         for batch in range(self.start, self.steps):
             whole = order[batch * size : (batch + 1) * size]
-            yield [(epoch, index) for index in whole[self.sharing.share(len(whole))]]
+            yield [(epoch, index) for index in whole[self.sharing.shard(len(whole))]]
 
 
-class TimmTrain:
+class WorkerTrainLoader:
     """Training batches from worker processes through timm's PrefetchLoader; satisfies `Batches`.
 
     Attributes:
@@ -104,7 +104,7 @@ class TimmTrain:
         preprocess: Preprocess,
         config: Config,
         device: torch.device,
-        sharing: Sharing = EVERYTHING,
+        sharing: Sharder = EVERYTHING,
     ) -> None:
         self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharing.count)
         self._config = config
@@ -123,9 +123,9 @@ class TimmTrain:
                     preprocess.size,
                     config.seed,
                     device,
-                    lambda batch: sharing.share(min(size, images - batch * size)),
+                    lambda batch: sharing.shard(min(size, images - batch * size)),
                 )
-        dataset = Augmented(split.source, transform, config.seed)
+        dataset = AugmentedDataset(split.source, transform, config.seed)
         loader = _loader(dataset, config, device, batch_sampler=self._order)
         self._workers = loader.worker_init_fn
         self._batches = _prefetch(loader, preprocess, device, normalised=transform.normalised, cutout=self._cutout)
@@ -155,23 +155,23 @@ class TimmTrain:
         return min(self._config.batch_size, self.images - batch * self._config.batch_size)
 
 
-class TimmEval:
+class WorkerEvalLoader:
     """Evaluation batches from worker processes; satisfies `EvalBatches`."""
 
     def __init__(
-        self, split: Split, preprocess: Preprocess, config: Config, device: torch.device, sharing: Sharing = EVERYTHING
+        self, split: Split, preprocess: Preprocess, config: Config, device: torch.device, sharing: Sharder = EVERYTHING
     ) -> None:
-        mine = range(len(split))[sharing.share(len(split))]
+        mine = range(len(split))[sharing.shard(len(split))]
         self.images = len(mine)
         self._config, self._made_of = config, (split, preprocess, config, device)
-        dataset = Subset(Plain(split.source, preprocess), mine)
+        dataset = Subset(EvalDataset(split.source, preprocess), mine)
         loader = _loader(dataset, config, device, batch_size=config.eval_batch_size)
         self._workers = loader.worker_init_fn
         self._batches = _prefetch(loader, preprocess, device, normalised=False, cutout=None)
 
-    def part(self, sharing: Sharing) -> TimmEval:
+    def part(self, sharing: Sharder) -> WorkerEvalLoader:
         """Those of the images that are one process' share."""
-        return TimmEval(*self._made_of, sharing)
+        return WorkerEvalLoader(*self._made_of, sharing)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order, not augmented."""
@@ -179,7 +179,7 @@ class TimmEval:
             yield _laid_out(images, self._config), labels
 
 
-class Workers:
+class WorkerPool:
     """The processes of one loader: started so that only the main one acts on signals, and ended when one is stuck.
 
     Torch's own time limit is not used: with it, torch waits for a worker that was killed until the limit is over. Nor
@@ -248,7 +248,7 @@ def _loader(dataset: Dataset, config: Config, device: torch.device, **how: Any) 
         num_workers=processes,
         persistent_workers=processes > 0,
         collate_fn=_collate,
-        worker_init_fn=Workers(processes),
+        worker_init_fn=WorkerPool(processes),
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # or each pass would draw a number from the global generator
         **how,
@@ -283,7 +283,7 @@ def _told(batches: Iterable[tuple[Tensor, Tensor]], workers: Any) -> Iterator[tu
 
 
 def _told_each(
-    iterator: Iterator[tuple[Tensor, Tensor]], workers: Workers, turn: Callable[[], None]
+    iterator: Iterator[tuple[Tensor, Tensor]], workers: WorkerPool, turn: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     handler = signal.getsignal(signal.SIGCHLD)
     while True:

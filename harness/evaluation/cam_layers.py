@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 
 MOST_PREFIX_TOKENS = 64  # class, distillation and register tokens that a row of tokens may start with
 
@@ -34,7 +34,7 @@ class Layer:
 
 
 @dataclass
-class _Seen:
+class _Activations:
     """What one forward pass showed of the modules.
 
     Attributes:
@@ -63,7 +63,7 @@ def find_layer(model: nn.Module, image: Tensor, name: str = "auto") -> Layer:
     """
     if name != "auto" and name not in dict(model.named_modules(remove_duplicate=False)):
         names = [known for known, _ in model.named_modules() if known]
-        raise UsageError(f"the model has no layer {name!r}{nearest(name, names)}")
+        raise UsageError(f"the model has no layer {name!r}{did_you_mean(name, names)}")
     seen = _look(model, image)
     if name != "auto":
         return _layer(model, seen, name, image)
@@ -90,7 +90,7 @@ def channels_first(output: Tensor) -> Tensor:
     return output.permute(0, 3, 1, 2)
 
 
-def _candidates(model: nn.Module, seen: _Seen) -> Iterator[str]:
+def _candidates(model: nn.Module, seen: _Activations) -> Iterator[str]:
     """Layer names, best first."""
     info = getattr(model, "feature_info", None)
     for stage in reversed(info if isinstance(info, list) else []):
@@ -120,14 +120,14 @@ def _patches_matter(model: nn.Module, tokens: Tensor, logits: Tensor) -> bool:
     return bool(slope[:, tokens.shape[1] // 2 :].any())
 
 
-def _try(model: nn.Module, seen: _Seen, name: str, image: Tensor) -> Layer | None:
+def _try(model: nn.Module, seen: _Activations, name: str, image: Tensor) -> Layer | None:
     try:
         return _layer(model, seen, name, image)
     except UsageError:
         return None
 
 
-def _layer(model: nn.Module, seen: _Seen, name: str, image: Tensor) -> Layer:
+def _layer(model: nn.Module, seen: _Activations, name: str, image: Tensor) -> Layer:
     calls = seen.calls.get(name, 0)
     if calls != 1:
         how = "is not run" if calls == 0 else f"is run {calls} times"
@@ -178,9 +178,9 @@ def _token_grid(model: nn.Module, tokens: int, height: int, width: int) -> tuple
     return None
 
 
-def _look(model: nn.Module, image: Tensor) -> _Seen:
+def _look(model: nn.Module, image: Tensor) -> _Activations:
     """One forward pass with gradient, watched."""
-    seen = _Seen(torch.empty(0))
+    seen = _Activations(torch.empty(0))
     with _watched(model, seen):
         logits = model(image.clone().requires_grad_() * 1)
     if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -191,7 +191,7 @@ def _look(model: nn.Module, image: Tensor) -> _Seen:
 
 
 @contextmanager
-def _watched(model: nn.Module, seen: _Seen) -> Iterator[None]:
+def _watched(model: nn.Module, seen: _Activations) -> Iterator[None]:
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def note(module: nn.Module, arguments: object, output: object) -> None:
             seen.calls[name] = seen.calls.get(name, 0) + 1

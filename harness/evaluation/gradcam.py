@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.evaluation.cam_layers import Layer, find_layer
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 
 _CHUNK = 32  # images at a time
 
@@ -109,7 +109,7 @@ def explain(
     Raises:
         UsageError: no such method, layer or class, or this method cannot explain this layer.
     """
-    name = known_method(method)
+    name = canonical_method(method)
     wanted = [int(target) for target in targets]
     if images.ndim != 4 or len(wanted) != len(images) or not wanted:
         raise UsageError(
@@ -148,7 +148,7 @@ def default_layer(model: nn.Module, image: Tensor | None = None) -> str:
         return find_layer(mine, image[:1].detach().clone().to(next(mine.parameters()).device, torch.float32)).name
 
 
-def known_method(word: str) -> str:
+def canonical_method(word: str) -> str:
     """The key of `METHODS` that a word spells, in any case, with or without dashes (`Grad-CAM++`).
 
     Raises:
@@ -156,7 +156,7 @@ def known_method(word: str) -> str:
     """
     key = str(word).lower().replace("-", "").replace("_", "").replace("plusplus", "++")
     if key not in METHODS:
-        raise UsageError(f"there is no CAM method {word!r}{nearest(key, METHODS)}; known: {', '.join(METHODS)}")
+        raise UsageError(f"there is no CAM method {word!r}{did_you_mean(key, METHODS)}; known: {', '.join(METHODS)}")
     return key
 
 

@@ -135,7 +135,7 @@ def predict(
     device = torch.device(device)
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
     # no_grad, not inference_mode: a buffer that a model makes on its first forward pass must stay fit for training.
-    with evaluating(model), torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
+    with eval_mode(model), torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for images, labels in batches:
             images, truth = images.to(device, non_blocking=True), labels.to(device, non_blocking=True).long()
             logits = model(images).float()  # [B, C]
@@ -160,7 +160,7 @@ def _joined(parts: Sequence[Tensor | None]) -> np.ndarray:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
     """The model in evaluation mode; afterwards each of its modules is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

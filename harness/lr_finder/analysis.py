@@ -22,7 +22,7 @@ End = Literal["end of range", "diverged", "not finite"]
 
 
 @dataclass(frozen=True)
-class Trace:
+class LRCurve:
     """What the range test of one seed measured, one entry an update.
 
     Attributes:
@@ -114,7 +114,7 @@ def centred(values: np.ndarray, width: float) -> np.ndarray:
     return np.asarray(kernel @ np.asarray(values, dtype=float) / kernel.sum(1))
 
 
-class Alarm:
+class DivergenceDetector:
     """Tells, loss by loss, whether training has diverged.
 
     It has when the smoothed loss is four times its lowest value, above one and a half times the loss of a guess, and
@@ -150,7 +150,7 @@ class Alarm:
         return self.smoothed > max(4 * self.lowest, 1.5 * self.chance, start) or self._worse >= self.warm
 
 
-def divergence(trace: Trace, chance: float) -> float | None:
+def divergence(trace: LRCurve, chance: float) -> float | None:
     """The rate at which the loss first went up for good, from where it had learned; None when it did not diverge."""
     if trace.end == "end of range":
         return None
@@ -162,7 +162,7 @@ def divergence(trace: Trace, chance: float) -> float | None:
     return float(trace.lrs[min(last, _last_stretch(smoothed > chance), _last_stretch(losses > chance))])
 
 
-def accuracy_peak(trace: Trace) -> Peak | None:
+def accuracy_peak(trace: LRCurve) -> Peak | None:
     """Where the batch accuracy is highest; None when it does not rise above its noise.
 
     Not the one highest point, which moves by a factor of four between seeds, but the middle of all of the top.
@@ -191,7 +191,7 @@ def accuracy_peak(trace: Trace) -> Peak | None:
     )
 
 
-def loss_points(trace: Trace, chance: float) -> dict[str, int]:
+def loss_points(trace: LRCurve, chance: float) -> dict[str, int]:
     """Places by the loss: `minimum`, `valley`, `steepest`; empty when it does not fall below chance and its start."""
     losses = trace.losses[: trace.finite]
     if len(losses) < 8:

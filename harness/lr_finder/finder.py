@@ -14,37 +14,37 @@ import torch
 
 from harness.config.settings import FIND, Config
 from harness.data import loaders
-from harness.data.dataset import DataSet, hold_out
-from harness.data.mixup import make_mix
-from harness.lr_finder.analysis import Trace
+from harness.data.dataset import Dataset, hold_out
+from harness.data.mixup import make_mixup
+from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import (
-    Trial,
-    Window,
+    LRRange,
+    ShortRun,
     candidates,
-    default_window,
+    default_range,
+    preserve_rng_state,
     range_test,
-    same_randomness,
-    try_rates,
+    short_run,
 )
-from harness.lr_finder.result import Finding
-from harness.lr_finder.suggestion import Suggestion, rounded, suggest
+from harness.lr_finder.result import LRFinderResult
+from harness.lr_finder.suggestion import Suggestion, round_significant, suggest
 from harness.models import factory
 from harness.tracking.records import Record
 from harness.training.learner import Learner, make_learner
-from harness.training.loop import Batches, EvalBatches, Tick
+from harness.training.loop import EvalBatches, StepInfo, TrainBatches
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 
 if TYPE_CHECKING:
-    from harness.runs.components import Parts
-    from harness.runs.trainer import Display
+    from harness.runs.components import Components
+    from harness.runs.trainer import ProgressReporter
 
-MOST_HELD = 512  # images held out of the training set
+MAX_HELD_OUT = 512  # images held out of the training set
 TRIAL_STEPS = (50, 300)  # a short run takes two epochs, within these
 
 
 @dataclass(frozen=True)
-class Ask:
+class LRFinderOptions:
     """What a range test is asked for; None: what `default_window` takes."""
 
     steps: int | None = None
@@ -61,20 +61,27 @@ class Ask:
             raise UsageError(f"confirm={self.confirm}: need 0 to 20 short runs")
 
 
-class Bench:
+class LRFinder:
     """All that a test needs of the parts of a run, which it leaves alone."""
 
-    def __init__(self, config: Config, parts: Parts, ask: Ask, display: Display, check: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        parts: Components,
+        ask: LRFinderOptions,
+        display: ProgressReporter,
+        check: Callable[[], None],
+    ) -> None:
         self.config, self.parts, self.ask, self.display, self.check = config, parts, ask, display, check
-        self.window = window_for(config, ask)
+        self.window = range_for(config, ask)
         self.classes = config.classes or len(parts.data.classes)
         self.chance = math.log(self.classes)  # the loss of a guess
-        self.data, remark = held_apart(parts.data, config)
+        self.data, remark = hold_out_for_finder(parts.data, config)
         self.remarks = (remark,) if remark else ()
-        self.traces: list[Trace] = []
+        self.traces: list[LRCurve] = []
         self.held: EvalBatches | None = None
         if self.data.val is not None:
-            with same_randomness():
+            with preserve_rng_state():
                 self.held = self._loaders(config.seed).val
 
     def records(self, seeds: Sequence[int] | None = None) -> Iterator[Record]:
@@ -98,7 +105,7 @@ class Bench:
             )
             yield record
 
-    def finding(self, folder: Path) -> Finding:
+    def finding(self, folder: Path) -> LRFinderResult:
         """What the test says, after the short runs that were asked for."""
         said = suggest(self.traces, chance=self.chance)
         trials = self._trials(said)
@@ -106,7 +113,7 @@ class Bench:
         if any(trial.acc > 0 for trial in trials):
             best = max(trials, key=lambda trial: trial.acc)  # of equal ones the first, the nearest to the suggestion
             lr_min, lr_max = best.lr_min, best.lr_max
-        return Finding(
+        return LRFinderResult(
             folder=folder,
             config=self.config,
             window=self.window,
@@ -120,7 +127,7 @@ class Bench:
             brings_val=self.parts.data.val is not None and not self.config.val_fraction,
         )
 
-    def _trials(self, said: Suggestion) -> list[Trial]:
+    def _trials(self, said: Suggestion) -> list[ShortRun]:
         if not self.ask.confirm or said.lr_max is None or said.lr_min is None:
             return []
         if self.held is None:
@@ -129,8 +136,8 @@ class Bench:
             )
         trials = []
         for lr_max in candidates(said.lr_max, self.ask.confirm):
-            schedule = self._short(rounded(lr_max), rounded(lr_max * said.lr_min / said.lr_max))
-            trial = try_rates(self.make, self.feed, self.held, schedule, seed=self.config.seed, watch=self.check)
+            schedule = self._short(round_significant(lr_max), round_significant(lr_max * said.lr_min / said.lr_max))
+            trial = short_run(self.make, self.feed, self.held, schedule, seed=self.config.seed, watch=self.check)
             self.display.say(
                 f"short run, LRMAX {trial.lr_max:.2g}: {'diverged' if math.isnan(trial.loss) else f'{100 * trial.acc:.1f} % held-out'}"
             )
@@ -152,32 +159,32 @@ class Bench:
 
     def make(self, seed: int) -> Learner:
         """A learner as a run with that seed begins with."""
-        config, own = provisional(self.config).replace(seed=seed), self.parts.learner
+        config, own = with_placeholder_lr(self.config).replace(seed=seed), self.parts.learner
         gc.collect()  # a learner of another seed, and what it holds on the device
         torch.manual_seed(seed)
-        model = factory.create(config, self.classes)
-        return make_learner(config, model, own.device, own.precision, make_mix(config, self.classes))
+        model = factory.create_model(config, self.classes)
+        return make_learner(config, model, own.device, own.precision, make_mixup(config, self.classes))
 
-    def feed(self, seed: int) -> Batches:
+    def feed(self, seed: int) -> TrainBatches:
         """The training batches of a run with that seed, without the held-out images."""
         return self._loaders(seed).train
 
     def _loaders(self, seed: int) -> loaders.Loaders:
-        config = provisional(self.config).replace(seed=seed)
-        return loaders.make_batches(config, self.data, self.parts.preprocess, self.parts.learner.device)
+        config = with_placeholder_lr(self.config).replace(seed=seed)
+        return loaders.make_loaders(config, self.data, self.parts.preprocess, self.parts.learner.device)
 
-    def _watch(self, tick: Tick) -> None:
+    def _watch(self, tick: StepInfo) -> None:
         self.display.tick(tick)
         self.check()
 
 
-def held_apart(data: DataSet, config: Config) -> tuple[DataSet, str]:
+def hold_out_for_finder(data: Dataset, config: Config) -> tuple[Dataset, str]:
     """The training images with a small part of them as `val`, no test images, and what there is to remark.
 
     The part is 2 % of the images but at least 200, at most a tenth, and never more than 512.
     """
     total = len(data.train)
-    count = min(MOST_HELD, max(round(0.02 * total), min(200, total // 10)))
+    count = min(MAX_HELD_OUT, max(round(0.02 * total), min(200, total // 10)))
     if count < len(data.classes):
         return dataclasses.replace(data, val=None, test=None), "there are too few training images to hold any out"
     rest, held = hold_out(data.train, count / total, "find", "val_fraction")
@@ -189,14 +196,14 @@ def held_apart(data: DataSet, config: Config) -> tuple[DataSet, str]:
     return dataclasses.replace(data, train=rest, val=held, test=None), ""
 
 
-def window_for(config: Config, ask: Ask) -> Window:
+def range_for(config: Config, ask: LRFinderOptions) -> LRRange:
     """The rates that the test takes."""
-    return default_window(config.optimizer, steps=ask.steps, low=ask.low, high=ask.high, linear=ask.linear)
+    return default_range(config.optimizer, steps=ask.steps, low=ask.low, high=ask.high, linear=ask.linear)
 
 
-def provisional(config: Config) -> Config:
+def with_placeholder_lr(config: Config) -> Config:
     """`config` with numbers that only stand in for the word `find`, so that the parts of a run can be made."""
-    if not config.seeks:
+    if not config.needs_lr_find:
         return config
     default = Config()
     lr_min, lr_max = (

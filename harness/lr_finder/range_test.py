@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.lr_finder.analysis import Alarm, End, Trace
+from harness.lr_finder.analysis import DivergenceDetector, End, LRCurve
 from harness.tracking.records import Curve, Record
 from harness.training.learner import Learner
-from harness.training.loop import Batches, EvalBatches, Tick, evaluate
+from harness.training.loop import EvalBatches, StepInfo, TrainBatches, evaluate
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 
 Make = Callable[[int], Learner]  # seed -> a fresh learner with that seed's initial weights
-Feed = Callable[[int], Batches]  # seed -> the training batches in that seed's order
+Feed = Callable[[int], TrainBatches]  # seed -> the training batches in that seed's order
 
 STEPS_PER_DECADE = 25
 HELD_POINTS = 20  # how often the held-out images are asked
 
 
 @dataclass(frozen=True)
-class Window:
+class LRRange:
     """The rates of a range test.
 
     Attributes:
@@ -69,14 +69,14 @@ class Window:
         return self.steps + math.ceil(2 * (self.steps - 1) / math.log10(self.high / self.low))
 
 
-def default_window(
+def default_range(
     optimizer: str,
     *,
     steps: int | None = None,
     low: float | None = None,
     high: float | None = None,
     linear: bool = False,
-) -> Window:
+) -> LRRange:
     """The range for an optimizer, where nothing else is asked for: four decades and more, 25 steps in each.
 
     Adam and RMSprop divide by the size of the gradient, and learn and diverge at rates a tenth of SGD's and less.
@@ -87,20 +87,20 @@ def default_window(
     if steps is None:
         decades = math.log10(high / low) if 0 < low < high else 1.0
         steps = max(4 * STEPS_PER_DECADE, math.ceil(STEPS_PER_DECADE * decades))
-    return Window(low, high, steps, "linear" if linear else "exponential")
+    return LRRange(low, high, steps, "linear" if linear else "exponential")
 
 
 def range_test(
     make: Make,
     feed: Feed,
-    window: Window,
+    window: LRRange,
     *,
     seeds: Sequence[int],
     momentum: float,
     chance: float,
-    traces: list[Trace],
+    traces: list[LRCurve],
     held: EvalBatches | None = None,
-    watch: Callable[[Tick], None] | None = None,
+    watch: Callable[[StepInfo], None] | None = None,
 ) -> Iterator[Record]:
     """The test for one seed after the other; one record of each.
 
@@ -115,31 +115,31 @@ def range_test(
         `find/seed_<seed>`: loss and smoothed loss over the rate. The step is 0: nothing was trained.
     """
     for number, seed in enumerate(seeds):
-        trace = trace_seed(
+        trace = curve_of_seed(
             make, feed, window, seed=seed, momentum=momentum, chance=chance, held=held, watch=watch, number=number
         )
         traces.append(trace)
         yield Record(step=0, epoch=0, values={f"find/seed_{seed}": seed_curve(trace)}, kind="find")
 
 
-def trace_seed(
+def curve_of_seed(
     make: Make,
     feed: Feed,
-    window: Window,
+    window: LRRange,
     *,
     seed: int,
     momentum: float,
     chance: float,
     held: EvalBatches | None = None,
-    watch: Callable[[Tick], None] | None = None,
+    watch: Callable[[StepInfo], None] | None = None,
     number: int = 0,
-) -> Trace:
+) -> LRCurve:
     """The range test of one seed; whatever was random before is as it was."""
-    with same_randomness():
+    with preserve_rng_state():
         learner, batches = make(seed), feed(seed)
         learner.measure_grad = True
         learner.model.train()
-        alarm, notes = Alarm(chance, window.steps), _Notes(window, batches.steps, number, watch)
+        alarm, notes = DivergenceDetector(chance, window.steps), _Notes(window, batches.steps, number, watch)
         every = max(1, window.steps // HELD_POINTS)
         end: End = "end of range"
         for step, (images, labels) in enumerate(_stream(batches, seed)):
@@ -150,19 +150,19 @@ def trace_seed(
                 end = "diverged" if finite else "not finite"
                 break
             if held is not None and step % every == every - 1:
-                with same_randomness():  # a loader may draw; the test must not depend on whether it looks
+                with preserve_rng_state():  # a loader may draw; the test must not depend on whether it looks
                     scores = evaluate(learner.model, held, learner.device, learner.precision)
                 notes.held[step] = (scores["loss"], scores["acc"])
         device = learner.device
         del learner, batches
-    release(device)
+    free_device_memory(device)
     return notes.trace(seed, end)
 
 
 class _Notes:
     """What is written down of a test while it runs."""
 
-    def __init__(self, window: Window, batches: int, number: int, watch: Callable[[Tick], None] | None) -> None:
+    def __init__(self, window: LRRange, batches: int, number: int, watch: Callable[[StepInfo], None] | None) -> None:
         self.window, self.batches, self.number, self.watch = window, batches, number, watch
         self.lrs: list[float] = []
         self.losses: list[float] = []
@@ -190,10 +190,10 @@ class _Notes:
         for line, value in ((self.lrs, lr), (self.losses, loss), (self.accs, acc), (self.norms, norm)):
             line.append(value)
 
-    def _tick(self) -> Tick:
+    def _tick(self) -> StepInfo:
         done, planned = len(self.lrs), max(len(self.lrs), self.window.steps)
         loss, acc = self.losses[-1], self.accs[-1]
-        return Tick(
+        return StepInfo(
             step=self.number * self.window.steps + done,
             epoch=self.number,
             epochs=self.number + 1,
@@ -205,13 +205,13 @@ class _Notes:
             acc=lambda: acc,
         )
 
-    def trace(self, seed: int, end: End) -> Trace:
+    def trace(self, seed: int, end: End) -> LRCurve:
         lrs, losses, accs, norms = (np.array(line) for line in (self.lrs, self.losses, self.accs, self.norms))
-        return Trace(seed, lrs, losses, accs, norms, self.window.steps, end, self.held)
+        return LRCurve(seed, lrs, losses, accs, norms, self.window.steps, end, self.held)
 
 
 @dataclass(frozen=True)
-class Trial:
+class ShortRun:
     """A short one-cycle run with its maximum at `lr_max`.
 
     Attributes:
@@ -225,16 +225,16 @@ class Trial:
     acc: float
 
 
-def try_rates(
+def short_run(
     make: Make, feed: Feed, held: EvalBatches, schedule: Schedule, *, seed: int, watch: Callable[[], None] | None = None
-) -> Trial:
+) -> ShortRun:
     """Train for one whole, short schedule and evaluate, with every random stream given back as it was.
 
     Args:
         watch: called between updates; it may raise to stop.
     """
     scores = {"loss": math.nan, "acc": 0.0}
-    with same_randomness():
+    with preserve_rng_state():
         learner, batches = make(seed), feed(seed)
         learner.model.train()
         diverged = False
@@ -254,8 +254,8 @@ def try_rates(
             scores = scores if math.isfinite(scores["loss"]) else {"loss": math.nan, "acc": 0.0}
         device = learner.device
         del learner, batches
-    release(device)
-    return Trial(schedule.lr_max, schedule.lr_min, schedule.steps, scores["loss"], scores["acc"])
+    free_device_memory(device)
+    return ShortRun(schedule.lr_max, schedule.lr_min, schedule.steps, scores["loss"], scores["acc"])
 
 
 def candidates(lr_max: float, count: int) -> list[float]:
@@ -264,14 +264,14 @@ def candidates(lr_max: float, count: int) -> list[float]:
     return [lr_max * 2.0**power for power in powers]
 
 
-def seed_curve(trace: Trace) -> Curve:
+def seed_curve(trace: LRCurve) -> Curve:
     """Loss and smoothed loss of one seed over the rate, up to the first loss that is not finite."""
     end = trace.finite
     lines = {"loss": trace.losses[:end].tolist(), "smoothed": trace.smoothed[:end].tolist()}
     return Curve("lr", trace.lrs[:end].tolist(), lines, title=f"range test, seed {trace.seed}")
 
 
-def middle_curve(traces: Sequence[Trace], what: Literal["level", "smoothed", "acc_level"]) -> Curve:
+def median_curve(traces: Sequence[LRCurve], what: Literal["level", "smoothed", "acc_level"]) -> Curve:
     """Median and extremes over the seeds at each rate that at least half of them reached with a finite loss."""
     reached = sorted((trace.finite for trace in traces), reverse=True)
     length = reached[(len(reached) - 1) // 2] if reached else 0
@@ -285,7 +285,7 @@ def middle_curve(traces: Sequence[Trace], what: Literal["level", "smoothed", "ac
     return Curve("lr", longest, lines, title=what)
 
 
-def _stream(batches: Batches, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _stream(batches: TrainBatches, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Epoch after epoch, with dropout and the like seeded as in training."""
     epoch = 0
     while True:
@@ -300,7 +300,7 @@ def _stream(batches: Batches, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 @contextlib.contextmanager
-def same_randomness() -> Iterator[None]:
+def preserve_rng_state() -> Iterator[None]:
     """A context that leaves every random stream as it found it: Python's, NumPy's, torch's on the CPU and each device."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -317,7 +317,7 @@ def same_randomness() -> Iterator[None]:
             torch.mps.set_rng_state(mps)
 
 
-def release(device: torch.device) -> None:
+def free_device_memory(device: torch.device) -> None:
     """Give the memory of what is no longer used back, and begin to measure its peak anew."""
     if device.type == "cuda":
         torch.cuda.empty_cache()

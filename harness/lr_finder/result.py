@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, resolve
-from harness.lr_finder.analysis import Trace
-from harness.lr_finder.range_test import Trial, Window, middle_curve
-from harness.lr_finder.suggestion import RATIO_MOST, Estimate, Suggestion, rounded
+from harness.config.settings import Config, make_config
+from harness.lr_finder.analysis import LRCurve
+from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
+from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, round_significant
 from harness.tracking.records import Curve, Scalar, Table, Value
 from harness.utils.errors import UsageError
 
@@ -23,7 +23,7 @@ NEVER_PASSED_ON = ("recipe", "name", "resume", "lr_min", "lr_max", "job_type", "
 
 
 @dataclass(frozen=True)
-class Finding:
+class LRFinderResult:
     """A finished range test.
 
     Attributes:
@@ -35,12 +35,12 @@ class Finding:
 
     folder: Path
     config: Config
-    window: Window
+    window: LRRange
     lr_min: float | None
     lr_max: float | None
     suggestion: Suggestion
-    traces: Sequence[Trace]
-    trials: Sequence[Trial]
+    traces: Sequence[LRCurve]
+    trials: Sequence[ShortRun]
     held_images: int
     remarks: tuple[str, ...] = ()
     brings_val: bool = False
@@ -52,7 +52,7 @@ class Finding:
             return ""
         words = [
             word
-            for name, value in passed_on(self.config).items()
+            for name, value in inherited_settings(self.config).items()
             for word in (f"--{name.replace('_', '-')}", _word(value))
         ]
         recipe = [] if self.config.recipe == Config().recipe else ["--recipe", self.config.recipe]
@@ -121,7 +121,7 @@ class Finding:
         marks = {**self.others(), **self.marks()}
         values: dict[str, Value] = {}
         for key, what, title in (("find/loss", "level", "smoothed loss"), ("find/acc", "acc_level", "batch accuracy")):
-            curve = middle_curve(self.traces, what)  # type: ignore[arg-type]
+            curve = median_curve(self.traces, what)  # type: ignore[arg-type]
             values[key] = Curve(curve.x_name, curve.x, curve.lines, title=f"range test: {title}", marks=marks)
         values["find/steps"] = _steps_table(self.traces)
         values["find/rules"] = Table(
@@ -143,7 +143,7 @@ class Finding:
         return {**rates, "find/sure": self.suggestion.sure}
 
 
-def table(finding: Finding) -> str:
+def result_table(finding: LRFinderResult) -> str:
     """The finding for a person: every rule, what was chosen and why, and the line to train with."""
     steps = [len(trace.lrs) for trace in finding.traces]
     reached = max(float(trace.lrs[-1]) for trace in finding.traces)
@@ -166,7 +166,7 @@ def table(finding: Finding) -> str:
     return "\n".join([*lines, *(["", finding.command] if finding.command else [])])
 
 
-def sweep(finding: Finding) -> dict[str, Any]:
+def sweep_definition(finding: LRFinderResult) -> dict[str, Any]:
     """A W&B sweep over LRMIN and LRMAX around what was found; every sample of it is a valid configuration.
 
     Raises:
@@ -180,12 +180,12 @@ def sweep(finding: Finding) -> dict[str, Any]:
     top = max(SWEEP_FACTOR * finding.lr_max, interval[1])
     if finding.suggestion.divergence is not None:  # never beyond where the loss diverged, but always above LRMAX
         top = max(min(top, finding.suggestion.divergence), 1.5 * finding.lr_max)
-    least = rounded(min(finding.lr_max / SWEEP_FACTOR, interval[0]))
+    least = round_significant(min(finding.lr_max / SWEEP_FACTOR, interval[0]))
     # LRMIN ends where LRMAX begins, so that no sample has them the wrong way round.
-    lowest = rounded(min(finding.lr_min / SWEEP_FACTOR, least / RATIO_MOST * SWEEP_FACTOR))
-    highest = min(rounded(SWEEP_FACTOR * finding.lr_min), least)
+    lowest = round_significant(min(finding.lr_min / SWEEP_FACTOR, least / RATIO_MOST * SWEEP_FACTOR))
+    highest = min(round_significant(SWEEP_FACTOR * finding.lr_min), least)
     own = ("wandb", "output", "group")  # whoever runs the sweep says where it goes
-    fixed = {"recipe": config.recipe, **passed_on(config)}
+    fixed = {"recipe": config.recipe, **inherited_settings(config)}
     fixed = {name: value for name, value in fixed.items() if name not in own}
     if not config.val_fraction and not finding.brings_val:
         fixed["val_fraction"] = 0.1
@@ -199,7 +199,7 @@ def sweep(finding: Finding) -> dict[str, Any]:
     }
     if config.epochs >= 4:
         document["early_terminate"] = {"type": "hyperband", "min_iter": max(2, config.epochs // 8), "eta": 3}
-    searched = {"lr_max": (least, rounded(top)), "lr_min": (lowest, highest)}
+    searched = {"lr_max": (least, round_significant(top)), "lr_min": (lowest, highest)}
     document["parameters"] = {
         **{name: {"value": _plain(value)} for name, value in fixed.items()},
         **{
@@ -210,20 +210,20 @@ def sweep(finding: Finding) -> dict[str, Any]:
     return document
 
 
-def sweep_yaml(finding: Finding, path: Path) -> str:
+def sweep_yaml(finding: LRFinderResult, path: Path) -> str:
     """The text of the sweep's YAML file, with what it is and how it is run."""
     word = shlex.quote(str(path))
     head = f"LRMIN {finding.lr_min:g} and LRMAX {finding.lr_max:g} were found by a range test ({finding.suggestion.sure.split(':')[0]})."
     return (
         f"# {head}\n#\n#   wandb sweep {word}      then: wandb agent ID\n#   harness sweep {word}    the same without a server\n"
-        + yaml_io.dump(sweep(finding))
+        + yaml_io.dump_yaml(sweep_definition(finding))
     )
 
 
-def passed_on(config: Config) -> dict[str, Any]:
+def inherited_settings(config: Config) -> dict[str, Any]:
     """The settings that differ from the recipe's, without the rates and what belongs to a single run."""
     try:
-        start = resolve({}, config.recipe)
+        start = make_config({}, config.recipe)
     except UsageError:  # the recipe's file is gone
         start = Config()
     here, there = config.to_dict(), start.to_dict()
@@ -247,7 +247,7 @@ def _number(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _seed_json(trace: Trace) -> Mapping[str, Any]:
+def _seed_json(trace: LRCurve) -> Mapping[str, Any]:
     lines = {
         name: [_number(value) for value in getattr(trace, name).tolist()]
         for name in ("lrs", "losses", "smoothed", "accs", "norms")
@@ -259,7 +259,7 @@ def _seed_json(trace: Trace) -> Mapping[str, Any]:
     return {"seed": trace.seed, "end": trace.end, **lines, "held": held}
 
 
-def _steps_table(traces: Sequence[Trace]) -> Table:
+def _steps_table(traces: Sequence[LRCurve]) -> Table:
     rows = []
     for trace in traces:
         smoothed = trace.smoothed
@@ -278,13 +278,13 @@ def _steps_table(traces: Sequence[Trace]) -> Table:
     return Table(("seed", "step", "lr", "loss", "smoothed", "acc", "grad_norm", "held_loss", "held_acc"), rows)
 
 
-def _rule_line(rule: Estimate) -> str:
+def _rule_line(rule: RuleEstimate) -> str:
     if rule.lr is None:
         return f"{rule.rule:<18}{'-':>9}  {'':<20}  {rule.note}"
     return f"{rule.rule:<18}{rule.lr:>9.2g}  {f'{rule.low:.2g} to {rule.high:.2g}':<20}  {rule.note}"
 
 
-def _outcome(trial: Trial) -> str:
+def _outcome(trial: ShortRun) -> str:
     return (
         "diverged"
         if math.isnan(trial.loss)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from harness.lr_finder.analysis import Peak, Trace, accuracy_peak, divergence, loss_points
+from harness.lr_finder.analysis import LRCurve, Peak, accuracy_peak, divergence, loss_points
 
 SAFETY = 4.0  # LRMAX stays this factor below the first divergence
 RATIO_LEAST, RATIO_MOST = 3.0, 30.0  # of LRMAX to LRMIN
@@ -17,7 +17,7 @@ COARSE = 10  # steps a decade under which a curve is too coarse
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RuleEstimate:
     """What one rule says: the median over the seeds and their extremes; None where it says nothing.
 
     Attributes:
@@ -61,14 +61,14 @@ class Suggestion:
     sure: str
     reasons: tuple[str, ...]
     cautions: tuple[Caution, ...]
-    rules: tuple[Estimate, ...]
+    rules: tuple[RuleEstimate, ...]
 
 
 @dataclass(frozen=True)
 class _Seed:
     """One seed's curve with all that is read off it."""
 
-    trace: Trace
+    trace: LRCurve
     peak: Peak | None
     points: dict[str, int]
     end: float | None
@@ -86,7 +86,7 @@ class _Seed:
         return lr if lr is None or self.end is None else min(lr, self.end / SAFETY)
 
 
-def suggest(traces: Sequence[Trace], *, chance: float) -> Suggestion:
+def suggest(traces: Sequence[LRCurve], *, chance: float) -> Suggestion:
     """LRMIN and LRMAX by the accuracy peak and the divergence, with all that speaks for and against them.
 
     Args:
@@ -98,16 +98,16 @@ def suggest(traces: Sequence[Trace], *, chance: float) -> Suggestion:
     ]
     by_accuracy = 2 * sum(seed.peak is not None for seed in seeds) >= len(seeds)
     each = [lr for seed in seeds if (lr := seed.lr_max(by_accuracy)) is not None]
-    begins = median([seed.peak.begin for seed in seeds if seed.peak is not None])
-    far = median([seed.end for seed in seeds if seed.end is not None])
-    middle = median(each)
+    begins = log_median([seed.peak.begin for seed in seeds if seed.peak is not None])
+    far = log_median([seed.end for seed in seeds if seed.end is not None])
+    middle = log_median(each)
     if middle is None or 2 * len(each) < len(seeds):
         why = _no_descent(traces)
         cautions = (Caution("no descent", why), *_about_the_test(seeds, chance))
         return Suggestion(
             None, None, None, begins, far, "unsure: there is nothing to suggest", (why,), cautions, _estimates(seeds)
         )
-    lr_max, interval = rounded(middle), (min(each), max(each))
+    lr_max, interval = round_significant(middle), (min(each), max(each))
     lr_min = lr_min_for(begins, lr_max)
     cautions = (*_about_the_rates(seeds, interval, begins, lr_max, by_accuracy), *_about_the_test(seeds, chance))
     reasons = (_why_max(lr_max, seeds, far, by_accuracy), _why_min(lr_min, begins, lr_max))
@@ -127,15 +127,15 @@ def suggest(traces: Sequence[Trace], *, chance: float) -> Suggestion:
 def lr_min_for(begins: float | None, lr_max: float) -> float:
     """LRMIN: where learning begins, but no nearer to LRMAX than a third of it and no farther than a thirtieth."""
     begins = lr_max / 10 if begins is None else begins
-    return rounded(min(max(begins, lr_max / RATIO_MOST), lr_max / RATIO_LEAST))
+    return round_significant(min(max(begins, lr_max / RATIO_MOST), lr_max / RATIO_LEAST))
 
 
-def rounded(value: float, digits: int = 2) -> float:
+def round_significant(value: float, digits: int = 2) -> float:
     """`value` to so many significant digits."""
     return float(f"{value:.{digits - 1}e}")
 
 
-def median(values: Sequence[float]) -> float | None:
+def log_median(values: Sequence[float]) -> float | None:
     """The median on a logarithmic axis; None of nothing."""
     return math.exp(float(np.median(np.log(values)))) if len(values) else None
 
@@ -167,7 +167,7 @@ def _why_min(lr_min: float, begins: float | None, lr_max: float) -> str:
     return f"{text}, lowered to LRMAX/{RATIO_LEAST:g}" if begins > lr_max / RATIO_LEAST else text
 
 
-def _no_descent(traces: Sequence[Trace]) -> str:
+def _no_descent(traces: Sequence[LRCurve]) -> str:
     low = min(float(trace.lrs[0]) for trace in traces)
     high = max(float(trace.lrs[-1]) for trace in traces)
     if min(trace.finite for trace in traces) < 8:
@@ -214,7 +214,7 @@ def _about_the_rates(
                 grave=False,
             )
         )
-    others = sorted({rounded(lr) for _, peak in peaks for lr in peak.others})
+    others = sorted({round_significant(lr) for _, peak in peaks for lr in peak.others})
     if others:
         found.append(
             Caution(
@@ -274,7 +274,7 @@ def _about_the_test(seeds: Sequence[_Seed], chance: float) -> list[Caution]:
     return found
 
 
-def _margin(trace: Trace) -> int:
+def _margin(trace: LRCurve) -> int:
     """How many places from an end still count as that edge."""
     return max(3, round(0.05 * trace.planned))
 
@@ -292,7 +292,7 @@ def _sure(count: int, interval: tuple[float, float], cautions: Sequence[Caution]
     return f"{'sure' if count >= 3 and spread <= AGREE else 'fairly sure'}: {seeds}"
 
 
-def _estimates(seeds: Sequence[_Seed]) -> tuple[Estimate, ...]:
+def _estimates(seeds: Sequence[_Seed]) -> tuple[RuleEstimate, ...]:
     """Every rule with its median and spread; a steepest descent that begins the curve is called what it is."""
     edge = sum("steepest" in seed.points and seed.points["steepest"] <= 2 * _margin(seed.trace) for seed in seeds)
     steep = "steepest fall of the loss over log LR; never a good LRMAX"
@@ -325,11 +325,11 @@ def _estimates(seeds: Sequence[_Seed]) -> tuple[Estimate, ...]:
     )
 
 
-def _estimate(rule: str, values: Sequence[float | None], note: str) -> Estimate:
+def _estimate(rule: str, values: Sequence[float | None], note: str) -> RuleEstimate:
     said = [value for value in values if value is not None]
-    return Estimate(rule, median(said), min(said, default=None), max(said, default=None), note)
+    return RuleEstimate(rule, log_median(said), min(said, default=None), max(said, default=None), note)
 
 
-def _held_minimum(trace: Trace) -> float | None:
+def _held_minimum(trace: LRCurve) -> float | None:
     finite = {place: loss for place, (loss, _) in trace.held.items() if math.isfinite(loss)}
     return float(trace.lrs[min(finite, key=finite.__getitem__)]) if len(finite) >= 3 else None

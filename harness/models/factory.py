@@ -19,7 +19,7 @@ from torch import nn
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.models import cifar_resnet
-from harness.utils.errors import DataError, UsageError, nearest
+from harness.utils.errors import DataError, UsageError, did_you_mean
 
 OURS = "cifar_resnet"  # timm's name for the module that our models are defined in
 CLASSES = {"custom_resnet": cifar_resnet.CustomResNet, "resnet18_cifar": cifar_resnet.CifarResNet}
@@ -35,7 +35,7 @@ TAKEN = {
 }
 
 
-def create(config: Config, classes: int) -> nn.Module:
+def create_model(config: Config, classes: int) -> nn.Module:
     """The model `config.model` with random or pretrained weights and one output per class, on the CPU.
 
     Raises:
@@ -96,10 +96,10 @@ def check_name(name: str) -> None:
         raise UsageError(f"model {name!r} looks like a path; write hf-hub:{rest or name} or local-dir:{rest or name}")
     base, tag = split_model_name_tag(name)
     if not timm.is_model(base):
-        raise UsageError(f"there is no model {base!r}{nearest(base, timm.list_models())}; see harness models")
+        raise UsageError(f"there is no model {base!r}{did_you_mean(base, timm.list_models())}; see harness models")
     tags = timm.list_models(f"{base}.*", include_tags=True)
     if tag and name not in tags:
-        raise UsageError(f"model {base!r} has no weights {tag!r}{nearest(name, tags)}")
+        raise UsageError(f"model {base!r} has no weights {tag!r}{did_you_mean(name, tags)}")
 
 
 def _check_weights(name: str) -> None:
@@ -115,7 +115,9 @@ def _argument_at_fault(name: str, arguments: dict[str, Any], error: Exception) -
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unexpected and unexpected[1] in arguments:
         known = list(inspect.signature(CLASSES[name]).parameters) if name in CLASSES else []
-        return f"model {name!r} has no argument {unexpected[1]!r}{nearest(unexpected[1], known)}; change --model-args"
+        return (
+            f"model {name!r} has no argument {unexpected[1]!r}{did_you_mean(unexpected[1], known)}; change --model-args"
+        )
     if unexpected and isinstance(error, TypeError):
         return f"model {name!r} must take {unexpected[1]!r}: timm calls a registered model with it; add **kwargs"
     if not arguments:
@@ -133,7 +135,7 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def names(filter: str = "") -> list[tuple[str, bool]]:
+def model_names(filter: str = "") -> list[tuple[str, bool]]:
     """Models that can be trained and whether each is ours, ours first.
 
     Args:
@@ -174,7 +176,7 @@ def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Prep
     return True
 
 
-def parameters_of(name: str) -> int:
+def parameter_count_of(name: str) -> int:
     """How many parameters a timm model has as it is registered; built without memory for its weights."""
     with torch.device("meta"):
         return count_parameters(timm.create_model(name))
@@ -185,7 +187,7 @@ def is_ours(model: nn.Module) -> bool:
     return isinstance(getattr(model, "_orig_mod", model), tuple(CLASSES.values()))
 
 
-def synchronised(model: nn.Module) -> nn.Module:
+def with_sync_batchnorm(model: nn.Module) -> nn.Module:
     """The model with its batch normalisation over all processes (timm's combined layers too); same weights and names."""
     from timm.layers import convert_sync_batchnorm
 

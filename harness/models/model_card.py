@@ -8,7 +8,7 @@ from typing import Any
 OURS = ("custom_resnet", "resnet18_cifar")
 
 
-def card(facts: Mapping[str, Any]) -> str:
+def model_card(facts: Mapping[str, Any]) -> str:
     """The card as Markdown.
 
     Args:

@@ -22,7 +22,7 @@ from harness.reporting.figures import confusion, gallery, sheet
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.figures.gallery import Tile
 from harness.tracking.records import Cell, Image, Scalar, Table, Value
-from harness.training.device import autocast_type
+from harness.training.device import autocast_dtype
 from harness.utils.errors import UsageError
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ TOP5_FROM = 11  # with ten classes or fewer, five guesses say little
 
 
 @dataclass(frozen=True)
-class Seen:
+class EvaluationResult:
     """What one look came to.
 
     Attributes:
@@ -48,7 +48,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Viewer:
+class Evaluator:
     """A model and all that is needed to show what it says of pictures."""
 
     config: Config
@@ -57,14 +57,14 @@ class Viewer:
     classes: tuple[str, ...]
     device: torch.device
 
-    def see(self, split: Split, batches: Iterable[tuple[Tensor, Tensor]], folder: Path) -> Seen:
+    def see(self, split: Split, batches: Iterable[tuple[Tensor, Tensor]], folder: Path) -> EvaluationResult:
         """Predict a split, and write `predictions.csv`, `per_class.csv` and the figures into `folder`.
 
         Args:
             batches: of the same split, in its order.
         """
         said = predictions.predict(
-            self.model, batches, self.device, autocast=autocast_type(self.config.precision), tta=self.config.tta
+            self.model, batches, self.device, autocast=autocast_dtype(self.config.precision), tta=self.config.tta
         )
         figures = folder / "figures"
         matrix = predictions.confusion(said)
@@ -78,8 +78,8 @@ class Viewer:
         values: dict[str, Value] = {
             "predictions/scores": said.scores(self.classes),
             "predictions/per_class": table,
-            "predictions/confusion": picture(figures / "confusion.png"),
-            "predictions/reliability": picture(figures / "reliability.png"),
+            "predictions/confusion": read_figure(figures / "confusion.png"),
+            "predictions/reliability": read_figure(figures / "reliability.png"),
         }
         empty = (0, 0)
         if self.config.gallery:
@@ -87,7 +87,7 @@ class Viewer:
             if self.config.cam != "none" and self.has_layer():
                 maps, empty = self._maps(said, split, figures)
                 values |= maps
-        return Seen(figures_of(said, measured.ece), values, table, empty)
+        return EvaluationResult(headline_metrics(said, measured.ece), values, table, empty)
 
     def has_layer(self) -> bool:
         """Whether the model has activations to map; one with none (a linear model, say) is explained by galleries only."""
@@ -103,30 +103,32 @@ class Viewer:
     def _galleries(self, said: Predictions, split: Split, figures: Path, where: str) -> dict[str, Value]:
         values: dict[str, Value] = {}
         for name, wrong, rule in (("correct", False, "mixed"), ("misclassified", True, self.config.gallery_rule)):
-            chosen = gallery.choose(said, wrong=wrong, rule=rule, count=self.config.gallery, seed=self.config.seed)
-            pictures = [reduced(split.picture(int(index))) for index in chosen]
+            chosen = gallery.choose_images(
+                said, wrong=wrong, rule=rule, count=self.config.gallery, seed=self.config.seed
+            )
+            pictures = [shrink(split.picture(int(index))) for index in chosen]
             path = figures / f"{name}.png"
             total = int((~said.right).sum()) if wrong else int(said.right.sum())
             title = f"{len(chosen)} of {total:,} {name} ({RULES[rule]}), of {where}"
             gallery.gallery(
                 self._tiles(said, chosen, pictures), path, title=title, empty=f"No {name} images among {where}."
             )
-            values[f"gallery/{name}"] = picture(path)
+            values[f"gallery/{name}"] = read_figure(path)
             if len(chosen):
                 values[f"predictions/{name}"] = gallery.table(said, chosen, pictures, split.ids, self.classes)
         return values
 
     def _maps(self, said: Predictions, split: Split, figures: Path) -> tuple[dict[str, Value], tuple[int, int]]:
         """Class-activation maps of misclassified images, for the predicted and for the true class."""
-        chosen = gallery.choose(
+        chosen = gallery.choose_images(
             said, wrong=True, rule=self.config.gallery_rule, count=self.config.gallery, seed=self.config.seed
         )
         path = figures / "gradcam.png"
         if not len(chosen):
             cam_figure.gradcam_figure([], NO_MAPS, NO_MAPS, path)
-            return {"gallery/gradcam": picture(path)}, (0, 0)
+            return {"gallery/gradcam": read_figure(path)}, (0, 0)
         images = torch.stack([self.preprocess.image(split.picture(int(index))) for index in chosen])
-        shown = [as_picture(image) for image in self.preprocess.denormalise(images)]
+        shown = [to_uint8(image) for image in self.preprocess.denormalise(images)]
         how = dict(method=self.config.cam, layer=self.config.cam_layer)
         predicted = gradcam.explain(self.model, images, said.predicted[chosen], **how)
         true = gradcam.explain(self.model, images, said.labels[chosen], **how)
@@ -136,7 +138,7 @@ class Viewer:
         )
         table = self._cam_table(said, chosen, shown, split.ids, predicted, true)
         empty = int(predicted.empty.sum() + true.empty.sum())
-        return {"gallery/gradcam": picture(path), "explain/gradcam": table}, (empty, 2 * len(chosen))
+        return {"gallery/gradcam": read_figure(path), "explain/gradcam": table}, (empty, 2 * len(chosen))
 
     def _cam_table(
         self,
@@ -191,7 +193,7 @@ NO_MAPS = gradcam.Maps(
 )
 
 
-def figures_of(said: Predictions, ece: float) -> dict[str, float]:
+def headline_metrics(said: Predictions, ece: float) -> dict[str, float]:
     """The plain figures of a split: accuracy, loss, calibration error; top-5 and flip TTA where they apply."""
     metrics = {"acc": predictions.accuracy(said), "loss": float(said.losses.mean(dtype=np.float64)), "ece": float(ece)}
     if said.probabilities.shape[1] >= TOP5_FROM:
@@ -201,7 +203,7 @@ def figures_of(said: Predictions, ece: float) -> dict[str, float]:
     return metrics
 
 
-def reduced(pixels: np.ndarray, side: int = LARGEST) -> np.ndarray:
+def shrink(pixels: np.ndarray, side: int = LARGEST) -> np.ndarray:
     """A photo made small enough to track; a small picture as it is."""
     from PIL import Image as Pillow
 
@@ -217,14 +219,14 @@ def enlarge(pixels: np.ndarray, side: int) -> np.ndarray:
     return sheet.enlarge(pixels, max(side, *pixels.shape[:2]))  # never made smaller here
 
 
-def picture(path: Path) -> Image:
+def read_figure(path: Path) -> Image:
     """A figure on disk as a value."""
     from harness.data.image_io import read_image
 
     return Image(read_image(path))
 
 
-def as_picture(image: Tensor) -> np.ndarray:
+def to_uint8(image: Tensor) -> np.ndarray:
     """float [3, H, W] in 0..1 -> uint8 [H, W, 3]."""
     return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
 
@@ -232,10 +234,10 @@ def as_picture(image: Tensor) -> np.ndarray:
 def table_text(table: Table) -> str:
     """A table of scalars for a terminal: words to the left, numbers to the right."""
 
-    def word(cell: Any) -> str:
+    def cell_text(cell: Any) -> str:
         return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
 
-    lines = [list(table.columns), *([word(cell) for cell in row] for row in table.rows)]
+    lines = [list(table.columns), *([cell_text(cell) for cell in row] for row in table.rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(table.columns))]
     return "\n".join(
         "  ".join(
@@ -246,6 +248,6 @@ def table_text(table: Table) -> str:
     )
 
 
-def scalars(metrics: Mapping[str, Scalar], prefix: str) -> dict[str, Scalar]:
+def prefixed(metrics: Mapping[str, Scalar], prefix: str) -> dict[str, Scalar]:
     """Metrics under `prefix/name` keys."""
     return {f"{prefix}/{key}": value for key, value in metrics.items()}

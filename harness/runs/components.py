@@ -10,22 +10,22 @@ import torch
 from torch import nn
 
 from harness.config.settings import Config
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 from harness.training import device as machine
-from harness.training.distributed import Alone
+from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.schedule import Schedule, make_schedule
 from harness.evaluation import gradcam
 from harness.data import loaders
 from harness.models import factory
-from harness.data.registry import DataSet, load
-from harness.data.mixup import make_mix
-from harness.evaluation.metrics import evaluating
-from harness.data.preprocess import Preprocess, preprocess_for
+from harness.data.registry import Dataset, load_dataset
+from harness.data.mixup import make_mixup
+from harness.evaluation.metrics import eval_mode
+from harness.data.preprocess import Preprocess, make_preprocess
 
 
 @dataclass(frozen=True)
-class Parts:
+class Components:
     """What a run is made of."""
 
     config: Config
@@ -51,15 +51,15 @@ class Parts:
         return "val" if self.batches.val is not None else "test"
 
 
-def assemble(config: Config, processes: Alone | None = None) -> Parts:
+def build_components(config: Config, processes: SingleProcess | None = None) -> Components:
     """Every part of a run, checked against the others; nothing is written."""
-    processes = processes or Alone()
+    processes = processes or SingleProcess()
     device = machine.pick_device(config.device)
-    machine.prepare(config, device)
+    machine.configure_torch(config, device)
     # The leader's, since it may be measured.
-    config = config.replace(precision=processes.from_first(machine.pick_precision(config.precision, device)))
-    with processes.in_turn():
-        data = load(config)
+    config = config.replace(precision=processes.broadcast(machine.pick_precision(config.precision, device)))
+    with processes.main_first():
+        data = load_dataset(config)
     if not config.test:
         data = dataclasses.replace(data, test=None)
     classes = config.classes or len(data.classes)
@@ -68,24 +68,24 @@ def assemble(config: Config, processes: Alone | None = None) -> Parts:
             f"classes={classes}, but the data has {len(data.classes)}: {', '.join(data.classes[:5])} ...; leave --classes out"
         )
     torch.manual_seed(config.seed)
-    model = factory.create(config, classes)
-    preprocess = preprocess_for(config, model, data)
+    model = factory.create_model(config, classes)
+    preprocess = make_preprocess(config, model, data)
     if config.sync_bn and processes.count > 1 and device.type == "cuda":
-        model = factory.synchronised(model)
-    batches = loaders.make_batches(config, data, preprocess, device, processes)
+        model = factory.with_sync_batchnorm(model)
+    batches = loaders.make_loaders(config, data, preprocess, device, processes)
     _try_model(model, preprocess, config)
     _check_cam(model, config)
     learner = make_learner(
-        config, model, device, machine.autocast_type(config.precision), make_mix(config, classes), processes
+        config, model, device, machine.autocast_dtype(config.precision), make_mixup(config, classes), processes
     )
     _check_choices(config, batches)
-    return Parts(config, data, learner, preprocess, batches, make_schedule(config, batches.train.steps))
+    return Components(config, data, learner, preprocess, batches, make_schedule(config, batches.train.steps))
 
 
 def _try_model(model: nn.Module, preprocess: Preprocess, config: Config) -> None:
     """One image through the model, so that sizes that do not fit are found before training."""
     try:
-        with evaluating(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             shape = tuple(model(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -101,11 +101,11 @@ def _try_model(model: nn.Module, preprocess: Preprocess, config: Config) -> None
 def _check_cam(model: nn.Module, config: Config) -> None:
     """Find a method or layer that does not exist before training, not after it."""
     if config.cam != "none":
-        gradcam.known_method(config.cam)
+        gradcam.canonical_method(config.cam)
     layers = [name for name, _ in model.named_modules() if name]
     if config.cam_layer != "auto" and config.cam_layer not in layers:
         raise UsageError(
-            f"cam_layer={config.cam_layer!r}: {config.model} has no such module{nearest(config.cam_layer, layers)}"
+            f"cam_layer={config.cam_layer!r}: {config.model} has no such module{did_you_mean(config.cam_layer, layers)}"
         )
 
 
@@ -121,7 +121,7 @@ def _check_choices(config: Config, batches: loaders.Loaders) -> None:
         raise UsageError("the data has neither a validation nor a test split; set --val-fraction 0.1")
 
 
-def data_facts(parts: Parts) -> dict[str, Any]:
+def describe_data(parts: Components) -> dict[str, Any]:
     """What the data is: sizes of the splits, classes, fingerprint, and how it is loaded."""
     data = parts.data
     sizes = {split.name: len(split) for split in (data.train, data.val, data.test) if split is not None}

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import torch
 
-from harness.models.model_card import OURS, card
+from harness.models.model_card import OURS, model_card
 from harness.utils.errors import HarnessError, UsageError
-from harness.runs.inference import bring_back
+from harness.runs.inference import load_trained_model
 from harness.models import factory
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 
 
-def to_timm(path: Path, folder: Path) -> str:
+def export_timm(path: Path, folder: Path) -> str:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with a model card.
 
     timm builds the model by its name, so `import harness.models.cifar_resnet` comes first for our own.
     """
     from timm.models import save_for_hf
 
-    trained = bring_back(path, {"device": "cpu"})
+    trained = load_trained_model(path, {"device": "cpu"})
     if not hasattr(trained.model, "pretrained_cfg"):
         raise UsageError(
             f"{trained.config.model} has no timm configuration, so timm can not rebuild it; export --onnx instead"
@@ -34,12 +34,12 @@ def to_timm(path: Path, folder: Path) -> str:
         safe_serialization=True,
         data_config=factory.timm_input(trained.preprocess),
     )
-    (folder / "README.md").write_text(card(trained.facts), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(trained.facts), encoding="utf-8")
     ours = "import harness.models.cifar_resnet; " if trained.config.model in OURS else ""
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 
-def to_onnx(path: Path, file: Path) -> str:
+def export_onnx(path: Path, file: Path) -> str:
     """Write an ONNX file with a free batch size, and hold its logits against torch's.
 
     Raises:
@@ -49,7 +49,7 @@ def to_onnx(path: Path, file: Path) -> str:
         import onnxruntime
     except ImportError:
         raise UsageError("ONNX needs an extra: pip install 'harness[export]'") from None
-    trained = bring_back(path, {"device": "cpu", "precision": "fp32"})
+    trained = load_trained_model(path, {"device": "cpu", "precision": "fp32"})
     size = trained.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     model = trained.model.to(memory_format=torch.contiguous_format)

@@ -7,51 +7,51 @@ from typing import Any
 
 import torch
 
-from harness.lr_finder.finder import provisional
+from harness.lr_finder.finder import with_placeholder_lr
 from harness.config.settings import Config
-from harness.runs.progress import Silent
+from harness.runs.progress import SilentReporter
 from harness.utils.errors import CheckpointError, UsageError
-from harness.utils.signals import Interrupts
-from harness.runs.components import Parts, assemble
+from harness.utils.signals import StopRequests
+from harness.runs.components import Components, build_components
 from harness.utils.seeding import seed_for
-from harness.tracking.run_dir import RunFolder
-from harness.runs.trainer import Result, Story
-from harness.tracking.journal import NoJournal
-from harness.tracking.tracker import NoTracker
-from harness.training.distributed import Alone
-from harness.training.loop import Progress
+from harness.tracking.run_dir import RunDir
+from harness.runs.trainer import RunResult, Trainer
+from harness.tracking.journal import NullJournal
+from harness.tracking.tracker import NullTracker
+from harness.training.distributed import SingleProcess
+from harness.training.loop import TrainerState
 
 
-def check_together(config: Config, processes: Alone) -> None:
+def check_distributed(config: Config, processes: SingleProcess) -> None:
     """Refuse what several processes can not do together.
 
     Raises:
         UsageError: a range test is asked for, which one process does.
     """
-    if processes.count > 1 and config.seeks:
+    if processes.count > 1 and config.needs_lr_find:
         raise UsageError(
             "lr_min or lr_max is `find`, which one process does; run `harness find` first, and give torchrun its numbers"
         )
 
 
-def follow(config: Config, processes: Alone) -> Result:
+def run_worker(config: Config, processes: SingleProcess) -> RunResult:
     """Train beside the process that leads, which alone writes, judges and explains."""
-    check_together(config, processes)
-    parts = assemble(provisional(config), processes)
-    progress = go_on(parts, processes.from_first(None))
-    folder = RunFolder(Path("nowhere"), resumed=False)  # is written by nobody here
-    with Interrupts() as interrupts:
-        Story(parts, folder, NoTracker(), NoJournal(), Silent(), progress, interrupts).train()
-    return Result(folder.path, {}, progress.history, parts.learner.judged)
+    check_distributed(config, processes)
+    parts = build_components(with_placeholder_lr(config), processes)
+    progress = restore_state(parts, processes.broadcast(None))
+    folder = RunDir(Path("nowhere"), resumed=False)  # is written by nobody here
+    with StopRequests() as interrupts:
+        Trainer(parts, folder, NullTracker(), NullJournal(), SilentReporter(), progress, interrupts).train()
+    return RunResult(folder.path, {}, progress.history, parts.learner.eval_model)
 
 
-def go_on(parts: Parts, state: dict[str, Any] | None) -> Progress:
+def restore_state(parts: Components, state: dict[str, Any] | None) -> TrainerState:
     """The parts and the progress of a run as they were saved; of a new one as they are.
 
     Raises:
         CheckpointError: the saved state does not fit the run's optimizer.
     """
-    progress = Progress()
+    progress = TrainerState()
     if state is None:
         return progress
     try:

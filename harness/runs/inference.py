@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from harness.config.settings import Config, known_name
+from harness.config.settings import Config, canonical_name
 from harness.utils.errors import CheckpointError, DataError, HarnessError, UsageError
 from harness.utils.files import write_json
-from harness.reporting.evaluation_report import Seen, Viewer, as_picture, enlarge, table_text
+from harness.reporting.evaluation_report import EvaluationResult, Evaluator, to_uint8, enlarge, table_text
 from harness.training import checkpoint
 from harness.training import device as machine
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
@@ -23,20 +23,20 @@ from harness.evaluation import gradcam
 from harness.reporting.figures import gradcam as cam_figure
 from harness.data import loaders
 from harness.models import factory
-from harness.data.registry import load as load_data
-from harness.data.image_io import is_picture, read_image
+from harness.data.registry import load_dataset as load_data
+from harness.data.image_io import is_image_name, read_image
 from harness.data.preprocess import Preprocess
 from harness.data.dataset import Split
 
 # What a checkpoint decides and an option can not change any more.
-FIXED = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
+FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
 
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainedModel:
     """A model from a checkpoint, in evaluation mode on its device, and what is known of it."""
 
     path: Path
@@ -48,11 +48,11 @@ class Trained:
     facts: Mapping[str, Any]
 
     @property
-    def viewer(self) -> Viewer:
-        return Viewer(self.config, self.model, self.preprocess, self.classes, self.device)
+    def viewer(self) -> Evaluator:
+        return Evaluator(self.config, self.model, self.preprocess, self.classes, self.device)
 
 
-def bring_back(path: Path, given: Mapping[str, Any] | None = None) -> Trained:
+def load_trained_model(path: Path, given: Mapping[str, Any] | None = None) -> TrainedModel:
     """The model in a `model.safetensors`, a `last.pt` or a run folder, with the configuration it was trained with.
 
     Args:
@@ -73,22 +73,22 @@ def bring_back(path: Path, given: Mapping[str, Any] | None = None) -> Trained:
         raise CheckpointError(
             f"{path} does not say what it is ({error}); it is not a checkpoint of this harness"
         ) from None
-    named = {known_name(key): value for key, value in (given or {}).items()}
-    if fixed := FIXED & named.keys():
+    named = {canonical_name(key): value for key, value in (given or {}).items()}
+    if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: the checkpoint says this itself; leave the option out")
     config = saved.replace(**{"device": "auto", **named})
     device = machine.pick_device(config.device)
     config = config.replace(precision=machine.pick_precision(config.precision, device))
-    machine.prepare(config, device)
-    model = factory.create(saved.replace(pretrained=False), saved.classes or len(classes))
-    checkpoint.fits(model, weights, path)
+    machine.configure_torch(config, device)
+    model = factory.create_model(saved.replace(pretrained=False), saved.classes or len(classes))
+    checkpoint.load_weights_strict(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return Trained(path, config, model.to(memory_format=layout).to(device).eval(), classes, preprocess, device, facts)
+    return TrainedModel(path, config, model.to(memory_format=layout).to(device).eval(), classes, preprocess, device, facts)
 
 
 def _from_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The weights that would be the result (the moving average where there is one), and the facts, in a `last.pt`."""
-    facts = checkpoint.load(path)
+    facts = checkpoint.load_checkpoint(path)
     try:
         state = facts["learner"]
         if state.get("ema"):
@@ -105,7 +105,7 @@ def find_checkpoint(path: Path) -> Path:
         for place in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):
             if place.is_file():
                 return place
-        newest = checkpoint.newest(path / "checkpoints")
+        newest = checkpoint.newest_checkpoint(path / "checkpoints")
         if newest is None:
             raise CheckpointError(f"no checkpoint in {path}: need a run folder, a model.safetensors or a last.pt")
         return newest
@@ -116,7 +116,7 @@ def find_checkpoint(path: Path) -> Path:
     return path
 
 
-def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name: str = "") -> tuple[Seen, str, Path]:
+def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name: str = "") -> tuple[EvaluationResult, str, Path]:
     """Predict a split with a trained model and write the same files as a run does.
 
     Args:
@@ -130,7 +130,7 @@ def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name:
     Raises:
         CheckpointError, DataError, UsageError.
     """
-    trained = bring_back(path, given)
+    trained = load_trained_model(path, given)
     data = load_data(trained.config)
     if data.classes != trained.classes:
         raise DataError(
@@ -144,7 +144,7 @@ def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name:
             f"split={name!r}: the data has {', '.join(key for key, value in splits.items() if value is not None)}"
         )
     out = out or _run_folder(trained.path) / f"evaluation-{name}"
-    seen = trained.viewer.see(split, evaluation(trained, split), out)
+    seen = trained.viewer.see(split, evaluation_loader(trained, split), out)
     write_json(
         out / "evaluation.json",
         {
@@ -160,7 +160,7 @@ def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name:
     return seen, name, out
 
 
-def report(seen: Seen, split: str) -> str:
+def evaluation_text(seen: EvaluationResult, split: str) -> str:
     """The headline figures and the per-class table, for a terminal."""
     shown = {
         "acc": "accuracy",
@@ -179,7 +179,7 @@ def report(seen: Seen, split: str) -> str:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Explanation:
     """What the model says of one picture.
 
     Attributes:
@@ -195,7 +195,7 @@ class Answer:
 
 def explain(
     path: Path, pictures: Sequence[Path], given: Mapping[str, Any], out: Path, top: int = 5
-) -> Iterator[Answer]:
+) -> Iterator[Explanation]:
     """Classify pictures of any size, mode or orientation, and write each with its map laid over it.
 
     When `given` names `wandb`, all answers go there too, at the end.
@@ -203,7 +203,7 @@ def explain(
     Raises:
         DataError: a picture can not be read, or a folder has none.
     """
-    trained = bring_back(path, given)
+    trained = load_trained_model(path, given)
     answers = []
     for answer in _answers(trained, pictures, out, top):
         answers.append(answer)
@@ -211,7 +211,7 @@ def explain(
     _track_answers(trained, given, answers, out)
 
 
-def _answers(trained: Trained, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Answer]:
+def _answers(trained: TrainedModel, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Explanation]:
     mapped = trained.config.cam != "none" and trained.viewer.has_layer()
     files = list(_pictures(pictures))
     for file, name in zip(files, _out_names(files), strict=True):
@@ -223,18 +223,18 @@ def _answers(trained: Trained, pictures: Sequence[Path], out: Path, top: int) ->
             log.warning("skipped: %s", error)
             continue
         image = trained.preprocess.image(pixels)[None]
-        with torch.no_grad(), machine.autocast(trained.device, machine.autocast_type(trained.config.precision)):
+        with torch.no_grad(), machine.autocast(trained.device, machine.autocast_dtype(trained.config.precision)):
             probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
         order = np.argsort(-probabilities)[:top]
         guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
         if not mapped:
-            yield Answer(file, guesses)
+            yield Explanation(file, guesses)
             continue
         maps = gradcam.explain(
             trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
         )
-        shown = as_picture(trained.preprocess.denormalise(image)[0])
-        yield Answer(file, guesses, _write_overlay(shown, maps, out / name), bool(maps.empty[0]))
+        shown = to_uint8(trained.preprocess.denormalise(image)[0])
+        yield Explanation(file, guesses, _write_overlay(shown, maps, out / name), bool(maps.empty[0]))
 
 
 def _write_overlay(shown: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
@@ -251,7 +251,7 @@ def _write_overlay(shown: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
 def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and is_picture(file.name))
+            found = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
             if not found:
                 raise DataError(f"{path} holds no pictures")
             yield from found
@@ -275,9 +275,9 @@ def _out_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def evaluation(trained: Trained, split: Split) -> Any:
+def evaluation_loader(trained: TrainedModel, split: Split) -> Any:
     """The batches of a split as the model takes them, in order."""
-    return loaders.evaluation_batches(split, trained.preprocess, trained.config, trained.device)
+    return loaders.make_eval_loader(split, trained.preprocess, trained.config, trained.device)
 
 
 def _run_folder(path: Path) -> Path:
@@ -288,13 +288,13 @@ def _few(classes: Sequence[str]) -> str:
     return ", ".join(classes[:4]) + (f", ... {len(classes)} in all" if len(classes) > 4 else "")
 
 
-def _track(trained: Trained, given: Mapping[str, Any], seen: Seen, split: str, out: Path) -> None:
+def _track(trained: TrainedModel, given: Mapping[str, Any], seen: EvaluationResult, split: str, out: Path) -> None:
     """What `evaluate` saw, to W&B."""
     metrics = {f"{split}/{key}": value for key, value in seen.metrics.items()}
     _to_wandb(trained, given, "evaluate", {**seen.values, **metrics}, metrics, out)
 
 
-def _track_answers(trained: Trained, given: Mapping[str, Any], answers: Sequence[Answer], out: Path) -> None:
+def _track_answers(trained: TrainedModel, given: Mapping[str, Any], answers: Sequence[Explanation], out: Path) -> None:
     """What `explain` answered, to W&B: a row a picture, an empty map as an empty cell."""
     rows: list[tuple[Cell, ...]] = []
     for answer in answers:
@@ -306,7 +306,7 @@ def _track_answers(trained: Trained, given: Mapping[str, Any], answers: Sequence
 
 
 def _to_wandb(
-    trained: Trained,
+    trained: TrainedModel,
     given: Mapping[str, Any],
     job: str,
     values: Mapping[str, Value],
@@ -314,7 +314,7 @@ def _to_wandb(
     out: Path,
 ) -> None:
     """A run of its own in W&B, when `--wandb` was given."""
-    if "wandb" not in {known_name(key) for key in given} or trained.config.wandb == "disabled":
+    if "wandb" not in {canonical_name(key) for key in given} or trained.config.wandb == "disabled":
         return
     from harness.tracking.wandb import init
 

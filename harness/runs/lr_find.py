@@ -9,31 +9,30 @@ from pathlib import Path
 
 from harness.utils import environment
 from harness.tracking import run_dir
-from harness.lr_finder.finder import Ask, Bench, provisional, window_for
+from harness.lr_finder.finder import LRFinderOptions, LRFinder, with_placeholder_lr, range_for
 from harness.config.settings import FIND, Config
 from harness.utils.errors import HarnessError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
-from harness.lr_finder.result import Finding, sweep, sweep_yaml, table
-from harness.utils.signals import Interrupted, Interrupts
-from harness.runs.components import Parts, assemble
-from harness.tracking.run_dir import RunFolder
-from harness.reporting.html.share import write_page
-from harness.runs.trainer import Display, open_tracker
+from harness.lr_finder.result import LRFinderResult, sweep_definition, sweep_yaml, result_table
+from harness.utils.signals import Interrupted, StopRequests
+from harness.runs.components import Components, build_components
+from harness.tracking.run_dir import RunDir
+from harness.reporting.html.share import write_run_page
+from harness.runs.trainer import ProgressReporter, open_tracker
 from harness.tracking.tracker import Tracker
-from harness.lr_finder.range_test import middle_curve, seed_curve
+from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.suggestion import lr_min_for
 from harness.tracking.records import Record
 from harness.reporting.figures import training_curves
 from harness.reporting.figures import lr_finder
 
-__all__ = ["Ask", "Finding", "find", "find_in", "provisional", "resolve_rates", "sweep", "table"]
 
 JSON, FIGURE = "lr_finder.json", "lr_finder.png"
 
 log = logging.getLogger(__name__)
 
 
-def find(
+def find_lr(
     config: Config,
     *,
     steps: int | None = None,
@@ -43,8 +42,8 @@ def find(
     seeds: int = 3,
     confirm: int = 0,
     write_sweep: Path | None = None,
-    display: Display | None = None,
-) -> Finding:
+    display: ProgressReporter | None = None,
+) -> LRFinderResult:
     """Run the range test in a run folder of its own and record it: the same as `harness find`.
 
     Args:
@@ -57,14 +56,14 @@ def find(
         HarnessError: with one line that names what is wrong and its remedy.
         Interrupted: a signal stopped it.
     """
-    from harness.runs.progress import Lines
+    from harness.runs.progress import LineReporter
 
-    ask = Ask(steps, low, high, linear, seeds, confirm)
-    window_for(config, ask)  # a wrong range is refused before anything is loaded
-    display = display or Lines(sys.stderr)
-    parts = assemble(provisional(config))
+    ask = LRFinderOptions(steps, low, high, linear, seeds, confirm)
+    range_for(config, ask)  # a wrong range is refused before anything is loaded
+    display = display or LineReporter(sys.stderr)
+    parts = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{run_dir.default_name(config)}"
-    folder = run_dir.claim(config.replace(name=name, resume="never"))
+    folder = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
     try:
         finding = _in_own_folder(config, parts, folder, ask, display)
@@ -76,12 +75,12 @@ def find(
     return finding
 
 
-def resolve_rates(
+def resolve_lr(
     config: Config,
-    parts: Parts,
+    parts: Components,
     folder: Path,
     tracker: Tracker,
-    display: Display,
+    display: ProgressReporter,
     check: Callable[[], None] | None = None,
 ) -> Config:
     """`config` with numbers in the place of the word `find`: by a range test, or by the one in the folder already.
@@ -94,12 +93,12 @@ def resolve_rates(
     Raises:
         UsageError: the test found no learning rate to train with.
     """
-    if not config.seeks:
+    if not config.needs_lr_find:
         return config
     found = read_json(folder / JSON)
     if found.get("digest") != config.digest() or not found.get("lr_max"):
-        finding = find_in(config, parts, folder, tracker, display, check=check)
-        display.say(table(finding))
+        finding = run_range_test(config, parts, folder, tracker, display, check=check)
+        display.say(result_table(finding))
         found = finding.to_json()
     if found["lr_max"] is None:
         raise UsageError(
@@ -120,35 +119,35 @@ def resolve_rates(
     return config.replace(lr_max=lr_max)
 
 
-def find_in(
+def run_range_test(
     config: Config,
-    parts: Parts,
+    parts: Components,
     folder: Path,
     tracker: Tracker,
-    display: Display,
-    ask: Ask | None = None,
+    display: ProgressReporter,
+    ask: LRFinderOptions | None = None,
     check: Callable[[], None] | None = None,
-) -> Finding:
+) -> LRFinderResult:
     """The range test of a run, written into its folder and said to its tracker, at step 0."""
-    bench = Bench(config, parts, ask or Ask(), display, check or (lambda: None))
+    bench = LRFinder(config, parts, ask or LRFinderOptions(), display, check or (lambda: None))
     for record in bench.records():
         tracker.record(record)
     finding = bench.finding(folder)
     write_json(folder / JSON, finding.to_json())
-    picture = draw(finding, folder / "figures" / FIGURE)
+    picture = draw_lr_finder(finding, folder / "figures" / FIGURE)
     tracker.record(Record(0, 0, {**finding.values(), "find/figure": training_curves.as_image(picture)}, kind="find"))
     tracker.summary(finding.scalars())
     return finding
 
 
-def draw(finding: Finding, path: Path) -> Path:
+def draw_lr_finder(finding: LRFinderResult, path: Path) -> Path:
     """The picture of a finding."""
     hidden = ("accuracy peak", "learning begins")
     return lr_finder.draw(
         path,
         seeds=[seed_curve(trace) for trace in finding.traces],
-        loss=middle_curve(finding.traces, "level"),
-        acc=middle_curve(finding.traces, "acc_level"),
+        loss=median_curve(finding.traces, "level"),
+        acc=median_curve(finding.traces, "acc_level"),
         chosen=finding.marks(),
         others={name: lr for name, lr in finding.others().items() if name not in hidden},
         interval=finding.suggestion.interval,
@@ -157,15 +156,15 @@ def draw(finding: Finding, path: Path) -> Path:
     )
 
 
-def _in_own_folder(config: Config, parts: Parts, folder: RunFolder, ask: Ask, display: Display) -> Finding:
+def _in_own_folder(config: Config, parts: Components, folder: RunDir, ask: LRFinderOptions, display: ProgressReporter) -> LRFinderResult:
     """The test in its folder: whatever happens, the status and the tracker say so at the end."""
     write_atomically(folder.path / run_dir.CONFIG, config.to_yaml())
     folder.status("running", step=0)
-    with Interrupts() as interrupts:
-        facts = environment.describe(parts.learner.device)
+    with StopRequests() as interrupts:
+        facts = environment.describe_environment(parts.learner.device)
         tracker, _, wandb = open_tracker(config, folder, parts, facts, interrupts, display)
         try:
-            finding = find_in(config, parts, folder.path, tracker, display, ask, interrupts.check)
+            finding = run_range_test(config, parts, folder.path, tracker, display, ask, interrupts.check)
         except BaseException as error:
             state = "interrupted" if isinstance(error, Interrupted) else "failed"
             code = error.exit_code if isinstance(error, HarnessError) else 1
@@ -178,6 +177,6 @@ def _in_own_folder(config: Config, parts: Parts, folder: RunFolder, ask: Ask, di
         tracker.finish("finished", 0)
         folder.status("finished", exit_code=0, step=0, tracking=wandb.state)
         if config.report:
-            write_page(folder.path, display.say)
+            write_run_page(folder.path, display.say)
     display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))
     return finding

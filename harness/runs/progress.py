@@ -7,17 +7,17 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from harness.training.loop import Tick
+    from harness.training.loop import StepInfo
     from harness.tracking.records import Record
 
 
-class Lines:
+class LineReporter:
     """One line an epoch: for logs, pipes and notebooks."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
 
-    def tick(self, tick: Tick) -> None:
+    def tick(self, tick: StepInfo) -> None:
         """Between updates: nothing."""
 
     def record(self, record: Record, epochs: int) -> None:
@@ -32,7 +32,7 @@ class Lines:
         """When nothing more will be shown."""
 
 
-class Silent(Lines):
+class SilentReporter(LineReporter):
     """Shows nothing: another process does."""
 
     def record(self, record: Record, epochs: int) -> None:
@@ -42,7 +42,7 @@ class Silent(Lines):
         """Nothing."""
 
 
-class Bar(Lines):
+class BarReporter(LineReporter):
     """A bar with epoch, step, loss, accuracy, learning rate, images/s and time left; a line an epoch above it.
 
     It is redrawn ten times a second at most, since reading the loss makes the processor wait for a GPU.
@@ -53,7 +53,7 @@ class Bar(Lines):
         self._bar: Any = None
         self._shown, self._images = 0.0, 0
 
-    def tick(self, tick: Tick) -> None:
+    def tick(self, tick: StepInfo) -> None:
         """Move the bar; the loss is read only when it is drawn."""
         if self._bar is None:
             self._bar = self._new(tick)
@@ -72,7 +72,7 @@ class Bar(Lines):
         )
         self._bar.refresh()
 
-    def _new(self, tick: Tick) -> Any:
+    def _new(self, tick: StepInfo) -> Any:
         from tqdm import tqdm
 
         # A resumed run starts in the middle: the time left counts from there.

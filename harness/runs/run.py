@@ -14,70 +14,70 @@ from typing import Any
 from harness.utils import environment
 from harness.runs import lr_find
 from harness.tracking import run_dir
-from harness.lr_finder.finder import provisional
+from harness.lr_finder.finder import with_placeholder_lr
 from harness.config.settings import Config
-from harness.utils.errors import DivergedError, UsageError, known
-from harness.utils.files import clear_temporary, write_atomically, write_json
-from harness.runs.follow import check_together, follow, go_on
-from harness.utils.signals import PREEMPTED, Interrupted, Interrupts
-from harness.runs.components import Parts, assemble
-from harness.tracking.run_dir import RunFolder
-from harness.reporting.html.share import PAGE, write_page
-from harness.runs.trainer import Display, Result, Story, open_tracker, resume_command
+from harness.utils.errors import DivergedError, UsageError, as_harness_error
+from harness.utils.files import remove_temporary_files, write_atomically, write_json
+from harness.runs.follow import check_distributed, run_worker, restore_state
+from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
+from harness.runs.components import Components, build_components
+from harness.tracking.run_dir import RunDir
+from harness.reporting.html.share import PAGE, write_run_page
+from harness.runs.trainer import ProgressReporter, RunResult, Trainer, open_tracker, resume_command
 from harness.tracking.tracker import Tracker
-from harness.tracking.wandb.failed_trial import failure_told
+from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.tracking.wandb.session import in_sweep
 from harness.training import checkpoint
 from harness.training import distributed
-from harness.training.distributed import Alone
-from harness.training.loop import Progress
+from harness.training.distributed import SingleProcess
+from harness.training.loop import TrainerState
 from harness.training.schedule import make_schedule
 
 log = logging.getLogger(__name__)
 
 
-def run(config: Config, display: Display | None = None) -> Result:
+def run(config: Config, display: ProgressReporter | None = None) -> RunResult:
     """Train, evaluate every epoch and record: the same as `harness run`.
 
     Raises:
         HarnessError: with one line that names what is wrong and its remedy.
         Interrupted: a signal stopped it; the state was saved and the same call goes on.
     """
-    from harness.runs.progress import Lines
+    from harness.runs.progress import LineReporter
 
-    display = display or Lines(sys.stderr)
+    display = display or LineReporter(sys.stderr)
     began = time.monotonic()
     try:
         return _run(config, display, began)
     except Exception as error:
-        meant = known(error)
+        meant = as_harness_error(error)
         if meant is None or meant is error:
             raise
         raise meant from error
 
 
-def _run(config: Config, display: Display, began: float) -> Result:
-    processes = distributed.join(config.device, config.process_timeout)
+def _run(config: Config, display: ProgressReporter, began: float) -> RunResult:
+    processes = distributed.init_distributed(config.device, config.process_timeout)
     try:
         with processes.watched():
-            if processes.leads:
+            if processes.is_main:
                 return _lead(config, display, began, processes)
-            return follow(config, processes)
+            return run_worker(config, processes)
     finally:
         processes.leave()
 
 
-def _lead(config: Config, display: Display, began: float, processes: Alone) -> Result:
+def _lead(config: Config, display: ProgressReporter, began: float, processes: SingleProcess) -> RunResult:
     """The run as the process that writes does it, most often the only one."""
-    with failure_told():
+    with report_failed_trial():
         run_dir.check_output(config)
-        check_together(config, processes)
-        parts = assemble(provisional(config), processes)
+        check_distributed(config, processes)
+        parts = build_components(with_placeholder_lr(config), processes)
         if skipped := parts.data.skipped:
             display.say(f"{len(skipped)} unreadable images are left out, the first is {skipped[0]}")
         # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
         config = config.replace(precision=parts.config.precision)
-        folder = run_dir.claim(config)
+        folder = run_dir.claim_run_dir(config)
         if config.name and folder.name.startswith(asked := run_dir.slug(config.name)) and folder.name != asked:
             display.say(f"{folder.path.parent / asked} is another run, or finished; this one is {folder.path}")
     try:
@@ -86,17 +86,17 @@ def _lead(config: Config, display: Display, began: float, processes: Alone) -> R
         folder.close()
 
 
-def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, seconds: float) -> Result:
+def _run_in(folder: RunDir, config: Config, parts: Components, display: ProgressReporter, seconds: float) -> RunResult:
     """One run in its folder: whatever happens, the status and the tracker say so at the end."""
-    clear_temporary(folder.path)
-    state = parts.learner.processes.from_first(_saved(folder, parts) if folder.resumed else None)
-    progress = go_on(parts, state)
+    remove_temporary_files(folder.path)
+    state = parts.learner.processes.broadcast(_saved(folder, parts) if folder.resumed else None)
+    progress = restore_state(parts, state)
     if state is not None:
         display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
     write_atomically(folder.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
-    facts = environment.describe(parts.learner.device)
-    with Interrupts() as interrupts:
+    facts = environment.describe_environment(parts.learner.device)
+    with StopRequests() as interrupts:
         try:
             with interrupts.at_once():
                 tracker, journal, wandb = open_tracker(config, folder, parts, facts, interrupts, display, progress)
@@ -107,7 +107,7 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
             display.say(f"W&B: {wandb.url}")
         try:
             parts = _with_rates(config, parts, folder, tracker, display, interrupts)
-            story = Story(parts, folder, tracker, journal, display, progress, interrupts)
+            story = Trainer(parts, folder, tracker, journal, display, progress, interrupts)
             with parts.learner.processes.watched():
                 result = story.tell({**facts, "seconds before": round(seconds, 2)})
             tracker.finish("finished", 0)
@@ -121,7 +121,7 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
                 raise meant from error
             raise
         if config.report:  # before the run is finished: one that is killed here is gone on with, and writes it then
-            write_page(folder.path, display.say, "finished")
+            write_run_page(folder.path, display.say, "finished")
         folder.status(
             "finished",
             exit_code=0,
@@ -137,29 +137,29 @@ def _run_in(folder: RunFolder, config: Config, parts: Parts, display: Display, s
 
 
 def _with_rates(
-    config: Config, parts: Parts, folder: RunFolder, tracker: Tracker, display: Display, interrupts: Interrupts
-) -> Parts:
+    config: Config, parts: Components, folder: RunDir, tracker: Tracker, display: ProgressReporter, interrupts: StopRequests
+) -> Components:
     """The parts with the learning rates that a range test finds, where the settings ask for one."""
-    if not config.seeks:
+    if not config.needs_lr_find:
         return parts
-    found = lr_find.resolve_rates(config, parts, folder.path, tracker, display, interrupts.check)
+    found = lr_find.resolve_lr(config, parts, folder.path, tracker, display, interrupts.check)
     return dataclasses.replace(parts, config=found, schedule=make_schedule(found, parts.batches.train.steps))
 
 
-def _saved(folder: RunFolder, parts: Parts) -> dict[str, Any] | None:
+def _saved(folder: RunDir, parts: Components) -> dict[str, Any] | None:
     """What the newest checkpoint of a run holds; None: it has none."""
-    path = checkpoint.newest(folder.checkpoints)
+    path = checkpoint.newest_checkpoint(folder.checkpoints)
     if path is None:
         return None
-    state = checkpoint.load(path)
+    state = checkpoint.load_checkpoint(path)
     if state.get("fingerprint") != parts.data.fingerprint:
         raise UsageError(f"the data has changed since {folder.path} was begun; start a new run with --resume never")
-    checkpoint.fits(parts.learner.model, state["learner"]["model"], path)
+    checkpoint.load_weights_strict(parts.learner.model, state["learner"]["model"], path)
     return state
 
 
 def _close_failed(
-    folder: RunFolder, parts: Parts, tracker: Tracker, progress: Progress, error: BaseException, display: Display
+    folder: RunDir, parts: Components, tracker: Tracker, progress: TrainerState, error: BaseException, display: ProgressReporter
 ) -> None:
     """Say in status, summary and tracker how the run ended, without hiding why."""
     stopped = isinstance(error, Interrupted)
@@ -175,7 +175,7 @@ def _close_failed(
         tracker.summary({"status": "stopped" if stopped else "failed", "reason": reason})
         tracker.finish("stopped" if stopped else "failed", code)
         if parts.config.report and isinstance(error, DivergedError):  # its curves show where
-            write_page(folder.path, display.say)
+            write_run_page(folder.path, display.say)
     except Exception:
         log.exception("while closing a run that had failed")  # the first error is the one that is raised
     if stopped:
@@ -189,9 +189,9 @@ def _ending(error: BaseException) -> str:
     return "preempted" if error.exit_code in PREEMPTED else "interrupted"
 
 
-def _facts(folder: RunFolder, progress: Progress, error: BaseException) -> dict[str, Any]:
+def _facts(folder: RunDir, progress: TrainerState, error: BaseException) -> dict[str, Any]:
     """What `status.json` says of a run that did not come to its end."""
-    meant = known(error)
+    meant = as_harness_error(error)
     return dict(
         reason=str(meant or error) or type(error).__name__,
         exit_code=1 if meant is None else meant.exit_code,

@@ -22,15 +22,15 @@ from harness.utils import environment
 from harness.tracking import run_dir
 from harness.runs import run
 from harness.config import yaml_io
-from harness.config.settings import Config, settings
-from harness.runs.progress import Lines
+from harness.config.settings import Config, setting_fields
+from harness.runs.progress import LineReporter
 from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
-from harness.utils.signals import Interrupted, Interrupts
-from harness.reporting.html.share import write_page
-from harness.utils.stats import CONFIDENCE, Spread, spread
-from harness.runs.trainer import Display
-from harness.tracking.wandb.failed_trial import failure_told
+from harness.utils.signals import Interrupted, StopRequests
+from harness.reporting.html.share import write_run_page
+from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
+from harness.runs.trainer import ProgressReporter
+from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training import device as machine
 
 SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", "recipe.yaml"
@@ -41,7 +41,7 @@ OF_ONE_SEED = (DivergedError, CheckpointError, BusyError, ResourceError)
 LONGEST = 60  # letters of a name that leave room for the seed in a folder's name
 
 
-class SeedsFailed(HarnessError):
+class SeedsFailedError(HarnessError):
     """Some of the seeds did not come to their end."""
 
     def __init__(self, text: str, exit_code: int) -> None:
@@ -50,7 +50,7 @@ class SeedsFailed(HarnessError):
 
 
 @dataclass(frozen=True)
-class Seed:
+class SeedRun:
     """One of the runs.
 
     Attributes:
@@ -70,7 +70,7 @@ class Seed:
 
 
 @dataclass(frozen=True)
-class Seeds:
+class SeedsResult:
     """What several seeds came to.
 
     Attributes:
@@ -80,26 +80,26 @@ class Seeds:
 
     folder: Path
     config: Config
-    seeds: tuple[Seed, ...]
+    seeds: tuple[SeedRun, ...]
 
     @property
-    def finished(self) -> tuple[Seed, ...]:
+    def finished(self) -> tuple[SeedRun, ...]:
         """The seeds that came to their end."""
         return tuple(seed for seed in self.seeds if seed.state == "finished")
 
     @property
-    def failed(self) -> tuple[Seed, ...]:
+    def failed(self) -> tuple[SeedRun, ...]:
         """The seeds that did not, for a reason of their own."""
         return tuple(seed for seed in self.seeds if seed.state == "failed")
 
     @property
-    def figures(self) -> dict[str, Spread]:
+    def figures(self) -> dict[str, MeanInterval]:
         """`test/acc` and the like, each over the seeds that finished."""
         names = dict.fromkeys(
             key for seed in self.finished for key, value in seed.result.items() if _counts(key, value)
         )
         return {
-            name: spread([seed.result[name] for seed in self.finished if _counts(name, seed.result.get(name))])
+            name: mean_interval([seed.result[name] for seed in self.finished if _counts(name, seed.result.get(name))])
             for name in names
         }
 
@@ -109,10 +109,10 @@ class Seeds:
         return shlex.join(["harness", "run", "--recipe", str(self.folder / RECIPE), "--seeds", str(len(self.seeds))])
 
     def check(self) -> None:
-        """Raise `SeedsFailed`, with the first one's exit status, when a seed failed."""
+        """Raise `SeedsFailedError`, with the first one's exit status, when a seed failed."""
         if self.failed:
             first = self.failed[0]
-            raise SeedsFailed(
+            raise SeedsFailedError(
                 f"{len(self.failed)} of {len(self.seeds)} seeds failed, seed {first.seed} because: {first.reason}; the same command tries again",
                 first.exit_code,
             )
@@ -129,38 +129,38 @@ class Seeds:
         }
 
 
-def run_seeds(config: Config, count: int, display: Display | None = None) -> Seeds:
+def run_seeds(config: Config, count: int, display: ProgressReporter | None = None) -> SeedsResult:
     """Train the seeds `config.seed`, `config.seed` + 1, ...: the same as `harness run --seeds COUNT`.
 
     Seeds that a call with the same settings has finished are not trained again, and one that it has begun goes on. A
-    seed that diverges does not keep the others from training: see `Seeds.check`.
+    seed that diverges does not keep the others from training: see `SeedsResult.check`.
 
     Raises:
         HarnessError: every seed would meet it: a wrong setting, missing data, W&B refused.
         Interrupted: a signal stopped it; the state was saved and the same call goes on.
     """
-    with failure_told():
+    with report_failed_trial():
         _check(config, count)
         config = _common(config)
         configs = [_of_seed(config, config.seed + place) for place in range(count)]
         run_dir.check_output(config)
         folder, lock = _claim(config, count)
-    display = display or Lines(sys.stderr)
+    display = display or LineReporter(sys.stderr)
     try:
         write_atomically(folder / RECIPE, config.replace(resume="auto").to_yaml())
-        told = Seeds(folder, config, tuple(Seed(each.seed) for each in configs))
-        with Interrupts() as interrupts:
+        told = SeedsResult(folder, config, tuple(SeedRun(each.seed) for each in configs))
+        with StopRequests() as interrupts:
             for place, each in enumerate(configs):
                 told = _train(told, place, each, display, interrupts)
     finally:
         lock.close()
     if config.report and count > 1:
-        write_page(folder, display.say)
+        write_run_page(folder, display.say)
     display.say(f"summary of the seeds: {folder}" + _sync(told))
     return told
 
 
-def table(told: Seeds) -> str:
+def seeds_table(told: SeedsResult) -> str:
     """A line a seed, then a line a figure, for a person."""
     names = [name for name in told.figures if name.endswith(("/acc", "/loss"))]
     lines = [
@@ -194,7 +194,7 @@ def _check(config: Config, count: int) -> None:
         )
     if os.environ.get("WANDB_RUN_ID"):
         raise UsageError(f"seeds={count} makes as many W&B runs, and WANDB_RUN_ID names one; unset it")
-    if environment.processes() > 1:
+    if environment.world_size() > 1:
         raise UsageError(
             f"seeds={count} trains in one process, and this is one of several; start each seed by itself: --seed {config.seed}"
         )
@@ -202,7 +202,7 @@ def _check(config: Config, count: int) -> None:
         raise UsageError(
             f"--resume {config.resume} is one run; with several seeds leave it out: the same command goes on with each"
         )
-    highest = settings()["seed"].metadata["high"]
+    highest = setting_fields()["seed"].metadata["high"]
     if config.seed + count - 1 > highest:
         raise UsageError(f"seed={config.seed}, seeds={count}: the last seed is above {highest}; lower one of them")
 
@@ -210,9 +210,9 @@ def _check(config: Config, count: int) -> None:
 def _common(config: Config) -> Config:
     """The settings with what all seeds share made definite: the number format and the group."""
     device = machine.pick_device(config.device)
-    machine.prepare(config, device)
+    machine.configure_torch(config, device)
     config = config.replace(precision=machine.pick_precision(config.precision, device))
-    group = config.group or os.environ.get("WANDB_RUN_GROUP") or config.name or run_dir.name_of_any_seed(config)
+    group = config.group or os.environ.get("WANDB_RUN_GROUP") or config.name or run_dir.name_without_seed(config)
     return config.replace(group=group)
 
 
@@ -222,7 +222,7 @@ def _of_seed(config: Config, seed: int) -> Config:
 
 def _claim(config: Config, count: int) -> tuple[Path, IO[str]]:
     """The locked folder of the summary: the one of the same settings, or a new one."""
-    start = run_dir.slug(config.name or run_dir.name_of_any_seed(config))[:LONGEST]
+    start = run_dir.slug(config.name or run_dir.name_without_seed(config))[:LONGEST]
     base = f"{start}-seeds-{config.seed}-{config.seed + count - 1}"
     for number in upwards(1):
         path = Path(config.output).expanduser() / (base if number == 1 else f"{base}-{number}")
@@ -239,14 +239,14 @@ def _claim(config: Config, count: int) -> tuple[Path, IO[str]]:
 def _equal(path: Path, config: Config) -> bool:
     """Whether a saved configuration is that of runs with the same figures, in the same group."""
     try:
-        there = Config(**yaml_io.read(path))
+        there = Config(**yaml_io.read_yaml(path))
     except (HarnessError, TypeError):
         return False
     same = all(getattr(there, name) == getattr(config, name) for name in REUSED)
     return same and there.numbers() == config.numbers()
 
 
-def _train(told: Seeds, place: int, config: Config, display: Display, interrupts: Interrupts) -> Seeds:
+def _train(told: SeedsResult, place: int, config: Config, display: ProgressReporter, interrupts: StopRequests) -> SeedsResult:
     """One seed trained, or found to be; the summary is written whatever happens."""
     total = len(told.seeds)
     before = None if config.resume == "never" else _finished(config)
@@ -268,32 +268,32 @@ def _train(told: Seeds, place: int, config: Config, display: Display, interrupts
         _with(told, place, _broken(config, "failed", error))
         raise
     finally:
-        if isinstance(display, Lines):
+        if isinstance(display, LineReporter):
             display.close()  # the next seed has a bar of its own
-        machine.release()
+        machine.release_memory()
     return _with(told, place, _ended(config.seed, path))
 
 
 def _finished(config: Config) -> Path | None:
     """The folder in which this very run has come to its end."""
-    for path in run_dir.of_settings(config):
+    for path in run_dir.runs_with_settings(config):
         if run_dir.read_state(path) == "finished" and _equal(path / run_dir.CONFIG, config):
             return path
     return None
 
 
-def _ended(seed: int, folder: Path) -> Seed:
+def _ended(seed: int, folder: Path) -> SeedRun:
     summary = read_json(folder / run_dir.SUMMARY)
     rates: dict[str, float] = {name: summary[name] for name in ("lr_min", "lr_max") if name in summary}
-    return Seed(seed, "finished", folder.name, summary.get("result", {}), rates)
+    return SeedRun(seed, "finished", folder.name, summary.get("result", {}), rates)
 
 
-def _broken(config: Config, state: str, error: HarnessError) -> Seed:
-    left = [path.name for path in run_dir.of_settings(config) if _equal(path / run_dir.CONFIG, config)]
-    return Seed(config.seed, state, left[-1] if left else "", reason=str(error), exit_code=error.exit_code)
+def _broken(config: Config, state: str, error: HarnessError) -> SeedRun:
+    left = [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
+    return SeedRun(config.seed, state, left[-1] if left else "", reason=str(error), exit_code=error.exit_code)
 
 
-def _with(told: Seeds, place: int, seed: Seed) -> Seeds:
+def _with(told: SeedsResult, place: int, seed: SeedRun) -> SeedsResult:
     """`told` with the news of one seed, which is written down."""
     seeds = (*told.seeds[:place], seed, *told.seeds[place + 1 :])
     told = dataclasses.replace(told, seeds=seeds)
@@ -305,7 +305,7 @@ def _with(told: Seeds, place: int, seed: Seed) -> Seeds:
         for each in told.seeds
     ]
     write_atomically(told.folder / TABLE, _csv(["seed", "state", "folder", "lr_min", "lr_max", *names], rows))
-    columns = [field.name for field in dataclasses.fields(Spread)]
+    columns = [field.name for field in dataclasses.fields(MeanInterval)]
     figures = [[name, *(_cell(getattr(found, key)) for key in columns)] for name, found in told.figures.items()]
     write_atomically(told.folder / FIGURES, _csv(["figure", *columns], figures))
     return told
@@ -321,7 +321,7 @@ def _cell(value: float | None) -> float | str:
     return "" if value is None else value
 
 
-def _sync(told: Seeds) -> str:
+def _sync(told: SeedsResult) -> str:
     """What brings the runs to W&B; empty where they are there."""
     home = told.folder.parent
     waiting = any(read_json(home / seed.folder / run_dir.STATUS).get("sync") for seed in told.seeds)

@@ -1,4 +1,4 @@
-"""The chapters of a run: train, judge, look, draw, keep. What they share is in `Story`; `runner` opens and closes it."""
+"""The chapters of a run: train, judge, look, draw, keep. What they share is in `Trainer`; `runner` opens and closes it."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from torch import nn
 from harness.utils import environment
 from harness.utils import fault_injection
 from harness.tracking import run_dir
-from harness.models.model_card import card
+from harness.models.model_card import model_card
 from harness.config.settings import Config
 from harness.utils.files import read_json, write_atomically, write_json
-from harness.utils.signals import Interrupted, Interruptible, Interrupts
-from harness.runs.components import Parts, data_facts
-from harness.tracking.run_dir import RunFolder
-from harness.reporting.evaluation_report import Seen, Viewer, scalars
-from harness.runs.summary import best, flat, summarise
+from harness.utils.signals import Interrupted, Interruptible, StopRequests
+from harness.runs.components import Components, describe_data
+from harness.tracking.run_dir import RunDir
+from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
+from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.tracking.wandb import init
-from harness.tracking.journal import Journal, NoJournal
-from harness.tracking.journal import read as read_journal
-from harness.tracking.tee import Tee
+from harness.tracking.journal import Journal, NullJournal
+from harness.tracking.journal import read_journal as read_journal
+from harness.tracking.tee import MultiTracker
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
-from harness.training.loop import EvalBatches, Progress, Tick, evaluate, fit
-from harness.training.checkpoint_writer import NoSaver, Saver
+from harness.training.loop import EvalBatches, TrainerState, StepInfo, evaluate, fit
+from harness.training.checkpoint_writer import NullCheckpointWriter, CheckpointWriter
 from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.reporting.figures import training_curves
 from harness.models import factory
 
 
-class Display(Protocol):
+class ProgressReporter(Protocol):
     """Who shows a person how a run goes."""
 
-    def tick(self, tick: Tick) -> None: ...
+    def tick(self, tick: StepInfo) -> None: ...
     def record(self, record: Record, epochs: int) -> None: ...
     def say(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True)
-class Result:
+class RunResult:
     """What a run came to.
 
     Attributes:
@@ -62,24 +62,24 @@ class Result:
 
 
 @dataclass
-class Story:
+class Trainer:
     """The chapters of one run, sharing what they all need."""
 
-    parts: Parts
-    folder: RunFolder
+    parts: Components
+    folder: RunDir
     tracker: Tracker
-    journal: Journal | NoJournal
-    display: Display
-    progress: Progress
-    interrupts: Interrupts
-    told_parts: int = 1
+    journal: Journal | NullJournal
+    display: ProgressReporter
+    progress: TrainerState
+    interrupts: StopRequests
+    reported_parts: int = 1
 
     def __post_init__(self) -> None:
-        self.told_parts = self.parts.learner.grad_accumulation
+        self.reported_parts = self.parts.learner.grad_accumulation
         self.processes = self.parts.learner.processes
-        self.saver = Saver(self.parts.learner.device) if self.processes.leads else NoSaver()
+        self.saver = CheckpointWriter(self.parts.learner.device) if self.processes.is_main else NullCheckpointWriter()
 
-    def tell(self, facts: Mapping[str, Any]) -> Result:
+    def tell(self, facts: Mapping[str, Any]) -> RunResult:
         """Train, then keep the result and what can be said of it."""
         self.train()
         fault_injection.point("chapter")
@@ -97,9 +97,9 @@ class Story:
         self._keep_weights(model, summary)
         fault_injection.point("chapter")
         write_json(self.folder.path / run_dir.SUMMARY, summary)
-        self.tracker.summary(flat(summary))
+        self.tracker.summary(flatten_summary(summary))
         self.tracker.artifact(self._artifact(summary))
-        return Result(self.folder.path, summary, self.progress.history, model)
+        return RunResult(self.folder.path, summary, self.progress.history, model)
 
     def train(self) -> None:
         """Every epoch that is left. This is all that a process does which does not lead."""
@@ -144,27 +144,27 @@ class Story:
 
     def _check(self) -> None:
         """Stop where a stop was asked for: all processes after the same update."""
-        self.interrupts.obey(self.processes.agree(self.interrupts.asked))
+        self.interrupts.obey(self.processes.reduce_stop_flag(self.interrupts.asked))
 
     def _record(self, record: Record) -> None:
-        epoch, acc = best(self.progress.history, self.parts.watched)
+        epoch, acc = best_epoch(self.progress.history, self.parts.watched)
         values = {**record.values, f"best/{self.parts.watched}_acc": acc, **self._explained(record)}
         self.tracker.record(Record(record.step, record.epoch, values, record.steps, record.kind))
         if self.parts.selects and epoch == record.epoch:
-            self._save_model(self.parts.learner.judged, {"epoch": epoch})
+            self._save_model(self.parts.learner.eval_model, {"epoch": epoch})
         self._save()
         self.display.record(record, self.parts.config.epochs)
 
     def _explained(self, record: Record) -> dict[str, Value]:
         """In an epoch that `explain_every` names: what can be seen of the watched split, under figures/epoch-N."""
         every, parts = self.parts.config.explain_every, self.parts
-        if not every or record.epoch % every or record.epoch == parts.config.epochs or not self.processes.leads:
+        if not every or record.epoch % every or record.epoch == parts.config.epochs or not self.processes.is_main:
             return {}
         split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
-        viewer = Viewer(parts.config, parts.learner.judged, parts.preprocess, parts.data.classes, parts.learner.device)
+        viewer = Evaluator(parts.config, parts.learner.eval_model, parts.preprocess, parts.data.classes, parts.learner.device)
         return viewer.see(split, batches, self.folder.figures / f"epoch-{record.epoch}").values
 
-    def _watch(self, tick: Tick) -> None:
+    def _watch(self, tick: StepInfo) -> None:
         self.display.tick(tick)
         every = self.parts.config.checkpoint_every
         self._tell_parts()
@@ -175,8 +175,8 @@ class Story:
     def _tell_parts(self) -> None:
         """Say, once, that memory made the learner compute its batches in more parts."""
         parts = self.parts.learner.grad_accumulation
-        if parts != self.told_parts:
-            self.told_parts = parts
+        if parts != self.reported_parts:
+            self.reported_parts = parts
             text = (
                 f"out of memory: each batch of {self.parts.config.batch_size} images is now computed in {parts} parts"
             )
@@ -184,7 +184,7 @@ class Story:
             self.tracker.alert("out of memory", text)
 
     def _save(self) -> None:
-        self.parts.learner.equalise()
+        self.parts.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
         facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
         state = {
@@ -195,21 +195,21 @@ class Story:
         }
 
         def write(state: dict[str, Any]) -> None:
-            checkpoint.save(self.folder.checkpoints, state, facts)
+            checkpoint.save_checkpoint(self.folder.checkpoints, state, facts)
             self.folder.status("running", **facts, resume=resume_command(self.folder))
 
         self.saver.save(state, write)
 
     def _stops_early(self) -> bool:
         patience, history = self.parts.config.early_stop, self.progress.history
-        return bool(patience and history) and len(history) - best(history, "val")[0] >= patience
+        return bool(patience and history) and len(history) - best_epoch(history, "val")[0] >= patience
 
     def _result_model(self) -> nn.Module:
         """The model with the weights that the run's result is about, in evaluation mode."""
-        model = self.parts.learner.judged
+        model = self.parts.learner.eval_model
         if self.parts.selects and self.progress.history:
             weights, _ = checkpoint.load_weights(self.folder.checkpoints / "model.safetensors")
-            checkpoint.fits(model, weights, self.folder.checkpoints / "model.safetensors")
+            checkpoint.load_weights_strict(model, weights, self.folder.checkpoints / "model.safetensors")
         return model.eval()
 
     def _judge(self, model: nn.Module) -> dict[str, Scalar]:
@@ -221,10 +221,10 @@ class Story:
         final: dict[str, Scalar] = {}
         if batches.val is not None and batches.test is not None:
             held = Interruptible(batches.val, self.interrupts)
-            final |= scalars(evaluate(model, held, parts.learner.device, parts.learner.precision), "val")
+            final |= prefixed(evaluate(model, held, parts.learner.device, parts.learner.precision), "val")
         seen, split = self._see(model, self.folder.path)
-        final |= scalars(seen.metrics, split)
-        values = {**seen.values, **scalars(final, "result")}
+        final |= prefixed(seen.metrics, split)
+        values = {**seen.values, **prefixed(final, "result")}
         self.tracker.record(Record(self.progress.step, len(self.progress.history), values, kind="final"))
         if seen.empty_maps[0]:
             final["empty_maps"] = seen.empty_maps[0]
@@ -233,13 +233,13 @@ class Story:
             )
         return final
 
-    def _see(self, model: nn.Module, folder: Path) -> tuple[Seen, str]:
+    def _see(self, model: nn.Module, folder: Path) -> tuple[EvaluationResult, str]:
         """Predictions, galleries and maps of the reported split (test where there is one), written into `folder`."""
         parts = self.parts
         split = parts.data.test or parts.data.val
         batches = parts.batches.test or parts.batches.val
         assert split is not None and batches is not None
-        viewer = Viewer(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
+        viewer = Evaluator(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
         return viewer.see(split, Interruptible(batches, self.interrupts), folder), split.name
 
     def _about_model(self) -> dict[str, Any]:
@@ -261,7 +261,7 @@ class Story:
         self._save_model(model, facts)
         self.saver.flush()
         folder = self.folder.checkpoints
-        write_atomically(folder / "README.md", card(read_json(folder / "model.json")))
+        write_atomically(folder / "README.md", model_card(read_json(folder / "model.json")))
         factory.write_timm_config(model, self.parts.data.classes, self.parts.preprocess, folder / "config.json")
 
     def _draw(self) -> None:
@@ -285,23 +285,23 @@ class Story:
             kind="model",
             files={**kept, "config.yaml": self.folder.path / run_dir.CONFIG},
             aliases=("best", "latest") if self.parts.selects else ("latest",),
-            metadata={"config": self.parts.config.to_dict(), **flat(summary)},
+            metadata={"config": self.parts.config.to_dict(), **flatten_summary(summary)},
         )
 
 
 def open_tracker(
     config: Config,
-    folder: RunFolder,
-    parts: Parts,
+    folder: RunDir,
+    parts: Components,
     facts: Mapping[str, Any],
-    interrupts: Interrupts,
-    display: Display,
-    progress: Progress | None = None,
-) -> tuple[Tee, Journal, Any]:
+    interrupts: StopRequests,
+    display: ProgressReporter,
+    progress: TrainerState | None = None,
+) -> tuple[MultiTracker, Journal, Any]:
     """The journal and W&B behind one door; a resumed run's go on from where `progress` is."""
     about = {
         "environment": dict(facts),
-        "dataset": data_facts(parts),
+        "dataset": describe_data(parts),
         "parameters": factory.count_parameters(parts.learner.model),
     }
     header = {"config": config.to_dict(), **about}
@@ -322,7 +322,7 @@ def open_tracker(
         on_stop=interrupts.stop,
         say=display.say,
     )
-    return Tee([journal, wandb]), journal, wandb
+    return MultiTracker([journal, wandb]), journal, wandb
 
 
 def _plugin_files(config: Config) -> list[Path]:
@@ -331,6 +331,6 @@ def _plugin_files(config: Config) -> list[Path]:
     return [Path(module.__file__) for module in modules if module is not None and module.__file__]
 
 
-def resume_command(folder: RunFolder) -> str:
+def resume_command(folder: RunDir) -> str:
     words = ["run", "--recipe", str(folder.path / run_dir.CONFIG), "--resume", str(folder.path)]
-    return shlex.join([*environment.started_by(), *words])
+    return shlex.join([*environment.launch_command(), *words])

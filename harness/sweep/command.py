@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
 MACROS = (
@@ -45,7 +45,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
     words = tuple(str(program) if word == "${program}" and program else str(word) for word in words)
     for word in words:
         if word.startswith("${") and word not in MACROS and not VARIABLE.match(word):
-            raise UsageError(f"command: there is no macro {word!r}{nearest(word, MACROS)}")
+            raise UsageError(f"command: there is no macro {word!r}{did_you_mean(word, MACROS)}")
     if unread := [
         word
         for word in words

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 
 # Distribution -> (keys that it needs, keys that it may have with their defaults).
 _Q = {"q": 1.0}
@@ -37,11 +37,11 @@ DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "q_beta": ((), {"a": 1.0, "b": 1.0, **_Q}),
 }
 NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
-MOST_EXPONENT = 700.0  # exp of more is no double
+MAX_EXPONENT = 700.0  # exp of more is no double
 
 
 @dataclass(frozen=True)
-class Axis:
+class Parameter:
     """One parameter.
 
     Attributes:
@@ -116,7 +116,7 @@ class Axis:
                 from scipy.special import ndtri
 
                 value = spec["mu"] + spec["sigma"] * float(ndtri(u))
-                value = math.exp(min(value, MOST_EXPONENT)) if "log" in self.kind else value
+                value = math.exp(min(value, MAX_EXPONENT)) if "log" in self.kind else value
             case _:  # beta
                 from scipy.special import betaincinv
 
@@ -140,7 +140,7 @@ def _chosen(u: float, count: int, shares: Sequence[float] | None) -> int:
     return max(place for place, share in enumerate(shares) if share > 0)
 
 
-def read_axes(parameters: Any, where: str = "parameters", path: tuple[str, ...] = ()) -> list[Axis]:
+def read_parameters(parameters: Any, where: str = "parameters", path: tuple[str, ...] = ()) -> list[Parameter]:
     """Every parameter of a sweep, nested ones by their path, in the order of the file.
 
     Raises:
@@ -148,7 +148,7 @@ def read_axes(parameters: Any, where: str = "parameters", path: tuple[str, ...] 
     """
     if not isinstance(parameters, Mapping) or not parameters:
         raise UsageError(f"{where}: need a mapping of parameters, such as lr_max: {{min: 0.001, max: 0.1}}")
-    found: list[Axis] = []
+    found: list[Parameter] = []
     for key, spec in parameters.items():
         place = f"{where}.{key}"
         if not isinstance(spec, Mapping):
@@ -158,23 +158,23 @@ def read_axes(parameters: Any, where: str = "parameters", path: tuple[str, ...] 
                 raise UsageError(
                     f"{place}: nested parameters stand alone, without {', '.join(sorted(map(str, extra)))}"
                 )
-            found += read_axes(spec["parameters"], place, (*path, str(key)))
+            found += read_parameters(spec["parameters"], place, (*path, str(key)))
         else:
             found.append(_axis((*path, str(key)), spec, place))
     return found
 
 
-def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Axis:
+def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Parameter:
     kind = spec.get("distribution") or _implied(spec, where)
     if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
-        raise UsageError(f"{where}: there is no distribution {kind!r}{nearest(str(kind), DISTRIBUTIONS)}")
+        raise UsageError(f"{where}: there is no distribution {kind!r}{did_you_mean(str(kind), DISTRIBUTIONS)}")
     needed, optional = DISTRIBUTIONS[kind]
     known = {*needed, *optional}
     if missing := [key for key in needed if key not in spec]:
         raise UsageError(f"{where}: {kind} needs {' and '.join(missing)}")
     if extra := [str(key) for key in spec if key != "distribution" and key not in known]:
         raise UsageError(
-            f"{where}: {kind} takes {', '.join(sorted(known))}, not {extra[0]!r}{nearest(extra[0], known)}"
+            f"{where}: {kind} takes {', '.join(sorted(known))}, not {extra[0]!r}{did_you_mean(extra[0], known)}"
         )
     values = {**optional, **{key: spec[key] for key in spec if key != "distribution"}}
     for key in NUMBERS:
@@ -187,7 +187,7 @@ def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Axis:
         _check_values(values, where)
         kind = "categorical"
         values.setdefault("probabilities", None)
-    return Axis(path, kind, values)
+    return Parameter(path, kind, values)
 
 
 def _implied(spec: Mapping[Any, Any], where: str) -> str:
@@ -205,7 +205,7 @@ def _implied(spec: Mapping[Any, Any], where: str) -> str:
         return "int_uniform" if kinds == {int} else "uniform"
     known = ("value", "values", "min", "max", "distribution", "parameters")
     odd = next((str(key) for key in spec if key not in known), "")
-    hint = f"; {odd!r} is no key of a parameter{nearest(odd, known)}" if odd else ""
+    hint = f"; {odd!r} is no key of a parameter{did_you_mean(odd, known)}" if odd else ""
     raise UsageError(f"{where}: need `value:`, `values:`, `min:` and `max:`, or a distribution{hint}")
 
 
@@ -216,7 +216,7 @@ def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
         raise UsageError(f"{where}: int_uniform needs whole numbers, got {values['min']!r} and {values['max']!r}")
     if kind.endswith("log_uniform_values") and values["min"] <= 0:
         raise UsageError(f"{where}: {kind} needs min > 0, got {values['min']!r}")
-    if kind.endswith("log_uniform") and max(abs(values["min"]), abs(values["max"])) > MOST_EXPONENT:
+    if kind.endswith("log_uniform") and max(abs(values["min"]), abs(values["max"])) > MAX_EXPONENT:
         raise UsageError(
             f"{where}: min and max of {kind} are exponents of e; for the values themselves use {kind}_values"
         )

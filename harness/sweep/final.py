@@ -8,17 +8,17 @@ from typing import Any
 
 from harness.sweep import results, workers
 from harness.sweep.launcher import Launcher
-from harness.sweep.study import Row
+from harness.sweep.study import TrialRecord
 from harness.tracking import run_dir
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json, write_json
-from harness.utils.signals import Interrupts
+from harness.utils.signals import StopRequests
 
-LOOK = 0.1  # seconds between two looks at the runs
+POLL_INTERVAL = 0.1  # seconds between two looks at the runs
 
 
 def final_runs(
-    launcher: Launcher, best: Row | None, seeds: int, interrupts: Interrupts, say: Callable[[str], None]
+    launcher: Launcher, best: TrialRecord | None, seeds: int, interrupts: StopRequests, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """What the best configuration comes to over several seeds; kept in the sweep's summary too.
 
@@ -28,7 +28,7 @@ def final_runs(
     if best is None:
         raise HarnessError("no trial logged the metric, so there is no best configuration to test")
     waiting = [(seed, f"final-{best.name.removeprefix('trial-')}-s{seed}") for seed in range(seeds)]
-    running: list[tuple[int, str, workers.Process, int]] = []
+    running: list[tuple[int, str, workers.TrialProcess, int]] = []
     told: list[dict[str, Any]] = []
     try:
         while waiting or running:
@@ -51,7 +51,7 @@ def final_runs(
                 told.append({"seed": seed, **results.result_of(launcher.runs / name)})
                 accuracy = 100 * float(told[-1].get("test/acc", float("nan")))
                 say(f"final run, seed {seed}: test accuracy {accuracy:.2f} %")
-            time.sleep(LOOK)
+            time.sleep(POLL_INTERVAL)
     finally:
         workers.stop_all([item[2] for item in running])
         launcher.close()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 
 KEYS = ("type", "min_iter", "max_iter", "s", "eta", "strict")
 
@@ -55,7 +55,7 @@ def read_hyperband(block: Any, where: str = "early_terminate") -> Hyperband:
     if not isinstance(block, Mapping):
         raise UsageError(f"{where}: need a mapping with `type: hyperband` and `min_iter:`, got {block!r}")
     if odd := [str(key) for key in block if key not in KEYS]:
-        raise UsageError(f"{where}: there is no {odd[0]!r}{nearest(odd[0], KEYS)}; known: {', '.join(KEYS)}")
+        raise UsageError(f"{where}: there is no {odd[0]!r}{did_you_mean(odd[0], KEYS)}; known: {', '.join(KEYS)}")
     if block.get("type") != "hyperband":
         raise UsageError(f"{where}: type={block.get('type')!r}: need hyperband")
     eta, strict = block.get("eta", 3), block.get("strict", True)

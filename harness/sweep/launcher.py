@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import known_name
+from harness.config.settings import canonical_name
 from harness.sweep import command, results
 from harness.sweep import workers as processes
-from harness.sweep.schema import Sweep
-from harness.sweep.study import Proposal, Row
+from harness.sweep.schema import SweepSpec
+from harness.sweep.study import Trial, TrialRecord
 from harness.tracking import run_dir
 from harness.utils.files import read_json
 
@@ -27,12 +27,12 @@ class Launcher:
         fork: start plain ones from a process that has everything imported.
     """
 
-    def __init__(self, sweep: Sweep, folder: Path, workers: int, fork: bool) -> None:
+    def __init__(self, sweep: SweepSpec, folder: Path, workers: int, fork: bool) -> None:
         self.sweep, self.folder, self.workers = sweep, folder, workers
         self._environment = {name: value for name, value in os.environ.items() if name not in FROM_AGENTS}
-        self._shares = processes.devices(workers, self._environment)
+        self._shares = processes.device_environments(workers, self._environment)
         self._forks = fork and hasattr(os, "fork") and len({tuple(share.items()) for share in self._shares}) == 1
-        self._nest: processes.Nest | None = None
+        self._nest: processes.ForkServer | None = None
 
     @property
     def runs(self) -> Path:
@@ -43,23 +43,23 @@ class Launcher:
         """The number of a share that nobody has."""
         return min(set(range(self.workers)) - set(taken))
 
-    def trial(self, proposal: Proposal, share: int) -> processes.Process:
+    def trial(self, proposal: Trial, share: int) -> processes.TrialProcess:
         """The process of a trial; none is needed where an earlier coordinator died between the trial's end and its own word."""
         if run_dir.read_state(self.runs / proposal.name) == "finished":
-            return processes.Ended()
+            return processes.FinishedTrial()
         own: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
         # Whatever the file says: the final runs read the test set.
         last = {} if self.sweep.metric.name.startswith(("test/", "best/test")) else {"test": False}
         return self._launch(proposal.values, self._words(proposal.name, own, last), proposal.name, share)
 
-    def final(self, best: Row, seed: int, name: str, share: int) -> processes.Process:
+    def final(self, best: TrialRecord, seed: int, name: str, share: int) -> processes.TrialProcess:
         """The process of a run that tests the best configuration with a seed of its own."""
         own = self._words(name, {"job_type": "final"}, {"test": True, "seed": seed})
         return self._launch(best.values, own, name, share)
 
     def _words(self, name: str, own: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
         """What the sweep adds to a command: `own` where neither file nor command line says otherwise, `last` in any case."""
-        given = {known_name(axis.path[0]) for axis in self.sweep.axes} | set(self.sweep.overrides)
+        given = {canonical_name(axis.path[0]) for axis in self.sweep.axes} | set(self.sweep.overrides)
         document = self.sweep.document
         usual = {"wandb": "offline", **own, "group": self.folder.name}
         usual |= {key: str(document[key]) for key in ("project", "entity") if document.get(key)}
@@ -67,7 +67,7 @@ class Launcher:
         told |= {"output": str(self.runs), "name": name, "resume": "auto"}
         return _options(told)
 
-    def _launch(self, values: Mapping[str, Any], own: Sequence[str], name: str, share: int) -> processes.Process:
+    def _launch(self, values: Mapping[str, Any], own: Sequence[str], name: str, share: int) -> processes.TrialProcess:
         parameters = self.sweep.parameters(values)
         environment = {**self._environment, **self._shares[share]}
         self.runs.mkdir(parents=True, exist_ok=True)
@@ -75,10 +75,10 @@ class Launcher:
         here = Path.cwd()
         if self._forks and command.is_plain(self.sweep.command):
             if self._nest is None:
-                self._nest = processes.Nest(environment)
+                self._nest = processes.ForkServer(environment)
             return self._nest.start(["run", *command.arguments(parameters), *own], environment, here, log)
         words = [*command.fill(self.sweep.command, parameters, environment), *own]
-        return processes.Started(words, environment, here, log)
+        return processes.SubprocessTrial(words, environment, here, log)
 
     def _log(self, name: str) -> Path:
         """Where the output of a process goes."""

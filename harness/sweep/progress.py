@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from harness.sweep.distributions import as_text
-from harness.sweep.schema import Sweep
-from harness.sweep.study import Row
+from harness.sweep.schema import SweepSpec
+from harness.sweep.study import TrialRecord
 
 SHOWN = 14  # trials in the live table: the best, and the latest
 
 
-class Lines:
+class SweepLog:
     """A line when a trial begins or ends."""
 
-    def __init__(self, sweep: Sweep, stream: TextIO | None = None) -> None:
+    def __init__(self, sweep: SweepSpec, stream: TextIO | None = None) -> None:
         self.sweep, self.stream = sweep, stream or sys.stderr
 
     def say(self, text: str) -> None:
@@ -28,7 +28,7 @@ class Lines:
         """A trial was started."""
         self.say(f"{name}  began      {_told(values)}")
 
-    def ended(self, row: Row, seconds: float, best: Row | None, left: str) -> None:
+    def ended(self, row: TrialRecord, seconds: float, best: TrialRecord | None, left: str) -> None:
         """A trial has ended."""
         score = f"{self.sweep.metric.name} {_score(self.sweep, row)}"
         so_far = f"  best so far {_score(self.sweep, best)} ({best.name})" if best is not None else ""
@@ -41,17 +41,17 @@ class Lines:
         """Whether `update` would show anything."""
         return False
 
-    def update(self, rows: Sequence[Row], best: Row | None, left: str) -> None:
+    def update(self, rows: Sequence[TrialRecord], best: TrialRecord | None, left: str) -> None:
         """What is known now."""
 
     def close(self) -> None:
         """When nothing more will be shown."""
 
 
-class Live(Lines):
+class SweepTable(SweepLog):
     """A table of the latest trials that is drawn again as they go on."""
 
-    def __init__(self, sweep: Sweep, stream: TextIO | None = None) -> None:
+    def __init__(self, sweep: SweepSpec, stream: TextIO | None = None) -> None:
         from rich.console import Console
         from rich.live import Live as Screen
 
@@ -68,7 +68,7 @@ class Live(Lines):
     def began(self, name: str, values: Mapping[str, Any]) -> None:
         """Nothing: the table shows it."""
 
-    def ended(self, row: Row, seconds: float, best: Row | None, left: str) -> None:
+    def ended(self, row: TrialRecord, seconds: float, best: TrialRecord | None, left: str) -> None:
         """Only what the table has no room for."""
         if row.state == "failed":
             self.say(f"{row.name} failed: {row.reason}")
@@ -77,12 +77,12 @@ class Live(Lines):
         """Whether the table is half a second old."""
         return time.monotonic() - self._drawn >= 0.5
 
-    def update(self, rows: Sequence[Row], best: Row | None, left: str) -> None:
+    def update(self, rows: Sequence[TrialRecord], best: TrialRecord | None, left: str) -> None:
         """Draw the table again."""
         self._drawn = time.monotonic()
         self._screen.update(self._table(rows, best, left), refresh=True)
 
-    def _table(self, rows: Sequence[Row], best: Row | None, left: str) -> Any:
+    def _table(self, rows: Sequence[TrialRecord], best: TrialRecord | None, left: str) -> Any:
         from rich.table import Table
         from rich.text import Text
 
@@ -125,7 +125,9 @@ class Live(Lines):
 STATES = {"complete": "complete", "pruned": "stopped", "failed": "failed", "running": "running"}
 
 
-def summary(sweep: Sweep, rows: Sequence[Row], best: Row | None, spent: Mapping[str, float]) -> str:
+def sweep_summary(
+    sweep: SweepSpec, rows: Sequence[TrialRecord], best: TrialRecord | None, spent: Mapping[str, float]
+) -> str:
     """What the sweep came to, for a person."""
     counts = [f"{count} {STATES[state]}" for state in STATES if (count := sum(row.state == state for row in rows))]
     lines = [f"trials      {len(rows)}: {', '.join(counts) or 'none'}"]
@@ -143,7 +145,7 @@ def summary(sweep: Sweep, rows: Sequence[Row], best: Row | None, spent: Mapping[
     return "\n".join(lines)
 
 
-def _score(sweep: Sweep, row: Row) -> str:
+def _score(sweep: SweepSpec, row: TrialRecord) -> str:
     return f"{sweep.metric.best(row.history):.4f}" if row.history else "-"
 
 

@@ -11,21 +11,33 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, recipes, resolve
+from harness.config.settings import Config, make_config, recipe_paths
 from harness.sweep.distributions import as_text
-from harness.sweep.schema import Sweep
-from harness.sweep.study import Row
-from harness.tracking.journal import follow
+from harness.sweep.schema import SweepSpec
+from harness.sweep.study import TrialRecord
+from harness.tracking.journal import follow_journal
 from harness.utils.files import read_json, write_atomically
-from harness.utils.stats import spread
+from harness.utils.stats import mean_interval
 
 TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
 # Settings of a single run, which the best of a sweep does not hand on.
-OF_ONE_RUN = ("recipe", "name", "group", "job_type", "output", "resume", "test", "notes", "wandb", "gallery", "report")
+PER_RUN_SETTINGS = (
+    "recipe",
+    "name",
+    "group",
+    "job_type",
+    "output",
+    "resume",
+    "test",
+    "notes",
+    "wandb",
+    "gallery",
+    "report",
+)
 
 
 @dataclass(frozen=True)
-class Times:
+class TrialTimes:
     """Seconds of one trial.
 
     Attributes:
@@ -38,14 +50,16 @@ class Times:
     count: int
 
 
-def times(folder: Path, wall: float) -> Times:
+def trial_times(folder: Path, wall: float) -> TrialTimes:
     """What a trial's journal says of its time."""
-    records, _ = follow(folder, 0)
+    records, _ = follow_journal(folder, 0)
     spent = [float(value) for record in records if (value := record.scalars().get("time/epoch(s)")) is not None]
-    return Times(wall, sum(spent), len(spent))
+    return TrialTimes(wall, sum(spent), len(spent))
 
 
-def write_trials(path: Path, sweep: Sweep, rows: Sequence[Row], spent: Mapping[str, Times], folder: str) -> None:
+def write_trials(
+    path: Path, sweep: SweepSpec, rows: Sequence[TrialRecord], spent: Mapping[str, TrialTimes], folder: str
+) -> None:
     """One line a trial: state, parameters, metric, time, where it is, why it failed."""
     names = [axis.name for axis in sweep.searched]
     text = io.StringIO()
@@ -74,25 +88,25 @@ def _cell(value: Any) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
 
 
-def best_recipe(sweep: Sweep, best: Row, name: str, trials: int) -> str:
+def best_recipe(sweep: SweepSpec, best: TrialRecord, name: str, trials: int) -> str:
     """The text of `best.yaml`: the settings of the best trial, ready to be trained and tested."""
-    values = chosen(sweep.config(best.values))
+    values = chosen_settings(sweep.config(best.values))
     value = sweep.metric.best(best.history)
     found = ", ".join(f"{key} {_cell(part)}" for key, part in best.values.items())
     head = (
         f"# The best of {trials} trials of the sweep {_one_line(name)}: {sweep.metric.name} {value:.6g} ({best.name}).\n"
         f"#\n#   harness run --recipe PATH/TO/{BEST}\n#\n# Searched: {_one_line(found)}\n"
     )
-    return head + yaml_io.dump(values)
+    return head + yaml_io.dump_yaml(values)
 
 
-def chosen(config: Config) -> dict[str, Any]:
+def chosen_settings(config: Config) -> dict[str, Any]:
     """The settings by which a configuration differs from the shipped recipe that it starts from."""
-    base = config.recipe if config.recipe in recipes() else Config().recipe
-    here, there = config.to_dict(), resolve({}, base).to_dict()
+    base = config.recipe if config.recipe in recipe_paths() else Config().recipe
+    here, there = config.to_dict(), make_config({}, base).to_dict()
     return {
         "recipe": base,
-        **{key: value for key, value in here.items() if value != there[key] and key not in OF_ONE_RUN},
+        **{key: value for key, value in here.items() if value != there[key] and key not in PER_RUN_SETTINGS},
     }
 
 
@@ -100,7 +114,7 @@ def _one_line(text: str) -> str:
     return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
-def overhead(spent: Mapping[str, Times]) -> dict[str, float]:
+def overhead(spent: Mapping[str, TrialTimes]) -> dict[str, float]:
     """How much of the trials' time was not training, in all and per trial (median), seconds."""
     done = [took for took in spent.values() if took.count]
     if not done:
@@ -123,7 +137,7 @@ def final_table(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     scores = [float(result["test/acc"]) for result in results if "test/acc" in result]
     told: dict[str, Any] = {"seeds": [dict(result) for result in results]}
     if scores:
-        found = spread(scores)
+        found = mean_interval(scores)
         told["test/acc mean"], told["test/acc standard deviation"] = found.mean, found.sd or 0.0
         told["test/acc lowest"], told["test/acc highest"] = found.least, found.most
         if found.low is not None:

@@ -16,23 +16,23 @@ from harness.sweep import progress, results
 from harness.sweep import workers as processes
 from harness.sweep.final import final_runs
 from harness.sweep.launcher import Launcher
-from harness.sweep.results import Times
-from harness.sweep.schema import Sweep
-from harness.sweep.study import Engine, Proposal, Row, first_line
+from harness.sweep.results import TrialTimes
+from harness.sweep.schema import SweepSpec
+from harness.sweep.study import Study, Trial, TrialRecord, first_line
 from harness.tracking import run_dir
-from harness.tracking.journal import follow
+from harness.tracking.journal import follow_journal
 from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
-from harness.utils.signals import PREEMPTED, Interrupted, Interrupts
+from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
 
-LOOK = 0.1  # seconds between two looks at the trials
-JUDGE = 2.0  # seconds after which a trial is held against the others again, though it has said nothing new
-FLAPPING = 5  # failed trials at the start, and none that did not fail: the sweep is wrong, not they
+POLL_INTERVAL = 0.1  # seconds between two looks at the trials
+COMPARE_INTERVAL = 2.0  # seconds after which a trial is held against the others again, though it has said nothing new
+MAX_FAILED_AT_START = 5  # failed trials at the start, and none that did not fail: the sweep is wrong, not they
 DATABASE = "study.db"
 
 
 @dataclass
-class Running:
+class RunningTrial:
     """A trial whose process runs.
 
     Attributes:
@@ -40,8 +40,8 @@ class Running:
         values: of the metric, so far. place: how far its journal was read. judged: when it was last held against others.
     """
 
-    proposal: Proposal
-    process: processes.Process
+    proposal: Trial
+    process: processes.TrialProcess
     share: int
     began: float
     place: int = 0
@@ -50,7 +50,7 @@ class Running:
     pruned: bool = False
 
 
-class Coordinator:
+class Scheduler:
     """One `harness sweep` command.
 
     Args:
@@ -60,12 +60,12 @@ class Coordinator:
     """
 
     def __init__(
-        self, sweep: Sweep, folder: Path, engine: Engine, workers: int, shown: progress.Lines, fork: bool = True
+        self, sweep: SweepSpec, folder: Path, engine: Study, workers: int, shown: progress.SweepLog, fork: bool = True
     ) -> None:
         self.sweep, self.folder, self.engine, self.workers, self.shown = sweep, folder, engine, workers, shown
         self.launcher = Launcher(sweep, folder, workers, fork)
-        self._running: list[Running] = []
-        self._spent: dict[str, Times] = {}
+        self._running: list[RunningTrial] = []
+        self._spent: dict[str, TrialTimes] = {}
         self._refused: set[str] = set()  # trials whose settings do not fit each other: no sign that the sweep is wrong
         self._began = time.monotonic()
         self._ended_here = 0
@@ -75,7 +75,7 @@ class Coordinator:
         """Where the trials' run folders go."""
         return self.folder / results.RUNS
 
-    def search(self, interrupts: Interrupts) -> None:
+    def search(self, interrupts: StopRequests) -> None:
         """Run trials until there are no more.
 
         Raises:
@@ -85,7 +85,7 @@ class Coordinator:
         try:
             while True:
                 interrupts.check()
-                self.engine.beat([running.proposal for running in self._running])
+                self.engine.heartbeat([running.proposal for running in self._running])
                 self._start_more()
                 self._look()
                 if self.shown.is_due():
@@ -96,8 +96,8 @@ class Coordinator:
                 if not self._running and self.engine.exhausted():
                     if not self.engine.running_elsewhere([]) or self.engine.reached():
                         return
-                    self.engine.reclaim()  # one of them may be given back
-                time.sleep(LOOK)
+                    self.engine.requeue_stale()  # one of them may be given back
+                time.sleep(POLL_INTERVAL)
         finally:
             self._stop_rest()
             self.launcher.close()
@@ -117,7 +117,7 @@ class Coordinator:
             share = self.launcher.free_share(running.share for running in self._running)
             process = self.launcher.trial(proposal, share)
             self.shown.began(proposal.name, proposal.values)
-            self._running.append(Running(proposal, process, share, time.monotonic()))
+            self._running.append(RunningTrial(proposal, process, share, time.monotonic()))
 
     def _look(self) -> None:
         """Read what the running trials have logged; stop those that Hyperband stops; take leave of those that ended."""
@@ -129,19 +129,21 @@ class Coordinator:
                 if self.engine.report(running.proposal, running.values):
                     running.pruned = True
                     running.process.stop()
-            if code is None and running.pruned and time.monotonic() - running.judged > processes.PATIENCE:
+            if code is None and running.pruned and time.monotonic() - running.judged > processes.STOP_TIMEOUT:
                 running.process.kill()
             if code is not None:
                 self._running.remove(running)
                 self._leave(running, code)
 
-    def _is_due(self, running: Running) -> bool:
+    def _is_due(self, running: RunningTrial) -> bool:
         """Whether the storage is to be asked about a trial: it has said something new, or others may have."""
-        return len(running.values) > len(running.proposal.reported) or time.monotonic() - running.judged > JUDGE
+        return (
+            len(running.values) > len(running.proposal.reported) or time.monotonic() - running.judged > COMPARE_INTERVAL
+        )
 
-    def _read(self, running: Running) -> None:
+    def _read(self, running: RunningTrial) -> None:
         before = running.place
-        records, running.place = follow(self.runs / running.proposal.name, running.place)
+        records, running.place = follow_journal(self.runs / running.proposal.name, running.place)
         if running.place < before:
             running.values.clear()
         for record in records:
@@ -149,23 +151,23 @@ class Coordinator:
             if record.kind == "epoch" and isinstance(value, int | float) and abs(value) < float("inf"):
                 running.values.append(float(value))
 
-    def _leave(self, running: Running, code: int) -> None:
+    def _leave(self, running: RunningTrial, code: int) -> None:
         self.engine.report(running.proposal, running.values)
         seconds = time.monotonic() - running.began
         if code == 0:
             self._end(running.proposal, "complete", "", seconds)
         elif running.pruned:
             self._end(running.proposal, "pruned", "", seconds)
-        elif (code < 0 or code in PREEMPTED) and self.engine.give_back(running.proposal, counts=True):
+        elif (code < 0 or code in PREEMPTED) and self.engine.requeue(running.proposal, counts=True):
             self.shown.say(f"{running.proposal.name}  was stopped from outside (status {code}) and is gone on with")
         else:
             self._end(running.proposal, "failed", self.launcher.why(running.proposal.name, code), seconds)
 
-    def _end(self, proposal: Proposal, state: str, reason: str, seconds: float) -> None:
+    def _end(self, proposal: Trial, state: str, reason: str, seconds: float) -> None:
         self.engine.tell(proposal, state, reason)
         self._ended_here += 1
         if seconds:
-            self._spent[proposal.name] = results.times(self.runs / proposal.name, seconds)
+            self._spent[proposal.name] = results.trial_times(self.runs / proposal.name, seconds)
         rows = self.engine.rows()
         row = next((row for row in rows if row.number == proposal.number), None)
         if row is None:  # this machine was not heard of for so long that another one has taken the trial
@@ -173,7 +175,7 @@ class Coordinator:
         self.shown.ended(row, seconds, self.engine.best(), self._left())
         self._write_trials(rows)
         ended = [row for row in rows if row.state != "running" and row.name not in self._refused]
-        if len(ended) >= FLAPPING and all(row.state == "failed" for row in ended) and not self._running:
+        if len(ended) >= MAX_FAILED_AT_START and all(row.state == "failed" for row in ended) and not self._running:
             raise HarnessError(
                 f"the first {len(ended)} trials all failed, the last because: {row.reason}; nothing is searched like this"
             )
@@ -192,7 +194,7 @@ class Coordinator:
                 running.pruned = True
                 self._leave(running, 143)
             else:
-                self.engine.give_back(running.proposal)
+                self.engine.requeue(running.proposal)
 
     def _left(self) -> str:
         """How long it may still take, from the trials so far."""
@@ -229,12 +231,12 @@ class Coordinator:
         }
         write_json(self.folder / results.SUMMARY, told)
 
-    def _write_trials(self, rows: Sequence[Row]) -> None:
+    def _write_trials(self, rows: Sequence[TrialRecord]) -> None:
         results.write_trials(self.folder / results.TRIALS, self.sweep, rows, self.spent(), results.RUNS)
 
-    def spent(self) -> dict[str, Times]:
+    def spent(self) -> dict[str, TrialTimes]:
         """The time of each trial that ran on this machine, also under an earlier command."""
-        earlier = {name: Times(*row) for name, row in read_json(self.folder / "times.json").items()}
+        earlier = {name: TrialTimes(*row) for name, row in read_json(self.folder / "times.json").items()}
         together = {**earlier, **self._spent}
         if self._spent:
             write_json(
@@ -244,7 +246,7 @@ class Coordinator:
         return together
 
 
-def _best(sweep: Sweep, best: Row) -> dict[str, Any]:
+def _best(sweep: SweepSpec, best: TrialRecord) -> dict[str, Any]:
     return {
         "trial": best.name,
         "value": sweep.metric.best(best.history),
@@ -259,13 +261,13 @@ def _duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def sweep_folder(sweep: Sweep, output: Path, name: str) -> Path:
+def sweep_folder(sweep: SweepSpec, output: Path, name: str) -> Path:
     """Where a sweep goes: the same for the same search, so that the same command goes on with it."""
     return output / run_dir.slug(name or f"{run_dir.slug(sweep.name)}-{sweep.digest()}")
 
 
-def run(
-    sweep: Sweep,
+def run_sweep(
+    sweep: SweepSpec,
     source: bytes,
     *,
     output: Path,
@@ -298,14 +300,14 @@ def run(
     run_dir.make_folder(folder)
     lock: IO[str] | None = run_dir.lock_folder(folder)
     url = storage if "://" in storage else f"sqlite:///{Path(storage or folder / DATABASE).expanduser().resolve()}"
-    engine = Engine(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None)
+    engine = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None)
     write_atomically(folder / results.COPY, source)
-    shown = progress.Live(sweep) if sys.stderr.isatty() else progress.Lines(sweep)
-    coordinator = Coordinator(sweep, folder, engine, workers, shown, fork)
+    shown = progress.SweepTable(sweep) if sys.stderr.isatty() else progress.SweepLog(sweep)
+    coordinator = Scheduler(sweep, folder, engine, workers, shown, fork)
     try:
-        with Interrupts() as interrupts:
+        with StopRequests() as interrupts:
             coordinator.search(interrupts)
-            told = progress.summary(sweep, engine.rows(), engine.best(), results.overhead(coordinator.spent()))
+            told = progress.sweep_summary(sweep, engine.rows(), engine.best(), results.overhead(coordinator.spent()))
             if not any(row.history for row in engine.rows()) and any(row.state == "failed" for row in engine.rows()):
                 raise HarnessError(f"every trial failed, the last because: {engine.rows()[-1].reason}")
             if final:

@@ -15,11 +15,11 @@ from typing import Any
 import yaml
 
 from harness.config import yaml_io
-from harness.config.settings import FOLDER_LIKE, Config, coerce, known_name, resolve, settings
+from harness.config.settings import FOLDER_LIKE, Config, canonical_name, coerce, make_config, setting_fields
 from harness.sweep import command
-from harness.sweep.distributions import Axis, nested, read_axes
+from harness.sweep.distributions import Parameter, nested, read_parameters
 from harness.sweep.hyperband import Hyperband, read_hyperband
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 
 METHODS = ("grid", "random", "bayes", "custom")
 # As W&B's schema (package `sweeps`, `config/schema.json`).
@@ -45,7 +45,7 @@ KEYS = (
 )
 # What every epoch's record says, beside the splits' loss and accuracy; a test holds it to a real run.
 OTHER_METRICS = ("lr", "epoch", "time/train(s)", "time/eval(s)", "time/epoch(s)", "throughput(images/s)")
-LARGEST_GRID = 100_000
+MAX_GRID_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepSpec:
     """A sweep that has been understood.
 
     Attributes:
@@ -86,7 +86,7 @@ class Sweep:
     name: str
     method: str
     metric: Metric
-    axes: tuple[Axis, ...]
+    axes: tuple[Parameter, ...]
     command: tuple[str, ...]
     hyperband: Hyperband | None
     run_cap: int | None
@@ -94,7 +94,7 @@ class Sweep:
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def searched(self) -> list[Axis]:
+    def searched(self) -> list[Parameter]:
         """The parameters that have more than one value."""
         return [axis for axis in self.axes if not axis.fixed]
 
@@ -108,7 +108,7 @@ class Sweep:
         Raises:
             UsageError: they do not fit each other.
         """
-        return resolve({**self.parameters(values), **self.overrides})
+        return make_config({**self.parameters(values), **self.overrides})
 
     def grid(self) -> list[dict[str, Any]]:
         """Every point of the grid; the last parameter moves fastest."""
@@ -125,12 +125,12 @@ class Sweep:
             for key, value in self.document.items()
             if key not in ("run_cap", "name", "description", "project", "entity")
         }
-        numbers = {name: value for name, value in self.overrides.items() if settings()[name].metadata["counts"]}
+        numbers = {name: value for name, value in self.overrides.items() if setting_fields()[name].metadata["counts"]}
         told = json.dumps([searched, numbers], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 
-def read(path: Path, overrides: Mapping[str, Any] | None = None, *, on_test: bool = False) -> Sweep:
+def read_sweep_file(path: Path, overrides: Mapping[str, Any] | None = None, *, on_test: bool = False) -> SweepSpec:
     """The sweep in a YAML file.
 
     Args:
@@ -140,29 +140,31 @@ def read(path: Path, overrides: Mapping[str, Any] | None = None, *, on_test: boo
     Raises:
         UsageError: with the place of the mistake and its remedy.
     """
-    document = yaml_io.read(path)
+    document = yaml_io.read_yaml(path)
     try:
         _same_numbers(document, path.read_text(encoding="utf-8-sig"))
-        return understand(document, path.stem, overrides or {}, on_test=on_test)
+        return parse_sweep(document, path.stem, overrides or {}, on_test=on_test)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
 
 
-def understand(document: Mapping[str, Any], name: str, overrides: Mapping[str, Any], *, on_test: bool = False) -> Sweep:
+def parse_sweep(
+    document: Mapping[str, Any], name: str, overrides: Mapping[str, Any], *, on_test: bool = False
+) -> SweepSpec:
     """The sweep in a mapping; see `read`."""
     if odd := [str(key) for key in document if key not in KEYS]:
-        raise UsageError(f"a sweep has no key {odd[0]!r}{nearest(odd[0], KEYS)}")
+        raise UsageError(f"a sweep has no key {odd[0]!r}{did_you_mean(odd[0], KEYS)}")
     method = document.get("method")
     if method not in METHODS:
-        raise UsageError(f"method={method!r}: need one of grid, random, bayes{nearest(str(method), METHODS)}")
+        raise UsageError(f"method={method!r}: need one of grid, random, bayes{did_you_mean(str(method), METHODS)}")
     method = _scheduled(document, str(method))
     if "metrics" in document:
         raise UsageError("`metrics:` (several at once) is not searched here; give one `metric:`")
-    axes = tuple(read_axes(document.get("parameters")))
-    given = {known_name(key): value for key, value in overrides.items()}
+    axes = tuple(read_parameters(document.get("parameters")))
+    given = {canonical_name(key): value for key, value in overrides.items()}
     axes = _settled(axes, given)
     block = document.get("early_terminate")
-    sweep = Sweep(
+    sweep = SweepSpec(
         name=str(document.get("name") or name),
         method=method,
         metric=_metric(document.get("metric"), method),
@@ -175,7 +177,7 @@ def understand(document: Mapping[str, Any], name: str, overrides: Mapping[str, A
     )
     if method == "grid":
         count = math.prod(len(axis.points()) for axis in sweep.searched)
-        if count > LARGEST_GRID:
+        if count > MAX_GRID_POINTS:
             raise UsageError(f"the grid has {count:,} points; take fewer values, or set method: random")
     _check_metric(sweep.metric.name, _some_config(sweep), on_test)
     return sweep
@@ -212,11 +214,11 @@ def _metric(block: Any, method: str) -> Metric:
         raise UsageError("metric: need `name:` and `goal:`, such as {name: best/val_acc, goal: maximize}")
     known = ("name", "goal", "target", "impute", "impute_while_running")
     if odd := [str(key) for key in block if key not in known]:
-        raise UsageError(f"metric: there is no {odd[0]!r}{nearest(odd[0], known)}")
+        raise UsageError(f"metric: there is no {odd[0]!r}{did_you_mean(odd[0], known)}")
     goal, target = block.get("goal", "minimize"), block.get("target")
     if goal not in ("minimize", "maximize"):
         raise UsageError(
-            f"metric: goal={goal!r}: need minimize or maximize{nearest(str(goal), ('minimize', 'maximize'))}"
+            f"metric: goal={goal!r}: need minimize or maximize{did_you_mean(str(goal), ('minimize', 'maximize'))}"
         )
     if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
         raise UsageError(f"metric: target={target!r}: need a number")
@@ -229,13 +231,13 @@ def _cap(value: Any) -> int | None:
     return value
 
 
-def _settled(axes: tuple[Axis, ...], overrides: Mapping[str, Any]) -> tuple[Axis, ...]:
+def _settled(axes: tuple[Parameter, ...], overrides: Mapping[str, Any]) -> tuple[Parameter, ...]:
     """The parameters, each of them a setting, given once, and not given by hand while it is searched."""
     seen: dict[str, str] = {}
     kept = []
     for axis in axes:
         try:
-            name = known_name(axis.path[0])
+            name = canonical_name(axis.path[0])
         except UsageError as error:
             raise UsageError(f"parameters.{axis.name}: {error}") from None
         if len(axis.path) > 1 and name != "model_args":
@@ -256,7 +258,7 @@ def _settled(axes: tuple[Axis, ...], overrides: Mapping[str, Any]) -> tuple[Axis
     return tuple(kept)
 
 
-def _check_values(axis: Axis, name: str) -> None:
+def _check_values(axis: Parameter, name: str) -> None:
     """Each value, or both ends of a range, as the setting takes it."""
     if name in ("lr_min", "lr_max") and axis.choices is not None and "find" in axis.choices and not axis.fixed:
         raise UsageError(f"parameters.{axis.name}: `find` is no value to search among; give numbers")
@@ -272,7 +274,7 @@ def _check_values(axis: Axis, name: str) -> None:
             raise UsageError(f"parameters.{axis.name}: {error}") from None
 
 
-def _some_config(sweep: Sweep) -> Config:
+def _some_config(sweep: SweepSpec) -> Config:
     """The settings of the middle of the search space; where that is no valid run, of another place in it.
 
     Raises:
@@ -302,7 +304,7 @@ def _check_metric(name: str, config: Config, on_test: bool) -> None:
             )
         if not reads_test:
             raise UsageError(
-                f"metric: no run logs {name!r}{nearest(name, (*known, *OTHER_METRICS))}; there are {', '.join(known)}"
+                f"metric: no run logs {name!r}{did_you_mean(name, (*known, *OTHER_METRICS))}; there are {', '.join(known)}"
             )
     if reads_test and has_val and config.data not in FOLDER_LIKE:
         raise UsageError(f"metric: {name} is not logged where there is a validation split; use best/val_acc")

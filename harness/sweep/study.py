@@ -21,14 +21,14 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
-from harness.sweep.distributions import Axis, as_text
-from harness.sweep.schema import Sweep
+from harness.sweep.distributions import Parameter, as_text
+from harness.sweep.schema import SweepSpec
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 
 HEARTBEAT, GRACE = 10, 45  # seconds between two beats; after how many without one a trial's coordinator is dead
 OPENINGS = 4  # tries to open a storage
-MOST_TRIES = 4  # of one trial whose coordinators die
+MAX_TRIES = 4  # of one trial whose coordinators die
 SURPLUS, OWNER, VALUES, POINT, AGAIN_OF, TRY, FIRST, REASON = (
     "surplus",
     "owner",
@@ -43,7 +43,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 
 @dataclass
-class Proposal:
+class Trial:
     """A trial that this coordinator has taken on.
 
     Attributes:
@@ -60,7 +60,7 @@ class Proposal:
 
 
 @dataclass(frozen=True)
-class Row:
+class TrialRecord:
     """What is known of one trial.
 
     Attributes:
@@ -76,7 +76,7 @@ class Row:
     reason: str
 
 
-class Engine:
+class Study:
     """The search of one sweep.
 
     Args:
@@ -88,7 +88,7 @@ class Engine:
     """
 
     def __init__(
-        self, sweep: Sweep, name: str, storage: str, cap: int | None, seed: int = 0, shared: bool = False
+        self, sweep: SweepSpec, name: str, storage: str, cap: int | None, seed: int = 0, shared: bool = False
     ) -> None:
         self.sweep, self.cap, self._seed, self._shared = sweep, cap, seed, shared
         self._owner = f"{socket.gethostname()}:{os.getpid()}"
@@ -153,9 +153,9 @@ class Engine:
                 self._study.enqueue_trial(_encoded(self.sweep.searched, values), user_attrs={POINT: place})
         self._study.set_user_attr("filled", True)
 
-    def ask(self) -> Proposal | None:
+    def ask(self) -> Trial | None:
         """The next trial, taken on; None when there is none to be had now (see `exhausted`)."""
-        self.reclaim()
+        self.requeue_stale()
         if self.exhausted():
             return None
         with _quiet():
@@ -173,9 +173,9 @@ class Engine:
         first = trial.user_attrs.get(FIRST, trial.number)
         if FIRST not in trial.user_attrs:
             trial.set_user_attr(FIRST, first)
-        return Proposal(trial.number, f"trial-{first:04d}", values, trial)
+        return Trial(trial.number, f"trial-{first:04d}", values, trial)
 
-    def _suggest(self, trial: optuna.Trial, axis: Axis) -> Any:
+    def _suggest(self, trial: optuna.Trial, axis: Parameter) -> Any:
         match _distribution(axis):
             case CategoricalDistribution(choices=choices):
                 return _decoded(axis, trial.suggest_categorical(axis.name, choices))
@@ -194,7 +194,7 @@ class Engine:
         first = 10 if self.cap is None else max(4, min(10, self.cap // 3))
         return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=first)
 
-    def report(self, proposal: Proposal, values: Sequence[float]) -> bool:
+    def report(self, proposal: Trial, values: Sequence[float]) -> bool:
         """Add to the history of a trial; whether it is to be stopped.
 
         Args:
@@ -212,7 +212,7 @@ class Engine:
         own = proposal.reported
         return self.sweep.hyperband.stops(own, [*others, own], maximise=self.sweep.metric.maximise)
 
-    def tell(self, proposal: Proposal, state: str, reason: str = "") -> None:
+    def tell(self, proposal: Trial, state: str, reason: str = "") -> None:
         """How a trial ended: `complete`, `pruned` or `failed`; its value is the best of its history.
 
         A trial that another machine has taken over meanwhile stays that one's.
@@ -220,7 +220,7 @@ class Engine:
         with contextlib.suppress(UpdateFinishedTrialError, ValueError):
             self._tell(proposal, state, reason)
 
-    def _tell(self, proposal: Proposal, state: str, reason: str) -> None:
+    def _tell(self, proposal: Trial, state: str, reason: str) -> None:
         if reason:
             proposal.trial.set_user_attr(REASON, reason[:500])
         value = self.sweep.metric.best(proposal.reported) if proposal.reported else None
@@ -236,14 +236,14 @@ class Engine:
                 case _:
                     self._study.tell(proposal.trial, state=TrialState.FAIL)
 
-    def give_back(self, proposal: Proposal, counts: bool = False) -> bool:
+    def requeue(self, proposal: Trial, counts: bool = False) -> bool:
         """A trial that was stopped before its end: whoever comes next goes on with it. Whether it could be given back.
 
         Args:
             counts: as one of the tries that a trial has.
         """
         frozen = self._study.get_trials(deepcopy=False)[proposal.number]
-        if counts and frozen.user_attrs.get(TRY, 1) >= MOST_TRIES:
+        if counts and frozen.user_attrs.get(TRY, 1) >= MAX_TRIES:
             return False
         self._give_back(proposal.number, counts)
         return True
@@ -261,7 +261,7 @@ class Engine:
         """A waiting trial with the values of one whose coordinator is gone."""
         tries = trial.user_attrs.get(TRY, 1) + (1 if counts else 0)
         params = trial.params or trial.system_attrs.get("fixed_params", {})
-        if tries > MOST_TRIES or SURPLUS in trial.user_attrs or not {VALUES, POINT} & set(trial.user_attrs):
+        if tries > MAX_TRIES or SURPLUS in trial.user_attrs or not {VALUES, POINT} & set(trial.user_attrs):
             return
         kept = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, REASON)}
         self._study.add_trial(
@@ -274,14 +274,14 @@ class Engine:
             )
         )
 
-    def beat(self, proposals: Sequence[Proposal]) -> None:
+    def heartbeat(self, proposals: Sequence[Trial]) -> None:
         """Say that these trials are being worked on; to be called more often than every `HEARTBEAT` seconds."""
         if time.monotonic() - self._beaten >= HEARTBEAT / 2:
             self._beaten = time.monotonic()
             for proposal in proposals:
                 self._storage.record_heartbeat(proposal.trial._trial_id)
 
-    def reclaim(self) -> None:
+    def requeue_stale(self) -> None:
         """Give back the trials of dead coordinators: at once those of this machine, else after `GRACE` seconds."""
         if time.monotonic() - self._swept < HEARTBEAT / 2:
             return
@@ -304,7 +304,7 @@ class Engine:
             return False
         return any(self.sweep.metric.reached(value) for row in self.rows() for value in row.history)
 
-    def running_elsewhere(self, own: Sequence[Proposal]) -> int:
+    def running_elsewhere(self, own: Sequence[Trial]) -> int:
         """How many trials other coordinators work on."""
         mine = {proposal.number for proposal in own}
         return sum(row.state == "running" and row.number not in mine for row in self.rows())
@@ -340,12 +340,12 @@ class Engine:
         left_out |= {trial.number for trial in trials if trial.state in DONE and VALUES not in trial.user_attrs}
         return [trial for trial in trials if trial.number not in left_out]
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[TrialRecord]:
         """Every trial that counts and has begun, by its name."""
         found = [_row(trial) for trial in self._counted() if trial.state != TrialState.WAITING]
         return sorted(found, key=lambda row: row.name)
 
-    def best(self) -> Row | None:
+    def best(self) -> TrialRecord | None:
         """The complete trial with the best value; one that was stopped counts only where none is complete."""
         for states in (("complete",), ("pruned",)):
             rows = [row for row in self.rows() if row.state in states and row.history]
@@ -373,10 +373,10 @@ class Engine:
         self._storage.engine.dispose()
 
 
-def _row(trial: FrozenTrial) -> Row:
+def _row(trial: FrozenTrial) -> TrialRecord:
     history = [value for _, value in sorted(trial.intermediate_values.items())]
     states = {TrialState.FAIL: "failed", TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
-    return Row(
+    return TrialRecord(
         number=trial.number,
         name=f"trial-{trial.user_attrs.get(FIRST, trial.number):04d}",
         state=states.get(trial.state, "running"),
@@ -386,7 +386,7 @@ def _row(trial: FrozenTrial) -> Row:
     )
 
 
-def _is_native(axis: Axis) -> bool:
+def _is_native(axis: Parameter) -> bool:
     """Whether Optuna has the distribution itself; the others are searched by their quantile."""
     if axis.kind == "categorical":
         return axis.spec["probabilities"] is None
@@ -395,7 +395,7 @@ def _is_native(axis: Axis) -> bool:
     return axis.kind == "int_uniform"
 
 
-def _distribution(axis: Axis) -> BaseDistribution:
+def _distribution(axis: Parameter) -> BaseDistribution:
     if not _is_native(axis):
         return FloatDistribution(1e-12, 1 - 1e-12)
     match axis.kind:
@@ -406,7 +406,7 @@ def _distribution(axis: Axis) -> BaseDistribution:
     return FloatDistribution(axis.spec["min"], axis.spec["max"], log=axis.kind == "log_uniform_values")
 
 
-def _words(axis: Axis) -> list[Any]:
+def _words(axis: Parameter) -> list[Any]:
     """The values as Optuna takes them: as they are where it can tell them apart, else as JSON."""
     values = axis.spec["values"]
     if all(isinstance(value, str | int | float | bool) for value in values) and len(set(values)) == len(values):
@@ -414,11 +414,11 @@ def _words(axis: Axis) -> list[Any]:
     return [as_text(value) for value in values]
 
 
-def _decoded(axis: Axis, word: Any) -> Any:
+def _decoded(axis: Parameter, word: Any) -> Any:
     return axis.spec["values"][_words(axis).index(word)]
 
 
-def _encoded(axes: Sequence[Axis], values: Mapping[str, Any]) -> dict[str, Any]:
+def _encoded(axes: Sequence[Parameter], values: Mapping[str, Any]) -> dict[str, Any]:
     """A grid's point as Optuna's parameters."""
     told: dict[str, Any] = {}
     for axis in axes:

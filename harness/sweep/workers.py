@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from harness.utils.errors import HarnessError
 from harness.utils.signals import die_with_parent
 
-PATIENCE = 90.0  # seconds that a stopped trial may take to save
+STOP_TIMEOUT = 90.0  # seconds that a stopped trial may take to save
 
 
-class Process(Protocol):
+class TrialProcess(Protocol):
     """One trial."""
 
     def poll(self) -> int | None:
@@ -34,21 +34,21 @@ class Process(Protocol):
         """End it."""
 
 
-class Ended:
+class FinishedTrial:
     """A trial that had come to its end before anybody wrote that down."""
 
     def poll(self) -> int | None:
-        """See `Process`."""
+        """See `TrialProcess`."""
         return 0
 
     def stop(self) -> None:
-        """See `Process`."""
+        """See `TrialProcess`."""
 
     def kill(self) -> None:
-        """See `Process`."""
+        """See `TrialProcess`."""
 
 
-class Started:
+class SubprocessTrial:
     """A process started by its command line."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
@@ -65,28 +65,28 @@ class Started:
             )
 
     def poll(self) -> int | None:
-        """See `Process`."""
+        """See `TrialProcess`."""
         return self._process.poll()
 
     def stop(self) -> None:
-        """See `Process`."""
+        """See `TrialProcess`."""
         _signal(self._process.pid, signal.SIGTERM)
 
     def kill(self) -> None:
-        """See `Process`."""
+        """See `TrialProcess`."""
         _signal(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
 
-class Forked:
+class ForkedTrial:
     """A process forked from one that has everything imported."""
 
-    def __init__(self, nest: Nest, name: str) -> None:
+    def __init__(self, nest: ForkServer, name: str) -> None:
         self._nest, self._name = nest, name
         self._asked_to_stop = 0
 
     def poll(self) -> int | None:
-        """See `Process`."""
+        """See `TrialProcess`."""
         self._nest.listen()
         code = self._nest.codes.get(self._name)
         if code is None and self._asked_to_stop and self._name in self._nest.pids:
@@ -95,17 +95,17 @@ class Forked:
         return code
 
     def stop(self) -> None:
-        """See `Process`."""
+        """See `TrialProcess`."""
         self._asked_to_stop = signal.SIGTERM  # sent once it is known to have begun
         self.poll()
 
     def kill(self) -> None:
-        """See `Process`."""
+        """See `TrialProcess`."""
         self._asked_to_stop = signal.SIGKILL
         self.poll()
 
 
-class Nest:
+class ForkServer:
     """The process that trials are forked from; see `harness.cli.fork_server`."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
@@ -125,7 +125,7 @@ class Nest:
         self.pids: dict[str, int] = {}
         self.codes: dict[str, int] = {}
 
-    def start(self, words: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> Forked:
+    def start(self, words: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> ForkedTrial:
         """A trial: `words` come after `harness`."""
         self._count += 1
         name = str(self._count)
@@ -142,7 +142,7 @@ class Nest:
             self._process.stdin.flush()
         except BrokenPipeError:
             raise HarnessError("the process that trials are forked from has died; give --no-fork") from None
-        return Forked(self, name)
+        return ForkedTrial(self, name)
 
     def listen(self) -> None:
         """Take in who began and who ended."""
@@ -168,7 +168,7 @@ class Nest:
             with contextlib.suppress(OSError):
                 self._process.stdin.close()
         try:
-            self._process.wait(PATIENCE)
+            self._process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -177,7 +177,7 @@ class Nest:
             self._process.stdout.close()
 
 
-def stop_all(processes: Sequence[Process], patience: float = PATIENCE) -> None:
+def stop_all(processes: Sequence[TrialProcess], patience: float = STOP_TIMEOUT) -> None:
     """Ask all to save and end, and end those that do not within `patience` seconds."""
     for process in processes:
         process.stop()
@@ -191,7 +191,7 @@ def stop_all(processes: Sequence[Process], patience: float = PATIENCE) -> None:
         time.sleep(0.05)
 
 
-def devices(workers: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
+def device_environments(workers: int, environment: Mapping[str, str]) -> list[dict[str, str]]:
     """For each worker, the variables that give it its share of the machine: a GPU, and CPU threads.
 
     GPUs are dealt out in turn, so that with fewer GPUs than workers several share one.

@@ -27,7 +27,7 @@ VERSION = 1
 
 
 @dataclass(frozen=True)
-class Story:
+class JournalContents:
     """What a journal tells.
 
     Attributes:
@@ -49,7 +49,7 @@ class Story:
     whole: bool = False
 
 
-class NoJournal:
+class NullJournal:
     """Takes nothing and has nothing to sync: the process that leads writes."""
 
     def sync(self) -> None:
@@ -160,7 +160,7 @@ class Journal:
             raise _no_room(self.path, error) from error
 
 
-def read(path: Path) -> Story:
+def read_journal(path: Path) -> JournalContents:
     """What a journal tells, up to its last whole line.
 
     Args:
@@ -183,10 +183,10 @@ def read(path: Path) -> Story:
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             torn = True
             break
-    return Story(**told, whole=last == "summary" and not torn)
+    return JournalContents(**told, whole=last == "summary" and not torn)
 
 
-def follow(path: Path, place: int) -> tuple[list[Record], int]:
+def follow_journal(path: Path, place: int) -> tuple[list[Record], int]:
     """The records that a journal which is still being written has gained since byte `place`, and the new place.
 
     A journal that is shorter than `place` was cut by a run that goes on: it is read from its beginning, and the first
@@ -211,7 +211,7 @@ def follow(path: Path, place: int) -> tuple[list[Record], int]:
 
 
 def _tell(told: dict[str, Any], line: dict[str, Any], folder: Path) -> str:
-    """Add one line to what a `Story` is made from; its kind."""
+    """Add one line to what a `JournalContents` is made from; its kind."""
     kind = str(line.get("kind"))
     if kind == "header":
         told["header"] = {key: value for key, value in line.items() if key not in ("kind", "journal")}

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.utils.errors import AlreadyDone, BusyError, HarnessError, UsageError
+from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, UsageError
 from harness.utils.files import read_json, write_json
 
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
@@ -40,7 +40,7 @@ def default_name(config: Config) -> str:
     return slug(f"{_start(config)}-s{config.seed}-{config.digest()}")
 
 
-def name_of_any_seed(config: Config) -> str:
+def name_without_seed(config: Config) -> str:
     """`<recipe or model>-<data>-<digest>`: the same for all seeds of the same settings."""
     return slug(f"{_start(config)}-{config.replace(seed=0).digest()}")
 
@@ -50,7 +50,7 @@ def _start(config: Config) -> str:
 
 
 @dataclass
-class RunFolder:
+class RunDir:
     """A run folder that this process has locked.
 
     Attributes:
@@ -84,7 +84,7 @@ class RunFolder:
             self.lock = None
 
 
-def claim(config: Config) -> RunFolder:
+def claim_run_dir(config: Config) -> RunDir:
     """The folder this run writes into, locked: an unfinished one of equal settings, or a new one.
 
     Raises:
@@ -108,13 +108,13 @@ def claim(config: Config) -> RunFolder:
             continue
         lock = lock_folder(path)
         if lock is not None and read_state(path) == state:  # not taken by another process in the meantime
-            return RunFolder(path, resumed=state != "none", lock=lock)
+            return RunDir(path, resumed=state != "none", lock=lock)
         if lock is None and config.name:
             raise _busy(path)
     raise UsageError(f"{output} has ten thousand runs named {base}; choose another --name")
 
 
-def of_settings(config: Config) -> Iterator[Path]:
+def runs_with_settings(config: Config) -> Iterator[Path]:
     """The folders in the output folder that runs of this name and these settings have left, oldest first."""
     output, base = Path(config.output).expanduser(), slug(config.name or default_name(config))
     for number in count(1):
@@ -125,7 +125,7 @@ def of_settings(config: Config) -> Iterator[Path]:
             yield path
 
 
-def _claim_named(config: Config, path: Path) -> RunFolder:
+def _claim_named(config: Config, path: Path) -> RunDir:
     if read_state(path) == "none":
         raise UsageError(f"--resume {path}: there is no run in that folder; `harness runs` lists what there is")
     changed = differences(path, config)
@@ -138,8 +138,8 @@ def _claim_named(config: Config, path: Path) -> RunFolder:
         raise _busy(path)
     if read_state(path) == "finished":
         lock.close()
-        raise AlreadyDone(f"{path} is already complete; `harness evaluate {path}` says what it came to")
-    return RunFolder(path, resumed=True, lock=lock)
+        raise AlreadyFinished(f"{path} is already complete; `harness evaluate {path}` says what it came to")
+    return RunDir(path, resumed=True, lock=lock)
 
 
 def _busy(path: Path) -> BusyError:
@@ -152,7 +152,7 @@ def _busy(path: Path) -> BusyError:
 def differences(path: Path, config: Config) -> list[str]:
     """`setting: there -> here` for each setting that a run's numbers depend on and that is not equal."""
     try:
-        there = Config(**yaml_io.read(path / CONFIG)).numbers()
+        there = Config(**yaml_io.read_yaml(path / CONFIG)).numbers()
     except (HarnessError, TypeError):
         return [f"{CONFIG} can not be read"]
     here = config.numbers()

@@ -49,7 +49,7 @@ class StoredImage(Image):
 
 def to_line(value: Mapping[str, Any]) -> bytes:
     """One line of a journal, with its newline; ASCII, so that no cut can fall inside a letter."""
-    return json.dumps(plain(value), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return json.dumps(to_plain(value), allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def from_line(line: bytes) -> dict[str, Any]:
@@ -58,13 +58,13 @@ def from_line(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: the line is not a JSON object.
     """
-    value = restore(json.loads(line))
+    value = from_plain(json.loads(line))
     if not isinstance(value, dict):
         raise ValueError("need a JSON object")
     return value
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """`value` of words, numbers, lists and mappings in terms of strict JSON."""
     if isinstance(value, np.generic):
         value = value.item()
@@ -77,24 +77,24 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         return f"~{value}" if value.lstrip("~") in SPECIAL else value
     if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
+        return {str(key): to_plain(part) for key, part in value.items()}
     if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        return to_plain(value.tolist())
     if isinstance(value, Sequence):
-        return [plain(part) for part in value]
+        return [to_plain(part) for part in value]
     return str(value)
 
 
-def restore(value: Any) -> Any:
+def from_plain(value: Any) -> Any:
     """What `plain` was given, lists for any sequence."""
     if isinstance(value, str):
         if value in SPECIAL:
             return SPECIAL[value]
         return value[1:] if value.startswith("~") and value.lstrip("~") in SPECIAL else value
     if isinstance(value, list):
-        return [restore(part) for part in value]
+        return [from_plain(part) for part in value]
     if isinstance(value, dict):
-        return {key: restore(part) for key, part in value.items()}
+        return {key: from_plain(part) for key, part in value.items()}
     return value
 
 

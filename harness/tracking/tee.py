@@ -8,7 +8,7 @@ from harness.tracking.records import Artifact, Record, Scalar
 from harness.tracking.tracker import Status, Tracker
 
 
-class Tee:
+class MultiTracker:
     """Hands everything to each tracker in turn; put the one that must never miss anything first."""
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:

@@ -29,7 +29,7 @@ class Tracker(Protocol):
         """Write what is still open and close; a second call does nothing."""
 
 
-class NoTracker:
+class NullTracker:
     """Takes everything and writes nothing, so that no caller has to ask whether there is a tracker."""
 
     state = "disabled"

@@ -26,7 +26,7 @@ LAST, PREVIOUS, INCOMING, INDEX = "last.pt", "previous.pt", "incoming.pt", "inde
 log = logging.getLogger(__name__)
 
 
-def save(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def save_checkpoint(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> None:
     """`state` as the newest checkpoint in `folder`; the newest until now becomes the previous one.
 
     Args:
@@ -47,14 +47,14 @@ def save(folder: Path, state: Mapping[str, Any], about: Mapping[str, Any]) -> No
     sync_folder(folder)
 
 
-def newest(folder: Path) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a folder; a damaged newer one is named in a warning. None: there is none.
 
     Raises:
         CheckpointError: there are checkpoints, but none is whole.
     """
     found = [path for name in (INCOMING, LAST, PREVIOUS) if (path := folder / name).exists()]
-    good = [path for path in found if about(path)]
+    good = [path for path in found if checkpoint_info(path)]
     if found == [folder / INCOMING] and not good:
         return None  # killed in its very first save, before the index had it
     for path in found:
@@ -62,10 +62,10 @@ def newest(folder: Path) -> Path | None:
             log.warning("%s is damaged or incomplete; using the one before it", path)
     if found and not good:
         raise CheckpointError(f"no whole checkpoint in {folder}; start anew with --resume never or another --name")
-    return max(good, key=lambda path: about(path)["step"], default=None)
+    return max(good, key=lambda path: checkpoint_info(path)["step"], default=None)
 
 
-def about(path: Path) -> dict[str, Any]:
+def checkpoint_info(path: Path) -> dict[str, Any]:
     """The plain facts saved with a checkpoint; empty unless the file is whole, by size and checksum."""
     if not path.is_file():
         return {}
@@ -82,7 +82,7 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     )
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU.
 
     Raises:
@@ -90,7 +90,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}")
-    facts = about(path)
+    facts = checkpoint_info(path)
     if facts.get("format", 0) > FORMAT:
         raise CheckpointError(
             f"{path} was made by a newer harness (format {facts['format']}, this one reads {FORMAT}); upgrade harness"
@@ -150,7 +150,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} is damaged: {error}") from None
 
 
-def fits(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
+def load_weights_strict(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:
     """Load `weights` into `model`.
 
     Raises:

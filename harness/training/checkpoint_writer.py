@@ -20,7 +20,7 @@ from harness.utils import fault_injection
 WAITING = 2  # snapshots in memory at most: one being written, one behind it
 
 
-class Saver:
+class CheckpointWriter:
     """Writes states in the order in which they were given.
 
     An error of a write (a full disk) is raised by the next call of `save` or `flush`, in the thread that calls.
@@ -62,7 +62,7 @@ class Saver:
             self._pool = None
 
 
-class NoSaver:
+class NullCheckpointWriter:
     """Writes nothing: another process does."""
 
     def save(self, state: Mapping[str, Any], write: Callable[[dict[str, Any]], None]) -> None:

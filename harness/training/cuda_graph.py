@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from harness.utils.errors import ResourceError, out_of_memory
+from harness.utils.errors import ResourceError, is_out_of_memory
 
 WARM = 3  # updates done kernel by kernel before: cuDNN chooses its algorithms, the optimizer makes its buffers
 # images, labels, targets -> loss, correct, gradient norm: forward, backward, clipping and the optimizer's step
 Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor | None]]
 
 
-class GraphedChange:
+class GraphedStep:
     """`change` recorded at its fourth batch of a shape, and replayed for each one after it.
 
     Every call is one real update: the first ones run kernel by kernel, and so does a batch of another shape. Recording
@@ -97,7 +97,7 @@ class GraphedChange:
             with torch.cuda.graph(graph, stream=self._stream):
                 results = self._change(*self._inputs)
         except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ResourceError(

@@ -56,12 +56,12 @@ def pick_precision(word: str, device: torch.device) -> str:
         return word
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    if device.type == "cpu" and cpu_has_bf16() and bf16_gain() > 1.1:
+    if device.type == "cpu" and cpu_has_bf16() and measure_bf16_speedup() > 1.1:
         return "bf16"
     return "fp32"
 
 
-def autocast_type(precision: str) -> torch.dtype | None:
+def autocast_dtype(precision: str) -> torch.dtype | None:
     """What autocast casts to; None for float32 throughout."""
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
@@ -77,7 +77,7 @@ def cpu_has_bf16() -> bool:
         return False
 
 
-def bf16_gain() -> float:
+def measure_bf16_speedup() -> float:
     """How many times as fast as in float32 a convolution and its gradients are in bfloat16 on this CPU.
 
     Measured (about 0.1 s), since the flags do not tell: two Zen 4 cores train the custom ResNet twice as fast in
@@ -123,7 +123,7 @@ def keep_freed_memory() -> bool:
     return all(mallopt(*pair) == 1 for pair in ((mmap_max, 0), (trim_threshold, -1), (top_pad, 256 * 2**20)))
 
 
-def prepare(config: Config, device: torch.device) -> None:
+def configure_torch(config: Config, device: torch.device) -> None:
     """Set up the process for one run: threads, memory, which kernels are allowed."""
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -164,7 +164,7 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> Iterator[No
             yield
 
 
-def release() -> None:
+def release_memory() -> None:
     """Give back what a run that is over still holds: its cycles, the GPU's cached memory, its compiled code.
 
     torch.compile counts the models that came through one forward, and gives up on it after a few.

@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from harness.utils import environment
-from harness.utils.errors import HarnessError, LostError, UsageError
+from harness.utils.errors import HarnessError, PeerLostError, UsageError
 from harness.utils.signals import die_with_parent
 
 T = TypeVar("T")
 Share = Callable[[int], slice]  # of so many things in a row, those that are this process'
 
 
-class Alone:
+class SingleProcess:
     """One process: everything is its own, and there is nobody to ask.
 
     Attributes:
@@ -38,16 +38,16 @@ class Alone:
     rank, count = 0, 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process writes."""
         return self.rank == 0
 
     @property
     def own(self) -> tuple[int, ...]:
         """What the seed of a draw of this process' own has beside those of the run; the leader draws as one alone."""
-        return () if self.leads else (self.rank,)
+        return () if self.is_main else (self.rank,)
 
-    def share(self, things: int) -> slice:
+    def shard(self, things: int) -> slice:
         """This process' part of so many things in a row: as equal as can be, none twice, none left out."""
         return slice(self.rank * things // self.count, (self.rank + 1) * things // self.count)
 
@@ -55,23 +55,23 @@ class Alone:
         """What averages the gradients over all processes; None: nothing is needed."""
         return None
 
-    def sums(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def all_reduce_sum(self, *values: Tensor) -> tuple[Tensor, ...]:
         """Each of some numbers [] summed over all processes, on its device, not waited for."""
         return values
 
-    def equalise(self, *modules: nn.Module | None) -> None:
+    def average_buffers(self, *modules: nn.Module | None) -> None:
         """Have the running statistics of all processes averaged, so that all evaluate and save the same model."""
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The leader's value, a plain one or tensors on the CPU."""
         return value
 
-    def agree(self, asked: int) -> int:
+    def reduce_stop_flag(self, asked: int) -> int:
         """The greatest number that any process gave; of several processes, at the call before this one."""
         return asked
 
     @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         """What the first process of each machine does before the others (it may download)."""
         yield
 
@@ -84,7 +84,7 @@ class Alone:
         """Take leave of the others."""
 
 
-class Processes(Alone):
+class DistributedContext(SingleProcess):
     """This process among the others that torchrun started."""
 
     def __init__(self, device: torch.device, timeout: float) -> None:
@@ -118,14 +118,14 @@ class Processes(Alone):
         own: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
         return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **own)
 
-    def sums(self, *values: Tensor) -> tuple[Tensor, ...]:
+    def all_reduce_sum(self, *values: Tensor) -> tuple[Tensor, ...]:
         import torch.distributed as dist
 
         together = torch.stack([value.detach().double() for value in values])
         dist.all_reduce(together)
         return tuple(total.to(value.dtype) for total, value in zip(together, values, strict=True))
 
-    def equalise(self, *modules: nn.Module | None) -> None:
+    def average_buffers(self, *modules: nn.Module | None) -> None:
         import torch.distributed as dist
 
         buffers = [b for module in modules if module is not None for b in module.buffers() if b.is_floating_point()]
@@ -139,14 +139,14 @@ class Processes(Alone):
             for buffer, mean in zip(buffers, parts, strict=True):
                 buffer.copy_(mean.view_as(buffer))
 
-    def from_first(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         import torch.distributed as dist
 
-        box = [value if self.leads else None]
+        box = [value if self.is_main else None]
         dist.broadcast_object_list(box, src=0, group=self._control)
         return box[0]  # type: ignore[return-value]
 
-    def agree(self, asked: int) -> int:
+    def reduce_stop_flag(self, asked: int) -> int:
         import torch.distributed as dist
 
         agreed = self._answer()
@@ -165,7 +165,7 @@ class Processes(Alone):
         return int(number)
 
     @contextlib.contextmanager
-    def in_turn(self) -> Iterator[None]:
+    def main_first(self) -> Iterator[None]:
         if self.local_rank:
             self._meet()
         yield
@@ -194,18 +194,18 @@ class Processes(Alone):
         with contextlib.suppress(Exception):  # the store may be gone with the one who kept it
             self._notes.set(f"error/{self.rank}", text)
 
-    def _lost(self, error: Exception) -> LostError:
+    def _lost(self, error: Exception) -> PeerLostError:
         """Who ended, and why as far as can be told, in one line."""
         for rank in (rank for rank in range(self.count) if rank != self.rank):
             if why := self._note_of(rank):
-                return LostError(f"rank {rank} of {self.count} ended: {why}", told=rank == 0)
+                return PeerLostError(f"rank {rank} of {self.count} ended: {why}", told=rank == 0)
         for rank in (rank for rank in range(self.count) if rank != self.rank):
             if self._is_gone(rank):
-                return LostError(
+                return PeerLostError(
                     f"rank {rank} of {self.count} is gone without a word (killed, most often for lack of memory); the same command goes on from the last checkpoint"
                 )
         reason = " ".join(str(error).split())[:200]
-        return LostError(
+        return PeerLostError(
             f"rank {self.rank} lost its connection to the other processes: {reason}; the same command goes on from the last checkpoint"
         )
 
@@ -239,7 +239,7 @@ class Processes(Alone):
             dist.destroy_process_group()
 
 
-def join(device: str, timeout: float) -> Alone:
+def init_distributed(device: str, timeout: float) -> SingleProcess:
     """This process among those that torchrun started, or alone where it started none.
 
     Args:
@@ -249,8 +249,8 @@ def join(device: str, timeout: float) -> Alone:
     Raises:
         UsageError: there are more processes than GPUs, or they can not all have the device that was named.
     """
-    if environment.processes() == 1:
-        return Alone()
+    if environment.world_size() == 1:
+        return SingleProcess()
     if "TORCHELASTIC_RUN_ID" in os.environ:  # a torchrun that is killed tells its processes nothing
         die_with_parent()
     place = torch.device("cpu")
@@ -262,7 +262,7 @@ def join(device: str, timeout: float) -> Alone:
             raise UsageError(f"torchrun started more processes than this machine has GPUs; use --nproc-per-node {gpus}")
         torch.cuda.set_device(local)
         place = torch.device("cuda", local)
-    return Processes(place, timeout)
+    return DistributedContext(place, timeout)
 
 
 def _is_of_a_connection(error: Exception) -> bool:

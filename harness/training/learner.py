@@ -13,19 +13,19 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from harness.config.settings import Config
-from harness.training.cuda_graph import GraphedChange
+from harness.training.cuda_graph import GraphedStep
 from harness.training.device import autocast
-from harness.training.distributed import Alone
-from harness.training.optimizer import make_optimizer, rate, set_rates
+from harness.training.distributed import SingleProcess
+from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
 from harness.utils import fault_injection
-from harness.utils.errors import UsageError, out_of_memory
+from harness.utils.errors import UsageError, is_out_of_memory
 
 # images [B, 3, H, W], labels int64 [B], step -> mixed images, targets [B] or [B, classes]
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """What one update saw, on the device and not yet waited for.
 
     Attributes:
@@ -66,15 +66,15 @@ class Learner:
     measure_grad: bool = False
     mix: Mix | None = None
     forward: Callable[[Tensor], Tensor] | None = None
-    processes: Alone = field(default_factory=Alone)
+    processes: SingleProcess = field(default_factory=SingleProcess)
     parallel: nn.Module | None = None
-    graph: GraphedChange | None = None
+    graph: GraphedStep | None = None
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
 
     def update(
         self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, whole: int | None = None
-    ) -> Outcome:
+    ) -> StepResult:
         """One optimizer step on one batch.
 
         Args:
@@ -86,7 +86,7 @@ class Learner:
             FloatingPointError: the loss is not finite. On a CPU before anything was changed by it; elsewhere the
                 loss is not waited for, and whoever reads it has to look.
         """
-        set_rates(self.optimizer, lr, momentum)
+        set_lr_and_momentum(self.optimizer, lr, momentum)
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
@@ -96,13 +96,13 @@ class Learner:
             loss, correct, norm = self._change(images, labels, targets, whole)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
-        return Outcome(loss, correct, rate(self.optimizer), norm)
+        return StepResult(loss, correct, current_lr(self.optimizer), norm)
 
     def _change(
         self, images: Tensor, labels: Tensor, targets: Tensor, whole: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Gradients, clipping and the optimizer's step; loss, images that are right, and norm of the gradient."""
-        loss, correct = self.processes.sums(*self._gradients(images, labels, targets, whole or len(images)))
+        loss, correct = self.processes.all_reduce_sum(*self._gradients(images, labels, targets, whole or len(images)))
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()}")
         norm = self._grad_norm()
@@ -124,7 +124,7 @@ class Learner:
             try:
                 return self._backward(images, labels, targets, whole)
             except (RuntimeError, MemoryError) as error:
-                if not out_of_memory(error) or self.grad_accumulation >= len(images):
+                if not is_out_of_memory(error) or self.grad_accumulation >= len(images):
                     raise
             # Out of the except block, where the error would hold on to the tensors of the pass.
             self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
@@ -172,12 +172,12 @@ class Learner:
             self.scaler.unscale_(self.optimizer)
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
 
-    def equalise(self) -> None:
+    def average_buffers(self) -> None:
         """Have all processes hold the same model, before it is evaluated or saved."""
-        self.processes.equalise(self.model, self.ema)
+        self.processes.average_buffers(self.model, self.ema)
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The module whose results count: the moving average where there is one."""
         return self.model if self.ema is None else self.ema.module
 
@@ -210,7 +210,7 @@ def make_learner(
     device: torch.device,
     precision: torch.dtype | None,
     mix: Mix | None = None,
-    processes: Alone | None = None,
+    processes: SingleProcess | None = None,
 ) -> Learner:
     """The learner that the settings describe, its model moved to the device."""
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -219,7 +219,7 @@ def make_learner(
     ema = None
     if config.ema:
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
-    processes = processes or Alone()
+    processes = processes or SingleProcess()
     _check_processes(config, processes, device)
     parallel = processes.parallel(model)
     trained = model if parallel is None else parallel
@@ -241,11 +241,11 @@ def make_learner(
     )
     if config.cuda_graph:
         _check_graph(config, learner)
-        learner.graph = GraphedChange(learner._change, learner.optimizer, device)
+        learner.graph = GraphedStep(learner._change, learner.optimizer, device)
     return learner
 
 
-def _check_processes(config: Config, processes: Alone, device: torch.device) -> None:
+def _check_processes(config: Config, processes: SingleProcess, device: torch.device) -> None:
     """Refuse what several processes can not do together."""
     if processes.count == 1:
         return

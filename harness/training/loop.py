@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 from harness.tracking.records import Curve, Record, Value
 from harness.training.device import autocast, peak_memory, synchronise
-from harness.training.distributed import Alone
-from harness.training.learner import Learner, Outcome
+from harness.training.distributed import SingleProcess
+from harness.training.learner import Learner, StepResult
 from harness.training.schedule import Schedule
 from harness.utils import fault_injection
-from harness.utils.errors import DivergedError, ResourceError, out_of_memory
+from harness.utils.errors import DivergedError, ResourceError, is_out_of_memory
 from harness.utils.seeding import seed_for
 
 
-class Batches(Protocol):
+class TrainBatches(Protocol):
     """Training batches as a function of where they are used."""
 
     steps: int  # batches an epoch
@@ -49,7 +49,7 @@ class EvalBatches(Protocol):
 
 
 @dataclass(frozen=True)
-class Tick:
+class StepInfo:
     """Where training is, between two updates; given to `watch`.
 
     Attributes:
@@ -74,7 +74,7 @@ STACKED = ("losses", "corrects", "norms")
 
 
 @dataclass
-class Progress:
+class TrainerState:
     """How far a run is: what a checkpoint needs beside the learner's weights.
 
     Attributes:
@@ -121,14 +121,14 @@ class Progress:
 
 def fit(
     learner: Learner,
-    train: Batches,
+    train: TrainBatches,
     schedule: Schedule,
     *,
     epochs: int,
     evaluations: Mapping[str, EvalBatches] | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
-    watch: Callable[[Tick], None] | None = None,
+    progress: TrainerState | None = None,
+    watch: Callable[[StepInfo], None] | None = None,
 ) -> Iterator[Record]:
     """Train, and yield one record at the end of each epoch.
 
@@ -146,7 +146,7 @@ def fit(
     Raises:
         DivergedError: the loss is not finite.
     """
-    progress = progress or Progress()
+    progress = progress or TrainerState()
     while len(progress.history) < epochs:
         epoch, done = len(progress.history), len(progress.lrs)
         began = time.monotonic() - progress.seconds
@@ -166,9 +166,9 @@ def fit(
         progress.seconds = trained
         images = sum(progress.sizes)
         values, steps = _epoch_values(progress)
-        learner.equalise()
+        learner.average_buffers()
         for name, batches in (evaluations or {}).items():
-            scores = evaluate(learner.judged, batches, learner.device, learner.precision, learner.processes)
+            scores = evaluate(learner.eval_model, batches, learner.device, learner.precision, learner.processes)
             values |= {f"{name}/{key}": value for key, value in scores.items()}
         progress.forget_epoch()
         whole = time.monotonic() - began
@@ -189,7 +189,7 @@ def evaluate(
     batches: EvalBatches,
     device: torch.device,
     precision: torch.dtype | None = None,
-    processes: Alone | None = None,
+    processes: SingleProcess | None = None,
 ) -> dict[str, float]:
     """`loss` (nats, mean over all images) and `acc` (share 0..1) of a model; exact for any batch sizes.
 
@@ -213,7 +213,7 @@ def evaluate(
                 correct += (logits.argmax(1) == labels).sum()
                 count += len(labels)
     except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise ResourceError(
             f"out of memory while evaluating {batches.images:,} images; lower --eval-batch-size"
@@ -221,14 +221,18 @@ def evaluate(
     finally:
         for module, mode in modes:
             module.training = mode
-    loss, correct, seen = (processes or Alone()).sums(loss, correct, torch.full((), count, device=device))
+    loss, correct, seen = (processes or SingleProcess()).all_reduce_sum(
+        loss, correct, torch.full((), count, device=device)
+    )
     everywhere = int(seen)
     if everywhere == 0:
         return {"loss": math.nan, "acc": math.nan}
     return {"loss": loss.item() / everywhere, "acc": correct.item() / everywhere}
 
 
-def _step(learner: Learner, schedule: Schedule, progress: Progress, images: Tensor, labels: Tensor, whole: int) -> None:
+def _step(
+    learner: Learner, schedule: Schedule, progress: TrainerState, images: Tensor, labels: Tensor, whole: int
+) -> None:
     seen = [epoch.get("val/loss", math.nan) for epoch in progress.history] if schedule.kind == "plateau" else ()
     lr, momentum = schedule.lr(progress.step, seen), schedule.momentum_at(progress.step)
     try:
@@ -238,7 +242,7 @@ def _step(learner: Learner, schedule: Schedule, progress: Progress, images: Tens
     _note(progress, outcome, whole)
 
 
-def _note(progress: Progress, outcome: Outcome, images: int) -> None:
+def _note(progress: TrainerState, outcome: StepResult, images: int) -> None:
     progress.step += 1
     progress.losses.append(outcome.loss)
     progress.corrects.append(outcome.correct)
@@ -248,7 +252,7 @@ def _note(progress: Progress, outcome: Outcome, images: int) -> None:
         progress.norms.append(outcome.grad_norm)
 
 
-def _epoch_values(progress: Progress) -> tuple[dict[str, Value], Curve]:
+def _epoch_values(progress: TrainerState) -> tuple[dict[str, Value], Curve]:
     """The epoch's training figures and per-step curves, read from the device at once."""
     losses = torch.stack(progress.losses).cpu().double()  # [batches]; the one wait for the device in an epoch
     first = progress.step - len(losses)
@@ -274,9 +278,9 @@ def _diverged(what: str, epochs: int, step: int, lr: float) -> str:
     return f"training diverged: {what} in epoch {epochs + 1} at step {step + 1}, learning rate {lr:.3g}; lower --lr-max (a range test finds one) or set --clip-grad 1"
 
 
-def _tick(progress: Progress, epoch: int, epochs: int, batches: int) -> Tick:
+def _tick(progress: TrainerState, epoch: int, epochs: int, batches: int) -> StepInfo:
     losses, corrects, images = progress.losses, progress.corrects, sum(progress.sizes)
-    return Tick(
+    return StepInfo(
         step=progress.step,
         epoch=epoch,
         epochs=epochs,

@@ -27,7 +27,7 @@ def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.
     raise AssertionError(config.optimizer)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
+def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
     """Give every parameter group its learning rate and momentum for the next update."""
     for group in optimizer.param_groups:
         group["lr"] = lr
@@ -37,6 +37,6 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> N
             group["momentum"] = momentum
 
 
-def rate(optimizer: torch.optim.Optimizer) -> float:
+def current_lr(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate that the optimizer has now."""
     return float(optimizer.param_groups[0]["lr"])

@@ -14,26 +14,26 @@ from typing import Any
 PACKAGES = ("harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "albumentations", "numpy")
 
 
-def processes() -> int:
+def world_size() -> int:
     """How many processes torchrun has started for this run; 1 where it started none."""
     return int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("RANK") else 1
 
 
 def rank() -> int:
     """The number of this process among them; 0 leads."""
-    return int(os.environ.get("RANK") or 0) if processes() > 1 else 0
+    return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
-def started_by() -> list[str]:
+def launch_command() -> list[str]:
     """The words of a command before `run`: harness, or torchrun with as many processes as now."""
-    if processes() == 1:
+    if world_size() == 1:
         return ["harness"]
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    several = ["--standalone"] if here == processes() else ["--nnodes", str(processes() // here)]
+    several = ["--standalone"] if here == world_size() else ["--nnodes", str(world_size() // here)]
     return ["torchrun", *several, "--nproc-per-node", str(here), "-m", "harness"]
 
 
-def describe(device: Any) -> dict[str, Any]:
+def describe_environment(device: Any) -> dict[str, Any]:
     """Plain facts about the machine, the versions and the code of this process.
 
     Args:
@@ -48,7 +48,7 @@ def describe(device: Any) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
-        **({"processes": processes()} if processes() > 1 else {}),
+        **({"processes": world_size()} if world_size() > 1 else {}),
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "git": git_state(),
     }

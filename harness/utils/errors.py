@@ -57,7 +57,7 @@ class BusyError(HarnessError, RuntimeError):
     exit_code = 8
 
 
-class LostError(HarnessError, RuntimeError):
+class PeerLostError(HarnessError, RuntimeError):
     """Another process of the same run ended.
 
     Attributes:
@@ -69,18 +69,18 @@ class LostError(HarnessError, RuntimeError):
         self.told = told
 
 
-class AlreadyDone(HarnessError):
+class AlreadyFinished(HarnessError):
     """There is nothing to do: the run is complete."""
 
     exit_code = 0
 
 
-def known(error: BaseException) -> HarnessError | None:
+def as_harness_error(error: BaseException) -> HarnessError | None:
     """What an exception of the system or of torch means to a user; None: a mistake of ours, or no news."""
     if isinstance(error, HarnessError):
         return error
     text = " ".join(str(error).split())
-    if out_of_memory(error):
+    if is_out_of_memory(error):
         return ResourceError(
             f"out of memory ({text[:120]}); lower --batch-size, or keep it with --grad-accumulation 2 or --auto-batch"
         )
@@ -95,7 +95,7 @@ def known(error: BaseException) -> HarnessError | None:
     return None
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device or the machine had no memory left for a tensor."""
     return (
         isinstance(error, MemoryError)
@@ -104,7 +104,7 @@ def out_of_memory(error: BaseException) -> bool:
     )
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known word, or nothing when none is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -65,7 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def clear_temporary(folder: Path) -> None:
+def remove_temporary_files(folder: Path) -> None:
     """Remove what a killed `write_atomically` left half written in a folder and those below it."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)

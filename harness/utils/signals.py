@@ -39,7 +39,7 @@ class Interrupted(HarnessError):
         self.exit_code = exit_code
 
 
-class Interrupts:
+class StopRequests:
     """A context in which SIGINT, SIGTERM, SIGHUP and SIGUSR1 set a flag that the loop looks at between updates.
 
     The handler does nothing else: no files, no locks, no logging. Outside the main thread, where Python delivers
@@ -55,7 +55,7 @@ class Interrupts:
         self._left = threading.Event()
         self._at_once = False
 
-    def __enter__(self) -> Interrupts:
+    def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
             for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
                 if (number := getattr(signal, name, None)) is not None:
@@ -150,7 +150,7 @@ def die_with_parent(parent: int | None = None) -> None:
 class Interruptible(Generic[T]):
     """Batches that look between any two of them whether a stop was asked for, and then raise `Interrupted`."""
 
-    def __init__(self, batches: Iterable[T], interrupts: Interrupts) -> None:
+    def __init__(self, batches: Iterable[T], interrupts: StopRequests) -> None:
         self._batches, self._interrupts = batches, interrupts
         self.images: int = getattr(batches, "images", 0)
 

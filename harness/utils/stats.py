@@ -11,7 +11,7 @@ CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
-class Spread:
+class MeanInterval:
     """The figures of one quantity over several runs.
 
     Attributes:
@@ -30,7 +30,7 @@ class Spread:
     most: float
 
 
-def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> MeanInterval:
     """Mean, standard deviation and Student's t interval of the mean.
 
     The interval speaks of what varies between the runs (the seed), not of other test images.
@@ -46,9 +46,9 @@ def spread(values: Sequence[float], confidence: float = CONFIDENCE) -> Spread:
         raise ValueError(f"need at least one value, all of them finite, got {numbers}")
     n, mean = len(numbers), statistics.fmean(numbers)
     if n == 1:
-        return Spread(1, mean, None, None, None, mean, mean)
+        return MeanInterval(1, mean, None, None, None, mean, mean)
     from scipy.special import stdtrit  # not scipy.stats, whose import takes half a second
 
     sd = statistics.stdev(numbers)
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
-    return Spread(n, mean, sd, mean - half, mean + half, min(numbers), max(numbers))
+    return MeanInterval(n, mean, sd, mean - half, mean + half, min(numbers), max(numbers))

@@ -7,7 +7,7 @@ import pytest
 
 from harness.checks import doctor
 from harness.cli.main import cli
-from harness.tracking.wandb.init import wanted_mode
+from harness.tracking.wandb.init import resolve_mode
 from harness.utils.errors import UsageError
 from tests.support.commands import command
 
@@ -25,7 +25,7 @@ def test_a_machine_that_can_run_is_told_so_in_words_and_for_programs(tmp_path):
     facts = {each["name"]: each["value"] for each in told["findings"]}
     assert facts["mode"] == "auto: offline"
     assert facts["loader"] == "resident"
-    assert "a run is possible" in doctor.text([doctor.Finding(**each) for each in told["findings"]])
+    assert "a run is possible" in doctor.diagnosis_text([doctor.Diagnosis(**each) for each in told["findings"]])
     assert not list(tmp_path.iterdir())
 
 
@@ -41,7 +41,7 @@ def test_a_machine_that_can_run_is_told_so_in_words_and_for_programs(tmp_path):
 )
 def test_what_makes_a_run_impossible_is_named_with_a_remedy(settings, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    fatal = [each for each in doctor.examine(settings) if each.fatal]
+    fatal = [each for each in doctor.diagnose(settings) if each.fatal]
     assert [each.name for each in fatal] == [name]
     assert fatal[0].problem
     assert fatal[0].remedy
@@ -55,21 +55,21 @@ def test_the_command_ends_with_9_where_no_run_is_possible(tmp_path):
 def test_no_key_and_no_password_is_shown(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("WANDB_BASE_URL", "https://someone:hidden@wandb.example.org")
-    told = doctor.text(doctor.examine({"recipe": "digits", "data_dir": f"x{SECRET}"}))
+    told = doctor.diagnosis_text(doctor.diagnose({"recipe": "digits", "data_dir": f"x{SECRET}"}))
     assert SECRET not in told
     assert "hidden" not in told
-    assert str(len(SECRET)) not in by_name(doctor.examine({"recipe": "digits"}))["login"].value
+    assert str(len(SECRET)) not in by_name(doctor.diagnose({"recipe": "digits"}))["login"].value
     assert "https://***@wandb.example.org" in told
     assert "auto: online" in told
 
 
 def test_an_unknown_mode_of_wandb_is_named_by_doctor_and_refused_by_a_run(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    finding = by_name(doctor.examine({"recipe": "digits"}))["WANDB_MODE"]
+    finding = by_name(doctor.diagnose({"recipe": "digits"}))["WANDB_MODE"]
     assert finding.fatal
     with pytest.raises(UsageError, match=r"WANDB_MODE='onlin': need online, offline or disabled"):
-        wanted_mode("auto")
-    assert wanted_mode("disabled") == "disabled"
+        resolve_mode("auto")
+    assert resolve_mode("disabled") == "disabled"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_an_unknown_mode_of_wandb_is_named_by_doctor_and_refused_by_a_run(monkey
     ],
 )
 def test_versions_are_compared_as_numbers_and_bad_ones_are_known(name, there, least, wrong, fatal):
-    finding = doctor.judge_version(name, there, least)
+    finding = doctor.check_version(name, there, least)
     assert (bool(finding.problem), finding.fatal) == (wrong, fatal)
 
 

@@ -103,14 +103,14 @@ def test_a_skip_from_another_place_is_no_residual_block():
 
 
 def test_the_pattern_tells_a_hand_made_crop_flip_and_hole():
-    data = augmentation.pattern(64)
+    data = augmentation.test_pattern(64)
     image = data.train.pixels[0]
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
     made = padded[1:33, 7:39][:, ::-1]
     from harness.config.settings import Config
-    from harness.data.preprocess import preprocess_for
+    from harness.data.preprocess import make_preprocess
 
-    preprocess = preprocess_for(Config(), CustomResNet(width=1), data)
+    preprocess = make_preprocess(Config(), CustomResNet(width=1), data)
     images = preprocess.normalise(torch.from_numpy(made.copy()).permute(2, 0, 1))[None].clone()
     images[:, :, 20:28, 3:11] = 0
     seen = augmentation._read_off(images.numpy(), preprocess, "by hand")

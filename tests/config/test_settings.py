@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 
 from harness.config import settings as config
 from harness.config import yaml_io
-from harness.config.settings import Config, coerce, known_name, read_recipe, recipes, resolve
+from harness.config.settings import Config, canonical_name, coerce, make_config, read_recipe, recipe_paths
 from harness.utils.errors import UsageError
 
 
-@pytest.mark.parametrize("name", recipes())
+@pytest.mark.parametrize("name", recipe_paths())
 def test_a_shipped_recipe_survives_the_way_to_a_file_and_back(name, tmp_path):
-    first = resolve({}, name)
+    first = make_config({}, name)
     path = tmp_path / "config.yaml"
     path.write_text(first.to_yaml())
-    second = resolve({"recipe": str(path)})
+    second = make_config({"recipe": str(path)})
     assert second.to_dict() == first.to_dict()
     assert second.digest() == first.digest()
 
@@ -25,18 +25,18 @@ def test_a_shipped_recipe_survives_the_way_to_a_file_and_back(name, tmp_path):
 def test_an_option_wins_over_the_recipe_and_the_recipe_over_the_default(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("lr_max: 0.3\nepochs: 7\n")
-    made = resolve({"recipe": str(path), "epochs": "9"})
+    made = make_config({"recipe": str(path), "epochs": "9"})
     assert (made.lr_max, made.epochs, made.momentum) == (0.3, 9, Config().momentum)
 
 
 @pytest.mark.parametrize("word", ["LRMAX", "lr_max", "lr-max", "Lr_Max", "LRmax"])
 def test_any_spelling_of_a_setting_is_that_setting(word):
-    assert known_name(word) == "lr_max"
+    assert canonical_name(word) == "lr_max"
 
 
 def test_an_unknown_setting_names_the_nearest_one():
     with pytest.raises(UsageError, match=r"'epocs'.*did you mean 'epochs'"):
-        resolve({"epocs": 3})
+        make_config({"epocs": 3})
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_digest_changes_with_what_the_numbers_depend_on_and_with_nothing_els
 
 
 def test_every_setting_has_help_and_its_default_passes_its_own_check():
-    for name, setting in config.settings().items():
+    for name, setting in config.setting_fields().items():
         assert len(setting.metadata["help"]) > 15, name
         assert setting.metadata["help"].endswith("."), name
     Config()
@@ -111,16 +111,16 @@ def test_every_setting_has_help_and_its_default_passes_its_own_check():
 def test_a_recipe_file_may_start_from_a_shipped_one(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("recipe: digits\nseed: 3\n")
-    made, digits = resolve({"recipe": str(path)}), resolve({}, "digits")
+    made, digits = make_config({"recipe": str(path)}), make_config({}, "digits")
     assert made.replace(seed=0, recipe="digits") == digits
     path.write_text("recipe: digitz\nseed: 3\n")
     with pytest.raises(UsageError, match="did you mean 'digits'"):
-        resolve({"recipe": str(path)})
+        make_config({"recipe": str(path)})
 
 
 def test_a_recipe_compressed_to_fewer_epochs_keeps_its_shape():
-    assert resolve({"epochs": 6}).peak_epoch == 5 * 6 / 24
-    assert resolve({"epochs": "12", "peak_epoch": 5}).peak_epoch == 5
+    assert make_config({"epochs": 6}).peak_epoch == 5 * 6 / 24
+    assert make_config({"epochs": "12", "peak_epoch": 5}).peak_epoch == 5
 
 
 def test_an_unknown_recipe_names_the_nearest_one():
@@ -146,7 +146,7 @@ WORDS = st.one_of(
 
 @given(st.dictionaries(st.text("abcdefgh_é", min_size=1), st.one_of(WORDS, st.lists(WORDS, max_size=3)), max_size=5))
 def test_what_is_dumped_is_read_back_equal(values):
-    assert yaml_io.parse(yaml_io.dump(values)) == values or values == {}
+    assert yaml_io.parse_yaml(yaml_io.dump_yaml(values)) == values or values == {}
 
 
 @pytest.mark.parametrize(
@@ -170,13 +170,13 @@ def test_hostile_or_broken_yaml_is_refused_in_one_line(text, says, tmp_path):
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(UsageError, match=says) as caught:
-        yaml_io.read(path)
+        yaml_io.read_yaml(path)
     assert "\n" not in str(caught.value)
     assert "x.yaml" in str(caught.value)
 
 
 def test_yaml_numbers_and_words_are_what_a_person_means():
-    read = yaml_io.parse("a: 1e-3\nb: 010\nc: no\nd: 1:30\ne: 1.0\nf: -.inf\ng: null\nh: true")
+    read = yaml_io.parse_yaml("a: 1e-3\nb: 010\nc: no\nd: 1:30\ne: 1.0\nf: -.inf\ng: null\nh: true")
     assert read == {"a": 0.001, "b": 10, "c": "no", "d": "1:30", "e": 1.0, "f": -math.inf, "g": None, "h": True}
 
 
@@ -185,9 +185,9 @@ def test_a_settings_file_that_is_too_large_or_not_text_is_refused(tmp_path):
     large.write_bytes(b"#" * 1_000_001)
     binary.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="1,000,001 bytes"):
-        yaml_io.read(large)
+        yaml_io.read_yaml(large)
     with pytest.raises(UsageError, match="UTF-8"):
-        yaml_io.read(binary)
+        yaml_io.read_yaml(binary)
 
 
 @pytest.mark.parametrize(
@@ -203,11 +203,11 @@ def test_a_settings_file_that_is_too_large_or_not_text_is_refused(tmp_path):
 def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_path(words, value, rest):
     import click
 
-    from harness.cli.options import CONTEXT, SettingsCommand, settings
+    from harness.cli.options import CONTEXT, SettingsCommand, setting_options
 
     @click.command(cls=SettingsCommand, context_settings=CONTEXT)
     @click.argument("path")
-    @settings
+    @setting_options
     def told(settings, path):
         return settings, path
 

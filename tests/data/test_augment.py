@@ -9,8 +9,8 @@ from PIL import Image
 
 from harness.config.settings import Config
 from harness.data import augment as subject
-from harness.data.dataset import DataSet, in_memory
-from harness.data.loaders import make_batches
+from harness.data.dataset import Dataset, in_memory
+from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
 
@@ -34,14 +34,14 @@ def coded_set(count):
     labels = np.arange(count) % 2
     pixels = np.broadcast_to(CODED, (count, SIZE, SIZE, 3))
     train = in_memory("train", pixels, labels, [f"train/{index}" for index in range(count)])
-    return DataSet("coded", ("a", "b"), train, None, None, MEAN, STD, "")
+    return Dataset("coded", ("a", "b"), train, None, None, MEAN, STD, "")
 
 
 def augmented(back_end, count, epoch=0, **settings):
     """Images [count, 3, 32, 32] of one epoch, of the coded picture."""
     config = Config(batch_size=min(count, 250), **{**BACK_ENDS[back_end], **settings})
     return torch.cat(
-        [images for images, _ in make_batches(config, coded_set(count), PREPROCESS, "cpu").train.epoch(epoch)]
+        [images for images, _ in make_loaders(config, coded_set(count), PREPROCESS, "cpu").train.epoch(epoch)]
     )
 
 
@@ -119,10 +119,10 @@ def test_the_batched_version_equals_naive_numpy_for_random_images_and_given_para
     for mode, padding in (("constant", 4), ("reflect", 4), ("edge", 4), ("reflect", 31), ("constant", 0)):
         for side in (0, 1, 8, 31):
             made = subject.Augment("pad", padding, mode, True, side)
-            drawn = subject.draw(made, SIZE, 20, seed=3, epoch=padding)
+            drawn = subject.draw_parameters(made, SIZE, 20, seed=3, epoch=padding)
             index = torch.from_numpy(rng.permutation(20))
             store = subject.pad(torch.from_numpy(pixels), padding, mode)
-            images = subject.apply(store, index, drawn[index], SIZE, side, PREPROCESS.constants("cpu"))
+            images = subject.apply_augment(store, index, drawn[index], SIZE, side, PREPROCESS.constants("cpu"))
             for image, which in zip(images.numpy(), index.tolist(), strict=True):
                 top, left, flip, row, column = (value[which].item() for value in vars(drawn).values())
                 expected = naive(pixels[which], padding, mode, top, left, flip, (row, column) if side else None, side)
@@ -168,9 +168,9 @@ def test_augment_none_leaves_training_images_as_they_are_evaluated():
 
 def test_the_crop_goes_by_the_size_of_the_images():
     large = Preprocess(224, MEAN, STD, 0.875, "bicubic")
-    assert subject.augment_for(Config(), PREPROCESS).crop == "pad"
-    assert subject.augment_for(Config(), large) == subject.Augment("resized", 0, "constant", True, 8)
-    assert subject.augment_for(Config(crop="pad"), large).padding == 4
+    assert subject.make_augment(Config(), PREPROCESS).crop == "pad"
+    assert subject.make_augment(Config(), large) == subject.Augment("resized", 0, "constant", True, 8)
+    assert subject.make_augment(Config(crop="pad"), large).padding == 4
 
 
 @pytest.mark.parametrize(
@@ -179,8 +179,8 @@ def test_the_crop_goes_by_the_size_of_the_images():
 )
 def test_what_does_not_fit_the_image_is_refused(settings, word):
     with pytest.raises(UsageError, match=word):
-        subject.augment_for(Config(**settings), PREPROCESS)
-    subject.augment_for(Config(augment="none", **settings), PREPROCESS)
+        subject.make_augment(Config(**settings), PREPROCESS)
+    subject.make_augment(Config(augment="none", **settings), PREPROCESS)
 
 
 @pytest.mark.parametrize("kind", [subject.TimmTransform, subject.AlbumentationsTransform])
@@ -190,7 +190,7 @@ def test_a_transform_of_one_image_is_a_function_of_its_seed(kind, crop):
     made = subject.Augment(crop, 4 if crop == "pad" else 0, "constant", True, 8)
 
     def run(transform, seed):
-        with subject.seeded(0):
+        with subject.seeded_rng(0):
             return transform(image, seed)
 
     transform = kind(made, PREPROCESS)
@@ -210,7 +210,7 @@ def test_the_resized_crop_takes_a_random_part_of_a_large_image():
     for kind in (subject.TimmTransform, subject.AlbumentationsTransform):
         transform = kind(made, PREPROCESS)
         spans = []
-        with subject.seeded(0):
+        with subject.seeded_rng(0):
             for seed in range(60):
                 image = transform(Image.fromarray(rows), seed).astype(float)
                 values = (image * STD[0] + MEAN[0]) * 255 if kind.normalised else image
@@ -245,6 +245,6 @@ def test_inside_seeded_the_seed_rules_and_outside_nothing_happened():
     torch.manual_seed(1)
     inner = []
     for _ in range(2):
-        with subject.seeded(9):
+        with subject.seeded_rng(9):
             inner.append((random.random(), torch.rand(1).item()))
     assert inner[0] == inner[1] and (random.random(), torch.rand(1).item()) == expected

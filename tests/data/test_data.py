@@ -20,8 +20,8 @@ from harness.config.settings import Config
 from harness.data import dataset as splits_module
 from harness.data import image_folder as folder_module
 from harness.data.image_io import read_image
-from harness.data.preprocess import Preprocess, preprocess_for
-from harness.data.registry import load
+from harness.data.preprocess import Preprocess, make_preprocess
+from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
 
 RANDOM = np.random.default_rng(0)
@@ -47,7 +47,7 @@ def make_tree(root, splits=("train", "test"), classes=("cat", "dog"), count=3, s
 
 
 def load_folder(root, **settings):
-    return load(Config(data="folder", data_dir=str(root), **settings))
+    return load_dataset(Config(data="folder", data_dir=str(root), **settings))
 
 
 def refused(error, root, **settings):
@@ -61,7 +61,7 @@ def refused(error, root, **settings):
 
 @pytest.fixture(scope="module")
 def digits():
-    return load(Config(data="digits", val_fraction=0.1))
+    return load_dataset(Config(data="digits", val_fraction=0.1))
 
 
 def test_digits_are_split_by_class_without_overlap_and_alike_for_every_seed(digits):
@@ -72,13 +72,13 @@ def test_digits_are_split_by_class_without_overlap_and_alike_for_every_seed(digi
     for part, share in ((digits.test, 0.2), (digits.val, 0.1 * 0.8)):
         whole = np.bincount(np.concatenate([other.labels for other in parts]))
         assert np.abs(np.bincount(part.labels) - share * whole).max() < 1.5
-    other = load(Config(data="digits", val_fraction=0.1, seed=7))
+    other = load_dataset(Config(data="digits", val_fraction=0.1, seed=7))
     assert [part.ids for part in (other.train, other.val, other.test)] == [part.ids for part in parts]
     assert other.fingerprint == digits.fingerprint
 
 
 def test_the_test_split_does_not_depend_on_the_validation_split(digits):
-    assert list(load(Config(data="digits")).test.ids) == list(digits.test.ids)
+    assert list(load_dataset(Config(data="digits")).test.ids) == list(digits.test.ids)
 
 
 def test_a_split_keeps_pixels_labels_and_ids_of_an_image_together(digits):
@@ -506,7 +506,7 @@ def test_an_image_is_read_from_a_path_a_file_or_bytes(tmp_path):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "torch/mnist"])
 def test_data_that_is_not_there_is_refused_with_the_folder_and_the_remedy(tmp_path, name):
     with pytest.raises(DataError) as caught:
-        load(Config(data=name, data_dir=str(tmp_path / "none"), download=False))
+        load_dataset(Config(data=name, data_dir=str(tmp_path / "none"), download=False))
     assert str(tmp_path / "none") in str(caught.value) and "--download True" in str(caught.value)
     assert not (tmp_path / "none").exists()
 
@@ -514,7 +514,7 @@ def test_data_that_is_not_there_is_refused_with_the_folder_and_the_remedy(tmp_pa
 @pytest.mark.parametrize("name", ["cifar", "torch/mnits", "Folder/x", "no_such"])
 def test_an_unknown_name_is_refused_before_anything_is_read(tmp_path, name):
     with pytest.raises(UsageError, match="there is no data"):
-        load(Config(data=name, data_dir=str(tmp_path)))
+        load_dataset(Config(data=name, data_dir=str(tmp_path)))
 
 
 def test_a_set_that_timm_knows_is_read_by_its_name(tmp_path):
@@ -530,7 +530,7 @@ def test_a_set_that_timm_knows_is_read_by_its_name(tmp_path):
             struct.pack(">IIII", 2051, len(pixels), 28, 28) + pixels.tobytes()
         )
         (folder / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">II", 2049, len(pixels)) + labels.tobytes())
-    data = load(Config(data="torch/mnist", data_dir=str(tmp_path), val_fraction=0.25))
+    data = load_dataset(Config(data="torch/mnist", data_dir=str(tmp_path), val_fraction=0.25))
     assert (len(data.train), len(data.val), len(data.test), len(data.classes)) == (30, 10, 20, 10)
     np.testing.assert_array_equal(data.test.pixels, np.repeat(images["t10k"][..., None], 3, 3))
     for index, name in enumerate(data.val.ids):
@@ -591,16 +591,16 @@ def test_our_models_take_the_statistics_of_the_data_and_others_their_own(digits)
     from harness.models import cifar_resnet  # noqa: F401  registers our models
 
     ours = timm.create_model("custom_resnet", num_classes=10)
-    assert preprocess_for(Config(data="digits"), ours, digits) == Preprocess(
+    assert make_preprocess(Config(data="digits"), ours, digits) == Preprocess(
         32, digits.mean, digits.std, 1.0, "bicubic"
     )
     theirs = timm.create_model("test_resnet", num_classes=10)
-    made = preprocess_for(Config(data="digits", model="test_resnet"), theirs, digits)
+    made = make_preprocess(Config(data="digits", model="test_resnet"), theirs, digits)
     cfg = theirs.pretrained_cfg
     assert (made.size, made.mean, made.std) == (cfg["input_size"][-1], cfg["mean"], cfg["std"])
     assert made.crop_pct == cfg["crop_pct"]
-    assert preprocess_for(Config(data="digits", model="test_resnet", image_size=32), theirs, digits).crop_pct == 1.0
-    bare = preprocess_for(Config(data="digits"), nn.Linear(1, 1), digits)
+    assert make_preprocess(Config(data="digits", model="test_resnet", image_size=32), theirs, digits).crop_pct == 1.0
+    bare = make_preprocess(Config(data="digits"), nn.Linear(1, 1), digits)
     assert (bare.size, bare.mean) == (32, digits.mean)
 
 

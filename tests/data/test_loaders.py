@@ -13,10 +13,10 @@ from PIL import Image
 
 from harness.config.settings import Config
 from harness.data import device_loader
-from harness.data.dataset import DataSet, in_memory
-from harness.data.loaders import make_batches
+from harness.data.dataset import Dataset, in_memory
+from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
-from harness.data.registry import load
+from harness.data.registry import load_dataset
 from harness.data.worker_loader import loader_processes
 from harness.utils.errors import DataError, UsageError
 
@@ -38,11 +38,11 @@ def some_split(name, count, seed):
 
 
 TRAIN, VAL, TEST = some_split("train", COUNT, 0), some_split("val", 8, 1), some_split("test", 23, 2)
-DATA = DataSet("noise", tuple(map(str, range(COUNT))), TRAIN, VAL, TEST, MEAN, STD, "")
+DATA = Dataset("noise", tuple(map(str, range(COUNT))), TRAIN, VAL, TEST, MEAN, STD, "")
 
 
 def batches(kind="resident", data=DATA, preprocess=PREPROCESS, **settings):
-    return make_batches(Config(**{"batch_size": 8, **KINDS[kind], **settings}), data, preprocess, "cpu")
+    return make_loaders(Config(**{"batch_size": 8, **KINDS[kind], **settings}), data, preprocess, "cpu")
 
 
 def listed(stream):
@@ -90,7 +90,7 @@ def test_two_workers_and_two_epochs_of_albumentations_draw_differently():
 def test_each_epoch_shows_each_image_at_most_once_in_an_order_that_all_kinds_share(kind):
     labels = torch.cat([labels for _, labels in batches(kind, cutout=0, flip=False, crop="none").train.epoch(1)])
     assert len(set(labels.tolist())) == len(labels) == 48
-    assert torch.equal(labels, device_loader.order_of(COUNT, 0, 1)[:48])
+    assert torch.equal(labels, device_loader.epoch_order(COUNT, 0, 1)[:48])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -210,7 +210,7 @@ def make_folder(root, sizes=((40, 60), (33, 32), (100, 50))):
                 Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(
                     root / split / label / f"{index}.png"
                 )
-    return load(Config(data="folder", data_dir=str(root)))
+    return load_dataset(Config(data="folder", data_dir=str(root)))
 
 
 @pytest.mark.parametrize("augment", ["timm", "albumentations", "none"])
@@ -219,7 +219,7 @@ def test_images_of_any_size_reach_the_model_at_its_own(tmp_path, augment, crop, 
     data = make_folder(tmp_path)
     preprocess = replace(PREPROCESS, size=size, crop_pct=0.875)
     config = Config(augment=augment, crop=crop, batch_size=3, eval_batch_size=4, workers=0)
-    parts = make_batches(config, data, preprocess, "cpu")
+    parts = make_loaders(config, data, preprocess, "cpu")
     first = listed(parts.train.epoch(0))
     assert parts.kind == "timm" and [images.shape for images, _ in first] == [(3, 3, size, size)] * 2
     assert same(listed(parts.train.epoch(0, start=1)), first[1:])
@@ -231,7 +231,7 @@ def test_images_of_any_size_reach_the_model_at_its_own(tmp_path, augment, crop, 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_image_that_turns_bad_during_the_run_is_named_in_one_line(tmp_path, workers):
     data = make_folder(tmp_path)
-    parts = make_batches(Config(batch_size=3, workers=workers, image_size=32), data, PREPROCESS, "cpu")
+    parts = make_loaders(Config(batch_size=3, workers=workers, image_size=32), data, PREPROCESS, "cpu")
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         listed(parts.train.epoch(0))
@@ -240,8 +240,8 @@ def test_an_image_that_turns_bad_during_the_run_is_named_in_one_line(tmp_path, w
 
 def test_skipped_batches_are_not_decoded(tmp_path):
     data = make_folder(tmp_path)
-    parts = make_batches(Config(batch_size=3, workers=0), data, PREPROCESS, "cpu")
-    for index in device_loader.order_of(6, 0, 0)[:3].tolist():
+    parts = make_loaders(Config(batch_size=3, workers=0), data, PREPROCESS, "cpu")
+    for index in device_loader.epoch_order(6, 0, 0)[:3].tolist():
         (tmp_path / data.train.ids[index]).unlink()
     assert len(listed(parts.train.epoch(0, start=1))) == 1
     with pytest.raises(DataError):
@@ -255,7 +255,7 @@ def test_workers_go_at_once_after_an_error(tmp_path):
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"")
     seconds = []
     for _ in range(3):
-        parts = make_batches(Config(batch_size=3, workers=1), data, PREPROCESS, "cpu")
+        parts = make_loaders(Config(batch_size=3, workers=1), data, PREPROCESS, "cpu")
         with pytest.raises(DataError):
             listed(parts.train.epoch(0))
         start = time.perf_counter()

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from harness.config.settings import Config
-from harness.data.mixup import make_mix
-from harness.training.device import autocast_type, pick_precision
+from harness.data.mixup import make_mixup
+from harness.training.device import autocast_dtype, pick_precision
 from harness.training.learner import make_learner
 
 
@@ -17,12 +17,12 @@ def batch(count=6):
 
 
 def test_off_is_nothing():
-    assert make_mix(Config(), 4) is None
+    assert make_mixup(Config(), 4) is None
 
 
 def test_mixup_is_the_convex_combination_of_each_image_with_its_mirror_in_the_batch():
     images, labels = batch()
-    mix = make_mix(Config(mixup=0.4), 4)
+    mix = make_mixup(Config(mixup=0.4), 4)
     mixed, targets = mix(images, labels, 3)
     one_hot = nn.functional.one_hot(labels, 4).float()
     different = (one_hot != one_hot.flip(0)).any(1)
@@ -39,10 +39,10 @@ def test_mixup_is_the_convex_combination_of_each_image_with_its_mirror_in_the_ba
 def test_a_step_is_always_mixed_the_same_way_and_two_steps_are_not(settings, count):
     images, labels = batch(count)
     before, state = images.clone(), np.random.get_state()[1].copy()
-    mix = make_mix(Config(**settings), 4)
+    mix = make_mixup(Config(**settings), 4)
     first, targets = mix(images, labels, 1)
     np.random.seed(99) if count == 6 else None
-    again, same = make_mix(Config(**settings), 4)(images, labels, 1)
+    again, same = make_mixup(Config(**settings), 4)(images, labels, 1)
     assert torch.equal(first, again)
     assert torch.equal(targets, same)
     torch.testing.assert_close(targets.sum(1), torch.ones(count))
@@ -58,7 +58,7 @@ def test_a_step_in_any_number_format_is_the_float32_step_to_its_accuracy(precisi
     def step(word):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
-        learner = make_learner(Config(precision=word), model, torch.device("cpu"), autocast_type(word))
+        learner = make_learner(Config(precision=word), model, torch.device("cpu"), autocast_dtype(word))
         images, labels = batch(32)
         outcome = learner.update(images, labels, 0, 0.1, 0.9)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())

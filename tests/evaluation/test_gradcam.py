@@ -384,7 +384,7 @@ def test_what_can_not_be_explained_is_refused_with_the_remedy():
 
 
 def test_methods_go_by_any_spelling():
-    assert [gradcam.known_method(word) for word in ("Grad-CAM", "HiResCAM", "GradCAM++", "grad_cam_plusplus")] == [
+    assert [gradcam.canonical_method(word) for word in ("Grad-CAM", "HiResCAM", "GradCAM++", "grad_cam_plusplus")] == [
         "gradcam",
         "hirescam",
         "gradcam++",

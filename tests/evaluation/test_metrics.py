@@ -7,7 +7,7 @@ from torch import nn
 
 from harness.evaluation import metrics as p
 from harness.reporting.figures.confusion import confusion_figure, reliability_figure
-from harness.reporting.figures.gallery import RIGHT_RULES, WRONG_RULES, choose, table
+from harness.reporting.figures.gallery import RIGHT_RULES, WRONG_RULES, choose_images, table
 from harness.utils.errors import DataError, DivergedError, UsageError
 
 CLASSES = ("cat", "dog", "=ship()", "-3", "never")
@@ -177,37 +177,37 @@ def test_the_csv_holds_every_image_and_no_formula(tmp_path):
 )
 def test_each_rule_chooses_distinct_images_of_its_kind_and_the_same_for_the_same_seed(wrong, rule):
     said = some()
-    chosen = choose(said, wrong=wrong, rule=rule, count=25, seed=3)
+    chosen = choose_images(said, wrong=wrong, rule=rule, count=25, seed=3)
     assert len(set(chosen.tolist())) == 25 and (said.right[chosen] != wrong).all() and chosen.dtype == np.int64
-    assert (chosen == choose(said, wrong=wrong, rule=rule, count=25, seed=3)).all()
-    assert len(choose(said, wrong=wrong, rule=rule, count=10_000)) == (said.right != wrong).sum()
-    assert len(choose(said, wrong=wrong, rule=rule, count=0)) == 0
-    assert (chosen == choose(said, wrong=wrong, rule=rule, count=25, seed=4)).all() == (rule != "random")
+    assert (chosen == choose_images(said, wrong=wrong, rule=rule, count=25, seed=3)).all()
+    assert len(choose_images(said, wrong=wrong, rule=rule, count=10_000)) == (said.right != wrong).sum()
+    assert len(choose_images(said, wrong=wrong, rule=rule, count=0)) == 0
+    assert (chosen == choose_images(said, wrong=wrong, rule=rule, count=25, seed=4)).all() == (rule != "random")
 
 
 def test_rules_order_as_they_say():
     said = some()
     errors = np.flatnonzero(~said.right)
-    confident = choose(said, wrong=True)
+    confident = choose_images(said, wrong=True)
     assert confident.tolist() == sorted(errors, key=lambda i: -said.confidence[i])[:25]
-    assert said.labels[choose(said, wrong=True, rule="per-class", count=4)].tolist() == [0, 1, 2, 3]
+    assert said.labels[choose_images(said, wrong=True, rule="per-class", count=4)].tolist() == [0, 1, 2, 3]
     matrix = p.confusion(said) * (1 - np.eye(5, dtype=int))
-    first = choose(said, wrong=True, rule="confusion", count=1)[0]
+    first = choose_images(said, wrong=True, rule="confusion", count=1)[0]
     assert matrix[said.labels[first], said.predicted[first]] == matrix.max()
-    mixed = choose(said, wrong=False, count=8)
+    mixed = choose_images(said, wrong=False, count=8)
     for label in range(4):
         of_class = np.flatnonzero(said.right & (said.labels == label))
         assert mixed[label] == max(of_class, key=lambda i: said.confidence[i])
         assert mixed[4 + label] == min(of_class, key=lambda i: said.confidence[i])
     everything = p.Predictions(np.zeros(3, int), np.array([[1, 0]] * 3, np.float32), np.zeros(3, np.float32))
-    assert choose(everything, wrong=True).shape == (0,)
+    assert choose_images(everything, wrong=True).shape == (0,)
     with pytest.raises(UsageError, match="did you mean 'confident'"):
-        choose(said, wrong=True, rule="confidnt")
+        choose_images(said, wrong=True, rule="confidnt")
 
 
 def test_the_table_of_a_gallery_says_what_the_predictions_say():
     said = some(30)
-    chosen = choose(said, wrong=True, count=4)
+    chosen = choose_images(said, wrong=True, count=4)
     pictures = [np.full((4, 4, 3), i, np.uint8) for i in range(len(chosen))]
     made = table(said, chosen, pictures, [f"test/{i}" for i in range(30)], CLASSES)
     for row, index in zip(made.rows, chosen, strict=True):

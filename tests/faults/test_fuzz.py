@@ -11,8 +11,8 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from harness.config import yaml_io
-from harness.config.settings import Config, coerce, kinds, known_name, settings
-from harness.tracking.journal import Journal, read
+from harness.config.settings import Config, canonical_name, coerce, setting_fields, setting_types
+from harness.tracking.journal import Journal, read_journal
 from harness.utils.errors import CheckpointError, DataError, HarnessError, UsageError
 from tests.support.records import epoch, final, same
 
@@ -26,7 +26,7 @@ ANYTHING = st.recursive(
 
 
 @examples(max_examples=400)
-@given(st.sampled_from(list(settings())), ANYTHING)
+@given(st.sampled_from(list(setting_fields())), ANYTHING)
 @example("epochs", "١")
 @example("model_args", {1: {2: float("nan")}})
 @example("lr_max", 10**400)
@@ -40,12 +40,12 @@ def test_any_value_of_any_setting_is_taken_at_its_type_or_refused_in_one_line(na
         return
     assert coerce(name, taken) == taken, "what was taken is taken again as it is"
     assert json.dumps(list(taken) if isinstance(taken, tuple) else taken, allow_nan=False) is not None
-    assert kinds()[name] is not bool or isinstance(taken, bool)
+    assert setting_types()[name] is not bool or isinstance(taken, bool)
 
 
 def legal(name):
     """Values that a setting allows."""
-    about, kind = settings()[name].metadata, kinds()[name]
+    about, kind = setting_fields()[name].metadata, setting_types()[name]
     if about["choices"]:
         return st.sampled_from(about["choices"])
     if kind is bool:
@@ -71,7 +71,7 @@ def legal(name):
     )
 
 
-CONFIGS = st.dictionaries(st.sampled_from(list(settings())), st.none(), max_size=12).flatmap(
+CONFIGS = st.dictionaries(st.sampled_from(list(setting_fields())), st.none(), max_size=12).flatmap(
     lambda chosen: st.fixed_dictionaries({name: legal(name) for name in chosen})
 )
 
@@ -84,9 +84,9 @@ def test_any_configuration_comes_back_equal_from_its_file_and_from_json(values):
     except UsageError:
         return  # two of them do not fit each other
     text = config.to_yaml()
-    assert Config(**yaml_io.parse(text)) == config
+    assert Config(**yaml_io.parse_yaml(text)) == config
     assert Config(**json.loads(json.dumps(config.to_dict()))) == config
-    assert Config(**yaml_io.parse(text)).digest() == config.digest()
+    assert Config(**yaml_io.parse_yaml(text)).digest() == config.digest()
 
 
 @examples(max_examples=300)
@@ -105,20 +105,20 @@ def test_any_configuration_comes_back_equal_from_its_file_and_from_json(values):
 @example("!!bool maybe")
 def test_any_text_as_yaml_is_read_or_refused_in_one_line(text):
     try:
-        value = yaml_io.parse(text, "file.yaml")
+        value = yaml_io.parse_yaml(text, "file.yaml")
     except UsageError as error:
         assert str(error).startswith("file.yaml")
         assert "\n" not in str(error)
         return
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        assert yaml_io.parse(yaml_io.dump(value)) == value or value != value or "nan" in repr(value)
+        assert yaml_io.parse_yaml(yaml_io.dump_yaml(value)) == value or value != value or "nan" in repr(value)
 
 
 @examples(max_examples=200)
 @given(st.text(max_size=40))
 def test_any_word_as_the_name_of_a_setting_is_one_or_is_refused(word):
     try:
-        assert known_name(word) in settings()
+        assert canonical_name(word) in setting_fields()
     except UsageError as error:
         assert "there is no setting" in str(error)
 
@@ -151,7 +151,7 @@ def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_record(written, 
     folder = tmp_path_factory.getbasetemp() / "cut"
     folder.mkdir(exist_ok=True)
     (folder / "journal.jsonl").write_bytes(content[:cut])
-    story, whole = read(folder), lines_before(content, cut)
+    story, whole = read_journal(folder), lines_before(content, cut)
     assert len(story.records) == max(0, min(3, whole - 1))
     assert all(
         map(
@@ -169,7 +169,7 @@ def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_record(written, 
         return
     journal.record(epoch(3))
     journal.finish("finished", 0)
-    again = read(folder)
+    again = read_journal(folder)
     assert again.whole
     steps = [record.step for record in again.records if record.kind == "epoch"]
     assert steps == [*[known for known in (3, 6)[: max(0, whole - 1)] if known <= step], 9]
@@ -185,7 +185,7 @@ def test_a_journal_with_any_damage_is_read_up_to_it_and_never_raises(written, tm
     folder = tmp_path_factory.getbasetemp() / "damaged"
     folder.mkdir(exist_ok=True)
     (folder / "journal.jsonl").write_bytes(bytes(content))
-    story = read(folder)
+    story = read_journal(folder)
     assert len(story.records) <= 4
     try:
         Journal.resume(folder, 6).finish("failed", 1)
@@ -212,7 +212,7 @@ def test_any_lines_of_json_as_a_journal_never_raise_but_what_is_meant(tmp_path_f
     folder = tmp_path_factory.getbasetemp() / "lines"
     folder.mkdir(exist_ok=True)
     (folder / "journal.jsonl").write_text("".join(json.dumps(line, default=repr) + "\n" for line in lines))
-    read(folder)
+    read_journal(folder)
     try:
         Journal.resume(folder, 6).finish("failed", 1)
     except HarnessError as error:

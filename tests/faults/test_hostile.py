@@ -13,7 +13,7 @@ import torch
 
 from harness.cli.main import main
 from harness.config.settings import Config
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 from harness.utils.errors import HarnessError, UsageError
 from harness.utils.files import read_json, sha256, write_json
 from tests.support.broken_images import broken, odd, picture_folder
@@ -67,7 +67,7 @@ def test_a_folder_full_of_broken_and_odd_pictures_trains_on_what_can_be_read_and
     (tmp_path / "data/train/dog/gone.png").symlink_to(tmp_path / "data/nowhere.png")
     ended = harness("run", *FOLDER, "--bad-images", "skip", cwd=tmp_path, check=0)
     assert f"{len(broken()) + 1} unreadable images are left out, the first is train/cat/bomb.png" in ended.err
-    facts = read(tmp_path / "runs/r").header["dataset"]
+    facts = read_journal(tmp_path / "runs/r").header["dataset"]
     assert facts["images"]["train"] == 16 + len(odd())
     assert facts["skipped"] == len(broken()) + 1
 
@@ -93,8 +93,8 @@ def test_classes_runs_and_projects_of_any_name_stay_inside_and_are_never_markup(
     assert all(path.is_relative_to(place / "runs") for path in new)
     (folder,) = (place / "runs").iterdir()
     assert folder.name.isascii() and not set(folder.name) & set("<>'\"/ $;")
-    assert read(folder).header["dataset"]["classes"] == sorted(classes)
-    assert read(folder).header["config"]["name"] == HOSTILE
+    assert read_journal(folder).header["dataset"]["classes"] == sorted(classes)
+    assert read_journal(folder).header["config"]["name"] == HOSTILE
     card = (folder / "checkpoints/README.md").read_text()
     assert "<img" not in card and "<script" not in card
     for table in ("predictions.csv", "per_class.csv"):
@@ -211,7 +211,7 @@ def test_any_flipped_byte_of_a_checkpoint_is_noticed(copied):
         damaged = bytearray(content)
         damaged[place] ^= 1 << int(draw.integers(8))
         (copied / "last.pt").write_bytes(damaged)
-        assert checkpoint.newest(copied) == copied / "previous.pt"
+        assert checkpoint.newest_checkpoint(copied) == copied / "previous.pt"
 
 
 def test_a_damaged_status_summary_or_index_never_stops_a_resume_with_a_traceback(copied, tmp_path, capfd, monkeypatch):
@@ -281,7 +281,7 @@ def test_a_journal_from_elsewhere_can_not_name_files_outside_its_folder(tmp_path
         + json.dumps({"kind": "artifact", "name": "x", "type": "model", "aliases": [], "metadata": {}, "files": {"f": "/etc/passwd"}})
         + "\n"
     )  # fmt: skip
-    assert not read(tmp_path).artifacts
+    assert not read_journal(tmp_path).artifacts
 
 
 # --- secrets

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from harness.config.settings import Config
-from harness.tracking.journal import read
-from harness.tracking.run_dir import claim
+from harness.tracking.journal import read_journal
+from harness.tracking.run_dir import claim_run_dir
 from harness.utils.files import read_json, sha256
 from tests.faults.test_resume import SAVING, check_same, never_killed, whole_story  # noqa: F401 - a fixture
 from tests.support.broken_images import picture_folder
@@ -189,7 +189,7 @@ def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_figure(never_k
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     check_same(tmp_path, never_killed)
-    for record in read(tmp_path / "runs/r").records:
+    for record in read_journal(tmp_path / "runs/r").records:
         for key, value in record.scalars().items():
             if key.startswith("time/"):
                 assert 0 <= value < 300, key
@@ -226,7 +226,7 @@ def test_of_many_equal_commands_at_once_each_gets_a_folder_of_its_own(tmp_path):
 def claim_one(output, ready, taken, done):
     config = Config(output=output, data="digits")
     ready.wait(60)
-    folder = claim(config)
+    folder = claim_run_dir(config)
     taken.put(str(folder.path))
     done.wait(60)
 
@@ -251,14 +251,16 @@ def test_a_run_in_a_folder_of_any_name_can_be_gone_on_with_by_the_command_that_i
 def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, pictures, monkeypatch):
     """Stopped by SIGSTOP, as one that waits for a disk that went away."""
     from harness.data import worker_loader
-    from harness.data.loaders import make_batches
+    from harness.data.loaders import make_loaders
     from harness.data.preprocess import Preprocess
-    from harness.data.registry import load
+    from harness.data.registry import load_dataset
     from harness.utils.errors import DataError
 
     monkeypatch.setattr(worker_loader, "TIMEOUT", 1.0)
     config = Config(data="folder", data_dir=str(pictures), loader="timm", workers=1, batch_size=8, image_size=32)
-    batches = make_batches(config, load(config), Preprocess(32, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear"), "cpu").train
+    batches = make_loaders(
+        config, load_dataset(config), Preprocess(32, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear"), "cpu"
+    ).train
     epoch = batches.epoch(0)
     next(epoch)
     for pid in batches._workers._pids[:]:

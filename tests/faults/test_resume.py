@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import read_state
 from tests.support.forked import TINY, begin, harness
 
@@ -28,7 +28,7 @@ def whole_story(folder):
             {key: value for key, value in record.scalars().items() if not key.startswith(TIMED)},
             record.steps,
         )
-        for record in read(folder).records
+        for record in read_journal(folder).records
     ]
     state = torch.load(folder / "checkpoints/last.pt", weights_only=True)
     progress = state["progress"]

@@ -133,9 +133,9 @@ def kinds(log):
 
 def test_a_stop_from_another_thread_is_a_stop(tmp_path):
     """W&B calls its stop function in a thread of its own."""
-    from harness.utils.signals import Interrupted, Interrupts
+    from harness.utils.signals import Interrupted, StopRequests
 
-    with Interrupts() as interrupts:
+    with StopRequests() as interrupts:
         thread = threading.Thread(target=interrupts.stop)
         thread.start()
         thread.join()

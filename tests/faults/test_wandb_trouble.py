@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 from harness.utils.files import read_json
 from tests.support.faulty_server import Troubled, steps_of
 from tests.support.forked import TINY, begin, harness
@@ -60,7 +60,7 @@ def test_a_server_in_trouble_from_the_start_makes_the_run_an_offline_one(tmp_pat
     assert read_json(folder / "status.json")["tracking"] == "offline"
     (segment,) = segments(folder)
     assert segment.steps == list(range(1, LAST + 1))
-    assert read(folder).whole
+    assert read_journal(folder).whole
     check_brought_whole(folder)
 
 
@@ -70,7 +70,7 @@ def test_online_by_name_is_refused_before_the_first_step(tmp_path, trouble):
         ended = harness("run", *TINY[:-1], "online", "--name", "r", cwd=tmp_path, variables=variables, check=7)
     assert len(ended.errors) == 1 and KEY not in ended.err
     assert not (tmp_path / "runs/r/checkpoints").exists()
-    assert not read(tmp_path / "runs/r").records
+    assert not read_journal(tmp_path / "runs/r").records
 
 
 def check_brought_whole(folder, last=LAST):
@@ -79,7 +79,7 @@ def check_brought_whole(folder, last=LAST):
         done = harness("sync", folder, cwd=folder, variables=well.variables | SLIM, check=0)
         assert steps_of(well, last)
         assert f"{last} of {last} steps are there" in done.out
-    journal = [record.values["test/acc"] for record in read(folder).records if record.kind == "epoch"]
+    journal = [record.values["test/acc"] for record in read_journal(folder).records if record.kind == "epoch"]
     assert [row["test/acc"] for row in well.history if "test/acc" in row] == pytest.approx(journal)
 
 
@@ -105,7 +105,7 @@ def test_a_server_that_fails_in_mid_run_is_noticed_and_the_journal_brings_the_ru
     assert len(said) == 1 and "harness sync" in said[0]
     folder = tmp_path / "runs/r"
     assert read_json(folder / "status.json")["tracking"] == "incomplete"
-    assert read(folder).whole
+    assert read_journal(folder).whole
     check_brought_whole(folder)
 
 
@@ -137,7 +137,7 @@ def test_training_goes_on_when_wandbs_service_is_killed_under_it(tmp_path):
         ended = running.end()
     assert ended.code == 0, ended.err
     assert len([line for line in ended.err.splitlines() if "W&B stopped taking the run" in line]) == 1
-    assert read(folder).whole and len(read(folder).records) == 7
+    assert read_journal(folder).whole and len(read_journal(folder).records) == 7
     check_brought_whole(folder, 66)
 
 
@@ -176,7 +176,9 @@ def test_the_pieces_of_a_killed_offline_run_sync_into_one_whole_history(tmp_path
                 timeout=60,
             )
         assert steps_of(server, LAST), server.steps
-    journal = [record.values["test/acc"] for record in read(tmp_path / "runs/r").records if record.kind == "epoch"]
+    journal = [
+        record.values["test/acc"] for record in read_journal(tmp_path / "runs/r").records if record.kind == "epoch"
+    ]
     assert [row["test/acc"] for row in server.history if "test/acc" in row] == pytest.approx(journal)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from harness.lr_finder.analysis import (
-    Alarm,
-    Trace,
+    DivergenceDetector,
+    LRCurve,
     accuracy_peak,
     centred,
     divergence,
@@ -27,13 +27,13 @@ def trace(losses, accs=None, low=1e-4, high=10.0, planned=None, end=None, seed=0
     share = np.arange(len(losses)) / (planned - 1)
     lrs = low + (high - low) * share if linear else low * (high / low) ** share
     accs = np.full(len(losses), 0.1) if accs is None else np.asarray(accs, dtype=float)
-    alarm, stop, found = Alarm(CHANCE, planned), len(losses), "end of range"
+    alarm, stop, found = DivergenceDetector(CHANCE, planned), len(losses), "end of range"
     for place, loss in enumerate(losses):
         if alarm.rings(loss):
             stop, found = place + 1, "diverged" if math.isfinite(loss) else "not finite"
             break
     cut = slice(0, stop)
-    return Trace(seed, lrs[cut], losses[cut], accs[cut], np.ones(stop), planned, end or found)
+    return LRCurve(seed, lrs[cut], losses[cut], accs[cut], np.ones(stop), planned, end or found)
 
 
 def story(seed=0, best=2e-2, bang=3.0, noise=0.02, steps=100, start=4.0, low=1e-4, high=10.0, width=0.7):
@@ -91,7 +91,7 @@ def test_a_constant_stays_constant_in_every_smoothing():
     ones = np.ones(50)
     np.testing.assert_allclose(moving_average(ones, 0.98), ones, rtol=1e-12)
     np.testing.assert_allclose(centred(ones, 2.5), ones, rtol=1e-12)
-    alarm = Alarm(CHANCE, 50)
+    alarm = DivergenceDetector(CHANCE, 50)
     assert not any(alarm.rings(1.0) for _ in range(50))
     assert alarm.smoothed == pytest.approx(1.0)
 

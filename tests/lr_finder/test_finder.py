@@ -13,24 +13,24 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config import yaml_io
-from harness.config.settings import Config, resolve
-from harness.lr_finder.finder import held_apart
+from harness.config.settings import Config, make_config
+from harness.lr_finder.finder import hold_out_for_finder
 from harness.lr_finder.range_test import (
-    Window,
+    LRRange,
     candidates,
-    default_window,
-    middle_curve,
+    curve_of_seed,
+    default_range,
+    median_curve,
+    preserve_rng_state,
     range_test,
-    same_randomness,
-    trace_seed,
-    try_rates,
+    short_run,
 )
-from harness.lr_finder.result import sweep, table
+from harness.lr_finder.result import result_table, sweep_definition
 from harness.runs import lr_find as roof
 from harness.runs import run
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 from harness.tracking.records import Curve, Table
-from harness.tracking.tracker import NoTracker
+from harness.tracking.tracker import NullTracker
 from harness.training.learner import make_learner
 from harness.training.loop import fit
 from harness.training.schedule import Schedule
@@ -83,7 +83,7 @@ def held():
 
 def measure(window, **more):
     settings = {"seed": 0, "momentum": 0.9, "chance": CHANCE, **more}
-    return trace_seed(settings.pop("make", maker()), settings.pop("feed", Batches), window, **settings)
+    return curve_of_seed(settings.pop("make", maker()), settings.pop("feed", Batches), window, **settings)
 
 
 def bits(value):
@@ -105,7 +105,7 @@ def streams():
 
 
 def test_the_rates_rise_exponentially_or_linearly_and_hit_both_ends():
-    exponential, linear = Window(1e-4, 1.0, 100), Window(0.4, 1.0, 13, "linear")
+    exponential, linear = LRRange(1e-4, 1.0, 100), LRRange(0.4, 1.0, 13, "linear")
     assert [exponential.lr(step) for step in range(100)] == pytest.approx(np.geomspace(1e-4, 1.0, 100))
     assert [linear.lr(step) for step in range(13)] == pytest.approx(np.linspace(0.4, 1.0, 13))
     assert exponential.lr(exponential.most - 1) == pytest.approx(100.0, rel=0.1)
@@ -117,18 +117,18 @@ def test_the_rates_rise_exponentially_or_linearly_and_hit_both_ends():
 )
 def test_a_range_that_makes_no_sense_is_refused(values, says):
     with pytest.raises(UsageError, match=says):
-        Window(*values)
+        LRRange(*values)
 
 
 def test_the_default_range_is_fine_enough_and_as_wide_as_asked():
     for optimizer in ("sgd", "adamw"):
-        window = default_window(optimizer)
+        window = default_range(optimizer)
         assert window.steps / math.log10(window.high / window.low) >= 20
-    assert default_window("adamw").low < default_window("sgd").low
-    assert default_window("sgd", low=1e-8).steps == 200
-    assert default_window("sgd", steps=30, low=0.1, high=0.2) == Window(0.1, 0.2, 30)
-    assert default_window("sgd", low=5.0).high > 5.0
-    assert default_window("sgd", high=1e-5).low < 1e-5
+    assert default_range("adamw").low < default_range("sgd").low
+    assert default_range("sgd", low=1e-8).steps == 200
+    assert default_range("sgd", steps=30, low=0.1, high=0.2) == LRRange(0.1, 0.2, 30)
+    assert default_range("sgd", low=5.0).high > 5.0
+    assert default_range("sgd", high=1e-5).low < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_step_of_the_test_is_a_step_of_training(settings):
         def lr(self, step, losses=()):
             return window.lr(step)
 
-    window = Window(1e-4, 1e-2, 10)
+    window = LRRange(1e-4, 1e-2, 10)
     momentum = settings.get("momentum", 0.9)
     trace = measure(window, make=maker(**settings), momentum=momentum, held=held())
     (record, *_) = fit(
@@ -160,7 +160,7 @@ def test_a_step_of_the_test_is_a_step_of_training(settings):
 
 
 def test_the_gradient_norm_is_that_of_the_whole_gradient():
-    trace = measure(Window(1e-4, 1e-2, 10))
+    trace = measure(LRRange(1e-4, 1e-2, 10))
     model = net(0).train()
     images, labels = next(Batches(0).epoch(0))
     torch.manual_seed(seed_for(0, "epoch", 0))
@@ -171,7 +171,7 @@ def test_the_gradient_norm_is_that_of_the_whole_gradient():
 
 
 def test_looking_at_held_out_images_changes_nothing():
-    window = Window(1e-4, 1.0, 20)
+    window = LRRange(1e-4, 1.0, 20)
     one, other = measure(window, held=held()), measure(window)
     assert one.losses.tolist() == other.losses.tolist()
     assert len(one.held) >= 15
@@ -206,7 +206,7 @@ def test_training_after_a_test_is_training_without_it_to_the_bit(settings):
         return range_test(
             maker(**settings),
             Batches,
-            Window(1e-4, 10.0, 30),
+            LRRange(1e-4, 10.0, 30),
             seeds=[0, 1],
             momentum=0.9,
             chance=CHANCE,
@@ -228,9 +228,9 @@ def test_every_stream_comes_back_also_when_the_test_is_stopped():
 
     before = streams()
     with pytest.raises(Stop):
-        measure(Window(1e-4, 1.0, 20), watch=watch)
+        measure(LRRange(1e-4, 1.0, 20), watch=watch)
     assert streams() == before
-    with same_randomness():
+    with preserve_rng_state():
         random.random(), np.random.rand(), torch.rand(1)
     assert streams() == before
 
@@ -241,7 +241,7 @@ def test_between_the_records_of_two_seeds_the_callers_own_draws_count():
     torch.manual_seed(5)
     drawn = []
     for _ in range_test(
-        maker(), Batches, Window(1e-3, 1.0, 10), seeds=[0, 1, 2], momentum=0.9, chance=CHANCE, traces=[]
+        maker(), Batches, LRRange(1e-3, 1.0, 10), seeds=[0, 1, 2], momentum=0.9, chance=CHANCE, traces=[]
     ):
         drawn.append(torch.rand(1))
         assert torch.is_grad_enabled()
@@ -249,44 +249,44 @@ def test_between_the_records_of_two_seeds_the_callers_own_draws_count():
 
 
 def test_the_same_seed_gives_the_same_curve_and_another_one_another():
-    window = Window(1e-4, 1.0, 20)
+    window = LRRange(1e-4, 1.0, 20)
     assert measure(window).losses.tolist() == measure(window).losses.tolist()
     assert measure(window).losses.tolist() != measure(window, seed=1, feed=Batches).losses.tolist()
 
 
 def test_it_stops_at_divergence_and_goes_on_where_there_was_none():
     plain = {"make": maker(weight_decay=0.0)}
-    far = measure(Window(1e-3, 1e4, 70), **plain)
+    far = measure(LRRange(1e-3, 1e4, 70), **plain)
     assert far.end != "end of range"
     assert len(far.lrs) < 70
-    near = measure(Window(1e-3, 0.05, 30), **plain)
+    near = measure(LRRange(1e-3, 0.05, 30), **plain)
     assert len(near.lrs) > 30
     assert near.lrs[-1] > 0.05
     assert near.lrs[1:] / near.lrs[:-1] == pytest.approx(near.lrs[1] / near.lrs[0])
-    assert len(measure(Window(1e-9, 1e-8, 10), **plain).lrs) == Window(1e-9, 1e-8, 10).most
+    assert len(measure(LRRange(1e-9, 1e-8, 10), **plain).lrs) == LRRange(1e-9, 1e-8, 10).most
 
 
 @pytest.mark.parametrize("place", [0, 7])
 def test_nan_stops_it_at_once(place):
-    trace = measure(Window(1e-4, 1e-2, 20), feed=lambda seed: Batches(seed, spoilt=place))
+    trace = measure(LRRange(1e-4, 1e-2, 20), feed=lambda seed: Batches(seed, spoilt=place))
     assert trace.end == "not finite"
     assert len(trace.lrs) == place + 1
     assert np.isfinite(trace.losses[:place]).all()
 
 
 def test_an_epochs_end_does_not_end_the_test():
-    assert len(measure(Window(1e-5, 1e-4, 40), feed=lambda seed: Batches(seed, sizes=(8, 5))).lrs) > 40
+    assert len(measure(LRRange(1e-5, 1e-4, 40), feed=lambda seed: Batches(seed, sizes=(8, 5))).lrs) > 40
 
 
 def test_no_batches_at_all_is_said_and_not_waited_for():
     with pytest.raises(UsageError, match="no batches"):
-        measure(Window(1e-4, 1.0, 20), feed=lambda seed: Batches(seed, sizes=()))
+        measure(LRRange(1e-4, 1.0, 20), feed=lambda seed: Batches(seed, sizes=()))
 
 
 def test_a_record_of_a_seed_is_a_curve_over_the_rate():
     traces = []
     records = list(
-        range_test(maker(), Batches, Window(1e-3, 1.0, 20), seeds=[3, 4], momentum=0.9, chance=CHANCE, traces=traces)
+        range_test(maker(), Batches, LRRange(1e-3, 1.0, 20), seeds=[3, 4], momentum=0.9, chance=CHANCE, traces=traces)
     )
     assert [list(record.values) for record in records] == [["find/seed_3"], ["find/seed_4"]]
     assert {(record.kind, record.step) for record in records} == {("find", 0)}
@@ -294,8 +294,8 @@ def test_a_record_of_a_seed_is_a_curve_over_the_rate():
 
 
 def test_the_middle_curve_is_the_median_over_the_seeds():
-    traces = [measure(Window(1e-3, 1e-1, 20), seed=seed) for seed in range(3)]
-    curve = middle_curve(traces, "smoothed")
+    traces = [measure(LRRange(1e-3, 1e-1, 20), seed=seed) for seed in range(3)]
+    curve = median_curve(traces, "smoothed")
     columns = [trace.smoothed[10] for trace in traces]
     assert curve.lines["median"][10] == pytest.approx(np.median(columns))
     assert (curve.lines["low"][10], curve.lines["high"][10]) == pytest.approx((min(columns), max(columns)))
@@ -305,11 +305,11 @@ def test_short_runs_lie_around_the_suggestion_and_tell_a_good_rate_from_a_bad_on
     assert candidates(0.1, 5) == pytest.approx([0.1, 0.05, 0.2, 0.025, 0.4])
     before = streams()
     good, bad = (
-        try_rates(maker(), Batches, held(), Schedule("one_cycle", 30, lr / 10, lr, peak=6, momentum=0.9), seed=0)
+        short_run(maker(), Batches, held(), Schedule("one_cycle", 30, lr / 10, lr, peak=6, momentum=0.9), seed=0)
         for lr in (0.01, 1e-7)
     )
     assert good.acc > 0.8 > bad.acc
-    wild = try_rates(
+    wild = short_run(
         maker(), lambda seed: Batches(seed, spoilt=3), held(), Schedule("one_cycle", 9, 1, 9, peak=2), seed=0
     )
     assert (wild.acc, math.isnan(wild.loss)) == (0.0, True)
@@ -345,8 +345,8 @@ class Silent:
 def found(tmp_path_factory):
     """One finding on real data, with two short runs and a sweep: (finding, folder)."""
     folder = tmp_path_factory.mktemp("found here")
-    config = resolve({**QUICK, "wandb": "offline", "output": folder / "runs", "lr_max": "find", "lr_min": "find"})
-    finding = roof.find(config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", display=Silent())
+    config = make_config({**QUICK, "wandb": "offline", "output": folder / "runs", "lr_max": "find", "lr_min": "find"})
+    finding = roof.find_lr(config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", display=Silent())
     return finding, folder
 
 
@@ -367,7 +367,7 @@ def test_it_leaves_a_picture_a_file_with_reasons_and_a_journal(found):
         "steepest",
         "first divergence",
     }
-    story = read(finding.folder / "journal.jsonl")
+    story = read_journal(finding.folder / "journal.jsonl")
     assert {record.kind for record in story.records} == {"find"}
     assert story.status == "finished"
     last = story.records[-1].values
@@ -409,7 +409,7 @@ def test_it_finds_rates_that_train(found):
 def test_the_images_that_judge_are_not_trained_on(found):
     finding, _ = found
     data = run.assemble(roof.provisional(finding.config)).data
-    apart, remark = held_apart(data, finding.config)
+    apart, remark = hold_out_for_finder(data, finding.config)
     assert remark == ""
     assert not set(apart.train.ids) & set(apart.val.ids)
     assert len(apart.train) + len(apart.val) == len(data.train)
@@ -419,21 +419,21 @@ def test_the_images_that_judge_are_not_trained_on(found):
 
 def test_the_table_names_every_rule_and_ends_with_a_line_that_trains_so(found):
     finding, _ = found
-    shown = table(finding)
+    shown = result_table(finding)
     for rule in finding.suggestion.rules:
         assert rule.rule in shown
     words = shlex.split(shown.splitlines()[-1])
     assert words[:2] == ["harness", "run"]
     options = {name.lstrip("-"): value for name, value in zip(words[2::2], words[3::2], strict=True)}
-    again = resolve(options)
+    again = make_config(options)
     assert (again.lr_max, again.lr_min) == (finding.lr_max, finding.lr_min)
     assert again.numbers() == {**finding.config.numbers(), "lr_max": finding.lr_max, "lr_min": finding.lr_min}
 
 
 def test_every_sample_of_the_written_sweep_is_a_valid_configuration(found):
     finding, folder = found
-    written = yaml_io.read(folder / "sweep.yaml")
-    assert written == sweep(finding)
+    written = yaml_io.read_yaml(folder / "sweep.yaml")
+    assert written == sweep_definition(finding)
     assert written["command"] == ["${env}", "harness", "run", "${args}"]
     assert (written["method"], written["metric"]) == ("bayes", {"name": "best/val_acc", "goal": "maximize"})
     parameters = written["parameters"]
@@ -445,7 +445,7 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(found):
         assert parameters[name]["min"] <= getattr(finding, name) <= parameters[name]["max"]
     for low in ("min", "max"):
         for high in ("min", "max"):
-            sample = resolve(
+            sample = make_config(
                 {**fixed, "lr_min": str(parameters["lr_min"][low]), "lr_max": str(parameters["lr_max"][high])}
             )
             assert sample.val_fraction == 0.1
@@ -460,31 +460,31 @@ def test_a_run_takes_what_was_found_and_a_resumed_one_does_not_search_again(foun
     (tmp_path / "lr_finder.json").write_text((finding.folder / "lr_finder.json").read_text())
     digest = json.loads((tmp_path / "lr_finder.json").read_text())["digest"]
     assert digest == config.digest()
-    resolved = roof.resolve_rates(config, parts, tmp_path, NoTracker(), display)
+    resolved = roof.resolve_lr(config, parts, tmp_path, NullTracker(), display)
     assert (resolved.lr_min, resolved.lr_max) == (finding.lr_min, finding.lr_max)
-    assert not resolved.seeks
+    assert not resolved.needs_lr_find
     assert display.said == []
     only = config.replace(lr_max=0.05)
     kept = {**json.loads((tmp_path / "lr_finder.json").read_text()), "digest": only.digest()}
     (tmp_path / "lr_finder.json").write_text(json.dumps(kept))
-    half = roof.resolve_rates(only, parts, tmp_path, NoTracker(), display)
+    half = roof.resolve_lr(only, parts, tmp_path, NullTracker(), display)
     assert half.lr_max == 0.05
     assert 0.05 / 31 < half.lr_min < 0.05 / 2.9
 
 
 def test_a_whole_run_after_a_search_is_the_run_without_it_to_the_bit(tmp_path):
-    config = resolve({**QUICK, "epochs": 1, "peak_epoch": 0.5, "cutout": 8, "output": tmp_path})
+    config = make_config({**QUICK, "epochs": 1, "peak_epoch": 0.5, "cutout": 8, "output": tmp_path})
     runs = []
     for search in (False, True):
         random.seed(0), np.random.seed(0)
         parts = run.assemble(config)
         torch.manual_seed(11)
         if search:
-            roof.find_in(
+            roof.run_range_test(
                 config,
                 parts,
                 tmp_path / "found",
-                NoTracker(),
+                NullTracker(),
                 Silent(),
                 roof.Ask(steps=10, low=1e-3, high=0.1, seeds=1),
             )
@@ -496,24 +496,24 @@ def test_a_whole_run_after_a_search_is_the_run_without_it_to_the_bit(tmp_path):
 
 
 def test_no_learning_rate_found_is_refused_with_what_to_do(tmp_path):
-    config = resolve({**QUICK, "lr_max": "find", "output": tmp_path})
+    config = make_config({**QUICK, "lr_max": "find", "output": tmp_path})
     parts = run.assemble(roof.provisional(config))
     (tmp_path / "figures").mkdir()
-    finding = roof.find_in(
-        config, parts, tmp_path, NoTracker(), Silent(), roof.Ask(steps=10, low=1e-12, high=1e-11, seeds=1)
+    finding = roof.run_range_test(
+        config, parts, tmp_path, NullTracker(), Silent(), roof.Ask(steps=10, low=1e-12, high=1e-11, seeds=1)
     )
     assert finding.lr_max is None
     assert finding.command == ""
-    assert "no descent" in table(finding)
+    assert "no descent" in result_table(finding)
     with pytest.raises(UsageError, match="no learning rates"):
-        sweep(finding)
+        sweep_definition(finding)
 
 
 @pytest.mark.parametrize("word", ["find", "FIND", " Find "])
 def test_find_is_a_value_of_both_rates(word):
     config = Config(lr_max=word, lr_min=word)
-    assert (config.lr_max, config.lr_min, config.seeks) == ("find", "find", True)
-    assert Config(**yaml_io.parse(config.to_yaml())) == config
+    assert (config.lr_max, config.lr_min, config.needs_lr_find) == ("find", "find", True)
+    assert Config(**yaml_io.parse_yaml(config.to_yaml())) == config
     with pytest.raises(UsageError, match="no range test"):
         config.rates()
     plain = roof.provisional(config.replace(lr_min=0.7))

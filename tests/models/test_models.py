@@ -29,7 +29,7 @@ def seeded() -> None:
 
 
 def make(classes: int = 10, **settings: Any) -> nn.Module:
-    return factory.create(Config(**settings), classes)
+    return factory.create_model(Config(**settings), classes)
 
 
 def small(**arguments: Any) -> nn.Module:
@@ -358,7 +358,7 @@ def test_a_plugins_model_trains_a_step() -> None:
     before.backward()
     optimizer.step()
     assert F.cross_entropy(model(images), labels) < before
-    assert ("tiny_from_a_plugin", False) in factory.names("plugin")
+    assert ("tiny_from_a_plugin", False) in factory.model_names("plugin")
 
 
 @pytest.mark.usefixtures("plugins")
@@ -378,13 +378,13 @@ def test_what_is_wrong_with_a_plugin_is_said(settings: dict[str, Any], said: str
 
 
 def test_the_names_start_with_ours_and_hold_all_of_timm() -> None:
-    found = factory.names()
+    found = factory.model_names()
     assert [name for name, ours in found if ours] == ["custom_resnet", "resnet18_cifar"] == [n for n, _ in found[:2]]
     assert sorted(name for name, _ in found) == sorted(timm.list_models())
 
 
 def test_names_are_found_by_a_part_or_a_pattern() -> None:
-    assert factory.names("cifar") == [("resnet18_cifar", True)]
-    assert {name for name, _ in factory.names("resnet18*")} >= {"resnet18", "resnet18_cifar"}
-    assert all("convnext" in name for name, _ in factory.names("convnext"))
-    assert factory.names("nothing-of-this-name") == []
+    assert factory.model_names("cifar") == [("resnet18_cifar", True)]
+    assert {name for name, _ in factory.model_names("resnet18*")} >= {"resnet18", "resnet18_cifar"}
+    assert all("convnext" in name for name, _ in factory.model_names("convnext"))
+    assert factory.model_names("nothing-of-this-name") == []

@@ -44,9 +44,9 @@ def made(tmp_path_factory):
     one = evil_run(folder / "one")
     two = other_seed(one, folder / "two", 1, 0.5)
     return {
-        "run": pages.write([one]),
-        "runs": pages.write([one, two], folder / "all.html"),
-        "sweep": pages.write([sweep(folder / "sweep")]),
+        "run": pages.write_page([one]),
+        "runs": pages.write_page([one, two], folder / "all.html"),
+        "sweep": pages.write_page([sweep(folder / "sweep")]),
     }
 
 

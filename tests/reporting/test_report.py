@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from harness.reporting.html import pages, run_predictions, sweep_data
-from harness.reporting.html.groups import groups, share_interval, spread
-from harness.reporting.html.plotly import smoothed, thinned
-from harness.reporting.html.share import write_page
+from harness.reporting.html.groups import group_runs, share_interval, spread
+from harness.reporting.html.plotly import moving_average, thin
+from harness.reporting.html.share import write_run_page
 from harness.utils.errors import UsageError
 from tests.support.commands import QUICK, command
 from tests.support.report_samples import CLASSES, EVIL, evil_run, other_seed, sweep
@@ -116,7 +116,7 @@ def test_a_page_that_can_not_be_written_is_one_line(tmp_path):
     folder = evil_run(tmp_path / "run")
     (folder / "report.html/in-the-way").mkdir(parents=True)
     told = []
-    write_page(folder, told.append)
+    write_run_page(folder, told.append)
     assert len(told) == 1
     assert told[0].startswith("no page was written: ")
     assert "\n" not in told[0]
@@ -131,7 +131,7 @@ def test_a_page_that_can_not_be_written_fails_no_run(tmp_path):
 
 
 def test_hostile_words_are_shown_and_do_nothing(tmp_path):
-    page = Page(pages.write([evil_run(tmp_path / "evil")]))
+    page = Page(pages.write_page([evil_run(tmp_path / "evil")]))
     check_nothing_acts(page)
     check_every_id_is_led_to(page)
     assert page.text.count(EVIL) > 10
@@ -149,7 +149,7 @@ def test_the_script_in_the_page_is_plotlys_own_whole(finished):
 
 @pytest.mark.parametrize("state", ["failed", "interrupted", "running"])
 def test_a_run_that_has_not_ended_has_a_page_that_says_so(tmp_path, state):
-    page = Page(pages.write([evil_run(tmp_path / "run", state)]))
+    page = Page(pages.write_page([evil_run(tmp_path / "run", state)]))
     assert ("crashed" if state == "running" else state) in page.text  # no process holds its lock
     assert "Go on with it" in page.text
     assert "accuracy so far" in page.text
@@ -163,26 +163,26 @@ def test_a_damaged_folder_has_a_page_that_says_what_is_missing(tmp_path):
         path.write_bytes(b"no picture")
     lines = (folder / "journal.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "journal.jsonl").write_bytes(b"".join(lines[:-1]) + b'{"kind": "summ')
-    page = Page(pages.write([folder]))
+    page = Page(pages.write_page([folder]))
     assert page.text.count("Missing:") >= 2
     check_nothing_acts(page)
     (folder / "config.yaml").unlink()
-    assert "config.yaml" in Page(pages.write([folder])).text
+    assert "config.yaml" in Page(pages.write_page([folder])).text
     (folder / "journal.jsonl").write_bytes(b"\xff\x00")
     (folder / "config.yaml").write_text("a: [")
-    assert "Missing:" in Page(pages.write([folder])).text
+    assert "Missing:" in Page(pages.write_page([folder])).text
 
 
 def test_what_is_no_run_is_one_line_with_a_remedy(tmp_path):
     for path, remedy in ((tmp_path / "nowhere", "harness runs"), (tmp_path, "harness runs")):
         with pytest.raises(UsageError, match=remedy) as error:
-            pages.write([path])
+            pages.write_page([path])
         assert "\n" not in str(error.value)
     evil_run(tmp_path / "run")
     with pytest.raises(UsageError, match="it holds 1: harness report"):
-        pages.write([tmp_path])
+        pages.write_page([tmp_path])
     with pytest.raises(UsageError, match="is a sweep"):
-        pages.write([tmp_path / "run", sweep(tmp_path / "sweep")])
+        pages.write_page([tmp_path / "run", sweep(tmp_path / "sweep")])
 
 
 def test_runs_that_differ_in_the_seed_only_are_one_group(tmp_path):
@@ -191,12 +191,12 @@ def test_runs_that_differ_in_the_seed_only_are_one_group(tmp_path):
     runs = [other_seed(one, tmp_path / f"s{n}", n, score) for n, score in enumerate(scores)]
     runs.append(other_seed(one, tmp_path / "wide", 0, 0.9, batch_size=64))
     found = [pages.read_run(path) for path in runs]
-    together = groups(found)
+    together = group_runs(found)
     assert [len(group.runs) for group in together] == [3, 1]
     told = together[0].spread("test/acc")
     assert told.mean == pytest.approx(np.mean(scores))
     assert told.sd == pytest.approx(np.std(scores, ddof=1))
-    page = Page(pages.write(runs, tmp_path / "all.html"))
+    page = Page(pages.write_page(runs, tmp_path / "all.html"))
     check_nothing_acts(page)
     check_every_id_is_led_to(page)
     assert "73.00 %" in page.text
@@ -226,16 +226,16 @@ def test_the_interval_of_a_share_is_wilsons():
 def test_a_thinned_line_keeps_its_spikes_and_a_smoothed_one_its_level():
     y = list(np.random.default_rng(0).normal(size=20_000))
     y[777], y[12_345] = 50.0, -50.0
-    x, kept = thinned(list(range(20_000)), y, 1000)
+    x, kept = thin(list(range(20_000)), y, 1000)
     assert len(kept) <= 1002
     assert {50.0, -50.0} <= set(kept)
     assert all(y[place] == value for place, value in zip(x, kept, strict=True))
-    assert smoothed([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert moving_average([2.0] * 50) == pytest.approx([2.0] * 50)
 
 
 def test_a_sweep_has_a_page(tmp_path):
     folder = sweep(tmp_path / "sweep", EVIL)
-    page = Page(pages.write([folder]))
+    page = Page(pages.write_page([folder]))
     check_nothing_acts(page)
     check_every_id_is_led_to(page)
     assert {"scatter", "parallel", "history", "importance"} <= page.charts.keys()
@@ -244,7 +244,7 @@ def test_a_sweep_has_a_page(tmp_path):
     assert sweep_data.read_sweep(folder).best_so_far() == [0.8, 0.8, 0.9]
     (folder / "sweep.json").write_text("")
     (folder / "trials.csv").write_text("trial,state\n")
-    assert "Missing:" in Page(pages.write([folder])).text
+    assert "Missing:" in Page(pages.write_page([folder])).text
 
 
 def test_the_command_makes_the_page_and_names_it(tmp_path):

@@ -14,7 +14,7 @@ from tests.support.wandb_files import load
 
 from harness.runs import export
 from harness.runs import inference
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 
 
 def rows(path):
@@ -62,7 +62,7 @@ def test_wandb_has_the_tables_pictures_and_charts(finished):
 
 def test_the_journal_has_the_same_tables(finished):
     _, folder = finished
-    final = next(record for record in read(folder / "journal.jsonl").records if record.kind == "final")
+    final = next(record for record in read_journal(folder / "journal.jsonl").records if record.kind == "final")
     table = final.values["predictions/misclassified"]
     assert table.columns[:5] == ("image", "id", "truth", "prediction", "confidence")
     assert all(row[2] != row[3] for row in table.rows)
@@ -77,7 +77,7 @@ def test_evaluate_says_of_any_checkpoint_what_the_run_said(finished, name, tmp_p
     assert split == "test"
     assert (out / "predictions.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
     assert (out / "figures/gradcam.png").is_file()
-    assert "precision" in inference.report(seen, split)
+    assert "precision" in inference.evaluation_text(seen, split)
 
 
 def test_the_evaluate_command_prints_a_line_a_class(finished, tmp_path):
@@ -167,7 +167,7 @@ def test_a_checkpoint_that_is_not_ours_is_refused(content, says, tmp_path):
         (tmp_path / name).write_bytes(data)
     path = tmp_path / next(iter(content or {"nothing": 0}))
     with pytest.raises(CheckpointError, match=says):
-        inference.bring_back(path)
+        inference.load_trained_model(path)
 
 
 def test_weights_for_another_model_are_refused_by_key(finished, tmp_path):
@@ -179,7 +179,7 @@ def test_weights_for_another_model_are_refused_by_key(finished, tmp_path):
     facts["config"]["model_args"] = {"width": 16}
     (tmp_path / "c/model.json").write_text(json.dumps(facts))
     with pytest.raises(CheckpointError, match=r"does not fit the model: .*instead of"):
-        inference.bring_back(tmp_path / "c/model.safetensors")
+        inference.load_trained_model(tmp_path / "c/model.safetensors")
 
 
 def test_data_with_other_classes_is_refused(finished, tmp_path):
@@ -198,7 +198,7 @@ def test_stock_timm_builds_the_model_from_the_runs_own_folder(finished):
     _, folder = finished
     model = timm.create_model(f"local-dir:{folder / 'checkpoints'}", pretrained=True).eval()
     images = torch.rand(2, 3, 32, 32)
-    torch.testing.assert_close(model(images), inference.bring_back(folder).model(images), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(images), inference.load_trained_model(folder).model(images), rtol=1e-4, atol=1e-5)
     assert "Classes, in the order of the logits: 0, 1" in (folder / "checkpoints/README.md").read_text()
 
 
@@ -207,7 +207,7 @@ def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
 
     _, folder = finished
     with pytest.raises(UsageError, match="model: the checkpoint says this itself"):
-        inference.bring_back(folder, {"model": "resnet18"})
+        inference.load_trained_model(folder, {"model": "resnet18"})
 
 
 def test_an_empty_map_is_striped_and_never_a_picture(tmp_path):
@@ -229,16 +229,16 @@ def test_an_empty_map_is_striped_and_never_a_picture(tmp_path):
 
 
 def test_large_photos_are_tracked_small():
-    from harness.reporting.evaluation_report import reduced
+    from harness.reporting.evaluation_report import shrink
 
-    assert reduced(np.zeros((3000, 4000, 3), np.uint8)).shape == (192, 256, 3)
-    assert reduced(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32, 3)
+    assert shrink(np.zeros((3000, 4000, 3), np.uint8)).shape == (192, 256, 3)
+    assert shrink(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32, 3)
 
 
 def test_the_folder_for_timm_gives_the_same_logits_in_stock_timm(finished, tmp_path):
     _, folder = finished
-    export.to_timm(folder, tmp_path / "shared")
-    trained = inference.bring_back(folder)
+    export.export_timm(folder, tmp_path / "shared")
+    trained = inference.load_trained_model(folder)
     again = timm.create_model(f"local-dir:{tmp_path / 'shared'}", pretrained=True).eval()
     images = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(again(images), trained.model(images), rtol=1e-4, atol=1e-5)
@@ -251,12 +251,12 @@ def test_the_folder_for_timm_gives_the_same_logits_in_stock_timm(finished, tmp_p
 def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     _, folder = finished
-    said = export.to_onnx(folder, tmp_path / "model.onnx")
+    said = export.export_onnx(folder, tmp_path / "model.onnx")
     assert "equal torch's" in said
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():
-        expected = inference.bring_back(folder, {"precision": "fp32"}).model(images)
+        expected = inference.load_trained_model(folder, {"precision": "fp32"}).model(images)
     torch.testing.assert_close(
         torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected, rtol=1e-3, atol=1e-4
     )

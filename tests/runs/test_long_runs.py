@@ -7,7 +7,7 @@ import time
 import pytest
 from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
 
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,7 +30,7 @@ def test_a_run_killed_at_any_moments_goes_on_to_the_same_bits(finished, kills, t
     ).read_bytes()
     assert (folder / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     mine, theirs = (
-        [(r.step, r.values["train/loss"], r.values["test/acc"], r.steps) for r in read(f).records if r.kind == "epoch"]
+        [(r.step, r.values["train/loss"], r.values["test/acc"], r.steps) for r in read_journal(f).records if r.kind == "epoch"]
         for f in (folder, whole)
     )
     assert mine == theirs
@@ -60,6 +60,6 @@ def test_a_compiled_run_trains_as_one_that_is_not(tmp_path):
             "disabled",
         ]
         command("run", *words, *compiled, cwd=tmp_path, check=0, timeout=600)
-    plain, compiled = (read(tmp_path / "runs" / name).records[0].values for name in ("plain", "compiled"))
+    plain, compiled = (read_journal(tmp_path / "runs" / name).records[0].values for name in ("plain", "compiled"))
     assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-3)
     assert compiled["test/loss"] == pytest.approx(plain["test/loss"], rel=1e-3)

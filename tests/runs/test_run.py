@@ -16,8 +16,8 @@ from tests.support.wandb_files import load
 
 import harness
 from harness.config import yaml_io
-from harness.config.settings import Config, resolve
-from harness.tracking.journal import read
+from harness.config.settings import Config, make_config
+from harness.tracking.journal import read_journal
 from harness.models import cifar_resnet
 
 
@@ -46,9 +46,9 @@ def test_a_run_leaves_everything_that_it_promises(finished):
 
 def test_the_saved_configuration_is_the_runs_and_repeats_it_to_the_bit(finished, tmp_path):
     _, folder = finished
-    saved = yaml_io.read(folder / "config.yaml")
-    story = read(folder / "journal.jsonl")
-    assert story.header["config"] == saved == resolve({"recipe": str(folder / "config.yaml")}).to_dict()
+    saved = yaml_io.read_yaml(folder / "config.yaml")
+    story = read_journal(folder / "journal.jsonl")
+    assert story.header["config"] == saved == make_config({"recipe": str(folder / "config.yaml")}).to_dict()
     command(
         "run",
         "--recipe",
@@ -69,7 +69,7 @@ def test_the_saved_configuration_is_the_runs_and_repeats_it_to_the_bit(finished,
 
 def test_wandb_holds_what_the_journal_holds(finished):
     _, folder = finished
-    story, config = read(folder / "journal.jsonl"), yaml_io.read(folder / "config.yaml")
+    story, config = read_journal(folder / "journal.jsonl"), yaml_io.read_yaml(folder / "config.yaml")
     run = load(next(folder.glob("wandb/offline-run-*")))
     assert {key: run.config[key] for key in config} == config
     assert run.config["dataset"]["fingerprint"] == story.header["dataset"]["fingerprint"]
@@ -88,7 +88,7 @@ def test_wandb_holds_what_the_journal_holds(finished):
 
 def test_the_learning_rate_goes_from_the_option_to_the_optimizer_to_the_records(finished):
     _, folder = finished
-    story = read(folder / "journal.jsonl")
+    story = read_journal(folder / "journal.jsonl")
     config = Config(**story.header["config"])
     rates = [rate for record in story.records if record.steps for rate in record.steps.lines["lr"]]
     per_epoch = len(rates) // 3
@@ -138,7 +138,7 @@ def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypat
     theirs = json.loads((folder / "summary.json").read_text())
     assert result.summary["result"] == theirs["result"]
     assert [row["train/loss"] for row in result.history] == [
-        record.values["train/loss"] for record in read(folder / "journal.jsonl").records if record.kind == "epoch"
+        record.values["train/loss"] for record in read_journal(folder / "journal.jsonl").records if record.kind == "epoch"
     ]
 
 
@@ -147,7 +147,7 @@ def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_t
         "run", *QUICK, "--epochs", 3, "--val-fraction", 0.2, "--wandb", "disabled", "--name", "v", cwd=tmp_path, check=0
     )
     folder = tmp_path / "runs/v"
-    summary, story = json.loads((folder / "summary.json").read_text()), read(folder / "journal.jsonl")
+    summary, story = json.loads((folder / "summary.json").read_text()), read_journal(folder / "journal.jsonl")
     epochs = [record for record in story.records if record.kind == "epoch"]
     accuracies = [record.values["val/acc"] for record in epochs]
     assert not any(key.startswith("test/") for record in epochs for key in record.values)
@@ -185,7 +185,7 @@ def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, 
         whole / "checkpoints/model.safetensors"
     ).read_bytes()
     mine, theirs = (
-        [r.values["train/loss"] for r in read(f / "journal.jsonl").records if r.kind == "epoch"]
+        [r.values["train/loss"] for r in read_journal(f / "journal.jsonl").records if r.kind == "epoch"]
         for f in (folder, whole)
     )
     assert mine == theirs
@@ -354,7 +354,7 @@ def test_pictures_in_mid_run_cost_no_row_and_no_record(tmp_path):
     words = ["--epochs", 3, "--explain-every", 1, "--gallery", 4, "--wandb", "offline", "--name", "e"]
     command("run", *QUICK, *words, cwd=tmp_path, check=0)
     folder = tmp_path / "runs/e"
-    records = read(folder / "journal.jsonl").records
+    records = read_journal(folder / "journal.jsonl").records
     assert [record.kind for record in records] == ["epoch", "epoch", "epoch", "final"]
     assert all("gallery/misclassified" in record.values for record in records if record.epoch < 3)
     run = load(next(folder.glob("wandb/offline-run-*")))
@@ -429,5 +429,5 @@ def test_find_prints_its_rates_and_writes_a_sweep(tmp_path):
     ]
     done = command("find", *words, "--write-sweep", "sweep.yaml", cwd=tmp_path, check=0)
     assert "--lr-max" in done.stdout
-    made = yaml_io.read(tmp_path / "sweep.yaml")
+    made = yaml_io.read_yaml(tmp_path / "sweep.yaml")
     assert made["parameters"]["lr_max"]["distribution"] == "log_uniform_values"

@@ -22,8 +22,8 @@ from harness.utils.errors import BusyError, UsageError
 from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
 from harness.tracking.run_dir import lock_folder, members
-from harness.runs.seeds import SeedsFailed, table
-from harness.utils.stats import spread
+from harness.runs.seeds import SeedsFailedError, seeds_table
+from harness.utils.stats import mean_interval
 
 SMALL = {
     "recipe": "digits",
@@ -47,7 +47,7 @@ def figures(path):
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=20))
 def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(values):
-    found = spread(values)
+    found = mean_interval(values)
     assert found.n == len(values)
     assert found.mean == pytest.approx(np.mean(values), abs=1e-9)
     assert found.sd == pytest.approx(np.std(values, ddof=1), abs=1e-9)
@@ -60,15 +60,15 @@ def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(values):
 
 def test_the_interval_holds_the_true_mean_in_95_of_100_experiments():
     generator = np.random.default_rng(0)
-    held = [found.low < 0.9 < found.high for found in (spread(row) for row in generator.normal(0.9, 0.01, (4000, 4)))]
+    held = [found.low < 0.9 < found.high for found in (mean_interval(row) for row in generator.normal(0.9, 0.01, (4000, 4)))]
     assert np.mean(held) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000))
 
 
 def test_one_value_has_no_interval_and_none_or_infinite_ones_no_spread():
-    assert (spread([0.5]).mean, spread([0.5]).sd, spread([0.5]).low) == (0.5, None, None)
+    assert (mean_interval([0.5]).mean, mean_interval([0.5]).sd, mean_interval([0.5]).low) == (0.5, None, None)
     for wrong in ([], [1.0, math.nan]):
         with pytest.raises(ValueError, match="finite"):
-            spread(wrong)
+            mean_interval(wrong)
 
 
 @pytest.fixture(scope="module")
@@ -137,12 +137,12 @@ def test_the_same_again_trains_nothing_and_more_seeds_train_only_the_new_ones(tm
 def test_a_seed_that_diverges_is_said_and_the_others_train(tmp_path):
     told = run_seeds(settings(tmp_path, lr_max=1e5, lr_min=1e4, label_smoothing=0.1), 2)
     assert [seed.state for seed in told.seeds] == ["failed", "failed"]
-    with pytest.raises(SeedsFailed, match="2 of 2 seeds failed, seed 0 because") as caught:
+    with pytest.raises(SeedsFailedError, match="2 of 2 seeds failed, seed 0 because") as caught:
         told.check()
     assert caught.value.exit_code == 5
     assert told.figures == {}
     assert all((tmp_path / "runs" / seed.folder).is_dir() and seed.folder for seed in told.seeds)
-    assert "diverged" in table(told)
+    assert "diverged" in seeds_table(told)
 
 
 @pytest.mark.slow
@@ -156,7 +156,7 @@ def test_one_seed_that_fails_of_three_leaves_the_figures_of_two(tmp_path):
     assert [seed.state for seed in told.seeds] == ["finished", "failed", "finished"]
     scores = [figures(tmp_path / "runs" / f"one-s{seed}")["test/acc"] for seed in (0, 2)]
     assert told.figures["test/acc"].mean == pytest.approx(np.mean(scores))
-    assert "without the 1 that failed" in table(told)
+    assert "without the 1 that failed" in seeds_table(told)
     assert run_seeds(config, 3).seeds[1].state == "finished"  # the same again mends it
 
 

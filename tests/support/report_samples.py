@@ -68,7 +68,7 @@ def _end(folder, journal):
 def other_seed(folder, there, seed, accuracy, **changes):
     """A copy of a finished run under another seed, with another result."""
     shutil.copytree(folder, there)
-    config = yaml_io.read(there / "config.yaml") | {"seed": seed, "name": there.name} | changes
+    config = yaml_io.read_yaml(there / "config.yaml") | {"seed": seed, "name": there.name} | changes
     (there / "config.yaml").write_text(Config(**config).to_yaml(), encoding="utf-8")
     summary = read_json(there / "summary.json")
     summary["result"]["test/acc"] = accuracy

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.sweep.distributions import DISTRIBUTIONS, read_axes
+from harness.sweep.distributions import DISTRIBUTIONS, read_parameters
 from harness.sweep.hyperband import read_hyperband
 from harness.utils.errors import UsageError
 
@@ -38,7 +38,7 @@ QUANTILES = np.random.default_rng(0).uniform(0.001, 0.999, 200).tolist()
 
 
 def axis(spec):
-    (found,) = read_axes({"x": spec})
+    (found,) = read_parameters({"x": spec})
     return found
 
 
@@ -66,7 +66,7 @@ def test_every_distribution_of_the_format_is_tested_here():
 
 
 def test_nested_parameters_keep_their_path():
-    found = read_axes(
+    found = read_parameters(
         {"model_args": {"parameters": {"width": {"values": [4, 8]}, "deep": {"parameters": {"er": {"value": 1}}}}}}
     )
     assert [axis.path for axis in found] == [("model_args", "width"), ("model_args", "deep", "er")]

@@ -10,7 +10,7 @@ import pytest
 
 from harness.config import yaml_io
 from harness.sweep import command, schema
-from harness.tracking.journal import read as read_journal
+from harness.tracking.journal import read_journal as read_journal
 from harness.utils.errors import UsageError
 from tests.support.commands import command as harness
 
@@ -45,14 +45,14 @@ def changed(**changes):
 
 
 def understand(document, **overrides):
-    return schema.understand(document, "x", overrides)
+    return schema.parse_sweep(document, "x", overrides)
 
 
 def test_the_shipped_sweeps_are_understood():
     files = sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml"))
     assert {file.stem for file in files} >= {"lr", "grid", "digits"}
     for file in files:
-        sweep = schema.read(file)
+        sweep = schema.read_sweep_file(file)
         assert sweep.metric.name.endswith("val_acc")
         if sweep.method != "grid":
             for u in (1e-9, 0.5, 1 - 1e-9):  # LRMIN at its highest, LRMAX at its lowest: no pair is the wrong way round
@@ -134,11 +134,11 @@ def test_a_scheduler_of_optunas_is_the_bayesian_search():
 
 def test_a_number_that_wandb_would_read_as_a_word_is_refused(tmp_path):
     file = tmp_path / "sweep.yaml"
-    file.write_text(yaml_io.dump(GOOD).replace("min: 0.01", "min: 1e-2"))
+    file.write_text(yaml_io.dump_yaml(GOOD).replace("min: 0.01", "min: 1e-2"))
     with pytest.raises(UsageError, match=r"lr_max.min: W&B reads 1e-2 as a word; write 1\.0e-2"):
-        schema.read(file)
-    file.write_text(yaml_io.dump(GOOD).replace("value: 0.2", "value: 2e-1"))
-    schema.read(file)  # passed on as a word it is the same number
+        schema.read_sweep_file(file)
+    file.write_text(yaml_io.dump_yaml(GOOD).replace("value: 0.2", "value: 2e-1"))
+    schema.read_sweep_file(file)  # passed on as a word it is the same number
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_a_bad_file_ends_with_status_2_before_any_trial(tmp_path, text, said):
 
 
 def test_a_search_without_an_end_is_refused(tmp_path):
-    (tmp_path / "sweep.yaml").write_text(yaml_io.dump(changed(run_cap=None)))
+    (tmp_path / "sweep.yaml").write_text(yaml_io.dump_yaml(changed(run_cap=None)))
     done = harness("sweep", "sweep.yaml", cwd=tmp_path, check=2)
     assert "give --count N, or run_cap: N" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.yaml"]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from harness.sweep import schema
-from harness.sweep.study import Engine
+from harness.sweep.study import Study
 from harness.utils.errors import UsageError
 
 BOTH = {
@@ -28,7 +28,7 @@ def sweep(method="bayes", parameters=BOTH, **more):
         "parameters": {"recipe": {"value": "digits"}, "val_fraction": {"value": 0.2}, **parameters},
         **more,
     }
-    return schema.understand(document, "x", {})
+    return schema.parse_sweep(document, "x", {})
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def search(engine, judge=score):
 
 def test_bayes_comes_nearer_to_the_top_than_random_does(tmp_path):
     def mean_of_best_half(method, seed):
-        engine = Engine(sweep(method), "x", f"sqlite:///{tmp_path}/{method}{seed}.db", 30, seed)
+        engine = Study(sweep(method), "x", f"sqlite:///{tmp_path}/{method}{seed}.db", 30, seed)
         scores = [row.history[0] for row in search(engine)][15:]
         engine.close()
         return sum(scores) / len(scores)
@@ -63,7 +63,7 @@ def test_bayes_comes_nearer_to_the_top_than_random_does(tmp_path):
 
 def test_a_search_is_repeated_by_its_seed(tmp_path):
     def values(seed, file):
-        engine = Engine(sweep(), "x", f"sqlite:///{tmp_path}/{file}.db", 8, seed)
+        engine = Study(sweep(), "x", f"sqlite:///{tmp_path}/{file}.db", 8, seed)
         found = [dict(row.values) for row in search(engine)]
         engine.close()
         return found
@@ -81,14 +81,14 @@ GRID = {
 
 def test_a_grid_visits_every_point_once_also_over_a_restart(url):
     grid = sweep("grid", GRID)
-    first, seen = Engine(grid, "x", url, None), []
+    first, seen = Study(grid, "x", url, None), []
     for _ in range(7):
         proposal = first.ask()
         seen.append(str(proposal.values))
         first.report(proposal, [0.5])
         first.tell(proposal, "complete")
     first.close()
-    second = Engine(grid, "x", url, None)
+    second = Study(grid, "x", url, None)
     assert second.remaining() == 48 - 7
     search(second, lambda values: seen.append(str(values)) or 0.5)
     assert second.exhausted()
@@ -99,20 +99,20 @@ def test_a_grid_visits_every_point_once_also_over_a_restart(url):
 
 @pytest.mark.parametrize(("method", "parameters"), [("random", BOTH), ("grid", GRID)])
 def test_no_more_trials_begin_than_the_cap_allows(url, method, parameters):
-    engine = Engine(sweep(method, parameters), "x", url, 5)
+    engine = Study(sweep(method, parameters), "x", url, 5)
     assert len(search(engine, lambda values: 0.5)) == 5
     assert engine.exhausted()
     engine.close()
-    more = Engine(sweep(method, parameters), "x", url, 7)
+    more = Study(sweep(method, parameters), "x", url, 7)
     assert len(search(more, lambda values: 0.5)) == 7
     more.close()
 
 
 def test_a_trial_given_back_comes_again_with_its_values_and_its_name_and_is_counted_once(url):
-    engine = Engine(sweep(), "x", url, 3)
+    engine = Study(sweep(), "x", url, 3)
     first = engine.ask()
     engine.report(first, [0.1])
-    engine.give_back(first)
+    engine.requeue(first)
     again = engine.ask()
     assert (again.values, again.name) == (first.values, first.name)
     assert again.reported == []
@@ -143,7 +143,7 @@ def test_the_trial_of_a_killed_coordinator_is_run_again_and_no_other(url, method
     name = process.stdout.readline().strip()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    engine = Engine(sweep(method, {"BOTH": BOTH, "GRID": GRID}[parameters]), "x", url, 4)
+    engine = Study(sweep(method, {"BOTH": BOTH, "GRID": GRID}[parameters]), "x", url, 4)
     names = []
     while (proposal := engine.ask()) is not None:
         names.append(proposal.name)
@@ -156,11 +156,11 @@ def test_the_trial_of_a_killed_coordinator_is_run_again_and_no_other(url, method
 
 
 def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats(url):
-    engine = Engine(sweep(), "x", url, 2)
+    engine = Study(sweep(), "x", url, 2)
     proposal = engine.ask()
     proposal.trial.set_user_attr("owner", "elsewhere:1")
     engine._swept = 0.0
-    engine.reclaim()
+    engine.requeue_stale()
     assert engine.running_elsewhere([]) == 1
     other = engine.ask()
     assert other.name != proposal.name
@@ -169,7 +169,7 @@ def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats(url):
 
 
 def test_a_target_ends_the_search(url):
-    engine = Engine(sweep(metric={"name": "val/loss", "goal": "minimize", "target": 0.2}), "x", url, 50)
+    engine = Study(sweep(metric={"name": "val/loss", "goal": "minimize", "target": 0.2}), "x", url, 50)
     proposal = engine.ask()
     engine.report(proposal, [0.5, 0.2])
     engine.tell(proposal, "complete")
@@ -179,7 +179,7 @@ def test_a_target_ends_the_search(url):
 
 
 def test_the_best_is_complete_and_a_failed_one_is_none(url):
-    engine = Engine(sweep(), "x", url, 4)
+    engine = Study(sweep(), "x", url, 4)
     for values, state in (([0.9], "pruned"), ([0.4, 0.6], "complete"), ([0.5], "complete"), ([], "complete")):
         proposal = engine.ask()
         engine.report(proposal, values)
@@ -191,7 +191,7 @@ def test_the_best_is_complete_and_a_failed_one_is_none(url):
 
 
 def test_the_parameter_that_matters_is_the_most_important_one(url):
-    engine = Engine(sweep("random"), "x", url, 25)
+    engine = Study(sweep("random"), "x", url, 25)
     search(engine, lambda values: math.log10(values["lr_max"]))
     shares = engine.importances()
     assert shares["lr_max"] > 0.9
@@ -200,18 +200,18 @@ def test_the_parameter_that_matters_is_the_most_important_one(url):
 
 
 def test_a_storage_that_can_not_be_had_or_holds_another_sweep_is_refused(url, tmp_path):
-    Engine(sweep(), "x", url, 4).close()
+    Study(sweep(), "x", url, 4).close()
     with pytest.raises(UsageError, match="holds another sweep"):
-        Engine(sweep("random"), "x", url, 4)
+        Study(sweep("random"), "x", url, 4)
     with pytest.raises(UsageError, match="can not be opened"):
-        Engine(sweep(), "x", f"sqlite:///{tmp_path}/no/such/folder/s.db", 4)
+        Study(sweep(), "x", f"sqlite:///{tmp_path}/no/such/folder/s.db", 4)
     with pytest.raises(UsageError) as refused:
-        Engine(sweep(), "x", "postgresql+psycopg://me:secret@127.0.0.1:1/none", 4)
+        Study(sweep(), "x", "postgresql+psycopg://me:secret@127.0.0.1:1/none", 4)
     assert "secret" not in str(refused.value)
 
 
 def test_asking_is_quick_enough_for_short_trials(url):
-    engine = Engine(sweep(), "x", url, 60)
+    engine = Study(sweep(), "x", url, 60)
     began = time.process_time()
     search(engine)
     assert (time.process_time() - began) / 60 < 0.5

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from harness.config import yaml_io
-from harness.tracking.journal import read as read_journal
+from harness.tracking.journal import read_journal as read_journal
 from harness.tracking.run_dir import read_state
 from tests.support.commands import begun
 from tests.support.commands import command as harness
@@ -39,7 +39,7 @@ def write(folder, **changes):
     document = {**QUICK, **changes}
     if "parameters" in changes:
         document["parameters"] = {**QUICK["parameters"], **changes["parameters"]}
-    (folder / "sweep.yaml").write_text(yaml_io.dump(document))
+    (folder / "sweep.yaml").write_text(yaml_io.dump_yaml(document))
     return next(iter((folder / "runs").glob("*")), None) if (folder / "runs").exists() else None
 
 
@@ -62,7 +62,7 @@ def test_a_sweep_leaves_all_that_it_found(tmp_path):
     assert [row["state"] for row in rows] == ["complete"] * 3
     for row in rows:
         run = folder / row["folder"]
-        config = yaml_io.read(run / "config.yaml")
+        config = yaml_io.read_yaml(run / "config.yaml")
         assert f"{config['lr_max']:.8g}" == row["lr_max"]
         assert (config["test"], config["model_args"], config["wandb"]) == (False, {"width": 4}, "offline")
         values = [record.values for record in read_journal(run).records if record.kind == "epoch"]

@@ -15,7 +15,7 @@ import yaml
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 from harness.utils.files import read_json
 from tests.support.sweep_server import SweepServer, values
 from tests.support.wandb_server import KEY
@@ -119,7 +119,7 @@ def alive(pid):
 
 def assert_history_whole(sweep, folder, run_id):
     """Every step of the run's journal once and in order, the sweep's metric once an epoch, plain numbers."""
-    run, records = sweep.runs[run_id], read(folder / "runs" / run_id).records
+    run, records = sweep.runs[run_id], read_journal(folder / "runs" / run_id).records
     epochs = [record for record in records if record.kind == "epoch"]
     assert run.steps == sorted(set(run.steps))
     # Every step that W&B was given lies in the epochs' lines, which are thinned out but end with the epoch's last.
@@ -133,7 +133,7 @@ def assert_history_whole(sweep, folder, run_id):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_corner_of_a_shipped_sweep_is_a_run_that_harness_takes(path):
-    told = yaml_io.read(path)
+    told = yaml_io.read_yaml(path)
     assert told["command"] == ["${env}", "harness", "run", "${args}"]
     assert told["run_cap"] > 0
     assert told["metric"] == {"name": "best/val_acc", "goal": "maximize"}
@@ -142,10 +142,10 @@ def test_every_corner_of_a_shipped_sweep_is_a_run_that_harness_takes(path):
         for key, about in told["parameters"].items()
     }
     for worst in ("lr_max", "lr_min"):
-        from harness.config.settings import resolve
+        from harness.config.settings import make_config
 
         chosen = {key: part[0] if key == worst else part[-1] for key, part in ends.items()}
-        config = resolve(chosen)
+        config = make_config(chosen)
         assert isinstance(config, Config)
         assert not config.test
         assert config.val_fraction > 0
@@ -176,7 +176,7 @@ def test_the_runs_of_an_agent_arrive_whole_and_a_refused_pair_is_one_failed_run(
     assert (refused.summary["status"], refused.config["LRMAX"], refused.preempting) == ("failed", 0.00005, False)
 
     folder = tmp_path / "runs/run2"
-    config = yaml_io.read(folder / "config.yaml")
+    config = yaml_io.read_yaml(folder / "config.yaml")
     plain = {"epochs": 2, "nesterov": False, "drop_last": True, "test": False, "val_fraction": 0.2, "lr_max": 0.02}
     assert plain.items() <= config.items()
     assert (config["model_args"], config["tags"]) == ({"width": 4}, ["a", "b c"])

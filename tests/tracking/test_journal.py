@@ -15,11 +15,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
-from harness.tracking.journal import REPLACED, Journal, read
+from harness.tracking.journal import REPLACED, Journal, read_journal
 from harness.tracking.records import Artifact, Curve, Image, Record, Scores
-from harness.tracking.serialization import from_line, plain, restore, to_line
-from harness.tracking.tee import Tee
-from harness.tracking.tracker import NoTracker
+from harness.tracking.serialization import from_line, from_plain, to_line, to_plain
+from harness.tracking.tee import MultiTracker
+from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb import rows
 from harness.utils.errors import CheckpointError, DataError, ResourceError
 from tests.support.records import epoch, final, image, same
@@ -53,7 +53,7 @@ def test_a_journal_gives_back_what_was_written(tmp_path):
     journal.summary({"status": "finished"})
     journal.sync()
     journal.finish("finished", 0)
-    story = read(tmp_path)
+    story = read_journal(tmp_path)
     assert story.header == {"config": {"lr_max": 0.1}, "environment": {"python": "3"}}
     assert same(story.records, RECORDS)
     assert (story.summary, story.status, story.exit_code) == ({"val/acc": 0.5, "status": "finished"}, "finished", 0)
@@ -76,10 +76,10 @@ def test_every_line_is_strict_json(tmp_path):
 def test_a_journal_cut_at_any_byte_still_reads_up_to_its_last_whole_line(tmp_path):
     write(tmp_path, [RECORDS[0], RECORDS[1], epoch(2)]).finish("finished", 0)
     content = (tmp_path / "journal.jsonl").read_bytes()
-    whole = read(tmp_path)
+    whole = read_journal(tmp_path)
     for cut in range(len(content)):
         (tmp_path / "cut.jsonl").write_bytes(content[:cut])
-        story = read(tmp_path / "cut.jsonl")
+        story = read_journal(tmp_path / "cut.jsonl")
         lines = content[:cut].count(b"\n")
         assert same(story.records, whole.records[: max(0, lines - 1)])
         assert story.header == (whole.header if lines else {})
@@ -95,8 +95,8 @@ def test_a_resumed_journal_keeps_what_the_checkpoint_knows_and_loses_nothing(tmp
     journal = Journal.resume(tmp_path, 6)
     journal.record(epoch(3))
     journal.finish("finished", 0)
-    assert same(read(tmp_path).records, [epoch(1), epoch(2), epoch(3)])
-    assert read(tmp_path).whole
+    assert same(read_journal(tmp_path).records, [epoch(1), epoch(2), epoch(3)])
+    assert read_journal(tmp_path).whole
     replaced = [json.loads(line)["kind"] for line in (tmp_path / REPLACED).read_text().splitlines()]
     assert replaced == ["epoch", "final", "summary"]
 
@@ -106,11 +106,11 @@ def test_a_journal_cut_at_any_byte_can_be_gone_on_with(tmp_path):
     content = (tmp_path / "journal.jsonl").read_bytes()
     for cut in range(content.index(b"\n") + 1, len(content) + 1, 7):
         (tmp_path / "journal.jsonl").write_bytes(content[:cut])
-        known = [record for record in read(tmp_path).records if record.step <= 3]
+        known = [record for record in read_journal(tmp_path).records if record.step <= 3]
         journal = Journal.resume(tmp_path, 3)
         journal.record(epoch(2))
         journal.finish("finished", 0)
-        assert same(read(tmp_path).records, [*known, epoch(2)])
+        assert same(read_journal(tmp_path).records, [*known, epoch(2)])
 
 
 def test_a_journal_without_its_first_line_is_refused_or_begun_again(tmp_path):
@@ -118,16 +118,16 @@ def test_a_journal_without_its_first_line_is_refused_or_begun_again(tmp_path):
     with pytest.raises(CheckpointError, match="first line"):
         Journal.resume(tmp_path, 3)
     Journal.resume(tmp_path, 3, {"config": {}}).finish("finished", 0)
-    assert read(tmp_path).header == {"config": {}}
+    assert read_journal(tmp_path).header == {"config": {}}
     with pytest.raises(DataError, match="journal"):
-        read(tmp_path / "nowhere")
+        read_journal(tmp_path / "nowhere")
 
 
 def test_a_new_journal_in_an_old_folder_keeps_the_old_lines_beside_it(tmp_path):
     write(tmp_path, [epoch(1)]).finish("failed", 1)
     write(tmp_path, [epoch(2)]).finish("finished", 0)
-    assert same(read(tmp_path).records, [epoch(2)])
-    assert same(read(tmp_path / REPLACED).records, [epoch(1)])
+    assert same(read_journal(tmp_path).records, [epoch(2)])
+    assert same(read_journal(tmp_path / REPLACED).records, [epoch(1)])
 
 
 def test_a_full_disk_leaves_whole_lines_and_can_be_written_after(tmp_path):
@@ -139,10 +139,10 @@ def test_a_full_disk_leaves_whole_lines_and_can_be_written_after(tmp_path):
             journal.record(epoch(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert same(read(tmp_path).records, [epoch(1)])
+    assert same(read_journal(tmp_path).records, [epoch(1)])
     journal.record(epoch(3))
     journal.finish("finished", 0)
-    assert same(read(tmp_path).records, [epoch(1), epoch(3)])
+    assert same(read_journal(tmp_path).records, [epoch(1), epoch(3)])
 
 
 def test_a_record_is_out_of_the_process_when_record_returns(tmp_path):
@@ -151,7 +151,7 @@ def test_a_record_is_out_of_the_process_when_record_returns(tmp_path):
         "Journal(Path(sys.argv[1]), {}).record(Record(1, 1, {'val/acc': 0.5})); os.kill(os.getpid(), signal.SIGKILL)"
     )
     assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == -signal.SIGKILL
-    assert read(tmp_path).records == [Record(1, 1, {"val/acc": 0.5})]
+    assert read_journal(tmp_path).records == [Record(1, 1, {"val/acc": 0.5})]
 
 
 def test_equal_pictures_are_stored_once_and_a_journal_can_not_name_other_files(tmp_path):
@@ -160,14 +160,14 @@ def test_equal_pictures_are_stored_once_and_a_journal_can_not_name_other_files(t
     journal.finish("finished", 0)
     path = tmp_path / "journal.jsonl"
     path.write_text(path.read_text().replace("media/", "media/../../"))
-    assert read(path).records == []
+    assert read_journal(path).records == []
 
 
 def test_too_many_probabilities_are_left_out_but_their_shape_stays(tmp_path):
     scores = Scores(np.zeros(2001, np.int64), np.zeros((2001, 100)), tuple(map(str, range(100))))
     write(tmp_path, [Record(1, 1, {"test": scores})]).finish("finished", 0)
     assert (tmp_path / "journal.jsonl").stat().st_size < 5000
-    (record,) = read(tmp_path).records
+    (record,) = read_journal(tmp_path).records
     assert record.values["test"].classes == scores.classes
     assert json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[1])["values"]["test"]["scores"][
         "shape"
@@ -189,7 +189,7 @@ def test_whatever_json_could_not_say_comes_back_the_same(value):
     line = to_line(value)
     assert line.count(b"\n") == 1
     assert same(from_line(line), value)
-    assert same(restore(plain(value)), value)
+    assert same(from_plain(to_plain(value)), value)
 
 
 def test_precision_at_a_recall_is_the_best_of_sklearns_curve_from_there_on():
@@ -212,7 +212,7 @@ def test_a_long_curve_is_thinned_in_the_chart_only_and_says_so():
     assert len(rows.curve_rows(curve)[1]) == 25_000
 
 
-class Recorder(NoTracker):
+class Recorder(NullTracker):
     def __init__(self, fails: str = ""):
         self.fails, self.heard = fails, []
 
@@ -227,7 +227,7 @@ class Recorder(NoTracker):
 
 def test_a_tee_closes_every_tracker_and_then_raises_the_first_failure():
     trackers = [Recorder(), Recorder("first"), Recorder("second"), Recorder()]
-    tee, record = Tee(trackers), epoch(1)
+    tee, record = MultiTracker(trackers), epoch(1)
     tee.record(record)
     with pytest.raises(ValueError, match="first") as caught:
         tee.finish("finished", 0)

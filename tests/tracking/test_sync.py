@@ -5,7 +5,7 @@ import pytest
 from harness.config.settings import Config
 from harness.tracking.journal import Journal
 from harness.tracking.records import Curve, Record
-from harness.tracking.run_dir import RunFolder, claim
+from harness.tracking.run_dir import RunDir, claim_run_dir
 from harness.tracking.wandb import sync as syncing
 from harness.utils.errors import BusyError, DataError
 from tests.support.wandb_server import KEY
@@ -22,7 +22,7 @@ def epoch(number, steps=4):
 def killed(tmp_path):
     """The folder of a run that was killed after three epochs, its journal without an end."""
     config = Config(output=str(tmp_path), wandb="offline", name="killed")
-    folder = claim(config)
+    folder = claim_run_dir(config)
     (folder.path / "config.yaml").write_text(config.to_yaml())
     journal = Journal(folder.path, {"config": config.to_dict()})
     for number in (1, 2, 3):
@@ -53,8 +53,8 @@ def test_a_server_that_lost_the_tail_is_given_only_that(killed, server):
 
 
 def test_a_run_that_is_being_written_is_left_alone(killed):
-    held = claim(Config(output=str(killed.parent), wandb="offline", name="killed"))
-    assert isinstance(held, RunFolder)
+    held = claim_run_dir(Config(output=str(killed.parent), wandb="offline", name="killed"))
+    assert isinstance(held, RunDir)
     assert held.path == killed
     with pytest.raises(BusyError, match="still being written"):
         syncing.sync(killed, print)

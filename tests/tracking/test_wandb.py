@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from harness.config.settings import Config, settings
+from harness.config.settings import Config, setting_fields
 from harness.tracking.records import Artifact, Record, Scores, Table
 from harness.tracking.serialization import StoredImage
-from harness.tracking.tracker import NoTracker
+from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb import init, rows, session
 from harness.utils.errors import TrackingError
 from tests.support import wandb_files
@@ -41,7 +41,7 @@ def slim(monkeypatch):
 
 def start(folder: Path, lines: list | None = None, **given):
     """A tracker of a run in `folder`, and what it says to the user in `lines`."""
-    changes = {name: given.pop(name) for name in list(given) if name in settings()}
+    changes = {name: given.pop(name) for name in list(given) if name in setting_fields()}
     said = [] if lines is None else lines
     return init.start(
         Config(**{"epochs": 2, "peak_epoch": 1, "finish_timeout": 5, **changes}),
@@ -138,7 +138,7 @@ def test_every_step_is_one_row_and_the_last_row_of_an_epoch_has_the_epochs_value
 
 def test_a_configuration_comes_back_from_wandb_as_it_was(told):
     config, _, segment, _ = told
-    stored = {key: value for key, value in segment.config.items() if key in settings()}
+    stored = {key: value for key, value in segment.config.items() if key in setting_fields()}
     assert Config(**stored) == config
     assert segment.config["environment"] == {"torch": "2.15"}
 
@@ -353,10 +353,10 @@ def test_online_without_a_key_is_refused_at_once(tmp_path):
 
 
 def test_a_key_in_a_netrc_file_is_found(home, monkeypatch):
-    assert not init.has_key()
+    assert not init.has_api_key()
     (home / ".netrc").write_text(f"machine api.wandb.ai login user password {KEY}\n")
     (home / ".netrc").chmod(0o600)
-    assert init.has_key()
+    assert init.has_api_key()
 
 
 def test_a_sweep_decides_the_run_id_and_the_project(tmp_path, monkeypatch):
@@ -396,7 +396,7 @@ def test_a_value_that_wandb_does_not_take_is_named_and_the_rest_arrives(tmp_path
 
 
 def test_the_mode_is_found_without_the_network(monkeypatch):
-    assert init.wanted_mode("offline") == "offline"
+    assert init.resolve_mode("offline") == "offline"
     for word, mode in {
         "disabled": "disabled",
         "offline": "offline",
@@ -405,15 +405,15 @@ def test_the_mode_is_found_without_the_network(monkeypatch):
         "": "auto",
     }.items():
         monkeypatch.setenv("WANDB_MODE", word)
-        assert init.wanted_mode("auto") == mode
-        assert init.wanted_mode("online") == "online"
+        assert init.resolve_mode("auto") == mode
+        assert init.resolve_mode("online") == "online"
 
 
 def test_a_disabled_tracker_takes_everything_and_writes_nothing(tmp_path):
     tracker = start(tmp_path, wandb="disabled")
     tracker.record(final(1))
     tracker.finish("finished", 0)
-    assert isinstance(tracker, NoTracker)
+    assert isinstance(tracker, NullTracker)
     assert not list(tmp_path.iterdir())
 
 

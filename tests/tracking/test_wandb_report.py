@@ -9,7 +9,7 @@ import time
 import pytest
 
 from harness.config.settings import Config
-from harness.tracking.run_dir import claim
+from harness.tracking.run_dir import claim_run_dir
 from harness.tracking.wandb import init
 from harness.tracking.wandb import report as wandb_report
 from harness.tracking.wandb.api import RunFacts, SweepFacts, Target, parse
@@ -38,7 +38,7 @@ SWEEP = {
 def tracked(folder, mode, name="a run", **summary):
     """A run of ours in W&B with one value of each kind; its run folder."""
     config = Config(output=str(folder), wandb=mode, name=name, project="p", entity="e")
-    claimed = claim(config)
+    claimed = claim_run_dir(config)
     (claimed.path / "config.yaml").write_text(config.to_yaml())
     tracker = init.start(config, claimed.path, run_name=name)
     for record in (epoch(1), epoch(2), final(6)):

@@ -5,7 +5,7 @@ import threading
 import pytest
 import torch
 
-from harness.training.checkpoint_writer import WAITING, Saver
+from harness.training.checkpoint_writer import WAITING, CheckpointWriter
 from harness.utils.errors import ResourceError
 
 CPU = torch.device("cpu")
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 def background(monkeypatch):
     monkeypatch.setenv("HARNESS_TESTING", "1")
     monkeypatch.setenv("HARNESS_SAVES", "background")
-    return Saver(CPU)
+    return CheckpointWriter(CPU)
 
 
 def test_a_state_is_written_as_it_was_when_it_was_given(background):
@@ -65,5 +65,5 @@ def test_a_write_that_failed_is_heard_at_the_next_save_or_at_the_end(background)
 
 def test_on_a_cpu_a_state_is_written_before_training_goes_on():
     written = []
-    Saver(CPU).save({"step": 3}, written.append)
+    CheckpointWriter(CPU).save({"step": 3}, written.append)
     assert written == [{"step": 3}]

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from harness.config.settings import Config
-from harness.training.cuda_graph import WARM, GraphedChange
+from harness.training.cuda_graph import WARM, GraphedStep
 from harness.training.learner import make_learner
-from harness.training.loop import Progress, fit
+from harness.training.loop import TrainerState, fit
 from harness.utils.errors import UsageError
 from tests.training.test_loop import CPU, Batches, assert_equal, learner, net, schedule, weights
 
 
 def graphed(plain):
-    plain.graph = GraphedChange(plain._change, plain.optimizer, plain.device)
+    plain.graph = GraphedStep(plain._change, plain.optimizer, plain.device)
     return plain
 
 
@@ -33,7 +33,7 @@ def test_a_recorded_update_is_to_the_bit_the_plain_one_for_every_batch_shape(siz
     one = list(fit(plain, Batches(sizes), schedule(3), epochs=3))
     other = list(fit(recorded, Batches(sizes), schedule(3), epochs=3))
     assert seen(one) == seen(other)
-    assert_equal(weights(plain.judged), weights(recorded.judged))
+    assert_equal(weights(plain.eval_model), weights(recorded.eval_model))
     assert recorded.graph._replay is not None  # it did come to that
 
 
@@ -51,12 +51,12 @@ def test_a_run_resumed_with_recorded_updates_ends_in_the_same_bits():
     model = net()
     whole = graphed(learner(copy.deepcopy(model)))
     list(fit(whole, Batches((8, 8, 8)), schedule(4), epochs=4))
-    first, progress = graphed(learner(copy.deepcopy(model))), Progress()
+    first, progress = graphed(learner(copy.deepcopy(model))), TrainerState()
     records = fit(first, Batches((8, 8, 8)), schedule(4), epochs=4, progress=progress)
     next(records), next(records)
     state, kept = copy.deepcopy(first.state_dict()), copy.deepcopy(progress.state_dict())
     next(records)  # further than what was kept: loading must not leave anything of it in the buffers
-    again = Progress()
+    again = TrainerState()
     first.load_state_dict(state)
     again.load_state_dict(kept, CPU)
     assert first.graph._replay is None

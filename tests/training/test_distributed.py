@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 
 from harness.config.settings import Config
 from harness.data.device_loader import count_steps
-from harness.runs.components import assemble
-from harness.tracking.journal import read
+from harness.runs.components import build_components
+from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import read_state
-from harness.training.distributed import Alone, join
+from harness.training.distributed import SingleProcess, init_distributed
 from harness.utils.errors import UsageError
 from tests.support.commands import command
 from tests.support.forked import begin
@@ -59,7 +59,7 @@ def ranks(*words, cwd, count=2, faults=None, variables=None, wait=True):
 
 
 def epochs(folder):
-    return [record for record in read(folder).records if record.kind == "epoch"]
+    return [record for record in read_journal(folder).records if record.kind == "epoch"]
 
 
 def losses(folder):
@@ -94,9 +94,9 @@ def test_the_processes_have_every_thing_once_between_them():
         for things in (0, 1, 2, 7, 128, 359):
             parts = []
             for rank in range(count):
-                one = Alone()
+                one = SingleProcess()
                 one.rank, one.count = rank, count
-                parts.append(list(range(things))[one.share(things)])
+                parts.append(list(range(things))[one.shard(things)])
             assert list(itertools.chain(*parts)) == list(range(things))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
@@ -130,7 +130,7 @@ def test_only_the_first_process_writes_and_speaks(two):
     assert "test accuracy" in first.out and first.err.count("epoch ") >= 3
     assert [path.name for path in folder.parent.iterdir()] == ["r"]
     assert read_state(folder) == "finished"
-    assert read(folder).header["environment"]["processes"] == 2
+    assert read_journal(folder).header["environment"]["processes"] == 2
     assert "--nproc-per-node 2 -m harness run" in json.loads((folder / "status.json").read_text()).get(
         "resume", "--nproc-per-node 2 -m harness run"
     )
@@ -330,18 +330,18 @@ def test_the_processes_of_a_torchrun_that_is_killed_save_and_stop(two, tmp_path)
 
 
 def test_one_process_is_no_group(monkeypatch):
-    assert type(join("cpu", 10)) is Alone
+    assert type(init_distributed("cpu", 10)) is SingleProcess
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "1")
-    assert type(join("cpu", 10)) is Alone
+    assert type(init_distributed("cpu", 10)) is SingleProcess
 
 
 def test_a_part_of_an_evaluation_is_its_images_in_order():
-    parts = assemble(Config(recipe="digits", data="digits", model_args={"width": 4}, precision="fp32"))
+    parts = build_components(Config(recipe="digits", data="digits", model_args={"width": 4}, precision="fp32"))
     whole = torch.cat([labels for _, labels in parts.batches.test])
     told = []
     for rank in range(3):
-        one = Alone()
+        one = SingleProcess()
         one.rank, one.count = rank, 3
         part = parts.batches.test.part(one)
         told.append(torch.cat([labels for _, labels in part]))
@@ -354,4 +354,4 @@ def test_a_named_gpu_for_all_processes_is_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     with pytest.raises(UsageError, match="can not be every process' own"):
-        join("cuda:1", 10)
+        init_distributed("cuda:1", 10)

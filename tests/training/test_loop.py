@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from harness.config.settings import Config
 from harness.training import checkpoint
 from harness.training.learner import make_learner
-from harness.training.loop import Progress, evaluate, fit
+from harness.training.loop import TrainerState, evaluate, fit
 from harness.training.schedule import Schedule
 from harness.utils.errors import CheckpointError, DivergedError
 
@@ -137,8 +137,8 @@ def test_the_moving_average_is_the_recursion_over_the_weights():
         one.update(images, labels, step, 0.1, 0.9)
         now = weights(model)["0.weight"]
         expected = now if expected is None else 0.8 * expected + 0.2 * now
-    torch.testing.assert_close(one.judged.state_dict()["0.weight"], expected)
-    assert one.judged is not model
+    torch.testing.assert_close(one.eval_model.state_dict()["0.weight"], expected)
+    assert one.eval_model is not model
 
 
 def test_evaluation_is_exact_for_a_ragged_last_batch_and_leaves_the_model_as_it_was():
@@ -177,8 +177,8 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_
     def train(model, progress, watch=None):
         one = learner(model, **settings)
         if progress is None:
-            progress = Progress()
-            state = checkpoint.load(checkpoint.newest(tmp_path))
+            progress = TrainerState()
+            state = checkpoint.load_checkpoint(checkpoint.newest_checkpoint(tmp_path))
             one.load_state_dict(state["learner"])
             progress.load_state_dict(state["progress"], CPU)
         records = []
@@ -188,18 +188,18 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_
             ):
                 records.append(record)
         except Stop:
-            checkpoint.save(
+            checkpoint.save_checkpoint(
                 tmp_path, {"learner": one.state_dict(), "progress": progress.state_dict()}, {"step": progress.step}
             )
-        return weights(one.judged), records
+        return weights(one.eval_model), records
 
-    whole, expected = train(net(), Progress())
+    whole, expected = train(net(), TrainerState())
 
     def stopper(tick):
         if tick.step == stop:
             raise Stop
 
-    train(net(), Progress(), stopper)
+    train(net(), TrainerState(), stopper)
     torch.manual_seed(12345)  # whatever else has drawn in between
     resumed, records = train(net(seed=7), None)
     assert_equal(whole, resumed)
@@ -219,7 +219,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_touches_the_weights()
             for index, (images, labels) in enumerate(super().epoch(epoch, start)):
                 yield (images * math.nan if (epoch, index) == (1, 1) else images), labels
 
-    progress = Progress()
+    progress = TrainerState()
     with pytest.raises(DivergedError, match=r"step 5, learning rate 0\.0"):
         list(fit(learner(model), Poisoned(), schedule(3), epochs=3, progress=progress))
     assert progress.step == 4
@@ -252,30 +252,32 @@ def test_the_plateau_looks_at_the_validation_loss_only():
 
 def saved(folder, step):
     one = learner(net())
-    checkpoint.save(folder, {"learner": one.state_dict(), "progress": Progress(step=step).state_dict()}, {"step": step})
+    checkpoint.save_checkpoint(
+        folder, {"learner": one.state_dict(), "progress": TrainerState(step=step).state_dict()}, {"step": step}
+    )
 
 
 def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     saved(tmp_path, 1)
     saved(tmp_path, 2)
-    assert checkpoint.about(checkpoint.newest(tmp_path))["step"] == 2
+    assert checkpoint.checkpoint_info(checkpoint.newest_checkpoint(tmp_path))["step"] == 2
     content = bytearray((tmp_path / "last.pt").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "last.pt").write_bytes(content)
-    assert checkpoint.about(checkpoint.newest(tmp_path))["step"] == 1
+    assert checkpoint.checkpoint_info(checkpoint.newest_checkpoint(tmp_path))["step"] == 1
     assert "last.pt is damaged" in caplog.text
     (tmp_path / "previous.pt").write_bytes(b"")
     with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        checkpoint.newest(tmp_path)
+        checkpoint.newest_checkpoint(tmp_path)
 
 
 def test_a_save_cut_short_between_any_two_of_its_renames_still_leaves_the_newest(tmp_path):
     saved(tmp_path, 1)
     saved(tmp_path, 2)
     (tmp_path / "last.pt").rename(tmp_path / "incoming.pt")
-    assert checkpoint.newest(tmp_path).name == "incoming.pt"
+    assert checkpoint.newest_checkpoint(tmp_path).name == "incoming.pt"
     (tmp_path / "previous.pt").unlink()
-    assert checkpoint.newest(tmp_path).name == "incoming.pt"
+    assert checkpoint.newest_checkpoint(tmp_path).name == "incoming.pt"
 
 
 class Canary:
@@ -290,7 +292,7 @@ def test_a_checkpoint_that_carries_code_is_refused_and_the_code_does_not_run(tmp
     path, canary = tmp_path / "evil.pt", tmp_path / "canary"
     torch.save({"learner": Canary(canary), "progress": {}}, path)
     with pytest.raises(CheckpointError, match="refused"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     assert not canary.exists()
 
 
@@ -299,11 +301,11 @@ def test_a_file_that_is_no_checkpoint_is_refused(content, tmp_path):
     path = tmp_path / "x.pt"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="not a checkpoint"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 def test_weights_of_another_shape_are_refused_by_name(tmp_path):
     model = net()
     other = {**weights(model), "5.weight": torch.zeros(4, 216)}
     with pytest.raises(CheckpointError, match=r"5\.weight \[4, 216\] instead of \[3, 216\]"):
-        checkpoint.fits(model, other, tmp_path / "x")
+        checkpoint.load_weights_strict(model, other, tmp_path / "x")

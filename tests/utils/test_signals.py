@@ -9,11 +9,11 @@ import time
 import pytest
 
 from harness.utils import signals
-from harness.utils.signals import Interrupted, Interrupts
+from harness.utils.signals import Interrupted, StopRequests
 
 
 def test_signals_that_come_together_are_one_request():
-    with Interrupts() as asked:
+    with StopRequests() as asked:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         with pytest.raises(Interrupted, match="SIGTERM") as caught:
@@ -22,7 +22,7 @@ def test_signals_that_come_together_are_one_request():
 
 
 def test_a_signal_after_a_stop_in_wandb_is_the_first_signal():
-    with Interrupts() as asked:
+    with StopRequests() as asked:
         asked.stop()
         with pytest.raises(Interrupted, match="stopped in W&B") as caught:
             asked.check()
@@ -48,7 +48,7 @@ def test_a_run_stops_when_its_parent_is_gone_only_inside_a_sweep(monkeypatch, in
     if in_sweep:
         monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
     monkeypatch.setattr(signals, "WATCH_EVERY", 0.01)
-    with Interrupts() as asked:
+    with StopRequests() as asked:
         time.sleep(0.1)
         assert not asked.pending  # the parent lives
         monkeypatch.setattr(signals, "_parent", [-1])

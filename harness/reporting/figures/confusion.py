@@ -29,7 +29,7 @@ def confusion_figure(
     """
     count = len(classes)
     if not matrix.sum():
-        return style.save(style.message("No predictions: there is no confusion matrix to draw."), path)
+        return style.save(style.message_figure("No predictions: there is no confusion matrix to draw."), path)
     rows = matrix.sum(1, keepdims=True)
     share = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
     side = float(np.clip(2.2 + 0.6 * count, 5.0, 8.2 if count <= 12 else 10.0))
@@ -39,7 +39,7 @@ def confusion_figure(
     drawn = axes.imshow(shown, cmap=_blues(), norm=_roots(), interpolation="nearest")
     right = matrix.trace() / matrix.sum()
     text = f"{title}: {style.percent(right, 2)} of {int(matrix.sum()):,} right"
-    style.dress(axes, x="predicted class", y="true class", title=text, grid=False)
+    style.style_axes(axes, x="predicted class", y="true class", title=text, grid=False)
     _ticks(axes, classes)
     if count <= _NUMBERS_UP_TO:
         _numbers(axes, matrix, share)
@@ -59,7 +59,7 @@ def confusion_figure(
 def reliability_figure(measured: Reliability, path: Path | str, *, title: str = "Reliability") -> Path:
     """The picture of a model's calibration: share right over confidence, and below it how many images there are."""
     if not measured.counts.sum():
-        return style.save(style.message("No predictions: there is no reliability to draw."), path)
+        return style.save(style.message_figure("No predictions: there is no reliability to draw."), path)
     figure = style.figure(6.4, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     some = measured.counts > 0
@@ -72,11 +72,11 @@ def reliability_figure(measured: Reliability, path: Path | str, *, title: str = 
         label="gap to the confidence",
     )  # fmt: skip
     upper.plot([0, 1], [0, 1], color=style.INK, linewidth=1.2, linestyle=(0, (5, 3)), label="perfectly calibrated")
-    style.dress(upper, y="images right", title=f"{title}: calibration error {style.percent(measured.ece, 2)}")
+    style.style_axes(upper, y="images right", title=f"{title}: calibration error {style.percent(measured.ece, 2)}")
     _percent_axis(upper.yaxis)
     style.legend(upper, loc="upper left")
     lower.bar(middle, measured.counts[some], width, color=style.SOFT, edgecolor=style.PAPER, linewidth=1)
-    style.dress(lower, x="confidence: probability of the predicted class", y="images")
+    style.style_axes(lower, x="confidence: probability of the predicted class", y="images")
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
     _percent_axis(lower.xaxis)
     lower.yaxis.set_major_locator(_few_whole())

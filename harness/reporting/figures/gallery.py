@@ -15,7 +15,7 @@ import numpy as np
 from harness.reporting.figures import style
 from harness.reporting.figures.sheet import Sheet, enlarge
 from harness.tracking.records import Cell, Image, Table
-from harness.utils.errors import UsageError, nearest
+from harness.utils.errors import UsageError, did_you_mean
 from harness.utils.seeding import seed_for
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ class Tile:
         return style.RIGHT if self.right else style.WRONG
 
 
-def choose(predictions: Predictions, *, wrong: bool, rule: str = "", count: int = 25, seed: int = 0) -> np.ndarray:
+def choose_images(
+    predictions: Predictions, *, wrong: bool, rule: str = "", count: int = 25, seed: int = 0
+) -> np.ndarray:
     """Positions int64 [<= count] of the images to show, the first ones first; fewer where there are not as many.
 
     Args:
@@ -74,7 +76,7 @@ def choose(predictions: Predictions, *, wrong: bool, rule: str = "", count: int 
     rules = WRONG_RULES if wrong else RIGHT_RULES
     rule = rule or rules[0]
     if rule not in rules:
-        raise UsageError(f"there is no rule {rule!r}{nearest(rule, rules)}; need one of {', '.join(rules)}")
+        raise UsageError(f"there is no rule {rule!r}{did_you_mean(rule, rules)}; need one of {', '.join(rules)}")
     candidates = np.flatnonzero(predictions.right != wrong)
     if rule == "random":
         return np.random.default_rng(seed_for(seed, "gallery", int(wrong))).permutation(candidates)[:count]
@@ -102,7 +104,7 @@ def gallery(
         empty: what the picture says when there are no tiles.
     """
     if not tiles:
-        return style.save(style.message(empty), path)
+        return style.save(style.message_figure(empty), path)
     columns = max(1, min(columns, len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     width = max(columns * _COLUMN + _EDGE, 4.2)

@@ -80,7 +80,7 @@ def gradcam_figure(
         ValueError: the maps are not of as many images as there are tiles.
     """
     if not tiles:
-        return style.save(style.message(empty), path)
+        return style.save(style.message_figure(empty), path)
     if not len(tiles) == len(predicted) == len(true):
         raise ValueError(
             f"need a map of each kind for each image, got {len(tiles)} images, {len(predicted)} and {len(true)} maps"

@@ -42,7 +42,7 @@ def draw(
         note: small print under the title.
     """
     if not any(math.isfinite(value) for value in loss.lines.get("median", ())):
-        return style.save(style.message("The range test measured no finite loss."), path)
+        return style.save(style.message_figure("The range test measured no finite loss."), path)
     figure = style.figure(9.0, 7.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for number, curve in enumerate(seeds):
@@ -57,8 +57,8 @@ def draw(
             linestyle=":", label="short runs: held-out accuracy over LRMAX",
         )  # fmt: skip
     upper.set_xscale("log")
-    style.dress(upper, y="loss (nats)", title=title)
-    style.dress(lower, x="learning rate", y="images classified rightly (%)")
+    style.style_axes(upper, y="loss (nats)", title=title)
+    style.style_axes(lower, x="learning rate", y="images classified rightly (%)")
     if note:
         upper.set_title(style.plain(style.shorten(note, 100)), fontsize=9, color=style.SOFT, loc="right")
     _fit(upper, loss)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import Config, coerce, known_name, resolve
+from harness.config.settings import Config, canonical_name, coerce, make_config
 from harness.reporting.figures import training_curves
 from harness.tracking.records import Curve, Record
 from harness.training.schedule import Schedule, make_schedule
@@ -37,13 +37,13 @@ def draw(
     momentum = [schedule.momentum_at(step) for step in x] if moves else None
     title = f"{schedule.kind.replace('_', ' ')}: LR between {min(lr):g} and {max(lr):g}"
     training_curves.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
-    if "wandb" in {known_name(key) for key in given} and drawn.config.wandb != "disabled":
+    if "wandb" in {canonical_name(key) for key in given} and drawn.config.wandb != "disabled":
         _track(drawn.config, x, lr, out)
     return f"{out}: {title}, {schedule.steps} iterations"
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ScheduleCurve:
     """What is drawn: the learning rate `lr` at each step `x`, the end included."""
 
     config: Config
@@ -54,16 +54,16 @@ class Drawn:
 
 def curve(
     given: Mapping[str, Any], steps_per_epoch: int, iterations: int | None = None, step_size: int | None = None
-) -> Drawn:
+) -> ScheduleCurve:
     """The curve that `draw` draws, with the same arguments."""
-    given = {known_name(key): value for key, value in given.items()}
+    given = {canonical_name(key): value for key, value in given.items()}
     classic = given.get("schedule") == "cyclic" and "recipe" not in given
-    config = resolve({**(_classic(given) if classic else {}), **given})
+    config = make_config({**(_classic(given) if classic else {}), **given})
     schedule = make_schedule(config, steps_per_epoch)
     if iterations or step_size or (classic and not {"epochs", "cycles"} & given.keys()):
         schedule = triangles(schedule, iterations or ITERATIONS, step_size or STEP_SIZE)
     x = list(range(schedule.steps + 1))
-    return Drawn(config, schedule, x, [schedule.lr(step) for step in x])
+    return ScheduleCurve(config, schedule, x, [schedule.lr(step) for step in x])
 
 
 def _classic(given: Mapping[str, Any]) -> dict[str, float]:

@@ -39,7 +39,7 @@ def figure(width: float = 8.0, height: float = 4.5) -> Figure:
     return Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
 
 
-def dress(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: bool = True) -> Axes:
+def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: bool = True) -> Axes:
     """`axes` in the project's style, with names for its axes and a title that starts at its left edge."""
     axes.set_facecolor(PAPER)
     for side in ("top", "right"):
@@ -100,7 +100,7 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{min(max(100 * share, step), 100 - step):.{digits}f} %"
 
 
-def message(text: str, *, width: float = 8.0, height: float = 3.0) -> Figure:
+def message_figure(text: str, *, width: float = 8.0, height: float = 3.0) -> Figure:
     """A figure that only says something, for where there is nothing to draw."""
     empty = figure(width, height)
     empty.text(0.5, 0.5, plain(wrap(text, 60, lines=4)), ha="center", va="center", fontsize=13, color=SOFT)
@@ -129,7 +129,7 @@ def save(drawn: Figure, path: Path | str) -> Path:
 def warm_up() -> None:
     """Find the fonts and draw once into memory, for a process that waits for work."""
     drawn = figure(2, 2)
-    dress(drawn.add_subplot(), x=plain("x"), y="y", title="title")
+    style_axes(drawn.add_subplot(), x=plain("x"), y="y", title="title")
     _set_fonts(drawn)
     drawn.savefig(io.BytesIO(), format="png", dpi=DPI)
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from harness.reporting.figures import style
-from harness.sweep.distributions import Axis, as_text
-from harness.sweep.schema import Metric, Sweep
-from harness.sweep.study import Row
+from harness.sweep.distributions import Parameter, as_text
+from harness.sweep.schema import Metric, SweepSpec
+from harness.sweep.study import TrialRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,11 +21,13 @@ MOST_TICKS = 12  # of a parameter with a list of values
 COLOURS = "viridis"
 
 
-def draw(folder: Path, sweep: Sweep, rows: Sequence[Row], importances: Mapping[str, float], title: str) -> list[Path]:
+def draw(
+    folder: Path, sweep: SweepSpec, rows: Sequence[TrialRecord], importances: Mapping[str, float], title: str
+) -> list[Path]:
     """The pictures that these trials allow, as PNG files in `folder`."""
     judged = [row for row in rows if row.history]
     if not judged:
-        return [style.save(style.message("No trial has logged the metric yet."), folder / "history.png")]
+        return [style.save(style.message_figure("No trial has logged the metric yet."), folder / "history.png")]
     drawn = [history(folder / "history.png", sweep.metric, judged, title)]
     axes = [axis for axis in sweep.searched if len({as_text(row.values.get(axis.name)) for row in judged}) > 1]
     if axes:
@@ -37,7 +39,7 @@ def draw(folder: Path, sweep: Sweep, rows: Sequence[Row], importances: Mapping[s
     return drawn
 
 
-def _pair(axes: Sequence[Axis], importances: Mapping[str, float]) -> list[Axis]:
+def _pair(axes: Sequence[Parameter], importances: Mapping[str, float]) -> list[Parameter]:
     """LRMIN and LRMAX where both were searched, else the two parameters that matter most."""
     by_name = {axis.name.lower().replace("-", "").replace("_", ""): axis for axis in axes}
     if "lrmin" in by_name and "lrmax" in by_name:
@@ -45,7 +47,7 @@ def _pair(axes: Sequence[Axis], importances: Mapping[str, float]) -> list[Axis]:
     return sorted(axes, key=lambda axis: -importances.get(axis.name, 0.0))[:2]
 
 
-def scatter(path: Path, metric: Metric, axes: Sequence[Axis], rows: Sequence[Row], title: str) -> Path:
+def scatter(path: Path, metric: Metric, axes: Sequence[Parameter], rows: Sequence[TrialRecord], title: str) -> Path:
     """Each trial at its place in the search space, coloured by the metric; the best one ringed, failed ones crossed."""
     figure = style.figure(8.0, 6.0)
     plot = figure.add_subplot()
@@ -100,7 +102,7 @@ def scatter(path: Path, metric: Metric, axes: Sequence[Axis], rows: Sequence[Row
         label=f"best: {_score(scores[best], metric)}",
         zorder=4,
     )
-    style.dress(plot, x=_label(axes[0]), y=_label(axes[1]) if len(axes) > 1 else metric.name, title=title)
+    style.style_axes(plot, x=_label(axes[0]), y=_label(axes[1]) if len(axes) > 1 else metric.name, title=title)
     _scale(plot, axes[0], "x", judged + failed)
     if len(axes) > 1:
         _scale(plot, axes[1], "y", judged + failed)
@@ -115,7 +117,7 @@ def scatter(path: Path, metric: Metric, axes: Sequence[Axis], rows: Sequence[Row
     return style.save(figure, path)
 
 
-def history(path: Path, metric: Metric, rows: Sequence[Row], title: str) -> Path:
+def history(path: Path, metric: Metric, rows: Sequence[TrialRecord], title: str) -> Path:
     """The metric of each trial in the order of their beginning, and the best so far."""
     from matplotlib.ticker import MaxNLocator
 
@@ -150,14 +152,14 @@ def history(path: Path, metric: Metric, rows: Sequence[Row], title: str) -> Path
         margin = 0.08 * (high - low)
         plot.set_ylim(low - margin, high + margin)
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))
-    style.dress(plot, x="trial", y=metric.name, title=title)
+    style.style_axes(plot, x="trial", y=metric.name, title=title)
     if _is_share(metric):
         plot.yaxis.set_major_formatter(_percent())
     figure.legend(loc="outside lower center", ncols=5, fontsize=10, frameon=False, labelcolor=style.INK)
     return style.save(figure, path)
 
 
-def parallel(path: Path, metric: Metric, axes: Sequence[Axis], rows: Sequence[Row], title: str) -> Path:
+def parallel(path: Path, metric: Metric, axes: Sequence[Parameter], rows: Sequence[TrialRecord], title: str) -> Path:
     """Every trial as a line over its parameters, coloured by the metric, the better ones in front."""
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
@@ -181,7 +183,7 @@ def parallel(path: Path, metric: Metric, axes: Sequence[Axis], rows: Sequence[Ro
             linewidth=1 + 1.2 * share,
             zorder=2 + share,
         )
-    style.dress(plot, title=title, grid=False)
+    style.style_axes(plot, title=title, grid=False)
     plot.set_yticks([])
     plot.spines[["left", "bottom"]].set_visible(False)
     plot.set_xticks(
@@ -216,12 +218,12 @@ def importance(path: Path, importances: Mapping[str, float], metric: Metric, tit
     plot.bar_label(bars, [style.percent(share, 0) for _, share in pairs], padding=4, color=style.INK)
     plot.set_xlim(0, max(share for _, share in pairs) * 1.15 or 1)
     plot.xaxis.set_major_formatter(_percent())
-    style.dress(plot, x=f"share of the variance of {metric.name} over complete trials (fANOVA)", title=title)
+    style.style_axes(plot, x=f"share of the variance of {metric.name} over complete trials (fANOVA)", title=title)
     plot.grid(visible=False, axis="y")
     return style.save(figure, path)
 
 
-def _places(axis: Axis, rows: Sequence[Row]) -> np.ndarray:
+def _places(axis: Parameter, rows: Sequence[TrialRecord]) -> np.ndarray:
     """Where the trials stand on a parameter: its number, or the place of its value in the list."""
     values = [row.values.get(axis.name) for row in rows]
     if _is_numeric(axis, values):
@@ -230,18 +232,18 @@ def _places(axis: Axis, rows: Sequence[Row]) -> np.ndarray:
     return np.array([words.index(as_text(value)) for value in values], dtype=float)
 
 
-def _words(axis: Axis) -> list[str]:
+def _words(axis: Parameter) -> list[str]:
     return [as_text(value) for value in axis.choices or []]
 
 
-def _is_numeric(axis: Axis, values: Sequence[Any]) -> bool:
+def _is_numeric(axis: Parameter, values: Sequence[Any]) -> bool:
     numbers = all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in [*values, *(axis.choices or [])]
     )
     return numbers and (axis.choices is None or len(axis.choices) > 3)
 
 
-def _is_log(axis: Axis, rows: Sequence[Row]) -> bool:
+def _is_log(axis: Parameter, rows: Sequence[TrialRecord]) -> bool:
     values = [row.values.get(axis.name) for row in rows]
     if not values or not _is_numeric(axis, values):
         return False
@@ -251,7 +253,7 @@ def _is_log(axis: Axis, rows: Sequence[Row]) -> bool:
     return axis.logarithmic or (axis.choices is not None and bool(numbers.max() / numbers.min() >= 20))
 
 
-def _scale(plot: Axes, axis: Axis, which: str, rows: Sequence[Row]) -> None:
+def _scale(plot: Axes, axis: Parameter, which: str, rows: Sequence[TrialRecord]) -> None:
     if _is_log(axis, rows):
         getattr(plot, f"set_{which}scale")("log")
         _log_ticks(plot.xaxis if which == "x" else plot.yaxis)
@@ -272,7 +274,7 @@ def _log_ticks(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _unit(axis: Axis, rows: Sequence[Row]) -> np.ndarray:
+def _unit(axis: Parameter, rows: Sequence[TrialRecord]) -> np.ndarray:
     """The trials' places on a parameter, 0..1."""
     places = _places(axis, rows)
     places = np.log(places) if _is_log(axis, rows) else places
@@ -280,7 +282,7 @@ def _unit(axis: Axis, rows: Sequence[Row]) -> np.ndarray:
     return (places - places.min()) / width if width else np.full(len(places), 0.5)
 
 
-def _unit_ticks(axis: Axis, rows: Sequence[Row]) -> list[tuple[float, str]]:
+def _unit_ticks(axis: Parameter, rows: Sequence[TrialRecord]) -> list[tuple[float, str]]:
     """(height, text) at both ends of a parameter, or at each value of a short list."""
     units, values = _unit(axis, rows), [row.values.get(axis.name) for row in rows]
     told = {as_text(value): float(unit) for value, unit in zip(values, units, strict=True)}
@@ -329,7 +331,7 @@ def _score(score: float, metric: Metric) -> str:
     return style.percent(float(score)) if _is_share(metric) else f"{score:.4g}"
 
 
-def _label(axis: Axis) -> str:
+def _label(axis: Parameter) -> str:
     return {"lrmax": "LRMAX", "lrmin": "LRMIN"}.get(axis.name.lower().replace("-", "").replace("_", ""), axis.name)
 
 

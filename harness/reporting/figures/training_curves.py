@@ -50,11 +50,11 @@ def learning_rate(
         marks: name -> step, drawn as upright lines.
     """
     if not len(steps):
-        return style.save(style.message("No learning rate was recorded."), path)
+        return style.save(style.message_figure("No learning rate was recorded."), path)
     figure = style.figure(8.0, 4.5 if momentum is None else 6.0)
     upper, lower = _panels(figure, momentum is not None)
     _line(upper, steps, lrs, style.BLUE)
-    style.dress(upper, x="" if lower else "step (optimizer updates)", y="learning rate", title=title)
+    style.style_axes(upper, x="" if lower else "step (optimizer updates)", y="learning rate", title=title)
     _name_extremes(upper, steps, lrs)
     for name, place in (marks or {}).items():
         _mark(upper, name, place)
@@ -62,7 +62,7 @@ def learning_rate(
         _epoch_axis(upper, steps_per_epoch)
     if lower is not None and momentum is not None:
         _line(lower, steps, momentum, style.ORANGE)
-        style.dress(lower, x="step (optimizer updates)", y="momentum")
+        style.style_axes(lower, x="step (optimizer updates)", y="momentum")
     return style.save(figure, path)
 
 
@@ -79,7 +79,7 @@ def schedule_curve(
 ) -> Path:
     """The picture of a schedule between two lines that name its least and its greatest learning rate."""
     if not len(x):
-        return style.save(style.message("The schedule has no steps: nothing to draw."), path)
+        return style.save(style.message_figure("The schedule has no steps: nothing to draw."), path)
     figure = style.figure(8.0, 4.5 if momentum is None else 6.0)
     upper, lower = _panels(figure, momentum is not None)
     for name, height, side in (("lr_max", lr_max, "bottom"), ("lr_min", lr_min, "top")):
@@ -90,12 +90,12 @@ def schedule_curve(
             textcoords="offset points", ha="right", va=side, fontsize=10, color=style.VERMILLION,
         )  # fmt: skip
     _line(upper, x, lr, style.BLUE)
-    style.dress(upper, x="" if lower else x_name, y="learning rate", title=title)
+    style.style_axes(upper, x="" if lower else x_name, y="learning rate", title=title)
     room = 0.12 * (max(lr_max, *lr) - min(lr_min, *lr)) or 0.1 * abs(lr_max) or 0.1
     upper.set_ylim(min(lr_min, *lr) - room, max(lr_max, *lr) + room)
     if lower is not None and momentum is not None:
         _line(lower, x, momentum, style.ORANGE)
-        style.dress(lower, x=x_name, y="momentum")
+        style.style_axes(lower, x=x_name, y="momentum")
     return style.save(figure, path)
 
 
@@ -112,7 +112,7 @@ def _by_epoch(records: Sequence[Record], path: Path | str, what: str, title: str
 
     lines, single = _lines(records, what)
     if not lines and not single:
-        return style.save(style.message(f"No {title.lower()} was recorded."), path)
+        return style.save(style.message_figure(f"No {title.lower()} was recorded."), path)
     figure = style.figure()
     axes = figure.subplots()
     scale = 1.0 if lowest else 100.0
@@ -127,7 +127,7 @@ def _by_epoch(records: Sequence[Record], path: Path | str, what: str, title: str
         axes.plot(
             [epoch], [scale * value], marker="*", markersize=13, linestyle="", color=colour, label=style.plain(label)
         )
-    style.dress(axes, x="epoch", y=y, title=title)
+    style.style_axes(axes, x="epoch", y=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.03, y=0.08)
     reached = {epoch for points in lines.values() for epoch in points} | {epoch for epoch, _ in single.values()}

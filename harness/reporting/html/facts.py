@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.settings import Config, recipes, resolve, settings
+from harness.config.settings import Config, make_config, recipe_paths, setting_fields
 from harness.reporting.figures.style import percent
 from harness.reporting.html.groups import share_interval
-from harness.reporting.html.run_data import Run, number, part
+from harness.reporting.html.run_data import RunData, number, sub_mapping
 from harness.utils.errors import HarnessError
 
 FINISHED = "finished"
@@ -45,7 +45,7 @@ class Setting:
     changed: bool = False
 
 
-def headline(run: Run) -> list[Fact]:
+def headline(run: RunData) -> list[Fact]:
     """The figures that stand for the run, each with how it was chosen."""
     found = []
     for split, name in (("test", "Test"), ("val", "Validation")):
@@ -75,28 +75,28 @@ def headline(run: Run) -> list[Fact]:
     return found
 
 
-def _chosen(run: Run) -> str:
+def _chosen(run: RunData) -> str:
     epoch, chosen = run.result.get("epoch", "?"), run.result.get("chosen", "?")
     return f"of epoch {epoch} of {run.config.get('epochs', '?')}: {chosen}"
 
 
-def _interval(run: Run, split: str, share: float) -> str:
-    images = part(run.dataset, "images").get(split)
+def _interval(run: RunData, split: str, share: float) -> str:
+    images = sub_mapping(run.dataset, "images").get(split)
     if not isinstance(images, int) or images < 1:
         return ""
     low, high = share_interval(share, images)
     return f"; {100 * low:.1f} to {100 * high:.1f} % with 95 % certainty over {images:,} images"
 
 
-def _best(run: Run) -> list[Fact]:
-    best = part(run.summary, "best")
+def _best(run: RunData) -> list[Fact]:
+    best = sub_mapping(run.summary, "best")
     key = next((key for key in best if key.endswith("/acc")), "")
     if not key or best.get("epoch") == run.result.get("epoch"):
         return []
     return [Fact("Best epoch", f"{100 * number(best[key]):.2f} %", f"epoch {best.get('epoch')}: {best.get('chosen')}")]
 
 
-def _so_far(run: Run) -> list[Fact]:
+def _so_far(run: RunData) -> list[Fact]:
     epochs, values = run.line(f"{run.watched}/acc")
     if not values:
         return []
@@ -105,18 +105,20 @@ def _so_far(run: Run) -> list[Fact]:
     return [Fact(f"{run.watched} accuracy so far", f"{100 * values[-1]:.2f} %", how)]
 
 
-def _steps(run: Run) -> int:
+def _steps(run: RunData) -> int:
     return max((record.step for record in run.records), default=0)
 
 
-def essentials(run: Run) -> list[tuple[str, str]]:
+def essentials(run: RunData) -> list[tuple[str, str]]:
     """(what, value): what was trained, on what, how."""
     own, data = run.config, run.dataset
-    images = ", ".join(f"{count:,} {split}" for split, count in part(data, "images").items() if isinstance(count, int))
+    images = ", ".join(
+        f"{count:,} {split}" for split, count in sub_mapping(data, "images").items() if isinstance(count, int)
+    )
     classes = run.classes
     shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
-    arguments = part(own, "model_args")
-    rates = (part(run.summary, "result") and run.summary) or own
+    arguments = sub_mapping(own, "model_args")
+    rates = (sub_mapping(run.summary, "result") and run.summary) or own
     found = [
         ("Recipe", own.get("recipe")),
         ("Model", f"{own.get('model')}{f' ({_plain(arguments)})' if arguments else ''}"),
@@ -154,15 +156,15 @@ def _augmentation(own: Mapping[str, Any]) -> str:
     return f"{', '.join(text for text in parts if text)} ({own.get('augment')})"
 
 
-def all_settings(run: Run) -> list[Setting]:
+def all_settings(run: RunData) -> list[Setting]:
     """Every setting; those that differ from its recipe are told with what the recipe has."""
     usual: Mapping[str, Any] = {}
     recipe = str(run.config.get("recipe", ""))
     with contextlib.suppress(HarnessError):  # a damaged recipe: nothing to compare with
-        usual = resolve({}, recipe if recipe in recipes() else Config().recipe).to_dict()
+        usual = make_config({}, recipe if recipe in recipe_paths() else Config().recipe).to_dict()
     found = []
     for name, value in run.config.items():
-        changed = name in usual and name in settings() and usual[name] != value and name != "recipe"
+        changed = name in usual and name in setting_fields() and usual[name] != value and name != "recipe"
         found.append(Setting(name, _plain(value), _plain(usual[name]) if changed else "", changed))
     return found
 
@@ -175,9 +177,9 @@ def _plain(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def times(run: Run) -> dict[str, float]:
+def times(run: RunData) -> dict[str, float]:
     """Seconds by part; of the epochs there are where the run has not come to its end."""
-    told = part(run.summary, "seconds")
+    told = sub_mapping(run.summary, "seconds")
 
     def summed(key: str) -> float:
         known = [number(value) for value in run.line(f"time/{key}(s)")[1]]
@@ -194,10 +196,10 @@ def times(run: Run) -> dict[str, float]:
     return {name: seconds for name, seconds in parts.items() if math.isfinite(seconds) and seconds > 0.05}
 
 
-def machine(run: Run) -> list[tuple[str, str]]:
+def machine_facts(run: RunData) -> list[tuple[str, str]]:
     """(what, value): where it ran and with which code."""
-    about, git = run.environment, part(run.environment, "git")
-    packages = ", ".join(f"{name} {version}" for name, version in part(about, "packages").items())
+    about, git = run.environment, sub_mapping(run.environment, "git")
+    packages = ", ".join(f"{name} {version}" for name, version in sub_mapping(about, "packages").items())
     commit = f"{git.get('commit')}{', with changes that are not in it' if git.get('changed') else ''}"
     found = [
         ("Device", about.get("device")),
@@ -213,7 +215,7 @@ def machine(run: Run) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in found if value]
 
 
-def repeat(run: Run) -> list[tuple[str, str]]:
+def repeat_commands(run: RunData) -> list[tuple[str, str]]:
     """(when, command): how to do it again, or go on with it."""
     found = []
     if run.state not in (FINISHED, "running") and run.status.get("resume"):

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.reporting.figures.style import percent
 from harness.reporting.html import facts, run_charts, run_pictures, sweep_charts
-from harness.reporting.html.groups import differences, groups
+from harness.reporting.html.groups import differences, group_runs
 from harness.reporting.html.plotly import Chart
-from harness.reporting.html.run_data import Run, check, is_run, is_sweep, read_run
+from harness.reporting.html.run_data import RunData, check, is_run, is_sweep, read_run
 from harness.reporting.html.run_predictions import confusions, per_class, reliability
-from harness.reporting.html.sweep_data import Sweep, read_sweep
+from harness.reporting.html.sweep_data import SweepData, read_sweep
 from harness.tracking.run_dir import members
 from harness.utils.environment import version
 from harness.utils.errors import UsageError
@@ -32,7 +32,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 MATRIX_ROWS = 20  # classes up to which the confusion matrix stands in the page as a table too
 
 
-def write(paths: Sequence[Path], out: Path | None = None, state: str = "") -> Path:
+def write_page(paths: Sequence[Path], out: Path | None = None, state: str = "") -> Path:
     """The page of these runs, or of this sweep, as a file.
 
     Args:
@@ -66,7 +66,7 @@ def write(paths: Sequence[Path], out: Path | None = None, state: str = "") -> Pa
     return target
 
 
-def run_page(run: Run) -> str:
+def run_page(run: RunData) -> str:
     """The page of one run, whatever its state."""
     said = run.predictions
     bins = reliability(said) if said else []
@@ -98,14 +98,14 @@ def run_page(run: Run) -> str:
         bins=bins,
         galleries=run_pictures.galleries(run),
         times=spent,
-        machine=facts.machine(run),
-        repeat=facts.repeat(run),
+        machine=facts.machine_facts(run),
+        repeat=facts.repeat_commands(run),
     )
 
 
-def runs_page(runs: Sequence[Run]) -> str:
+def runs_page(runs: Sequence[RunData]) -> str:
     """The page of several runs: side by side, and in groups that differ in the seed only."""
-    together = groups(runs)
+    together = group_runs(runs)
     keys = [key for key in ("test/acc", "val/acc", "test/loss", "val/loss") if any(key in run.result for run in runs)]
     return _fill(
         "runs.html",
@@ -120,7 +120,7 @@ def runs_page(runs: Sequence[Run]) -> str:
     )
 
 
-def sweep_page(sweep: Sweep) -> str:
+def sweep_page(sweep: SweepData) -> str:
     """The page of a sweep, whatever its state."""
     return _fill(
         "sweep.html",
@@ -133,16 +133,16 @@ def sweep_page(sweep: Sweep) -> str:
     )
 
 
-def _surroundings(runs: Sequence[Run]) -> dict[str, list[str]]:
+def _surroundings(runs: Sequence[RunData]) -> dict[str, list[str]]:
     """What is not a setting and yet not equal in all the runs: machine, versions, code, data."""
-    found = [dict(facts.machine(run)) for run in runs]
+    found = [dict(facts.machine_facts(run)) for run in runs]
     names = ("Device", "Threads", "System", "Python", "Packages", "Git", "Data fingerprint")
     return {
         name: [own.get(name, "") for own in found] for name in names if len({own.get(name, "") for own in found}) > 1
     }
 
 
-def _epoch_table(run: Run) -> dict[str, Any]:
+def _epoch_table(run: RunData) -> dict[str, Any]:
     rows = run.scalars()
     wanted = dict.fromkeys(key for row in rows for key in row if key != "epoch" and not key.startswith("best/"))
     return {

@@ -49,7 +49,7 @@ class Chart:
         return {"data": self.data, "layout": self.layout}
 
 
-def words(text: object) -> str:
+def escape_text(text: object) -> str:
     """A text that Plotly, which reads a little HTML, shows letter by letter."""
     return html.escape(str(text), quote=False)
 
@@ -67,7 +67,7 @@ def line(
     """A line; points that are not finite are gaps."""
     few = len(x) <= 40
     return {
-        "type": "scatter", "mode": "lines+markers" if few else "lines", "name": words(name),
+        "type": "scatter", "mode": "lines+markers" if few else "lines", "name": escape_text(name),
         "x": plain(x), "y": plain(y), "line": {"color": colour, "dash": dash, "width": width}, "marker": {"size": 5}, **more,
     }  # fmt: skip
 
@@ -76,7 +76,7 @@ def axis(title: str = "", *, log: bool = False, percent: bool = False, **more: A
     """An axis with its name."""
     kind = {"type": "log"} if log else {}
     return {
-        "title": {"text": words(title), "standoff": 10},
+        "title": {"text": escape_text(title), "standoff": 10},
         **kind,
         **({"tickformat": ".0%"} if percent else {}),
         **more,
@@ -112,7 +112,7 @@ def _short(value: float) -> float | int | None:
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
-def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
+def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
     """At most about `most` points of a long line: the lowest and the highest one of each stretch, so no spike is lost."""
     if len(x) <= most:
         return list(x), list(y)
@@ -126,7 +126,7 @@ def thinned(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> 
     return [x[place] for place in kept], [y[place] for place in kept]
 
 
-def smoothed(values: Sequence[float], keep: float = 0.9) -> list[float]:
+def moving_average(values: Sequence[float], keep: float = 0.9) -> list[float]:
     """The exponential moving average, corrected for its start; what is not finite is left out of it."""
     mean, weight, found = 0.0, 0.0, []
     for value in values:

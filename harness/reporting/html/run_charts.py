@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.reporting.figures.style import percent, shorten
-from harness.reporting.html.groups import Group
+from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
     BLUE,
     DASHES,
@@ -22,15 +22,15 @@ from harness.reporting.html.plotly import (
     VERMILLION,
     Chart,
     axis,
+    escape_text,
     layout,
     line,
     log_ticks,
+    moving_average,
     plain,
-    smoothed,
-    thinned,
-    words,
+    thin,
 )
-from harness.reporting.html.run_data import Run
+from harness.reporting.html.run_data import RunData
 from harness.reporting.html.run_predictions import Bin, Predictions, calibration_error
 from harness.tracking.records import Curve
 
@@ -44,7 +44,7 @@ def whole(epochs: Sequence[int]) -> dict[str, Any]:
     return {"dtick": max(1, math.ceil((max(epochs, default=1) - min(epochs, default=1)) / 8))}
 
 
-def by_epoch(run: Run) -> list[Chart]:
+def by_epoch(run: RunData) -> list[Chart]:
     """Loss, accuracy and learning rate of every epoch."""
     if not run.epochs:
         return []
@@ -63,7 +63,7 @@ def by_epoch(run: Run) -> list[Chart]:
     return [loss, acc, rate]
 
 
-def _splits(run: Run, what: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
+def _splits(run: RunData, what: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
     data, told = [], []
     x: list[int] = []
     for split, (colour, dash) in LOOKS.items():
@@ -79,15 +79,15 @@ def _splits(run: Run, what: str, title: str, y: str, pick: Callable[..., Any]) -
     return Chart(f"epoch-{what}", title, says, data, layout(axis("epoch", **whole(x)), axis(y, percent=what == "acc")))
 
 
-def by_step(run: Run) -> list[Chart]:
+def by_step(run: RunData) -> list[Chart]:
     """Training loss and learning rate of every step."""
     charts = []
     x, losses = run.steps("train/step_loss")
     if x:
-        thin, soft = thinned(x, losses), thinned(x, smoothed(losses))
+        raw, smoothed = thin(x, losses), thin(x, moving_average(losses))
         data = [
-            {**line(*thin, "each step", SKY, width=1), "mode": "lines"},
-            {**line(*soft, "smoothed", BLUE), "mode": "lines"},
+            {**line(*raw, "each step", SKY, width=1), "mode": "lines"},
+            {**line(*smoothed, "smoothed", BLUE), "mode": "lines"},
         ]
         says = f"The loss of each of {len(x):,} batches, and its moving average (about 10 steps)."
         charts.append(
@@ -100,7 +100,7 @@ def by_step(run: Run) -> list[Chart]:
         low, high = min(rates), max(rates)
         peak = int(x[rates.index(high)])
         says = f"Between {low:.3g} and {high:.3g}; highest at step {peak:,} of {int(x[-1]):,}."
-        data = [{**line(*thinned(x, rates), "learning rate", PURPLE, showlegend=False), "mode": "lines"}]
+        data = [{**line(*thin(x, rates), "learning rate", PURPLE, showlegend=False), "mode": "lines"}]
         charts.append(
             Chart(
                 "step-lr", "Learning rate", says, data,
@@ -110,7 +110,7 @@ def by_step(run: Run) -> list[Chart]:
     return charts
 
 
-def range_test(run: Run) -> list[Chart]:
+def range_test(run: RunData) -> list[Chart]:
     """Loss and accuracy over the learning rate, with the chosen rates marked."""
     charts = []
     for key, title, y, colour in (
@@ -170,7 +170,7 @@ def _uprights(marks: Mapping[str, float]) -> list[dict]:
 def _names(marks: Mapping[str, float]) -> list[dict]:
     return [
         {"x": math.log10(place), "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "right", "showarrow": False,
-         "text": words(f"{name} {place:.2g}"), "textangle": -90, "font": {"color": VERMILLION}}
+         "text": escape_text(f"{name} {place:.2g}"), "textangle": -90, "font": {"color": VERMILLION}}
         for name, place in marks.items() if place > 0
     ]  # fmt: skip
 
@@ -183,7 +183,7 @@ def confusion(said: Predictions) -> Chart | None:
     matrix = said.matrix
     own = matrix.sum(1, keepdims=True)
     shares = (matrix / own.clip(min=1)).tolist()
-    names = [words(shorten(name, 22)) for name in said.classes]
+    names = [escape_text(shorten(name, 22)) for name in said.classes]
     places = list(range(size))
     ticks: dict[str, Any] = (
         {"tickmode": "array", "tickvals": places, "ticktext": names} if size <= 40 else {"showticklabels": False}
@@ -259,8 +259,8 @@ def time(parts: Mapping[str, float]) -> Chart:
     colours = (BLUE, GREEN, SOFT, ORANGE, PURPLE)
     whole = sum(parts.values()) or 1.0
     data = [
-        {"type": "bar", "orientation": "h", "y": [""], "x": plain([seconds]), "name": words(name), "marker": {"color": colour},
-         "hovertemplate": f"{words(name)}: %{{x:.1f}} s ({percent(seconds / whole, 0)})<extra></extra>"}
+        {"type": "bar", "orientation": "h", "y": [""], "x": plain([seconds]), "name": escape_text(name), "marker": {"color": colour},
+         "hovertemplate": f"{escape_text(name)}: %{{x:.1f}} s ({percent(seconds / whole, 0)})<extra></extra>"}
         for (name, seconds), colour in zip(parts.items(), colours, strict=False)
     ]  # fmt: skip
     first = max(parts, key=lambda name: parts[name])
@@ -287,7 +287,7 @@ def time(parts: Mapping[str, float]) -> Chart:
     )
 
 
-def overlaid(groups: Sequence[Group]) -> list[Chart]:
+def overlaid(groups: Sequence[RunGroup]) -> list[Chart]:
     """Accuracy, losses and learning rate of several runs; one colour a group, one dash a seed."""
     runs = [run for group in groups for run in group.runs]
     splits = {run.watched for run in runs}

@@ -22,7 +22,7 @@ SPLITS = ("test", "val")
 
 
 @dataclass(frozen=True)
-class Run:
+class RunData:
     """What one run left behind; what could not be read is empty, and named in `missing`.
 
     Attributes:
@@ -56,21 +56,23 @@ class Run:
 
     @property
     def classes(self) -> list[str]:
-        found = part(self.header, "dataset").get("classes") or part(self.summary, "dataset").get("classes")
+        found = sub_mapping(self.header, "dataset").get("classes") or sub_mapping(self.summary, "dataset").get(
+            "classes"
+        )
         return [str(name) for name in found] if isinstance(found, list) else []
 
     @property
     def environment(self) -> Mapping[str, Any]:
-        return part(self.summary, "environment") or part(self.header, "environment")
+        return sub_mapping(self.summary, "environment") or sub_mapping(self.header, "environment")
 
     @property
     def dataset(self) -> Mapping[str, Any]:
-        return part(self.header, "dataset") or part(self.summary, "dataset")
+        return sub_mapping(self.header, "dataset") or sub_mapping(self.summary, "dataset")
 
     @property
     def result(self) -> Mapping[str, Any]:
         """The figures of the result; empty where the run has not come to it."""
-        return part(self.summary, "result")
+        return sub_mapping(self.summary, "result")
 
     @property
     def split(self) -> str:
@@ -116,7 +118,7 @@ class Run:
         return [record.scalars() for record in self.epochs]
 
 
-def part(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def sub_mapping(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """The mapping in a mapping; empty where there is none."""
     found = mapping.get(key)
     return found if isinstance(found, Mapping) else {}
@@ -154,16 +156,16 @@ def check(path: Path) -> None:
     raise UsageError(f"{path} is no run's or sweep's folder; {remedy}")
 
 
-def read_run(path: Path, state: str = "") -> Run:
+def read_run(path: Path, state: str = "") -> RunData:
     """What a run folder holds; damage is no error but is told in `missing`.
 
     Args:
         state: of a run that is about to say so itself; by default what its status says.
     """
     missing: list[str] = []
-    story = journal.Story()
+    story = journal.JournalContents()
     try:
-        story = journal.read(path)
+        story = journal.read_journal(path)
     except DataError as error:
         missing.append(f"the journal, and with it curves and pictures ({error})")
     state = state or _state(path)
@@ -174,11 +176,13 @@ def read_run(path: Path, state: str = "") -> Run:
     if not summary and state == "finished" and not any(record.kind == "find" for record in story.records):
         missing.append("summary.json, and with it the headline figures")
     config = _config(path, story.header, missing)
-    classes = part(story.header, "dataset").get("classes") or part(summary, "dataset").get("classes") or []
+    classes = (
+        sub_mapping(story.header, "dataset").get("classes") or sub_mapping(summary, "dataset").get("classes") or []
+    )
     predictions, why = read_predictions(path / "predictions.csv", [str(name) for name in classes])
     if why and (state == "finished" and summary):
         missing.append(f"predictions.csv, and with it the confusion matrix ({why})")
-    return Run(
+    return RunData(
         path=path,
         state=state,
         config=config,
@@ -195,10 +199,10 @@ def read_run(path: Path, state: str = "") -> Run:
 
 def _config(path: Path, header: Mapping[str, Any], missing: list[str]) -> Mapping[str, Any]:
     try:
-        return yaml_io.read(path / run_dir.CONFIG)
+        return yaml_io.read_yaml(path / run_dir.CONFIG)
     except HarnessError as error:
         missing.append(f"config.yaml ({error})")
-    return part(header, "config")
+    return sub_mapping(header, "config")
 
 
 def _state(path: Path) -> str:
@@ -211,7 +215,7 @@ def _state(path: Path) -> str:
     return state
 
 
-def numbers_of(run: Run) -> Mapping[str, Any]:
+def affecting_settings(run: RunData) -> Mapping[str, Any]:
     """The settings that a run's numbers depend on; all of them where they can not be understood."""
     try:
         return Config(**dict(run.config)).numbers()

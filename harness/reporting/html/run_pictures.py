@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.reporting.html.run_data import Run, number
+from harness.reporting.html.run_data import RunData, number
 from harness.tracking.records import Image
 
 BIG = 6_000  # bytes of a PNG file beyond which it is shown as JPEG
@@ -17,7 +17,7 @@ QUALITY = 85
 
 
 @dataclass(frozen=True)
-class View:
+class ImageView:
     """One picture of a tile.
 
     Attributes:
@@ -33,7 +33,7 @@ class View:
 class Tile:
     """One image of the reported split with what the model said of it."""
 
-    views: Sequence[View]
+    views: Sequence[ImageView]
     id: str
     truth: str
     prediction: str
@@ -66,7 +66,7 @@ class Gallery:
         return list(dict.fromkeys([*self.truths, *self.predictions]))
 
 
-def galleries(run: Run) -> list[Gallery]:
+def galleries(run: RunData) -> list[Gallery]:
     """What the run kept for looking at: its errors, what it got right, where it looked."""
     said = run.predictions
     wrong = int((said.labels != said.predicted).sum()) if said else 0
@@ -88,12 +88,12 @@ def galleries(run: Run) -> list[Gallery]:
     return found
 
 
-def _rows(run: Run, key: str) -> list[dict[str, Any]]:
+def _rows(run: RunData, key: str) -> list[dict[str, Any]]:
     table = run.table(key)
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows] if table else []
 
 
-def _gallery(run: Run, key: str, title: str, says: str, tiles: Sequence[Tile]) -> Gallery:
+def _gallery(run: RunData, key: str, title: str, says: str, tiles: Sequence[Tile]) -> Gallery:
     order: Mapping[str, int] = {name: place for place, name in enumerate(run.classes)}
 
     def present(names: set[str]) -> list[str]:
@@ -108,7 +108,7 @@ def _tile(row: Mapping[str, Any]) -> Tile:
     says = f"{row.get('id', 'image')}: {truth}, " + (
         "rightly classified" if truth == prediction else f"taken for {prediction}"
     )
-    view = View(uri(row.get("image")), says)
+    view = ImageView(uri(row.get("image")), says)
     return Tile(
         [view], str(row.get("id", "")), truth, prediction, number(row.get("confidence")), number(row.get("loss"))
     )
@@ -116,15 +116,17 @@ def _tile(row: Mapping[str, Any]) -> Tile:
 
 def _map_tile(row: Mapping[str, Any]) -> Tile:
     plain = _tile(row)
-    views = [View(plain.views[0].uri, plain.views[0].says, "image")]
+    views = [ImageView(plain.views[0].uri, plain.views[0].says, "image")]
     for whom, name in (("prediction", plain.prediction), ("truth", plain.truth)):
         overlay = row.get(f"overlay for {whom}")
         share = number(row.get(f"share for {whom}"))
         says = f"class-activation map for the {'predicted class' if whom == 'prediction' else 'true class'} {name}"
         if overlay is None:
-            views.append(View("", f"{says}: it is empty", f"{name}: empty map"))
+            views.append(ImageView("", f"{says}: it is empty", f"{name}: empty map"))
         else:
-            views.append(View(uri(overlay), f"{says}, {share:.0%} of the evidence is for it", f"{name}, {share:.0%}"))
+            views.append(
+                ImageView(uri(overlay), f"{says}, {share:.0%} of the evidence is for it", f"{name}, {share:.0%}")
+            )
     return Tile(views, plain.id, plain.truth, plain.prediction, plain.confidence, plain.loss)
 
 

@@ -80,7 +80,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> tuple[Predictions | 
         labels, predicted = [row["label"] for row in rows], [row["prediction"] for row in rows]
         numbers = np.array([(float(row["confidence"]), float(row["loss"])) for row in rows], dtype=float)
         names = list(classes) or sorted(set(labels) | set(predicted))
-        places = {written(name): place for place, name in enumerate(names)} | {
+        places = {unescape_cell(name): place for place, name in enumerate(names)} | {
             name: place for place, name in enumerate(names)
         }
         truth = np.array([places[name] for name in labels], dtype=np.int64)
@@ -94,7 +94,7 @@ def read_predictions(path: Path, classes: Sequence[str]) -> tuple[Predictions | 
     return Predictions(tuple(names), truth, said, numbers[:, 0], numbers[:, 1]), ""
 
 
-def written(name: str) -> str:
+def unescape_cell(name: str) -> str:
     """A class name as the file has it: safe for a spreadsheet and valid Unicode."""
     safe = "'" + name if name.startswith(_FORMULA) else name
     return safe.encode("utf-8", "backslashreplace").decode()

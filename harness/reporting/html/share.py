@@ -6,13 +6,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.utils.errors import known
+from harness.utils.errors import as_harness_error
 
 PAGE = "report.html"
 log = logging.getLogger(__name__)
 
 
-def write_page(folder: Path, say: Callable[[str], None], state: str = "") -> None:
+def write_run_page(folder: Path, say: Callable[[str], None], state: str = "") -> None:
     """Write the page of a run's or a sweep's folder; where that fails, say why: what was trained is kept all the same.
 
     Args:
@@ -21,9 +21,9 @@ def write_page(folder: Path, say: Callable[[str], None], state: str = "") -> Non
     from harness.reporting.html import pages
 
     try:
-        pages.write([folder], state=state)
+        pages.write_page([folder], state=state)
     except Exception as error:
-        meant = known(error)
+        meant = as_harness_error(error)
         if meant is None:
             log.exception("while writing the page of %s", folder)
         say(f"no page was written: {meant or error}; `harness report {folder}` makes it")

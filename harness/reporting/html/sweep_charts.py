@@ -16,12 +16,12 @@ from harness.reporting.html.plotly import (
     VIRIDIS,
     Chart,
     axis,
+    escape_text,
     layout,
     log_ticks,
     plain,
-    words,
 )
-from harness.reporting.html.sweep_data import Axis, Sweep, Trial, as_number
+from harness.reporting.html.sweep_data import ParameterAxis, SweepData, TrialData, as_number
 
 STATES = {
     "complete": ("circle", BLUE),
@@ -33,9 +33,9 @@ SHOWN = {"pruned": "stopped early"}
 SHADES = 12  # of the lines in the parallel coordinates
 
 
-def charts(sweep: Sweep) -> list[Chart]:
+def charts(sweep: SweepData) -> list[Chart]:
     """The charts that these trials allow."""
-    if not sweep.judged:
+    if not sweep.evaluated:
         return []
     drawn = [history(sweep)]
     if sweep.pair:
@@ -45,20 +45,20 @@ def charts(sweep: Sweep) -> list[Chart]:
     return drawn
 
 
-def score(sweep: Sweep, value: float) -> str:
+def score(sweep: SweepData, value: float) -> str:
     """A value of the metric for a person."""
     if not math.isfinite(value):
         return "–"
     return percent(value) if is_share(sweep) else f"{value:.4g}"
 
 
-def is_share(sweep: Sweep) -> bool:
+def is_share(sweep: SweepData) -> bool:
     return sweep.metric.endswith("acc")
 
 
-def limits(sweep: Sweep) -> tuple[float, float]:
+def limits(sweep: SweepData) -> tuple[float, float]:
     """From the worst that is still worth telling apart to the best: a diverged loss would flatten all others."""
-    values = sorted(trial.value for trial in sweep.judged)
+    values = sorted(trial.value for trial in sweep.evaluated)
     low, high, middle = values[0], values[-1], values[len(values) // 2]
     if sweep.maximise and high > middle:
         low = max(low, middle - 3 * (high - middle))
@@ -67,14 +67,14 @@ def limits(sweep: Sweep) -> tuple[float, float]:
     return low, high if high > low else low + 1e-9
 
 
-def scatter(sweep: Sweep) -> Chart:
+def scatter(sweep: SweepData) -> Chart:
     """Each trial at its place in the search space, coloured by the metric; the best one ringed."""
     across, *rest = sweep.pair
     up = rest[0] if rest else None
     low, high = limits(sweep)
     data: list[dict[str, Any]] = []
     for state, (symbol, _) in STATES.items():
-        here = [trial for trial in sweep.judged if trial.state == state]
+        here = [trial for trial in sweep.evaluated if trial.state == state]
         if here:
             marker = {
                 "symbol": symbol, "size": 12, "color": plain([trial.value for trial in here]), "colorscale": VIRIDIS,
@@ -82,7 +82,7 @@ def scatter(sweep: Sweep) -> Chart:
                 "showscale": not data, "colorbar": _bar(sweep),
             }  # fmt: skip
             data.append(_points(sweep, here, across, up, f"{SHOWN.get(state, state)} ({len(here)})", marker))
-    lost = [trial for trial in sweep.trials if not trial.judged and trial.state == "failed"]
+    lost = [trial for trial in sweep.trials if not trial.evaluated and trial.state == "failed"]
     if lost and up is not None:
         marker = {"symbol": "x-thin", "size": 10, "line": {"color": VERMILLION, "width": 2}}
         data.append(_points(sweep, lost, across, up, f"failed without a value ({len(lost)})", marker))
@@ -92,40 +92,45 @@ def scatter(sweep: Sweep) -> Chart:
     data.append(_points(sweep, [best], across, up, f"best: {score(sweep, best.value)}", ring))
     y = _axis(sweep, up) if up is not None else axis(sweep.metric, percent=is_share(sweep))
     where = " and ".join(f"{each.label} {short(best.parameters[each.name])}" for each in sweep.pair)
-    says = f"Each of {len(sweep.judged)} trials at its parameters, coloured by {sweep.metric}. The best, {score(sweep, best.value)}, has {where}."
+    says = f"Each of {len(sweep.evaluated)} trials at its parameters, coloured by {sweep.metric}. The best, {score(sweep, best.value)}, has {where}."
     title = f"{across.label} × {up.label}" if up is not None else f"{sweep.metric} over {across.label}"
     return Chart("scatter", title, says, data, layout(_axis(sweep, across), y), 460)
 
 
 def _points(
-    sweep: Sweep, trials: Sequence[Trial], across: Axis, up: Axis | None, name: str, marker: dict[str, Any]
+    sweep: SweepData,
+    trials: Sequence[TrialData],
+    across: ParameterAxis,
+    up: ParameterAxis | None,
+    name: str,
+    marker: dict[str, Any],
 ) -> dict[str, Any]:
     x = [across.place(trial.parameters[across.name]) for trial in trials]
     y = [trial.value if up is None else up.place(trial.parameters[up.name]) for trial in trials]
     return {
-        "type": "scatter", "mode": "markers", "x": plain(x), "y": plain(y), "name": words(name), "marker": marker,
+        "type": "scatter", "mode": "markers", "x": plain(x), "y": plain(y), "name": escape_text(name), "marker": marker,
         "text": [_about(sweep, trial) for trial in trials], "hovertemplate": "%{text}<extra></extra>",
     }  # fmt: skip
 
 
-def _about(sweep: Sweep, trial: Trial) -> str:
+def _about(sweep: SweepData, trial: TrialData) -> str:
     own = [f"{name} {short(value)}" for name, value in trial.parameters.items()]
     return "<br>".join(
-        words(shorten(text, 60)) for text in [trial.name, f"{sweep.metric} {score(sweep, trial.value)}", *own]
+        escape_text(shorten(text, 60)) for text in [trial.name, f"{sweep.metric} {score(sweep, trial.value)}", *own]
     )
 
 
-def _bar(sweep: Sweep) -> dict[str, Any]:
+def _bar(sweep: SweepData) -> dict[str, Any]:
     return {
-        "title": {"text": words(sweep.metric), "side": "right"},
+        "title": {"text": escape_text(sweep.metric), "side": "right"},
         "thickness": 12,
         **({"tickformat": ".1%"} if is_share(sweep) else {}),
     }
 
 
-def _axis(sweep: Sweep, of: Axis) -> dict[str, Any]:
+def _axis(sweep: SweepData, of: ParameterAxis) -> dict[str, Any]:
     if of.words:
-        names = [words(shorten(word, 18)) for word in of.words]
+        names = [escape_text(shorten(word, 18)) for word in of.words]
         return axis(of.label, tickmode="array", tickvals=list(range(len(names))), ticktext=names)
     if not of.logarithmic:
         return axis(of.label)
@@ -133,9 +138,9 @@ def _axis(sweep: Sweep, of: Axis) -> dict[str, Any]:
     return axis(of.label, log=True, **log_ticks(known))
 
 
-def parallel(sweep: Sweep) -> Chart:
+def parallel(sweep: SweepData) -> Chart:
     """Every trial as a line over its parameters, coloured by the metric, the better ones in front."""
-    axes, trials = sweep.varied, sweep.judged
+    axes, trials = sweep.varied, sweep.evaluated
     low, high = limits(sweep)
     units = {axis.name: _units(axis, trials) for axis in axes}
     marks = [min(max((trial.value - low) / (high - low), 0.0), 1.0) for trial in trials]
@@ -161,7 +166,7 @@ def parallel(sweep: Sweep) -> Chart:
                 "showlegend": False, "opacity": 0.55 + 0.45 * shade / (SHADES - 1),
             }
         )  # fmt: skip
-    names = [words(axis.label) for axis in columns] + [words(sweep.metric)]
+    names = [escape_text(axis.label) for axis in columns] + [escape_text(sweep.metric)]
     return Chart(
         "parallel",
         "Parallel coordinates",
@@ -183,7 +188,7 @@ def short(value: str) -> str:
     return f"{number:.4g}" if math.isfinite(number) else value.strip('"')
 
 
-def _units(of: Axis, trials: Sequence[Trial]) -> list[float]:
+def _units(of: ParameterAxis, trials: Sequence[TrialData]) -> list[float]:
     """The trials' places on a parameter, 0..1."""
     places = [of.place(trial.parameters[of.name]) for trial in trials]
     if of.logarithmic:
@@ -194,14 +199,14 @@ def _units(of: Axis, trials: Sequence[Trial]) -> list[float]:
 
 
 def _heights(
-    sweep: Sweep, axes: Sequence[Axis], units: dict[str, list[float]], low: float, high: float
+    sweep: SweepData, axes: Sequence[ParameterAxis], units: dict[str, list[float]], low: float, high: float
 ) -> list[dict[str, Any]]:
     """What stands at some heights of each axis."""
     told: list[tuple[int, float, str]] = []
     for place, of in enumerate(axes):
         known = {
             trial.parameters[of.name]: unit
-            for trial, unit in zip(sweep.judged, units[of.name], strict=True)
+            for trial, unit in zip(sweep.evaluated, units[of.name], strict=True)
             if math.isfinite(unit)
         }
         ranked = sorted(known.items(), key=lambda pair: pair[1])
@@ -210,7 +215,7 @@ def _heights(
         told += [(place, unit, shorten(short(value), 14)) for value, unit in ranked]
     told += [(len(axes), share, score(sweep, low + share * (high - low))) for share in (0.0, 0.5, 1.0)]
     return [
-        {"x": x, "y": y, "text": words(text), "showarrow": False, "xanchor": "left", "xshift": 6,
+        {"x": x, "y": y, "text": escape_text(text), "showarrow": False, "xanchor": "left", "xshift": 6,
          "bgcolor": "var(--glass)", "font": {"size": 11}}
         for x, y, text in told
     ]  # fmt: skip
@@ -225,12 +230,12 @@ def _shade(share: float) -> str:
     return "#" + "".join(f"{round(one + part * (two - one)):02x}" for one, two in zip(*ends, strict=True))
 
 
-def history(sweep: Sweep) -> Chart:
+def history(sweep: SweepData) -> Chart:
     """The metric of each trial in the order of their beginning, and the best so far."""
-    numbers = {trial.name: place for place, trial in enumerate(sweep.judged, 1)}
+    numbers = {trial.name: place for place, trial in enumerate(sweep.evaluated, 1)}
     data = []
     for state, (symbol, colour) in STATES.items():
-        here = [trial for trial in sweep.judged if trial.state == state]
+        here = [trial for trial in sweep.evaluated if trial.state == state]
         if here:
             data.append(
                 {
@@ -257,11 +262,11 @@ def history(sweep: Sweep) -> Chart:
     return Chart("history", "History", says, data, layout(axis("trial", tickformat="d", **ticks), y), 360)
 
 
-def importance(sweep: Sweep) -> Chart:
+def importance(sweep: SweepData) -> Chart:
     """How much of the metric's variance each parameter explains."""
     pairs = list(sweep.importance.items())[::-1]
     bar = {
-        "type": "bar", "orientation": "h", "y": [words(shorten(name, 28)) for name, _ in pairs],
+        "type": "bar", "orientation": "h", "y": [escape_text(shorten(name, 28)) for name, _ in pairs],
         "x": plain([share for _, share in pairs]), "marker": {"color": BLUE},
         "text": [percent(share, 0) for _, share in pairs], "textposition": "auto", "hoverinfo": "skip",
     }  # fmt: skip

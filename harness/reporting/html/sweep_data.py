@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.reporting.html.run_data import SWEEP, TRIALS, part
+from harness.reporting.html.run_data import SWEEP, TRIALS, sub_mapping
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json
 
@@ -19,7 +19,7 @@ WIDE = 20.0  # a parameter whose greatest value is so many times its least one i
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialData:
     """One trial; `value` is NaN where the metric was never logged.
 
     Attributes:
@@ -36,12 +36,12 @@ class Trial:
     folder: str
 
     @property
-    def judged(self) -> bool:
+    def evaluated(self) -> bool:
         return math.isfinite(self.value)
 
 
 @dataclass(frozen=True)
-class Axis:
+class ParameterAxis:
     """A searched parameter.
 
     Attributes:
@@ -66,7 +66,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Sweep:
+class SweepData:
     """A search as its folder tells of it; what could not be read is named in `missing`.
 
     Attributes:
@@ -76,8 +76,8 @@ class Sweep:
     path: Path
     metric: str
     maximise: bool
-    trials: Sequence[Trial]
-    axes: Sequence[Axis]
+    trials: Sequence[TrialData]
+    axes: Sequence[ParameterAxis]
     told: Mapping[str, Any] = field(default_factory=dict)
     best: str = ""
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -88,33 +88,33 @@ class Sweep:
         return str(self.told.get("name") or self.document.get("name") or self.path.name)
 
     @property
-    def judged(self) -> list[Trial]:
+    def evaluated(self) -> list[TrialData]:
         """The trials that logged the metric, in the order of their beginning."""
-        return [trial for trial in self.trials if trial.judged]
+        return [trial for trial in self.trials if trial.evaluated]
 
     @property
-    def winner(self) -> Trial | None:
+    def winner(self) -> TrialData | None:
         """The best trial: the one that the search itself named, else the one with the best value."""
-        named = part(self.told, "best").get("trial")
-        found = next((trial for trial in self.judged if trial.name == named), None)
-        if found is not None or not self.judged:
+        named = sub_mapping(self.told, "best").get("trial")
+        found = next((trial for trial in self.evaluated if trial.name == named), None)
+        if found is not None or not self.evaluated:
             return found
-        return (max if self.maximise else min)(self.judged, key=lambda trial: trial.value)
+        return (max if self.maximise else min)(self.evaluated, key=lambda trial: trial.value)
 
     @property
     def importance(self) -> dict[str, float]:
         """Parameter -> share of the metric's variance that it explains, the greatest first."""
-        pairs = part(self.told, "importance").items()
+        pairs = sub_mapping(self.told, "importance").items()
         known = {str(name): float(share) for name, share in pairs if isinstance(share, int | float)}
         return dict(sorted(known.items(), key=lambda pair: -pair[1]))
 
     @property
-    def varied(self) -> list[Axis]:
+    def varied(self) -> list[ParameterAxis]:
         """The parameters of which more than one value was tried."""
-        return [axis for axis in self.axes if len({trial.parameters.get(axis.name) for trial in self.judged}) > 1]
+        return [axis for axis in self.axes if len({trial.parameters.get(axis.name) for trial in self.evaluated}) > 1]
 
     @property
-    def pair(self) -> list[Axis]:
+    def pair(self) -> list[ParameterAxis]:
         """LRMIN and LRMAX where both were searched, else the two parameters that matter most."""
         by_label = {axis.label: axis for axis in self.varied}
         if "LRMIN" in by_label and "LRMAX" in by_label:
@@ -124,26 +124,26 @@ class Sweep:
     def best_so_far(self) -> list[float]:
         """The best value among each trial and those before it."""
         so_far: list[float] = []
-        for trial in self.judged:
+        for trial in self.evaluated:
             before = so_far[-1:] or [trial.value]
             so_far.append((max if self.maximise else min)(before[0], trial.value))
         return so_far
 
 
-def read_sweep(path: Path) -> Sweep:
+def read_sweep(path: Path) -> SweepData:
     """What a sweep's folder holds; damage is no error but is told in `missing`."""
     missing: list[str] = []
     told = read_json(path / SWEEP)
     if not told:
         missing.append("sweep.json: the search has not come to its first stop, or the file is damaged")
     names, rows = _table(path / TRIALS, missing)
-    about = part(told, "metric")
+    about = sub_mapping(told, "metric")
     trials = [_trial(names, row) for row in rows]
     metric = _metric(names) or str(about.get("name") or "metric")
     document = _document(path / "sweep.yaml", missing)
-    goal = about.get("goal") or part(document, "metric").get("goal")
-    axes = [_axis(name, trials, part(document, "parameters")) for name in _parameters(names)]
-    return Sweep(path, metric, goal == "maximize", trials, axes, told, _text(path / "best.yaml"), document, missing)
+    goal = about.get("goal") or sub_mapping(document, "metric").get("goal")
+    axes = [_axis(name, trials, sub_mapping(document, "parameters")) for name in _parameters(names)]
+    return SweepData(path, metric, goal == "maximize", trials, axes, told, _text(path / "best.yaml"), document, missing)
 
 
 def _table(path: Path, missing: list[str]) -> tuple[list[str], list[list[str]]]:
@@ -167,9 +167,9 @@ def _parameters(names: Sequence[str]) -> Sequence[str]:
     return names[2 : -len(AFTER) - 1]
 
 
-def _trial(names: Sequence[str], row: Sequence[str]) -> Trial:
+def _trial(names: Sequence[str], row: Sequence[str]) -> TrialData:
     values, seconds, _, folder, reason = row[-len(AFTER) :]
-    return Trial(
+    return TrialData(
         name=row[0],
         state=row[1],
         parameters=dict(zip(_parameters(names), row[2:], strict=False)),
@@ -181,14 +181,14 @@ def _trial(names: Sequence[str], row: Sequence[str]) -> Trial:
     )
 
 
-def _axis(name: str, trials: Sequence[Trial], parameters: Mapping[str, Any]) -> Axis:
+def _axis(name: str, trials: Sequence[TrialData], parameters: Mapping[str, Any]) -> ParameterAxis:
     texts = [text for trial in trials if (text := trial.parameters.get(name, ""))]
     numbers = [as_number(text) for text in texts]
     if not all(map(math.isfinite, numbers)):
-        return Axis(name, words=tuple(dict.fromkeys(texts)))
-    distribution = str(part(parameters, name).get("distribution", ""))
+        return ParameterAxis(name, words=tuple(dict.fromkeys(texts)))
+    distribution = str(sub_mapping(parameters, name).get("distribution", ""))
     wide = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= WIDE
-    return Axis(name, logarithmic=bool(numbers) and min(numbers) > 0 and ("log" in distribution or wide))
+    return ParameterAxis(name, logarithmic=bool(numbers) and min(numbers) > 0 and ("log" in distribution or wide))
 
 
 def as_number(text: str) -> float:
@@ -201,7 +201,7 @@ def as_number(text: str) -> float:
 
 def _document(path: Path, missing: list[str]) -> Mapping[str, Any]:
     try:
-        return yaml_io.read(path)
+        return yaml_io.read_yaml(path)
     except HarnessError:
         missing.append("sweep.yaml, what was searched")
         return {}

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.tracking.wandb.init import has_key
+from harness.tracking.wandb.init import has_api_key
 from harness.tracking.wandb.session import in_use, known_run_id, reason, variables
 from harness.utils.errors import HarnessError, TrackingError, UsageError
 
@@ -108,7 +108,7 @@ def parse(target: str) -> Target:
 def _of_folder(folder: Path) -> Target:
     run_id = known_run_id(folder)
     try:
-        config = Config(**yaml_io.read(folder / "config.yaml"))
+        config = Config(**yaml_io.read_yaml(folder / "config.yaml"))
     except (HarnessError, TypeError):
         raise UsageError(f"{folder} is no run folder; give {FORMS}") from None
     if run_id is None:
@@ -117,7 +117,7 @@ def _of_folder(folder: Path) -> Target:
 
 
 @contextlib.contextmanager
-def asking() -> Iterator[None]:
+def wandb_api_errors() -> Iterator[None]:
     """A context in which W&B answers soon or not at all; its own errors become one line with the remedy.
 
     Raises:
@@ -130,7 +130,7 @@ def asking() -> Iterator[None]:
     ours = not in_use(wandb)
     # W&B makes a folder for every run that is looked up.
     with tempfile.TemporaryDirectory() as folder, variables(**IMPATIENT, WANDB_DIR=folder):
-        if not has_key():
+        if not has_api_key():
             raise TrackingError("there is no W&B API key here; try `wandb login`, or set WANDB_API_KEY")
         try:
             yield

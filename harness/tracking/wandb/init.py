@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
-from harness.config.settings import Config, settings
+from harness.config.settings import Config, setting_fields
 from harness.tracking.records import Artifact, Record
-from harness.tracking.tracker import NoTracker
+from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.session import Session, in_sweep, in_use, known_run_id, reason, variables
 from harness.tracking.wandb.tracker import WandbTracker
-from harness.utils.errors import TrackingError, UsageError, nearest
+from harness.utils.errors import TrackingError, UsageError, did_you_mean
 
 Mode: TypeAlias = Literal["auto", "online", "offline", "disabled"]
 
@@ -43,7 +43,7 @@ def start(
     extra: Mapping[str, Any] | None = None,
     on_stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = log.warning,
-) -> WandbTracker | NoTracker:
+) -> WandbTracker | NullTracker:
     """The tracker that writes to W&B as `config.wandb` asks, with W&B's own files under `folder`/wandb.
 
     Args:
@@ -60,9 +60,9 @@ def start(
     Raises:
         TrackingError: `wandb` is `online` or `offline` by name and W&B can not be had so.
     """
-    mode = wanted_mode(config.wandb)
+    mode = resolve_mode(config.wandb)
     if mode == "disabled":
-        return NoTracker()
+        return NullTracker()
     try:
         import wandb
     except ImportError as error:
@@ -71,7 +71,7 @@ def start(
                 f"wandb={config.wandb}, but W&B is not installed ({error}); pip install wandb"
             ) from error
         say("W&B is not installed, so the run is not tracked by it; pip install wandb")
-        return NoTracker()
+        return NullTracker()
     folder = Path(folder).resolve()
     session = Session(
         wandb=wandb,
@@ -109,7 +109,7 @@ def preload() -> None:
         import wandb.sdk.launch  # noqa: F401
 
 
-def arrived(url: str, expected: int, patience: float = 20.0) -> int | None:
+def count_arrived_rows(url: str, expected: int, patience: float = 20.0) -> int | None:
     """How many history rows W&B has of a run, asked until there are as many as expected; None where it does not say."""
     import wandb
 
@@ -131,7 +131,7 @@ def arrived(url: str, expected: int, patience: float = 20.0) -> int | None:
     return count
 
 
-def wanted_mode(setting: str) -> Mode:
+def resolve_mode(setting: str) -> Mode:
     """The mode that `config.wandb` means here; WANDB_MODE, where that is set, decides what `auto` means.
 
     Raises:
@@ -140,7 +140,7 @@ def wanted_mode(setting: str) -> Mode:
     by_environment = os.environ.get("WANDB_MODE", "")
     if by_environment.lower() not in MODES and setting != "disabled":
         raise UsageError(
-            f"WANDB_MODE={by_environment!r}: need online, offline or disabled{nearest(by_environment, MODES)}; unset it, or set --wandb disabled"
+            f"WANDB_MODE={by_environment!r}: need online, offline or disabled{did_you_mean(by_environment, MODES)}; unset it, or set --wandb disabled"
         )
     word = setting if setting != "auto" else by_environment.lower()
     match word:
@@ -153,7 +153,7 @@ def wanted_mode(setting: str) -> Mode:
     return "auto"
 
 
-def has_key() -> bool:
+def has_api_key() -> bool:
     """Whether an API key lies where W&B looks for one: the environment, its own settings, a netrc file. No network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
@@ -190,7 +190,7 @@ def _why_offline(config: Config, mode: Mode) -> str:
     """
     if mode == "offline":
         return "WANDB_MODE is offline" if config.wandb == "auto" else ""
-    if has_key():
+    if has_api_key():
         return ""
     if config.wandb == "online":  # W&B itself would ask for the key on a terminal, and wait
         raise TrackingError("wandb=online, but there is no W&B API key here; try `wandb login`, or set --wandb offline")
@@ -211,6 +211,6 @@ def _arguments(
         resume="allow",
     )
     if not in_sweep():  # there W&B decides these
-        by_environment = "WANDB_PROJECT" in os.environ and config.project == settings()["project"].default
+        by_environment = "WANDB_PROJECT" in os.environ and config.project == setting_fields()["project"].default
         arguments.update(id=run_id, entity=config.entity or None, project=None if by_environment else config.project)
     return arguments

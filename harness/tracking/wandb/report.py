@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import known_name
-from harness.tracking.wandb.api import RunFacts, SweepFacts, asking, look_up, parse
+from harness.config.settings import canonical_name
+from harness.tracking.wandb.api import RunFacts, SweepFacts, look_up, parse, wandb_api_errors
 from harness.tracking.wandb.session import reason
 from harness.utils.errors import TrackingError, UsageError
 
@@ -46,7 +46,7 @@ def save(target: str, draft: bool = False) -> str:
     """
     asked = parse(target)
     reports()
-    with asking():
+    with wandb_api_errors():
         report = build(look_up(asked))
         try:
             report.save(draft=draft)
@@ -96,7 +96,7 @@ def _run_blocks(wr: Any, run: RunFacts) -> list[Any]:
         *_seen(wr, run, runs),
         *_section(wr, "Machine", [runs], _machine(wr, run.summary)),
         wr.H2(text="Settings"),
-        wr.CodeBlock(code=yaml_io.dump(_settings(run.config)), language="yaml"),
+        wr.CodeBlock(code=yaml_io.dump_yaml(_settings(run.config)), language="yaml"),
     ]
 
 
@@ -105,7 +105,7 @@ def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
         name="runs of the sweep", entity=sweep.entity, project=sweep.project, filters=f"Sweep == {sweep.sweep_id!r}"
     )
     metric, best = metric_of(sweep.config)[0], sweep.best
-    searched = swept(sweep.config)
+    searched = swept_parameters(sweep.config)
     panels = [(_line(wr, metric, [metric], "epoch"), 12, 8)] if metric else []
     if best is not None:
         panels += _lines(wr, best.summary)
@@ -131,7 +131,7 @@ def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
     return [
         *blocks,
         wr.H2(text="The sweep's file"),
-        wr.CodeBlock(code=yaml_io.dump(dict(sweep.config)), language="yaml"),
+        wr.CodeBlock(code=yaml_io.dump_yaml(dict(sweep.config)), language="yaml"),
     ]
 
 
@@ -163,11 +163,11 @@ def sweep_headline(sweep: SweepFacts) -> str:
     """What was searched, by what, and what came out; Markdown."""
     metric, goal = metric_of(sweep.config)
     lines = [
-        f"[{_plain(sweep.name)}]({sweep.url}): {sweep.runs} runs, method {sweep.config.get('method')}, {goal} `{metric}` over {', '.join(f'`{name}`' for name in swept(sweep.config))}."
+        f"[{_plain(sweep.name)}]({sweep.url}): {sweep.runs} runs, method {sweep.config.get('method')}, {goal} `{metric}` over {', '.join(f'`{name}`' for name in swept_parameters(sweep.config))}."
     ]
     if sweep.best is not None:
         value = sweep.best.summary.get(metric)
-        params = ", ".join(f"{name} {_plain(sweep.best.config.get(name))}" for name in swept(sweep.config))
+        params = ", ".join(f"{name} {_plain(sweep.best.config.get(name))}" for name in swept_parameters(sweep.config))
         told = _number(metric, value) if _is_number(value) else "?"
         lines.append(f"Best: [{_plain(sweep.best.name)}]({sweep.best.url}) with {metric} {told}: {params}.")
     return "\n\n".join(lines)
@@ -179,14 +179,14 @@ def metric_of(sweep: Mapping[str, Any]) -> tuple[str, str]:
     return str(metric.get("name", "")), str(metric.get("goal", "minimize"))
 
 
-def swept(sweep: Mapping[str, Any]) -> dict[str, bool]:
+def swept_parameters(sweep: Mapping[str, Any]) -> dict[str, bool]:
     """The searched parameters of a sweep's file, under the settings' names; whether each is on a log scale."""
     found: dict[str, bool] = {}
     for key, about in (sweep.get("parameters") or {}).items():
         if not isinstance(about, Mapping) or "value" in about or len(about.get("values", (1, 2))) < 2:
             continue
         try:
-            name = known_name(key)
+            name = canonical_name(key)
         except UsageError:
             name = str(key)
         found[name] = "log" in str(about.get("distribution", ""))

@@ -262,7 +262,7 @@ def in_sweep() -> bool:
     return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
-def may_be_queued_again(exit_code: int) -> bool:
+def is_preemption(exit_code: int) -> bool:
     """Whether somebody runs a stopped run again: a sweep, or a cluster that needed the machine (only one sends SIGUSR1)."""
     return in_sweep() or exit_code == 138 or any(name in os.environ for name in CLUSTER_JOBS)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 
 from harness.config.settings import Config
 from harness.tracking import run_dir
-from harness.tracking.journal import read
+from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
 from harness.tracking.wandb.rows import rows
 from harness.utils.errors import BusyError, DataError, TrackingError
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Synced:
+class SyncResult:
     """What a sync came to.
 
     Attributes:
@@ -41,7 +41,7 @@ class Synced:
     arrived: int | None
 
 
-def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> Synced:
+def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncResult:
     """Send to W&B what it lacks of a run: the same W&B run, each step once.
 
     Args:
@@ -51,7 +51,7 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> Synced
         DataError: there is no journal. BusyError: the run is still being written.
         TrackingError: W&B can not be had, or refused something.
     """
-    story = read(folder)
+    story = read_journal(folder)
     if "config" not in story.header:
         raise DataError(f"{folder}: its journal has lost its first line, so nothing says what the run was")
     if run_dir.is_locked(folder):
@@ -75,9 +75,9 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> Synced
     tracker.summary(story.summary)
     tracker.finish(cast("Status", story.status or "failed"), story.exit_code or 0)
     steps = len({step for record in story.records for step, _ in rows(record)})
-    arrived = init.arrived(tracker.url, steps)
+    arrived = init.count_arrived_rows(tracker.url, steps)
     if arrived is not None and arrived < steps:
         raise TrackingError(
             f"W&B has {arrived} of {steps} steps of {folder}, and takes none that lies before its newest; send all of it as a new W&B run with: harness sync --anew {shlex.quote(str(folder))}"
         )
-    return Synced(folder, tracker.url, len(story.records), sent, steps, arrived)
+    return SyncResult(folder, tracker.url, len(story.records), sent, steps, arrived)

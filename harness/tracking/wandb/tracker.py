@@ -19,7 +19,7 @@ from typing import Any
 from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.tracker import Status
 from harness.tracking.wandb.rows import rows
-from harness.tracking.wandb.session import Session, State, may_be_queued_again, reason
+from harness.tracking.wandb.session import Session, State, is_preemption, reason
 from harness.tracking.wandb.values import to_wandb
 from harness.utils.errors import TrackingError
 from harness.utils.signals import PREEMPTED
@@ -171,7 +171,7 @@ class WandbTracker:
             self._attempt(lambda run: run.log({}, step=self._last, commit=True))
         if self._summary:
             self._attempt(lambda run: run.summary.update(self._summary))
-        if exit_code in PREEMPTED and may_be_queued_again(exit_code) and not self.stopped_by_server():
+        if exit_code in PREEMPTED and is_preemption(exit_code) and not self.stopped_by_server():
             self._attempt(lambda run: run.mark_preempting())  # W&B queues the run again, under the same id
         run, started = self._run, time.monotonic()
         if not self._attempt(lambda run: run.finish(exit_code=exit_code), again=False) or not self._session.online:
