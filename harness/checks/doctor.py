@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.settings import Config, make_config
-from harness.utils.environment import git_state, processor, version
+from harness.utils.environment import git_state, processor, usable_cpus, version
 from harness.utils.errors import HarnessError
 
 OPTIONAL = ("psycopg", "onnx", "onnxruntime", "torch-lr-finder", "lightning", "wandb-workspaces")
@@ -154,7 +154,7 @@ def _pair() -> Diagnosis:
 
 def _machine(config: Config) -> Iterator[Diagnosis]:
     yield Diagnosis("machine", "system", platform.platform())
-    yield Diagnosis("machine", "processor", f"{processor()}, {_cores()} cores for this process")
+    yield Diagnosis("machine", "processor", f"{processor()}, {usable_cpus()} cores for this process")
     yield Diagnosis("machine", "flags", " ".join(flag for flag in FLAGS if flag in _flags()) or "-")
     total, free = _memory()
     short = "too little memory for the custom ResNet at batch 512" if 0 < free < 4 * 2**30 else ""
@@ -171,10 +171,6 @@ def _machine(config: Config) -> Iterator[Diagnosis]:
             "machine", "cuda", "-", "there is a GPU that torch can not use", "install a torch built for CUDA"
         )
     yield Diagnosis("machine", "threads", f"{torch.get_num_threads()} of torch")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _flags() -> set[str]:

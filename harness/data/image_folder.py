@@ -17,6 +17,7 @@ import numpy as np
 from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory
 from harness.data.image_io import check_header, plain_name, read_image
 from harness.data.listing import Layout, Listing, children, read_listing
+from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, ResourceError
 
 # Up to this many bytes of files every picture is decoded before the run, beyond it only its header is read.
@@ -207,7 +208,7 @@ def _examine(files: Sequence[str | bytes], whole: bool, keep: bool) -> list[np.n
 def _read_all(files: Sequence[str | bytes], examine: partial[list]) -> Iterator[np.ndarray | str | None]:
     """`examine` of all files, in order; in several processes when there are many (threads only wait for each other)."""
     chunks = [files[start : start + CHUNK] for start in range(0, len(files), CHUNK)]
-    workers = min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
+    workers = min(16, usable_cpus())
     if len(files) < MANY or workers < 2 or "fork" not in multiprocessing.get_all_start_methods():
         for chunk in chunks:
             yield from examine(chunk)

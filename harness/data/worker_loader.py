@@ -28,6 +28,7 @@ from harness.data.augment import (
 from harness.data.dataset import Split
 from harness.data.device_loader import EVERYTHING, Sharder, count_steps, epoch_order
 from harness.data.preprocess import Preprocess
+from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, ResourceError
 from harness.utils.seeding import seed_for
 
@@ -235,7 +236,7 @@ def loader_processes(workers: int, device: torch.device) -> int:
     """
     if workers >= 0:
         return workers
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cpus()
     if device.type == "cpu":
         return min(2, cores)
     return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.utils.environment import usable_cpus
 from harness.utils.errors import HarnessError
 from harness.utils.signals import die_with_parent
 
@@ -196,7 +197,7 @@ def device_environments(workers: int, environment: Mapping[str, str]) -> list[di
 
     GPUs are dealt out in turn, so that with fewer GPUs than workers several share one.
     """
-    threads = str(max(1, (os.cpu_count() or 1) // workers))
+    threads = str(max(1, usable_cpus() // workers))
     share = {} if "OMP_NUM_THREADS" in environment else {"OMP_NUM_THREADS": threads}
     cards = _cards(environment)
     return [

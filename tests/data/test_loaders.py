@@ -270,6 +270,7 @@ def test_workers_go_at_once_after_an_error(tmp_path):
 
 def test_the_loader_takes_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(24)))
+    monkeypatch.setattr("harness.utils.environment.cgroup_cpu_limit", lambda: None)
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     assert [loader_processes(count, gpu) for count in (0, 3, -1)] == [0, 3, 16]
     assert loader_processes(-1, cpu) == 2

@@ -10,6 +10,7 @@ from harness.reporting.figures.gallery import Tile, gallery
 from harness.reporting.figures.sheet import enlarge
 from harness.tracking.records import Record
 from harness.utils.errors import UsageError
+from harness.utils.text import percent, truncate
 
 pytestmark = pytest.mark.filterwarnings("error")
 AWKWARD = ("$x_1$", "cost $5", r"a\$b", "_private", "汉字 \t🙂", "{brace}", "%d <b>", "a" * 300, "")
@@ -142,10 +143,10 @@ def test_dollars_are_letters_and_letters_without_a_font_are_boxes():
 
 
 def test_texts_are_cut_to_length_and_percents_do_not_claim_certainty():
-    assert style.shorten("golden retriever, a dog of the family", 12) == "golden r…ily"
-    assert all(len(style.shorten("x" * n, w)) <= w for n in range(1, 30) for w in range(2, 12))
-    assert style.shorten("cat", 3) == "cat"
-    assert [style.percent(p) for p in (1, 0.99999, 0.5, 0.00001, 0)] == ["100 %", "99.9 %", "50.0 %", "0.1 %", "0 %"]
+    assert truncate("golden retriever, a dog of the family", 12) == "golden r…ily"
+    assert all(len(truncate("x" * n, w)) <= w for n in range(1, 30) for w in range(2, 12))
+    assert truncate("cat", 3) == "cat"
+    assert [percent(p) for p in (1, 0.99999, 0.5, 0.00001, 0)] == ["100 %", "99.9 %", "50.0 %", "0.1 %", "0 %"]
 
 
 def test_only_png_and_svg_are_drawn(tmp_path):

@@ -122,7 +122,7 @@ def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypat
     before = torch.get_num_threads()
     try:
         result = harness.run(
-            harness.resolve(
+            harness.make_config(
                 {
                     "recipe": "digits",
                     "model_args": {"width": 8},

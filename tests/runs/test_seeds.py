@@ -17,7 +17,7 @@ from tests.support.commands import QUICK, command
 from tests.support.wandb_files import segments
 
 import harness
-from harness import resolve, run_seeds
+from harness import make_config, run_seeds
 from harness.utils.errors import BusyError, UsageError
 from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
@@ -37,7 +37,7 @@ SMALL = {
 
 
 def settings(folder, **more):
-    return resolve({**SMALL, "output": str(folder / "runs"), **more})
+    return make_config({**SMALL, "output": str(folder / "runs"), **more})
 
 
 def figures(path):
@@ -209,7 +209,7 @@ def test_ctrl_c_between_the_seeds_stops_all_of_them_and_says_how_to_go_on(tmp_pa
     assert caught.value.exit_code == 130
     told = read_json(tmp_path / "runs/stopped-seeds-0-1/seeds.json")
     assert [seed["state"] for seed in told["seeds"]] == ["finished", "interrupted"]
-    again = run_seeds(resolve({"recipe": str(tmp_path / "runs/stopped-seeds-0-1/recipe.yaml")}), 2)
+    again = run_seeds(make_config({"recipe": str(tmp_path / "runs/stopped-seeds-0-1/recipe.yaml")}), 2)
     assert [seed.folder for seed in again.seeds] == ["stopped-s0", "stopped-s1"]
 
 

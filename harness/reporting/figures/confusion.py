@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.evaluation.metrics import Reliability
 from harness.reporting.figures import style
+from harness.utils.text import percent, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,7 @@ def confusion_figure(
     shown = np.where(matrix > 0, share, np.nan)  # an empty cell stays paper-white
     drawn = axes.imshow(shown, cmap=_blues(), norm=_roots(), interpolation="nearest")
     right = matrix.trace() / matrix.sum()
-    text = f"{title}: {style.percent(right, 2)} of {int(matrix.sum()):,} right"
+    text = f"{title}: {percent(right, 2)} of {int(matrix.sum()):,} right"
     style.style_axes(axes, x="predicted class", y="true class", title=text, grid=False)
     _ticks(axes, classes)
     if count <= _NUMBERS_UP_TO:
@@ -72,7 +73,7 @@ def reliability_figure(measured: Reliability, path: Path | str, *, title: str = 
         label="gap to the confidence",
     )  # fmt: skip
     upper.plot([0, 1], [0, 1], color=style.INK, linewidth=1.2, linestyle=(0, (5, 3)), label="perfectly calibrated")
-    style.style_axes(upper, y="images right", title=f"{title}: calibration error {style.percent(measured.ece, 2)}")
+    style.style_axes(upper, y="images right", title=f"{title}: calibration error {percent(measured.ece, 2)}")
     _percent_axis(upper.yaxis)
     style.legend(upper, loc="upper left")
     lower.bar(middle, measured.counts[some], width, color=style.SOFT, edgecolor=style.PAPER, linewidth=1)
@@ -103,10 +104,10 @@ def _ticks(axes: Axes, classes: Sequence[str]) -> None:
     if count > _NAMES_UP_TO:
         every = max(1, round(count / 20))
         places = range(0, count, every)
-        size, names = 8, [style.plain(f"{i} {style.shorten(classes[i], 14)}") for i in places]
+        size, names = 8, [style.plain(f"{i} {truncate(classes[i], 14)}") for i in places]
     else:
         places, size = range(count), 10 if count <= _NUMBERS_UP_TO else 8
-        names = [style.plain(style.shorten(name, 16)) for name in classes]
+        names = [style.plain(truncate(name, 16)) for name in classes]
     upright = count > 6
     axes.set_xticks(list(places), names, rotation=45 if upright else 0, ha="right" if upright else "center", fontsize=size,
                     rotation_mode="anchor" if upright else None)  # fmt: skip

@@ -17,6 +17,7 @@ from harness.reporting.figures.sheet import Sheet, enlarge
 from harness.tracking.records import Cell, Image, Table
 from harness.utils.errors import UsageError, did_you_mean
 from harness.utils.seeding import seed_for
+from harness.utils.text import percent, truncate
 
 if TYPE_CHECKING:
     from harness.evaluation.metrics import Predictions
@@ -47,7 +48,7 @@ class Tile:
     def verdict(self) -> str:
         """The prediction with a sign that says whether it is right, and its confidence."""
         sign = style.RIGHT_SIGN if self.right else style.WRONG_SIGN
-        return f"{sign} {style.shorten(self.prediction, 17)}  {style.percent(self.confidence)}"
+        return f"{sign} {truncate(self.prediction, 17)}  {percent(self.confidence)}"
 
     @property
     def colour(self) -> str:
@@ -160,7 +161,7 @@ def _draw(sheet: Sheet, left: float, top: float, tile: Tile) -> None:
     sheet.picture(
         left, top + 0.25, _SIDE, _SIDE, enlarge(tile.picture), colour=tile.colour, thick=2.2, dashed=not tile.right
     )
-    sheet.write(middle, top + _SIDE + 0.3, f"truth: {style.shorten(tile.truth, 20)}", ha="center", fontsize=10)
+    sheet.write(middle, top + _SIDE + 0.3, f"truth: {truncate(tile.truth, 20)}", ha="center", fontsize=10)
 
 
 def _grouped(positions: np.ndarray, key: Callable[[int], Hashable]) -> dict:

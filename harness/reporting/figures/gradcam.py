@@ -12,6 +12,7 @@ from harness.evaluation.gradcam import METHODS, Maps
 from harness.reporting.figures import style
 from harness.reporting.figures.gallery import Tile
 from harness.reporting.figures.sheet import Sheet, enlarge
+from harness.utils.text import percent, truncate
 
 _COLOURS = "inferno"  # perceptually uniform: equal steps of evidence look equally large, also in grey
 _PIXELS = 224  # side of what a panel is drawn from, about
@@ -103,9 +104,9 @@ def _head(sheet: Sheet, title: str, maps: Maps) -> None:
     method = METHODS[maps.method]
     name = method.class_name.replace("PlusPlus", "++")
     letters = int(sheet.figure.get_figwidth() * 11)
-    sheet.write(_EDGE, 0.1, style.shorten(title, int(letters * 0.7)), fontsize=14, fontweight="bold")
-    how = f"{name} at {style.shorten(maps.layer, 24)}: the image, evidence for the predicted ({style.WRONG_SIGN}), for the true class ({style.RIGHT_SIGN})"
-    sheet.write(_EDGE, 0.42, style.shorten(how, letters), fontsize=10)
+    sheet.write(_EDGE, 0.1, truncate(title, int(letters * 0.7)), fontsize=14, fontweight="bold")
+    how = f"{name} at {truncate(maps.layer, 24)}: the image, evidence for the predicted ({style.WRONG_SIGN}), for the true class ({style.RIGHT_SIGN})"
+    sheet.write(_EDGE, 0.42, truncate(how, letters), fontsize=10)
     ramp = overlay(np.full((12, 240, 3), 150, np.uint8), np.tile(np.linspace(0, 1, 240), (12, 1)))
     sheet.write(_EDGE, 0.66, "no evidence", fontsize=9, color=style.SOFT)
     sheet.picture(_EDGE + 0.85, 0.66, 1.5, 0.13, ramp, colour=style.GRID, thick=0.5)
@@ -122,7 +123,7 @@ def _card(
     heats: Sequence[np.ndarray],
     empties: tuple[bool, bool],
 ) -> None:
-    heading = f"{style.shorten(tile.truth, 16)}, taken for {style.shorten(tile.prediction, 16)}  {style.percent(tile.confidence)}"
+    heading = f"{truncate(tile.truth, 16)}, taken for {truncate(tile.prediction, 16)}  {percent(tile.confidence)}"
     sheet.write(left, top, heading, fontsize=10, fontweight="bold")
     picture, top = enlarge(tile.picture, _PIXELS), top + _ABOVE
     sheet.picture(left, top, _SIDE, tall, picture, colour=style.SOFT)
@@ -134,7 +135,7 @@ def _card(
             sheet.hatched(left, top, _SIDE, tall, "empty\nmap", colour=colour)
         else:
             sheet.picture(left, top, _SIDE, tall, overlay(picture, heat), colour=colour)
-        _caption(sheet, left, top + tall, f"{sign} {style.shorten(name, 13)}", colour)
+        _caption(sheet, left, top + tall, f"{sign} {truncate(name, 13)}", colour)
 
 
 def _caption(sheet: Sheet, left: float, bottom: float, text: str, colour: str) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.reporting.figures import style
 from harness.tracking.records import Curve
+from harness.utils.text import truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +61,7 @@ def draw(
     style.style_axes(upper, y="loss (nats)", title=title)
     style.style_axes(lower, x="learning rate", y="images classified rightly (%)")
     if note:
-        upper.set_title(style.plain(style.shorten(note, 100)), fontsize=9, color=style.SOFT, loc="right")
+        upper.set_title(style.plain(truncate(note, 100)), fontsize=9, color=style.SOFT, loc="right")
     _fit(upper, loss)
     _mark_all(upper, lower, chosen, others, interval)
     handles = [handle for axes in (upper, lower) for handle in axes.get_legend_handles_labels()[0]]

@@ -78,26 +78,9 @@ def plain(text: object) -> str:
     return shown.replace("$", r"\$")
 
 
-def shorten(text: object, width: int) -> str:
-    """`text` in at most `width` letters: its beginning and its end around an ellipsis."""
-    words = " ".join(str(text).split())
-    if len(words) <= width:
-        return words
-    tail = (width - 1) // 3
-    return words[: width - 1 - tail] + "…" + (words[-tail:] if tail else "")
-
-
 def wrap(text: object, width: int, lines: int = 2) -> str:
     """`text` on at most `lines` lines of at most `width` letters."""
     return "\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder=" …")) or ""
-
-
-def percent(share: float, digits: int = 1) -> str:
-    """A share 0..1 as a person reads it; only a true 1 is `100 %`, and only a true 0 is `0 %`."""
-    if share in (0, 1):
-        return f"{share:.0%}".replace("%", " %")
-    step = 10.0**-digits
-    return f"{min(max(100 * share, step), 100 - step):.{digits}f} %"
 
 
 def message_figure(text: str, *, width: float = 8.0, height: float = 3.0) -> Figure:

@@ -13,6 +13,7 @@ from harness.reporting.figures import style
 from harness.sweep.distributions import Parameter, as_text
 from harness.sweep.schema import Metric, SweepSpec
 from harness.sweep.study import TrialRecord
+from harness.utils.text import percent, truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,9 +214,9 @@ def importance(path: Path, importances: Mapping[str, float], metric: Metric, tit
     plot = figure.add_subplot()
     pairs = sorted(importances.items(), key=lambda pair: pair[1])
     bars = plot.barh(
-        [style.plain(style.shorten(name, 32)) for name, _ in pairs], [share for _, share in pairs], color=style.BLUE
+        [style.plain(truncate(name, 32)) for name, _ in pairs], [share for _, share in pairs], color=style.BLUE
     )
-    plot.bar_label(bars, [style.percent(share, 0) for _, share in pairs], padding=4, color=style.INK)
+    plot.bar_label(bars, [percent(share, 0) for _, share in pairs], padding=4, color=style.INK)
     plot.set_xlim(0, max(share for _, share in pairs) * 1.15 or 1)
     plot.xaxis.set_major_formatter(_percent())
     style.style_axes(plot, x=f"share of the variance of {metric.name} over complete trials (fANOVA)", title=title)
@@ -260,7 +261,7 @@ def _scale(plot: Axes, axis: Parameter, which: str, rows: Sequence[TrialRecord])
     elif not _is_numeric(axis, [row.values.get(axis.name) for row in rows]):
         words = _words(axis)[:MOST_TICKS]
         getattr(plot, f"set_{which}ticks")(
-            range(len(words)), [style.plain(style.shorten(word.strip('"'), 18)) for word in words]
+            range(len(words)), [style.plain(truncate(word.strip('"'), 18)) for word in words]
         )
         getattr(plot, f"set_{which}lim")(-0.5, len(_words(axis)) - 0.5)
 
@@ -290,7 +291,7 @@ def _unit_ticks(axis: Parameter, rows: Sequence[TrialRecord]) -> list[tuple[floa
         order = np.argsort(units)
         ends = [order[0], order[len(order) // 2], order[-1]]
         return [(float(units[place]), _text(values[place])) for place in dict.fromkeys(int(end) for end in ends)]
-    return [(unit, style.shorten(text.strip('"'), 18)) for text, unit in told.items()]
+    return [(unit, truncate(text.strip('"'), 18)) for text, unit in told.items()]
 
 
 def _score_ticks(low: float, high: float, metric: Metric) -> list[tuple[float, str]]:
@@ -328,7 +329,7 @@ def _is_share(metric: Metric) -> bool:
 def _score(score: float, metric: Metric) -> str:
     if not math.isfinite(score):
         return str(score)
-    return style.percent(float(score)) if _is_share(metric) else f"{score:.4g}"
+    return percent(float(score)) if _is_share(metric) else f"{score:.4g}"
 
 
 def _label(axis: Parameter) -> str:

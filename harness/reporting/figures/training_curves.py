@@ -11,6 +11,7 @@ import numpy as np
 
 from harness.reporting.figures import style
 from harness.tracking.records import Image, Record
+from harness.utils.text import truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,7 +214,7 @@ def _name_extremes(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
 def _mark(axes: Axes, name: str, place: float) -> None:
     axes.axvline(place, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)))
     axes.annotate(
-        style.plain(style.shorten(name, 40)), (place, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
+        style.plain(truncate(name, 40)), (place, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
         textcoords="offset points", ha="left", va="top", fontsize=10, color=style.VERMILLION,
         bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.settings import Config, make_config, recipe_paths, setting_fields
-from harness.reporting.figures.style import percent
 from harness.reporting.html.groups import share_interval
 from harness.reporting.html.run_data import RunData, number, sub_mapping
 from harness.utils.errors import HarnessError
+from harness.utils.text import percent
 
 FINISHED = "finished"
 STATES = {

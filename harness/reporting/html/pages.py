@@ -12,7 +12,6 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.reporting.figures.style import percent
 from harness.reporting.html import facts, run_charts, run_pictures, sweep_charts
 from harness.reporting.html.groups import differences, group_runs
 from harness.reporting.html.plotly import Chart
@@ -23,6 +22,7 @@ from harness.tracking.run_dir import members
 from harness.utils.environment import version
 from harness.utils.errors import UsageError
 from harness.utils.files import write_atomically
+from harness.utils.text import percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment

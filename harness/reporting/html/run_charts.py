@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from harness.reporting.figures.style import percent, shorten
 from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
     BLUE,
@@ -33,6 +32,7 @@ from harness.reporting.html.plotly import (
 from harness.reporting.html.run_data import RunData
 from harness.reporting.html.run_predictions import Bin, Predictions, calibration_error
 from harness.tracking.records import Curve
+from harness.utils.text import percent, truncate
 
 LOOKS = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
 NAMES = {"train": "training", "val": "validation", "test": "test"}
@@ -183,7 +183,7 @@ def confusion(said: Predictions) -> Chart | None:
     matrix = said.matrix
     own = matrix.sum(1, keepdims=True)
     shares = (matrix / own.clip(min=1)).tolist()
-    names = [escape_text(shorten(name, 22)) for name in said.classes]
+    names = [escape_text(truncate(name, 22)) for name in said.classes]
     places = list(range(size))
     ticks: dict[str, Any] = (
         {"tickmode": "array", "tickvals": places, "ticktext": names} if size <= 40 else {"showticklabels": False}

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from harness.reporting.figures.style import percent, shorten
 from harness.reporting.html.plotly import (
     BLUE,
     INK,
@@ -22,6 +21,7 @@ from harness.reporting.html.plotly import (
     plain,
 )
 from harness.reporting.html.sweep_data import ParameterAxis, SweepData, TrialData, as_number
+from harness.utils.text import percent, truncate
 
 STATES = {
     "complete": ("circle", BLUE),
@@ -116,7 +116,7 @@ def _points(
 def _about(sweep: SweepData, trial: TrialData) -> str:
     own = [f"{name} {short(value)}" for name, value in trial.parameters.items()]
     return "<br>".join(
-        escape_text(shorten(text, 60)) for text in [trial.name, f"{sweep.metric} {score(sweep, trial.value)}", *own]
+        escape_text(truncate(text, 60)) for text in [trial.name, f"{sweep.metric} {score(sweep, trial.value)}", *own]
     )
 
 
@@ -130,7 +130,7 @@ def _bar(sweep: SweepData) -> dict[str, Any]:
 
 def _axis(sweep: SweepData, of: ParameterAxis) -> dict[str, Any]:
     if of.words:
-        names = [escape_text(shorten(word, 18)) for word in of.words]
+        names = [escape_text(truncate(word, 18)) for word in of.words]
         return axis(of.label, tickmode="array", tickvals=list(range(len(names))), ticktext=names)
     if not of.logarithmic:
         return axis(of.label)
@@ -212,7 +212,7 @@ def _heights(
         ranked = sorted(known.items(), key=lambda pair: pair[1])
         if len(ranked) > 6:
             ranked = [ranked[0], ranked[len(ranked) // 2], ranked[-1]]
-        told += [(place, unit, shorten(short(value), 14)) for value, unit in ranked]
+        told += [(place, unit, truncate(short(value), 14)) for value, unit in ranked]
     told += [(len(axes), share, score(sweep, low + share * (high - low))) for share in (0.0, 0.5, 1.0)]
     return [
         {"x": x, "y": y, "text": escape_text(text), "showarrow": False, "xanchor": "left", "xshift": 6,
@@ -266,7 +266,7 @@ def importance(sweep: SweepData) -> Chart:
     """How much of the metric's variance each parameter explains."""
     pairs = list(sweep.importance.items())[::-1]
     bar = {
-        "type": "bar", "orientation": "h", "y": [escape_text(shorten(name, 28)) for name, _ in pairs],
+        "type": "bar", "orientation": "h", "y": [escape_text(truncate(name, 28)) for name, _ in pairs],
         "x": plain([share for _, share in pairs]), "marker": {"color": BLUE},
         "text": [percent(share, 0) for _, share in pairs], "textposition": "auto", "hoverinfo": "skip",
     }  # fmt: skip

@@ -1,0 +1,79 @@
+"""Text that is safe where it is shown: terminals, spreadsheets, Markdown. One implementation for the whole package."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.utils.files import write_atomically
+
+# How a cell starts that a spreadsheet would evaluate. Source: OWASP, CSV injection.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def printable(text: object, *, keep_newlines: bool = False) -> str:
+    """Return `text` with a space in place of each character that does not print, escape sequences included."""
+    return "".join(
+        letter if letter.isprintable() or (keep_newlines and letter == "\n") else " " for letter in str(text)
+    )
+
+
+def escape_unprintable(text: str) -> str:
+    """Return `text` with each character that does not print (or is no valid Unicode) as a backslash escape."""
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
+def truncate(text: object, width: int) -> str:
+    """Return `text` on one line in at most `width` characters: its beginning and its end around an ellipsis."""
+    line = " ".join(str(text).split())
+    if len(line) <= width:
+        return line
+    tail = (width - 1) // 3
+    return line[: width - 1 - tail] + "…" + (line[-tail:] if tail else "")
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """Return a fraction 0..1 as a percentage; only a true 1 is `100 %`, and only a true 0 is `0 %`."""
+    if fraction in (0, 1):
+        return f"{fraction:.0%}".replace("%", " %")
+    step = 10.0**-digits
+    return f"{min(max(100 * fraction, step), 100 - step):.{digits}f} %"
+
+
+def markdown(text: object) -> str:
+    """Return `text` on one line, with nothing in it that Markdown or HTML would act on."""
+    return "".join(
+        f"&#{ord(letter)};" if letter in "<>&`*_[]|!\\" or not letter.isprintable() else letter
+        for letter in re.sub(r"\s+", " ", str(text))
+    )
+
+
+def csv_cell(value: Any) -> Any:
+    """Return `value` as a cell: text that would be a formula gets a leading apostrophe, None is empty."""
+    if value is None:
+        return ""
+    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+def csv_text(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
+    """Return a table as CSV with `\\n` line ends, every cell through `csv_cell`."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([csv_cell(cell) for cell in header])
+    writer.writerows([csv_cell(cell) for cell in row] for row in rows)
+    return text.getvalue()
+
+
+def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table as CSV in UTF-8, in one atomic step; text that is no valid Unicode is written as an escape.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
+    write_atomically(path, csv_text(header, rows).encode("utf-8", "backslashreplace"))
