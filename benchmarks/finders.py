@@ -65,10 +65,10 @@ class Setting:
 def ours(setting: Setting) -> float | None:
     """This project's test, one seed."""
     bench = setting.bench
-    bench.traces.clear()
+    bench.curves.clear()
     for _ in bench.records([setting.seed]):
         pass
-    return suggest(bench.traces, chance=bench.chance).lr_max
+    return suggest(bench.curves, uniform_loss=bench.uniform_loss).lr_max
 
 
 def torch_lr_finder(setting: Setting) -> float | None:

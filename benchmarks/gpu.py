@@ -116,14 +116,14 @@ def nothing_waits(bench: Bench) -> None:
     parts = bench.fresh()
     steps = _stream(parts)
     for step in range(3):
-        parts.learner.update(*next(steps), step, 0.001, 0.9)
+        parts.learner.train_step(*next(steps), step, 0.001, 0.9)
     if not bench.on_gpu:
         bench.left_out.append("host synchronisation: needs CUDA")
         return
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3, 3 + 2 * parts.batches.train.steps):  # over an epoch's end
-            parts.learner.update(*next(steps), step, 0.001, 0.9)
+            parts.learner.train_step(*next(steps), step, 0.001, 0.9)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     bench.tell("updates that wait for the device", 0, "in two epochs", good=True)
@@ -164,8 +164,10 @@ def graphs(bench: Bench) -> None:
     for cuda_graph in (False, True):
         parts = bench.fresh(cuda_graph=cuda_graph)
         steps = _stream(parts)
-        told.append([float(parts.learner.update(*next(steps), step, 0.001, 0.9).loss) for step in range(20)])
-        work = lambda parts=parts, steps=steps: [parts.learner.update(*next(steps), 0, 0.001, 0.9) for _ in range(50)]  # noqa: E731
+        told.append([float(parts.learner.train_step(*next(steps), step, 0.001, 0.9).loss) for step in range(20)])
+        work = lambda parts=parts, steps=steps: [
+            parts.learner.train_step(*next(steps), 0, 0.001, 0.9) for _ in range(50)
+        ]  # noqa: E731
         took = statistics.median(measure.seconds(work, bench.device) for _ in range(5))
         speeds.append(50 * parts.config.batch_size / took)
     worst = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*told, strict=True))
@@ -281,11 +283,11 @@ def where_the_time_goes(bench: Bench) -> None:
     parts = bench.parts
     steps = _stream(parts)
     for step in range(3):
-        parts.learner.update(*next(steps), step, 0.001, 0.9)
+        parts.learner.train_step(*next(steps), step, 0.001, 0.9)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_gpu else [])]
     with profile(activities=kinds) as seen:
         for step in range(20 if bench.on_gpu else 2):
-            parts.learner.update(*next(steps), step, 0.001, 0.9)
+            parts.learner.train_step(*next(steps), step, 0.001, 0.9)
         if bench.on_gpu:
             torch.cuda.synchronize(bench.device)
     by = "self_device_time_total" if bench.on_gpu else "self_cpu_time_total"

@@ -155,6 +155,6 @@ def _losses(model: nn.Module, config: Config, images: Tensor) -> tuple[float, fl
         logits = model(images).double().numpy()  # [B, classes], of the batch's own statistics, as in training
     torch.manual_seed(0)
     learner = make_learner(plain, model, torch.device("cpu"), None)
-    loss = float(learner.update(images, labels, 0, 1e-6, plain.momentum).loss)
+    loss = float(learner.train_step(images, labels, 0, 1e-6, plain.momentum).loss)
     log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
     return loss, float((log_sum - logits[np.arange(len(labels)), labels.numpy()]).mean())

@@ -37,15 +37,24 @@ def _setting(
     above: float | None = None,
     high: float | None = None,
     below: float | None = None,
-    counts: bool = True,
+    affects_results: bool = True,
 ) -> Any:
     """A field of `Config`.
 
     Args:
         low, above: the least value (allowed; not allowed). high, below: the same upwards.
-        counts: whether the numbers of a run depend on it; a run is resumed only when all of those are equal.
+        affects_results: whether the numbers of a run depend on it; a run is resumed only when all of those are equal.
     """
-    about = dict(help=help, group=group, choices=choices, low=low, above=above, high=high, below=below, counts=counts)
+    about = dict(
+        help=help,
+        group=group,
+        choices=choices,
+        low=low,
+        above=above,
+        high=high,
+        below=below,
+        affects_results=affects_results,
+    )
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=about)
     return field(default=default, metadata=about)
@@ -60,22 +69,22 @@ class Config:
     """
 
     # fmt: off
-    recipe: str = _setting("custom-resnet", "A shipped recipe or a YAML file that the other settings start from.", group="What to train", counts=False)
+    recipe: str = _setting("custom-resnet", "A shipped recipe or a YAML file that the other settings start from.", group="What to train", affects_results=False)
     model: str = _setting("custom_resnet", "Any timm model; ours: custom_resnet, resnet18_cifar.", group="What to train")
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, such as width=16,logit_scale=0.125.", group="What to train")
     pretrained: bool = _setting(False, "Start from timm's pretrained weights (downloaded).", group="What to train")
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="What to train")
 
     data: str = _setting("cifar10", "cifar10, cifar100, digits, folder, or any name timm's create_dataset knows.", group="Data")
-    data_dir: str = _setting("data", "Where the data lies, or is downloaded to.", group="Data", counts=False)
-    download: bool = _setting(True, "Download the data when it is not there.", group="Data", counts=False)
+    data_dir: str = _setting("data", "Where the data lies, or is downloaded to.", group="Data", affects_results=False)
+    download: bool = _setting(True, "Download the data when it is not there.", group="Data", affects_results=False)
     classes: int = _setting(0, "Number of classes; 0: what the data has.", group="Data", low=0)
     image_size: int = _setting(0, "Side of the square that the model sees, pixels; 0: the model's own.", group="Data", low=0, high=4096)
     val_fraction: float = _setting(0.0, "Share of the training images held out to choose by; 0: none, nothing is chosen.", group="Data", low=0, below=1)
     test_fraction: float = _setting(0.2, "Share held out as the test set where the data brings none.", group="Data", above=0, below=1)
     bad_images: str = _setting("fail", "What to do with unreadable images in a folder.", group="Data", choices=("fail", "skip"))
     loader: str = _setting("auto", "resident: all images on the device; timm: worker processes; auto: resident where it fits.", group="Data", choices=("auto", "resident", "timm"))
-    workers: int = _setting(-1, "Loader processes of the timm loader; -1: two for a CPU, for a GPU its share of the cores, at most 16.", group="Data", low=-1, high=256, counts=False)
+    workers: int = _setting(-1, "Loader processes of the timm loader; -1: two for a CPU, for a GPU its share of the cores, at most 16.", group="Data", low=-1, high=256, affects_results=False)
     augment: str = _setting("timm", "Who transforms training images: timm (with torchvision), albumentations, or none.", group="Data", choices=("timm", "albumentations", "none"))
     crop: str = _setting("auto", "pad: pad, then a random crop; resized: a random resized crop; auto: pad up to 64 pixels.", group="Data", choices=("auto", "pad", "resized", "none"))
     crop_padding: int = _setting(4, "Pixels added to each side before the random crop.", group="Data", low=0, high=512)
@@ -85,7 +94,7 @@ class Config:
 
     epochs: int = _setting(24, "Passes over the training images.", group="Training", low=0, high=1_000_000)
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000)
-    eval_batch_size: int = _setting(1000, "Images per batch when evaluating; does not change the figures.", group="Training", low=1, high=1_000_000, counts=False)
+    eval_batch_size: int = _setting(1000, "Images per batch when evaluating; does not change the figures.", group="Training", low=1, high=1_000_000, affects_results=False)
     drop_last: bool = _setting(True, "Leave out an epoch's last, smaller batch (other images each epoch).", group="Training")
     optimizer: str = _setting("sgd", "The optimizer, from torch.optim.", group="Training", choices=("sgd", "adam", "adamw", "rmsprop"))
     momentum: float = _setting(0.9, "Momentum of SGD and RMSprop; beta1 of Adam.", group="Training", low=0, below=1)
@@ -97,10 +106,10 @@ class Config:
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
     clip_grad: float = _setting(0.0, "Greatest norm of the gradient; 0: not clipped.", group="Training", low=0)
     grad_accumulation: int = _setting(1, "Parts that each batch is computed in, to save memory; the update is the same.", group="Training", low=1, high=100_000)
-    auto_batch: bool = _setting(False, "When the device's memory does not hold a batch, compute it in twice as many parts and go on; the batch that the optimizer sees is kept.", group="Training", counts=False)
+    auto_batch: bool = _setting(False, "When the device's memory does not hold a batch, compute it in twice as many parts and go on; the batch that the optimizer sees is kept.", group="Training", affects_results=False)
     ema: float = _setting(0.0, "Decay of the exponential moving average of the weights that is evaluated and kept; 0: off.", group="Training", low=0, below=1)
     select: str = _setting("auto", "Whose weights are the result: last, or best on validation; auto: best where there is a validation split. best-on-test chooses on the test set, and says so.", group="Training", choices=("auto", "last", "best", "best-on-test"))
-    test: bool = _setting(True, "Read the test set; False leaves it unread, for the runs of a search, which are compared on validation.", group="Training", counts=False)
+    test: bool = _setting(True, "Read the test set; False leaves it unread, for the runs of a search, which are compared on validation.", group="Training", affects_results=False)
     early_stop: int = _setting(0, "Stop after this many epochs with no better validation accuracy; 0: never.", group="Training", low=0)
 
     schedule: str = _setting("one_cycle", "How the learning rate moves.", group="Learning rate", choices=("one_cycle", "cyclic", "cosine", "plateau", "constant"))
@@ -111,39 +120,39 @@ class Config:
     plateau_patience: int = _setting(10, "Epochs with no lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
     plateau_factor: float = _setting(0.1, "What plateau multiplies the LR by.", group="Learning rate", above=0, below=1)
 
-    tta: bool = _setting(False, "Also predict each image mirrored, and report the figure of the mean beside the plain one.", group="Explaining", counts=False)
-    gallery: int = _setting(25, "Images in each gallery and in the Grad-CAM panel; 0: none.", group="Explaining", low=0, high=108, counts=False)
-    gallery_rule: str = _setting("confident", "Which misclassified images: the surest errors first, any, class by class, or by confusion pair.", group="Explaining", choices=("confident", "random", "per-class", "confusion"), counts=False)
-    cam: str = _setting("hirescam", "Grad-CAM method: hirescam, gradcam, gradcam++, xgradcam, layercam, eigencam, eigengradcam, gradcamelementwise, scorecam, ablationcam; none: no maps.", group="Explaining", counts=False)
-    cam_layer: str = _setting("auto", "Module whose activations are mapped; auto: the model's last stage.", group="Explaining", counts=False)
-    explain_every: int = _setting(0, "Explain also every so many epochs; 0: at the end only.", group="Explaining", low=0, counts=False)
+    tta: bool = _setting(False, "Also predict each image mirrored, and report the figure of the mean beside the plain one.", group="Explaining", affects_results=False)
+    gallery: int = _setting(25, "Images in each gallery and in the Grad-CAM panel; 0: none.", group="Explaining", low=0, high=108, affects_results=False)
+    gallery_rule: str = _setting("confident", "Which misclassified images: the surest errors first, any, class by class, or by confusion pair.", group="Explaining", choices=("confident", "random", "per-class", "confusion"), affects_results=False)
+    cam: str = _setting("hirescam", "Grad-CAM method: hirescam, gradcam, gradcam++, xgradcam, layercam, eigencam, eigengradcam, gradcamelementwise, scorecam, ablationcam; none: no maps.", group="Explaining", affects_results=False)
+    cam_layer: str = _setting("auto", "Module whose activations are mapped; auto: the model's last stage.", group="Explaining", affects_results=False)
+    explain_every: int = _setting(0, "Explain also every so many epochs; 0: at the end only.", group="Explaining", low=0, affects_results=False)
 
     seed: int = _setting(0, "Seed of everything random.", group="Machine", low=0, high=2**63 - 1)
     deterministic: bool = _setting(False, "Only kernels that give the same bits each time (slower on a GPU; a CPU does anyway).", group="Machine")
-    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Machine", counts=False)
+    device: str = _setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="Machine", affects_results=False)
     precision: str = _setting("auto", "auto: bf16 where this machine is quicker in it, else fp32.", group="Machine", choices=("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = _setting(True, "Keep images and weights in NHWC order (faster for convolutions).", group="Machine")
     compile: bool = _setting(False, "torch.compile the model (takes a minute to start; pays in long GPU runs).", group="Machine")
     cuda_graph: bool = _setting(False, "Record the whole update as one CUDA graph (SGD, one process; for small models, whose kernels are shorter than their launch).", group="Machine")
     sync_bn: bool = _setting(False, "Under torchrun on GPUs: batch normalisation over the whole batch, not over each process' part of it.", group="Machine")
-    process_timeout: int = _setting(1800, "Under torchrun: seconds that the processes wait for each other at most.", group="Machine", low=1, high=1_000_000, counts=False)
-    threads: int = _setting(0, "CPU threads of torch; 0: torch's own choice.", group="Machine", low=0, high=4096, counts=False)
+    process_timeout: int = _setting(1800, "Under torchrun: seconds that the processes wait for each other at most.", group="Machine", low=1, high=1_000_000, affects_results=False)
+    threads: int = _setting(0, "CPU threads of torch; 0: torch's own choice.", group="Machine", low=0, high=4096, affects_results=False)
 
-    wandb: str = _setting("auto", "auto: online with an API key, else offline; online: or stop; offline; disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), counts=False)
-    project: str = _setting("harness", "W&B project that the run goes to.", group="Tracking", counts=False)
-    entity: str = _setting("", "W&B user or team; empty: your default one.", group="Tracking", counts=False)
-    name: str = _setting("", "Name of the run and its folder; empty: made from recipe, seed and settings.", group="Tracking", counts=False)
-    group: str = _setting("", "W&B group that the run belongs to.", group="Tracking", counts=False)
-    job_type: str = _setting("train", "W&B job type of the run.", group="Tracking", counts=False)
-    tags: tuple[str, ...] = _setting((), "W&B tags of the run.", group="Tracking", counts=False)
-    notes: str = _setting("", "W&B notes: why this run is made.", group="Tracking", counts=False)
-    log_code: bool = _setting(False, "Keep the Python source of --plugin modules as a W&B code artifact.", group="Tracking", counts=False)
-    finish_timeout: int = _setting(60, "Seconds that the end of a run waits for W&B at most.", group="Tracking", low=1, high=86_400, counts=False)
+    wandb: str = _setting("auto", "auto: online with an API key, else offline; online: or stop; offline; disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), affects_results=False)
+    project: str = _setting("harness", "W&B project that the run goes to.", group="Tracking", affects_results=False)
+    entity: str = _setting("", "W&B user or team; empty: your default one.", group="Tracking", affects_results=False)
+    name: str = _setting("", "Name of the run and its folder; empty: made from recipe, seed and settings.", group="Tracking", affects_results=False)
+    group: str = _setting("", "W&B group that the run belongs to.", group="Tracking", affects_results=False)
+    job_type: str = _setting("train", "W&B job type of the run.", group="Tracking", affects_results=False)
+    tags: tuple[str, ...] = _setting((), "W&B tags of the run.", group="Tracking", affects_results=False)
+    notes: str = _setting("", "W&B notes: why this run is made.", group="Tracking", affects_results=False)
+    log_code: bool = _setting(False, "Keep the Python source of --plugin modules as a W&B code artifact.", group="Tracking", affects_results=False)
+    finish_timeout: int = _setting(60, "Seconds that the end of a run waits for W&B at most.", group="Tracking", low=1, high=86_400, affects_results=False)
 
-    output: str = _setting("runs", "Where run folders go.", group="Output", counts=False)
-    resume: str = _setting("auto", "auto: go on with an unfinished run of the same name and settings; never; or a run folder.", group="Output", counts=False)
-    report: bool = _setting(True, "Write report.html, one page that explains the run, into the run folder at its end.", group="Output", counts=False)
-    checkpoint_every: int = _setting(0, "Save also every so many steps; 0: at the end of each epoch.", group="Output", low=0, counts=False)
+    output: str = _setting("runs", "Where run folders go.", group="Output", affects_results=False)
+    resume: str = _setting("auto", "auto: go on with an unfinished run of the same name and settings; never; or a run folder.", group="Output", affects_results=False)
+    report: bool = _setting(True, "Write report.html, one page that explains the run, into the run folder at its end.", group="Output", affects_results=False)
+    checkpoint_every: int = _setting(0, "Save also every so many steps; 0: at the end of each epoch.", group="Output", low=0, affects_results=False)
     # fmt: on
 
     def __post_init__(self) -> None:
@@ -225,13 +234,15 @@ class Config:
         """This configuration with some settings changed, checked again."""
         return dataclasses.replace(self, **changes)
 
-    def numbers(self) -> dict[str, Any]:
+    def affecting_results(self) -> dict[str, Any]:
         """The settings that the numbers of a run depend on (not where it writes, how it is named or tracked)."""
-        return {key: value for key, value in self.to_dict().items() if setting_fields()[key].metadata["counts"]}
+        return {
+            key: value for key, value in self.to_dict().items() if setting_fields()[key].metadata["affects_results"]
+        }
 
     def digest(self) -> str:
         """8 hexadecimal digits that stand for `numbers()`: equal for runs that should give equal results."""
-        return hashlib.sha256(json.dumps(self.numbers(), sort_keys=True).encode()).hexdigest()[:8]
+        return hashlib.sha256(json.dumps(self.affecting_results(), sort_keys=True).encode()).hexdigest()[:8]
 
 
 # Data that may bring a validation split of its own, so val_fraction=0 need not mean that there is none.

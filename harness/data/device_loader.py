@@ -21,7 +21,7 @@ from harness.utils.seeding import seed_for
 class Sharder(Protocol):
     """Which part of a batch or of a split is a process' own."""
 
-    count: int  # processes
+    world_size: int
 
     def shard(self, things: int) -> slice: ...
 
@@ -29,13 +29,13 @@ class Sharder(Protocol):
 class NoSharding:
     """The share of a process that is alone."""
 
-    count = 1
+    world_size = 1
 
     def shard(self, things: int) -> slice:
         return slice(0, things)
 
 
-EVERYTHING = NoSharding()
+NO_SHARDING = NoSharding()
 
 
 def count_steps(images: int, batch_size: int, drop_last: bool, least: int = 2) -> tuple[int, int]:
@@ -85,11 +85,11 @@ class DeviceTrainLoader:
         preprocess: Preprocess,
         config: Config,
         device: torch.device,
-        sharing: Sharder = EVERYTHING,
+        sharder: Sharder = NO_SHARDING,
     ) -> None:
         assert split.pixels is not None
-        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharing.count)
-        self._sharing = sharing
+        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharder.world_size)
+        self._sharder = sharder
         self._augment, self._config, self._size, self._device = augment, config, preprocess.size, device
         self._store = pad(torch.from_numpy(split.pixels).to(device), augment.padding, augment.padding_mode)
         self._labels = torch.from_numpy(split.labels).to(device)
@@ -104,7 +104,7 @@ class DeviceTrainLoader:
         )
         for batch in range(start, self.steps):
             index = order[batch * size : (batch + 1) * size]
-            index = index[self._sharing.shard(len(index))]
+            index = index[self._sharder.shard(len(index))]
             images = apply_augment(self._store, index, drawn[index], self._size, self._augment.cutout, self._constants)
             yield images if self._config.channels_last else images.contiguous(), self._labels[index]
 
@@ -124,9 +124,9 @@ class DeviceEvalLoader:
         self._labels = torch.from_numpy(split.labels).to(device)
         self._mean, self._std = preprocess.constants(device)
 
-    def part(self, sharing: Sharder) -> DeviceEvalLoader:
+    def part(self, sharder: Sharder) -> DeviceEvalLoader:
         """Those of the images that are one process' share."""
-        part, mine = copy.copy(self), sharing.shard(self.images)
+        part, mine = copy.copy(self), sharder.shard(self.images)
         part._store, part._labels = self._store[mine], self._labels[mine]
         part.images = len(part._labels)
         return part

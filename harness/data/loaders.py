@@ -13,7 +13,7 @@ from harness.config.settings import Config
 from harness.data.augment import make_augment
 from harness.data.dataset import Dataset, Split
 from harness.data.device_loader import (
-    EVERYTHING,
+    NO_SHARDING,
     DeviceEvalLoader,
     DeviceTrainLoader,
     Sharder,
@@ -48,7 +48,7 @@ class EvalLoader(Protocol):
     images: int
 
     def __iter__(self) -> Iterator[Batch]: ...
-    def part(self, sharing: Sharder) -> EvalLoader: ...
+    def part(self, sharder: Sharder) -> EvalLoader: ...
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,12 @@ class Loaders:
 
 
 def make_loaders(
-    config: Config, data: Dataset, preprocess: Preprocess, device: torch.device | str, sharing: Sharder = EVERYTHING
+    config: Config, data: Dataset, preprocess: Preprocess, device: torch.device | str, sharder: Sharder = NO_SHARDING
 ) -> Loaders:
     """The batches of all splits on `device`, as `config.loader` asks.
 
     Args:
-        sharing: of each training batch, which part is this process' own; splits to evaluate are whole until `part`.
+        sharder: of each training batch, which part is this process' own; splits to evaluate are whole until `part`.
 
     Raises:
         UsageError: the settings do not fit each other, the data or the device.
@@ -87,7 +87,7 @@ def make_loaders(
     train = DeviceTrainLoader if resident else WorkerTrainLoader
     evaluation = DeviceEvalLoader if resident else WorkerEvalLoader
     return Loaders(
-        train(data.train, augment, preprocess, config, device, sharing),
+        train(data.train, augment, preprocess, config, device, sharder),
         None if data.val is None else evaluation(data.val, preprocess, config, device),
         None if data.test is None else evaluation(data.test, preprocess, config, device),
         "resident" if resident else "timm",

@@ -26,7 +26,7 @@ from harness.data.augment import (
     seeded_rng,
 )
 from harness.data.dataset import Split
-from harness.data.device_loader import EVERYTHING, Sharder, count_steps, epoch_order
+from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, epoch_order
 from harness.data.preprocess import Preprocess
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, ResourceError
@@ -75,8 +75,8 @@ class EvalDataset(Dataset):
 class EpochOrder(Sampler[list[Key]]):
     """The batches of one epoch as lists of keys, from a given batch on: what is skipped is never decoded."""
 
-    def __init__(self, count: int, steps: int, config: Config, sharing: Sharder) -> None:
-        self.count, self.steps, self.config, self.sharing = count, steps, config, sharing
+    def __init__(self, count: int, steps: int, config: Config, sharder: Sharder) -> None:
+        self.count, self.steps, self.config, self.sharder = count, steps, config, sharder
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -87,7 +87,7 @@ class EpochOrder(Sampler[list[Key]]):
         order = epoch_order(self.count, self.config.seed, epoch).tolist()
         for batch in range(self.start, self.steps):
             whole = order[batch * size : (batch + 1) * size]
-            yield [(epoch, index) for index in whole[self.sharing.shard(len(whole))]]
+            yield [(epoch, index) for index in whole[self.sharder.shard(len(whole))]]
 
 
 class WorkerTrainLoader:
@@ -105,11 +105,11 @@ class WorkerTrainLoader:
         preprocess: Preprocess,
         config: Config,
         device: torch.device,
-        sharing: Sharder = EVERYTHING,
+        sharder: Sharder = NO_SHARDING,
     ) -> None:
-        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharing.count)
+        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharder.world_size)
         self._config = config
-        self._order = EpochOrder(len(split), self.steps, config, sharing)
+        self._order = EpochOrder(len(split), self.steps, config, sharder)
         self._cutout: TimmCutout | None = None
         if config.augment == "albumentations":
             albumentations_compose(augment, preprocess)  # a missing package is said now, not by a worker
@@ -124,7 +124,7 @@ class WorkerTrainLoader:
                     preprocess.size,
                     config.seed,
                     device,
-                    lambda batch: sharing.shard(min(size, images - batch * size)),
+                    lambda batch: sharder.shard(min(size, images - batch * size)),
                 )
         dataset = AugmentedDataset(split.source, transform, config.seed)
         loader = _loader(dataset, config, device, batch_sampler=self._order)
@@ -160,9 +160,9 @@ class WorkerEvalLoader:
     """Evaluation batches from worker processes; satisfies `EvalBatches`."""
 
     def __init__(
-        self, split: Split, preprocess: Preprocess, config: Config, device: torch.device, sharing: Sharder = EVERYTHING
+        self, split: Split, preprocess: Preprocess, config: Config, device: torch.device, sharder: Sharder = NO_SHARDING
     ) -> None:
-        mine = range(len(split))[sharing.shard(len(split))]
+        mine = range(len(split))[sharder.shard(len(split))]
         self.images = len(mine)
         self._config, self._made_of = config, (split, preprocess, config, device)
         dataset = Subset(EvalDataset(split.source, preprocess), mine)
@@ -170,9 +170,9 @@ class WorkerEvalLoader:
         self._workers = loader.worker_init_fn
         self._batches = _prefetch(loader, preprocess, device, normalised=False, cutout=None)
 
-    def part(self, sharing: Sharder) -> WorkerEvalLoader:
+    def part(self, sharder: Sharder) -> WorkerEvalLoader:
         """Those of the images that are one process' share."""
-        return WorkerEvalLoader(*self._made_of, sharing)
+        return WorkerEvalLoader(*self._made_of, sharder)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once, in order, not augmented."""

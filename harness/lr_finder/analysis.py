@@ -125,8 +125,8 @@ class DivergenceDetector:
         chance: the loss of a model that guesses, ln(classes).
     """
 
-    def __init__(self, chance: float, planned: int) -> None:
-        self.chance, self.decay = chance, memory(planned)
+    def __init__(self, uniform_loss: float, planned: int) -> None:
+        self.uniform_loss, self.decay = uniform_loss, memory(planned)
         self.warm = round(1 / (1 - self.decay))
         self.lowest, self.smoothed = math.inf, math.nan
         self._total = self._weight = 0.0
@@ -144,22 +144,22 @@ class DivergenceDetector:
             self._first.append(loss)
             return False
         self.lowest = min(self.lowest, self.smoothed)
-        worse = self.smoothed > self.chance and self.lowest < 0.9 * self.chance
+        worse = self.smoothed > self.uniform_loss and self.lowest < 0.9 * self.uniform_loss
         self._worse = self._worse + 1 if worse else 0
         start = float(np.median(self._first))
-        return self.smoothed > max(4 * self.lowest, 1.5 * self.chance, start) or self._worse >= self.warm
+        return self.smoothed > max(4 * self.lowest, 1.5 * self.uniform_loss, start) or self._worse >= self.warm
 
 
-def divergence(trace: LRCurve, chance: float) -> float | None:
+def divergence(trace: LRCurve, uniform_loss: float) -> float | None:
     """The rate at which the loss first went up for good, from where it had learned; None when it did not diverge."""
     if trace.end == "end of range":
         return None
     last = len(trace.lrs) - 1
     smoothed, losses = trace.smoothed[: trace.finite], trace.losses[: trace.finite]
-    if not len(smoothed) or smoothed.min() >= 0.9 * chance:
+    if not len(smoothed) or smoothed.min() >= 0.9 * uniform_loss:
         return float(trace.lrs[last])
     # The moving average lags behind an explosion; the raw losses dip below a guess in a slow collapse.
-    return float(trace.lrs[min(last, _last_stretch(smoothed > chance), _last_stretch(losses > chance))])
+    return float(trace.lrs[min(last, _last_stretch(smoothed > uniform_loss), _last_stretch(losses > uniform_loss))])
 
 
 def accuracy_peak(trace: LRCurve) -> Peak | None:
@@ -191,7 +191,7 @@ def accuracy_peak(trace: LRCurve) -> Peak | None:
     )
 
 
-def loss_points(trace: LRCurve, chance: float) -> dict[str, int]:
+def loss_points(trace: LRCurve, uniform_loss: float) -> dict[str, int]:
     """Places by the loss: `minimum`, `valley`, `steepest`; empty when it does not fall below chance and its start."""
     losses = trace.losses[: trace.finite]
     if len(losses) < 8:
@@ -202,7 +202,7 @@ def loss_points(trace: LRCurve, chance: float) -> dict[str, int]:
     error = _error(np.minimum(losses, curve.max()), curve, trace.width)
     noise = math.hypot(error, error * math.sqrt(_effective(trace.width) / few))
     lowest = int(np.argmin(curve))
-    if curve[lowest] >= min(start, chance) - max(CERTAIN * noise, 1e-9):
+    if curve[lowest] >= min(start, uniform_loss) - max(CERTAIN * noise, 1e-9):
         return {}
     slope = np.gradient(curve, np.log(trace.lrs[: len(curve)]))
     return {"minimum": lowest, "valley": _valley(curve), "steepest": int(np.argmin(slope[: lowest + 1]))}

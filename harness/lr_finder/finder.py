@@ -72,13 +72,13 @@ class LRFinder:
         display: ProgressReporter,
         check: Callable[[], None],
     ) -> None:
-        self.config, self.parts, self.ask, self.display, self.check = config, parts, ask, display, check
+        self.config, self.components, self.ask, self.display, self.check = config, parts, ask, display, check
         self.window = range_for(config, ask)
         self.classes = config.classes or len(parts.data.classes)
-        self.chance = math.log(self.classes)  # the loss of a guess
+        self.uniform_loss = math.log(self.classes)  # the loss of a guess
         self.data, remark = hold_out_for_finder(parts.data, config)
         self.remarks = (remark,) if remark else ()
-        self.traces: list[LRCurve] = []
+        self.curves: list[LRCurve] = []
         self.held: EvalBatches | None = None
         if self.data.val is not None:
             with preserve_rng_state():
@@ -94,12 +94,12 @@ class LRFinder:
             seeds=own if seeds is None else seeds,
             # Where the momentum moves against the rate, it is at its least where the rate is at its greatest.
             momentum=self.config.momentum if self.config.momentum_min is None else self.config.momentum_min,
-            chance=self.chance,
-            traces=self.traces,
+            uniform_loss=self.uniform_loss,
+            curves=self.curves,
             held=self.held,
-            watch=self._watch,
+            on_step=self._watch,
         ):
-            trace = self.traces[-1]
+            trace = self.curves[-1]
             self.display.say(
                 f"range test, seed {trace.seed}: {len(trace.lrs)} steps, {trace.lrs[0]:.2g} to {trace.lrs[-1]:.2g}: {trace.end}"
             )
@@ -107,7 +107,7 @@ class LRFinder:
 
     def finding(self, folder: Path) -> LRFinderResult:
         """What the test says, after the short runs that were asked for."""
-        said = suggest(self.traces, chance=self.chance)
+        said = suggest(self.curves, uniform_loss=self.uniform_loss)
         trials = self._trials(said)
         lr_min, lr_max = said.lr_min, said.lr_max
         if any(trial.acc > 0 for trial in trials):
@@ -120,11 +120,11 @@ class LRFinder:
             lr_min=lr_min,
             lr_max=lr_max,
             suggestion=said,
-            traces=self.traces,
+            curves=self.curves,
             trials=trials,
             held_images=self.held.images if self.held is not None else 0,
             remarks=self.remarks,
-            brings_val=self.parts.data.val is not None and not self.config.val_fraction,
+            brings_val=self.components.data.val is not None and not self.config.val_fraction,
         )
 
     def _trials(self, said: Suggestion) -> list[ShortRun]:
@@ -137,7 +137,7 @@ class LRFinder:
         trials = []
         for lr_max in candidates(said.lr_max, self.ask.confirm):
             schedule = self._short(round_significant(lr_max), round_significant(lr_max * said.lr_min / said.lr_max))
-            trial = short_run(self.make, self.feed, self.held, schedule, seed=self.config.seed, watch=self.check)
+            trial = short_run(self.make, self.feed, self.held, schedule, seed=self.config.seed, on_step=self.check)
             self.display.say(
                 f"short run, LRMAX {trial.lr_max:.2g}: {'diverged' if math.isnan(trial.loss) else f'{100 * trial.acc:.1f} % held-out'}"
             )
@@ -145,7 +145,7 @@ class LRFinder:
         return trials
 
     def _short(self, lr_max: float, lr_min: float) -> Schedule:
-        config, steps = self.config, min(max(2 * self.parts.batches.train.steps, TRIAL_STEPS[0]), TRIAL_STEPS[1])
+        config, steps = self.config, min(max(2 * self.components.batches.train.steps, TRIAL_STEPS[0]), TRIAL_STEPS[1])
         share = config.peak_epoch / config.epochs if config.schedule == "one_cycle" and config.epochs else 0.2
         return Schedule(
             "one_cycle",
@@ -159,7 +159,7 @@ class LRFinder:
 
     def make(self, seed: int) -> Learner:
         """A learner as a run with that seed begins with."""
-        config, own = with_placeholder_lr(self.config).replace(seed=seed), self.parts.learner
+        config, own = with_placeholder_lr(self.config).replace(seed=seed), self.components.learner
         gc.collect()  # a learner of another seed, and what it holds on the device
         torch.manual_seed(seed)
         model = factory.create_model(config, self.classes)
@@ -171,7 +171,7 @@ class LRFinder:
 
     def _loaders(self, seed: int) -> loaders.Loaders:
         config = with_placeholder_lr(self.config).replace(seed=seed)
-        return loaders.make_loaders(config, self.data, self.parts.preprocess, self.parts.learner.device)
+        return loaders.make_loaders(config, self.data, self.components.preprocess, self.components.learner.device)
 
     def _watch(self, tick: StepInfo) -> None:
         self.display.tick(tick)

@@ -97,17 +97,17 @@ def range_test(
     *,
     seeds: Sequence[int],
     momentum: float,
-    chance: float,
-    traces: list[LRCurve],
+    uniform_loss: float,
+    curves: list[LRCurve],
     held: EvalBatches | None = None,
-    watch: Callable[[StepInfo], None] | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
 ) -> Iterator[Record]:
     """The test for one seed after the other; one record of each.
 
     Args:
         make, feed: what each seed trains, and on what. Called with every random stream forked.
         chance: the loss of a model that guesses, ln(classes).
-        traces: what was measured is added to it, seed by seed.
+        curves: what was measured is added to it, seed by seed.
         held: images to evaluate on every few steps, which `feed` should not hold.
         watch: called between updates; it may raise to stop.
 
@@ -116,9 +116,17 @@ def range_test(
     """
     for number, seed in enumerate(seeds):
         trace = curve_of_seed(
-            make, feed, window, seed=seed, momentum=momentum, chance=chance, held=held, watch=watch, number=number
+            make,
+            feed,
+            window,
+            seed=seed,
+            momentum=momentum,
+            uniform_loss=uniform_loss,
+            held=held,
+            on_step=on_step,
+            number=number,
         )
-        traces.append(trace)
+        curves.append(trace)
         yield Record(step=0, epoch=0, values={f"find/seed_{seed}": seed_curve(trace)}, kind="find")
 
 
@@ -129,9 +137,9 @@ def curve_of_seed(
     *,
     seed: int,
     momentum: float,
-    chance: float,
+    uniform_loss: float,
     held: EvalBatches | None = None,
-    watch: Callable[[StepInfo], None] | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
     number: int = 0,
 ) -> LRCurve:
     """The range test of one seed; whatever was random before is as it was."""
@@ -139,7 +147,7 @@ def curve_of_seed(
         learner, batches = make(seed), feed(seed)
         learner.measure_grad = True
         learner.model.train()
-        alarm, notes = DivergenceDetector(chance, window.steps), _Notes(window, batches.steps, number, watch)
+        alarm, notes = DivergenceDetector(uniform_loss, window.steps), _Notes(window, batches.steps, number, on_step)
         every = max(1, window.steps // HELD_POINTS)
         end: End = "end of range"
         for step, (images, labels) in enumerate(_stream(batches, seed)):
@@ -162,8 +170,8 @@ def curve_of_seed(
 class _Notes:
     """What is written down of a test while it runs."""
 
-    def __init__(self, window: LRRange, batches: int, number: int, watch: Callable[[StepInfo], None] | None) -> None:
-        self.window, self.batches, self.number, self.watch = window, batches, number, watch
+    def __init__(self, window: LRRange, batches: int, number: int, on_step: Callable[[StepInfo], None] | None) -> None:
+        self.window, self.batches, self.number, self.on_step = window, batches, number, on_step
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.accs: list[float] = []
@@ -174,7 +182,7 @@ class _Notes:
     def update(self, learner: Learner, images: Tensor, labels: Tensor, lr: float, momentum: float) -> bool:
         """One step of training; whether its loss was finite. The loss is waited for."""
         try:
-            outcome = learner.update(images, labels, len(self.lrs), lr, momentum)
+            outcome = learner.train_step(images, labels, len(self.lrs), lr, momentum)
         except FloatingPointError:
             self._add(lr, math.nan, math.nan, math.nan)
             return False
@@ -182,8 +190,8 @@ class _Notes:
         norm = math.nan if outcome.grad_norm is None else float(outcome.grad_norm)
         self._add(outcome.lr, loss if math.isfinite(loss) else math.nan, int(outcome.correct) / len(labels), norm)
         self.images += len(labels)
-        if self.watch is not None:
-            self.watch(self._tick())
+        if self.on_step is not None:
+            self.on_step(self._tick())
         return math.isfinite(loss)
 
     def _add(self, lr: float, loss: float, acc: float, norm: float) -> None:
@@ -226,7 +234,13 @@ class ShortRun:
 
 
 def short_run(
-    make: Make, feed: Feed, held: EvalBatches, schedule: Schedule, *, seed: int, watch: Callable[[], None] | None = None
+    make: Make,
+    feed: Feed,
+    held: EvalBatches,
+    schedule: Schedule,
+    *,
+    seed: int,
+    on_step: Callable[[], None] | None = None,
 ) -> ShortRun:
     """Train for one whole, short schedule and evaluate, with every random stream given back as it was.
 
@@ -242,12 +256,12 @@ def short_run(
             if step >= schedule.steps:
                 break
             try:
-                outcome = learner.update(images, labels, step, schedule.lr(step), schedule.momentum_at(step))
+                outcome = learner.train_step(images, labels, step, schedule.lr(step), schedule.momentum_at(step))
             except FloatingPointError:
                 diverged = True
                 break
-            if watch is not None:
-                watch()
+            if on_step is not None:
+                on_step()
         if not diverged and bool(torch.isfinite(outcome.loss)):
             # The weights themselves: a moving average is still at its beginning after so few steps.
             scores = evaluate(learner.model, held, learner.device, learner.precision)
@@ -271,17 +285,17 @@ def seed_curve(trace: LRCurve) -> Curve:
     return Curve("lr", trace.lrs[:end].tolist(), lines, title=f"range test, seed {trace.seed}")
 
 
-def median_curve(traces: Sequence[LRCurve], what: Literal["level", "smoothed", "acc_level"]) -> Curve:
+def median_curve(curves: Sequence[LRCurve], what: Literal["level", "smoothed", "acc_level"]) -> Curve:
     """Median and extremes over the seeds at each rate that at least half of them reached with a finite loss."""
-    reached = sorted((trace.finite for trace in traces), reverse=True)
+    reached = sorted((trace.finite for trace in curves), reverse=True)
     length = reached[(len(reached) - 1) // 2] if reached else 0
-    curves = [getattr(trace, what)[: trace.finite] for trace in traces]
+    lines_of_seeds = [getattr(trace, what)[: trace.finite] for trace in curves]
     lines: dict[str, list[float]] = {"median": [], "low": [], "high": []}
     for place in range(length):
-        values = [float(curve[place]) for curve in curves if place < len(curve)]
+        values = [float(line[place]) for line in lines_of_seeds if place < len(line)]
         for name, read in (("median", np.median), ("low", np.min), ("high", np.max)):
             lines[name].append(float(read(values)))
-    longest = max(traces, key=lambda trace: len(trace.lrs)).lrs[:length].tolist() if traces else []
+    longest = max(curves, key=lambda trace: len(trace.lrs)).lrs[:length].tolist() if curves else []
     return Curve("lr", longest, lines, title=what)
 
 

@@ -39,7 +39,7 @@ class LRFinderResult:
     lr_min: float | None
     lr_max: float | None
     suggestion: Suggestion
-    traces: Sequence[LRCurve]
+    curves: Sequence[LRCurve]
     trials: Sequence[ShortRun]
     held_images: int
     remarks: tuple[str, ...] = ()
@@ -112,7 +112,7 @@ class LRFinderResult:
             "trials": [{key: _number(value) for key, value in vars(trial).items()} for trial in self.trials],
             "window": vars(self.window),
             "held_images": self.held_images,
-            "seeds": [_seed_json(trace) for trace in self.traces],
+            "seeds": [_seed_json(trace) for trace in self.curves],
             "config": self.config.to_dict(),
         }
 
@@ -121,9 +121,9 @@ class LRFinderResult:
         marks = {**self.others(), **self.marks()}
         values: dict[str, Value] = {}
         for key, what, title in (("find/loss", "level", "smoothed loss"), ("find/acc", "acc_level", "batch accuracy")):
-            curve = median_curve(self.traces, what)  # type: ignore[arg-type]
+            curve = median_curve(self.curves, what)  # type: ignore[arg-type]
             values[key] = Curve(curve.x_name, curve.x, curve.lines, title=f"range test: {title}", marks=marks)
-        values["find/steps"] = _steps_table(self.traces)
+        values["find/steps"] = _steps_table(self.curves)
         values["find/rules"] = Table(
             ("rule", "lr", "low", "high", "note"),
             [(rule.rule, rule.lr, rule.low, rule.high, rule.note) for rule in self.suggestion.rules],
@@ -145,10 +145,10 @@ class LRFinderResult:
 
 def result_table(finding: LRFinderResult) -> str:
     """The finding for a person: every rule, what was chosen and why, and the line to train with."""
-    steps = [len(trace.lrs) for trace in finding.traces]
-    reached = max(float(trace.lrs[-1]) for trace in finding.traces)
+    steps = [len(trace.lrs) for trace in finding.curves]
+    reached = max(float(trace.lrs[-1]) for trace in finding.curves)
     lines = [
-        f"range test: {len(finding.traces)} seeds, {min(steps)} to {max(steps)} steps each, rates {finding.window.low:.2g} to {reached:.2g}",
+        f"range test: {len(finding.curves)} seeds, {min(steps)} to {max(steps)} steps each, rates {finding.window.low:.2g} to {reached:.2g}",
         "",
         f"{'rule':<18}{'LR':>9}  {'over the seeds':<20}  what it is",
     ]
@@ -259,9 +259,9 @@ def _seed_json(trace: LRCurve) -> Mapping[str, Any]:
     return {"seed": trace.seed, "end": trace.end, **lines, "held": held}
 
 
-def _steps_table(traces: Sequence[LRCurve]) -> Table:
+def _steps_table(curves: Sequence[LRCurve]) -> Table:
     rows = []
-    for trace in traces:
+    for trace in curves:
         smoothed = trace.smoothed
         for place in range(len(trace.lrs)):
             held_loss, held_acc = trace.held.get(place, (None, None))

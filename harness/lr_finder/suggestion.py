@@ -86,15 +86,16 @@ class _Seed:
         return lr if lr is None or self.end is None else min(lr, self.end / SAFETY)
 
 
-def suggest(traces: Sequence[LRCurve], *, chance: float) -> Suggestion:
+def suggest(curves: Sequence[LRCurve], *, uniform_loss: float) -> Suggestion:
     """LRMIN and LRMAX by the accuracy peak and the divergence, with all that speaks for and against them.
 
     Args:
-        traces: one of each seed, over the same rates.
+        curves: one of each seed, over the same rates.
         chance: the loss of a model that guesses, ln(classes), nats.
     """
     seeds = [
-        _Seed(trace, accuracy_peak(trace), loss_points(trace, chance), divergence(trace, chance)) for trace in traces
+        _Seed(trace, accuracy_peak(trace), loss_points(trace, uniform_loss), divergence(trace, uniform_loss))
+        for trace in curves
     ]
     by_accuracy = 2 * sum(seed.peak is not None for seed in seeds) >= len(seeds)
     each = [lr for seed in seeds if (lr := seed.lr_max(by_accuracy)) is not None]
@@ -102,14 +103,14 @@ def suggest(traces: Sequence[LRCurve], *, chance: float) -> Suggestion:
     far = log_median([seed.end for seed in seeds if seed.end is not None])
     middle = log_median(each)
     if middle is None or 2 * len(each) < len(seeds):
-        why = _no_descent(traces)
-        cautions = (Caution("no descent", why), *_about_the_test(seeds, chance))
+        why = _no_descent(curves)
+        cautions = (Caution("no descent", why), *_about_the_test(seeds, uniform_loss))
         return Suggestion(
             None, None, None, begins, far, "unsure: there is nothing to suggest", (why,), cautions, _estimates(seeds)
         )
     lr_max, interval = round_significant(middle), (min(each), max(each))
     lr_min = lr_min_for(begins, lr_max)
-    cautions = (*_about_the_rates(seeds, interval, begins, lr_max, by_accuracy), *_about_the_test(seeds, chance))
+    cautions = (*_about_the_rates(seeds, interval, begins, lr_max, by_accuracy), *_about_the_test(seeds, uniform_loss))
     reasons = (_why_max(lr_max, seeds, far, by_accuracy), _why_min(lr_min, begins, lr_max))
     return Suggestion(
         lr_min,
@@ -167,10 +168,10 @@ def _why_min(lr_min: float, begins: float | None, lr_max: float) -> str:
     return f"{text}, lowered to LRMAX/{RATIO_LEAST:g}" if begins > lr_max / RATIO_LEAST else text
 
 
-def _no_descent(traces: Sequence[LRCurve]) -> str:
-    low = min(float(trace.lrs[0]) for trace in traces)
-    high = max(float(trace.lrs[-1]) for trace in traces)
-    if min(trace.finite for trace in traces) < 8:
+def _no_descent(curves: Sequence[LRCurve]) -> str:
+    low = min(float(trace.lrs[0]) for trace in curves)
+    high = max(float(trace.lrs[-1]) for trace in curves)
+    if min(trace.finite for trace in curves) < 8:
         return f"the loss was not finite from the very start (rate {low:.2g}); begin lower, with --low {low / 1000:.1g}"
     return f"no descent: neither loss nor accuracy got better than its noise between {low:.2g} and {high:.2g}; try another --low and --high, or more --steps"
 
@@ -233,19 +234,19 @@ def _about_the_rates(
     return found
 
 
-def _about_the_test(seeds: Sequence[_Seed], chance: float) -> list[Caution]:
+def _about_the_test(seeds: Sequence[_Seed], uniform_loss: float) -> list[Caution]:
     """What there is to doubt about the test itself."""
-    found, traces = [], [seed.trace for seed in seeds]
-    whole = sum(trace.end == "end of range" for trace in traces)
+    found, curves = [], [seed.trace for seed in seeds]
+    whole = sum(trace.end == "end of range" for trace in curves)
     if whole:
         found.append(
             Caution(
                 "no divergence",
-                f"the loss did not diverge up to {traces[0].lrs[-1]:.2g} in {whole} of {len(traces)} seeds; how far LRMAX can go is not known",
+                f"the loss did not diverge up to {curves[0].lrs[-1]:.2g} in {whole} of {len(curves)} seeds; how far LRMAX can go is not known",
                 grave=False,
             )
         )
-    for trace in traces:
+    for trace in curves:
         if trace.end == "not finite":
             found.append(
                 Caution(
@@ -254,20 +255,20 @@ def _about_the_test(seeds: Sequence[_Seed], chance: float) -> list[Caution]:
                     grave=False,
                 )
             )
-    starts = [float(np.median(trace.losses[: min(5, trace.finite)])) for trace in traces if trace.finite]
-    if starts and max(starts) < 0.7 * chance:
+    starts = [float(np.median(trace.losses[: min(5, trace.finite)])) for trace in curves if trace.finite]
+    if starts and max(starts) < 0.7 * uniform_loss:
         found.append(
             Caution(
                 "already trained",
-                f"the loss begins at {max(starts):.2g}, far below a guess ({chance:.2g}): the model is already trained, and such a curve says little",
+                f"the loss begins at {max(starts):.2g}, far below a guess ({uniform_loss:.2g}): the model is already trained, and such a curve says little",
             )
         )
-    decades = math.log10(float(traces[0].lrs[-1] / traces[0].lrs[0])) if len(traces[0].lrs) > 1 else 0.0
-    if decades and len(traces[0].lrs) / decades < COARSE:
+    decades = math.log10(float(curves[0].lrs[-1] / curves[0].lrs[0])) if len(curves[0].lrs) > 1 else 0.0
+    if decades and len(curves[0].lrs) / decades < COARSE:
         found.append(
             Caution(
                 "too few steps",
-                f"only {len(traces[0].lrs) / decades:.0f} steps a decade; ask for more --steps",
+                f"only {len(curves[0].lrs) / decades:.0f} steps a decade; ask for more --steps",
                 grave=False,
             )
         )

@@ -29,7 +29,7 @@ class Components:
     """What a run is made of."""
 
     config: Config
-    data: DataSet
+    data: Dataset
     learner: Learner
     preprocess: Preprocess
     batches: loaders.Loaders
@@ -70,7 +70,7 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
     torch.manual_seed(config.seed)
     model = factory.create_model(config, classes)
     preprocess = make_preprocess(config, model, data)
-    if config.sync_bn and processes.count > 1 and device.type == "cuda":
+    if config.sync_bn and processes.world_size > 1 and device.type == "cuda":
         model = factory.with_sync_batchnorm(model)
     batches = loaders.make_loaders(config, data, preprocess, device, processes)
     _try_model(model, preprocess, config)

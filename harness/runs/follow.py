@@ -28,7 +28,7 @@ def check_distributed(config: Config, processes: SingleProcess) -> None:
     Raises:
         UsageError: a range test is asked for, which one process does.
     """
-    if processes.count > 1 and config.needs_lr_find:
+    if processes.world_size > 1 and config.needs_lr_find:
         raise UsageError(
             "lr_min or lr_max is `find`, which one process does; run `harness find` first, and give torchrun its numbers"
         )
@@ -40,8 +40,8 @@ def run_worker(config: Config, processes: SingleProcess) -> RunResult:
     parts = build_components(with_placeholder_lr(config), processes)
     progress = restore_state(parts, processes.broadcast(None))
     folder = RunDir(Path("nowhere"), resumed=False)  # is written by nobody here
-    with StopRequests() as interrupts:
-        Trainer(parts, folder, NullTracker(), NullJournal(), SilentReporter(), progress, interrupts).train()
+    with StopRequests() as stop_requests:
+        Trainer(parts, folder, NullTracker(), NullJournal(), SilentReporter(), progress, stop_requests).train()
     return RunResult(folder.path, {}, progress.history, parts.learner.eval_model)
 
 
@@ -62,6 +62,6 @@ def restore_state(parts: Components, state: dict[str, Any] | None) -> TrainerSta
         raise CheckpointError(
             f"the checkpoint does not fit the run's optimizer and progress: {why}; start anew with --resume never"
         ) from error
-    if own := parts.learner.processes.own:  # what was saved of torch's random state is the leader's
+    if own := parts.learner.processes.rank_key:  # what was saved of torch's random state is the leader's
         torch.manual_seed(seed_for(parts.config.seed, "resumed", progress.step, *own))
     return progress

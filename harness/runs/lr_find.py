@@ -145,9 +145,9 @@ def draw_lr_finder(finding: LRFinderResult, path: Path) -> Path:
     hidden = ("accuracy peak", "learning begins")
     return lr_finder.draw(
         path,
-        seeds=[seed_curve(trace) for trace in finding.traces],
-        loss=median_curve(finding.traces, "level"),
-        acc=median_curve(finding.traces, "acc_level"),
+        seeds=[seed_curve(trace) for trace in finding.curves],
+        loss=median_curve(finding.curves, "level"),
+        acc=median_curve(finding.curves, "acc_level"),
         chosen=finding.marks(),
         others={name: lr for name, lr in finding.others().items() if name not in hidden},
         interval=finding.suggestion.interval,
@@ -160,11 +160,11 @@ def _in_own_folder(config: Config, parts: Components, folder: RunDir, ask: LRFin
     """The test in its folder: whatever happens, the status and the tracker say so at the end."""
     write_atomically(folder.path / run_dir.CONFIG, config.to_yaml())
     folder.status("running", step=0)
-    with StopRequests() as interrupts:
+    with StopRequests() as stop_requests:
         facts = environment.describe_environment(parts.learner.device)
-        tracker, _, wandb = open_tracker(config, folder, parts, facts, interrupts, display)
+        tracker, _, wandb = open_tracker(config, folder, parts, facts, stop_requests, display)
         try:
-            finding = run_range_test(config, parts, folder.path, tracker, display, ask, interrupts.check)
+            finding = run_range_test(config, parts, folder.path, tracker, display, ask, stop_requests.check)
         except BaseException as error:
             state = "interrupted" if isinstance(error, Interrupted) else "failed"
             code = error.exit_code if isinstance(error, HarnessError) else 1

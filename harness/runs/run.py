@@ -59,12 +59,12 @@ def run(config: Config, display: ProgressReporter | None = None) -> RunResult:
 def _run(config: Config, display: ProgressReporter, began: float) -> RunResult:
     processes = distributed.init_distributed(config.device, config.process_timeout)
     try:
-        with processes.watched():
+        with processes.report_peer_failure():
             if processes.is_main:
                 return _lead(config, display, began, processes)
             return run_worker(config, processes)
     finally:
-        processes.leave()
+        processes.close()
 
 
 def _lead(config: Config, display: ProgressReporter, began: float, processes: SingleProcess) -> RunResult:
@@ -96,19 +96,19 @@ def _run_in(folder: RunDir, config: Config, parts: Components, display: Progress
     write_atomically(folder.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
     facts = environment.describe_environment(parts.learner.device)
-    with StopRequests() as interrupts:
+    with StopRequests() as stop_requests:
         try:
-            with interrupts.at_once():
-                tracker, journal, wandb = open_tracker(config, folder, parts, facts, interrupts, display, progress)
+            with stop_requests.at_once():
+                tracker, journal, wandb = open_tracker(config, folder, parts, facts, stop_requests, display, progress)
         except BaseException as error:
             folder.status(_ending(error), **_facts(folder, progress, error))
             raise
         if wandb.url:
             display.say(f"W&B: {wandb.url}")
         try:
-            parts = _with_rates(config, parts, folder, tracker, display, interrupts)
-            story = Trainer(parts, folder, tracker, journal, display, progress, interrupts)
-            with parts.learner.processes.watched():
+            parts = _with_rates(config, parts, folder, tracker, display, stop_requests)
+            story = Trainer(parts, folder, tracker, journal, display, progress, stop_requests)
+            with parts.learner.processes.report_peer_failure():
                 result = story.tell({**facts, "seconds before": round(seconds, 2)})
             tracker.finish("finished", 0)
         except BaseException as error:
@@ -137,12 +137,12 @@ def _run_in(folder: RunDir, config: Config, parts: Components, display: Progress
 
 
 def _with_rates(
-    config: Config, parts: Components, folder: RunDir, tracker: Tracker, display: ProgressReporter, interrupts: StopRequests
+    config: Config, parts: Components, folder: RunDir, tracker: Tracker, display: ProgressReporter, stop_requests: StopRequests
 ) -> Components:
     """The parts with the learning rates that a range test finds, where the settings ask for one."""
     if not config.needs_lr_find:
         return parts
-    found = lr_find.resolve_lr(config, parts, folder.path, tracker, display, interrupts.check)
+    found = lr_find.resolve_lr(config, parts, folder.path, tracker, display, stop_requests.check)
     return dataclasses.replace(parts, config=found, schedule=make_schedule(found, parts.batches.train.steps))
 
 

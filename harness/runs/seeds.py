@@ -149,9 +149,9 @@ def run_seeds(config: Config, count: int, display: ProgressReporter | None = Non
     try:
         write_atomically(folder / RECIPE, config.replace(resume="auto").to_yaml())
         told = SeedsResult(folder, config, tuple(SeedRun(each.seed) for each in configs))
-        with StopRequests() as interrupts:
+        with StopRequests() as stop_requests:
             for place, each in enumerate(configs):
-                told = _train(told, place, each, display, interrupts)
+                told = _train(told, place, each, display, stop_requests)
     finally:
         lock.close()
     if config.report and count > 1:
@@ -243,10 +243,10 @@ def _equal(path: Path, config: Config) -> bool:
     except (HarnessError, TypeError):
         return False
     same = all(getattr(there, name) == getattr(config, name) for name in REUSED)
-    return same and there.numbers() == config.numbers()
+    return same and there.affecting_results() == config.affecting_results()
 
 
-def _train(told: SeedsResult, place: int, config: Config, display: ProgressReporter, interrupts: StopRequests) -> SeedsResult:
+def _train(told: SeedsResult, place: int, config: Config, display: ProgressReporter, stop_requests: StopRequests) -> SeedsResult:
     """One seed trained, or found to be; the summary is written whatever happens."""
     total = len(told.seeds)
     before = None if config.resume == "never" else _finished(config)
@@ -255,7 +255,7 @@ def _train(told: SeedsResult, place: int, config: Config, display: ProgressRepor
         return _with(told, place, _ended(config.seed, before))
     display.say(f"seed {config.seed}, {place + 1} of {total}")
     try:
-        with interrupts.at_once():  # until the run has its own handlers; what is loaded then is nothing to be saved
+        with stop_requests.at_once():  # until the run has its own handlers; what is loaded then is nothing to be saved
             path = run.run(config, display).folder
     except Interrupted as stop:
         told = _with(told, place, _broken(config, "interrupted", stop))

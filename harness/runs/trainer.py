@@ -65,19 +65,19 @@ class RunResult:
 class Trainer:
     """The chapters of one run, sharing what they all need."""
 
-    parts: Components
+    components: Components
     folder: RunDir
     tracker: Tracker
     journal: Journal | NullJournal
     display: ProgressReporter
     progress: TrainerState
-    interrupts: StopRequests
+    stop_requests: StopRequests
     reported_parts: int = 1
 
     def __post_init__(self) -> None:
-        self.reported_parts = self.parts.learner.grad_accumulation
-        self.processes = self.parts.learner.processes
-        self.saver = CheckpointWriter(self.parts.learner.device) if self.processes.is_main else NullCheckpointWriter()
+        self.reported_parts = self.components.learner.grad_accumulation
+        self.processes = self.components.learner.processes
+        self.saver = CheckpointWriter(self.components.learner.device) if self.processes.is_main else NullCheckpointWriter()
 
     def tell(self, facts: Mapping[str, Any]) -> RunResult:
         """Train, then keep the result and what can be said of it."""
@@ -87,12 +87,12 @@ class Trainer:
         model = self._result_model()
         fault_injection.point("chapter")
         final = self._judge(model)
-        self.interrupts.check()
+        self.stop_requests.check()
         fault_injection.point("chapter")
         self._draw()
         fault_injection.point("chapter")
         explained = time.monotonic() - trained
-        summary = summarise(self.parts, self.progress, final, facts)
+        summary = summarise(self.components, self.progress, final, facts)
         summary["seconds"]["explain"] = round(explained, 3)  # predictions, galleries, maps, figures
         self._keep_weights(model, summary)
         fault_injection.point("chapter")
@@ -109,7 +109,7 @@ class Trainer:
             self.saver.flush()  # whatever ended it: its last checkpoint is on the disk
 
     def _train(self) -> None:
-        parts, config = self.parts, self.parts.config
+        parts, config = self.components, self.components.config
         evaluated = {parts.watched: self._watched_batches()}
         records = fit(
             parts.learner,
@@ -119,7 +119,7 @@ class Trainer:
             evaluations=evaluated,
             seed=config.seed,
             progress=self.progress,
-            watch=self._watch,
+            on_step=self._watch,
         )
         if self._stops_early():  # resumed after its last epoch
             return
@@ -137,27 +137,27 @@ class Trainer:
 
     def _watched_batches(self) -> EvalBatches:
         """The split that is evaluated after every epoch; of several processes each has its part of it."""
-        batches = getattr(self.parts.batches, self.parts.watched)
-        if self.processes.count > 1:  # which all have to come to the end of
+        batches = getattr(self.components.batches, self.components.watched)
+        if self.processes.world_size > 1:  # which all have to come to the end of
             return cast(EvalBatches, batches.part(self.processes))
-        return Interruptible(batches, self.interrupts)
+        return Interruptible(batches, self.stop_requests)
 
     def _check(self) -> None:
         """Stop where a stop was asked for: all processes after the same update."""
-        self.interrupts.obey(self.processes.reduce_stop_flag(self.interrupts.asked))
+        self.stop_requests.obey(self.processes.reduce_stop_flag(self.stop_requests.asked))
 
     def _record(self, record: Record) -> None:
-        epoch, acc = best_epoch(self.progress.history, self.parts.watched)
-        values = {**record.values, f"best/{self.parts.watched}_acc": acc, **self._explained(record)}
+        epoch, acc = best_epoch(self.progress.history, self.components.watched)
+        values = {**record.values, f"best/{self.components.watched}_acc": acc, **self._explained(record)}
         self.tracker.record(Record(record.step, record.epoch, values, record.steps, record.kind))
-        if self.parts.selects and epoch == record.epoch:
-            self._save_model(self.parts.learner.eval_model, {"epoch": epoch})
+        if self.components.selects and epoch == record.epoch:
+            self._save_model(self.components.learner.eval_model, {"epoch": epoch})
         self._save()
-        self.display.record(record, self.parts.config.epochs)
+        self.display.record(record, self.components.config.epochs)
 
     def _explained(self, record: Record) -> dict[str, Value]:
         """In an epoch that `explain_every` names: what can be seen of the watched split, under figures/epoch-N."""
-        every, parts = self.parts.config.explain_every, self.parts
+        every, parts = self.components.config.explain_every, self.components
         if not every or record.epoch % every or record.epoch == parts.config.epochs or not self.processes.is_main:
             return {}
         split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
@@ -166,7 +166,7 @@ class Trainer:
 
     def _watch(self, tick: StepInfo) -> None:
         self.display.tick(tick)
-        every = self.parts.config.checkpoint_every
+        every = self.components.config.checkpoint_every
         self._tell_parts()
         self._check()
         if every and tick.step % every == 0 and tick.batch < tick.batches and math.isfinite(tick.loss()):
@@ -174,23 +174,23 @@ class Trainer:
 
     def _tell_parts(self) -> None:
         """Say, once, that memory made the learner compute its batches in more parts."""
-        parts = self.parts.learner.grad_accumulation
+        parts = self.components.learner.grad_accumulation
         if parts != self.reported_parts:
             self.reported_parts = parts
             text = (
-                f"out of memory: each batch of {self.parts.config.batch_size} images is now computed in {parts} parts"
+                f"out of memory: each batch of {self.components.config.batch_size} images is now computed in {parts} parts"
             )
             self.display.say(text)
             self.tracker.alert("out of memory", text)
 
     def _save(self) -> None:
-        self.parts.learner.average_buffers()
+        self.components.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
-        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.parts.config.model}
+        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.components.config.model}
         state = {
-            "learner": self.parts.learner.state_dict(),
+            "learner": self.components.learner.state_dict(),
             "progress": self.progress.state_dict(),
-            "fingerprint": self.parts.data.fingerprint,
+            "fingerprint": self.components.data.fingerprint,
             **self._about_model(),
         }
 
@@ -201,13 +201,13 @@ class Trainer:
         self.saver.save(state, write)
 
     def _stops_early(self) -> bool:
-        patience, history = self.parts.config.early_stop, self.progress.history
+        patience, history = self.components.config.early_stop, self.progress.history
         return bool(patience and history) and len(history) - best_epoch(history, "val")[0] >= patience
 
     def _result_model(self) -> nn.Module:
         """The model with the weights that the run's result is about, in evaluation mode."""
-        model = self.parts.learner.eval_model
-        if self.parts.selects and self.progress.history:
+        model = self.components.learner.eval_model
+        if self.components.selects and self.progress.history:
             weights, _ = checkpoint.load_weights(self.folder.checkpoints / "model.safetensors")
             checkpoint.load_weights_strict(model, weights, self.folder.checkpoints / "model.safetensors")
         return model.eval()
@@ -217,10 +217,10 @@ class Trainer:
 
         Where a validation split chose, this is the one time that the test set is read.
         """
-        parts, batches = self.parts, self.parts.batches
+        parts, batches = self.components, self.components.batches
         final: dict[str, Scalar] = {}
         if batches.val is not None and batches.test is not None:
-            held = Interruptible(batches.val, self.interrupts)
+            held = Interruptible(batches.val, self.stop_requests)
             final |= prefixed(evaluate(model, held, parts.learner.device, parts.learner.precision), "val")
         seen, split = self._see(model, self.folder.path)
         final |= prefixed(seen.metrics, split)
@@ -235,16 +235,16 @@ class Trainer:
 
     def _see(self, model: nn.Module, folder: Path) -> tuple[EvaluationResult, str]:
         """Predictions, galleries and maps of the reported split (test where there is one), written into `folder`."""
-        parts = self.parts
+        parts = self.components
         split = parts.data.test or parts.data.val
         batches = parts.batches.test or parts.batches.val
         assert split is not None and batches is not None
         viewer = Evaluator(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
-        return viewer.see(split, Interruptible(batches, self.interrupts), folder), split.name
+        return viewer.see(split, Interruptible(batches, self.stop_requests), folder), split.name
 
     def _about_model(self) -> dict[str, Any]:
         """What a file of weights is told beside them."""
-        parts = self.parts
+        parts = self.components
         return {
             "config": parts.config.to_dict(),
             "classes": list(parts.data.classes),
@@ -262,7 +262,7 @@ class Trainer:
         self.saver.flush()
         folder = self.folder.checkpoints
         write_atomically(folder / "README.md", model_card(read_json(folder / "model.json")))
-        factory.write_timm_config(model, self.parts.data.classes, self.parts.preprocess, folder / "config.json")
+        factory.write_timm_config(model, self.components.data.classes, self.components.preprocess, folder / "config.json")
 
     def _draw(self) -> None:
         story = [record for record in read_journal(self.folder.path).records if record.kind == "epoch"]
@@ -273,7 +273,7 @@ class Trainer:
         steps = [int(step) for record in story if record.steps for step in record.steps.x]
         rates = [rate for record in story if record.steps for rate in record.steps.lines["lr"]]
         training_curves.learning_rate(
-            steps, rates, self.folder.figures / "lr.png", steps_per_epoch=self.parts.batches.train.steps
+            steps, rates, self.folder.figures / "lr.png", steps_per_epoch=self.components.batches.train.steps
         )
 
     def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
@@ -284,8 +284,8 @@ class Trainer:
             name=f"{self.folder.name}-model",
             kind="model",
             files={**kept, "config.yaml": self.folder.path / run_dir.CONFIG},
-            aliases=("best", "latest") if self.parts.selects else ("latest",),
-            metadata={"config": self.parts.config.to_dict(), **flatten_summary(summary)},
+            aliases=("best", "latest") if self.components.selects else ("latest",),
+            metadata={"config": self.components.config.to_dict(), **flatten_summary(summary)},
         )
 
 
@@ -294,7 +294,7 @@ def open_tracker(
     folder: RunDir,
     parts: Components,
     facts: Mapping[str, Any],
-    interrupts: StopRequests,
+    stop_requests: StopRequests,
     display: ProgressReporter,
     progress: TrainerState | None = None,
 ) -> tuple[MultiTracker, Journal, Any]:
@@ -319,7 +319,7 @@ def open_tracker(
         earlier=earlier,
         code=_plugin_files(config),
         extra=about,
-        on_stop=interrupts.stop,
+        on_stop=stop_requests.stop,
         say=display.say,
     )
     return MultiTracker([journal, wandb]), journal, wandb

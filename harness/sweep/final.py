@@ -18,7 +18,7 @@ POLL_INTERVAL = 0.1  # seconds between two looks at the runs
 
 
 def final_runs(
-    launcher: Launcher, best: TrialRecord | None, seeds: int, interrupts: StopRequests, say: Callable[[str], None]
+    launcher: Launcher, best: TrialRecord | None, seeds: int, stop_requests: StopRequests, say: Callable[[str], None]
 ) -> dict[str, Any]:
     """What the best configuration comes to over several seeds; kept in the sweep's summary too.
 
@@ -32,7 +32,7 @@ def final_runs(
     told: list[dict[str, Any]] = []
     try:
         while waiting or running:
-            interrupts.check()
+            stop_requests.check()
             while waiting and len(running) < launcher.workers:
                 seed, name = waiting.pop(0)
                 if read_json(launcher.runs / name / run_dir.STATUS).get("state") != "finished":

@@ -75,7 +75,7 @@ class Scheduler:
         """Where the trials' run folders go."""
         return self.folder / results.RUNS
 
-    def search(self, interrupts: StopRequests) -> None:
+    def search(self, stop_requests: StopRequests) -> None:
         """Run trials until there are no more.
 
         Raises:
@@ -84,7 +84,7 @@ class Scheduler:
         """
         try:
             while True:
-                interrupts.check()
+                stop_requests.check()
                 self.engine.heartbeat([running.proposal for running in self._running])
                 self._start_more()
                 self._look()
@@ -305,14 +305,14 @@ def run_sweep(
     shown = progress.SweepTable(sweep) if sys.stderr.isatty() else progress.SweepLog(sweep)
     coordinator = Scheduler(sweep, folder, engine, workers, shown, fork)
     try:
-        with StopRequests() as interrupts:
-            coordinator.search(interrupts)
+        with StopRequests() as stop_requests:
+            coordinator.search(stop_requests)
             told = progress.sweep_summary(sweep, engine.rows(), engine.best(), results.overhead(coordinator.spent()))
             if not any(row.history for row in engine.rows()) and any(row.state == "failed" for row in engine.rows()):
                 raise HarnessError(f"every trial failed, the last because: {engine.rows()[-1].reason}")
             if final:
                 shown.close()
-                table = final_runs(coordinator.launcher, engine.best(), final, interrupts, shown.say)
+                table = final_runs(coordinator.launcher, engine.best(), final, stop_requests, shown.say)
                 told += f"\nfinal       test accuracy {100 * table.get('test/acc mean', float('nan')):.2f} % over {final} seeds, standard deviation {100 * table.get('test/acc standard deviation', 0.0):.2f} points"
     except Interrupted as stop:
         raise Interrupted(

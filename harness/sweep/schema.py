@@ -125,7 +125,9 @@ class SweepSpec:
             for key, value in self.document.items()
             if key not in ("run_cap", "name", "description", "project", "entity")
         }
-        numbers = {name: value for name, value in self.overrides.items() if setting_fields()[name].metadata["counts"]}
+        numbers = {
+            name: value for name, value in self.overrides.items() if setting_fields()[name].metadata["affects_results"]
+        }
         told = json.dumps([searched, numbers], sort_keys=True, default=str)
         return hashlib.sha256(told.encode()).hexdigest()[:8]
 

@@ -152,10 +152,10 @@ def _busy(path: Path) -> BusyError:
 def differences(path: Path, config: Config) -> list[str]:
     """`setting: there -> here` for each setting that a run's numbers depend on and that is not equal."""
     try:
-        there = Config(**yaml_io.read_yaml(path / CONFIG)).numbers()
+        there = Config(**yaml_io.read_yaml(path / CONFIG)).affecting_results()
     except (HarnessError, TypeError):
         return [f"{CONFIG} can not be read"]
-    here = config.numbers()
+    here = config.affecting_results()
     return [f"{key}: {there[key]!r} -> {here[key]!r}" for key in here if there[key] != here[key]]
 
 

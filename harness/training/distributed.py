@@ -35,7 +35,7 @@ class SingleProcess:
         rank: 0 to count - 1; the process of rank 0 leads: it alone writes and talks to W&B.
     """
 
-    rank, count = 0, 1
+    rank, world_size = 0, 1
 
     @property
     def is_main(self) -> bool:
@@ -43,15 +43,15 @@ class SingleProcess:
         return self.rank == 0
 
     @property
-    def own(self) -> tuple[int, ...]:
+    def rank_key(self) -> tuple[int, ...]:
         """What the seed of a draw of this process' own has beside those of the run; the leader draws as one alone."""
         return () if self.is_main else (self.rank,)
 
     def shard(self, things: int) -> slice:
         """This process' part of so many things in a row: as equal as can be, none twice, none left out."""
-        return slice(self.rank * things // self.count, (self.rank + 1) * things // self.count)
+        return slice(self.rank * things // self.world_size, (self.rank + 1) * things // self.world_size)
 
-    def parallel(self, model: nn.Module) -> nn.Module | None:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module | None:
         """What averages the gradients over all processes; None: nothing is needed."""
         return None
 
@@ -76,11 +76,11 @@ class SingleProcess:
         yield
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def report_peer_failure(self) -> Iterator[None]:
         """While it lasts, the end of another process is told as what it is."""
         yield
 
-    def leave(self) -> None:
+    def close(self) -> None:
         """Take leave of the others."""
 
 
@@ -91,7 +91,7 @@ class DistributedContext(SingleProcess):
         import torch.distributed as dist
 
         self._limit = datetime.timedelta(seconds=timeout)
-        store, self.rank, self.count = next(iter(dist.rendezvous("env://", timeout=self._limit)))
+        store, self.rank, self.world_size = next(iter(dist.rendezvous("env://", timeout=self._limit)))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._device = device
         self._notes = dist.PrefixStore("harness", store)
@@ -100,7 +100,7 @@ class DistributedContext(SingleProcess):
             backend,
             store=dist.PrefixStore("ranks", store),
             rank=self.rank,
-            world_size=self.count,
+            world_size=self.world_size,
             timeout=self._limit,
             device_id=device if device.type == "cuda" else None,
         )
@@ -108,7 +108,7 @@ class DistributedContext(SingleProcess):
         self._asking: tuple[Any, Tensor] | None = None
         self._notes.set(f"place/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
 
-    def parallel(self, model: nn.Module) -> nn.Module | None:
+    def wrap_ddp(self, model: nn.Module) -> nn.Module | None:
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self._device.index] if self._device.type == "cuda" else None
@@ -134,7 +134,7 @@ class DistributedContext(SingleProcess):
         # In double precision: what is equal already comes back to the bit.
         together = torch.cat([buffer.detach().double().flatten() for buffer in buffers])
         dist.all_reduce(together)
-        parts = (together / self.count).split([buffer.numel() for buffer in buffers])
+        parts = (together / self.world_size).split([buffer.numel() for buffer in buffers])
         with torch.no_grad():
             for buffer, mean in zip(buffers, parts, strict=True):
                 buffer.copy_(mean.view_as(buffer))
@@ -178,7 +178,7 @@ class DistributedContext(SingleProcess):
         dist.barrier(group=self._control)
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
+    def report_peer_failure(self) -> Iterator[None]:
         try:
             yield
         except HarnessError as error:
@@ -196,13 +196,13 @@ class DistributedContext(SingleProcess):
 
     def _lost(self, error: Exception) -> PeerLostError:
         """Who ended, and why as far as can be told, in one line."""
-        for rank in (rank for rank in range(self.count) if rank != self.rank):
+        for rank in (rank for rank in range(self.world_size) if rank != self.rank):
             if why := self._note_of(rank):
-                return PeerLostError(f"rank {rank} of {self.count} ended: {why}", told=rank == 0)
-        for rank in (rank for rank in range(self.count) if rank != self.rank):
+                return PeerLostError(f"rank {rank} of {self.world_size} ended: {why}", told=rank == 0)
+        for rank in (rank for rank in range(self.world_size) if rank != self.rank):
             if self._is_gone(rank):
                 return PeerLostError(
-                    f"rank {rank} of {self.count} is gone without a word (killed, most often for lack of memory); the same command goes on from the last checkpoint"
+                    f"rank {rank} of {self.world_size} is gone without a word (killed, most often for lack of memory); the same command goes on from the last checkpoint"
                 )
         reason = " ".join(str(error).split())[:200]
         return PeerLostError(
@@ -230,7 +230,7 @@ class DistributedContext(SingleProcess):
             return not Path(f"/proc/{pid}").exists()
         return state in "ZX"
 
-    def leave(self) -> None:
+    def close(self) -> None:
         import torch.distributed as dist
 
         with contextlib.suppress(Exception):  # of a lost connection there is nothing to take leave of

@@ -72,7 +72,7 @@ class Learner:
     ema: AveragedModel | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
 
-    def update(
+    def train_step(
         self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, whole: int | None = None
     ) -> StepResult:
         """One optimizer step on one batch.
@@ -151,7 +151,7 @@ class Learner:
                 loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
                 loss = loss * (len(part) / whole)
                 # Gradients are averaged over the processes, and are to be summed.
-                scaled = loss * self.processes.count if self.processes.count > 1 else loss
+                scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             fault_injection.point("part")
             losses.append(loss.detach())
@@ -221,7 +221,7 @@ def make_learner(
         ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     processes = processes or SingleProcess()
     _check_processes(config, processes, device)
-    parallel = processes.parallel(model)
+    parallel = processes.wrap_ddp(model)
     trained = model if parallel is None else parallel
     learner = Learner(
         model=model,
@@ -247,11 +247,11 @@ def make_learner(
 
 def _check_processes(config: Config, processes: SingleProcess, device: torch.device) -> None:
     """Refuse what several processes can not do together."""
-    if processes.count == 1:
+    if processes.world_size == 1:
         return
-    if config.batch_size < 2 * processes.count:
+    if config.batch_size < 2 * processes.world_size:
         raise UsageError(
-            f"batch_size={config.batch_size} is over all processes, and {processes.count} of them need two images each; set --batch-size {2 * processes.count} or more"
+            f"batch_size={config.batch_size} is over all processes, and {processes.world_size} of them need two images each; set --batch-size {2 * processes.world_size} or more"
         )
     obstacles = {
         "auto_batch=True would split the batch in one process and not in another": config.auto_batch,

@@ -128,7 +128,7 @@ def fit(
     evaluations: Mapping[str, EvalBatches] | None = None,
     seed: int = 0,
     progress: TrainerState | None = None,
-    watch: Callable[[StepInfo], None] | None = None,
+    on_step: Callable[[StepInfo], None] | None = None,
 ) -> Iterator[Record]:
     """Train, and yield one record at the end of each epoch.
 
@@ -152,15 +152,15 @@ def fit(
         began = time.monotonic() - progress.seconds
         if done == 0:
             # Dropout and the like: a function of the epoch (and of the process).
-            torch.manual_seed(seed_for(seed, "epoch", epoch, *learner.processes.own))
+            torch.manual_seed(seed_for(seed, "epoch", epoch, *learner.processes.rank_key))
         learner.model.train()
         for batch, labels in train.epoch(epoch, done):
-            size = len(labels) if learner.processes.count == 1 else train.size(len(progress.lrs))
+            size = len(labels) if learner.processes.world_size == 1 else train.size(len(progress.lrs))
             _step(learner, schedule, progress, batch, labels, size)
             progress.seconds = time.monotonic() - began
             fault_injection.point("step", progress.step)
-            if watch is not None:
-                watch(_tick(progress, epoch, epochs, train.steps))
+            if on_step is not None:
+                on_step(_tick(progress, epoch, epochs, train.steps))
         synchronise(learner.device)
         trained = time.monotonic() - began
         progress.seconds = trained
@@ -236,7 +236,7 @@ def _step(
     seen = [epoch.get("val/loss", math.nan) for epoch in progress.history] if schedule.kind == "plateau" else ()
     lr, momentum = schedule.lr(progress.step, seen), schedule.momentum_at(progress.step)
     try:
-        outcome = learner.update(images, labels, progress.step, lr, momentum, whole)
+        outcome = learner.train_step(images, labels, progress.step, lr, momentum, whole)
     except FloatingPointError as error:
         raise DivergedError(_diverged(str(error), len(progress.history), progress.step, lr)) from None
     _note(progress, outcome, whole)

@@ -60,7 +60,7 @@ def test_a_step_in_any_number_format_is_the_float32_step_to_its_accuracy(precisi
         model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
         learner = make_learner(Config(precision=word), model, torch.device("cpu"), autocast_dtype(word))
         images, labels = batch(32)
-        outcome = learner.update(images, labels, 0, 0.1, 0.9)
+        outcome = learner.train_step(images, labels, 0, 0.1, 0.9)
         assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
         return outcome, torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 

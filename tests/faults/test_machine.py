@@ -183,7 +183,7 @@ def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_figure(never_k
         "draw = random.Random(0)\n"
         "time.time = lambda: draw.uniform(-1e9, 4e9)\n"
         f"sys.argv = ['harness', 'run', *{SAVING!r}, '--name', 'r']\n"
-        "from harness import cli\ncli.main()"
+        "from harness.cli.main import main\nmain()"
     )
     environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)

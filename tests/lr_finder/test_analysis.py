@@ -50,22 +50,22 @@ def story(seed=0, best=2e-2, bang=3.0, noise=0.02, steps=100, start=4.0, low=1e-
 
 @pytest.mark.parametrize("best", [2e-3, 2e-2, 0.2])
 def test_lr_max_is_the_top_of_the_accuracy(best):
-    said = suggest([story(seed, best=best) for seed in range(3)], chance=CHANCE)
+    said = suggest([story(seed, best=best) for seed in range(3)], uniform_loss=CHANCE)
     assert said.lr_max == pytest.approx(best, rel=0.35)
     assert said.sure.startswith("sure")
     assert said.cautions == ()
 
 
 def test_lr_max_is_the_same_in_another_window_and_with_more_steps():
-    one = suggest([story(seed) for seed in range(3)], chance=CHANCE)
-    wide = suggest([story(seed, low=1e-6, high=100, steps=200) for seed in range(3)], chance=CHANCE)
+    one = suggest([story(seed) for seed in range(3)], uniform_loss=CHANCE)
+    wide = suggest([story(seed, low=1e-6, high=100, steps=200) for seed in range(3)], uniform_loss=CHANCE)
     assert wide.lr_max == pytest.approx(one.lr_max, rel=0.3)
 
 
 @pytest.mark.parametrize("bang", [0.03, 0.05, 3.0])
 def test_lr_max_stays_below_the_divergence(bang):
     tests = [story(seed, bang=bang) for seed in range(3)]
-    said = suggest(tests, chance=CHANCE)
+    said = suggest(tests, uniform_loss=CHANCE)
     assert said.lr_max <= said.divergence / SAFETY * 1.05 or said.lr_max <= 0.025
     assert said.divergence == pytest.approx(bang, rel=0.6)
 
@@ -79,7 +79,7 @@ def test_lr_min_is_where_learning_begins_in_a_sane_ratio():
 
 def test_the_steepest_rule_falls_for_the_start_of_the_curve_and_ours_does_not():
     tests = [story(seed) for seed in range(3)]
-    said = suggest(tests, chance=CHANCE)
+    said = suggest(tests, uniform_loss=CHANCE)
     steepest = next(rule for rule in said.rules if rule.rule == "steepest")
     assert steepest.lr < 1e-3
     assert "left edge" in steepest.note
@@ -118,7 +118,7 @@ def test_noise_is_not_taken_for_learning(noise, seed):
         trace(CHANCE + 5 * noise * random.standard_normal(100), 0.1 + noise * random.standard_normal(100))
         for _ in range(3)
     ]
-    said = suggest(flat, chance=CHANCE)
+    said = suggest(flat, uniform_loss=CHANCE)
     assert said.lr_max is None
     assert said.lr_min is None
     assert "no descent" in {caution.kind for caution in said.cautions}
@@ -127,7 +127,7 @@ def test_noise_is_not_taken_for_learning(noise, seed):
 
 def test_a_high_start_that_only_falls_to_a_guess_is_no_descent():
     losses = CHANCE + 3 * np.exp(-np.arange(100) / 10) + 0.02 * np.random.default_rng(1).standard_normal(100)
-    assert suggest([trace(losses)], chance=CHANCE).lr_max is None
+    assert suggest([trace(losses)], uniform_loss=CHANCE).lr_max is None
 
 
 @pytest.mark.parametrize("place", [0, 1, 7, 40, 80])
@@ -139,7 +139,7 @@ def test_nan_ends_the_curve_at_once_and_counts_as_divergence(place):
     assert test.finite == place
     assert len(test.lrs) == place + 1
     assert divergence(test, CHANCE) <= test.lrs[-1]
-    said = suggest([test] * 3, chance=CHANCE)
+    said = suggest([test] * 3, uniform_loss=CHANCE)
     assert "not finite" in {caution.kind for caution in said.cautions}
     if place == 80:
         assert said.lr_max == pytest.approx(2e-2, rel=0.5)
@@ -151,14 +151,14 @@ def test_nan_ends_the_curve_at_once_and_counts_as_divergence(place):
 
 
 def test_a_range_without_divergence_is_warned_of():
-    said = suggest([story(seed, bang=1e9) for seed in range(3)], chance=CHANCE)
+    said = suggest([story(seed, bang=1e9) for seed in range(3)], uniform_loss=CHANCE)
     assert said.divergence is None
     assert [caution.kind for caution in said.cautions] == ["no divergence"]
     assert said.lr_max == pytest.approx(2e-2, rel=0.35)
 
 
 def test_a_top_at_the_right_edge_is_called_an_edge():
-    said = suggest([story(seed, best=20, bang=1e9) for seed in range(3)], chance=CHANCE)
+    said = suggest([story(seed, best=20, bang=1e9) for seed in range(3)], uniform_loss=CHANCE)
     assert "right edge" in {caution.kind for caution in said.cautions}
     assert said.sure.startswith("unsure")
 
@@ -167,13 +167,13 @@ def test_a_top_at_the_left_edge_is_called_an_edge():
     lr = np.logspace(-4, 1, 100)
     rise = np.clip(np.arange(100) / 6, 0, 1)
     acc = 0.1 + 0.4 * rise * np.exp(-np.maximum(np.log10(lr / 2e-4), 0) * 4)
-    said = suggest([trace(CHANCE - 3 * (acc - 0.1), acc) for _ in range(3)], chance=CHANCE)
+    said = suggest([trace(CHANCE - 3 * (acc - 0.1), acc) for _ in range(3)], uniform_loss=CHANCE)
     assert "left edge" in {caution.kind for caution in said.cautions}
     assert said.sure.startswith("unsure")
 
 
 def test_seeds_that_disagree_are_told():
-    said = suggest([story(0, best=3e-3), story(1, best=2e-2), story(2, best=0.2)], chance=CHANCE)
+    said = suggest([story(0, best=3e-3), story(1, best=2e-2), story(2, best=0.2)], uniform_loss=CHANCE)
     assert "seeds disagree" in {caution.kind for caution in said.cautions}
     assert said.sure.startswith("unsure")
     assert said.interval[1] / said.interval[0] > 20
@@ -181,7 +181,7 @@ def test_seeds_that_disagree_are_told():
 
 
 def test_one_seed_alone_is_never_sure():
-    assert suggest([story()], chance=CHANCE).sure.startswith("fairly sure: there is but one seed")
+    assert suggest([story()], uniform_loss=CHANCE).sure.startswith("fairly sure: there is but one seed")
 
 
 def test_a_trained_model_is_noticed_and_does_not_ring_the_alarm():
@@ -189,7 +189,7 @@ def test_a_trained_model_is_noticed_and_does_not_ring_the_alarm():
     losses = np.abs(0.01 + 0.02 * random.standard_normal(100))  # ten times its mean now and then
     test = trace(losses, 0.99 + 0.005 * random.standard_normal(100))
     assert test.end == "end of range"
-    assert "already trained" in {caution.kind for caution in suggest([test], chance=CHANCE).cautions}
+    assert "already trained" in {caution.kind for caution in suggest([test], uniform_loss=CHANCE).cautions}
 
 
 def test_an_early_spike_or_one_lucky_batch_is_no_divergence():
@@ -217,7 +217,7 @@ def test_several_maxima_are_all_shown():
     peak = accuracy_peak(trace(CHANCE - acc, acc))
     assert peak.lr == pytest.approx(2e-3, rel=0.2)
     assert peak.others == pytest.approx((0.2,), rel=0.2)
-    said = suggest([trace(CHANCE - acc, acc)] * 3, chance=CHANCE)
+    said = suggest([trace(CHANCE - acc, acc)] * 3, uniform_loss=CHANCE)
     assert "several maxima" in {caution.kind for caution in said.cautions}
 
 
@@ -226,7 +226,7 @@ def test_where_the_accuracy_says_nothing_the_loss_decides_and_says_so():
     for seed in range(3):
         whole = story(seed)
         tests.append(trace(whole.losses, np.zeros(len(whole.losses)), planned=100, seed=seed, end=whole.end))
-    said = suggest(tests, chance=CHANCE)
+    said = suggest(tests, uniform_loss=CHANCE)
     assert said.lr_max == pytest.approx(2e-3, rel=0.5)  # a tenth of the minimum
     assert "accuracy flat" in {caution.kind for caution in said.cautions}
 
@@ -239,14 +239,14 @@ def test_the_middle_of_the_top_scatters_less_than_its_highest_point():
 
 
 def test_too_few_steps_a_decade_are_warned_of():
-    said = suggest([story(steps=40, noise=0.0)], chance=CHANCE)
+    said = suggest([story(steps=40, noise=0.0)], uniform_loss=CHANCE)
     assert "too few steps" in {caution.kind for caution in said.cautions}
 
 
 def test_a_linear_range_is_read_at_its_own_rates():
     lr = np.linspace(0.01, 1.0, 100)
     acc = 0.1 + 0.4 * np.exp(-0.5 * ((lr - 0.4) / 0.15) ** 2)
-    said = suggest([trace(CHANCE - 2 * acc, acc, 0.01, 1.0, linear=True)] * 3, chance=CHANCE)
+    said = suggest([trace(CHANCE - 2 * acc, acc, 0.01, 1.0, linear=True)] * 3, uniform_loss=CHANCE)
     assert said.lr_max == pytest.approx(0.4, rel=0.1)
 
 

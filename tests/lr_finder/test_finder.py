@@ -181,7 +181,7 @@ def test_looking_at_held_out_images_changes_nothing():
     for step, (images, labels) in enumerate(Batches(0).epoch(0)):
         if step == 0:
             torch.manual_seed(seed_for(0, "epoch", 0))
-        learner.update(images, labels, step, window.lr(step), 0.9)
+        learner.train_step(images, labels, step, window.lr(step), 0.9)
         learner.model.eval()
         with torch.no_grad():
             images, labels = (torch.cat(parts) for parts in zip(*held(), strict=True))
@@ -209,8 +209,8 @@ def test_training_after_a_test_is_training_without_it_to_the_bit(settings):
             LRRange(1e-4, 10.0, 30),
             seeds=[0, 1],
             momentum=0.9,
-            chance=CHANCE,
-            traces=[],
+            uniform_loss=CHANCE,
+            curves=[],
             held=held(),
         )
 
@@ -228,7 +228,7 @@ def test_every_stream_comes_back_also_when_the_test_is_stopped():
 
     before = streams()
     with pytest.raises(Stop):
-        measure(LRRange(1e-4, 1.0, 20), watch=watch)
+        measure(LRRange(1e-4, 1.0, 20), on_step=watch)
     assert streams() == before
     with preserve_rng_state():
         random.random(), np.random.rand(), torch.rand(1)
@@ -241,7 +241,7 @@ def test_between_the_records_of_two_seeds_the_callers_own_draws_count():
     torch.manual_seed(5)
     drawn = []
     for _ in range_test(
-        maker(), Batches, LRRange(1e-3, 1.0, 10), seeds=[0, 1, 2], momentum=0.9, chance=CHANCE, traces=[]
+        maker(), Batches, LRRange(1e-3, 1.0, 10), seeds=[0, 1, 2], momentum=0.9, uniform_loss=CHANCE, curves=[]
     ):
         drawn.append(torch.rand(1))
         assert torch.is_grad_enabled()
@@ -284,19 +284,21 @@ def test_no_batches_at_all_is_said_and_not_waited_for():
 
 
 def test_a_record_of_a_seed_is_a_curve_over_the_rate():
-    traces = []
+    curves = []
     records = list(
-        range_test(maker(), Batches, LRRange(1e-3, 1.0, 20), seeds=[3, 4], momentum=0.9, chance=CHANCE, traces=traces)
+        range_test(
+            maker(), Batches, LRRange(1e-3, 1.0, 20), seeds=[3, 4], momentum=0.9, uniform_loss=CHANCE, curves=curves
+        )
     )
     assert [list(record.values) for record in records] == [["find/seed_3"], ["find/seed_4"]]
     assert {(record.kind, record.step) for record in records} == {("find", 0)}
-    assert list(records[0].values["find/seed_3"].x) == traces[0].lrs[: traces[0].finite].tolist()
+    assert list(records[0].values["find/seed_3"].x) == curves[0].lrs[: curves[0].finite].tolist()
 
 
 def test_the_middle_curve_is_the_median_over_the_seeds():
-    traces = [measure(LRRange(1e-3, 1e-1, 20), seed=seed) for seed in range(3)]
-    curve = median_curve(traces, "smoothed")
-    columns = [trace.smoothed[10] for trace in traces]
+    curves = [measure(LRRange(1e-3, 1e-1, 20), seed=seed) for seed in range(3)]
+    curve = median_curve(curves, "smoothed")
+    columns = [trace.smoothed[10] for trace in curves]
     assert curve.lines["median"][10] == pytest.approx(np.median(columns))
     assert (curve.lines["low"][10], curve.lines["high"][10]) == pytest.approx((min(columns), max(columns)))
 
@@ -374,7 +376,7 @@ def test_it_leaves_a_picture_a_file_with_reasons_and_a_journal(found):
     assert isinstance(last["find/loss"], Curve)
     assert last["find/loss"].marks["LRMAX"] == finding.lr_max
     assert isinstance(last["find/steps"], Table)
-    assert len(last["find/steps"].rows) == sum(len(trace.lrs) for trace in finding.traces)
+    assert len(last["find/steps"].rows) == sum(len(trace.lrs) for trace in finding.curves)
     assert json.loads((finding.folder / "status.json").read_text())["state"] == "finished"
 
 
@@ -427,7 +429,11 @@ def test_the_table_names_every_rule_and_ends_with_a_line_that_trains_so(found):
     options = {name.lstrip("-"): value for name, value in zip(words[2::2], words[3::2], strict=True)}
     again = make_config(options)
     assert (again.lr_max, again.lr_min) == (finding.lr_max, finding.lr_min)
-    assert again.numbers() == {**finding.config.numbers(), "lr_max": finding.lr_max, "lr_min": finding.lr_min}
+    assert again.affecting_results() == {
+        **finding.config.affecting_results(),
+        "lr_max": finding.lr_max,
+        "lr_min": finding.lr_min,
+    }
 
 
 def test_every_sample_of_the_written_sweep_is_a_valid_configuration(found):

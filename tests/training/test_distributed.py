@@ -95,7 +95,7 @@ def test_the_processes_have_every_thing_once_between_them():
             parts = []
             for rank in range(count):
                 one = SingleProcess()
-                one.rank, one.count = rank, count
+                one.rank, one.world_size = rank, count
                 parts.append(list(range(things))[one.shard(things)])
             assert list(itertools.chain(*parts)) == list(range(things))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
@@ -261,12 +261,12 @@ def test_gradients_are_exchanged_once_an_update_however_many_parts_a_batch_has(t
     script = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from harness.config.settings import resolve
-from harness.runs.components import assemble
-from harness.training.distributed import join
-processes = join("cpu", 60)
+from harness.config.settings import make_config
+from harness.runs.components import build_components
+from harness.training.distributed import init_distributed
+processes = init_distributed("cpu", 60)
 torch.manual_seed(0)
-parts = assemble(resolve({"recipe": "digits", "model_args": "width=4", "grad_accumulation": 4, "precision": "fp32"}), processes)
+parts = build_components(make_config({"recipe": "digits", "model_args": "width=4", "grad_accumulation": 4, "precision": "fp32"}), processes)
 exchanged = []
 def counted(state, bucket):
     exchanged.append(bucket.buffer().numel())
@@ -276,10 +276,10 @@ feed = parts.batches.train.epoch(0)
 for step in range(3):
     images, labels = next(feed)
     assert len(images) == 32, len(images)
-    parts.learner.update(images, labels, step, 0.01, 0.9, 64)
+    parts.learner.train_step(images, labels, step, 0.01, 0.9, 64)
 buckets = len(exchanged) // 3
 assert sum(exchanged) == 3 * sum(p.numel() for p in parts.learner.model.parameters()), exchanged
-processes.leave()
+processes.close()
 print("counted", buckets)
 """
     done = torchrun("script.py", cwd=tmp_path, script=script)
@@ -342,7 +342,7 @@ def test_a_part_of_an_evaluation_is_its_images_in_order():
     told = []
     for rank in range(3):
         one = SingleProcess()
-        one.rank, one.count = rank, 3
+        one.rank, one.world_size = rank, 3
         part = parts.batches.test.part(one)
         told.append(torch.cat([labels for _, labels in part]))
         assert part.images == len(told[-1])

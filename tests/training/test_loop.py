@@ -174,7 +174,7 @@ class Stop(Exception):
 )
 @pytest.mark.parametrize("stop", [1, 3, 5, 8])
 def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_path):
-    def train(model, progress, watch=None):
+    def train(model, progress, on_step=None):
         one = learner(model, **settings)
         if progress is None:
             progress = TrainerState()
@@ -184,7 +184,13 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_
         records = []
         try:
             for record in fit(
-                one, Batches(), schedule(3), epochs=3, evaluations={"val": held_out()}, progress=progress, watch=watch
+                one,
+                Batches(),
+                schedule(3),
+                epochs=3,
+                evaluations={"val": held_out()},
+                progress=progress,
+                on_step=on_step,
             ):
                 records.append(record)
         except Stop:

@@ -35,8 +35,8 @@ def test_a_signal_after_a_stop_in_wandb_is_the_first_signal():
 
 def test_a_second_signal_stops_at_once():
     script = (
-        "import os, signal, time; from harness import interrupts; interrupts.TOGETHER = 0.1\n"
-        "with interrupts.Interrupts():\n"
+        "import os, signal, time; from harness.utils import signals; signals.TOGETHER = 0.1\n"
+        "with signals.StopRequests():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.3); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(20)"
     )

@@ -218,6 +218,6 @@ def _state(path: Path) -> str:
 def affecting_settings(run: RunData) -> Mapping[str, Any]:
     """The settings that a run's numbers depend on; all of them where they can not be understood."""
     try:
-        return Config(**dict(run.config)).numbers()
+        return Config(**dict(run.config)).affecting_results()
     except (HarnessError, TypeError):
         return run.config
