@@ -249,7 +249,7 @@ def runs(recipe: str, seeds: int, **more: Any) -> Callable[[Bench], None]:
                 began = time.perf_counter()
                 result = run.run(config, LineReporter(sys.stderr))
                 told.append({**result.summary["result"], **result.summary["seconds"], "whole": time.perf_counter() - began,
-                             "images/s": statistics.median(row["throughput(images/s)"] for row in result.history)})  # fmt: skip
+                             "images/s": statistics.median(row["throughput/images_per_s"] for row in result.history)})  # fmt: skip
         name = f"{recipe}{' with a CUDA graph' if more.get('cuda_graph') else ''}, {config.epochs} epochs"
         middle = lambda key: statistics.median(row[key] for row in told)  # noqa: E731
         accuracy = [100 * row["test/acc"] for row in told]

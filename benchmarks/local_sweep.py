@@ -67,7 +67,7 @@ def main(file: Path, count: int, workers: int, quick: bool, out: Path | None, mo
 def _trained(journal: Path) -> float:
     """Seconds of a trial's epochs, training and evaluation."""
     lines = [json.loads(line) for line in journal.read_text().splitlines() if line.strip()]
-    return sum(float(line["values"]["time/epoch(s)"]) for line in lines if line.get("kind") == "epoch")
+    return sum(float(line["values"]["time/epoch_s"]) for line in lines if line.get("kind") == "epoch")
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def main(settings: dict[str, Any], runs: int, quick: bool, out: Path | None) -> 
         for seed in range(config.seed, config.seed + runs):
             result = run.run(config.replace(seed=seed, output=folder, resume="never"), LineReporter(sys.stderr))
             said, spent = result.summary["result"], result.summary["seconds"]
-            images = result.history[-1]["throughput(images/s)"]
+            images = result.history[-1]["throughput/images_per_s"]
             acc = {key: said[key] for key in ("test/acc", "val/acc", "test/acc_tta") if key in said}
             rows.append(
                 {"seed": seed, **acc, **{f"{key} (s)": value for key, value in spent.items()}, "images/s": images}

@@ -83,7 +83,7 @@ def ours(parts: Components) -> Timed:
                 ended.append(time.perf_counter())
 
         record = next(iter(fit(parts.learner, train, schedule, epochs=1, evaluations=evaluated, on_step=watch)))
-        return ended[0] - train.began, float(record.values["time/eval(s)"])  # type: ignore[arg-type]
+        return ended[0] - train.began, float(record.values["time/eval_s"])  # type: ignore[arg-type]
 
     return timed
 

@@ -74,7 +74,7 @@ name. Where a column says "only with", the file is there only then.
 
 ## A run folder
 
-`runs/NAME/`, from `harness run`; from `harness find` with what a range test leaves.
+`runs/NAME/`, from `harness run`; from `harness lr-find` with what a range test leaves.
 """
 
 SWEEP = """

@@ -54,7 +54,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("harness")
+        return metadata.version("vision-harness")
     if name not in _WHERE:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
     module, _, attribute = _WHERE[name].partition(":")

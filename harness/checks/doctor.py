@@ -95,7 +95,7 @@ def _clean(finding: Diagnosis) -> Diagnosis:
 def required() -> dict[str, str]:
     """Package -> least version, as harness's own metadata has them."""
     found = {}
-    for line in metadata.requires("harness") or []:
+    for line in metadata.requires("vision-harness") or []:
         match = re.match(r"([\w.-]+)(?:\[\w+\])?\s*>=\s*([\w.]+)", line)
         if match and "extra ==" not in line:
             found[match[1]] = match[2]
@@ -127,7 +127,7 @@ SPARED = {"wandb", "albumentations", "grad-cam", "optuna", "scikit-learn", "rich
 
 
 def _versions(config: Config) -> Iterator[Diagnosis]:
-    yield Diagnosis("versions", "harness", version("harness") or "?")
+    yield Diagnosis("versions", "harness", version("vision-harness") or "?")
     yield Diagnosis("versions", "python", platform.python_version())
     for name, least in required().items():
         yield check_version(name, version(name), least)

@@ -128,7 +128,7 @@ def range_test_row(config: Config, folder: Path | None) -> CheckRow:
     shipped = make_config({})
     if all(_same(value, float(getattr(shipped, name))) for name, value in given.items()):
         return row("range test", wanted, f"{shown}: found for the shipped recipe, see its header", how, True)
-    return row("range test", wanted, f"{shown}: by hand; `harness find` or --lr-min find --lr-max find tests them", how, False)  # fmt: skip
+    return row("range test", wanted, f"{shown}: by hand; `harness lr-find` or --lr-min find --lr-max find tests them", how, False)  # fmt: skip
 
 
 def _near(found: object, value: float) -> bool:

@@ -27,7 +27,7 @@ SIGTERM, 138 after SIGUSR1, each with the state saved; 1 anything else."""
 
 # A new command goes into the section that a user would look for it in.
 SECTIONS = {
-    "Train": (train.run, train.find, train.plot),
+    "Train": (train.run, train.lr_find, train.plot),
     "Look": (evaluate.evaluate, evaluate.explain, evaluate.models_),
     "Many runs": (sweep.sweep, sweep.runs),
     "Share": (report.report, evaluate.export, sweep.sync),
@@ -36,7 +36,7 @@ SECTIONS = {
 
 
 @click.group(cls=CommandGroup, sections=SECTIONS, context_settings=CONTEXT, epilog=EPILOG)
-@click.version_option(package_name="harness", message="harness %(version)s")
+@click.version_option(package_name="vision-harness", message="harness %(version)s")
 @click.option("--debug", is_flag=True, help="Show where an error came from.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
@@ -46,7 +46,7 @@ def cli(context: click.Context, debug: bool) -> None:
     harness run --recipe digits        no download, no account, a minute on two CPU cores
     harness run                        the custom ResNet on CIFAR-10
     harness evaluate runs/NAME         per-class table, galleries, Grad-CAM
-    harness find --recipe digits       a range test: which learning rates to train with
+    harness lr-find --recipe digits       a range test: which learning rates to train with
     harness sweep sweeps/digits.yaml   a search on this machine, without a W&B server
     harness plot --schedule cyclic     draw a learning-rate schedule
     harness report runs/NAME           one HTML page that explains a run, several, or a sweep

@@ -56,6 +56,10 @@ class NoOption(click.Option):
         super().__init__([f"--no-{name.replace('_', '-')}", f"no_{name}"], is_flag=True, default=False, hidden=True)
 
 
+# Second names of commands, as other trainers call them.
+ALIASES = {"train": "run", "find": "lr-find", "val": "evaluate", "list": "runs", "plot-schedule": "plot"}
+
+
 class CommandGroup(click.Group):
     """Commands in groups, by what they are for.
 
@@ -68,6 +72,10 @@ class CommandGroup(click.Group):
         self.sections = sections
         for command in (command for commands in sections.values() for command in commands):
             self.add_command(command)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Return a command by its name or by an alias of it."""
+        return super().get_command(context, ALIASES.get(name, name))
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Each section with the whole first sentence of its commands' help."""

@@ -111,15 +111,15 @@ def summary_table(summary: dict[str, Any]) -> str:
     "--write-sweep", type=click.Path(path_type=Path), help="Write a W&B sweep whose ranges come from the test."
 )
 @setting_options
-def find(settings: dict[str, Any], **ask: Any) -> None:
+def lr_find(settings: dict[str, Any], **ask: Any) -> None:
     """Find LRMIN and LRMAX by a learning-rate range test: why, and how sure.
 
     The steps are those of training (model, optimizer, batch, augmentation, precision); a part of the training images
     is held out to look at, and the test set is not touched.
 
     \b
-    harness find --recipe digits
-    harness find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
+    harness lr-find --recipe digits
+    harness lr-find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
     """
     config = config_from_options(settings)
     from harness.runs import lr_find as finder

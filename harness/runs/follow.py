@@ -30,7 +30,7 @@ def check_distributed(config: Config, processes: SingleProcess) -> None:
     """
     if processes.world_size > 1 and config.needs_lr_find:
         raise UsageError(
-            "lr_min or lr_max is `find`, which one process does; run `harness find` first, and give torchrun its numbers"
+            "lr_min or lr_max is `find`, which one process does; run `harness lr-find` first, and give torchrun its numbers"
         )
 
 

@@ -1,4 +1,4 @@
-"""The story of a range test: `harness find` by itself, and `--lr-max find` at the start of a run."""
+"""The story of a range test: `harness lr-find` by itself, and `--lr-max find` at the start of a run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def find_lr(
     write_sweep: Path | None = None,
     display: ProgressReporter | None = None,
 ) -> LRFinderResult:
-    """Run the range test in a run folder of its own and record it: the same as `harness find`.
+    """Run the range test in a run folder of its own and record it: the same as `harness lr-find`.
 
     Args:
         steps: updates between `low` and `high`; it goes on above where the loss does not diverge.

@@ -107,6 +107,6 @@ def epoch_line(record: Record, epochs: int) -> str:
         if f"{split}/loss" in values:
             parts.append(f"{split} {float(values[f'{split}/loss']):.4f} {100 * float(values[f'{split}/acc']):6.2f} %")
     parts.append(f"lr {float(values['lr']):.2e}")
-    parts.append(f"{float(values['throughput(images/s)']):,.0f} images/s")
-    parts.append(f"{float(values['time/epoch(s)']):.1f} s")
+    parts.append(f"{float(values['throughput/images_per_s']):,.0f} images/s")
+    parts.append(f"{float(values['time/epoch_s']):.1f} s")
     return "  ".join(parts)

@@ -38,7 +38,7 @@ def summarise(
         "steps": progress.step,
         "parameters": factory.count_parameters(parts.learner.model),
         "grad_accumulation": parts.learner.grad_accumulation,
-        "seconds": {key: round(sum(row[f"time/{key}(s)"] for row in history), 3) for key in ("train", "eval", "epoch")},
+        "seconds": {key: round(sum(row[f"time/{key}_s"] for row in history), 3) for key in ("train", "eval", "epoch")},
         "dataset": describe_data(parts),
         "environment": dict(facts),
     }

@@ -53,7 +53,7 @@ class TrialTimes:
 def trial_times(folder: Path, wall: float) -> TrialTimes:
     """What a trial's journal says of its time."""
     records, _ = follow_journal(folder, 0)
-    spent = [float(value) for record in records if (value := record.scalars().get("time/epoch(s)")) is not None]
+    spent = [float(value) for record in records if (value := record.scalars().get("time/epoch_s")) is not None]
     return TrialTimes(wall, sum(spent), len(spent))
 
 

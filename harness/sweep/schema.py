@@ -44,7 +44,7 @@ KEYS = (
     "parameters",
 )
 # What every epoch's record says, beside the splits' loss and accuracy; a test holds it to a real run.
-OTHER_METRICS = ("lr", "epoch", "time/train(s)", "time/eval(s)", "time/epoch(s)", "throughput(images/s)")
+OTHER_METRICS = ("lr", "epoch", "time/train_s", "time/eval_s", "time/epoch_s", "throughput/images_per_s")
 MAX_GRID_POINTS = 100_000
 
 

@@ -13,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from harness.tracking.records import Artifact, Record, Scalar
+from harness.tracking.records import Artifact, Record, Scalar, with_present_names
 from harness.tracking.serialization import decode_record, encode_record, from_line, to_line
 from harness.tracking.tracker import Status
 from harness.utils import fault_injection
@@ -225,7 +225,7 @@ def _tell(told: dict[str, Any], line: dict[str, Any], folder: Path) -> str:
     elif kind == "alert":
         told["alerts"].append((line["title"], line["text"]))
     elif kind == "summary":
-        told.update(summary=line["summary"], status=line["status"], exit_code=line["exit_code"])
+        told.update(summary=with_present_names(line["summary"]), status=line["status"], exit_code=line["exit_code"])
     return kind
 
 

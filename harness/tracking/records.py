@@ -1,6 +1,6 @@
-"""What a run can say: records of plain values, free of torch and of any tracker.
+"""Records of a run: plain values, free of torch and of any tracker.
 
-The computing rooms yield these; the tracking room writes them. Nothing here imports anything of ours.
+The training loop, the LR finder and the evaluation yield them; trackers write them.
 """
 
 from __future__ import annotations
@@ -8,11 +8,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 Scalar: TypeAlias = float | int | str | bool
+
+# Metric names of version 0.1, as they stand in older run directories, and what they are called now.
+FORMER_METRIC_NAMES = {
+    "time/epoch(s)": "time/epoch_s",
+    "time/train(s)": "time/train_s",
+    "time/eval(s)": "time/eval_s",
+    "throughput(images/s)": "throughput/images_per_s",
+    "memory/peak(GiB)": "memory/peak_gib",
+}
+
+
+def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return metrics under their present names; a metric that was never renamed keeps its own."""
+    return {FORMER_METRIC_NAMES.get(name, name): value for name, value in values.items()}
 
 
 @dataclass(frozen=True)

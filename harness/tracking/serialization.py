@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.tracking.records import Curve, Image, Record, Scores, Table, Value
+from harness.tracking.records import Curve, Image, Record, Scores, Table, Value, with_present_names
 
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MEDIA = "media"
@@ -113,7 +113,7 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
     return Record(
         step=int(line["step"]),
         epoch=int(line["epoch"]),
-        values={key: _decode(value, folder) for key, value in line["values"].items()},
+        values={key: _decode(value, folder) for key, value in with_present_names(line["values"]).items()},
         steps=_curve(steps) if steps is not None else None,
         kind=line["kind"],
     )

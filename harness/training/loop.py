@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.tracking.records import Curve, Record, Value
+from harness.tracking.records import Curve, Record, Value, with_present_names
 from harness.training.device import autocast, peak_memory, synchronise
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, StepResult
@@ -112,6 +112,7 @@ class TrainerState:
         """Back to what `state_dict` said, torch's random states included."""
         for name in PLAIN:
             setattr(self, name, state[name])
+        self.history = [with_present_names(row) for row in self.history]
         for name in STACKED:
             setattr(self, name, [] if state[name] is None else list(state[name].to(device)))
         torch.set_rng_state(state["random"]["cpu"])
@@ -174,11 +175,11 @@ def fit(
         whole = time.monotonic() - began
         values |= {
             "epoch": epoch + 1,
-            "time/epoch(s)": whole,
-            "time/train(s)": trained,
-            "time/eval(s)": whole - trained,
-            "throughput(images/s)": images / max(trained, 1e-9),
-            "memory/peak(GiB)": peak_memory(learner.device),
+            "time/epoch_s": whole,
+            "time/train_s": trained,
+            "time/eval_s": whole - trained,
+            "throughput/images_per_s": images / max(trained, 1e-9),
+            "memory/peak_gib": peak_memory(learner.device),
         }
         progress.history.append({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
         yield Record(step=progress.step, epoch=epoch + 1, values=values, steps=steps)

@@ -12,7 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "albumentations", "numpy")
+PACKAGES = ("vision-harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "albumentations", "numpy")
 
 
 def world_size() -> int:

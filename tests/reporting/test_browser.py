@@ -11,7 +11,9 @@ from harness.reporting.html import pages
 from tests.support.report_samples import evil_run, other_seed, sweep
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-selenium = pytest.importorskip("selenium", reason="the browser is driven by selenium: pip install 'harness[test]'")
+selenium = pytest.importorskip(
+    "selenium", reason="the browser is driven by selenium: pip install 'vision-harness[test]'"
+)
 pytestmark = pytest.mark.skipif(
     not (CHROMIUM and DRIVER), reason="no Chromium here: apt install chromium chromium-driver"
 )

@@ -175,7 +175,7 @@ def _child(
     from harness.cli.main import main
 
     try:
-        main.main()
+        main()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -16,7 +16,7 @@ def image(seed: int) -> Image:
 def epoch(number: int, steps: int = 3) -> Record:
     """The record of one epoch, with a curve of every step."""
     x = list(range((number - 1) * steps + 1, number * steps + 1))
-    values = {"train/loss": 1 / number, "val/acc": number / 10, "lr": 0.5, "memory/peak(GiB)": 0.25}
+    values = {"train/loss": 1 / number, "val/acc": number / 10, "lr": 0.5, "memory/peak_gib": 0.25}
     return Record(
         x[-1], number, values, Curve("step", x, {"train/step_loss": [s / 100 for s in x], "lr": [0.5] * steps})
     )

@@ -319,4 +319,4 @@ def test_without_wandb_workspaces_the_extra_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("TrackingError")
-    assert "pip install 'harness[reports]'" in done.stdout
+    assert "pip install 'vision-harness[reports]'" in done.stdout

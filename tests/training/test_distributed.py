@@ -236,7 +236,7 @@ def test_a_run_that_diverges_in_one_process_diverges_in_both(tmp_path):
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["--lr-max", "find"], "run `harness find` first"),
+        (["--lr-max", "find"], "run `harness lr-find` first"),
         (["--auto-batch"], "auto_batch=True would split"),
         (["--sync-bn"], "sync_bn=True needs GPUs"),
         (["--batch-size", "3"], "two images each; set --batch-size 4"),

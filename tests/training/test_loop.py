@@ -209,7 +209,7 @@ def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_
     torch.manual_seed(12345)  # whatever else has drawn in between
     resumed, records = train(net(seed=7), None)
     assert_equal(whole, resumed)
-    wall = {"time/epoch(s)", "time/train(s)", "time/eval(s)", "throughput(images/s)", "memory/peak(GiB)"}
+    wall = {"time/epoch_s", "time/train_s", "time/eval_s", "throughput/images_per_s", "memory/peak_gib"}
     for mine, theirs in zip(reversed(records), reversed(expected), strict=False):
         assert {k: v for k, v in mine.values.items() if k not in wall} == {
             k: v for k, v in theirs.values.items() if k not in wall

@@ -182,7 +182,7 @@ def times(run: RunData) -> dict[str, float]:
     told = sub_mapping(run.summary, "seconds")
 
     def summed(key: str) -> float:
-        known = [number(value) for value in run.line(f"time/{key}(s)")[1]]
+        known = [number(value) for value in run.line(f"time/{key}_s")[1]]
         return number(told[key]) if key in told else sum(value for value in known if math.isfinite(value))
 
     train, evaluate, epoch = summed("train"), summed("eval"), summed("epoch")

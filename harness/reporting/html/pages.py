@@ -159,7 +159,7 @@ def _fill(template: str, charts: Mapping[str, Sequence[Chart]], **values: Any) -
         plotly=_plotly() if about else "",
         css=(TEMPLATES / "page.css").read_text(encoding="utf-8"),
         script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
-        harness_version=version("harness"),
+        harness_version=version("vision-harness"),
         **values,
     )  # fmt: skip
 

@@ -66,7 +66,9 @@ def reports() -> Any:
             warnings.simplefilter("ignore")  # its own use of pydantic's old forms
             import wandb_workspaces.reports.v2 as module
     except ImportError as error:
-        raise TrackingError(f"W&B reports need wandb-workspaces ({error}); pip install 'harness[reports]'") from error
+        raise TrackingError(
+            f"W&B reports need wandb-workspaces ({error}); pip install 'vision-harness[reports]'"
+        ) from error
     return module
 
 
