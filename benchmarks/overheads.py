@@ -29,13 +29,13 @@ from harness.runs.components import build_components
 # Ends a run at its first update and says when it began.
 TO_THE_FIRST_UPDATE = """
 import os, sys, time
-from harness import cli
+from harness.cli.main import main
 import harness.training.loop as loop
 def first(*words, **more):
     print("began", time.time()); sys.stdout.flush(); os._exit(0)
 loop._step = first
 sys.argv = ["harness", *sys.argv[1:]]
-cli.main()
+main()
 """
 BARE = "import time, torch, timm; print('began', time.time())"
 

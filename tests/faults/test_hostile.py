@@ -33,7 +33,7 @@ def command(words, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
-        main.main()
+        main()
     said = capfd.readouterr()
     return stop.value.code, said.err
 

@@ -277,7 +277,7 @@ def test_a_mistake_is_one_line_and_the_right_exit_status(words, code, says, tmp_
         sys, "argv", ["harness", "run", "--recipe", "digits", "--model-args", "width=8", "--wandb", "disabled", *words]
     )
     with pytest.raises(SystemExit) as stop:
-        main.main()
+        main()
     errors = capfd.readouterr().err
     assert stop.value.code == code, errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
