@@ -74,9 +74,9 @@ class LRFinder:
     ) -> None:
         self.config, self.components, self.ask, self.display, self.check = config, parts, ask, display, check
         self.window = range_for(config, ask)
-        self.classes = config.classes or len(parts.data.classes)
+        self.classes = config.classes or len(parts.dataset.classes)
         self.uniform_loss = math.log(self.classes)  # the loss of a guess
-        self.data, remark = hold_out_for_finder(parts.data, config)
+        self.data, remark = hold_out_for_finder(parts.dataset, config)
         self.remarks = (remark,) if remark else ()
         self.curves: list[LRCurve] = []
         self.held: EvalBatches | None = None
@@ -100,7 +100,7 @@ class LRFinder:
             on_step=self._watch,
         ):
             trace = self.curves[-1]
-            self.display.say(
+            self.display.message(
                 f"range test, seed {trace.seed}: {len(trace.lrs)} steps, {trace.lrs[0]:.2g} to {trace.lrs[-1]:.2g}: {trace.end}"
             )
             yield record
@@ -124,7 +124,7 @@ class LRFinder:
             trials=trials,
             held_images=self.held.images if self.held is not None else 0,
             remarks=self.remarks,
-            brings_val=self.components.data.val is not None and not self.config.val_fraction,
+            brings_val=self.components.dataset.val is not None and not self.config.val_fraction,
         )
 
     def _trials(self, said: Suggestion) -> list[ShortRun]:
@@ -138,14 +138,14 @@ class LRFinder:
         for lr_max in candidates(said.lr_max, self.ask.confirm):
             schedule = self._short(round_significant(lr_max), round_significant(lr_max * said.lr_min / said.lr_max))
             trial = short_run(self.make, self.feed, self.held, schedule, seed=self.config.seed, on_step=self.check)
-            self.display.say(
+            self.display.message(
                 f"short run, LRMAX {trial.lr_max:.2g}: {'diverged' if math.isnan(trial.loss) else f'{100 * trial.acc:.1f} % held-out'}"
             )
             trials.append(trial)
         return trials
 
     def _short(self, lr_max: float, lr_min: float) -> Schedule:
-        config, steps = self.config, min(max(2 * self.components.batches.train.steps, TRIAL_STEPS[0]), TRIAL_STEPS[1])
+        config, steps = self.config, min(max(2 * self.components.loaders.train.steps, TRIAL_STEPS[0]), TRIAL_STEPS[1])
         share = config.peak_epoch / config.epochs if config.schedule == "one_cycle" and config.epochs else 0.2
         return Schedule(
             "one_cycle",
@@ -174,7 +174,7 @@ class LRFinder:
         return loaders.make_loaders(config, self.data, self.components.preprocess, self.components.learner.device)
 
     def _watch(self, tick: StepInfo) -> None:
-        self.display.tick(tick)
+        self.display.on_step(tick)
         self.check()
 
 

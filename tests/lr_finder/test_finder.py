@@ -26,8 +26,7 @@ from harness.lr_finder.range_test import (
     short_run,
 )
 from harness.lr_finder.result import result_table, sweep_definition
-from harness.runs import lr_find as roof
-from harness.runs import run
+from harness.runs import lr_find, run
 from harness.tracking.journal import read_journal
 from harness.tracking.records import Curve, Table
 from harness.tracking.tracker import NullTracker
@@ -348,7 +347,9 @@ def found(tmp_path_factory):
     """One finding on real data, with two short runs and a sweep: (finding, folder)."""
     folder = tmp_path_factory.mktemp("found here")
     config = make_config({**QUICK, "wandb": "offline", "output": folder / "runs", "lr_max": "find", "lr_min": "find"})
-    finding = roof.find_lr(config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", display=Silent())
+    finding = lr_find.find_lr(
+        config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", reporter=Silent()
+    )
     return finding, folder
 
 
@@ -410,7 +411,7 @@ def test_it_finds_rates_that_train(found):
 
 def test_the_images_that_judge_are_not_trained_on(found):
     finding, _ = found
-    data = run.assemble(roof.provisional(finding.config)).data
+    data = run.assemble(lr_find.provisional(finding.config)).data
     apart, remark = hold_out_for_finder(data, finding.config)
     assert remark == ""
     assert not set(apart.train.ids) & set(apart.val.ids)
@@ -461,19 +462,19 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(found):
 def test_a_run_takes_what_was_found_and_a_resumed_one_does_not_search_again(found, tmp_path):
     finding, _ = found
     config = finding.config
-    display = Silent()
-    parts = run.assemble(roof.provisional(config))
+    reporter = Silent()
+    parts = run.assemble(lr_find.provisional(config))
     (tmp_path / "lr_finder.json").write_text((finding.folder / "lr_finder.json").read_text())
     digest = json.loads((tmp_path / "lr_finder.json").read_text())["digest"]
     assert digest == config.digest()
-    resolved = roof.resolve_lr(config, parts, tmp_path, NullTracker(), display)
+    resolved = lr_find.resolve_lr(config, parts, tmp_path, NullTracker(), reporter)
     assert (resolved.lr_min, resolved.lr_max) == (finding.lr_min, finding.lr_max)
     assert not resolved.needs_lr_find
-    assert display.said == []
+    assert reporter.said == []
     only = config.replace(lr_max=0.05)
     kept = {**json.loads((tmp_path / "lr_finder.json").read_text()), "digest": only.digest()}
     (tmp_path / "lr_finder.json").write_text(json.dumps(kept))
-    half = roof.resolve_lr(only, parts, tmp_path, NullTracker(), display)
+    half = lr_find.resolve_lr(only, parts, tmp_path, NullTracker(), reporter)
     assert half.lr_max == 0.05
     assert 0.05 / 31 < half.lr_min < 0.05 / 2.9
 
@@ -486,13 +487,13 @@ def test_a_whole_run_after_a_search_is_the_run_without_it_to_the_bit(tmp_path):
         parts = run.assemble(config)
         torch.manual_seed(11)
         if search:
-            roof.run_range_test(
+            lr_find.run_range_test(
                 config,
                 parts,
                 tmp_path / "found",
                 NullTracker(),
                 Silent(),
-                roof.Ask(steps=10, low=1e-3, high=0.1, seeds=1),
+                lr_find.Ask(steps=10, low=1e-3, high=0.1, seeds=1),
             )
         (record,) = fit(
             parts.learner, parts.batches.train, parts.schedule, epochs=1, evaluations={"test": parts.batches.test}
@@ -503,10 +504,10 @@ def test_a_whole_run_after_a_search_is_the_run_without_it_to_the_bit(tmp_path):
 
 def test_no_learning_rate_found_is_refused_with_what_to_do(tmp_path):
     config = make_config({**QUICK, "lr_max": "find", "output": tmp_path})
-    parts = run.assemble(roof.provisional(config))
+    parts = run.assemble(lr_find.provisional(config))
     (tmp_path / "figures").mkdir()
-    finding = roof.run_range_test(
-        config, parts, tmp_path, NullTracker(), Silent(), roof.Ask(steps=10, low=1e-12, high=1e-11, seeds=1)
+    finding = lr_find.run_range_test(
+        config, parts, tmp_path, NullTracker(), Silent(), lr_find.Ask(steps=10, low=1e-12, high=1e-11, seeds=1)
     )
     assert finding.lr_max is None
     assert finding.command == ""
@@ -522,7 +523,7 @@ def test_find_is_a_value_of_both_rates(word):
     assert Config(**yaml_io.parse_yaml(config.to_yaml())) == config
     with pytest.raises(UsageError, match="no range test"):
         config.rates()
-    plain = roof.provisional(config.replace(lr_min=0.7))
+    plain = lr_find.provisional(config.replace(lr_min=0.7))
     assert plain.rates()[0] <= plain.rates()[1]
 
 
