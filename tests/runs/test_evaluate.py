@@ -9,12 +9,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+
+from harness.runs import export, inference
+from harness.tracking.journal import read_journal
 from tests.support.commands import command
 from tests.support.wandb_files import load
-
-from harness.runs import export
-from harness.runs import inference
-from harness.tracking.journal import read_journal
 
 
 def rows(path):
