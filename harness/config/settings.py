@@ -23,6 +23,8 @@ from harness.utils.errors import UsageError, did_you_mean
 FIND = "find"
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 NumberOrFind = float | Literal["find"]
+# Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
+SHORT_NAMES = {"config": "recipe", "lr": "lr_max", "opt": "optimizer", "wd": "weight_decay"}
 
 
 def _setting(
@@ -260,12 +262,12 @@ def setting_types() -> Mapping[str, Any]:
 
 
 def canonical_name(word: str) -> str:
-    """The setting that a word spells in any case, with dashes or underscores or none (`LRMIN`, `lr-min`).
+    """The setting that a word spells in any case, with dashes or underscores or none (`LRMIN`, `lr-min`), or by its short name (`wd`).
 
     Raises:
         UsageError: there is no such setting; the nearest one is named.
     """
-    plain = {name.replace("_", ""): name for name in setting_fields()}
+    plain = {name.replace("_", ""): name for name in setting_fields()} | SHORT_NAMES
     key = str(word).lower().replace("-", "").replace("_", "")
     if key not in plain:
         raise UsageError(f"there is no setting {word!r}{did_you_mean(str(word).lower(), setting_fields())}")

@@ -48,7 +48,7 @@ def export_onnx(path: Path, file: Path) -> str:
     try:
         import onnxruntime
     except ImportError:
-        raise UsageError("ONNX needs an extra: pip install 'vision-harness[export]'") from None
+        raise UsageError("ONNX needs an extra: pip install 'vision-harness[onnx]'") from None
     trained = load_trained_model(path, {"device": "cpu", "precision": "fp32"})
     size = trained.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

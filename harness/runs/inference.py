@@ -213,7 +213,7 @@ def explain(
 
 def _answers(trained: TrainedModel, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Explanation]:
     mapped = trained.config.cam != "none" and trained.viewer.has_layer()
-    files = list(_pictures(pictures))
+    files = list(image_files(pictures))
     for file, name in zip(files, _out_names(files), strict=True):
         try:
             pixels = read_image(file)
@@ -248,7 +248,12 @@ def _write_overlay(shown: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
     return path
 
 
-def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
+def image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield picture files: each file as given, each folder's pictures at any depth, sorted.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no pictures.
+    """
     for path in paths:
         if path.is_dir():
             found = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))

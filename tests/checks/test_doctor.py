@@ -100,7 +100,7 @@ def test_every_command_stands_in_one_section_of_the_help_with_its_whole_sentence
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        (["evaluate"], "missing argument 'CHECKPOINT'; see harness evaluate --help"),
+        (["evaluate"], "missing argument 'RUN'; see harness evaluate --help"),
         (["sweep"], "missing argument 'FILE'"),
         (["run", "digits"], "a recipe is given by --recipe digits"),
         (["run", "--flip", "maybe"], "flip='maybe': need True or False"),

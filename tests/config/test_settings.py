@@ -204,7 +204,8 @@ def test_a_settings_file_that_is_too_large_or_not_text_is_refused(tmp_path):
 def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_path(words, value, rest):
     import click
 
-    from harness.cli.options import CONTEXT, SettingsCommand, setting_options
+    from harness.cli.commands import CONTEXT, SettingsCommand
+    from harness.cli.options import setting_options
 
     @click.command(cls=SettingsCommand, context_settings=CONTEXT)
     @click.argument("path")

@@ -441,7 +441,7 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(found):
     finding, folder = found
     written = yaml_io.read_yaml(folder / "sweep.yaml")
     assert written == sweep_definition(finding)
-    assert written["command"] == ["${env}", "harness", "run", "${args}"]
+    assert written["command"] == ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"]
     assert (written["method"], written["metric"]) == ("bayes", {"name": "best/val_acc", "goal": "maximize"})
     parameters = written["parameters"]
     fixed = {name: value["value"] for name, value in parameters.items() if "value" in value}
