@@ -13,10 +13,10 @@ import pytest
 import yaml
 
 import harness
-from harness.cli.commands import CONTEXT, normalize
+from harness.cli.commands import CONTEXT
 from harness.cli.main import cli
 from harness.config.recipe import make_config, recipe_paths
-from harness.config.settings import Config, setting_fields
+from harness.config.settings import Config, normalize_name, setting_fields
 from tests.support.commands import QUICK, command
 
 ROOT = Path(__file__).parent.parent
@@ -215,4 +215,4 @@ def _options(command):
 
 
 def _plain(option):
-    return normalize(option.split("=")[0])
+    return normalize_name(option.split("=")[0])

@@ -10,6 +10,7 @@ import click
 
 from harness.cli import completion
 from harness.config import settings
+from harness.config.settings import normalize_name
 from harness.tracking.wandb.failed_trial import send_failure
 from harness.utils.errors import did_you_mean
 
@@ -40,12 +41,7 @@ NAMES_ELSEWHERE = {
 }  # fmt: skip
 
 
-def normalize(name: str) -> str:
-    """Return a name without case, dashes and underscores: two spellings of one option are equal in it."""
-    return name.lower().replace("-", "").replace("_", "")
-
-
-CONTEXT = {"token_normalize_func": normalize, "help_option_names": ["-h", "--help"], "max_content_width": 110}
+CONTEXT = {"token_normalize_func": normalize_name, "help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 class CommandGroup(click.Group):
@@ -63,9 +59,9 @@ class CommandGroup(click.Group):
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return a command by its name or an alias, in any spelling; None when there is none."""
-        names = {normalize(alias): command for alias, command in ALIASES.items()}
-        names |= {normalize(command): command for command in self.commands}
-        return self.commands.get(names.get(normalize(name), ""))
+        names = {normalize_name(alias): command for alias, command in ALIASES.items()}
+        names |= {normalize_name(command): command for command in self.commands}
+        return self.commands.get(names.get(normalize_name(name), ""))
 
     def resolve_command(
         self, context: click.Context, args: list[str]
@@ -188,10 +184,10 @@ class SettingsCommand(PlainCommand):
         Raises:
             UsageError: an option or its value is wrong; a sweep whose trial this is hears of it.
         """
-        booleans = {normalize(name) for name, kind in settings.setting_types().items() if kind is bool}
+        booleans = {normalize_name(name) for name, kind in settings.setting_types().items() if kind is bool}
         completed = []
         for argument, following in itertools.zip_longest(args, args[1:], fillvalue=""):
-            stands_alone = argument.startswith("--") and normalize(argument) in booleans
+            stands_alone = argument.startswith("--") and normalize_name(argument) in booleans
             is_true = stands_alone and following.lower() not in settings.BOOLEANS
             completed.append(f"{argument}=true" if is_true else argument)
         takes_arguments = any(isinstance(parameter, click.Argument) for parameter in self.params)
@@ -223,12 +219,12 @@ def _show_full_help(context: click.Context, parameter: click.Parameter, value: b
 def nearest_option(error: click.NoSuchOption) -> str:
     """Return ` (did you mean '--x'?)` for the option nearest to one that does not exist, or nothing."""
     options = {
-        normalize(name): name
+        normalize_name(name): name
         for parameter in (error.ctx.command.params if error.ctx else [])
         for name in parameter.opts
         if name.startswith("--")
     }
-    typed = normalize(error.option_name)
-    if (usual := NAMES_ELSEWHERE.get(typed)) and normalize(usual) in {key.lstrip("-") for key in options}:
+    typed = normalize_name(error.option_name)
+    if (usual := NAMES_ELSEWHERE.get(typed)) and normalize_name(usual) in {key.lstrip("-") for key in options}:
         return f" (did you mean '--{usual}'?)"
     return did_you_mean(error.option_name.lower().replace("_", "-"), list(options.values()))

@@ -13,8 +13,9 @@ from typing import Any
 import click
 
 from harness.cli import check, completion, evaluate, report, sweep, train
-from harness.cli.commands import CONTEXT, CommandGroup, nearest_option, normalize
+from harness.cli.commands import CONTEXT, CommandGroup, nearest_option
 from harness.config.recipe import recipe_paths
+from harness.config.settings import normalize_name
 from harness.utils.environment import rank, world_size
 from harness.utils.errors import AlreadyFinished, HarnessError, PeerLostError, ResourceError, UsageError
 from harness.utils.signals import Interrupted
@@ -85,8 +86,8 @@ def main() -> None:
         status = stop.exit_code
     except click.NoSuchOption as error:
         if rank() == 0:
-            typed = {normalize(name): name for name in (argument.partition("=")[0] for argument in arguments)}
-            name = typed.get(normalize(error.option_name), error.option_name)
+            typed = {normalize_name(name): name for name in (argument.partition("=")[0] for argument in arguments)}
+            name = typed.get(normalize_name(error.option_name), error.option_name)
             _show_error(f"no such option {name}{nearest_option(error)}", debug)
         status = 2
     except click.ClickException as error:

@@ -261,14 +261,19 @@ def setting_types() -> Mapping[str, Any]:
     return get_type_hints(Config)
 
 
+def normalize_name(name: str) -> str:
+    """Return a name without case, dashes and underscores: two spellings of one setting or option are equal in it."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
 def canonical_name(word: str) -> str:
     """The setting that a word spells in any case, with dashes or underscores or none (`LRMIN`, `lr-min`), or by its short name (`wd`).
 
     Raises:
         UsageError: there is no such setting; the nearest one is named.
     """
-    plain = {name.replace("_", ""): name for name in setting_fields()} | SHORT_NAMES
-    key = str(word).lower().replace("-", "").replace("_", "")
+    plain = {normalize_name(name): name for name in setting_fields()} | SHORT_NAMES
+    key = normalize_name(str(word))
     if key not in plain:
         raise UsageError(f"there is no setting {word!r}{did_you_mean(str(word).lower(), setting_fields())}")
     return plain[key]

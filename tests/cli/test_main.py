@@ -7,9 +7,9 @@ from pathlib import Path
 import click
 import pytest
 
-from harness.cli.commands import ALIASES, DAILY, NAMES_ELSEWHERE, normalize
+from harness.cli.commands import ALIASES, DAILY, NAMES_ELSEWHERE
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli
-from harness.config.settings import SHORT_NAMES, canonical_name, setting_fields
+from harness.config.settings import SHORT_NAMES, canonical_name, normalize_name, setting_fields
 from harness.utils import errors
 from tests.support.commands import command
 
@@ -19,7 +19,7 @@ WITH_SETTINGS = sorted(name for name, one in cli.commands.items() if any(hasattr
 
 def parsed(name, *arguments):
     """The parameters of a command as click reads them."""
-    return cli.commands[name].make_context(name, list(arguments), token_normalize_func=normalize).params
+    return cli.commands[name].make_context(name, list(arguments), token_normalize_func=normalize_name).params
 
 
 def error_line(*arguments, cwd, check):
@@ -33,7 +33,7 @@ def documented(text):
     return {
         canonical_name(found[1])
         for found in re.finditer(r"^  (?:-\w, )?--([a-z-]+)", text, re.M)
-        if normalize(found[1]) in {normalize(name) for name in setting_fields()}
+        if normalize_name(found[1]) in {normalize_name(name) for name in setting_fields()}
     }
 
 
@@ -129,7 +129,7 @@ def test_a_mistake_is_one_line_that_names_the_nearest_remedy(arguments, says, tm
 def test_names_that_other_trainers_use_lead_to_settings():
     for elsewhere, name in NAMES_ELSEWHERE.items():
         assert canonical_name(name) in setting_fields()
-        assert elsewhere == normalize(elsewhere)
+        assert elsewhere == normalize_name(elsewhere)
         with pytest.raises(errors.UsageError):
             canonical_name(elsewhere)
 
