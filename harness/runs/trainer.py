@@ -27,8 +27,7 @@ from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.tracking.wandb import init
 from harness.tracking.journal import Journal, NullJournal
 from harness.tracking.journal import read_journal as read_journal
-from harness.tracking.tee import MultiTracker
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MultiTracker, Tracker
 from harness.training import checkpoint
 from harness.training.loop import EvalBatches, TrainerState, StepInfo, evaluate, fit
 from harness.training.checkpoint_writer import NullCheckpointWriter, CheckpointWriter
