@@ -13,7 +13,8 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from harness.tracking.records import Artifact, Record, Scalar, with_present_names
+from harness.tracking.metric_names import with_present_names
+from harness.tracking.records import Artifact, Record, Scalar
 from harness.tracking.serialization import decode_record, encode_record, from_line, to_line
 from harness.tracking.tracker import Status, Tracker
 from harness.utils import fault_injection

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.tracking.records import with_present_names
+from harness.tracking.metric_names import with_present_names
 from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, UsageError
 from harness.utils.files import read_json, write_json
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.tracking.records import Curve, Image, Record, Scores, Table, Value, with_present_names
+from harness.tracking.metric_names import with_present_names
+from harness.tracking.records import Curve, Image, Record, Scores, Table, Value
 
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MEDIA = "media"

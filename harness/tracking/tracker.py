@@ -6,7 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Literal, TypeAlias
 
-from harness.tracking.records import Artifact, Record, Scalar, check_metric_names
+from harness.tracking.metric_names import check_metric_names
+from harness.tracking.records import Artifact, Record, Scalar
 
 # How a run ended, in the journal's last line and in W&B's summary; `status.json` has the finer `RunState`.
 Status: TypeAlias = Literal["finished", "failed", "stopped"]

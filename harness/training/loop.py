@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.tracking.records import Curve, Record, Value, with_present_names
+from harness.tracking.metric_names import with_present_names
+from harness.tracking.records import Curve, Record, Value
 from harness.training.device import autocast, peak_memory, synchronise
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, StepResult
