@@ -16,7 +16,7 @@ from harness.config.settings import FIND, Config
 from harness.models.factory import count_parameters
 from harness.runs.inference import load_trained_model
 from harness.tracking.journal import JournalContents, read_journal
-from harness.tracking.run_dir import STATUS, SUMMARY, is_locked, read_state
+from harness.tracking.run_dir import STATUS, SUMMARY, RunState, is_locked, read_state
 from harness.utils.errors import CheckpointError, DataError, HarnessError
 from harness.utils.files import read_json
 
@@ -58,8 +58,8 @@ def open_run(folder: Path) -> FinishedRun:
     except (HarnessError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'journal.jsonl'} does not begin with the settings of a run ({error})") from None
     state = read_state(folder)
-    if state == "running" and not is_locked(folder):
-        state = "crashed"
+    if state == RunState.RUNNING and not is_locked(folder):
+        state = RunState.CRASHED
     return FinishedRun(folder, story, config, state, read_json(folder / SUMMARY))
 
 
@@ -102,9 +102,9 @@ def epochs_row(run: FinishedRun) -> CheckRow:
     """How many epochs have been trained, and whether the run came to its end."""
     found = f"{run.epochs} of {run.config.epochs}, {run.state}"
     resume = read_json(run.folder / STATUS).get("resume", "")
-    if run.state not in ("finished", "running") and resume:
+    if run.state not in (RunState.FINISHED, RunState.RUNNING) and resume:
         found += f"; go on with: {resume}"
-    return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == "finished")
+    return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == RunState.FINISHED)
 
 
 def steps_row(run: FinishedRun, per_epoch: int) -> CheckRow:
@@ -129,8 +129,8 @@ def accuracy_row(run: FinishedRun) -> CheckRow:
     wanted = f"at least {100 * TARGET:g} % on the test set"
     result = run.summary.get("result", {})
     said = result.get("test/acc")
-    if run.state != "finished" or not isinstance(said, int | float):
-        return row("accuracy", wanted, "no result yet" if run.state != "finished" else "the test set was not read", "summary.json", False)  # fmt: skip
+    if run.state != RunState.FINISHED or not isinstance(said, int | float):
+        return row("accuracy", wanted, "no result yet" if run.state != RunState.FINISHED else "the test set was not read", "summary.json", False)  # fmt: skip
     right, count = _counted(run.folder / "predictions.csv")
     how = "summary.json" if not count else "summary.json; predictions.csv counted"
     found = f"{100 * said:.2f} % ({result.get('chosen', '?')})"

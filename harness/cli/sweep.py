@@ -77,7 +77,7 @@ def runs(output: Path) -> None:
     harness runs
     harness runs other-runs
     """
-    from harness.tracking.run_dir import SUMMARY, list_runs
+    from harness.tracking.run_dir import list_runs, read_summary
     from harness.utils.errors import UsageError
     from harness.utils.files import read_json
 
@@ -85,7 +85,7 @@ def runs(output: Path) -> None:
         raise UsageError(f"there is no folder {output}; runs go to the one that --output names")
     found = list(list_runs(output))
     for path, state, status in found:
-        result = read_json(path / SUMMARY).get("result", {})
+        result = read_summary(path).get("result", {})
         accuracy = next(
             (f"{split} {100 * result[f'{split}/acc']:.2f} %" for split in ("test", "val") if f"{split}/acc" in result),
             "-",

@@ -21,7 +21,7 @@ from harness.config.settings import Config
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
 from harness.runs.components import Components, describe_data
-from harness.tracking.run_dir import RunDir
+from harness.tracking.run_dir import RunDir, RunState
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.tracking.wandb import init
@@ -195,7 +195,7 @@ class Trainer:
 
         def write(state: dict[str, Any]) -> None:
             checkpoint.save_checkpoint(self.folder.checkpoints, state, facts)
-            self.folder.status("running", **facts, resume=resume_command(self.folder))
+            self.folder.status(RunState.RUNNING, **facts, resume=resume_command(self.folder))
 
         self.saver.save(state, write)
 
