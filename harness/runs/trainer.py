@@ -138,7 +138,7 @@ class Trainer:
         """The split that is evaluated after every epoch; of several processes each has its part of it."""
         batches = getattr(self.components.batches, self.components.watched)
         if self.processes.world_size > 1:  # which all have to come to the end of
-            return cast(EvalBatches, batches.part(self.processes))
+            return cast(EvalBatches, batches.shard(self.processes))
         return Interruptible(batches, self.stop_requests)
 
     def _check(self) -> None:

@@ -263,9 +263,9 @@ def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, 
     ).train
     epoch = batches.epoch(0)
     next(epoch)
-    for pid in batches._workers._pids[:]:
+    for pid in batches.workers.pids[:]:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(DataError, match="no batch came from the loader processes"):
+    with pytest.raises(DataError, match="no batch from the loader processes"):
         list(epoch)
     assert time.monotonic() - began < 30

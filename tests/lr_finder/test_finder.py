@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.lr_finder.finder import hold_out_for_finder
 from harness.lr_finder.range_test import (
     LRRange,
@@ -47,7 +48,7 @@ class Batches:
 
     def __init__(self, seed=0, sizes=(16,) * 5, spoilt=None):
         self.seed, self.sizes, self.spoilt = seed, sizes, spoilt
-        self.steps, self.images = len(sizes), sum(sizes)
+        self.steps, self.num_images = len(sizes), sum(sizes)
 
     def epoch(self, epoch, start=0):
         generator = torch.Generator().manual_seed(1000 * self.seed + epoch)
@@ -62,7 +63,7 @@ class Batches:
 
 
 class Held(list):
-    images = 60
+    num_images = 60
 
 
 def net(seed):
