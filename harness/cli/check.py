@@ -39,7 +39,7 @@ def verify(settings: dict[str, Any], run: Path | None, as_json: bool) -> None:
 
     verdict = verifying.verify(settings, run)
     click.echo(json.dumps(verdict.to_dict(), indent=2) if as_json else verdict.text(columns()))
-    click.echo(verdict.told(), err=True)
+    click.echo(verdict.summary(), err=True)
     if verdict.deviating:
         click.get_current_context().exit(CHECK_FAILED)
 

@@ -85,14 +85,14 @@ def runs(output: Path) -> None:
     harness runs
     harness runs other-runs
     """
-    from harness.tracking.run_dir import SUMMARY, list_runs
+    from harness.tracking.run_dir import list_runs, read_summary
     from harness.utils.files import read_json
 
     if not output.is_dir() and output != Path("runs"):
         raise UsageError(f"there is no folder {output}; run directories are in the folder that --output names")
     listed = list(list_runs(output))
     for path, state, status in listed:
-        result = read_json(path / SUMMARY).get("result", {})
+        result = read_summary(path).get("result", {})
         accuracy = next(
             (f"{split} {percent(result[f'{split}/acc'], 2)}" for split in ("test", "val") if f"{split}/acc" in result),
             "-",

@@ -48,7 +48,7 @@ class Batches:
 
     def __init__(self, seed=0, sizes=(16,) * 5, spoilt=None):
         self.seed, self.sizes, self.spoilt = seed, sizes, spoilt
-        self.steps, self.images = len(sizes), sum(sizes)
+        self.steps, self.num_images = len(sizes), sum(sizes)
 
     def epoch(self, epoch, start=0):
         generator = torch.Generator().manual_seed(1000 * self.seed + epoch)
@@ -63,7 +63,7 @@ class Batches:
 
 
 class Held(list):
-    images = 60
+    num_images = 60
 
 
 def net(seed):
