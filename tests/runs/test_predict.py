@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.runs.inference import load_trained_model
+from harness.evaluation.trained_model import load_trained_model
 from harness.runs.predict import Prediction, predict, write_predictions
 from harness.utils.errors import DataError
 from tests.support.commands import QUICK, command
