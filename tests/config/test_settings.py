@@ -87,7 +87,7 @@ def test_a_value_arrives_as_it_was_meant(name, word, value):
         ({"model_args": "width"}, "mapping"),
         ({"model_args": {"a": math.nan}}, "finite"),
         ({"name": "a\x1b[31m"}, "control characters"),
-        ({"project": None}, "a word"),
+        ({"project": None}, "a string"),
     ],
 )
 def test_a_wrong_value_is_refused_with_what_is_allowed(values, says):
