@@ -528,7 +528,7 @@ def test_find_is_a_value_of_both_rates(word):
 
 
 def test_another_word_than_find_is_refused_for_a_rate():
-    with pytest.raises(UsageError, match="a number, or the word find"):
+    with pytest.raises(UsageError, match="a number, or find"):
         Config(lr_max="search")
     with pytest.raises(UsageError, match="a number"):
         Config(momentum="find")
