@@ -164,7 +164,7 @@ def _commands(text):
 def _in_line(line):
     """The `harness` commands of a line of a shell; two spaces or `#` begin a remark."""
     for part in re.split(r"&&|\|\|?|;|>", re.split(r"\s{2,}|\s#\s", line.strip())[0]):
-        if found := re.match(r"(?:.*(?:-m|srun|env) )?harness ([a-z]+)(?: (.*))?$", part.strip()):
+        if found := re.match(r"(?:.*(?:-m|srun|env) )?harness ([a-z][a-z-]*)(?: (.*))?$", part.strip()):
             yield found[1], [word for word in shlex.split(found[2] or "") if not word.startswith("[")]
 
 
