@@ -51,7 +51,9 @@ def box(x: float, y: float, width: float, height: float, colour: str) -> str:
     return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" fill="{colour}" stroke="{INK}"/>'
 
 
-def text(x: float, y: float, content: str, size: int = 13, colour: str = INK, bold: bool = False, centre: bool = True) -> str:
+def text(
+    x: float, y: float, content: str, size: int = 13, colour: str = INK, bold: bool = False, centre: bool = True
+) -> str:
     anchor, weight = "middle" if centre else "start", "bold" if bold else "normal"
     return (
         f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" font-weight="{weight}" text-anchor="{anchor}">'
