@@ -54,7 +54,7 @@ def test_a_users_model_is_trained_by_its_name(folder):
 
 @pytest.mark.slow
 def test_drawn_shapes_are_learned_evaluated_and_explained(folder):
-    assert "450 pictures" in python("draw_shapes.py", "shapes", cwd=folder)
+    assert "450 images" in python("draw_shapes.py", "shapes", cwd=folder)
     command("run", "--recipe", "shapes.yaml", "--name", "shapes", *NARROW, cwd=folder, check=0)
     assert json.loads((folder / "runs/shapes/summary.json").read_text())["result"]["test/acc"] > 0.6
     assert "circle" in command("evaluate", "runs/shapes", cwd=folder, check=0).stdout
