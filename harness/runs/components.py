@@ -16,9 +16,8 @@ from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess, make_preprocess
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
-from harness.evaluation.metrics import eval_mode
 from harness.models import factory
-from harness.training.device import autocast_dtype, configure_torch, pick_device, pick_precision
+from harness.training.device import autocast_dtype, configure_torch, eval_mode, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.schedule import Schedule, make_schedule

@@ -96,7 +96,7 @@ def _train(
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
         trainer = Trainer(components, directory, tracked.tracker, tracked.journal, reporter, state, stop_requests)
         with learner.processes.report_peer_failure():
-            return trainer.run({**facts, "seconds before": round(seconds_before, 2)})
+            return trainer.run({**facts, "seconds_before": round(seconds_before, 2)})
 
 
 def _run_worker(config: Config, processes: SingleProcess) -> RunResult:

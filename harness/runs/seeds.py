@@ -26,6 +26,7 @@ from harness.utils.errors import BusyError, CheckpointError, DivergedError, Harn
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, StopRequests
 from harness.reporting.html.share import write_run_page
+from harness.tracking.run_dir import RunState
 from harness.utils.text import write_csv
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
 from harness.tracking.wandb.failed_trial import report_failed_trial
@@ -84,12 +85,12 @@ class SeedsResult:
     @property
     def finished(self) -> tuple[SeedRun, ...]:
         """The seeds that finished."""
-        return tuple(seed for seed in self.seeds if seed.state == "finished")
+        return tuple(seed for seed in self.seeds if seed.state == RunState.FINISHED)
 
     @property
     def failed(self) -> tuple[SeedRun, ...]:
         """The seeds that failed."""
-        return tuple(seed for seed in self.seeds if seed.state == "failed")
+        return tuple(seed for seed in self.seeds if seed.state == RunState.FAILED)
 
     @property
     def figures(self) -> dict[str, MeanInterval]:
@@ -259,14 +260,14 @@ def _train(
         with stop_requests.at_once():  # until the run has its own handlers; nothing loaded before that needs saving
             path = run(config, reporter).folder
     except Interrupted as stop:
-        result = _update(result, index, _unfinished_seed(config, "interrupted", stop))
+        result = _update(result, index, _unfinished_seed(config, RunState.INTERRUPTED, stop))
         progress = f"{len(result.finished)} of {total} seeds are finished"
         raise Interrupted(f"{stop}; {progress}; resume with: {result.command}", stop.exit_code) from stop
     except SINGLE_SEED_ERRORS as error:
         reporter.message(f"Seed {config.seed} failed: {error}")
-        return _update(result, index, _unfinished_seed(config, "failed", error))
+        return _update(result, index, _unfinished_seed(config, RunState.FAILED, error))
     except HarnessError as error:
-        _update(result, index, _unfinished_seed(config, "failed", error))
+        _update(result, index, _unfinished_seed(config, RunState.FAILED, error))
         raise
     finally:
         reporter.close()  # the next seed has a bar of its own
@@ -277,15 +278,15 @@ def _train(
 def _finished_run(config: Config) -> Path | None:
     """Return the directory in which this very run has finished."""
     for path in run_dir.runs_with_settings(config):
-        if run_dir.read_state(path) == "finished" and _equal(path / run_dir.CONFIG, config):
+        if run_dir.read_state(path) == RunState.FINISHED and _equal(path / run_dir.CONFIG, config):
             return path
     return None
 
 
 def _finished_seed(seed: int, folder: Path) -> SeedRun:
-    summary = read_json(folder / run_dir.SUMMARY)
+    summary = run_dir.read_summary(folder)
     rates: dict[str, float] = {name: summary[name] for name in ("lr_min", "lr_max") if name in summary}
-    return SeedRun(seed, "finished", folder.name, summary.get("result", {}), rates)
+    return SeedRun(seed, RunState.FINISHED, folder.name, summary.get("result", {}), rates)
 
 
 def _unfinished_seed(config: Config, state: str, error: HarnessError) -> SeedRun:

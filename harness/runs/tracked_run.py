@@ -15,9 +15,8 @@ from harness.config.settings import Config
 from harness.reporting.html.share import write_run_page
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
-from harness.tracking.run_dir import RunDir
-from harness.tracking.tee import MultiTracker
-from harness.tracking.tracker import NullTracker, Tracker
+from harness.tracking.run_dir import RunDir, RunState
+from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
 from harness.tracking.wandb.session import in_sweep
 from harness.utils import environment
@@ -70,7 +69,7 @@ def tracked_run(
         TrackingError: W&B was required and can not be had.
     """
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
-    directory.status("running", **_position(directory, state))
+    directory.status(RunState.RUNNING, **_position(directory, state))
     try:
         with stop_requests.at_once():
             tracked = _open(config, directory, reporter, stop_requests, header, state)
@@ -89,10 +88,10 @@ def tracked_run(
             raise final from error
         raise
     if config.report:  # before the state is `finished`: a run that is killed here is resumed and writes the page then
-        write_run_page(directory.path, reporter.message, "finished")
+        write_run_page(directory.path, reporter.message, RunState.FINISHED)
     sync = {"sync": tracked.wandb.sync_command} if tracked.wandb.sync_command else {}
     directory.status(
-        "finished", exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync
+        RunState.FINISHED, exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync
     )  # `resume` is left out: there is nothing to resume
     _report_paths(directory, tracked, reporter)
 
@@ -202,11 +201,11 @@ def _close_failed(
         reporter.message(f"Stopped at step {state.step}. Resume with: {resume_command(directory)}")
 
 
-def _state_after(error: BaseException) -> str:
+def _state_after(error: BaseException) -> RunState:
     """Return the state of a run that this error ended."""
     if not isinstance(error, Interrupted):
-        return "failed"
-    return "preempted" if error.exit_code in PREEMPTED else "interrupted"
+        return RunState.FAILED
+    return RunState.PREEMPTED if error.exit_code in PREEMPTED else RunState.INTERRUPTED
 
 
 def _failure(directory: RunDir, state: TrainerState | None, error: BaseException) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from harness.runs.tracked_run import resume_command
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
 from harness.tracking.records import Artifact, Record, Scalar, Value
-from harness.tracking.run_dir import RunDir
+from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
 from harness.training.checkpoint_writer import CheckpointWriter, NullCheckpointWriter
@@ -135,7 +135,7 @@ class Trainer:
         """Return the batches of the split that is evaluated after every epoch; under DDP this process's shard of it."""
         batches = getattr(self.components.loaders, self.components.eval_split)
         if self.processes.world_size > 1:  # all of them have to finish it
-            return cast(EvalBatches, batches.part(self.processes))
+            return cast(EvalBatches, batches.shard(self.processes))
         return Interruptible(batches, self.stop_requests)
 
     def _check_stop(self) -> None:
@@ -200,7 +200,7 @@ class Trainer:
 
         def write(state: dict[str, Any]) -> None:
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
-            self.directory.status("running", **facts, resume=resume_command(self.directory))
+            self.directory.status(RunState.RUNNING, **facts, resume=resume_command(self.directory))
 
         self.writer.save(state, write)
 

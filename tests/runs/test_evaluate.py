@@ -205,7 +205,7 @@ def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
     from harness.utils.errors import UsageError
 
     _, folder = finished
-    with pytest.raises(UsageError, match="model: the checkpoint says this itself"):
+    with pytest.raises(UsageError, match="model: fixed by the checkpoint"):
         inference.load_trained_model(folder, {"model": "resnet18"})
 
 
