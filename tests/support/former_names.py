@@ -7,7 +7,8 @@ import json
 import torch
 
 from harness.tracking.metric_names import FORMER_METRIC_NAMES
-from harness.utils.files import read_json, sha256, write_json
+from harness.utils.files import read_json, write_json
+from tests.support.checkpoints import vouch_for
 
 FORMER_NAMES = {present: former for former, present in FORMER_METRIC_NAMES.items()}
 
@@ -33,13 +34,3 @@ def use_former_names(folder):
     torch.save(state, checkpoint)
     vouch_for(checkpoint)
     return sum(json.dumps(lines).count(json.dumps(name)) for name in FORMER_METRIC_NAMES)
-
-
-def vouch_for(checkpoint, **changes):
-    """Make the index accept a checkpoint as it is now, and remove the one before it."""
-    folder = checkpoint.parent
-    index = read_json(folder / "index.json")
-    for entry in index["checkpoints"]:
-        entry.update({"sha256": sha256(checkpoint), "bytes": checkpoint.stat().st_size, **changes})
-    write_json(folder / "index.json", index)
-    (folder / "previous.pt").unlink(missing_ok=True)
