@@ -13,7 +13,7 @@ from harness.tracking.records import Record
 from harness.training.loop import TrainerState
 from harness.utils.errors import DivergedError, UsageError
 from harness.utils.signals import Interrupted, StopRequests
-from tests.support.wandb_files import segments
+from tests.support.wandb_files import offline_runs
 
 
 class Messages(ProgressReporter):
@@ -62,7 +62,7 @@ def test_a_body_that_ends_well_leaves_a_finished_run(config):
     assert "resume" not in status and status["tracking"] == "offline" and status["sync"].startswith("wandb sync ")
     contents = read_journal(directory.path)
     assert contents.status == "finished" and contents.whole and [record.step for record in contents.records] == [20]
-    assert segments(directory.path)[0].exit_code == 0
+    assert offline_runs(directory.path)[0].exit_code == 0
     assert (directory.path / "report.html").is_file()
     assert any(line.startswith("Run directory: ") and status["sync"] in line for line in lines)
 
@@ -92,7 +92,7 @@ def test_a_body_that_fails_is_recorded_everywhere_and_its_error_is_raised(config
     assert (summary["status"], summary["reason"]) == ("stopped" if stopped else "failed", str(error))
     assert (summary["epochs"], summary["steps"], summary["last"]["train/loss"]) == (2, 20, 1.0)
     assert read_journal(directory.path).exit_code == exit_code
-    assert segments(directory.path)[0].exit_code == exit_code
+    assert offline_runs(directory.path)[0].exit_code == exit_code
     assert any("Resume with: " in line for line in lines) == stopped
     assert (directory.path / "report.html").is_file() == isinstance(error, DivergedError)
 
@@ -113,5 +113,5 @@ def test_an_output_is_a_wandb_run_of_its_own_only_where_it_is_enabled(config, tm
     with pytest.raises(UsageError), tracked_output(config, tmp_path / "out", job_type="plot", name="curve") as tracker:
         tracker.record(Record(0, 0, {"plot/x": 1.0}, kind="final"))
         raise UsageError("a body that fails")
-    (segment,) = segments(tmp_path / "out")
+    (segment,) = offline_runs(tmp_path / "out")
     assert segment.exit_code == 2 and segment.rows[0]["plot/x"] == 1.0
