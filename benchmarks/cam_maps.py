@@ -20,8 +20,7 @@ from harness.data.registry import load_dataset
 from harness.evaluation import gradcam, metrics
 from harness.reporting.figures import gallery
 from harness.runs import inference
-from harness.training.device import autocast_dtype
-from harness.utils import environment
+from harness.training.device import autocast_dtype, describe_environment
 
 QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
 
@@ -67,7 +66,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
     about = {
         "date": f"{datetime.date.today()}",
         "accuracy": metrics.accuracy(said),
-        **environment.describe_environment(trained.device),
+        **describe_environment(trained.device),
     }
     out = Path(__file__).parent / "results" / f"cam_maps-{about['date']}.json"
     out.parent.mkdir(exist_ok=True)

@@ -107,7 +107,7 @@ def _exit_on_signals() -> dict[int, Any]:
 def _is_told_by_the_leader(error: HarnessError) -> bool:
     """Whether, of several processes, this one may be silent: what all of them find, the first one says."""
     if isinstance(error, PeerLostError):
-        return error.told
+        return error.is_reported
     return rank() > 0 and not isinstance(error, ResourceError)
 
 

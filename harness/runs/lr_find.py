@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.utils import environment
 from harness.tracking import run_dir
 from harness.lr_finder.finder import LRFinderOptions, LRFinder, with_placeholder_lr, range_for
 from harness.config.settings import FIND, Config
@@ -25,6 +24,7 @@ from harness.lr_finder.suggestion import lr_min_for
 from harness.tracking.records import Record
 from harness.reporting.figures import training_curves
 from harness.reporting.figures import lr_finder
+from harness.training.device import describe_environment
 
 
 JSON, FIGURE = "lr_finder.json", "lr_finder.png"
@@ -161,7 +161,7 @@ def _in_own_folder(config: Config, parts: Components, folder: RunDir, ask: LRFin
     write_atomically(folder.path / run_dir.CONFIG, config.to_yaml())
     folder.status("running", step=0)
     with StopRequests() as stop_requests:
-        facts = environment.describe_environment(parts.learner.device)
+        facts = describe_environment(parts.learner.device)
         tracker, _, wandb = open_tracker(config, folder, parts, facts, stop_requests, display)
         try:
             finding = run_range_test(config, parts, folder.path, tracker, display, ask, stop_requests.check)

@@ -11,7 +11,6 @@ import sys
 import time
 from typing import Any
 
-from harness.utils import environment
 from harness.runs import lr_find
 from harness.tracking import run_dir
 from harness.lr_finder.finder import with_placeholder_lr
@@ -32,6 +31,7 @@ from harness.training import distributed
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.schedule import make_schedule
+from harness.training.device import describe_environment
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def _run_in(folder: RunDir, config: Config, parts: Components, display: Progress
         display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
     write_atomically(folder.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
-    facts = environment.describe_environment(parts.learner.device)
+    facts = describe_environment(parts.learner.device)
     with StopRequests() as stop_requests:
         try:
             with stop_requests.at_once():

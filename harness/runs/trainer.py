@@ -82,20 +82,20 @@ class Trainer:
     def tell(self, facts: Mapping[str, Any]) -> RunResult:
         """Train, then keep the result and what can be said of it."""
         self.train()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         trained = time.monotonic()
         model = self._result_model()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         final = self._judge(model)
         self.stop_requests.check()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         self._draw()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         explained = time.monotonic() - trained
         summary = summarise(self.components, self.progress, final, facts)
         summary["seconds"]["explain"] = round(explained, 3)  # predictions, galleries, maps, figures
         self._keep_weights(model, summary)
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         write_json(self.folder.path / run_dir.SUMMARY, summary)
         self.tracker.summary(flatten_summary(summary))
         self.tracker.artifact(self._artifact(summary))
@@ -144,7 +144,7 @@ class Trainer:
 
     def _check(self) -> None:
         """Stop where a stop was asked for: all processes after the same update."""
-        self.stop_requests.obey(self.processes.reduce_stop_flag(self.stop_requests.asked))
+        self.stop_requests.raise_for(self.processes.reduce_stop_flag(self.stop_requests.signal_number))
 
     def _record(self, record: Record) -> None:
         epoch, acc = best_epoch(self.progress.history, self.components.watched)
