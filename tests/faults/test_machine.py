@@ -256,13 +256,13 @@ def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, 
     from harness.data.registry import load_dataset
     from harness.utils.errors import DataError
 
-    monkeypatch.setattr(worker_loader, "TIMEOUT", 1.0)
     config = Config(data="folder", data_dir=str(pictures), loader="timm", workers=1, batch_size=8, image_size=32)
     batches = make_loaders(
         config, load_dataset(config), Preprocess(32, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear"), "cpu"
     ).train
     epoch = batches.epoch(0)
     next(epoch)
+    monkeypatch.setattr(worker_loader, "TIMEOUT", 1.0)
     for pid in batches.workers.pids[:]:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
