@@ -22,8 +22,8 @@ from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.lr_finder.range_test import short_run
 from harness.runs import run
 from harness.runs.progress import LineReporter
+from harness.training.device import describe_environment
 from harness.training.schedule import Schedule
-from harness.utils import environment
 
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
@@ -50,7 +50,7 @@ def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
         "date": f"{datetime.date.today()}",
         "model": config.model,
         "data": config.data,
-        **environment.describe_environment(parts.learner.device),
+        **describe_environment(parts.learner.device),
     }
     out = Path(__file__).parent / "results" / f"around-{config.data}-{about['date']}.json"
     out.parent.mkdir(exist_ok=True)

@@ -127,7 +127,7 @@ def _exit_on_signals() -> dict[int, Any]:
 def _is_reported_elsewhere(error: HarnessError) -> bool:
     """Return whether another process reports an error: what all processes meet, the main one reports."""
     if isinstance(error, PeerLostError):
-        return error.told
+        return error.is_reported
     return rank() > 0 and not isinstance(error, ResourceError)
 
 

@@ -25,9 +25,8 @@ from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 
 Crop: TypeAlias = Literal["pad", "resized", "none"]
-MAX_PAD_CROP_SIZE = (
-    64  # crop=auto pads and crops images up to this side in pixels; above, it crops at random and resizes
-)
+# With crop=auto, images of up to this side in pixels are padded and cropped; larger ones get a random resized crop.
+MAX_PAD_CROP_SIZE = 64
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the random resized crop: fraction of the area, width / height
 CV2_BORDER_TYPES = {"constant": 0, "edge": 1, "reflect": 4}
 

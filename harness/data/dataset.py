@@ -17,6 +17,7 @@ from harness.utils.seeding import seed_for
 
 # Held-out images are the same for every seed, so that the runs of a sweep are compared on the same images.
 SPLIT_SEED = 20180924
+CHUNK_BYTES = 1 << 24
 MAX_PIXEL_BYTES = 2 * 2**30  # fixed, not a fraction of the memory: a fingerprint must not depend on the machine
 
 Triple: TypeAlias = tuple[float, float, float]
@@ -265,9 +266,9 @@ def fingerprint(classes: Sequence[str], splits: Sequence[Split | None]) -> str:
     return digest.hexdigest()
 
 
-def _chunks(pixels: np.ndarray, chunk_bytes: int = 1 << 24) -> Iterator[np.ndarray]:
-    """Yield slices of whole images, about `chunk_bytes` each, so that no large copy is made."""
-    step = max(1, chunk_bytes // max(1, int(np.prod(pixels.shape[1:]))))
+def _chunks(pixels: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield slices of whole images, about `CHUNK_BYTES` each, so that no large copy is made."""
+    step = max(1, CHUNK_BYTES // max(1, int(np.prod(pixels.shape[1:]))))
     for start in range(0, len(pixels), step):
         yield pixels[start : start + step]
 

@@ -17,21 +17,14 @@ from harness.data import loaders
 from harness.data.dataset import Dataset, hold_out
 from harness.data.mixup import make_mixup
 from harness.lr_finder.analysis import LRCurve
-from harness.lr_finder.range_test import (
-    LRRange,
-    ShortRun,
-    candidates,
-    default_range,
-    preserve_rng_state,
-    range_test,
-    short_run,
-)
+from harness.lr_finder.range_test import LRRange, ShortRun, candidates, default_range, range_test, short_run
 from harness.lr_finder.result import LRFinderResult
 from harness.lr_finder.suggestion import Suggestion, round_significant, suggest
 from harness.models import factory
 from harness.tracking.records import Record
 from harness.training.learner import Learner, make_learner
 from harness.training.loop import EvalBatches, StepInfo, TrainBatches
+from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 

@@ -77,20 +77,20 @@ class Trainer:
             environment: plain facts of the machine, for the summary.
         """
         self.train()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         trained_at = time.monotonic()
         model = self._result_model()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         metrics = self._evaluate_result(model)
         self.stop_requests.check()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         self._draw_curves()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         explain_seconds = time.monotonic() - trained_at
         summary = summarise(self.components, self.state, metrics, environment)
         summary["seconds"]["explain"] = round(explain_seconds, 3)  # predictions, galleries, maps, figures
         self._keep_weights(model, summary)
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         write_json(self.directory.path / run_dir.SUMMARY, summary)
         self.tracker.summary(flatten_summary(summary))
         self.tracker.artifact(self._artifact(summary))
@@ -140,7 +140,7 @@ class Trainer:
 
     def _check_stop(self) -> None:
         """Stop where a stop was requested: under DDP all processes after the same update."""
-        self.stop_requests.obey(self.processes.reduce_stop_flag(self.stop_requests.asked))
+        self.stop_requests.raise_for(self.processes.reduce_stop_flag(self.stop_requests.signal_number))
 
     def _on_step(self, info: StepInfo) -> None:
         """Show progress, stop if requested, and save a checkpoint where `checkpoint_every` says so."""

@@ -1,4 +1,4 @@
-"""Batches: pure functions of (seed, epoch, batch), every evaluation image once, wherever the images come from."""
+"""Batches: pure functions of (seed, epoch, batch), every evaluation image exactly once, from device memory and from workers."""
 
 import gc
 import multiprocessing
@@ -32,12 +32,12 @@ KINDS = {
 }
 
 
-def some_split(name, count, seed):
+def random_split(name, count, seed):
     pixels = np.random.default_rng(seed).integers(0, 256, (count, SIZE, SIZE, 3), dtype=np.uint8)
     return in_memory(name, pixels, np.arange(count), [f"{name}/{index}" for index in range(count)])
 
 
-TRAIN, VAL, TEST = some_split("train", COUNT, 0), some_split("val", 8, 1), some_split("test", 23, 2)
+TRAIN, VAL, TEST = random_split("train", COUNT, 0), random_split("val", 8, 1), random_split("test", 23, 2)
 DATA = Dataset("noise", tuple(map(str, range(COUNT))), TRAIN, VAL, TEST, MEAN, STD, "")
 
 
@@ -45,56 +45,56 @@ def batches(kind="resident", data=DATA, preprocess=PREPROCESS, **settings):
     return make_loaders(Config(**{"batch_size": 8, **KINDS[kind], **settings}), data, preprocess, "cpu")
 
 
-def listed(stream):
+def to_list(stream):
     return [(images.clone(), labels.clone()) for images, labels in stream]
 
 
-def same(one, other):
-    return len(one) == len(other) and all(
-        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(one, other, strict=True)
+def equal(batches, others):
+    return len(batches) == len(others) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(batches, others, strict=True)
     )
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_batches_are_a_pure_function_of_seed_epoch_and_batch(kind):
     train = batches(kind).train
-    first = listed(train.epoch(3))
+    first = to_list(train.epoch(3))
     assert len(first) == train.steps == 6 and train.num_images == 48 == sum(len(labels) for _, labels in first)
     random.random(), torch.rand(5), np.random.random()
-    next(train.epoch(0))  # left in the middle
-    tail = listed(train.epoch(3, start=2))
-    assert same(tail, first[2:])
-    assert same(listed(batches(kind).train.epoch(3)), first)
-    assert listed(train.epoch(3, start=6)) == []
-    other = listed(train.epoch(4))
+    next(train.epoch(0))  # abandoned after one batch
+    tail = to_list(train.epoch(3, start=2))
+    assert equal(tail, first[2:])
+    assert equal(to_list(batches(kind).train.epoch(3)), first)
+    assert to_list(train.epoch(3, start=6)) == []
+    other = to_list(train.epoch(4))
     assert not torch.equal(other[0][0], first[0][0]) and not torch.equal(other[0][1], first[0][1])
-    assert not torch.equal(listed(batches(kind, seed=1).train.epoch(3))[0][1], first[0][1])
+    assert not torch.equal(to_list(batches(kind, seed=1).train.epoch(3))[0][1], first[0][1])
 
 
 @pytest.mark.parametrize("kind", ["timm", "albumentations"])
 def test_the_number_of_workers_changes_nothing(kind):
-    alone, two = batches(kind).train, batches(f"{kind}, 2 workers").train
+    single, parallel = batches(kind).train, batches(f"{kind}, 2 workers").train
     for epoch in range(2):
-        assert same(listed(alone.epoch(epoch)), listed(two.epoch(epoch)))
+        assert equal(to_list(single.epoch(epoch)), to_list(parallel.epoch(epoch)))
 
 
-def test_two_workers_and_two_epochs_of_albumentations_draw_differently():
+def test_workers_and_epochs_of_albumentations_draw_different_parameters():
     picture = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
-    one = in_memory("train", np.broadcast_to(picture, (32, SIZE, SIZE, 3)), np.arange(32) % 2, ["x"] * 32)
-    train = batches("albumentations, 2 workers", replace(DATA, train=one, val=None, test=None), batch_size=4).train
+    split = in_memory("train", np.broadcast_to(picture, (32, SIZE, SIZE, 3)), np.arange(32) % 2, ["x"] * 32)
+    train = batches("albumentations, 2 workers", replace(DATA, train=split, val=None, test=None), batch_size=4).train
     images = torch.cat([images for epoch in range(2) for images, _ in train.epoch(epoch)])
     assert len({image.numpy().tobytes() for image in images}) == len(images) == 64
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_epoch_shows_each_image_at_most_once_in_an_order_that_all_kinds_share(kind):
+def test_each_epoch_has_each_image_at_most_once_in_an_order_that_all_loaders_share(kind):
     labels = torch.cat([labels for _, labels in batches(kind, cutout=0, flip=False, crop="none").train.epoch(1)])
     assert len(set(labels.tolist())) == len(labels) == 48
     assert torch.equal(labels, device_loader.epoch_order(COUNT, 0, 1)[:48])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_images_go_with_their_labels(kind):
+def test_images_keep_their_labels(kind):
     for images, labels in batches(kind, cutout=0, flip=False, crop="none").train.epoch(0):
         for image, label in zip(images, labels.tolist(), strict=True):
             torch.testing.assert_close(image, PREPROCESS.image(TRAIN.pixels[label]), atol=2e-6, rtol=0)
@@ -106,32 +106,32 @@ def test_the_global_generators_are_left_alone(kind):
     random.seed(3)
     np.random.seed(3)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tobytes()
-    parts = batches(kind)
-    listed(parts.train.epoch(0))
-    listed(parts.test)
+    loaders = batches(kind)
+    to_list(loaders.train.epoch(0))
+    to_list(loaders.test)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1] and np.random.get_state()[1].tobytes() == before[2]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_evaluation_gives_every_image_once_in_order_with_a_ragged_last_batch(kind):
-    parts = batches(kind, eval_batch_size=10)
-    for evaluation, split in ((parts.val, VAL), (parts.test, TEST)):
+def test_evaluation_has_every_image_once_in_order_with_a_smaller_last_batch(kind):
+    loaders = batches(kind, eval_batch_size=10)
+    for loader, split in ((loaders.val, VAL), (loaders.test, TEST)):
         for _ in range(2):
-            found = listed(evaluation)
-            images, labels = (torch.cat(items) for items in zip(*found, strict=True))
-            assert labels.tolist() == split.labels.tolist() and evaluation.num_images == len(split)
+            result = to_list(loader)
+            images, labels = (torch.cat(items) for items in zip(*result, strict=True))
+            assert labels.tolist() == split.labels.tolist() and loader.num_images == len(split)
             expected = torch.stack([PREPROCESS.image(picture) for picture in split.pixels])
             torch.testing.assert_close(images, expected, atol=0, rtol=0)
-    assert [len(labels) for _, labels in found] == [10, 10, 3]
+    assert [len(labels) for _, labels in result] == [10, 10, 3]
 
 
 @pytest.mark.parametrize("kind", ["resident", "timm", "albumentations"])
 @pytest.mark.parametrize("channels_last", [True, False])
-def test_images_are_float32_in_the_order_asked_for(kind, channels_last):
-    parts = batches(kind, channels_last=channels_last)
+def test_images_are_float32_in_the_requested_memory_order(kind, channels_last):
+    loaders = batches(kind, channels_last=channels_last)
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    for images, labels in (next(parts.train.epoch(0)), next(iter(parts.test))):
+    for images, labels in (next(loaders.train.epoch(0)), next(iter(loaders.test))):
         assert images.dtype == torch.float32 and labels.dtype == torch.int64
         assert images.shape[1:] == (3, SIZE, SIZE) and images.is_contiguous(memory_format=layout)
 
@@ -142,13 +142,13 @@ def test_images_are_float32_in_the_order_asked_for(kind, channels_last):
     [
         (8, True, [8] * 6),
         (8, False, [8] * 6 + [2]),
-        (7, False, [7] * 7),  # and one image alone
+        (7, False, [7] * 7),  # the last image is dropped
         (49, False, [49]),
         (50, True, [50]),
         (64, False, [50]),
     ],
 )
-def test_the_last_batch_is_kept_or_left_out(kind, batch_size, drop_last, sizes):
+def test_an_incomplete_last_batch_is_kept_or_dropped(kind, batch_size, drop_last, sizes):
     train = batches(kind, batch_size=batch_size, drop_last=drop_last).train
     assert [len(labels) for _, labels in train.epoch(0)] == sizes
     assert (train.steps, train.num_images) == (len(sizes), sum(sizes))
@@ -160,14 +160,14 @@ def test_a_batch_larger_than_the_data_is_refused_with_both_numbers(kind):
         batches(kind, batch_size=512)
 
 
-def test_auto_keeps_on_the_device_what_fits_there():
+def test_auto_keeps_data_on_the_device_where_it_fits():
     assert batches(loader="auto").kind == "resident"
     assert batches(loader="auto", crop="resized", workers=0).kind == "timm"
     assert batches("albumentations").kind == "timm" and batches("timm").kind == "timm"
 
 
 @pytest.mark.parametrize(
-    ("settings", "word"),
+    ("settings", "reason"),
     [
         ({"augment": "albumentations"}, "albumentations"),
         ({"crop": "resized"}, "crop=resized"),
@@ -176,13 +176,13 @@ def test_auto_keeps_on_the_device_what_fits_there():
         ({"data": replace(DATA, test=replace(TEST, pixels=None))}, "the test images have several sizes"),
     ],
 )
-def test_resident_where_it_is_impossible_is_refused_with_the_reason(settings, word):
-    with pytest.raises(UsageError, match=f"loader=resident is not possible.*{word}"):
+def test_loader_resident_is_refused_with_the_reason_where_it_is_impossible(settings, reason):
+    with pytest.raises(UsageError, match=f"loader=resident is not possible.*{reason}"):
         batches("resident", **settings)
     assert batches("resident", **{"loader": "auto", "workers": 0, **settings}).kind == "timm"
 
 
-def test_resident_asks_for_a_quarter_of_the_free_memory_at_most(monkeypatch):
+def test_resident_data_takes_at_most_a_quarter_of_the_free_memory(monkeypatch):
     needed = COUNT * 40 * 40 * 3 + (8 + 23) * 32 * 32 * 3
     monkeypatch.setattr(device_loader, "free_memory", lambda device: 4 * needed)
     assert batches(loader="auto").kind == "resident"
@@ -192,7 +192,7 @@ def test_resident_asks_for_a_quarter_of_the_free_memory_at_most(monkeypatch):
         batches()
 
 
-def test_an_epoch_that_was_left_for_another_does_not_go_on_with_its_batches():
+def test_an_abandoned_epoch_does_not_continue_with_the_batches_of_another():
     train = batches("timm, 2 workers").train
     first = train.epoch(0)
     next(first)
@@ -215,51 +215,51 @@ def make_folder(root, sizes=((40, 60), (33, 32), (100, 50))):
 
 @pytest.mark.parametrize("augment", ["timm", "albumentations", "none"])
 @pytest.mark.parametrize(("crop", "size"), [("pad", 32), ("resized", 32), ("none", 32), ("auto", 96)])
-def test_images_of_any_size_reach_the_model_at_its_own(tmp_path, augment, crop, size):
+def test_images_of_any_size_are_brought_to_the_size_of_the_model(tmp_path, augment, crop, size):
     data = make_folder(tmp_path)
     preprocess = replace(PREPROCESS, size=size, crop_pct=0.875)
     config = Config(augment=augment, crop=crop, batch_size=3, eval_batch_size=4, workers=0)
-    parts = make_loaders(config, data, preprocess, "cpu")
-    first = listed(parts.train.epoch(0))
-    assert parts.kind == "timm" and [images.shape for images, _ in first] == [(3, 3, size, size)] * 2
-    assert same(listed(parts.train.epoch(0, start=1)), first[1:])
-    shown = torch.cat([images for images, _ in parts.test])
+    loaders = make_loaders(config, data, preprocess, "cpu")
+    first = to_list(loaders.train.epoch(0))
+    assert loaders.kind == "timm" and [images.shape for images, _ in first] == [(3, 3, size, size)] * 2
+    assert equal(to_list(loaders.train.epoch(0, start=1)), first[1:])
+    images = torch.cat([images for images, _ in loaders.test])
     expected = torch.stack([preprocess.image(data.test.picture(index)) for index in range(6)])
-    torch.testing.assert_close(shown, expected, atol=0, rtol=0)
+    torch.testing.assert_close(images, expected, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_an_image_that_turns_bad_during_the_run_is_named_in_one_line(tmp_path, workers):
+def test_an_image_that_becomes_unreadable_during_the_run_is_named_in_one_line(tmp_path, workers):
     data = make_folder(tmp_path)
-    parts = make_loaders(Config(batch_size=3, workers=workers, image_size=32), data, PREPROCESS, "cpu")
+    loaders = make_loaders(Config(batch_size=3, workers=workers, image_size=32), data, PREPROCESS, "cpu")
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
-        listed(parts.train.epoch(0))
+        to_list(loaders.train.epoch(0))
     assert str(caught.value) == "train/b/1.png: not an image, or one of an unsupported format"
 
 
 def test_skipped_batches_are_not_decoded(tmp_path):
     data = make_folder(tmp_path)
-    parts = make_loaders(Config(batch_size=3, workers=0), data, PREPROCESS, "cpu")
+    loaders = make_loaders(Config(batch_size=3, workers=0), data, PREPROCESS, "cpu")
     for index in device_loader.epoch_order(6, 0, 0)[:3].tolist():
         (tmp_path / data.train.ids[index]).unlink()
-    assert len(listed(parts.train.epoch(0, start=1))) == 1
+    assert len(to_list(loaders.train.epoch(0, start=1))) == 1
     with pytest.raises(DataError):
-        listed(parts.train.epoch(0))
+        to_list(loaders.train.epoch(0))
 
 
-def test_workers_go_at_once_after_an_error(tmp_path):
-    """Torch gives up on a worker that does not go after 5 s, every time; a busy machine may be slow once."""
+def test_workers_end_promptly_after_an_error(tmp_path):
+    """Without a clean shutdown torch waits 5 s for its workers every time; a busy machine may be slow once."""
     before = set(multiprocessing.active_children())
     data = make_folder(tmp_path)
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"")
     seconds = []
     for _ in range(3):
-        parts = make_loaders(Config(batch_size=3, workers=1), data, PREPROCESS, "cpu")
+        loaders = make_loaders(Config(batch_size=3, workers=1), data, PREPROCESS, "cpu")
         with pytest.raises(DataError):
-            listed(parts.train.epoch(0))
+            to_list(loaders.train.epoch(0))
         start = time.perf_counter()
-        del parts
+        del loaders
         gc.collect()
         seconds.append(time.perf_counter() - start)
         if seconds[-1] < 4:
@@ -268,7 +268,7 @@ def test_workers_go_at_once_after_an_error(tmp_path):
     assert set(multiprocessing.active_children()) <= before
 
 
-def test_the_loader_takes_its_share_of_the_cores(monkeypatch):
+def test_the_number_of_workers_depends_on_the_usable_cpus(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(24)))
     monkeypatch.setattr("harness.utils.environment.cgroup_cpu_limit", lambda: None)
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")

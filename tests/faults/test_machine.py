@@ -116,7 +116,7 @@ def test_after_running_out_of_memory_the_batch_size_is_kept_it_is_reported_once_
 ):
     """In two parts from the first update: bit-identical to `--grad-accumulation 2`."""
     words = ["run", *SAVING, "--auto-batch", "--name", "r"]
-    ended = harness(*words, cwd=tmp_path, fault="oom@part=1,kill@step=9")
+    ended = harness(*words, cwd=tmp_path, fault="oom@micro_batch=1,kill@step=9")
     assert ended.code == -signal.SIGKILL
     reports = [line for line in ended.err.splitlines() if "out of memory" in line]
     assert reports == ["out of memory: each batch of 128 images is now computed in 2 parts"]
@@ -130,7 +130,7 @@ def test_after_running_out_of_memory_the_batch_size_is_kept_it_is_reported_once_
 
 
 def test_the_parts_of_a_batch_never_fall_below_one_image(tmp_path):
-    fault = ",".join(f"oom@part={number}" for number in range(1, 20))
+    fault = ",".join(f"oom@micro_batch={number}" for number in range(1, 20))
     words = ["run", *TINY, "--batch-size", 6, "--auto-batch", "--name", "r"]
     ended = harness(*words, cwd=tmp_path, fault=fault, check=6)
     assert len(ended.errors) == 1 and "out of memory" in ended.errors[0]
@@ -260,13 +260,13 @@ def test_a_loader_process_that_hangs_is_ended_and_reported_in_one_line(tmp_path,
     from harness.data.registry import load_dataset
     from harness.utils.errors import DataError
 
-    monkeypatch.setattr(worker_loader, "TIMEOUT", 1.0)
     config = Config(data="folder", data_dir=str(pictures), loader="timm", workers=1, batch_size=8, image_size=32)
     batches = make_loaders(
         config, load_dataset(config), Preprocess(32, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear"), "cpu"
     ).train
     epoch = batches.epoch(0)
     next(epoch)
+    monkeypatch.setattr(worker_loader, "TIMEOUT", 1.0)
     for pid in batches.workers.pids[:]:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()

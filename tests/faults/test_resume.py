@@ -20,7 +20,7 @@ POINTS = [
 MORE_POINTS = [
     "evaluation=4",
     "journal=3",
-    "chapter=3",
+    "phase=3",
     "step=1",  # before anything is saved
     "step=22",  # the last update of an epoch
     "evaluation=1",
@@ -74,7 +74,7 @@ def test_a_stop_waits_for_the_checkpoints_that_are_being_written(uninterrupted, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("point", ["step", "write", "replaced", "journal", "swap", "evaluation", "chapter"])
+@pytest.mark.parametrize("point", ["step", "write", "replaced", "journal", "swap", "evaluation", "phase"])
 def test_a_run_killed_at_every_occurrence_of_a_point_in_turn_ends_in_bit_identical_results(
     uninterrupted, tmp_path, point
 ):

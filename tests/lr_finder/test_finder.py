@@ -22,7 +22,6 @@ from harness.lr_finder.range_test import (
     curve_of_seed,
     default_range,
     median_curve,
-    preserve_rng_state,
     range_test,
     short_run,
 )
@@ -33,6 +32,7 @@ from harness.tracking.records import Curve, Table
 from harness.tracking.tracker import NullTracker
 from harness.training.learner import make_learner
 from harness.training.loop import fit
+from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for

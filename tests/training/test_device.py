@@ -1,0 +1,39 @@
+"""The precision of a training step and how it is chosen."""
+
+import pytest
+import torch
+from torch import nn
+
+from harness.config.settings import Config
+from harness.training.device import autocast_dtype, pick_precision
+from harness.training.learner import make_learner
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_step_in_any_precision_equals_the_float32_step_within_its_accuracy(precision):
+    def step(precision):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 4))
+        learner = make_learner(Config(precision=precision), model, torch.device("cpu"), autocast_dtype(precision))
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(32, 3, 8, 8, generator=generator)
+        labels = torch.randint(0, 4, (32,), generator=generator)
+        result = learner.train_step(images, labels, 0, 0.1, 0.9)
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        return result, torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+
+    (expected, weights), (result, updated) = step("fp32"), step(precision)
+    tolerance = {"fp32": 0.0, "bf16": 3e-2, "fp16": 5e-3}[precision]
+    assert float(result.loss) == pytest.approx(float(expected.loss), abs=tolerance + 1e-9)
+    torch.testing.assert_close(updated, weights, rtol=0, atol=tolerance)
+
+
+def test_the_speed_of_bfloat16_is_measured_once_per_machine_and_stored(home):
+    first = pick_precision("auto", torch.device("cpu"))
+    files = list(home.rglob("bf16_gain.json"))
+    assert first in ("fp32", "bf16")
+    assert len(files) <= 1  # none where the processor has no bfloat16
+    if files:
+        content = files[0].read_bytes()
+        assert pick_precision("auto", torch.device("cpu")) == first
+        assert files[0].read_bytes() == content
