@@ -20,8 +20,9 @@ def environment():
     return {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(environment):
+    """Yield a server for the tests that leave it running."""
     server = ForkServer(environment)
     yield server
     server.close()
@@ -76,12 +77,13 @@ def test_a_stopped_trial_saves_its_state(server, environment, tmp_path):
 
 def test_a_stop_before_the_trial_has_begun_is_not_lost(server, environment, tmp_path):
     trial = server.start(["run", *TINY, "--epochs", "5000"], environment, tmp_path, tmp_path / "log")
-    trial.stop()  # the server is still importing
+    trial.stop()  # its process id is not known yet
     wait_until(lambda: trial.poll() is not None)
     assert trial.poll() in (143, -signal.SIGTERM)
 
 
-def test_a_killed_server_is_noticed_and_its_trials_save_their_state(server, environment, tmp_path):
+def test_a_killed_server_is_noticed_and_its_trials_save_their_state(environment, tmp_path):
+    server = ForkServer(environment)
     trial = begin_long_run(server, environment, tmp_path)
     pid = read_json(tmp_path / "runs/long/status.json")["pid"]
     os.kill(server.pid, signal.SIGKILL)
@@ -91,3 +93,4 @@ def test_a_killed_server_is_noticed_and_its_trials_save_their_state(server, envi
         server.start(["run"], environment, tmp_path, tmp_path / "log")
     wait_until(lambda: not is_alive(pid))
     assert read_state(tmp_path / "runs/long") == "preempted"
+    server.close()
