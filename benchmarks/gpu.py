@@ -216,7 +216,7 @@ def stages(bench: Bench) -> None:
     tests = getattr(parts.batches, parts.watched)
     work = lambda: evaluate(learner.model, tests, device, learner.precision)  # noqa: E731
     work()
-    bench.tell("evaluation", 1000 * measure.seconds(work, device), "ms", f"{tests.images} images")
+    bench.tell("evaluation", 1000 * measure.seconds(work, device), "ms", f"{tests.num_images} images")
     with tempfile.TemporaryDirectory() as folder:
         saver = CheckpointWriter(device)
         save = lambda: saver.save(

@@ -1,4 +1,4 @@
-"""Recipe files, and the configuration that an option, a recipe and the defaults make together."""
+"""Read recipe files and make the effective configuration: options over recipe over defaults."""
 
 from __future__ import annotations
 
@@ -13,30 +13,33 @@ from harness.utils.errors import UsageError, did_you_mean
 
 
 def recipe_paths() -> dict[str, Path]:
-    """The shipped recipes: name -> file."""
+    """Return the shipped recipes: name -> file."""
     folder = Path(str(resources.files("harness.config") / "recipes"))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
-    """The settings in a recipe, a shipped name or the path of a YAML file, under their proper names.
+    """Return the settings of a recipe: canonical name -> value.
 
-    A YAML file may name a shipped `recipe` of its own to start from. A run's `config.yaml`, which has every setting,
-    keeps the name of the recipe that it came from.
+    A recipe file may start from a shipped recipe, which its key `recipe` names. In the `config.yaml` of a run, which
+    has every setting, that key only records which recipe the run was started with.
+
+    Args:
+        recipe: the name of a shipped recipe, or the path of a YAML file.
 
     Raises:
-        UsageError: there is no such recipe, or it has a key that is no setting.
+        UsageError: there is no such recipe, or one of its keys is not a setting.
     """
     path = recipe_paths().get(recipe)
     if path is None:
         path = Path(recipe).expanduser()
         if path.suffix in (".yaml", ".yml") and not path.is_file():
             raise UsageError(
-                f"there is no recipe file {recipe} (in {Path.cwd()}); shipped: {', '.join(recipe_paths())}"
+                f"there is no recipe file {recipe} (in {Path.cwd()}); shipped recipes: {', '.join(recipe_paths())}"
             )
         if not path.is_file():
             raise UsageError(
-                f"no recipe {recipe!r}{did_you_mean(recipe, recipe_paths())}; shipped: {', '.join(recipe_paths())}, or the path of a YAML file"
+                f"there is no recipe {recipe!r}{did_you_mean(recipe, recipe_paths())}; need {', '.join(recipe_paths())}, or the path of a YAML file"
             )
     values: dict[str, Any] = {}
     for key, value in yaml_io.read_yaml(path).items():
@@ -45,35 +48,37 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         except UsageError as error:
             raise UsageError(f"{path}: {error}") from None
         if name in values:
-            raise UsageError(f"{path}: {key!r} is given twice, in two spellings; keep one of them")
+            raise UsageError(f"{path}: {key!r} is given twice in different spellings; keep one of them")
         values[name] = value
     base = values.get("recipe")
     if base is None or len(values) >= len(setting_fields()) // 2:
         return {"recipe": recipe, **values}
     if base not in recipe_paths():
-        raise UsageError(f"{path}: recipe: {base!r} is no shipped recipe{did_you_mean(str(base), recipe_paths())}")
+        raise UsageError(f"{path}: recipe: {base!r} is not a shipped recipe{did_you_mean(str(base), recipe_paths())}")
     return {**read_recipe(str(base)), **values, "recipe": recipe}
 
 
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
-    """The effective configuration: an option over the recipe over the default.
+    """Return the effective configuration: an option over the recipe over the default.
 
-    When `epochs` is given without `peak_epoch`, the peak keeps its share of the run: a recipe compressed to fewer
-    epochs keeps its shape. `resume` with a run folder and no recipe takes that run's settings.
+    If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
+    fewer epochs keeps the shape of its schedule. If `resume` is a run directory and there is no recipe, the settings
+    of that run are used.
 
     Args:
-        options: settings given by hand, under any spelling of their names.
-        recipe: shipped name or path; `custom-resnet` when neither it nor `options["recipe"]` is given.
+        options: setting in any spelling -> value.
+        recipe: shipped name or path; `custom-resnet` if neither it nor `options["recipe"]` is given.
+
+    Raises:
+        UsageError: there is no such recipe or setting, or a value is not allowed.
     """
     given = {canonical_name(key): value for key, value in options.items()}
-    resumed = Path(str(given.get("resume", ""))).expanduser() / "config.yaml"
-    recipe = str(
-        given.pop("recipe", None) or recipe or (resumed if resumed.is_file() else setting_fields()["recipe"].default)
-    )
-    values = read_recipe(recipe)
+    resumed_config = Path(str(given.get("resume", ""))).expanduser() / "config.yaml"
+    default_recipe = resumed_config if resumed_config.is_file() else setting_fields()["recipe"].default
+    values = read_recipe(str(given.pop("recipe", None) or recipe or default_recipe))
     if "epochs" in given and "peak_epoch" not in given:
-        usual = {
-            name: coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
-        }
-        values["peak_epoch"] = usual["peak_epoch"] * coerce("epochs", given["epochs"]) / max(usual["epochs"], 1)
+        epochs, peak_epoch = (
+            coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
+        )
+        values["peak_epoch"] = peak_epoch * coerce("epochs", given["epochs"]) / max(epochs, 1)
     return Config(**{**values, **given})

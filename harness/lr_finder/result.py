@@ -196,7 +196,7 @@ def sweep_definition(finding: LRFinderResult) -> dict[str, Any]:
         **({"entity": fixed.pop("entity")} if fixed.get("entity") else {}),
         "method": "bayes",
         "metric": {"name": "best/val_acc", "goal": "maximize"},
-        "command": ["${env}", "harness", "run", "${args}"],
+        "command": ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"],
     }
     if config.epochs >= 4:
         document["early_terminate"] = {"type": "hyperband", "min_iter": max(2, config.epochs // 8), "eta": 3}

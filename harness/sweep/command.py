@@ -11,6 +11,11 @@ from typing import Any
 
 from harness.utils.errors import UsageError, did_you_mean
 
+# How the shipped sweeps start a run: another program named `harness` may come first on an agent's PATH.
+START_RUN = ("${env}", "${interpreter}", "-m", "harness", "run", "${args}")
+FORMER_START_RUN = ("${env}", "harness", "run", "${args}")  # how they started it before
+EXAMPLE = '["${env}", "${interpreter}", -m, harness, run, "${args}"]'
+PLAIN = (["harness", "run"], ["${interpreter}", "-m", "harness", "run"])
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
 MACROS = (
     "${env}",
@@ -42,7 +47,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
         or not isinstance(parts, Sequence)
         or not all(isinstance(part, str | int | float) for part in parts)
     ):
-        raise UsageError('command: need a list of words, such as ["${env}", harness, run, "${args}"]')
+        raise UsageError(f"command: need a list of words, such as {EXAMPLE}")
     parts = tuple(str(program) if part == "${program}" and program else str(part) for part in parts)
     for part in parts:
         if part.startswith("${") and part not in MACROS and not VARIABLE.match(part):
@@ -52,7 +57,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
     start = _start(parts)
     if start is None:
         raise UsageError(
-            f'command: `{" ".join(parts)}` does not start `harness run`, the only program that `harness sweep` runs; write ["${{env}}", harness, run, "${{args}}"], or use `wandb sweep` and `wandb agent`'
+            f"command: `{' '.join(parts)}` does not start `harness run`, the only program that `harness sweep` runs; write {EXAMPLE}, or use `wandb sweep` and `wandb agent`"
         )
     if settings := [part for part in parts[start + 2 :] if not part.startswith("${args")]:
         raise UsageError(
@@ -70,7 +75,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
 def is_plain(command: Sequence[str]) -> bool:
     """Return whether a command is `harness run` with its parameters and nothing else, so that a trial may be forked."""
     parts = [part for part in command if part not in ("${env}", "${args}")]
-    return parts == ["harness", "run"] and command[-1] == "${args}"
+    return parts in PLAIN and command[-1] == "${args}"
 
 
 def fill(command: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:

@@ -16,6 +16,7 @@ from harness.sweep.schema import SweepSpec
 from harness.sweep.study import Trial, TrialRecord
 from harness.sweep.workers import FinishedTrial, SubprocessTrial, TrialProcess, device_environments, stop_all
 from harness.tracking import run_dir
+from harness.tracking.run_dir import RunState
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json, write_json
 from harness.utils.signals import StopRequests
@@ -55,7 +56,7 @@ class Launcher:
 
     def start_trial(self, trial: Trial, share: int) -> TrialProcess:
         """Start a trial; nothing is started where it finished under a scheduler that died before it stored that."""
-        if run_dir.read_state(self.runs / trial.name) == "finished":
+        if run_dir.read_state(self.runs / trial.name) == RunState.FINISHED:
             return FinishedTrial()
         defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
         # Whatever the file says, only the final runs read the test set, unless the metric is one of it.
@@ -108,7 +109,7 @@ class Launcher:
     def failure_reason(self, name: str, code: int) -> str:
         """Return why a run failed: from its status, or else the last line of its log."""
         status = read_json(self.runs / name / run_dir.STATUS)
-        if status.get("state") == "failed" and status.get("reason"):
+        if status.get("state") == RunState.FAILED and status.get("reason"):
             return str(status["reason"])
         try:
             lines = [line for line in self._log(name).read_text(errors="replace").splitlines() if line.strip()]
@@ -155,7 +156,7 @@ def final_runs(
             stop_requests.check()
             while waiting and len(running) < launcher.workers:
                 seed, name = waiting.pop(0)
-                if run_dir.read_state(launcher.runs / name) == "finished":
+                if run_dir.read_state(launcher.runs / name) == RunState.FINISHED:
                     finished.append(_seed_run(launcher.runs / name, seed))
                     continue
                 share = launcher.free_share(run.share for run in running)
@@ -185,5 +186,5 @@ def final_runs(
 def _seed_run(folder: Path, seed: int) -> SeedRun:
     from harness.runs.seeds import SeedRun
 
-    result = read_json(folder / run_dir.SUMMARY).get("result", {})
-    return SeedRun(seed, "finished", f"{results.RUNS}/{folder.name}", result)
+    result = run_dir.read_summary(folder).get("result", {})
+    return SeedRun(seed, RunState.FINISHED, f"{results.RUNS}/{folder.name}", result)

@@ -103,9 +103,12 @@ class SweepSpec:
 
     def digest(self) -> str:
         """Return 8 hexadecimal digits that identify what is searched, whatever the cap, the place and the name."""
+        document = dict(self.document)
+        if tuple(document.get("command") or ()) == command.START_RUN:  # so that sweeps begun before are still found
+            document["command"] = list(command.FORMER_START_RUN)
         searched = {
             key: value
-            for key, value in self.document.items()
+            for key, value in document.items()
             if key not in ("run_cap", "name", "description", "project", "entity")
         }
         overrides = {

@@ -32,6 +32,7 @@ QUICK = {
     "val_fraction": 0.2,
     "test": False,
 }
+COMMAND = ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"]
 SLIM = ("X_DISABLE_STATS", "DISABLE_GIT", "X_DISABLE_MACHINE_INFO")
 
 
@@ -53,7 +54,7 @@ def upload(folder, parameters, **more):
     """Write a sweep file with these parameters, fixed ones as plain values; upload it, and return its content."""
     document = {
         "program": "harness",
-        "command": ["${env}", "harness", "run", "${args}"],
+        "command": COMMAND,
         "method": "grid",
         "metric": {"name": "best/val_acc", "goal": "maximize"},
         **more,
@@ -139,7 +140,7 @@ def assert_complete_history(sweep, folder, run_id):
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_corner_of_a_shipped_sweep_is_a_valid_run(path):
     document = yaml_io.read_yaml(path)
-    assert document["command"] == ["${env}", "harness", "run", "${args}"]
+    assert document["command"] == COMMAND
     assert document["run_cap"] > 0
     assert document["metric"] == {"name": "best/val_acc", "goal": "maximize"}
     ends = {
@@ -151,6 +152,21 @@ def test_every_corner_of_a_shipped_sweep_is_a_valid_run(path):
         assert isinstance(config, Config)
         assert not config.test
         assert config.val_fraction > 0
+
+
+def test_another_program_called_harness_first_on_the_path_is_not_started(sweep, tmp_path, monkeypatch):
+    program = tmp_path / "elsewhere/harness"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    shipped = yaml_io.read_yaml(ROOT / "sweeps/lr.yaml")["command"]
+    upload(tmp_path, {"lr_max": 0.00005}, command=shipped)  # below lr_min: `harness run` refuses it at once
+    with agent(tmp_path) as process:
+        output = output_of(process)
+    assert not (tmp_path / "started").exists(), output
+    assert sweep.runs["run1"].exit_code == 2, output
+    assert "need lr_min <= lr_max" in sweep.runs["run1"].summary["reason"]
 
 
 @pytest.mark.slow

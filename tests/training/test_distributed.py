@@ -343,9 +343,9 @@ def test_a_part_of_an_evaluation_is_its_images_in_order():
     for rank in range(3):
         one = SingleProcess()
         one.rank, one.world_size = rank, 3
-        part = parts.batches.test.part(one)
+        part = parts.batches.test.shard(one)
         told.append(torch.cat([labels for _, labels in part]))
-        assert part.images == len(told[-1])
+        assert part.num_images == len(told[-1])
     assert torch.equal(torch.cat(told), whole)
 
 
