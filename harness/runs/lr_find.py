@@ -9,7 +9,7 @@ from pathlib import Path
 
 from harness.utils import environment
 from harness.tracking import run_dir
-from harness.lr_finder.finder import LRFinderOptions, LRFinder, with_placeholder_lr, range_for
+from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.config.settings import FIND, Config
 from harness.utils.errors import HarnessError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
@@ -129,10 +129,16 @@ def run_range_test(
     check: Callable[[], None] | None = None,
 ) -> LRFinderResult:
     """The range test of a run, written into its folder and said to its tracker, at step 0."""
-    bench = LRFinder(config, parts, ask or LRFinderOptions(), display, check or (lambda: None))
-    for record in bench.records():
+    finder = LRFinder(
+        finder_inputs(config, parts),
+        ask or LRFinderOptions(),
+        report=display.say,
+        on_step=display.tick,
+        check=check or (lambda: None),
+    )
+    for record in finder.records():
         tracker.record(record)
-    finding = bench.finding(folder)
+    finding = finder.result(folder)
     write_json(folder / JSON, finding.to_json())
     picture = draw_lr_finder(finding, folder / "figures" / FIGURE)
     tracker.record(Record(0, 0, {**finding.values(), "find/figure": training_curves.as_image(picture)}, kind="find"))
@@ -140,19 +146,31 @@ def run_range_test(
     return finding
 
 
+def finder_inputs(config: Config, components: Components) -> LRFinderInputs:
+    """Return what the LR finder needs of a run's components, which it leaves as they are."""
+    return LRFinderInputs(
+        config=config,
+        dataset=components.data,
+        preprocess=components.preprocess,
+        device=components.learner.device,
+        precision=components.learner.precision,
+        steps_per_epoch=components.batches.train.steps,
+    )
+
+
 def draw_lr_finder(finding: LRFinderResult, path: Path) -> Path:
     """The picture of a finding."""
     hidden = ("accuracy peak", "learning begins")
     return lr_finder.draw(
         path,
-        seeds=[seed_curve(trace) for trace in finding.curves],
+        seeds=[seed_curve(curve) for curve in finding.curves],
         loss=median_curve(finding.curves, "level"),
         acc=median_curve(finding.curves, "acc_level"),
-        chosen=finding.marks(),
-        others={name: lr for name, lr in finding.others().items() if name not in hidden},
+        chosen=finding.chosen(),
+        others={name: lr for name, lr in finding.estimates().items() if name not in hidden},
         interval=finding.suggestion.interval,
-        trials=[(trial.lr_max, trial.acc) for trial in finding.trials],
-        note=finding.suggestion.sure,
+        trials=[(run.lr_max, run.acc) for run in finding.short_runs],
+        note=finding.suggestion.confidence,
     )
 
 
