@@ -34,7 +34,7 @@ from harness.utils import environment
 def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
     config = config_from_options(settings)
     parts = build_components(config)
-    finder = LRFinder(finder_inputs(parts.config, parts), LRFinderOptions(seeds=1), report=LineReporter(sys.stderr).say)
+    finder = LRFinder(finder_inputs(parts.config, parts), LRFinderOptions(seeds=1), report=LineReporter(sys.stderr).message)
     assert finder.val_loader is not None, "this data is too small to hold images out"
     rows = []
     for factor in map(float, try_factors.split(",")):

@@ -159,7 +159,7 @@ def main() -> None:
     bench = LRFinder(
         finder_inputs(config, build_components(config)),
         LRFinderOptions(own.steps, own.low, own.high, seeds=1),
-        report=LineReporter().say,
+        report=LineReporter().message,
     )
     assert bench.val_loader is not None, "too few images to hold any out"
     print(

@@ -277,7 +277,11 @@ def _rule_estimates(seeds: Sequence[_Seed]) -> tuple[RuleEstimate, ...]:
         steepest += "; here only the left edge of the range"
     tenths = [None if (lowest := seed.lr_at("minimum")) is None else lowest / 10 for seed in seeds]
     estimates: list[tuple[str, list[float | None], str]] = [
-        ("accuracy peak", [None if peak is None else peak.lr for peak in peaks], "middle of the top of the batch accuracy (Smith)"),
+        (
+            "accuracy peak",
+            [None if peak is None else peak.lr for peak in peaks],
+            "middle of the top of the batch accuracy (Smith)",
+        ),
         (
             "valley",
             [seed.lr_at("valley") for seed in seeds],
@@ -290,7 +294,11 @@ def _rule_estimates(seeds: Sequence[_Seed]) -> tuple[RuleEstimate, ...]:
             [_val_minimum(seed.curve) for seed in seeds],
             "where the loss on held-out images is lowest",
         ),
-        ("learning begins", [None if peak is None else peak.begin for peak in peaks], "a fifth of the rise of the accuracy"),
+        (
+            "learning begins",
+            [None if peak is None else peak.begin for peak in peaks],
+            "a fifth of the rise of the accuracy",
+        ),
         (
             "first divergence",
             [seed.divergence for seed in seeds],

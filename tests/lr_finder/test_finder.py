@@ -28,6 +28,7 @@ from harness.lr_finder.range_test import (
 from harness.lr_finder.result import result_table, sweep_definition, sweep_yaml
 from harness.runs import lr_find
 from harness.runs.components import build_components
+from harness.runs.progress import ProgressReporter
 from harness.tracking.journal import read_journal
 from harness.tracking.records import Curve, Table
 from harness.tracking.tracker import NullTracker
@@ -185,7 +186,7 @@ def test_evaluating_the_held_out_images_changes_nothing():
         learner.train_step(images, labels, step, lr_range.lr(step), 0.9)
         learner.model.eval()
         with torch.no_grad():
-            images, labels = (torch.cat(parts) for parts in zip(*val_loader(), strict=True))
+            images, labels = (torch.cat(components) for components in zip(*val_loader(), strict=True))
             scores[step] = F.cross_entropy(learner.model(images), labels).item()
         learner.model.train()
     for step, loss in scores.items():
@@ -352,17 +353,17 @@ QUICK = {
 }
 
 
-class Silent:
+class Silent(ProgressReporter):
     def __init__(self):
         self.messages = []
 
-    def tick(self, step_info):
-        assert step_info.loss() is not None
+    def on_step(self, info):
+        assert info.loss() is not None
 
-    def record(self, record, epochs):
+    def on_epoch(self, record, epochs):
         self.messages.append(record)
 
-    def say(self, text):
+    def message(self, text):
         self.messages.append(text)
 
 
@@ -371,7 +372,7 @@ def finished_test(tmp_path_factory):
     """One range test on real data, with two short runs and a sweep: (result, folder)."""
     folder = tmp_path_factory.mktemp("range test")
     config = make_config({**QUICK, "wandb": "offline", "output": folder / "runs", "lr_max": "find", "lr_min": "find"})
-    result = lr_find.find_lr(config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", display=Silent())
+    result = lr_find.find_lr(config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", reporter=Silent())
     return result, folder
 
 
@@ -433,7 +434,7 @@ def test_it_finds_rates_that_train(finished_test):
 
 def test_the_held_out_images_are_not_trained_on(finished_test):
     result, _ = finished_test
-    data = build_components(with_placeholder_lr(result.config)).data
+    data = build_components(with_placeholder_lr(result.config)).dataset
     dataset, remark = hold_out_for_finder(data, result.config)
     assert remark == ""
     assert not set(dataset.train.ids) & set(dataset.val.ids)
@@ -484,19 +485,19 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(finished_tes
 def test_a_run_takes_the_rates_of_the_test_and_a_resumed_one_does_not_test_again(finished_test, tmp_path):
     result, _ = finished_test
     config = result.config
-    display = Silent()
-    parts = build_components(with_placeholder_lr(config))
+    reporter = Silent()
+    components = build_components(with_placeholder_lr(config))
     (tmp_path / "lr_finder.json").write_text((result.folder / "lr_finder.json").read_text())
     digest = json.loads((tmp_path / "lr_finder.json").read_text())["digest"]
     assert digest == config.digest()
-    resolved = lr_find.resolve_lr(config, parts, tmp_path, NullTracker(), display)
+    resolved = lr_find.resolve_lr(config, components, tmp_path, NullTracker(), reporter)
     assert (resolved.lr_min, resolved.lr_max) == (result.lr_min, result.lr_max)
     assert not resolved.needs_lr_find
-    assert display.messages == []
+    assert reporter.messages == []
     only = config.replace(lr_max=0.05)
     stored = {**json.loads((tmp_path / "lr_finder.json").read_text()), "digest": only.digest()}
     (tmp_path / "lr_finder.json").write_text(json.dumps(stored))
-    resolved_min = lr_find.resolve_lr(only, parts, tmp_path, NullTracker(), display)
+    resolved_min = lr_find.resolve_lr(only, components, tmp_path, NullTracker(), reporter)
     assert resolved_min.lr_max == 0.05
     assert 0.05 / 31 < resolved_min.lr_min < 0.05 / 2.9
 
@@ -506,30 +507,36 @@ def test_a_whole_run_after_a_test_is_bit_identical_to_the_run_without_it(tmp_pat
     runs = []
     for with_test in (False, True):
         random.seed(0), np.random.seed(0)
-        parts = build_components(config)
+        components = build_components(config)
         torch.manual_seed(11)
         if with_test:
             lr_find.run_range_test(
                 config,
-                parts,
+                components,
                 tmp_path / "tested",
                 NullTracker(),
                 Silent(),
                 LRFinderOptions(steps=10, low=1e-3, high=0.1, seeds=1),
             )
         (record,) = fit(
-            parts.learner, parts.batches.train, parts.schedule, epochs=1, evaluations={"test": parts.batches.test}
+            components.learner,
+            components.loaders.train,
+            components.schedule,
+            epochs=1,
+            evaluations={"test": components.loaders.test},
         )
-        runs.append(bits([parts.learner.state_dict(), dict(record.steps.lines), record.values["test/loss"], streams()]))
+        runs.append(
+            bits([components.learner.state_dict(), dict(record.steps.lines), record.values["test/loss"], streams()])
+        )
     assert runs[0] == runs[1]
 
 
 def test_a_test_without_a_result_has_no_command_and_no_sweep(tmp_path):
     config = make_config({**QUICK, "lr_max": "find", "output": tmp_path})
-    parts = build_components(with_placeholder_lr(config))
+    components = build_components(with_placeholder_lr(config))
     (tmp_path / "figures").mkdir()
     result = lr_find.run_range_test(
-        config, parts, tmp_path, NullTracker(), Silent(), LRFinderOptions(steps=10, low=1e-12, high=1e-11, seeds=1)
+        config, components, tmp_path, NullTracker(), Silent(), LRFinderOptions(steps=10, low=1e-12, high=1e-11, seeds=1)
     )
     assert result.lr_max is None
     assert result.command == ""

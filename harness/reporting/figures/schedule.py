@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 from harness.config.settings import Config, canonical_name, coerce, make_config
 from harness.reporting.figures import training_curves
-from harness.tracking.records import Curve, Record
 from harness.training.schedule import Schedule, make_schedule
 
 # The drawn triangular curve that this project grew from: Smith's 0.08 to 0.8.
@@ -37,8 +35,6 @@ def draw(
     momentum = [schedule.momentum_at(step) for step in x] if moves else None
     title = f"{schedule.kind.replace('_', ' ')}: LR between {min(lr):g} and {max(lr):g}"
     training_curves.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
-    if "wandb" in {canonical_name(key) for key in given} and drawn.config.wandb != "disabled":
-        _track(drawn.config, x, lr, out)
     return f"{out}: {title}, {schedule.steps} iterations"
 
 
@@ -80,15 +76,3 @@ def triangles(schedule: Schedule, iterations: int, step_size: int) -> Schedule:
     from dataclasses import replace
 
     return replace(schedule, steps=iterations, cycles=iterations / (2 * step_size))
-
-
-def _track(config: Any, x: list[int], lr: list[float], out: Path) -> None:
-    from harness.tracking.wandb import init
-
-    folder = (
-        Path(config.output).expanduser() / f"plot-{out.stem}" if config.wandb == "offline" else Path(tempfile.mkdtemp())
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = init.start(config.replace(job_type="plot"), folder, run_name=f"plot-{out.stem}")
-    tracker.record(Record(0, 0, {"plot/lr": Curve("iteration", x, {"lr": lr}, title="learning rate")}, kind="final"))
-    tracker.finish("finished", 0)
