@@ -25,7 +25,7 @@ from harness.runs import inference
 from harness.training.device import autocast_dtype
 from harness.utils import environment
 
-QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
+QUICK = [name for name, method in gradcam.METHODS.items() if not method.is_slow]
 
 
 @click.command()

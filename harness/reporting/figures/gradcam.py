@@ -110,7 +110,9 @@ def _head(sheet: Sheet, title: str, maps: Maps) -> None:
     ramp = overlay(np.full((12, 240, 3), 150, np.uint8), np.tile(np.linspace(0, 1, 240), (12, 1)))
     sheet.write(_EDGE, 0.66, "no evidence", fontsize=9, color=style.SOFT)
     sheet.picture(_EDGE + 0.85, 0.66, 1.5, 0.13, ramp, colour=style.GRID, thick=0.5)
-    meaning = "peak of the stronger map" if method.of_a_class else "peak (this method gives one map for all classes)"
+    meaning = (
+        "peak of the stronger map" if method.is_class_specific else "peak (this method gives one map for all classes)"
+    )
     sheet.write(_EDGE + 2.45, 0.66, meaning, fontsize=9, color=style.SOFT)
 
 
