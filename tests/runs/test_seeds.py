@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tests.support.commands import QUICK, command
-from tests.support.wandb_files import segments
 
 import harness
 from harness import make_config, run_seeds
+from harness.runs.seeds import SeedsFailedError, seeds_table
+from harness.tracking.run_dir import lock_folder, members
 from harness.utils.errors import BusyError, UsageError
 from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
-from harness.tracking.run_dir import lock_folder, members
-from harness.runs.seeds import SeedsFailedError, seeds_table
 from harness.utils.stats import mean_interval
+from tests.support.commands import QUICK, command
+from tests.support.wandb_files import segments
 
 SMALL = {
     "recipe": "digits",
@@ -60,7 +60,9 @@ def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(values):
 
 def test_the_interval_holds_the_true_mean_in_95_of_100_experiments():
     generator = np.random.default_rng(0)
-    held = [found.low < 0.9 < found.high for found in (mean_interval(row) for row in generator.normal(0.9, 0.01, (4000, 4)))]
+    held = [
+        found.low < 0.9 < found.high for found in (mean_interval(row) for row in generator.normal(0.9, 0.01, (4000, 4)))
+    ]
     assert np.mean(held) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000))
 
 
