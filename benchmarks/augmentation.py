@@ -41,7 +41,7 @@ def ours(parts: Components, **way: Any) -> Callable[[], float]:
             for _ in train.epoch(next(epoch)):
                 pass
 
-        return train.images / measure.seconds(config_from_options, device)
+        return train.num_images / measure.seconds(config_from_options, device)
 
     once()  # workers start
     return once

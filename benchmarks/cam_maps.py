@@ -22,8 +22,7 @@ from harness.evaluation.predict import predict
 from harness.evaluation.selection import choose_images
 from harness.evaluation.trained_model import load_trained_model
 from harness.runs import inference
-from harness.training.device import autocast_dtype
-from harness.utils import environment
+from harness.training.device import autocast_dtype, describe_environment
 
 QUICK = [name for name, method in gradcam.METHODS.items() if not method.is_slow]
 
@@ -69,7 +68,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
     about = {
         "date": f"{datetime.date.today()}",
         "accuracy": metrics.accuracy(said),
-        **environment.describe_environment(trained.device),
+        **describe_environment(trained.device),
     }
     out = Path(__file__).parent / "results" / f"cam_maps-{about['date']}.json"
     out.parent.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from harness.data.dataset import Dataset, Split, in_memory
 from harness.data.device_loader import why_not_on_device
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess, make_preprocess
-from harness.data.registry import KNOWN
+from harness.data.registry import CIFAR_STATISTICS
 
 SIDE, PADDING, HOLE = 32, 4, 8
 # Of 2048 fair coins the share of heads is off by more than 5 standard deviations (0.055) in one of 1.7 million
@@ -64,8 +64,8 @@ def test_pattern(count: int = PICTURES) -> Dataset:
     pixels = np.broadcast_to(image, (count, SIDE, SIDE, 3))
     labels = np.arange(count) % 10
     train: Split = in_memory("train", pixels, labels, [f"train/{index}" for index in range(count)])
-    mean, std = KNOWN["cifar10"]
-    return Dataset("cifar10", tuple(map(str, range(10))), train, None, train.part(np.arange(64), "test"), mean, std, "")
+    mean, std = CIFAR_STATISTICS["cifar10"]
+    return Dataset("cifar10", tuple(map(str, range(10))), train, None, train.subset(np.arange(64), "test"), mean, std, "")
 
 
 def augmentation_rows(model: nn.Module, config: Config) -> list[CheckRow]:

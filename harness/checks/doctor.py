@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.utils.environment import git_state, processor, usable_cpus, version
 from harness.utils.errors import HarnessError
 
@@ -238,16 +239,16 @@ def _data(config: Config) -> Iterator[Diagnosis]:
 
 
 def _folder(folder: Path) -> Diagnosis:
-    from harness.data.listing import read_listing
+    from harness.data.folder_scan import scan_folder
 
     try:
-        listing, layout = read_listing(folder)
+        scan, layout = scan_folder(folder)
     except HarnessError as error:
         what, _, remedy = str(error).rpartition("; ")
         return Diagnosis("data", "folder", str(folder), what or str(error), remedy or "set --data-dir", fatal=True)
     splits = ", ".join(sorted(layout.splits)) or "class folders, no splits"
-    empty = not listing.files
-    return Diagnosis("data", "folder", f"{folder}: {len(listing.files):,} pictures; {splits}", "no picture in it" if empty else "", "set --data-dir", empty)  # fmt: skip
+    empty = not scan.files
+    return Diagnosis("data", "folder", f"{folder}: {len(scan.files):,} images; {splits}", "no image in it" if empty else "", "set --data-dir", empty)  # fmt: skip
 
 
 def _disk(config: Config) -> Iterator[Diagnosis]:

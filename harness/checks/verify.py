@@ -17,9 +17,10 @@ import torch
 from harness.checks import augmentation, lr_schedule, network
 from harness.checks import finished_run as runs
 from harness.checks.table import CheckRow, row, table
-from harness.config.settings import FIND, Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import FIND, Config
 from harness.data.device_loader import count_steps
-from harness.data.listing import children, read_listing
+from harness.data.folder_scan import child_folders, scan_folder
 from harness.data.preprocess import make_preprocess
 from harness.models import factory
 from harness.utils.errors import DataError, UsageError
@@ -166,13 +167,13 @@ def _data_of(config: Config) -> tuple[str, tuple[str, ...], int, int]:
         train, test = IMAGES.get(config.data, (0, 0))
         names = runs.CIFAR10 if config.data == "cifar10" else tuple(map(str, range(count)))
         return config.data, names, train, test
-    listing, layout = read_listing(Path(config.data_dir).expanduser())
+    scan, layout = scan_folder(Path(config.data_dir).expanduser())
     splits = layout.splits or {"train": layout.prefix}
     counts = {
-        name: sum(path.startswith(f"{place}/" if place else "") for path in listing.files)
+        name: sum(path.startswith(f"{place}/" if place else "") for path in scan.files)
         for name, place in splits.items()
     }
-    names = tuple(children(listing.folders, splits["train"]))
+    names = tuple(child_folders(scan.folders, splits["train"]))
     if len(names) < 2:
         raise DataError(f"{config.data_dir} holds no class folders; set --data-dir")
     return "folder", names, counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)

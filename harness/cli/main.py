@@ -13,7 +13,7 @@ import click
 
 from harness.cli import check, completion, evaluate, report, sweep, train
 from harness.cli.options import CONTEXT, CommandGroup
-from harness.config.settings import recipe_paths
+from harness.config.recipe import recipe_paths
 from harness.utils.environment import rank, world_size
 from harness.utils.errors import AlreadyFinished, HarnessError, PeerLostError, ResourceError, UsageError, did_you_mean
 from harness.utils.signals import Interrupted
@@ -107,7 +107,7 @@ def _exit_on_signals() -> dict[int, Any]:
 def _is_told_by_the_leader(error: HarnessError) -> bool:
     """Whether, of several processes, this one may be silent: what all of them find, the first one says."""
     if isinstance(error, PeerLostError):
-        return error.told
+        return error.is_reported
     return rank() > 0 and not isinstance(error, ResourceError)
 
 

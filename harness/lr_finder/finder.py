@@ -17,21 +17,14 @@ from harness.data.dataset import Dataset, hold_out
 from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess
 from harness.lr_finder.analysis import LRCurve
-from harness.lr_finder.range_test import (
-    LRRange,
-    ShortRun,
-    candidate_lrs,
-    default_range,
-    preserve_rng_state,
-    range_test,
-    short_run,
-)
+from harness.lr_finder.range_test import LRRange, ShortRun, candidate_lrs, default_range, range_test, short_run
 from harness.lr_finder.result import LRFinderResult
 from harness.lr_finder.suggestion import Suggestion, round_significant, suggest
 from harness.models import factory
 from harness.tracking.records import Record
 from harness.training.learner import Learner, make_learner
 from harness.training.loop import EvalBatches, StepInfo, TrainBatches
+from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 
@@ -163,7 +156,7 @@ class LRFinder:
             suggestion=suggestion,
             curves=self.curves,
             short_runs=short_runs,
-            held_out_images=self.val_loader.images if self.val_loader is not None else 0,
+            held_out_images=self.val_loader.num_images if self.val_loader is not None else 0,
             remarks=self.remarks,
             has_val_split=self.inputs.dataset.val is not None and not self.config.val_fraction,
         )
@@ -229,7 +222,7 @@ def hold_out_for_finder(dataset: Dataset, config: Config) -> tuple[Dataset, str]
     count = min(MAX_HELD_OUT, max(round(0.02 * total), min(200, total // 10)))
     if count < len(dataset.classes):
         return dataclasses.replace(dataset, val=None, test=None), "too few training images to hold any out"
-    train, val = hold_out(dataset.train, count / total, "find", "val_fraction")
+    train, val = hold_out(dataset.train, count / total, "val", "val_fraction", seed_name="find")
     if config.drop_last and len(train) < config.batch_size:
         remark = f"the {len(val)} images used for evaluation are trained on too, since a batch needs nearly all {total}"
         return dataclasses.replace(dataset, val=val, test=None), remark

@@ -6,9 +6,7 @@ every random stream: training after it is bit-identical to training without it.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -21,6 +19,7 @@ from harness.lr_finder.analysis import DivergenceDetector, End, LRCurve
 from harness.tracking.records import Curve, Record
 from harness.training.learner import Learner
 from harness.training.loop import EvalBatches, StepInfo, TrainBatches, evaluate
+from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
@@ -315,24 +314,6 @@ def _batches_of_all_epochs(batches: TrainBatches, seed: int) -> Iterator[tuple[T
         if is_empty:
             raise UsageError("an epoch has no batches to test on; lower --batch-size")
         epoch += 1
-
-
-@contextlib.contextmanager
-def preserve_rng_state() -> Iterator[None]:
-    """Restore every random stream afterwards: Python's, NumPy's, torch's on the CPU and on each device."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
 
 
 def free_device_memory(device: torch.device) -> None:

@@ -19,7 +19,7 @@ from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
 from harness.tracking.records import Record
 from harness.tracking.tracker import Tracker
-from harness.utils import environment
+from harness.training.device import describe_environment
 from harness.utils.errors import UsageError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import StopRequests
@@ -60,7 +60,7 @@ def find_lr(
     name = config.name or f"find-{run_dir.default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
-    facts = environment.describe_environment(components.learner.device)
+    facts = describe_environment(components.learner.device)
     try:
         with (
             StopRequests() as stop_requests,

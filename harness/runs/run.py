@@ -23,10 +23,10 @@ from harness.tracking.run_dir import RunDir
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training import checkpoint, distributed
+from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.schedule import make_schedule
-from harness.utils import environment
 from harness.utils.errors import CheckpointError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
@@ -86,7 +86,7 @@ def _train(
     state = restore_state(components, saved)
     if saved is not None:
         reporter.message(f"Resuming run in {directory.path} from step {state.step} (epoch {len(state.history)}).")
-    facts = environment.describe_environment(learner.device)
+    facts = describe_environment(learner.device)
     with (
         StopRequests() as stop_requests,
         tracked_run(

@@ -77,20 +77,20 @@ class Trainer:
             environment: plain facts of the machine, for the summary.
         """
         self.train()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         trained_at = time.monotonic()
         model = self._result_model()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         metrics = self._evaluate_result(model)
         self.stop_requests.check()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         self._draw_curves()
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         explain_seconds = time.monotonic() - trained_at
         summary = summarise(self.components, self.state, metrics, environment)
         summary["seconds"]["explain"] = round(explain_seconds, 3)  # predictions, galleries, maps, figures
         self._keep_weights(model, summary)
-        fault_injection.point("chapter")
+        fault_injection.point("phase")
         write_json(self.directory.path / run_dir.SUMMARY, summary)
         self.tracker.summary(flatten_summary(summary))
         self.tracker.artifact(self._artifact(summary))
@@ -135,12 +135,12 @@ class Trainer:
         """Return the batches of the split that is evaluated after every epoch; under DDP this process's shard of it."""
         batches = getattr(self.components.loaders, self.components.eval_split)
         if self.processes.world_size > 1:  # all of them have to finish it
-            return cast(EvalBatches, batches.part(self.processes))
+            return cast(EvalBatches, batches.shard(self.processes))
         return Interruptible(batches, self.stop_requests)
 
     def _check_stop(self) -> None:
         """Stop where a stop was requested: under DDP all processes after the same update."""
-        self.stop_requests.obey(self.processes.reduce_stop_flag(self.stop_requests.asked))
+        self.stop_requests.raise_for(self.processes.reduce_stop_flag(self.stop_requests.signal_number))
 
     def _on_step(self, info: StepInfo) -> None:
         """Show progress, stop if requested, and save a checkpoint where `checkpoint_every` says so."""
@@ -186,11 +186,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
-        facts = {
-            "step": self.state.step,
-            "epoch": len(self.state.history),
-            "model": self.components.config.model,
-        }
+        facts = {"step": self.state.step, "epoch": len(self.state.history), "model": self.components.config.model}
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
@@ -239,9 +235,7 @@ class Trainer:
         empty, total = result.empty_maps
         if empty:
             metrics["empty_maps"] = empty
-            self.reporter.message(
-                f"{empty} of {total} class-activation maps are empty; another --cam may show more"
-            )
+            self.reporter.message(f"{empty} of {total} class-activation maps are empty; another --cam may show more")
         return metrics
 
     def _evaluator(self, model: nn.Module) -> Evaluator:

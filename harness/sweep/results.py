@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config, recipe_paths
+from harness.config.recipe import make_config, recipe_paths
+from harness.config.settings import Config
 from harness.sweep.distributions import as_text
 from harness.sweep.schema import SweepSpec
 from harness.sweep.study import TrialRecord

@@ -8,16 +8,18 @@ import gc
 import os
 import platform
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from harness.config.settings import Config
-from harness.utils.environment import processor
+from harness.utils.environment import PACKAGES, git_state, processor, usable_cpus, version, world_size
 from harness.utils.errors import ResourceError, UsageError
 from harness.utils.files import read_json, write_json
 
@@ -187,3 +189,18 @@ def release_memory() -> None:
         torch.cuda.empty_cache()
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
+
+
+def describe_environment(device: torch.device) -> dict[str, Any]:
+    """Return the machine, the versions and the code of this process, without secrets or environment variables."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: installed for name in PACKAGES if (installed := version(name))},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
+        "cores": usable_cpus(),
+        "threads": torch.get_num_threads(),
+        **({"processes": world_size()} if world_size() > 1 else {}),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "git": git_state(),
+    }

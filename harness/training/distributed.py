@@ -198,7 +198,7 @@ class DistributedContext(SingleProcess):
         """Who ended, and why as far as can be told, in one line."""
         for rank in (rank for rank in range(self.world_size) if rank != self.rank):
             if why := self._note_of(rank):
-                return PeerLostError(f"rank {rank} of {self.world_size} ended: {why}", told=rank == 0)
+                return PeerLostError(f"rank {rank} of {self.world_size} ended: {why}", is_reported=rank == 0)
         for rank in (rank for rank in range(self.world_size) if rank != self.rank):
             if self._is_gone(rank):
                 return PeerLostError(

@@ -153,7 +153,7 @@ class Learner:
                 # Gradients are averaged over the processes, and are to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
-            fault_injection.point("part")
+            fault_injection.point("micro_batch")
             losses.append(loss.detach())
             corrects.append((logits.detach().argmax(1) == truth).sum())
         return torch.stack(losses).sum(), torch.stack(corrects).sum()

@@ -29,7 +29,7 @@ class TrainBatches(Protocol):
     """Training batches as a function of where they are used."""
 
     steps: int  # batches an epoch
-    images: int  # images an epoch
+    num_images: int  # images an epoch
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """From batch `start` on: float [B, 3, H, W] on the device, augmented and normalised; int64 [B]."""
@@ -43,7 +43,7 @@ class TrainBatches(Protocol):
 class EvalBatches(Protocol):
     """Every image of a split exactly once, in order, not augmented."""
 
-    images: int
+    num_images: int
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
 
@@ -215,7 +215,7 @@ def evaluate(
         if not is_out_of_memory(error):
             raise
         raise ResourceError(
-            f"out of memory while evaluating {batches.images:,} images; lower --eval-batch-size"
+            f"out of memory while evaluating {batches.num_images:,} images; lower --eval-batch-size"
         ) from None
     loss, correct, seen = (processes or SingleProcess()).all_reduce_sum(
         loss, correct, torch.full((), count, device=device)

@@ -1,100 +1,92 @@
-"""Where a run ran: versions, hardware, code. No secrets and no environment variables."""
+"""The environment of a process: versions, processor, usable CPUs, git state and the processes of torchrun."""
 
 from __future__ import annotations
 
 import math
 import os
 import platform
-import shlex
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+CGROUP_ROOT, CGROUP_MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 PACKAGES = ("vision-harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "albumentations", "numpy")
 
 
 def world_size() -> int:
-    """How many processes torchrun has started for this run; 1 where it started none."""
+    """Return the number of processes that torchrun started for this run; 1 without torchrun."""
     return int(os.environ.get("WORLD_SIZE") or 1) if os.environ.get("RANK") else 1
 
 
 def rank() -> int:
-    """The number of this process among them; 0 leads."""
+    """Return the rank of this process; 0 is the main process."""
     return int(os.environ.get("RANK") or 0) if world_size() > 1 else 0
 
 
 def launch_command() -> list[str]:
-    """The words of a command before `run`: harness, or torchrun with as many processes as now."""
+    """Return the command up to `run`: harness, or torchrun with the present number of processes."""
     if world_size() == 1:
         return ["harness"]
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    several = ["--standalone"] if here == world_size() else ["--nnodes", str(world_size() // here)]
-    return ["torchrun", *several, "--nproc-per-node", str(here), "-m", "harness"]
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    is_single_node = local_world_size == world_size()
+    nodes = ["--standalone"] if is_single_node else ["--nnodes", str(world_size() // local_world_size)]
+    return ["torchrun", *nodes, "--nproc-per-node", str(local_world_size), "-m", "harness"]
 
 
 def usable_cpus() -> int:
-    """Return how many CPU cores this process may use: its affinity and the limit of its control group, at least 1."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return the number of CPUs that this process may use, at least 1: its affinity, or the limit of its cgroup if lower."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = cgroup_cpu_limit()
-    return max(1, min(cores, math.ceil(limit)) if limit is not None else cores)
+    return max(1, min(cpus, math.ceil(limit)) if limit is not None else cpus)
 
 
-def cgroup_cpu_limit(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Return the CPU limit of this process's control group in cores; None where there is none.
+def cgroup_cpu_limit(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> float | None:
+    """Return the CPU limit of this process's cgroup and of those above it, in CPUs; None where there is no limit.
 
     Args:
-        root: where the control groups are mounted, version 2 (`cpu.max`) or 1 (`cpu.cfs_quota_us`).
+        root: where cgroups are mounted: version 2 (`cpu.max`), or 1 (`cpu.cfs_quota_us` of the controller `cpu`).
+        membership: the file that names the cgroups of this process.
     """
     limits = []
-    for folder in _cgroup_folders(root):
-        for name in ("cpu.max", "cpu/cpu.cfs_quota_us", "cpu.cfs_quota_us"):
-            try:
-                words = (folder / name).read_text().split()
-                period = words[1] if len(words) > 1 else (folder / name).with_name("cpu.cfs_period_us").read_text()
-                quota = float(words[0])  # `max` is no number: no limit
-                if quota > 0:
-                    limits.append(quota / float(period))
-            except (OSError, ValueError, IndexError, ZeroDivisionError):
-                continue
+    for folder in _cgroup_folders(root, membership):
+        try:
+            if (folder / "cpu.max").is_file():
+                quota, period = (folder / "cpu.max").read_text().split()
+            else:
+                quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+            if float(quota) > 0:  # version 1 writes -1 for no limit; version 2 writes `max`, a ValueError
+                limits.append(float(quota) / float(period))
+        except (OSError, ValueError, ZeroDivisionError):
+            continue
     return min(limits, default=None)
 
 
-def _cgroup_folders(root: Path) -> list[Path]:
-    """Return the folders of this process's control group and all above it, up to the mount."""
+def _cgroup_folders(root: Path, membership: Path) -> list[Path]:
+    """Return the folders of this process's cgroups and of all cgroups above them.
+
+    In a container the folder that `membership` names is often not mounted: then the limit is in the mount itself.
+    """
     try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        lines = membership.read_text().splitlines()
     except OSError:
         lines = []
-    own = [line.split(":", 2)[2].strip("/") for line in lines if line.startswith("0::")]
-    path = root / own[0] if own else root
-    return [path, *(parent for parent in path.parents if parent == root or root in parent.parents)]
-
-
-def describe_environment(device: Any) -> dict[str, Any]:
-    """Plain facts about the machine, the versions and the code of this process.
-
-    Args:
-        device: a torch.device.
-    """
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: found for name in PACKAGES if (found := version(name))},
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
-        "cores": usable_cpus(),
-        "threads": torch.get_num_threads(),
-        **({"processes": world_size()} if world_size() > 1 else {}),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "git": git_state(),
-    }
+    mounts = [(root, ""), (root / "cpu", ""), (root / "cpu,cpuacct", "")]
+    for line in lines:  # 0::/a/b for version 2, 4:cpu,cpuacct:/a/b for version 1
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            mounts.append((root, path))
+        elif "cpu" in controllers.split(","):
+            mounts += [(root / "cpu", path), (root / controllers, path)]
+    folders: dict[Path, None] = {}
+    for mount, path in mounts:
+        parts = [part for part in path.split("/") if part and part != ".."]
+        folders |= dict.fromkeys(mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1))
+    return list(folders)
 
 
 def version(package: str) -> str:
-    """The installed version of a package; empty when it is not installed."""
+    """Return the installed version of a package; empty if it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -102,7 +94,7 @@ def version(package: str) -> str:
 
 
 def processor() -> str:
-    """The name of the CPU."""
+    """Return the name of the CPU."""
     try:
         with open("/proc/cpuinfo") as file:
             for line in file:
@@ -114,11 +106,11 @@ def processor() -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit and whether files differ from it, of the folder the command was given in; empty outside a checkout."""
+    """Return the commit of the working directory and whether files differ from it; empty outside a git repository."""
 
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
-        return done.stdout.strip()
+    def git(*arguments: str) -> str:
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
+        return result.stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}

@@ -1,4 +1,19 @@
-"""What can go wrong for a user, each with its exit status; everything else is our own mistake (status 1)."""
+"""The errors that a user can meet, and the exit status of each.
+
+| status | meaning | class |
+| --- | --- | --- |
+| 0 | success, or nothing left to do | `AlreadyFinished` |
+| 1 | unexpected failure: a bug | any other exception |
+| 2 | wrong command, option or setting | `UsageError` |
+| 3 | data missing or unreadable | `DataError` |
+| 4 | checkpoint missing, damaged or unsafe | `CheckpointError` |
+| 5 | training diverged | `DivergedError` |
+| 6 | out of disk space, memory or file handles | `ResourceError` |
+| 7 | tracking failed where it was required | `TrackingError` |
+| 8 | run directory in use by another process | `BusyError` |
+| 9 | a check of `verify` or `doctor` failed | `CHECK_FAILED` |
+| 130, 143, 138, 129 | stopped by SIGINT, SIGTERM, SIGUSR1 or SIGHUP, with the state saved | `harness.utils.signals.Interrupted` |
+"""
 
 from __future__ import annotations
 
@@ -6,29 +21,29 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-CHECK_FAILED = 9  # the exit status of `verify` where a point deviates, and of `doctor` where no run is possible
+CHECK_FAILED = 9
 
 
 class HarnessError(Exception):
-    """One line that names the value and the remedy; `exit_code` is the status the command ends with."""
+    """An error whose message is one line: what is wrong, the value, the remedy. The command exits with `exit_code`."""
 
     exit_code = 1
 
 
 class UsageError(HarnessError, ValueError):
-    """The command or a value in it is wrong; nothing was created."""
+    """The command or one of its values is wrong; nothing was created."""
 
     exit_code = 2
 
 
 class DataError(HarnessError, RuntimeError):
-    """Data missing, empty or unreadable."""
+    """The data is missing, empty or unreadable."""
 
     exit_code = 3
 
 
 class CheckpointError(HarnessError, RuntimeError):
-    """A checkpoint is missing, damaged, foreign or unsafe."""
+    """A checkpoint is missing, damaged, unsafe or of another run."""
 
     exit_code = 4
 
@@ -40,19 +55,19 @@ class DivergedError(HarnessError, RuntimeError):
 
 
 class ResourceError(HarnessError, RuntimeError):
-    """Out of disk, memory or open files."""
+    """There is no disk space, memory or file handle left."""
 
     exit_code = 6
 
 
 class TrackingError(HarnessError, RuntimeError):
-    """W&B was asked for by name and can not be had."""
+    """W&B is required by the settings and not available."""
 
     exit_code = 7
 
 
 class BusyError(HarnessError, RuntimeError):
-    """Another process is writing this run folder."""
+    """Another process is using this run directory."""
 
     exit_code = 8
 
@@ -61,28 +76,28 @@ class PeerLostError(HarnessError, RuntimeError):
     """Another process of the same run ended.
 
     Attributes:
-        told: whether the process that ended has said so itself.
+        is_reported: whether that process has printed the message itself.
     """
 
-    def __init__(self, text: str, told: bool = False) -> None:
-        super().__init__(text)
-        self.told = told
+    def __init__(self, message: str, is_reported: bool = False) -> None:
+        super().__init__(message)
+        self.is_reported = is_reported
 
 
 class AlreadyFinished(HarnessError):
-    """There is nothing to do: the run is complete."""
+    """The run is complete; there is nothing to do."""
 
     exit_code = 0
 
 
 def as_harness_error(error: BaseException) -> HarnessError | None:
-    """What an exception of the system or of torch means to a user; None: a mistake of ours, or no news."""
+    """Return the error to show for an exception of the system or of torch; None for an unexpected one."""
     if isinstance(error, HarnessError):
         return error
     text = " ".join(str(error).split())
     if is_out_of_memory(error):
         return ResourceError(
-            f"out of memory ({text[:120]}); lower --batch-size, or keep it with --grad-accumulation 2 or --auto-batch"
+            f"out of memory ({text[:120]}); lower --batch-size, or keep the batch size with --grad-accumulation 2 or --auto-batch"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return ResourceError(
@@ -90,13 +105,13 @@ def as_harness_error(error: BaseException) -> HarnessError | None:
         )
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
         return ResourceError(
-            f"{error.strerror}{f': {error.filename}' if error.filename else ''}; free some, then run the same command again"
+            f"{error.strerror}{f': {error.filename}' if error.filename else ''}; free some space or close files, then run the same command again"
         )
     return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the device or the machine had no memory left for a tensor."""
+    """Return whether the device or the machine ran out of memory."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -104,7 +119,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the closest known word, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ` (did you mean 'x'?)` for the closest known name; empty if none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

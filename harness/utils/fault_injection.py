@@ -1,7 +1,7 @@
-"""Faults made on purpose, for `tests/faults`. Nothing here acts unless HARNESS_TESTING=1 and HARNESS_FAULT are both set.
+"""Deliberate faults for `tests/faults`; inactive unless HARNESS_TESTING=1 and HARNESS_FAULT are both set.
 
-HARNESS_FAULT is `ACTION@PLACE=N`, several parted by commas: the action is done the N-th time that this process passes
-the place (at `step`: when the run has done N updates). All places are in `PLACES`, all actions in `ACTIONS`.
+HARNESS_FAULT is `ACTION@POINT=N`, or several of these separated by commas. The action is performed when this process
+reaches the point for the N-th time (at `step`: after the N-th update of the run). `POINTS` lists the points, `ACTIONS` the actions.
 """
 
 from __future__ import annotations
@@ -11,55 +11,57 @@ import signal
 from collections import Counter
 from collections.abc import Callable
 
-PLACES = {
-    "step": "an update is done and counted, nothing of it is saved",
-    "part": "the gradients of one part of a batch are there, the optimizer has not used them",
-    "evaluation": "a batch of an evaluation is next",
-    "write": "half of a file lies beside the one that it is to replace",
-    "replaced": "a file has just been replaced by a whole new one",
-    "swap": "the last checkpoint has become the previous one, the new one is not yet the last",
-    "journal": "half of a journal's line is written",
-    "chapter": "training, choosing, judging, drawing or keeping has ended",
+POINTS = {
+    "step": "after an update, before anything of it is saved",
+    "micro_batch": "after the backward pass of a micro-batch, before the optimizer step",
+    "evaluation": "before the forward pass of an evaluation batch",
+    "write": "after half of the temporary file that replaces a file is written",
+    "replaced": "after a file was replaced",
+    "swap": "after last.pt was renamed to previous.pt, before the new last.pt exists",
+    "journal": "after half of a line of the journal is written",
+    "phase": "after a phase of a run: training, selection, evaluation, figures or saving",
 }
 ACTIONS = ("kill", "term", "int", "usr1", "raise", "oom")
-_passed: Counter[str] = Counter()
+_visits: Counter[str] = Counter()
 
 
-def point(place: str, number: int | None = None, first: Callable[[], object] | None = None) -> None:
-    """Do what HARNESS_FAULT says of this place; nothing outside of tests.
+class OutOfMemoryError(RuntimeError):
+    """A stand-in for torch's error, which `is_out_of_memory` recognises by its name too."""
+
+
+def point(name: str, number: int | None = None, first: Callable[[], object] | None = None) -> None:
+    """Perform the action that HARNESS_FAULT names for this point; do nothing outside of tests.
 
     Args:
-        number: what N is compared with; by default how often the place was passed.
-        first: leaves things half done, before the action.
+        number: the number to compare with N; the number of visits by default.
+        first: called before the action, to leave a file incomplete.
     """
     if "HARNESS_FAULT" not in os.environ or os.environ.get("HARNESS_TESTING") != "1":
         return
-    _passed[place] += 1
-    assert place in PLACES, place
+    _visits[name] += 1
+    assert name in POINTS, name
     for fault in os.environ["HARNESS_FAULT"].split(","):
-        action, _, where = fault.partition("@")
-        if where == f"{place}={_passed[place] if number is None else number}":
+        action, _, condition = fault.partition("@")
+        if condition == f"{name}={_visits[name] if number is None else number}":
             if first is not None:
                 first()
-            _do(action, fault)
+            _perform(action, fault)
 
 
 def background_saves() -> bool:
-    """Whether a test wants checkpoints written by a thread, as they are on a GPU."""
+    """Return whether a test requests checkpoints written by a background thread, as on a GPU."""
     return os.environ.get("HARNESS_TESTING") == "1" and os.environ.get("HARNESS_SAVES") == "background"
 
 
-def _do(action: str, fault: str) -> None:
+def _perform(action: str, fault: str) -> None:
     match action:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "term" | "int" | "usr1":
             os.kill(os.getpid(), {"term": signal.SIGTERM, "int": signal.SIGINT, "usr1": signal.SIGUSR1}[action])
         case "raise":
-            raise RuntimeError(f"made on purpose: {fault}")
+            raise RuntimeError(f"deliberate fault: {fault}")
         case "oom":
-            from torch import OutOfMemoryError
-
-            raise OutOfMemoryError(f"CUDA out of memory. Made on purpose: {fault}")
+            raise OutOfMemoryError(f"CUDA out of memory. Deliberate fault: {fault}")
         case _:
-            raise AssertionError(f"HARNESS_FAULT={fault}: no such action; there are {', '.join(ACTIONS)}")
+            raise AssertionError(f"HARNESS_FAULT={fault}: unknown action; need one of {', '.join(ACTIONS)}")

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whatever happens in between."""
+"""Atomic writes: after a crash at any moment a file has either its former or its new content."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | str) -> None:
-    """The file at `path` replaced by a whole new one, which is on the disk when this returns.
+    """Replace the file at `path`; the new content is on the disk when this returns.
 
     Args:
-        write: the content, or a function that writes it into the open binary file.
+        write: the content, or a function that writes it to the open binary file.
 
     Raises:
-        ResourceError: the disk is full or the folder can not be written; the old file is untouched.
+        ResourceError: the disk is full or the folder is not writable; the former file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -42,7 +42,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | s
         fault_injection.point("replaced")
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        # torch reports a full disk as a RuntimeError of its zip writer, without an errno.
+        # torch reports a full disk as a RuntimeError of its zip writer, without errno.
         if isinstance(error, OSError) or "inline_container" in str(error):
             raise ResourceError(_why_not_written(path, error)) from error
         raise
@@ -52,12 +52,12 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | s
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """`value` as indented JSON, atomically."""
+    """Write `value` as indented JSON, atomically."""
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file; empty when there is no such file or it is not a mapping."""
+    """Return the mapping in a JSON file; empty if there is no such file or it holds no mapping."""
     try:
         value = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -66,19 +66,19 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Remove what a killed `write_atomically` left half written in a folder and those below it."""
+    """Remove the partial files of a killed `write_atomically` from a folder and its subfolders."""
     for path in folder.rglob(".*.tmp"):
         path.unlink(missing_ok=True)
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a power cut, where the system lets a folder be synced."""
+    """Make a rename in `folder` durable, where the file system can sync folders."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
@@ -96,11 +96,11 @@ def _why_not_written(path: Path, error: Exception) -> str:
     code = error.errno if isinstance(error, OSError) else errno.ENOSPC
     if code in OUT_OF_SPACE:
         try:
-            room = os.statvfs(path.parent)
-            free = f"{room.f_bavail * room.f_frsize / 2**20:.1f} MB free"
+            file_system = os.statvfs(path.parent)
+            free = f"{file_system.f_bavail * file_system.f_frsize / 2**20:.1f} MB free"
         except OSError:
             free = "no space left"
         return (
             f"no space to write {path.name} in {path.parent} ({free}); free some space, then run the same command again"
         )
-    return f"can not write {path}: {getattr(error, 'strerror', None) or error}"
+    return f"cannot write {path}: {getattr(error, 'strerror', None) or error}"

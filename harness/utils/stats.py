@@ -12,13 +12,13 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class MeanInterval:
-    """The figures of one quantity over several runs.
+    """Statistics of one quantity over several runs.
 
     Attributes:
-        n: how many values.
-        sd: sample standard deviation (n - 1 below the line); None for a single value.
-        low, high: Student's interval of the mean, at 95 %; None for a single value.
-        least, most: the lowest and the highest value.
+        n: number of values.
+        sd: sample standard deviation (divided by n - 1); None for a single value.
+        low, high: Student's t interval of the mean; None for a single value.
+        least, most: the smallest and the largest value.
     """
 
     n: int
@@ -31,12 +31,13 @@ class MeanInterval:
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> MeanInterval:
-    """Mean, standard deviation and Student's t interval of the mean.
+    """Return mean, standard deviation and Student's t interval of the mean.
 
-    The interval speaks of what varies between the runs (the seed), not of other test images.
+    The interval covers what varies between the runs (the seed), not the choice of the test images.
 
     Args:
-        values: at least one, finite.
+        values: at least one.
+        confidence: the level of the interval, 0..1.
 
     Raises:
         ValueError: there is no value, or one is not finite.
@@ -50,8 +51,8 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     from scipy.special import stdtrit  # not scipy.stats, whose import takes half a second
 
     sd = statistics.stdev(numbers)
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
-    return MeanInterval(n, mean, sd, mean - half, mean + half, min(numbers), max(numbers))
+    half_width = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
+    return MeanInterval(n, mean, sd, mean - half_width, mean + half_width, min(numbers), max(numbers))
 
 
 class MovingAverage:

@@ -1,36 +1,36 @@
-"""Text that is safe where it is shown: terminals, spreadsheets, Markdown. One implementation for the whole package."""
+"""Make text safe for terminals, Markdown and spreadsheets, and write CSV."""
 
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from harness.utils.files import write_atomically
 
-# How a cell starts that a spreadsheet would evaluate. Source: OWASP, CSV injection.
+# The first characters of a cell that a spreadsheet evaluates as a formula. Source: OWASP, CSV injection.
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def printable(text: object, *, keep_newlines: bool = False) -> str:
-    """Return `text` with a space in place of each character that does not print, escape sequences included."""
+    """Return `text` with every unprintable character, including the start of escape sequences, replaced by a space."""
     return "".join(
         letter if letter.isprintable() or (keep_newlines and letter == "\n") else " " for letter in str(text)
     )
 
 
 def escape_unprintable(text: str) -> str:
-    """Return `text` with each character that does not print (or is no valid Unicode) as a backslash escape."""
+    """Return `text` with every unprintable character, including surrogates, as a backslash escape."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def truncate(text: object, width: int) -> str:
-    """Return `text` on one line in at most `width` characters: its beginning and its end around an ellipsis."""
+    """Return `text` on one line of at most `width` characters, with an ellipsis in place of the middle."""
     line = " ".join(str(text).split())
     if len(line) <= width:
         return line
@@ -39,7 +39,7 @@ def truncate(text: object, width: int) -> str:
 
 
 def percent(fraction: float, digits: int = 1) -> str:
-    """Return a fraction 0..1 as a percentage; only a true 1 is `100 %`, and only a true 0 is `0 %`."""
+    """Return a fraction 0..1 as a percentage; only exactly 1 is `100 %`, and only exactly 0 is `0 %`."""
     if fraction in (0, 1):
         return f"{fraction:.0%}".replace("%", " %")
     step = 10.0**-digits
@@ -47,7 +47,7 @@ def percent(fraction: float, digits: int = 1) -> str:
 
 
 def markdown(text: object) -> str:
-    """Return `text` on one line, with nothing in it that Markdown or HTML would act on."""
+    """Return `text` on one line, with the special characters of Markdown and HTML as entities."""
     return "".join(
         f"&#{ord(letter)};" if letter in "<>&`*_[]|!\\" or not letter.isprintable() else letter
         for letter in re.sub(r"\s+", " ", str(text))
@@ -55,7 +55,7 @@ def markdown(text: object) -> str:
 
 
 def csv_cell(value: Any) -> Any:
-    """Return `value` as a cell: text that would be a formula gets a leading apostrophe, None is empty."""
+    """Return `value` as a CSV cell: None becomes empty, and text that would be a formula gets a leading apostrophe."""
     if value is None:
         return ""
     return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
@@ -68,15 +68,16 @@ def csv_text(header: Sequence[Any], rows: Iterable[Sequence[Any]], *, escape: bo
         escape: pass every cell through `csv_cell`; otherwise the caller did so where it is needed (a formatted
             negative number is text that begins with `-`, and no formula).
     """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
+    lines: list[str] = []
+    # With this line end the writer quotes cells that hold \r as well as those that hold \n.
+    writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow([csv_cell(cell) for cell in header])
     writer.writerows([csv_cell(cell) for cell in row] if escape else row for row in rows)
-    return text.getvalue()
+    return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
 def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]], *, escape: bool = True) -> None:
-    """Write a table as CSV in UTF-8, in one atomic step; text that is no valid Unicode is written as an escape.
+    """Write a table as CSV in UTF-8, atomically; surrogates are written as backslash escapes.
 
     Raises:
         ResourceError: the disk is full.

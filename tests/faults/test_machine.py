@@ -114,7 +114,7 @@ def test_a_batch_too_large_for_the_memory_is_computed_in_parts_when_asked_and_el
 def test_after_memory_ran_out_the_batch_is_kept_said_once_and_a_resumed_run_computes_it_in_as_many_parts(tmp_path):
     """From the first update in two parts: to the bit what `--grad-accumulation 2` gives."""
     words = ["run", *SAVING, "--auto-batch", "--name", "r"]
-    ended = harness(*words, cwd=tmp_path, fault="oom@part=1,kill@step=9")
+    ended = harness(*words, cwd=tmp_path, fault="oom@micro_batch=1,kill@step=9")
     assert ended.code == -signal.SIGKILL
     said = [line for line in ended.err.splitlines() if "out of memory" in line]
     assert said == ["out of memory: each batch of 128 images is now computed in 2 parts"]
@@ -128,7 +128,7 @@ def test_after_memory_ran_out_the_batch_is_kept_said_once_and_a_resumed_run_comp
 
 
 def test_the_parts_of_a_batch_never_fall_below_one_image(tmp_path):
-    fault = ",".join(f"oom@part={number}" for number in range(1, 20))
+    fault = ",".join(f"oom@micro_batch={number}" for number in range(1, 20))
     words = ["run", *TINY, "--batch-size", 6, "--auto-batch", "--name", "r"]
     ended = harness(*words, cwd=tmp_path, fault=fault, check=6)
     assert len(ended.errors) == 1 and "out of memory" in ended.errors[0]
@@ -263,9 +263,9 @@ def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, 
     ).train
     epoch = batches.epoch(0)
     next(epoch)
-    for pid in batches._workers._pids[:]:
+    for pid in batches.workers.pids[:]:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(DataError, match="no batch came from the loader processes"):
+    with pytest.raises(DataError, match="no batch from the loader processes"):
         list(epoch)
     assert time.monotonic() - began < 30

@@ -76,7 +76,7 @@ POINTS = [
 MORE_POINTS = [
     "evaluation=4",
     "journal=3",
-    "chapter=3",
+    "phase=3",
     "step=1",  # before anything is saved
     "step=22",  # the last update of an epoch
     "evaluation=1",
@@ -130,7 +130,7 @@ def test_a_stop_waits_for_the_checkpoints_that_are_being_written(never_killed, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["step", "write", "replaced", "journal", "swap", "evaluation", "chapter"])
+@pytest.mark.parametrize("place", ["step", "write", "replaced", "journal", "swap", "evaluation", "phase"])
 def test_a_run_killed_at_every_passing_of_a_place_in_turn_still_ends_with_the_same_bits(never_killed, tmp_path, place):
     """Killed at the first passing, gone on with, killed at the second, and so on until there is no other."""
     killed = 0

@@ -25,7 +25,7 @@ SIGNALS = {"int": (130, "interrupted"), "term": (143, "preempted"), "usr1": (138
         ("term", "evaluation=3"),
         *(
             pytest.param(*more, marks=pytest.mark.slow)
-            for more in [("term", "step=22"), ("usr1", "step=13"), ("usr1", "chapter=2")]
+            for more in [("term", "step=22"), ("usr1", "step=13"), ("usr1", "phase=2")]
         ),
     ],
 )

@@ -153,7 +153,7 @@ def test_a_killed_online_run_goes_on_as_the_same_wandb_run_with_each_step_once(t
     assert len(ids) == 1
 
 
-@pytest.mark.parametrize("places", [("step=26",), pytest.param(("evaluation=3", "chapter=3"), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("places", [("step=26",), pytest.param(("evaluation=3", "phase=3"), marks=pytest.mark.slow)])
 def test_the_pieces_of_a_killed_offline_run_sync_into_one_whole_history(tmp_path, places):
     """As the documentation says: `wandb sync` of the pieces, oldest first."""
     words = ["run", *TINY[:-1], "offline", "--name", "r", "--checkpoint-every", 4]

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.lr_finder.finder import LRFinderOptions, hold_out_for_finder, with_placeholder_lr
 from harness.lr_finder.range_test import (
     LRRange,
@@ -21,7 +22,6 @@ from harness.lr_finder.range_test import (
     curve_of_seed,
     default_range,
     median_curve,
-    preserve_rng_state,
     range_test,
     short_run,
 )
@@ -34,6 +34,7 @@ from harness.tracking.records import Curve, Table
 from harness.tracking.tracker import NullTracker
 from harness.training.learner import make_learner
 from harness.training.loop import fit
+from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
@@ -48,7 +49,7 @@ class Batches:
 
     def __init__(self, seed=0, sizes=(16,) * 5, nan_from=None):
         self.seed, self.sizes, self.nan_from = seed, sizes, nan_from
-        self.steps, self.images = len(sizes), sum(sizes)
+        self.steps, self.num_images = len(sizes), sum(sizes)
 
     def epoch(self, epoch, start=0):
         generator = torch.Generator().manual_seed(1000 * self.seed + epoch)
@@ -63,7 +64,7 @@ class Batches:
 
 
 class ValLoader(list):
-    images = 60
+    num_images = 60
 
 
 def net(seed):
@@ -559,7 +560,7 @@ def test_find_is_a_value_of_both_rates(word):
 
 
 def test_another_word_than_find_is_refused_for_a_rate():
-    with pytest.raises(UsageError, match="a number, or the word find"):
+    with pytest.raises(UsageError, match="a number, or find"):
         Config(lr_max="search")
     with pytest.raises(UsageError, match="a number"):
         Config(momentum="find")

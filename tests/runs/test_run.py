@@ -14,7 +14,8 @@ from PIL import Image
 
 import harness
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.models import cifar_resnet
 from harness.tracking.journal import read_journal
 from tests.support.commands import QUICK, begun, command, wait_for_checkpoint

@@ -216,7 +216,7 @@ def test_ctrl_c_between_the_seeds_stops_all_of_them_and_says_how_to_go_on(tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", ["kill@evaluation=4", "kill@chapter=6", "term@evaluation=4"])
+@pytest.mark.parametrize("fault", ["kill@evaluation=4", "kill@phase=6", "term@evaluation=4"])
 def test_a_command_that_was_stopped_in_the_second_seed_goes_on_to_the_same_numbers(tmp_path, fault):
     words = ["run", *QUICK, "--model-args", "width=4", "--epochs", "2", "--gallery", "0", "--seeds", "2"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"

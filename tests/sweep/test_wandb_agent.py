@@ -142,7 +142,7 @@ def test_every_corner_of_a_shipped_sweep_is_a_run_that_harness_takes(path):
         for key, about in told["parameters"].items()
     }
     for worst in ("lr_max", "lr_min"):
-        from harness.config.settings import make_config
+        from harness.config.recipe import make_config
 
         chosen = {key: part[0] if key == worst else part[-1] for key, part in ends.items()}
         config = make_config(chosen)

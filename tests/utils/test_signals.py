@@ -1,4 +1,4 @@
-"""A signal stops a run at the next safe place; what is one request is not taken for two."""
+"""A signal stops a run after the current update; signals of one request do not count as two."""
 
 import os
 import signal
@@ -13,29 +13,29 @@ from harness.utils.signals import Interrupted, StopRequests
 
 
 def test_signals_that_come_together_are_one_request():
-    with StopRequests() as asked:
+    with StopRequests() as stop_requests:
         for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
             os.kill(os.getpid(), number)
         with pytest.raises(Interrupted, match="SIGTERM") as caught:
-            asked.check()
+            stop_requests.check()
     assert caught.value.exit_code == 143
 
 
 def test_a_signal_after_a_stop_in_wandb_is_the_first_signal():
-    with StopRequests() as asked:
-        asked.stop()
+    with StopRequests() as stop_requests:
+        stop_requests.stop()
         with pytest.raises(Interrupted, match="stopped in W&B") as caught:
-            asked.check()
+            stop_requests.check()
         assert caught.value.exit_code == 130
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted, match="SIGTERM") as caught:
-            asked.check()
+            stop_requests.check()
     assert caught.value.exit_code == 143
 
 
 def test_a_second_signal_stops_at_once():
     script = (
-        "import os, signal, time; from harness.utils import signals; signals.TOGETHER = 0.1\n"
+        "import os, signal, time; from harness.utils import signals; signals.SAME_REQUEST_SECONDS = 0.1\n"
         "with signals.StopRequests():\n"
         "    os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.3); os.kill(os.getpid(), signal.SIGTERM)\n"
         "    time.sleep(20)"
@@ -47,14 +47,15 @@ def test_a_second_signal_stops_at_once():
 def test_a_run_stops_when_its_parent_is_gone_only_inside_a_sweep(monkeypatch, in_sweep):
     if in_sweep:
         monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
-    monkeypatch.setattr(signals, "WATCH_EVERY", 0.01)
-    with StopRequests() as asked:
+    monkeypatch.setattr(signals, "PARENT_CHECK_SECONDS", 0.01)
+    parent = os.getppid()
+    with StopRequests() as stop_requests:
         time.sleep(0.1)
-        assert not asked.pending  # the parent lives
-        monkeypatch.setattr(signals, "_parent", [-1])
+        assert not stop_requests.pending  # the parent lives
+        monkeypatch.setattr(os, "getppid", lambda: parent + 1)  # another process has adopted this one
         time.sleep(0.3)
-        assert asked.pending == in_sweep
+        assert stop_requests.pending == in_sweep
         if in_sweep:
             with pytest.raises(Interrupted, match="agent") as caught:
-                asked.check()
+                stop_requests.check()
             assert caught.value.exit_code == 143
