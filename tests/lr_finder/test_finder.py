@@ -553,7 +553,7 @@ def test_find_is_a_value_of_both_rates(word):
     config = Config(lr_max=word, lr_min=word)
     assert (config.lr_max, config.lr_min, config.needs_lr_find) == ("find", "find", True)
     assert Config(**yaml_io.parse_yaml(config.to_yaml())) == config
-    with pytest.raises(UsageError, match="no range test"):
+    with pytest.raises(UsageError, match="no LR range test has been run"):
         config.rates()
     plain = with_placeholder_lr(config.replace(lr_min=0.7))
     assert plain.rates()[0] <= plain.rates()[1]
