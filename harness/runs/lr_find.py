@@ -17,7 +17,7 @@ from harness.lr_finder.result import LRFinderResult, sweep_definition, sweep_yam
 from harness.utils.signals import Interrupted, StopRequests
 from harness.runs.components import Components, build_components
 from harness.tracking.run_dir import RunDir
-from harness.reporting.html.share import write_run_page
+from harness.reporting.html.pages import write_run_page
 from harness.runs.trainer import ProgressReporter, open_tracker
 from harness.tracking.tracker import Tracker
 from harness.lr_finder.range_test import median_curve, seed_curve

@@ -22,7 +22,7 @@ from harness.runs.follow import check_distributed, run_worker, restore_state
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
 from harness.runs.components import Components, build_components
 from harness.tracking.run_dir import RunDir
-from harness.reporting.html.share import PAGE, write_run_page
+from harness.reporting.html.pages import PAGE, write_run_page
 from harness.runs.trainer import ProgressReporter, RunResult, Trainer, open_tracker, resume_command
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb.failed_trial import report_failed_trial

@@ -27,7 +27,7 @@ from harness.runs.progress import LineReporter
 from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, StopRequests
-from harness.reporting.html.share import write_run_page
+from harness.reporting.html.pages import write_run_page
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
 from harness.runs.trainer import ProgressReporter
 from harness.tracking.wandb.failed_trial import report_failed_trial

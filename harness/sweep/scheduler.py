@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from optuna.exceptions import StorageInternalError
 
-from harness.reporting.figures import sweep as pictures
+from harness.reporting.figures import sweep as figures
+from harness.reporting.html.sweep_data import read_sweep
 from harness.sweep import progress, results
 from harness.sweep import workers as processes
 from harness.sweep.final import final_runs
@@ -214,8 +215,6 @@ class Scheduler:
                 self.folder / results.BEST, results.best_recipe(self.sweep, best, self.sweep.name, len(rows))
             )
         importances = self.engine.importances()
-        title = f"{len(rows)} trials of {self.sweep.name}"
-        pictures.draw(self.folder / results.FIGURES, self.sweep, rows, importances, title)
         told = read_json(self.folder / results.SUMMARY)
         told |= {
             "name": self.sweep.name,
@@ -230,6 +229,7 @@ class Scheduler:
             "time": results.overhead(self.spent()),
         }
         write_json(self.folder / results.SUMMARY, told)
+        figures.draw(read_sweep(self.folder), self.folder / results.FIGURES)
 
     def _write_trials(self, rows: Sequence[TrialRecord]) -> None:
         results.write_trials(self.folder / results.TRIALS, self.sweep, rows, self.spent(), results.RUNS)

@@ -14,7 +14,7 @@ import pytest
 from harness.reporting.html import pages, run_predictions, sweep_data
 from harness.reporting.html.groups import group_runs, share_interval, spread
 from harness.reporting.html.plotly import moving_average, thin
-from harness.reporting.html.share import write_run_page
+from harness.reporting.html.pages import write_run_page
 from harness.utils.errors import UsageError
 from tests.support.commands import QUICK, command
 from tests.support.report_samples import CLASSES, EVIL, evil_run, other_seed, sweep
