@@ -13,8 +13,8 @@ from harness.checks.lr_schedule import EPOCHS, RateCurve
 from harness.checks.network import parameters_row
 from harness.checks.table import CheckRow, row
 from harness.config.settings import FIND, Config
+from harness.evaluation.trained_model import load_trained_model
 from harness.models.factory import count_parameters
-from harness.runs.inference import load_trained_model
 from harness.tracking.journal import JournalContents, read_journal
 from harness.tracking.run_dir import STATUS, SUMMARY, is_locked, read_state
 from harness.utils.errors import CheckpointError, DataError, HarnessError

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from harness.training.device import eval_mode
+
 # Operations that only look at the same numbers in another shape, or prepare them.
 VIEWS = {"view", "_unsafe_view", "reshape", "flatten", "t", "transpose", "permute", "detach", "alias", "clone", "squeeze",
          "unsqueeze", "expand", "select", "slice", "contiguous", "_to_copy", "empty", "empty_like", "zeros", "lift_fresh",
@@ -76,16 +78,10 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Step], Tensor]:
     Args:
         images: float [B, 3, H, W].
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     recorder = _Recorder()
     recorder.made_by[id(images)] = -1
-    try:
-        with torch.no_grad(), recorder:
-            out = model(images)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with eval_mode(model), torch.no_grad(), recorder:
+        out = model(images)
     return recorder.steps, out
 
 

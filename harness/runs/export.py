@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from harness.evaluation.trained_model import load_trained_model
+from harness.models import factory
 from harness.models.model_card import OURS, model_card
 from harness.utils.errors import HarnessError, UsageError
-from harness.runs.inference import load_trained_model
-from harness.models import factory
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.reporting.html.run_predictions import Predictions, read_predictions
+from harness.evaluation.metrics import SavedPredictions, read_predictions
 from harness.tracking import journal, run_dir
 from harness.tracking.records import Record, Scalar, Table, Value
 from harness.utils.errors import DataError, HarnessError, UsageError
@@ -41,7 +41,7 @@ class RunData:
     finder: Mapping[str, Any] = field(default_factory=dict)
     records: Sequence[Record] = ()
     alerts: Sequence[tuple[str, str]] = ()
-    predictions: Predictions | None = None
+    predictions: SavedPredictions | None = None
     missing: Sequence[str] = ()
 
     @property
