@@ -162,7 +162,7 @@ class Trainer:
             return {}
         split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
         viewer = Evaluator(parts.config, parts.learner.eval_model, parts.preprocess, parts.data.classes, parts.learner.device)
-        return viewer.see(split, batches, self.folder.figures / f"epoch-{record.epoch}").values
+        return viewer.evaluate(split, batches, self.folder.figures / f"epoch-{record.epoch}").values
 
     def _watch(self, tick: StepInfo) -> None:
         self.display.tick(tick)
@@ -240,7 +240,7 @@ class Trainer:
         batches = parts.batches.test or parts.batches.val
         assert split is not None and batches is not None
         viewer = Evaluator(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
-        return viewer.see(split, Interruptible(batches, self.stop_requests), folder), split.name
+        return viewer.evaluate(split, Interruptible(batches, self.stop_requests), folder), split.name
 
     def _about_model(self) -> dict[str, Any]:
         """What a file of weights is told beside them."""

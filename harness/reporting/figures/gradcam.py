@@ -10,8 +10,7 @@ import numpy as np
 
 from harness.evaluation.gradcam import METHODS, Maps
 from harness.reporting.figures import style
-from harness.reporting.figures.gallery import Tile
-from harness.reporting.figures.sheet import Sheet, enlarge
+from harness.reporting.figures.gallery import Canvas, Tile, enlarge
 from harness.utils.text import percent, truncate
 
 _COLOURS = "inferno"  # perceptually uniform, also in grey
@@ -91,31 +90,31 @@ def gradcam_figure(
     aspect = float(np.median([tile.picture.shape[0] / tile.picture.shape[1] for tile in tiles]))
     height = _SIDE * min(max(aspect, 0.5), 1.6)
     row_height = _HEADING + height + _CAPTION
-    sheet = Sheet(max(2 * _EDGE + columns * _CARD + (columns - 1) * _APART, 7.6), _TOP + rows * row_height)
-    _write_heading(sheet, title, predicted)
+    canvas = Canvas(max(2 * _EDGE + columns * _CARD + (columns - 1) * _APART, 7.6), _TOP + rows * row_height)
+    _write_heading(canvas, title, predicted)
     for index, (tile, *heats) in enumerate(zip(tiles, *shared_scale(predicted, true), strict=True)):
         row, column = divmod(index, columns)
         empties = (bool(predicted.empty[index]), bool(true.empty[index]))
-        _draw_card(sheet, _EDGE + column * (_CARD + _APART), _TOP + row * row_height, height, tile, heats, empties)
-    return sheet.save(path)
+        _draw_card(canvas, _EDGE + column * (_CARD + _APART), _TOP + row * row_height, height, tile, heats, empties)
+    return canvas.save(path)
 
 
-def _write_heading(sheet: Sheet, title: str, maps: Maps) -> None:
+def _write_heading(canvas: Canvas, title: str, maps: Maps) -> None:
     method = METHODS[maps.method]
     name = method.class_name.replace("PlusPlus", "++")
-    characters = int(sheet.figure.get_figwidth() * 11)
-    sheet.write(_EDGE, 0.1, truncate(title, int(characters * 0.7)), fontsize=14, fontweight="bold")
+    characters = int(canvas.figure.get_figwidth() * 11)
+    canvas.write(_EDGE, 0.1, truncate(title, int(characters * 0.7)), fontsize=14, fontweight="bold")
     subtitle = f"{name}, layer {truncate(maps.layer, 24)}: image, map of the predicted class ({style.WRONG_SIGN}), map of the true class ({style.RIGHT_SIGN})"
-    sheet.write(_EDGE, 0.42, truncate(subtitle, characters), fontsize=10)
+    canvas.write(_EDGE, 0.42, truncate(subtitle, characters), fontsize=10)
     ramp = overlay(np.full((12, 240, 3), 150, np.uint8), np.tile(np.linspace(0, 1, 240), (12, 1)))
-    sheet.write(_EDGE, 0.66, "no evidence", fontsize=9, color=style.SOFT)
-    sheet.picture(_EDGE + 0.85, 0.66, 1.5, 0.13, ramp, colour=style.GRID, thick=0.5)
+    canvas.write(_EDGE, 0.66, "no evidence", fontsize=9, color=style.SOFT)
+    canvas.picture(_EDGE + 0.85, 0.66, 1.5, 0.13, ramp, colour=style.GRID, linewidth=0.5)
     meaning = "higher peak of the two maps" if method.of_a_class else "peak (this method has one map for all classes)"
-    sheet.write(_EDGE + 2.45, 0.66, meaning, fontsize=9, color=style.SOFT)
+    canvas.write(_EDGE + 2.45, 0.66, meaning, fontsize=9, color=style.SOFT)
 
 
 def _draw_card(
-    sheet: Sheet,
+    canvas: Canvas,
     left: float,
     top: float,
     height: float,
@@ -124,22 +123,22 @@ def _draw_card(
     empties: tuple[bool, bool],
 ) -> None:
     heading = f"{truncate(tile.truth, 12)}, predicted as {truncate(tile.prediction, 12)} {percent(tile.confidence)}"
-    sheet.write(left, top, heading, fontsize=10, fontweight="bold")
+    canvas.write(left, top, heading, fontsize=10, fontweight="bold")
     picture, top = enlarge(tile.picture, _PIXELS), top + _HEADING
-    sheet.picture(left, top, _SIDE, height, picture, colour=style.SOFT)
-    _caption(sheet, left, top + height, "image", style.SOFT)
+    canvas.picture(left, top, _SIDE, height, picture, colour=style.SOFT)
+    _caption(canvas, left, top + height, "image", style.SOFT)
     panels = ((tile.prediction, style.WRONG_SIGN, style.WRONG), (tile.truth, style.RIGHT_SIGN, style.RIGHT))
     for (name, sign, colour), heat, empty in zip(panels, heats, empties, strict=True):
         left += _SIDE + _GAP
         if empty:
-            sheet.hatched(left, top, _SIDE, height, "empty\nmap", colour=colour)
+            canvas.hatched(left, top, _SIDE, height, "empty\nmap", colour=colour)
         else:
-            sheet.picture(left, top, _SIDE, height, overlay(picture, heat), colour=colour)
-        _caption(sheet, left, top + height, f"{sign} {truncate(name, 13)}", colour)
+            canvas.picture(left, top, _SIDE, height, overlay(picture, heat), colour=colour)
+        _caption(canvas, left, top + height, f"{sign} {truncate(name, 13)}", colour)
 
 
-def _caption(sheet: Sheet, left: float, bottom: float, text: str, colour: str) -> None:
-    sheet.write(left + _SIDE / 2, bottom + 0.05, text, ha="center", fontsize=9, color=colour)
+def _caption(canvas: Canvas, left: float, bottom: float, text: str, colour: str) -> None:
+    canvas.write(left + _SIDE / 2, bottom + 0.05, text, ha="center", fontsize=9, color=colour)
 
 
 def _resize(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -139,7 +139,9 @@ def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: s
     return style.save(figure, path)
 
 
-def values_by_epoch(records: Sequence[Record], metric: str) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
+def values_by_epoch(
+    records: Sequence[Record], metric: str
+) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
     """Return split -> {epoch: value} of the epochs, and split -> (epoch, value) of what was measured only at the end.
 
     A value that is not finite is a gap; of an epoch that was repeated after a resume the last value counts.

@@ -18,12 +18,12 @@ JPEG_QUALITY = 85
 
 @dataclass(frozen=True)
 class ImageView:
-    """One image of a tile.
+    """One image of a card.
 
     Attributes:
         uri: a data URI; empty where there is no image, and `placeholder` is shown.
         alt: what the image shows, for a screen reader.
-        caption: text below it, where a tile has several.
+        caption: text below it, where a card has several.
     """
 
     uri: str
@@ -33,7 +33,7 @@ class ImageView:
 
 
 @dataclass(frozen=True)
-class Tile:
+class Card:
     """One image of the reported split, with its true and its predicted class."""
 
     views: Sequence[ImageView]
@@ -50,7 +50,7 @@ class Tile:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Tiles that are filtered and sorted together.
+    """Cards that are filtered and sorted together.
 
     Attributes:
         truths, predictions: the classes to filter by, in the order of the data set.
@@ -59,13 +59,13 @@ class Gallery:
     key: str
     title: str
     caption: str
-    tiles: Sequence[Tile]
+    cards: Sequence[Card]
     truths: Sequence[str]
     predictions: Sequence[str]
 
     @property
     def classes(self) -> list[str]:
-        """Every class that is the truth or the prediction of a tile."""
+        """Every class that is the truth or the prediction of a card."""
         return list(dict.fromkeys([*self.truths, *self.predictions]))
 
 
@@ -80,18 +80,20 @@ def galleries(run: RunData) -> list[Gallery]:
         ("misclassified", "Misclassified", "misclassified"),
         ("correct", "Correctly classified", "correctly classified"),
     ):
-        tiles = [_tile(row) for row in _rows(run, f"predictions/{key}")]
-        if tiles:
-            total = f" of {totals[key]:,}" if totals[key] >= len(tiles) else ""
-            made.append(_gallery(run, key, title, f"{len(tiles)}{total} {adjective} images of the {run.split} set.", tiles))
-    tiles = [_cam_tile(row) for row in _rows(run, "explain/gradcam")]
-    if tiles:
+        cards = [_card(row) for row in _rows(run, f"predictions/{key}")]
+        if cards:
+            total = f" of {totals[key]:,}" if totals[key] >= len(cards) else ""
+            made.append(
+                _gallery(run, key, title, f"{len(cards)}{total} {adjective} images of the {run.split} set.", cards)
+            )
+    cards = [_cam_card(row) for row in _rows(run, "explain/gradcam")]
+    if cards:
         caption = (
-            f"Class-activation maps ({run.config.get('cam', 'Grad-CAM')}) of {len(tiles)} misclassified images: "
+            f"Class-activation maps ({run.config.get('cam', 'Grad-CAM')}) of {len(cards)} misclassified images: "
             "the evidence for the predicted class and for the true class, on a shared scale; bright is strong. "
             "The percentage is the part of the evidence, for and against the class, that is for it."
         )
-        made.append(_gallery(run, "gradcam", "Grad-CAM", caption, tiles))
+        made.append(_gallery(run, "gradcam", "Grad-CAM", caption, cards))
     return made
 
 
@@ -100,34 +102,34 @@ def _rows(run: RunData, key: str) -> list[dict[str, Any]]:
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows] if table else []
 
 
-def _gallery(run: RunData, key: str, title: str, caption: str, tiles: Sequence[Tile]) -> Gallery:
+def _gallery(run: RunData, key: str, title: str, caption: str, cards: Sequence[Card]) -> Gallery:
     order: Mapping[str, int] = {name: index for index, name in enumerate(run.classes)}
 
     def in_order(names: set[str]) -> list[str]:
         return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
-    truths, predictions = in_order({tile.truth for tile in tiles}), in_order({tile.prediction for tile in tiles})
-    return Gallery(key, title, caption, tiles, truths, predictions)
+    truths, predictions = in_order({card.truth for card in cards}), in_order({card.prediction for card in cards})
+    return Gallery(key, title, caption, cards, truths, predictions)
 
 
-def _tile(row: Mapping[str, Any]) -> Tile:
+def _card(row: Mapping[str, Any]) -> Card:
     truth, prediction, name = str(row.get("truth", "?")), str(row.get("prediction", "?")), str(row.get("id", ""))
     outcome = "correctly classified" if truth == prediction else f"predicted as {prediction}"
     view = ImageView(image_uri(row.get("image")), f"{name or 'image'}: {truth}, {outcome}")
-    return Tile([view], name, truth, prediction, number(row.get("confidence")), number(row.get("loss")))
+    return Card([view], name, truth, prediction, number(row.get("confidence")), number(row.get("loss")))
 
 
-def _cam_tile(row: Mapping[str, Any]) -> Tile:
-    tile = _tile(row)
-    views = [ImageView(tile.views[0].uri, tile.views[0].alt, "image")]
-    for key, kind, name in (("prediction", "predicted", tile.prediction), ("truth", "true", tile.truth)):
+def _cam_card(row: Mapping[str, Any]) -> Card:
+    card = _card(row)
+    views = [ImageView(card.views[0].uri, card.views[0].alt, "image")]
+    for key, kind, name in (("prediction", "predicted", card.prediction), ("truth", "true", card.truth)):
         overlay, share = row.get(f"overlay for {key}"), number(row.get(f"share for {key}"))
         alt = f"class-activation map for the {kind} class {name}"
         if overlay is None:
             views.append(ImageView("", f"{alt}: empty", name, placeholder="empty map"))
         else:
             views.append(ImageView(image_uri(overlay), f"{alt}: {share:.0%} for the class", f"{name}, {share:.0%}"))
-    return Tile(views, tile.id, tile.truth, tile.prediction, tile.confidence, tile.loss)
+    return Card(views, card.id, card.truth, card.prediction, card.confidence, card.loss)
 
 
 def image_uri(image: Any) -> str:

@@ -210,7 +210,9 @@ def importance(sweep: SweepData) -> Chart:
         "text": [percent(share, 0) for _, share in pairs], "textposition": "auto", "hoverinfo": "skip",
     }  # fmt: skip
     name, share = pairs[-1]
-    caption = f"{name} explains {percent(share, 0)} of the variance of {sweep.metric} over the complete trials (fANOVA)."
+    caption = (
+        f"{name} explains {percent(share, 0)} of the variance of {sweep.metric} over the complete trials (fANOVA)."
+    )
     return Chart(
         "importance",
         "Parameter importance",
