@@ -19,6 +19,7 @@ _OPACITY = 0.85  # of the colour at the peak of the evidence
 # Inches: side of a panel, between panels, between cards, margin; height of the figure's heading, a card's heading, captions.
 _SIDE, _GAP, _APART, _EDGE, _TOP, _HEADING, _CAPTION = 1.14, 0.05, 0.26, 0.18, 0.95, 0.25, 0.42
 _CARD = 3 * _SIDE + 2 * _GAP
+_NAMES = 19  # characters of both class names that fit in the heading of a card
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -122,7 +123,9 @@ def _draw_card(
     heats: Sequence[np.ndarray],
     empties: tuple[bool, bool],
 ) -> None:
-    heading = f"{truncate(tile.truth, 12)}, predicted as {truncate(tile.prediction, 12)} {percent(tile.confidence)}"
+    truth = truncate(tile.truth, max(9, _NAMES - len(tile.prediction)))
+    prediction = truncate(tile.prediction, _NAMES - len(truth))
+    heading = f"{truth} predicted as {prediction} ({percent(tile.confidence)})"
     canvas.write(left, top, heading, fontsize=10, fontweight="bold")
     picture, top = enlarge(tile.picture, _PIXELS), top + _HEADING
     canvas.picture(left, top, _SIDE, height, picture, colour=style.SOFT)

@@ -87,7 +87,8 @@ def history(sweep: SweepData, path: Path) -> Path:
         chosen = [(number, trial.value) for number, trial in enumerate(sweep.evaluated, 1) if trial.state == state]
         if chosen:
             label = f"{STATE_LABELS[state]} ({len(chosen)})"
-            plot.scatter(*zip(*chosen, strict=True), color=colour, marker=marker, s=36, label=label, zorder=3)
+            numbers, scores = zip(*chosen, strict=True)
+            plot.scatter(numbers, scores, color=colour, marker=marker, s=36, label=label, zorder=3)
     best = sweep.best_so_far()
     plot.step(range(1, len(best) + 1), best, where="post", color=style.VERMILLION, linewidth=2, label="best so far")
     if not sweep.is_fraction:  # one diverged loss would flatten all others

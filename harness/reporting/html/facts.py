@@ -92,7 +92,7 @@ def _best_epoch(run: RunData) -> list[Fact]:
     key = next((key for key in best if key.endswith("/acc")), "")
     if not key or best.get("epoch") == run.result.get("epoch"):
         return []
-    note = f"{key} in epoch {best.get('epoch')} ({best.get('chosen')})"
+    note = f"epoch {best.get('epoch')}: {best.get('chosen')}"
     return [Fact("Best epoch", f"{100 * number(best[key]):.2f} %", note)]
 
 

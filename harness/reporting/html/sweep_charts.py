@@ -191,7 +191,7 @@ def history(sweep: SweepData) -> Chart:
         }
     )  # fmt: skip
     first = best.index(best[-1]) + 1
-    caption = f"The best value, {sweep.score_text(best[-1])}, was reached in trial {first} of {len(best)} with a value of {sweep.metric}."
+    caption = f"The best value, {sweep.score_text(best[-1])}, was first reached in trial {first} of {len(best)}."
     low, high = sweep.limits
     margin = 0.1 * (high - low)
     span: dict[str, Any] = {} if sweep.is_fraction else {"range": [low - margin, high + margin]}

@@ -184,9 +184,11 @@ class SweepData:
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
     def score_ticks(self) -> list[tuple[float, str]]:
-        """Return (unit, text) of the least, the middle and the greatest score of `limits`."""
+        """Return (unit, text) of the least, the middle and the greatest score of `limits`, marked where some lie beyond."""
         low, high = self.limits
-        return [(unit, self.score_text(low + unit * (high - low))) for unit in (0.0, 0.5, 1.0)]
+        values = [trial.value for trial in self.evaluated]
+        signs = {0.0: "≤ " if min(values) < low else "", 0.5: "", 1.0: "≥ " if max(values) > high else ""}
+        return [(unit, sign + self.score_text(low + unit * (high - low))) for unit, sign in signs.items()]
 
     def best_so_far(self) -> list[float]:
         """Return for each evaluated trial the best value up to and including it."""
