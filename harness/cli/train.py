@@ -10,7 +10,6 @@ import click
 
 from harness.cli.options import SettingsCommand, config_from_options, setting_options
 from harness.config.settings import Config
-from harness.lr_finder.result import result_table
 from harness.runs.progress import BarReporter, LineReporter
 
 
@@ -36,25 +35,25 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
         config = config_from_options(settings)
     from harness.runs import run as runner
 
-    display = _display()
+    reporter = _reporter()
     try:
         if seeds is not None:
-            _run_seeds(config, seeds, display)
-        elif summary := runner.run(config, display).summary:  # of several processes, the first one has it
+            _run_seeds(config, seeds, reporter)
+        elif summary := runner.run(config, reporter).summary:  # of several processes, the first one has it
             click.echo(summary_table(summary))
     finally:
-        display.close()
+        reporter.close()
 
 
-def _run_seeds(config: Config, count: int, display: LineReporter) -> None:
+def _run_seeds(config: Config, count: int, reporter: LineReporter) -> None:
     from harness.runs import seeds
 
-    told = seeds.run_seeds(config, count, display)
+    told = seeds.run_seeds(config, count, reporter)
     click.echo(seeds.seeds_table(told))
     told.check()
 
 
-def _display() -> LineReporter:
+def _reporter() -> LineReporter:
     """A bar on a terminal, lines elsewhere."""
     return BarReporter(sys.stderr) if sys.stderr.isatty() else LineReporter(sys.stderr)
 
@@ -122,13 +121,14 @@ def lr_find(settings: dict[str, Any], **ask: Any) -> None:
     harness lr-find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
     """
     config = config_from_options(settings)
+    from harness.lr_finder.result import result_table
     from harness.runs import lr_find as finder
 
-    display = _display()
+    reporter = _reporter()
     try:
-        finding = finder.find_lr(config, display=display, **ask)
+        finding = finder.find_lr(config, reporter=reporter, **ask)
     finally:
-        display.close()
+        reporter.close()
     click.echo(result_table(finding))
 
 
@@ -161,6 +161,6 @@ def plot(
     harness plot --schedule cosine --peak-epoch 2 -o cosine.svg
     harness plot --recipe dawnbench --momentum-min 0.85
     """
-    from harness.reporting.figures.schedule import draw
+    from harness.runs.plot import plot_schedule
 
-    click.echo(draw(settings, out, steps_per_epoch, iterations, step_size))
+    click.echo(plot_schedule(settings, out, steps_per_epoch, iterations, step_size))

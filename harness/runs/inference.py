@@ -20,6 +20,7 @@ from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
+from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.training import device as machine
 from harness.utils.errors import DataError, UsageError
@@ -231,14 +232,9 @@ def _to_wandb(
     summary: Mapping[str, Scalar],
     out: Path,
 ) -> None:
-    """A run of its own in W&B, when `--wandb` was given."""
-    if "wandb" not in {canonical_name(key) for key in given} or trained.config.wandb == "disabled":
-        return
-    from harness.tracking.wandb import init
-
-    out.mkdir(parents=True, exist_ok=True)
+    """Record values as a W&B run of its own, when `--wandb` was given."""
+    requested = "wandb" in {canonical_name(key) for key in given}
     name = f"{job}-{_run_folder(trained.path).name}"
-    tracker = init.start(trained.config, out, run_name=name, job_type=job)
-    tracker.record(Record(0, 0, values, kind="final"))
-    tracker.summary(summary)
-    tracker.finish("finished", 0)
+    with tracked_output(trained.config, out, job_type=job, name=name, enabled=requested) as tracker:
+        tracker.record(Record(0, 0, values, kind="final"))
+        tracker.summary(summary)

@@ -170,7 +170,7 @@ def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_nobody_b
     wait_until(lambda: not any(alive(pid) for pid in workers), 20)
     assert read_json(tmp_path / "runs/r/status.json")["state"] == "failed"
     running = begin("run", *WORKERS, "--data-dir", pictures, cwd=tmp_path)
-    running.until(lambda: "going on with" in running.err.read_text())
+    running.until(lambda: "Resuming run in" in running.err.read_text())
     running.signal(signal.SIGTERM)
     assert running.end().code == 143
 
@@ -239,8 +239,8 @@ def test_a_run_in_a_folder_of_any_name_can_be_gone_on_with_by_the_command_that_i
     place.mkdir()
     words = [*TINY[:-1], "offline", "--name", name]
     ended = harness("run", *words, cwd=place, fault="int@step=4", check=130)
-    (line,) = [line for line in ended.err.splitlines() if "go on with: " in line]
-    command = line.partition("go on with: ")[2].replace("harness", f"{sys.executable} -m harness", 1)
+    (line,) = [line for line in ended.err.splitlines() if "Resume with: " in line]
+    command = line.partition("Resume with: ")[2].replace("harness", f"{sys.executable} -m harness", 1)
     environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

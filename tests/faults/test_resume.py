@@ -96,7 +96,7 @@ def test_a_run_killed_at_a_place_goes_on_to_the_same_bits(never_killed, tmp_path
         assert harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=kill).code == -signal.SIGKILL
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     if not place.startswith(("step=1", "evaluation=1", "journal=1", "write", "replaced")):
-        assert "going on with" in ended.err
+        assert "Resuming run in" in ended.err
     check_same(tmp_path, never_killed)
 
 

@@ -39,7 +39,7 @@ def test_a_signal_anywhere_saves_and_exits_with_its_status_and_the_run_goes_on(
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=f"{action}@{place}", check=code)
     status = read_json(tmp_path / "runs/r/status.json")
     assert (status["state"], status["exit_code"]) == (state, code)
-    assert f"go on with: {status['resume']}" in ended.err
+    assert f"Resume with: {status['resume']}" in ended.err
     number = int(place.partition("=")[2])
     if place.startswith("step"):
         assert status["step"] == number, "saved at once, not at the next checkpoint"

@@ -105,7 +105,7 @@ def test_the_seeds_are_ordinary_runs_of_one_group_and_their_summary_is_in_every_
     assert float(rows["test/loss"]["sd"]) == pytest.approx(told["figures"]["test/loss"]["sd"])
     assert f"mean {100 * np.mean(scores):.2f} % of 3 seeds" in done.stdout
     assert f"standard deviation {100 * np.std(scores, ddof=1):.2f} points" in done.stdout
-    assert done.stderr.count("all to W&B: harness sync") == 1
+    assert done.stderr.count("Upload all of them later with: harness sync") == 1
     page = (summary.parent / "report.html").read_text(encoding="utf-8")
     assert (all(seed["folder"] in page for seed in told["seeds"]) and "Student" in page) or "95 %" in page
     assert [path.name for path in members(summary.parent)] == [seed["folder"] for seed in told["seeds"]]
@@ -137,7 +137,7 @@ def test_the_same_again_trains_nothing_and_more_seeds_train_only_the_new_ones(tm
 def test_a_seed_that_diverges_is_said_and_the_others_train(tmp_path):
     told = run_seeds(settings(tmp_path, lr_max=1e5, lr_min=1e4, label_smoothing=0.1), 2)
     assert [seed.state for seed in told.seeds] == ["failed", "failed"]
-    with pytest.raises(SeedsFailedError, match="2 of 2 seeds failed, seed 0 because") as caught:
+    with pytest.raises(SeedsFailedError, match="2 of 2 seeds failed; seed 0: training diverged") as caught:
         told.check()
     assert caught.value.exit_code == 5
     assert told.figures == {}
@@ -204,7 +204,7 @@ def test_ctrl_c_between_the_seeds_stops_all_of_them_and_says_how_to_go_on(tmp_pa
             if text.startswith("seed 1"):
                 os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="1 of 2 seeds are done; go on with: harness run --recipe") as caught:
+    with pytest.raises(Interrupted, match="1 of 2 seeds are finished; resume with: harness run --recipe") as caught:
         run_seeds(config, 2, Display())
     assert caught.value.exit_code == 130
     told = read_json(tmp_path / "runs/stopped-seeds-0-1/seeds.json")

@@ -236,7 +236,7 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_with_the_trial_it_was_at(tmp_
     assert [row["state"] for row in rows] == ["complete", "complete"]
     assert [row["values"] for row in rows] == ["8", "8"]
     log = (where(tmp_path) / "logs/trial-0000.log").read_text()
-    assert before["state"] == "finished" or "going on with" in log, done.stderr
+    assert before["state"] == "finished" or "Resuming run in" in log, done.stderr
     steps = [
         step
         for record in read_journal(where(tmp_path) / "runs/trial-0000").records

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 from harness.config.settings import Config, canonical_name, coerce, make_config
 from harness.reporting.figures import training_curves
-from harness.tracking.records import Curve, Record
 from harness.training.schedule import Schedule, make_schedule
 
 # The triangular schedule that is drawn where a cyclic one is asked for without rates.
@@ -48,8 +46,6 @@ def draw(
     momentum = [schedule.momentum_at(step) for step in x] if has_momentum else None
     title = f"{schedule.kind.replace('_', ' ')}: learning rate {min(lr):g} to {max(lr):g}"
     training_curves.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
-    if "wandb" in {canonical_name(key) for key in overrides} and drawn.config.wandb != "disabled":
-        _track(drawn.config, x, lr, out)
     return f"{out}: {title}, {schedule.steps} iterations"
 
 
@@ -79,16 +75,3 @@ def _cyclic_rates(overrides: Mapping[str, Any]) -> dict[str, float]:
 def triangular(schedule: Schedule, iterations: int, step_size: int) -> Schedule:
     """Return a cyclic schedule of `iterations` updates that rises for `step_size` updates and falls for as many."""
     return dataclasses.replace(schedule, steps=iterations, cycles=iterations / (2 * step_size))
-
-
-def _track(config: Config, x: list[int], lr: list[float], out: Path) -> None:
-    """Log the curve as a W&B run of its own; an offline run is kept in the output folder."""
-    from harness.tracking.wandb import init
-
-    folder = (
-        Path(config.output).expanduser() / f"plot-{out.stem}" if config.wandb == "offline" else Path(tempfile.mkdtemp())
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = init.start(config.replace(job_type="plot"), folder, run_name=f"plot-{out.stem}")
-    tracker.record(Record(0, 0, {"plot/lr": Curve("iteration", x, {"lr": lr}, title="learning rate")}, kind="final"))
-    tracker.finish("finished", 0)
