@@ -11,7 +11,8 @@ from pathlib import Path
 import click
 
 from harness.cli.main import cli
-from harness.config.settings import Config, make_config, recipe_paths, setting_fields, setting_types
+from harness.config.recipe import make_config, recipe_paths
+from harness.config.settings import Config, setting_fields, setting_types
 
 sys.path.insert(0, str(Path(__file__).parent))
 import reference

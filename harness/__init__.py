@@ -17,8 +17,8 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.config.recipe import make_config as make_config
     from harness.config.settings import Config as Config
-    from harness.config.settings import make_config as make_config
     from harness.evaluation.trained_model import load_trained_model as load_model
     from harness.reporting.html.pages import write_page as report
     from harness.runs.inference import evaluate as evaluate
@@ -37,7 +37,7 @@ _PUBLIC = {
     "explain": "harness.runs.inference:explain",
     "find_lr": "harness.runs.lr_find:find_lr",
     "load_model": "harness.evaluation.trained_model:load_trained_model",
-    "make_config": "harness.config.settings:make_config",
+    "make_config": "harness.config.recipe:make_config",
     "predict": "harness.runs.inference:predict",
     "report": "harness.reporting.html.pages:write_page",
     "run": "harness.runs.run:run",

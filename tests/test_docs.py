@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from harness.cli.main import cli
-from harness.config.settings import Config, make_config, recipe_paths, setting_fields
+from harness.config.recipe import make_config, recipe_paths
+from harness.config.settings import Config, setting_fields
 from tests.support.commands import QUICK, command
 
 ROOT = Path(__file__).parent.parent

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from harness.checks.table import CheckRow, row
-from harness.config.settings import FIND, Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import FIND, Config
 from harness.reporting.figures.schedule import curve
 from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
 from harness.training.schedule import make_schedule

@@ -17,7 +17,8 @@ import torch
 from harness.checks import augmentation, lr_schedule, network
 from harness.checks import finished_run as runs
 from harness.checks.table import CheckRow, row, table
-from harness.config.settings import FIND, Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import FIND, Config
 from harness.data.device_loader import count_steps
 from harness.data.listing import children, read_listing
 from harness.data.preprocess import make_preprocess

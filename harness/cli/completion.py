@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.config import settings
+from harness.config.recipe import recipe_paths
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -28,7 +29,7 @@ def values_of(name: str, incomplete: str) -> list[CompletionItem]:
     about = settings.setting_fields()[name].metadata
     match name:
         case "recipe":
-            return _plain([*settings.recipe_paths(), *_paths("*.yaml")], incomplete) or _other("file", incomplete)
+            return _plain([*recipe_paths(), *_paths("*.yaml")], incomplete) or _other("file", incomplete)
         case "model":
             return _plain([*OURS, *timm_models()], incomplete)
         case "resume":

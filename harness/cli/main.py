@@ -13,7 +13,7 @@ import click
 
 from harness.cli import check, completion, evaluate, report, sweep, train
 from harness.cli.options import CONTEXT, CommandGroup
-from harness.config.settings import recipe_paths
+from harness.config.recipe import recipe_paths
 from harness.utils.environment import rank, world_size
 from harness.utils.errors import AlreadyFinished, HarnessError, PeerLostError, ResourceError, UsageError, did_you_mean
 from harness.utils.signals import Interrupted

@@ -15,6 +15,7 @@ import click
 
 from harness.cli import completion
 from harness.config import settings as config
+from harness.config.recipe import make_config
 from harness.tracking.wandb.failed_trial import send_failure
 from harness.utils.errors import UsageError
 
@@ -214,7 +215,7 @@ def _joined(name: str, value: Any) -> Any:
 def config_from_options(given: Mapping[str, Any]) -> config.Config:
     """The effective configuration for the options of a command."""
     try:
-        return config.make_config(given)
+        return make_config(given)
     except UsageError:
         raise
     except TypeError as error:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
 from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, round_significant

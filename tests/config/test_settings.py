@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from harness.config import settings as config
 from harness.config import yaml_io
-from harness.config.settings import Config, canonical_name, coerce, make_config, read_recipe, recipe_paths
+from harness.config.recipe import make_config, read_recipe, recipe_paths
+from harness.config.settings import Config, canonical_name, coerce
 from harness.utils.errors import UsageError
 
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.lr_finder.finder import LRFinderOptions, hold_out_for_finder, with_placeholder_lr
 from harness.lr_finder.range_test import (
     LRRange,

@@ -16,7 +16,8 @@ from tests.support.wandb_files import load
 
 import harness
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.tracking.journal import read_journal
 from harness.models import cifar_resnet
 

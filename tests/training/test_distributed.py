@@ -261,7 +261,7 @@ def test_gradients_are_exchanged_once_an_update_however_many_parts_a_batch_has(t
     script = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from harness.config.settings import make_config
+from harness.config.recipe import make_config
 from harness.runs.components import build_components
 from harness.training.distributed import init_distributed
 processes = init_distributed("cpu", 60)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.settings import Config, make_config, recipe_paths, setting_fields
+from harness.config.recipe import make_config, recipe_paths
+from harness.config.settings import Config, setting_fields
 from harness.reporting.html.groups import share_interval
 from harness.reporting.html.run_data import RunData, number, sub_mapping
 from harness.utils.errors import HarnessError
