@@ -50,7 +50,7 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     harness sweep sweeps/lr.yaml --count 60 --storage postgresql+psycopg://user@host/db --name lr     on each machine
     """
     from harness.config.settings import Config, coerce
-    from harness.reporting.html.share import write_run_page
+    from harness.reporting.html.pages import write_run_page
     from harness.sweep import scheduler, schema
 
     output, name = settings.pop("output", Config().output), settings.pop("name", "")

@@ -18,7 +18,7 @@ from typing import IO, Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config, setting_fields
-from harness.reporting.html.share import write_run_page
+from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
 from harness.tracking import run_dir

@@ -1,4 +1,4 @@
-"""Run and sweep folders for the pages: written by the project's own code, quick to make, hostile where asked."""
+"""Run and sweep folders for the pages, quick to make, with hostile text where asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSES = [EVIL, "</script><img src=x onerror=alert(1)>", '" onmouseover="alert(
 
 
 def evil_run(folder, state="finished", **settings):
-    """A run whose name, notes, classes and files are all hostile."""
+    """Write a run whose name, notes, classes and files are all hostile."""
     folder.mkdir(parents=True)
     config = Config(data="digits", name=EVIL, notes=f"why {EVIL}", tags=(EVIL,), **settings)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
@@ -35,29 +35,29 @@ def evil_run(folder, state="finished", **settings):
     else:
         journal.finish("failed", 1)
         lines = journal.path.read_bytes().splitlines(keepends=True)
-        journal.path.write_bytes(b"".join(lines[:-1]))  # it never came to its last word
+        journal.path.write_bytes(b"".join(lines[:-1]))  # the journal has no end
     return folder
 
 
 def _end(folder, journal):
     generator = np.random.default_rng(0)
-    labels, said = generator.integers(0, 4, 40), generator.integers(0, 4, 40)
-    sure = generator.uniform(0.25, 1, 40)
+    labels, predicted = generator.integers(0, 4, 40), generator.integers(0, 4, 40)
+    confidence = generator.uniform(0.25, 1, 40)
     with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["index", "id", "label", "prediction", "confidence", "loss", "margin"])
         names = [f"'{name}" if name[0] in "=+-@" else name for name in CLASSES]
-        for place in range(40):
-            row = [place, f"{place}.png", names[labels[place]], names[said[place]], f"{sure[place]:.6f}", 0.5, 0.1]
+        for i in range(40):
+            row = [i, f"{i}.png", names[labels[i]], names[predicted[i]], f"{confidence[i]:.6f}", 0.5, 0.1]
             table.writerow(row)
     columns = ("image", "id", "truth", "prediction", "confidence", "loss")
     for key, wrong in (("misclassified", True), ("correct", False)):
         rows = [
             (
-                Image(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)), f"{place}{EVIL}", CLASSES[labels[place]],
-                CLASSES[said[place]], float(sure[place]), float(place) / 10,
+                Image(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)), f"{i}{EVIL}", CLASSES[labels[i]],
+                CLASSES[predicted[i]], float(confidence[i]), float(i) / 10,
             )
-            for place in np.flatnonzero((labels != said) == wrong)
+            for i in np.flatnonzero((labels != predicted) == wrong)
         ]  # fmt: skip
         journal.record(Record(6, 3, {f"predictions/{key}": Table(columns, rows)}, kind="final"))
     journal.finish("finished", 0)
@@ -65,19 +65,19 @@ def _end(folder, journal):
     write_json(folder / "summary.json", {"status": "finished", "result": result, "parameters": 100})
 
 
-def other_seed(folder, there, seed, accuracy, **changes):
-    """A copy of a finished run under another seed, with another result."""
-    shutil.copytree(folder, there)
-    config = yaml_io.read_yaml(there / "config.yaml") | {"seed": seed, "name": there.name} | changes
-    (there / "config.yaml").write_text(Config(**config).to_yaml(), encoding="utf-8")
-    summary = read_json(there / "summary.json")
+def other_seed(folder, target, seed, accuracy, **changes):
+    """Copy a finished run to `target` with another seed and another result."""
+    shutil.copytree(folder, target)
+    config = yaml_io.read_yaml(target / "config.yaml") | {"seed": seed, "name": target.name} | changes
+    (target / "config.yaml").write_text(Config(**config).to_yaml(), encoding="utf-8")
+    summary = read_json(target / "summary.json")
     summary["result"]["test/acc"] = accuracy
-    write_json(there / "summary.json", summary)
-    return there
+    write_json(target / "summary.json", summary)
+    return target
 
 
 def sweep(folder, name="rates"):
-    """A sweep's folder with one trial in each state."""
+    """Write a sweep's folder with complete, pruned and failed trials."""
     folder.mkdir(parents=True)
     (folder / "trials.csv").write_text(
         "trial,state,lr_max,lr_min,best/val_acc,values,seconds,training seconds,folder,reason\n"
@@ -90,12 +90,12 @@ def sweep(folder, name="rates"):
     (folder / "sweep.yaml").write_text("method: bayes\nparameters: {lr_max: {distribution: log_uniform_values}}\n")
     about = {"name": "best/val_acc", "goal": "maximize"}
     best = {"trial": "trial-0002", "value": 0.9, "parameters": {"lr_max": 0.03, "lr_min": 0.0005}}
-    told = {
+    summary = {
         "name": name,
         "method": "bayes",
         "metric": about,
         "best": best,
         "importance": {"lr_max": 0.7, "lr_min": 0.3},
     }
-    write_json(folder / "sweep.json", told)
+    write_json(folder / "sweep.json", summary)
     return folder
