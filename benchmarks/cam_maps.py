@@ -24,7 +24,7 @@ from harness.evaluation.trained_model import load_trained_model
 from harness.runs import inference
 from harness.training.device import autocast_dtype, describe_environment
 
-QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
+QUICK = [name for name, method in gradcam.METHODS.items() if not method.is_slow]
 
 
 @click.command()

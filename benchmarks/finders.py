@@ -31,7 +31,8 @@ from harness.config.recipe import make_config
 from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.lr_finder.range_test import short_run
 from harness.lr_finder.suggestion import suggest
-from harness.runs import run
+from harness.runs.components import build_components
+from harness.runs.lr_find import finder_inputs
 from harness.runs.progress import LineReporter
 from harness.training.optimizer import make_optimizer
 from harness.training.schedule import Schedule
@@ -43,23 +44,23 @@ class Setting:
     """What every finder is given for one repetition."""
 
     def __init__(self, bench: LRFinder, seed: int) -> None:
-        self.bench, self.seed, self.window = bench, seed, bench.window
+        self.bench, self.seed, self.lr_range = bench, seed, bench.lr_range
 
     def model(self) -> nn.Module:
         """The model with the initial weights of the seed."""
-        return self.bench.make(self.seed).model
+        return self.bench.learner_factory(self.seed).model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         return make_optimizer(self.bench.config.replace(lr_max=lr, lr_min=0.0), model.parameters())
 
     def loader(self) -> DataLoader[Any]:
         """As many of the seed's batches as the range has steps, ready made, since both peers ask for a DataLoader."""
-        feed, epoch = self.bench.feed(self.seed), 0
+        train, epoch = self.bench.loader_factory(self.seed), 0
         batches: list[tuple[torch.Tensor, torch.Tensor]] = []
-        while len(batches) < self.window.steps:
-            batches += list(feed.epoch(epoch))
+        while len(batches) < self.lr_range.steps:
+            batches += list(train.epoch(epoch))
             epoch += 1
-        return DataLoader(batches[: self.window.steps], batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(batches[: self.lr_range.steps], batch_size=None)  # type: ignore[arg-type]
 
 
 def ours(setting: Setting) -> float | None:
@@ -79,8 +80,8 @@ def torch_lr_finder(setting: Setting) -> float | None:
     matplotlib.use("Agg")
     model = setting.model()
     device = next(model.parameters()).device
-    finder = LRFinder(model, setting.optimizer(model, setting.window.low), nn.CrossEntropyLoss(), device=str(device))
-    finder.range_test(setting.loader(), end_lr=setting.window.high, num_iter=setting.window.steps)
+    finder = LRFinder(model, setting.optimizer(model, setting.lr_range.low), nn.CrossEntropyLoss(), device=str(device))
+    finder.range_test(setting.loader(), end_lr=setting.lr_range.high, num_iter=setting.lr_range.steps)
     found = finder.plot(suggest_lr=True)
     return float(found[1]) if isinstance(found, tuple) else None
 
@@ -93,7 +94,7 @@ def lightning(setting: Setting) -> float | None:
     class Module(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.lr = setting.model(), setting.window.low
+            self.model, self.lr = setting.model(), setting.lr_range.low
 
         def training_step(self, batch: Any, index: int) -> torch.Tensor:
             images, labels = batch
@@ -102,8 +103,8 @@ def lightning(setting: Setting) -> float | None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return setting.optimizer(self.model, self.lr)
 
-    module, window = Module(), setting.window
-    device = setting.bench.parts.learner.device
+    module, window = Module(), setting.lr_range
+    device = setting.bench.inputs.device
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_epochs=1,
@@ -156,15 +157,13 @@ def main() -> None:
     warnings.simplefilter("ignore")  # the peers' own
     config = make_config({"wandb": "disabled", "deterministic": True, **settings})
     bench = LRFinder(
-        config,
-        run.assemble(config),
+        finder_inputs(config, build_components(config)),
         LRFinderOptions(own.steps, own.low, own.high, seeds=1),
-        LineReporter(),
-        lambda: None,
+        report=LineReporter().message,
     )
-    assert bench.held is not None, "too few images to hold any out"
+    assert bench.val_loader is not None, "too few images to hold any out"
     print(
-        f"{config.model} on {config.data}, batch {config.batch_size}, {bench.window}, {Path(torch.__file__).parent.name} {torch.__version__}"
+        f"{config.model} on {config.data}, batch {config.batch_size}, {bench.lr_range}, {Path(torch.__file__).parent.name} {torch.__version__}"
     )
     print(f"{'finder':<18}{'LRMAX (each run)':<34}{'s':>7}  held-out accuracy of training so")
     for name, (package, finder) in FINDERS.items():
@@ -179,9 +178,11 @@ def _line(name: str, finder: Finder, bench: LRFinder, runs: int, steps: int) -> 
         lr = finder(Setting(bench, seed))
         seconds.append(time.monotonic() - began)
         rates.append(lr)
-        if lr is not None and bench.held is not None:
+        if lr is not None and bench.val_loader is not None:
             schedule = Schedule("one_cycle", steps, lr / 10, lr, peak=steps / 5, momentum=bench.config.momentum)
-            scores.append(100 * short_run(bench.make, bench.feed, bench.held, schedule, seed=seed).acc)
+            scores.append(
+                100 * short_run(bench.learner_factory, bench.loader_factory, bench.val_loader, schedule, seed=seed).acc
+            )
     said = ", ".join("none" if lr is None else f"{lr:.2g}" for lr in rates)
     judged = f"{mean(scores):.1f} % ({min(scores):.1f} to {max(scores):.1f})" if scores else "-"
     return f"{name:<18}{said:<34}{mean(seconds):>7.1f}  {judged}"

@@ -57,7 +57,7 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     if options["storage"].startswith("postgresql+psycopg:") and find_spec("psycopg") is None:
         raise UsageError("--storage postgresql+psycopg://... needs an extra: pip install 'vision-harness[postgres]'")
     from harness.config.settings import Config, coerce
-    from harness.reporting.html.share import write_run_page
+    from harness.reporting.html.pages import write_run_page
     from harness.sweep import scheduler, schema
 
     output, name = settings.pop("output", Config().output), settings.pop("name", "")

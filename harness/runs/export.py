@@ -8,7 +8,7 @@ import torch
 
 from harness.evaluation.trained_model import load_trained_model
 from harness.models import factory
-from harness.models.model_card import OURS, model_card
+from harness.models.model_card import model_card
 from harness.utils.errors import HarnessError, UsageError
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
@@ -35,7 +35,7 @@ def export_timm(path: Path, folder: Path) -> str:
         data_config=factory.timm_input(trained.preprocess),
     )
     (folder / "README.md").write_text(model_card(trained.facts), encoding="utf-8")
-    ours = "import harness.models.cifar_resnet; " if trained.config.model in OURS else ""
+    ours = "import harness.models.cifar_resnet; " if trained.config.model in factory.HARNESS_MODELS else ""
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 

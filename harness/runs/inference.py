@@ -61,7 +61,7 @@ def evaluate(
             f"split={name!r}: the data has {', '.join(key for key, value in splits.items() if value is not None)}"
         )
     out = out or _run_folder(trained.path) / f"evaluation-{name}"
-    seen = _evaluator(trained).see(split, evaluation_loader(trained, split), out)
+    seen = _evaluator(trained).evaluate(split, evaluation_loader(trained, split), out)
     write_json(
         out / "evaluation.json",
         {
@@ -129,7 +129,7 @@ def explain(
 
 
 def _answers(trained: TrainedModel, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Explanation]:
-    mapped = trained.config.cam != "none" and _evaluator(trained).has_layer()
+    mapped = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
     files = list(image_files(pictures))
     for file, name in zip(files, _out_names(files), strict=True):
         try:

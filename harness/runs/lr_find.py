@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from harness.config.settings import FIND, Config
-from harness.lr_finder.finder import LRFinder, LRFinderOptions, range_for, with_placeholder_lr
+from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
@@ -134,16 +134,34 @@ def run_range_test(
     check: Callable[[], None] | None = None,
 ) -> LRFinderResult:
     """Run the range test of a run, write its result into the run directory and record it at step 0."""
-    finder = LRFinder(config, components, options or LRFinderOptions(), reporter, check or (lambda: None))
+    finder = LRFinder(
+        finder_inputs(config, components),
+        options or LRFinderOptions(),
+        report=reporter.message,
+        on_step=reporter.on_step,
+        check=check or (lambda: None),
+    )
     for record in finder.records():
         tracker.record(record)
-    result = finder.finding(folder)
+    result = finder.result(folder)
     write_json(folder / JSON, result.to_json())
     figure = draw_lr_finder(result, folder / "figures" / FIGURE)
     values = {**result.values(), "find/figure": training_curves.as_image(figure)}
     tracker.record(Record(0, 0, values, kind="find"))
     tracker.summary(result.scalars())
     return result
+
+
+def finder_inputs(config: Config, components: Components) -> LRFinderInputs:
+    """Return what the LR finder needs of a run's components, which it leaves as they are."""
+    return LRFinderInputs(
+        config=config,
+        dataset=components.dataset,
+        preprocess=components.preprocess,
+        device=components.learner.device,
+        precision=components.learner.precision,
+        steps_per_epoch=components.loaders.train.steps,
+    )
 
 
 def draw_lr_finder(result: LRFinderResult, path: Path) -> Path:
@@ -154,9 +172,9 @@ def draw_lr_finder(result: LRFinderResult, path: Path) -> Path:
         seeds=[seed_curve(curve) for curve in result.curves],
         loss=median_curve(result.curves, "level"),
         acc=median_curve(result.curves, "acc_level"),
-        chosen=result.marks(),
-        others={name: lr for name, lr in result.others().items() if name not in hidden},
+        chosen=result.chosen(),
+        others={name: lr for name, lr in result.estimates().items() if name not in hidden},
         interval=result.suggestion.interval,
-        trials=[(trial.lr_max, trial.acc) for trial in result.trials],
-        note=result.suggestion.sure,
+        trials=[(run.lr_max, run.acc) for run in result.short_runs],
+        note=result.suggestion.confidence,
     )

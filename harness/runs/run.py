@@ -23,6 +23,7 @@ from harness.tracking.run_dir import RunDir
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training import checkpoint, distributed
+from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.schedule import make_schedule

@@ -10,27 +10,28 @@ import dataclasses
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count as upwards
 from pathlib import Path
 from typing import IO, Any
 
-from harness.utils import environment
-from harness.tracking import run_dir
-from harness.runs.run import run
 from harness.config import yaml_io
 from harness.config.settings import Config, setting_fields
+from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
+from harness.runs.run import run
+from harness.tracking import run_dir
+from harness.tracking.wandb.failed_trial import report_failed_trial
+from harness.training.device import configure_torch, pick_device, pick_precision, release_memory
+from harness.utils import environment
 from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, StopRequests
-from harness.reporting.html.share import write_run_page
 from harness.tracking.run_dir import RunState
 from harness.utils.text import write_csv
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
-from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.training.device import configure_torch, pick_device, pick_precision, release_memory
+from harness.utils.text import write_csv
 
 SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", "recipe.yaml"
 # Settings beside those that affect the results which must be equal for a finished run to be reused.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.settings import Config
-from harness.reporting.html.share import write_run_page
+from harness.reporting.html.pages import write_run_page
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
 from harness.tracking.run_dir import RunDir, RunState

@@ -171,7 +171,7 @@ class Trainer:
         split = getattr(components.dataset, components.eval_split)
         batches = getattr(components.loaders, components.eval_split)
         folder = self.directory.figures / f"epoch-{record.epoch}"
-        return self._evaluator(components.learner.eval_model).see(split, batches, folder).values
+        return self._evaluator(components.learner.eval_model).evaluate(split, batches, folder).values
 
     def _report_split_batches(self) -> None:
         """Say once that batches are computed in more parts, since memory ran out."""
@@ -186,11 +186,7 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
-        facts = {
-            "step": self.state.step,
-            "epoch": len(self.state.history),
-            "model": self.components.config.model,
-        }
+        facts = {"step": self.state.step, "epoch": len(self.state.history), "model": self.components.config.model}
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
@@ -232,16 +228,14 @@ class Trainer:
         batches = loaders.test or loaders.val
         assert split is not None and batches is not None
         interruptible = Interruptible(batches, self.stop_requests)
-        result = self._evaluator(model).see(split, interruptible, self.directory.path)
+        result = self._evaluator(model).evaluate(split, interruptible, self.directory.path)
         metrics |= prefixed(result.metrics, split.name)
         values = {**result.values, **prefixed(metrics, "result")}
         self.tracker.record(Record(self.state.step, len(self.state.history), values, kind="final"))
         empty, total = result.empty_maps
         if empty:
             metrics["empty_maps"] = empty
-            self.reporter.message(
-                f"{empty} of {total} class-activation maps are empty; another --cam may show more"
-            )
+            self.reporter.message(f"{empty} of {total} class-activation maps are empty; another --cam may show more")
         return metrics
 
     def _evaluator(self, model: nn.Module) -> Evaluator:

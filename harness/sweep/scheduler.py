@@ -13,6 +13,7 @@ from typing import IO
 from optuna.exceptions import StorageInternalError
 
 from harness.reporting.figures import sweep as figures
+from harness.reporting.html.sweep_data import read_sweep
 from harness.sweep import progress, results, workers
 from harness.sweep.launcher import Launcher, final_runs
 from harness.sweep.results import TrialTimes
@@ -220,8 +221,7 @@ class Scheduler:
             recipe = results.best_recipe(self.sweep, best, self.sweep.name, len(records))
             write_atomically(self.folder / results.BEST, recipe)
         results.write_summary(self.folder / results.SUMMARY, self.sweep, records, best, importances, self.times())
-        title = f"{len(records)} trials of {self.sweep.name}"
-        figures.draw(self.folder / results.FIGURES, self.sweep, records, importances, title)
+        figures.draw(read_sweep(self.folder), self.folder / results.FIGURES)
 
     def _write_trials(self, records: Sequence[TrialRecord]) -> None:
         results.write_trials(self.folder / results.TRIALS, self.sweep, records, self.times(), results.RUNS)

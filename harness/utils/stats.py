@@ -51,8 +51,8 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     from scipy.special import stdtrit  # not scipy.stats, whose import takes half a second
 
     sd = statistics.stdev(numbers)
-    half = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
-    return MeanInterval(n, mean, sd, mean - half, mean + half, min(numbers), max(numbers))
+    half_width = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
+    return MeanInterval(n, mean, sd, mean - half_width, mean + half_width, min(numbers), max(numbers))
 
 
 class MovingAverage:

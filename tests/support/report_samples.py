@@ -18,7 +18,7 @@ CLASSES = [EVIL, "</script><img src=x onerror=alert(1)>", '" onmouseover="alert(
 
 
 def evil_run(folder, state="finished", **settings):
-    """A run whose name, notes, classes and files are all hostile."""
+    """Write a run whose name, notes, classes and files are all hostile."""
     folder.mkdir(parents=True)
     config = Config(data="digits", name=EVIL, notes=f"why {EVIL}", tags=(EVIL,), **settings)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
