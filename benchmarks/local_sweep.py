@@ -1,4 +1,4 @@
-"""A local sweep against the training in it: trials an hour, and how much of the time is not training.
+"""Measure a local sweep: trials per hour, and the share of time that is not training.
 
 python benchmarks/local_sweep.py
 python benchmarks/local_sweep.py --file sweeps/lr.yaml --count 10 -- --data folder --data-dir cifar --model-args width=16
@@ -30,42 +30,44 @@ SHIPPED = Path(__file__).parent.parent / "sweeps" / "digits.yaml"
 @click.option("--out", type=click.Path(path_type=Path))
 @click.argument("more", nargs=-1)
 def main(file: Path, count: int, workers: int, quick: bool, out: Path | None, more: tuple[str, ...]) -> None:
-    """Every way to start trials, in turn. MORE: settings for all trials, after `--`."""
+    """Measure both ways to start trials. MORE: settings for all trials, after `--`."""
     if quick:
         count, more = 2, ("--model-args", "width=4", "--epochs", "1", *more)
     rows: list[dict[str, Any]] = []
-    for way in ("--fork", "--no-fork"):
+    for mode in ("--fork", "--no-fork"):
         with tempfile.TemporaryDirectory() as folder:
-            words = [
+            arguments = [
                 "sweep",
                 str(file.resolve()),
                 "--count",
                 str(count),
                 "--workers",
                 str(workers),
-                way,
+                mode,
                 "--output",
                 folder,
                 "--name",
                 "s",
             ]
             began = time.perf_counter()
-            done = subprocess.run([sys.executable, "-m", "harness", *words, *more], capture_output=True, text=True)
-            whole = time.perf_counter() - began
-            assert done.returncode == 0, done.stderr
-            told = json.loads((Path(folder) / "s/sweep.json").read_text())
-            bare = sum(_trained(path) for path in (Path(folder) / "s/runs").glob("*/journal.jsonl"))
-        ended = sum(told["trials"].get(state, 0) for state in ("complete", "pruned", "failed"))
+            process = subprocess.run(
+                [sys.executable, "-m", "harness", *arguments, *more], capture_output=True, text=True
+            )
+            total = time.perf_counter() - began
+            assert process.returncode == 0, process.stderr
+            summary = json.loads((Path(folder) / "s/sweep.json").read_text())
+            epochs = sum(_epoch_seconds(path) for path in (Path(folder) / "s/runs").glob("*/journal.jsonl"))
+        ended = sum(summary["trials"].get(state, 0) for state in ("complete", "pruned", "failed"))
         rows.append({
-            "trials": f"{ended}, {'forked' if way == '--fork' else 'started by their command'}", "whole (s)": whole,
-            "epochs in them (s)": bare, "trials/h": 3600 * ended / whole, "not training": f"{100 * (1 - bare / whole / workers):.0f} %",
-            "a trial beside its epochs (s)": (whole * workers - bare) / max(ended, 1),
+            "trials": f"{ended}, {'forked' if mode == '--fork' else 'new processes'}", "total (s)": total,
+            "epochs (s)": epochs, "trials/h": 3600 * ended / total, "not training": f"{100 * (1 - epochs / total / workers):.0f} %",
+            "per trial beside its epochs (s)": (total * workers - epochs) / max(ended, 1),
         })  # fmt: skip
     measure.keep("local-sweep", pick_device("auto"), rows, out, file=file.name, count=count, workers=workers)
 
 
-def _trained(journal: Path) -> float:
-    """Seconds of a trial's epochs, training and evaluation."""
+def _epoch_seconds(journal: Path) -> float:
+    """Return the seconds of a trial's epochs, training and evaluation."""
     lines = [json.loads(line) for line in journal.read_text().splitlines() if line.strip()]
     return sum(float(line["values"]["time/epoch_s"]) for line in lines if line.get("kind") == "epoch")
 
