@@ -42,7 +42,7 @@ def harness_loader(components: Components, **settings: Any) -> Callable[[], floa
             pass
 
     def images_per_second() -> float:
-        return train.images / measure.seconds(read_epoch, device)
+        return train.num_images / measure.seconds(read_epoch, device)
 
     images_per_second()  # starts the worker processes
     return images_per_second

@@ -18,7 +18,9 @@ import torch
 
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam, metrics
-from harness.reporting.figures import gallery
+from harness.evaluation.predict import predict
+from harness.evaluation.selection import choose_images
+from harness.evaluation.trained_model import load_trained_model
 from harness.runs import inference
 from harness.training.device import autocast_dtype
 from harness.utils import environment
@@ -32,17 +34,17 @@ QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
 @click.option("--layers", default="layer1,layer2,layer3", show_default=True)
 @click.option("--data-dir", default="", help="Where the data is now.")
 def main(run: Path, count: int, layers: str, data_dir: str) -> None:
-    trained = inference.load_trained_model(run, {"data_dir": data_dir} if data_dir else {})
+    trained = load_trained_model(run, {"data_dir": data_dir} if data_dir else {})
     data = load_dataset(trained.config)
     split = data.test or data.val
     assert split is not None
-    predictions = metrics.predict(
+    predictions = predict(
         trained.model,
         inference.evaluation_loader(trained, split),
         trained.device,
         autocast=autocast_dtype(trained.config.precision),
     )
-    selected = gallery.choose_images(predictions, wrong=True, count=count)
+    selected = choose_images(predictions, wrong=True, count=count)
     images = torch.stack([trained.preprocess.image(split.picture(int(index))) for index in selected])
     rows = []
     for layer in layers.split(","):

@@ -26,7 +26,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from harness.config.settings import make_config
+from harness.config.recipe import make_config
 from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.lr_finder.range_test import short_run
 from harness.lr_finder.suggestion import suggest

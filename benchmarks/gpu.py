@@ -29,7 +29,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.data.loaders import make_loaders
 from harness.runs import run
 from harness.runs.components import Components, build_components
@@ -215,7 +216,7 @@ def stages(bench: Bench) -> None:
     tests = getattr(parts.batches, parts.watched)
     work = lambda: evaluate(learner.model, tests, device, learner.precision)  # noqa: E731
     work()
-    bench.tell("evaluation", 1000 * measure.seconds(work, device), "ms", f"{tests.images} images")
+    bench.tell("evaluation", 1000 * measure.seconds(work, device), "ms", f"{tests.num_images} images")
     with tempfile.TemporaryDirectory() as folder:
         saver = CheckpointWriter(device)
         save = lambda: saver.save(

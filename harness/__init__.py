@@ -12,9 +12,9 @@ from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from harness.config.recipe import make_config as make_config
+    from harness.config.recipe import read_recipe as recipe
     from harness.config.settings import Config as Config
-    from harness.config.settings import make_config as make_config
-    from harness.config.settings import read_recipe as recipe
     from harness.runs.run import run as run
     from harness.runs.seeds import run_seeds as run_seeds
     from harness.runs.trainer import RunResult as RunResult
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "Config": "harness.config.settings:Config",
-    "recipe": "harness.config.settings:read_recipe",
-    "make_config": "harness.config.settings:make_config",
+    "recipe": "harness.config.recipe:read_recipe",
+    "make_config": "harness.config.recipe:make_config",
     "RunResult": "harness.runs.trainer:RunResult",
     "run": "harness.runs.run:run",
     "run_seeds": "harness.runs.seeds:run_seeds",
@@ -44,9 +44,9 @@ __all__ = [
     "Schedule",
     "evaluate",
     "fit",
+    "make_config",
     "make_learner",
     "recipe",
-    "make_config",
     "run",
     "run_seeds",
 ]

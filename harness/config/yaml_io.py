@@ -1,7 +1,7 @@
-"""YAML as a user means it: safe, bounded, one mapping, with the place of every mistake.
+"""Strict YAML 1.2: safe, bounded, and with the line of every mistake.
 
-Against plain `yaml.safe_load`: `1e-3` is a number (YAML 1.2), a key given twice is an error, aliases,
-tags and very deep or very large documents are refused before anything is built from them.
+Unlike `yaml.safe_load` it reads `1e-3` as a number, and it refuses duplicate keys, aliases, tags and very deep or very
+large documents before it constructs anything from them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Loader(yaml.SafeLoader):
     """`SafeLoader` with YAML 1.2 numbers and booleans."""
 
 
-# YAML 1.1 reads 1e-3 as a string, 010 as 8, 1:30 as 90 and `no` as False; 1.2 and people do not.
+# YAML 1.1 reads 1e-3 as a string, 010 as 8, 1:30 as 90 and `no` as False; YAML 1.2 does not.
 _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
@@ -53,69 +53,84 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 _Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
 
 
-def _check(node: yaml.Node, where: str) -> None:
+def _check_keys(node: yaml.Node, source: str) -> None:
     if not isinstance(node, yaml.MappingNode):
         return
     seen: set[str] = set()
     for key, _ in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise UsageError(f"{where}:{key.start_mark.line + 1}: a key must be a word")
+            raise UsageError(
+                f"{source}:{key.start_mark.line + 1}: a key must be a plain value, not a list or a mapping"
+            )
         if key.value in seen:
-            raise UsageError(f"{where}:{key.start_mark.line + 1}: {key.value!r} is given twice; keep one of them")
+            raise UsageError(f"{source}:{key.start_mark.line + 1}: {key.value!r} is given twice; keep one of them")
         seen.add(key.value)
 
 
-def _walk(node: yaml.Node, where: str, depth: int = 0) -> None:
+def _check_node(node: yaml.Node, source: str, depth: int = 0) -> None:
     if depth > MAX_DEPTH:
-        raise UsageError(f"{where}:{node.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
+        raise UsageError(f"{source}:{node.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels")
     if node.tag not in PLAIN_TAGS:
-        raise UsageError(f"{where}:{node.start_mark.line + 1}: the tag {node.tag!r} is refused; write plain values")
-    _check(node, where)
+        raise UsageError(
+            f"{source}:{node.start_mark.line + 1}: the tag {node.tag!r} is not allowed; write plain values"
+        )
+    _check_keys(node, source)
     if isinstance(node, yaml.MappingNode):
         for _, value in node.value:
-            _walk(value, where, depth + 1)
+            _check_node(value, source, depth + 1)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            _walk(value, where, depth + 1)
+            _check_node(value, source, depth + 1)
 
 
-def parse_yaml(text: str, where: str = "<text>") -> Any:
-    """The value of one YAML document.
+def parse_yaml(text: str, source: str = "<text>") -> Any:
+    """Return the value of one YAML document.
+
+    Args:
+        source: the name of the document in error messages.
 
     Raises:
-        UsageError: malformed, unsafe, too deep, with aliases, with a key twice, or more than one document.
+        UsageError: it is malformed, unsafe or too deep, has aliases or duplicate keys, or there are several documents.
     """
     depth = 0
     try:
         for event in yaml.parse(text, Loader=_Loader):
             if isinstance(event, yaml.AliasEvent):
-                raise UsageError(f"{where}:{_line(event)}: aliases (*{event.anchor}) are refused; write the value out")
+                raise UsageError(
+                    f"{source}:{_line(event)}: aliases (*{event.anchor}) are not allowed; write the value out"
+                )
             depth += isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
             depth -= isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
             if depth > MAX_DEPTH:
-                raise UsageError(f"{where}:{_line(event)}: nested deeper than {MAX_DEPTH} levels")
+                raise UsageError(f"{source}:{_line(event)}: nested deeper than {MAX_DEPTH} levels")
         loader = _Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
-        _walk(node, where)
+        _check_node(node, source)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise UsageError(f"{where}{line}: not valid YAML: {problem}") from None
+        raise UsageError(f"{source}{position}: not valid YAML: {problem}") from None
     except UsageError:
         raise
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:  # a value that is not of its tag
-        raise UsageError(f"{where}: {' '.join(str(error).split())[:200]}: not a value of its kind") from None
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+    ) as error:  # a value that does not match its tag
+        raise UsageError(f"{source}: invalid value ({' '.join(str(error).split())[:200]})") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file of at most 1 MB.
+    """Return the mapping in a YAML file of at most 1 MB.
 
     Raises:
-        UsageError: the file can not be read, is too large, is not UTF-8 or is not one mapping.
+        UsageError: the file cannot be read, is too large, is not UTF-8 or is not one mapping.
     """
     path = Path(path)
     try:
@@ -128,13 +143,13 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
-        found = "nothing" if value is None else f"a {type(value).__name__}"
-        raise UsageError(f"{path}: need one mapping of `key: value` lines, found {found}")
+        kind = "nothing" if value is None else f"a {type(value).__name__}"
+        raise UsageError(f"{path}: need one mapping of `key: value` lines, got {kind}")
     return value
 
 
 def dump_yaml(values: dict[str, Any]) -> str:
-    """YAML text that `parse` and any YAML 1.1 or 1.2 reader read back to equal values, in the given order."""
+    """Return YAML text that `parse_yaml` and any YAML 1.1 or 1.2 reader read back as equal values, in the same order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=100)
 
 
@@ -143,7 +158,7 @@ def _line(event: yaml.Event) -> int:
 
 
 class _Dumper(yaml.SafeDumper):
-    """`SafeDumper` that never writes aliases and writes floats so that YAML 1.1 readers see floats."""
+    """`SafeDumper` without aliases, whose floats are floats for YAML 1.1 readers too."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -161,7 +176,7 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(float, _represent_float)
-# A word that either YAML would read as a number or a boolean is written in quotes.
+# A string that YAML 1.1 or 1.2 would read as a number or a boolean is written in quotes.
 _Dumper.yaml_implicit_resolvers = {
     first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *_Loader.yaml_implicit_resolvers.get(first, [])]
     for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *_Loader.yaml_implicit_resolvers}

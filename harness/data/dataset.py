@@ -1,4 +1,4 @@
-"""A labelled data set in memory or on disk, its splits, and the figures that describe it."""
+"""Labelled images: the splits of a data set, where their pixels come from, and the statistics that describe them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from PIL import Image
 
-from harness.data.image_io import read_image
+from harness.config.names import SplitName
+from harness.data.image_io import read_image, to_rgb
 from harness.utils.errors import DataError, UsageError
 from harness.utils.seeding import seed_for
 
-# One split for all runs, whatever their seed, so that the runs of a sweep are compared on the same images.
+# Held-out images are the same for every seed, so that the runs of a sweep are compared on the same images.
 SPLIT_SEED = 20180924
-MAX_PIXEL_BYTES = 2 * 2**30  # fixed, not a share of the memory: a fingerprint must not depend on the machine
+MAX_PIXEL_BYTES = 2 * 2**30  # fixed, not a fraction of the memory: a fingerprint must not depend on the machine
 
 Triple: TypeAlias = tuple[float, float, float]
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
@@ -24,9 +25,13 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
 class ArrayImages:
-    """A source over pictures in memory: `source[i]` is (PIL image RGB, label)."""
+    """Images in memory; `source[i]` is (PIL image RGB, label).
 
-    def __init__(self, pixels: np.ndarray, labels: np.ndarray) -> None:
+    Args:
+        pixels: uint8 [N, H, W, 3], or N arrays uint8 [H, W, 3] of several sizes.
+    """
+
+    def __init__(self, pixels: np.ndarray | Sequence[np.ndarray], labels: np.ndarray) -> None:
         self.pixels, self.labels = pixels, labels
 
     def __len__(self) -> int:
@@ -37,11 +42,11 @@ class ArrayImages:
 
 
 class FileImages:
-    """A source over picture files, decoded when they are asked for.
+    """Image files, each decoded when it is accessed.
 
     Args:
-        files: paths, or the bytes of files.
-        ids: what errors call them.
+        files: paths, or the contents of files.
+        ids: the names that error messages use.
     """
 
     def __init__(self, files: Sequence[str | bytes], ids: Sequence[str], labels: np.ndarray) -> None:
@@ -54,8 +59,38 @@ class FileImages:
         return Image.fromarray(read_image(self.files[index], self.ids[index])), int(self.labels[index])
 
 
+class ConvertedImages:
+    """The items of a random-access data set of (PIL image, label), converted to RGB."""
+
+    def __init__(self, dataset: Any, labels: np.ndarray) -> None:
+        self.dataset, self.labels = dataset, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return to_rgb(self.dataset[index][0]), int(self.labels[index])
+
+
+class TimmReaderImages:
+    """The items of a timm reader of (open file, label), each decoded when it is accessed.
+
+    timm's own data set replaces an unreadable image by the next one; here it is an error.
+    """
+
+    def __init__(self, reader: Any, name: str, labels: np.ndarray) -> None:
+        self.reader, self.name, self.labels = reader, name, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        with self.reader[index][0] as file:
+            return Image.fromarray(read_image(file, f"{self.name}/{index}")), int(self.labels[index])
+
+
 class ImageSubset:
-    """Some items of another source, in a given order."""
+    """The items of another source at `indices`, in that order."""
 
     def __init__(self, source: Any, indices: np.ndarray) -> None:
         self.source, self.indices = source, indices
@@ -73,15 +108,14 @@ class Split:
     """Labelled images.
 
     Attributes:
-        name: `train`, `val` or `test`.
         labels: int64 [N].
-        ids: a stable name of each image: its path below the data folder, or `test/17`.
-        pixels: uint8 [N, H, W, 3] when all images have one size and fit in memory, else None.
-        source: `len(source)` and `source[i] -> (PIL image RGB, label)`; decodes when asked.
-        sizes: bytes of each file [N], where the pixels are not in memory; goes into the fingerprint.
+        ids: a stable name for each image: its path below the data folder, or `test/17`.
+        pixels: uint8 [N, H, W, 3] where all images have the same size and fit in memory, else None.
+        source: `len(source)` and `source[i] -> (PIL image RGB, label)`.
+        sizes: size of each file in bytes [N] where the pixels are not in memory; part of the fingerprint.
     """
 
-    name: str
+    name: SplitName
     labels: np.ndarray
     ids: Sequence[str]
     pixels: np.ndarray | None
@@ -92,11 +126,11 @@ class Split:
         return len(self.labels)
 
     def picture(self, index: int) -> np.ndarray:
-        """The image as stored, uint8 [H, W, 3], RGB."""
+        """Return an image as stored, uint8 [H, W, 3], RGB."""
         return self.pixels[index] if self.pixels is not None else np.asarray(self.source[index][0])
 
-    def part(self, indices: np.ndarray, name: str) -> Split:
-        """Some of the images, in the order of `indices`, with their ids."""
+    def subset(self, indices: np.ndarray, name: SplitName) -> Split:
+        """Return the images at `indices`, in that order, as a split."""
         pixels = None if self.pixels is None else self.pixels[indices]
         labels = self.labels[indices]
         return Split(
@@ -114,8 +148,8 @@ class Dataset:
     """Splits that share no image.
 
     Attributes:
-        mean, std: of the training images' pixels, by channel, 0..1 scale.
-        fingerprint: SHA-256 over ids, labels and pixels (file sizes where those are not in memory), hexadecimal.
+        mean, std: statistics of the training pixels per channel, on a 0..1 scale.
+        fingerprint: SHA-256 of ids, labels and pixels (of file sizes where the pixels are not in memory), in hexadecimal.
         skipped: ids of the unreadable images that were left out.
     """
 
@@ -130,57 +164,75 @@ class Dataset:
     skipped: list[str] = field(default_factory=list)
 
 
-def in_memory(name: str, pixels: np.ndarray, labels: np.ndarray, ids: Sequence[str]) -> Split:
-    """A split over pictures in memory, uint8 [N, H, W, 3]."""
+def in_memory(name: SplitName, pixels: np.ndarray, labels: np.ndarray, ids: Sequence[str]) -> Split:
+    """Return a split of images in memory, uint8 [N, H, W, 3]."""
     labels, pixels = np.asarray(labels, dtype=np.int64), np.ascontiguousarray(pixels)
     return Split(name, labels, ids, pixels, ArrayImages(pixels, labels))
 
 
-def hold_out(split: Split, fraction: float, name: str, setting: str) -> tuple[Split, Split]:
-    """`split` without, and as `name` with, about `fraction` of the images of every class.
+def hold_out(
+    split: Split, fraction: float, name: SplitName, setting: str, seed_name: str | None = None
+) -> tuple[Split, Split]:
+    """Split off about `fraction` of the images of every class.
 
-    The choice depends on the labels, the fraction and the name, never on a run's seed.
+    The choice depends on the labels, the fraction and `seed_name`, never on the seed of a run.
+
+    Args:
+        name: the name of the split that is held out.
+        setting: the setting that an error message names.
+        seed_name: what the random choice is made for; `name` by default.
+
+    Returns:
+        The remaining images, under the name of `split`, and those that are held out.
 
     Raises:
-        UsageError: the fraction of so few images is nothing; `setting` is what to change.
+        UsageError: the fraction amounts to no image at all.
     """
-    held = _stratified(split.labels, fraction, seed_for(SPLIT_SEED, name))
-    if not len(held):
+    held_out = _stratified_indices(split.labels, fraction, seed_for(SPLIT_SEED, seed_name or name))
+    if not len(held_out):
         raise UsageError(
-            f"{setting}={fraction:g} of {len(split)} images ({split.name}) is none; set a larger --{setting.replace('_', '-')}"
+            f"{setting}={fraction:g} of {len(split)} {split.name} images is less than one image; set a larger --{setting.replace('_', '-')}"
         )
-    rest = np.setdiff1d(np.arange(len(split)), held)
-    return split.part(rest, split.name), split.part(held, name)
+    remaining = np.setdiff1d(np.arange(len(split)), held_out)
+    return split.subset(remaining, split.name), split.subset(held_out, name)
 
 
-def _stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Sorted indices of about `fraction` of every class, `round(fraction * N)` in all; one of each class stays out."""
-    # The legacy generator: NumPy promises that its stream never changes.
+def _stratified_indices(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """Return sorted indices of about `fraction` of every class, `round(fraction * N)` in total, never a whole class."""
+    # The legacy generator: NumPy guarantees that its stream never changes.
     random = np.random.RandomState(seed % 2**32)
-    classes, counts = np.unique(labels, return_counts=True)
-    quota = counts * fraction
-    take = np.floor(quota).astype(np.int64)
-    # The classes with the largest remainders give one more each, until the total is right.
-    wanted = round(len(labels) * fraction) - int(take.sum())
-    spare = [index for index in np.argsort(take - quota, kind="stable") if take[index] + 1 < counts[index]]
-    for index in spare[:wanted]:
-        take[index] += 1
+    classes, class_sizes = np.unique(labels, return_counts=True)
+    quotas = class_sizes * fraction
+    taken = np.floor(quotas).astype(np.int64)
+    # Largest-remainder rounding: the classes with the largest remainders give one more image until the total is right.
+    missing = round(len(labels) * fraction) - int(taken.sum())
+    candidates = [index for index in np.argsort(taken - quotas, kind="stable") if taken[index] + 1 < class_sizes[index]]
+    for index in candidates[:missing]:
+        taken[index] += 1
     chosen = [
-        random.permutation(np.flatnonzero(labels == label))[:some] for label, some in zip(classes, take, strict=True)
+        random.permutation(np.flatnonzero(labels == label))[:count] for label, count in zip(classes, taken, strict=True)
     ]
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
-def check_classes(classes: Sequence[str], wanted: int) -> None:
-    """Raises UsageError when `wanted` (0: any) is not the number of classes, DataError when there is but one."""
+def check_classes(classes: Sequence[str], expected: int) -> None:
+    """Check the number of classes.
+
+    Args:
+        expected: how many there must be; 0 accepts any number from two.
+
+    Raises:
+        DataError: there are fewer than two.
+        UsageError: there are not as many as expected.
+    """
     if len(classes) < 2:
-        raise DataError(f"found {len(classes)} class ({', '.join(classes)}); a classifier needs at least two")
-    if wanted and wanted != len(classes):
-        raise UsageError(f"classes={wanted}, but the data has {len(classes)}; leave --classes out")
+        raise DataError(f"only {len(classes)} class ({', '.join(classes)}); a classifier needs at least two")
+    if expected and expected != len(classes):
+        raise UsageError(f"classes={expected}, but the data has {len(classes)}; leave --classes out")
 
 
 def channel_statistics(split: Split) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of each channel over all pixels, 0..1 scale; ImageNet's for images not in memory."""
+    """Return mean and standard deviation per channel on a 0..1 scale; ImageNet's where the pixels are not in memory."""
     if split.pixels is None:
         return IMAGENET_MEAN, IMAGENET_STD
     total, squares, count = np.zeros(3), np.zeros(3), 0
@@ -190,13 +242,13 @@ def channel_statistics(split: Split) -> tuple[Triple, Triple]:
         squares += np.square(values).sum(0)
         count += len(values)
     mean = total / count
-    # At least one grey level, so that a channel that never changes can be divided by it.
+    # At least one grey level, so that a constant channel can be divided by it.
     std = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), 1 / 255)
     return _triple(mean), _triple(std)
 
 
 def fingerprint(classes: Sequence[str], splits: Sequence[Split | None]) -> str:
-    """SHA-256 in hexadecimal: other data, another number."""
+    """Return a SHA-256 in hexadecimal that differs whenever the data differs."""
     digest = hashlib.sha256("\0".join(classes).encode())
     for split in splits:
         if split is None:
@@ -213,9 +265,9 @@ def fingerprint(classes: Sequence[str], splits: Sequence[Split | None]) -> str:
     return digest.hexdigest()
 
 
-def _chunks(pixels: np.ndarray, count: int = 1 << 24) -> Iterator[np.ndarray]:
-    """Slices of whole images of about `count` bytes, so that no large copy is made."""
-    step = max(1, count // max(1, int(np.prod(pixels.shape[1:]))))
+def _chunks(pixels: np.ndarray, chunk_bytes: int = 1 << 24) -> Iterator[np.ndarray]:
+    """Yield slices of whole images, about `chunk_bytes` each, so that no large copy is made."""
+    step = max(1, chunk_bytes // max(1, int(np.prod(pixels.shape[1:]))))
     for start in range(0, len(pixels), step):
         yield pixels[start : start + step]
 

@@ -1,4 +1,4 @@
-"""Batches out of a data set that lies on the device as bytes: augmented a batch at a time, with nothing to wait for."""
+"""Batches from a data set that is kept in device memory as uint8 and augmented one batch at a time."""
 
 from __future__ import annotations
 
@@ -19,64 +19,62 @@ from harness.utils.seeding import seed_for
 
 
 class Sharder(Protocol):
-    """Which part of a batch or of a split is a process' own."""
+    """The division of a batch or a split among the processes of a run."""
 
     world_size: int
 
-    def shard(self, things: int) -> slice: ...
+    def shard(self, num_items: int, /) -> slice:
+        """Return the items of this process."""
+        ...
 
 
 class NoSharding:
-    """The share of a process that is alone."""
+    """The division of a run of one process: all items."""
 
     world_size = 1
 
-    def shard(self, things: int) -> slice:
-        return slice(0, things)
+    def shard(self, num_items: int, /) -> slice:
+        """Return all items."""
+        return slice(0, num_items)
 
 
 NO_SHARDING = NoSharding()
 
 
-def count_steps(images: int, batch_size: int, drop_last: bool, least: int = 2) -> tuple[int, int]:
-    """How many batches an epoch has, and how many images they hold together.
+def count_steps(num_images: int, batch_size: int, drop_last: bool, min_last_batch: int = 2) -> tuple[int, int]:
+    """Return the number of batches in an epoch, and the number of images in them.
 
-    A last batch of fewer than `least` images is left out in any case: batch normalisation has nothing to normalise by.
+    A last batch of fewer than `min_last_batch` images is always dropped, because batch normalisation needs several.
 
     Raises:
         UsageError: there would be no batch.
     """
-    if drop_last and batch_size > images:
+    if drop_last and batch_size > num_images:
         raise UsageError(
-            f"batch_size={batch_size} > {images} training images; lower --batch-size, or set --drop-last False"
+            f"batch_size={batch_size} > {num_images} training images; lower --batch-size, or set --drop-last False"
         )
-    if images < 2:
-        raise UsageError(f"need at least 2 training images, got {images}")
-    steps, rest = divmod(images, batch_size)
-    if drop_last or rest == 0 or (rest < least and steps):
+    if num_images < 2:
+        raise UsageError(f"need at least 2 training images, got {num_images}")
+    steps, remainder = divmod(num_images, batch_size)
+    if drop_last or remainder == 0 or (remainder < min_last_batch and steps):
         return steps, steps * batch_size
-    return steps + 1, images
+    return steps + 1, num_images
 
 
-def epoch_order(count: int, seed: int, epoch: int) -> Tensor:
-    """The order of the images in an epoch, int64 [count] on the CPU, the same on every machine and loader."""
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_for(seed, "order", epoch)))
+def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of the images in an epoch, int64 [num_images] on the CPU; all loaders share it."""
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(seed_for(seed, "order", epoch)))
 
 
 def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
-    """Values on the device, without waiting until they are there."""
+    """Return a copy on the device, without waiting for the transfer."""
     if device.type != "cuda":
         return values.to(device)
     return values.pin_memory().to(device, non_blocking=True)
 
 
 class DeviceTrainLoader:
-    """Training batches from a padded store on the device; satisfies `Batches`.
-
-    Attributes:
-        steps: batches in an epoch.
-        images: images in an epoch.
-    """
+    """Training batches from padded images on the device; a `TrainLoader`."""
 
     def __init__(
         self,
@@ -88,91 +86,99 @@ class DeviceTrainLoader:
         sharder: Sharder = NO_SHARDING,
     ) -> None:
         assert split.pixels is not None
-        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharder.world_size)
+        self.steps, self.num_images = count_steps(
+            len(split), config.batch_size, config.drop_last, 2 * sharder.world_size
+        )
         self._sharder = sharder
         self._augment, self._config, self._size, self._device = augment, config, preprocess.size, device
-        self._store = pad(torch.from_numpy(split.pixels).to(device), augment.padding, augment.padding_mode)
+        self._padded = pad(torch.from_numpy(split.pixels).to(device), augment.padding, augment.padding_mode)
         self._labels = torch.from_numpy(split.labels).to(device)
         self._constants = preprocess.constants(device)
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 [B, 3, H, W] and labels int64 [B], from batch `start` on. Draws nothing from global generators."""
-        size, count, seed = self._config.batch_size, len(self._labels), self._config.seed
-        order = copy_to_device(epoch_order(count, seed, epoch)[: self.images], self._device)
-        drawn = draw_parameters(self._augment, self._size, count, seed, epoch).map(
+        """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
+
+        The global random generators are not used.
+        """
+        batch_size, seed = self._config.batch_size, self._config.seed
+        order = copy_to_device(epoch_order(len(self._labels), seed, epoch)[: self.num_images], self._device)
+        parameters = draw_parameters(self._augment, self._size, len(self._labels), seed, epoch).map(
             lambda values: copy_to_device(values, self._device)
         )
         for batch in range(start, self.steps):
-            index = order[batch * size : (batch + 1) * size]
+            index = order[batch * batch_size : (batch + 1) * batch_size]
             index = index[self._sharder.shard(len(index))]
-            images = apply_augment(self._store, index, drawn[index], self._size, self._augment.cutout, self._constants)
+            images = apply_augment(
+                self._padded, index, parameters[index], self._size, self._augment.cutout, self._constants
+            )
             yield images if self._config.channels_last else images.contiguous(), self._labels[index]
 
     def size(self, batch: int) -> int:
-        """Images of a batch, in all processes together."""
-        return min(self._config.batch_size, self.images - batch * self._config.batch_size)
+        """Return the number of images in a batch, over all processes."""
+        return min(self._config.batch_size, self.num_images - batch * self._config.batch_size)
 
 
 class DeviceEvalLoader:
-    """Evaluation batches from a store on the device; satisfies `EvalBatches`."""
+    """Evaluation batches from images on the device; an `EvalLoader`."""
 
     def __init__(self, split: Split, preprocess: Preprocess, config: Config, device: torch.device) -> None:
         assert split.pixels is not None
-        self.images = len(split)
+        self.num_images = len(split)
         self._config = config
-        self._store = torch.from_numpy(split.pixels).to(device)
+        self._pixels = torch.from_numpy(split.pixels).to(device)
         self._labels = torch.from_numpy(split.labels).to(device)
         self._mean, self._std = preprocess.constants(device)
 
-    def part(self, sharder: Sharder) -> DeviceEvalLoader:
-        """Those of the images that are one process' share."""
-        part, mine = copy.copy(self), sharder.shard(self.images)
-        part._store, part._labels = self._store[mine], self._labels[mine]
-        part.images = len(part._labels)
-        return part
+    def shard(self, sharder: Sharder) -> DeviceEvalLoader:
+        """Return a loader of this process's images."""
+        loader, items = copy.copy(self), sharder.shard(self.num_images)
+        loader._pixels, loader._labels = self._pixels[items], self._labels[items]
+        loader.num_images = len(loader._labels)
+        return loader
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order, not augmented."""
-        size = self._config.eval_batch_size
-        for start in range(0, self.images, size):
-            pixels = self._store[start : start + size].permute(0, 3, 1, 2)
+        """Yield every image once, in order, without augmentation."""
+        batch_size = self._config.eval_batch_size
+        for start in range(0, self.num_images, batch_size):
+            pixels = self._pixels[start : start + batch_size].permute(0, 3, 1, 2)
             images = torch.sub(pixels, self._mean).div_(self._std)
-            yield images if self._config.channels_last else images.contiguous(), self._labels[start : start + size]
+            labels = self._labels[start : start + batch_size]
+            yield images if self._config.channels_last else images.contiguous(), labels
 
 
 def why_not_on_device(
     config: Config, data: Dataset, augment: Augment, preprocess: Preprocess, device: torch.device
 ) -> str | None:
-    """Why this data can not be kept on the device, or None when it can."""
+    """Return the reason why this data cannot be kept on the device, or None where it can."""
     if config.augment == "albumentations":
-        return "augment=albumentations works on single images in worker processes"
+        return "augment=albumentations transforms single images in worker processes"
     if augment.crop == "resized":
-        return "crop=resized works on single images"
+        return "crop=resized transforms single images"
     size, bytes_needed = preprocess.size, 0
     for split in (data.train, data.val, data.test):
         if split is None:
             continue
         if split.pixels is None:
-            return f"the {split.name} images have several sizes, or are too many for memory"
+            return f"the {split.name} images have several sizes, or do not fit in memory"
         height, width = split.pixels.shape[1:3]
         if (height, width) != (size, size):
-            return f"the {split.name} images are {width} x {height} pixels, and the model sees {size} x {size}"
+            return f"the {split.name} images are {width} x {height} pixels, and the model takes {size} x {size}"
         side = size + 2 * augment.padding if split is data.train else size
         bytes_needed += len(split) * side * side * 3
     if preprocess.crop_pct != 1:
-        return f"the model wants its images enlarged before they are cropped (crop_pct={preprocess.crop_pct:g})"
+        return f"the model's preprocessing enlarges images before the crop (crop_pct={preprocess.crop_pct:g})"
     free = free_memory(device)
     if bytes_needed > free / 4:
-        return f"it needs {bytes_needed / 2**30:.2f} GiB, more than a quarter of the {free / 2**30:.2f} GiB free on {device}"
+        return f"the data needs {bytes_needed / 2**30:.2f} GiB, more than a quarter of the {free / 2**30:.2f} GiB free on {device}"
     return None
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on the device; on a CPU including what the system would give back of its caches."""
+    """Return the free memory of the device in bytes; on a CPU it includes the caches that the system would release."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
             return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration, ValueError):  # not Linux: half of what is built in
+    except (OSError, StopIteration, ValueError):  # not Linux: half of the physical memory
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,4 +1,4 @@
-"""One picture out of a file, whatever its kind, as plain RGB bytes."""
+"""Decode an image file of any supported format as RGB."""
 
 from __future__ import annotations
 
@@ -14,86 +14,80 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from harness.utils.errors import DataError
+from harness.utils.text import escape_unprintable
 
 MAX_PIXELS = 50_000_000
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".avif", ".jp2",
 )  # fmt: skip
-# Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript on a file that we do not trust.
+# Only formats that Pillow decodes itself: EPS, for example, would start Ghostscript on an untrusted file.
 _FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "AVIF", "JPEG2000")
 _ORIENTATION = 0x0112  # EXIF tag
-# What Pillow's decoders were seen to raise on damaged files; it has no common class for them.
-_DAMAGED = (
+# What Pillow's decoders raise on damaged files; these errors have no common base class.
+_DECODE_ERRORS = (
     OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, AttributeError, OverflowError,
     NotImplementedError, struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
 
-# Pillow warns from 89 million pixels on; our own bound is lower and is an error.
+# Pillow warns from 89 million pixels on; MAX_PIXELS is lower and is an error.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def plain_name(name: str) -> str:
-    """`name` with everything that does not print (control characters, undecodable bytes) written as an escape."""
-    if name.isprintable():
-        return name
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
-
-
 def is_image_name(name: str) -> bool:
-    """Whether a file name ends like a picture's."""
+    """Return whether a file name has the extension of an image format."""
     return name.lower().endswith(SUFFIXES)
 
 
 def read_image(file: str | Path | bytes | BinaryIO, name: str = "") -> np.ndarray:
-    """The picture as uint8 [H, W, 3], RGB.
+    """Return an image as uint8 [H, W, 3], RGB.
 
-    EXIF orientation is applied, transparency is laid on white, 16 bits are scaled to 8, grey, palette and CMYK are
-    converted, of an animation the first frame is taken.
+    The EXIF orientation is applied, transparent areas become white, 16 bits are scaled to 8, and grey, palette and
+    CMYK images are converted. Of an animation the first frame is returned.
 
     Args:
-        file: a path, the bytes of a file, or an open binary file.
-        name: what errors call it; by default the path.
+        file: a path, the contents of a file, or an open binary file.
+        name: the name that error messages use; the path by default.
 
     Raises:
-        DataError: the file is missing, no picture, damaged, truncated, or has over 50 million pixels.
+        DataError: the file is missing, not an image, damaged, truncated, or has over 50 million pixels.
     """
-    name = plain_name(name or (str(file) if isinstance(file, str | Path) else "picture"))
+    name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
     try:
-        with _opened(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
+        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
             return np.array(to_rgb(image))
-    except _DAMAGED as error:
+    except _DECODE_ERRORS as error:
         raise DataError(f"{name}: {_reason(error)}") from None
 
 
 def check_header(file: str | Path | bytes, name: str = "") -> None:
-    """Reads no more than the header of a picture.
+    """Check the header of an image without decoding its pixels.
 
     Raises:
-        DataError: it is missing, no picture, or has over 50 million pixels.
+        DataError: the file is missing, not an image, or has over 50 million pixels.
     """
-    name = plain_name(name or (str(file) if isinstance(file, str | Path) else "picture"))
+    name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
     try:
-        _opened(BytesIO(file) if isinstance(file, bytes) else file, name).close()
-    except _DAMAGED as error:
+        _open_image(BytesIO(file) if isinstance(file, bytes) else file, name).close()
+    except _DECODE_ERRORS as error:
         raise DataError(f"{name}: {_reason(error)}") from None
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """The picture in mode RGB, upright; see `read_image` for the rules.
+    """Return the image upright and in mode RGB, by the rules of `read_image`.
 
     Raises:
-        ValueError: its pixels are floats or wider than 16 bits, which have no agreed scale.
+        ValueError: the pixels are floats or wider than 16 bits, for which there is no standard scale.
     """
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
-        deep = np.asarray(image).astype(np.int64)
-        if deep.size and not 0 <= deep.min() <= deep.max() <= 65535:
+        values = np.asarray(image).astype(np.int64)
+        if values.size and not 0 <= values.min() <= values.max() <= 65535:
             raise ValueError("pixels wider than 16 bits; save it with 8 or 16")
-        return Image.fromarray(((deep + 128) // 257).astype(np.uint8)).convert("RGB")
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise ValueError("float pixels; save it with 8 or 16 bits")
     if image.has_transparency_data:
@@ -102,7 +96,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _opened(file: str | Path | BinaryIO, name: str) -> Image.Image:
+def _open_image(file: str | Path | BinaryIO, name: str) -> Image.Image:
     image = Image.open(file, formats=_formats())
     width, height = image.size
     if width * height > MAX_PIXELS:
@@ -113,7 +107,7 @@ def _opened(file: str | Path | BinaryIO, name: str) -> Image.Image:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those formats that this build of Pillow has."""
+    """Return the supported formats that this build of Pillow has."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -122,8 +116,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return f"more than {MAX_PIXELS:,} pixels; make it smaller"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "no picture, or one of an unknown kind"
+        return "not an image, or one of an unsupported format"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).splitlines()
-    return f"damaged picture ({plain_name(lines[0]) if lines else type(error).__name__})"
+    return f"damaged image ({escape_unprintable(lines[0]) if lines else type(error).__name__})"

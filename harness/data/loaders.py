@@ -1,4 +1,4 @@
-"""The batches of a run, from the device's memory or from worker processes, with the same meaning."""
+"""Make the loaders of a run, which serve equivalent batches from device memory or from worker processes."""
 
 from __future__ import annotations
 
@@ -28,35 +28,43 @@ Batch: TypeAlias = tuple[Tensor, Tensor]  # images float32 [B, 3, H, W], labels 
 
 
 class TrainLoader(Protocol):
-    """Training batches: a pure function of (seed, epoch, batch).
+    """Augmented and normalised training batches, a pure function of (seed, epoch, batch).
 
     Attributes:
         steps: batches in an epoch.
-        images: images in an epoch.
+        num_images: images in an epoch.
     """
 
     steps: int
-    images: int
+    num_images: int
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
-    def size(self, batch: int) -> int: ...
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of this process in an epoch, from batch `start` on."""
+        ...
+
+    def size(self, batch: int) -> int:
+        """Return the number of images in a batch, over all processes."""
+        ...
 
 
 class EvalLoader(Protocol):
-    """Every image once, in order, not augmented; the last batch may be smaller."""
+    """Every image of a split once, in order and without augmentation; the last batch may be smaller."""
 
-    images: int
+    num_images: int
 
     def __iter__(self) -> Iterator[Batch]: ...
-    def part(self, sharder: Sharder) -> EvalLoader: ...
+
+    def shard(self, sharder: Sharder) -> EvalLoader:
+        """Return a loader of this process's images."""
+        ...
 
 
 @dataclass(frozen=True)
 class Loaders:
-    """What a run trains on and evaluates.
+    """The loaders of a run.
 
     Attributes:
-        kind: whether the images lie on the device, or come from worker processes through timm's loader.
+        kind: `resident`: the images are kept on the device; `timm`: worker processes read them, through timm's loader.
     """
 
     train: TrainLoader
@@ -68,34 +76,32 @@ class Loaders:
 def make_loaders(
     config: Config, data: Dataset, preprocess: Preprocess, device: torch.device | str, sharder: Sharder = NO_SHARDING
 ) -> Loaders:
-    """The batches of all splits on `device`, as `config.loader` asks.
+    """Make the loaders of all splits, by `config.loader`.
 
     Args:
-        sharder: of each training batch, which part is this process' own; splits to evaluate are whole until `part`.
+        sharder: divides each training batch among processes; evaluation loaders serve whole splits until `shard`.
 
     Raises:
-        UsageError: the settings do not fit each other, the data or the device.
+        UsageError: the settings contradict each other, the data or the device.
     """
     device = torch.device(device)
     augment = make_augment(config, preprocess)
-    reason = (
-        why_not_on_device(config, data, augment, preprocess, device) if config.loader != "timm" else "asked for timm"
-    )
+    reason = "loader=timm" if config.loader == "timm" else why_not_on_device(config, data, augment, preprocess, device)
     if reason and config.loader == "resident":
         raise UsageError(f"loader=resident is not possible: {reason}; set --loader auto")
-    resident = reason is None
-    train = DeviceTrainLoader if resident else WorkerTrainLoader
-    evaluation = DeviceEvalLoader if resident else WorkerEvalLoader
+    is_resident = reason is None
+    train_loader = DeviceTrainLoader if is_resident else WorkerTrainLoader
+    eval_loader = DeviceEvalLoader if is_resident else WorkerEvalLoader
     return Loaders(
-        train(data.train, augment, preprocess, config, device, sharder),
-        None if data.val is None else evaluation(data.val, preprocess, config, device),
-        None if data.test is None else evaluation(data.test, preprocess, config, device),
-        "resident" if resident else "timm",
+        train_loader(data.train, augment, preprocess, config, device, sharder),
+        None if data.val is None else eval_loader(data.val, preprocess, config, device),
+        None if data.test is None else eval_loader(data.test, preprocess, config, device),
+        "resident" if is_resident else "timm",
     )
 
 
 def make_eval_loader(split: Split, preprocess: Preprocess, config: Config, device: torch.device | str) -> EvalLoader:
-    """The batches of one split to evaluate: from the device's memory where the images already have the model's size."""
+    """Make the loader of one split: from device memory where the images already have the model's input size."""
     device, pixels = torch.device(device), split.pixels
     fits = pixels is not None and pixels.shape[1:3] == (preprocess.size, preprocess.size) and preprocess.crop_pct == 1
     if fits and config.loader != "timm" and pixels is not None and pixels.nbytes <= free_memory(device) / 4:

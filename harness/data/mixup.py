@@ -13,10 +13,11 @@ from harness.config.settings import Config
 from harness.utils.seeding import seed_for
 
 
-def make_mixup(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
-    """(images [B, 3, H, W], labels [B], step) -> (mixed images, soft targets float [B, classes]); None when both are off.
+def make_mixup(config: Config, num_classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
+    """Return the function that mixes a batch, or None where both Mixup and CutMix are off.
 
-    timm draws from NumPy's global stream: it is seeded for the step and given back as it was.
+    It takes images float [B, 3, H, W], labels int64 [B] and the step, and returns mixed images and soft targets
+    float [B, num_classes]. timm draws from NumPy's global generator, which is seeded for the step and then restored.
     """
     if not config.mixup and not config.cutmix:
         return None
@@ -26,14 +27,14 @@ def make_mixup(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], 
         mixup_alpha=config.mixup,
         cutmix_alpha=config.cutmix,
         label_smoothing=config.label_smoothing,
-        num_classes=classes,
+        num_classes=num_classes,
     )
 
     def mixup_batch(images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        if len(images) % 2:  # timm pairs images, so an odd one is left as it is
+        if len(images) % 2:  # timm mixes pairs of images, so the last one of an odd batch stays as it is
             mixed, targets = mixup_batch(images[:-1], labels[:-1], step)
-            alone = mixup_target(labels[-1:], classes, config.label_smoothing).to(targets)
-            return torch.cat([mixed, images[-1:]]), torch.cat([targets, alone])
+            last_target = smooth_one_hot(labels[-1:], num_classes, config.label_smoothing).to(targets)
+            return torch.cat([mixed, images[-1:]]), torch.cat([targets, last_target])
         state = np.random.get_state()
         np.random.seed(seed_for(config.seed, "mix", step) % 2**32)
         try:
@@ -44,6 +45,6 @@ def make_mixup(config: Config, classes: int) -> Callable[[Tensor, Tensor, int], 
     return mixup_batch
 
 
-def mixup_target(labels: Tensor, classes: int, smoothing: float) -> Tensor:
-    """One-hot targets [B, classes], smoothed: 1 - s + s/classes on the label, s/classes elsewhere."""
-    return one_hot(labels, classes).float() * (1 - smoothing) + smoothing / classes
+def smooth_one_hot(labels: Tensor, num_classes: int, smoothing: float) -> Tensor:
+    """Return targets float [B, num_classes]: 1 - s + s/num_classes for the label, s/num_classes for the other classes."""
+    return one_hot(labels, num_classes).float() * (1 - smoothing) + smoothing / num_classes

@@ -1,4 +1,4 @@
-"""The data of a run by its name: splits, classes, statistics and a fingerprint. `load` is the way in."""
+"""Load the data set that a configuration names."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from harness.config.names import SplitName
 from harness.config.settings import Config
 from harness.data.dataset import (
     Dataset,
@@ -27,33 +28,34 @@ from harness.utils.errors import DataError, UsageError
 
 __all__ = ["Dataset", "Split", "load_dataset"]
 
-# Over all pixels of the 50,000 training images. Often seen deviations of 0.20 are means over images, and wrong here.
-KNOWN: dict[str, tuple[Triple, Triple]] = {
+# Mean and standard deviation over all pixels of the 50,000 training images. The value 0.20 that is often quoted for the
+# standard deviation is the mean of those of single images.
+CIFAR_STATISTICS: dict[str, tuple[Triple, Triple]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
 
 
 def load_dataset(config: Config) -> Dataset:
-    """The data set that `config.data` names, read from `config.data_dir`.
+    """Load the data set that `config.data` names from `config.data_dir`.
 
-    A validation split is `val_fraction` of the training images, or the folder's own; a test split is the data's own,
-    or `test_fraction`. Both are stratified by class and the same for every seed.
+    The validation split is `val_fraction` of the training images, or the folder's own; the test split is the data
+    set's own, or `test_fraction` of the images. Both are stratified by class and the same for every seed.
 
     Raises:
         DataError: the data is missing, unreadable, empty or inconsistent.
-        UsageError: no such data is known, or settings do not fit it.
+        UsageError: there is no such data set, or the settings do not fit it.
     """
     classes: Sequence[str]
     val: Split | None
     test: Split | None
     skipped: list[str] = []
-    if config.data in KNOWN:
+    if config.data in CIFAR_STATISTICS:
         classes, train, val, test = _cifar(config)
     elif config.data == "digits":
         classes, train, val, test = _digits()
     elif config.data == "folder":
-        classes, train, val, test, skipped = _folder(config)
+        classes, train, val, test, skipped = _image_folder(config)
     else:
         from harness.data.timm_datasets import read_timm_dataset
 
@@ -63,46 +65,47 @@ def load_dataset(config: Config) -> Dataset:
         train, test = hold_out(train, config.test_fraction, "test", "test_fraction")
     if config.val_fraction:
         train, val = hold_out(train, config.val_fraction, "val", "val_fraction")
-    mean, std = KNOWN.get(config.data) or channel_statistics(train)
-    mark = fingerprint(classes, (train, val, test))
-    return Dataset(config.data, tuple(classes), train, val, test, mean, std, mark, skipped)
+    mean, std = CIFAR_STATISTICS.get(config.data) or channel_statistics(train)
+    digest = fingerprint(classes, (train, val, test))
+    return Dataset(config.data, tuple(classes), train, val, test, mean, std, digest, skipped)
 
 
 def _cifar(config: Config) -> tuple[Sequence[str], Split, None, Split]:
     from torchvision import datasets
 
-    kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.data]
-    parts = [_cifar_part(kind, config, name) for name in ("train", "test")]
-    splits = [
-        in_memory(name, part.data, part.targets, [f"{name}/{index}" for index in range(len(part.targets))])
-        for name, part in zip(("train", "test"), parts, strict=True)
-    ]
-    return parts[0].classes, splits[0], None, splits[1]
+    dataset_class = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[config.data]
+    train, test = (_load_cifar(dataset_class, config, is_train=is_train) for is_train in (True, False))
+
+    def make_split(name: SplitName, dataset: Any) -> Split:
+        ids = [f"{name}/{index}" for index in range(len(dataset.targets))]
+        return in_memory(name, dataset.data, dataset.targets, ids)
+
+    return train.classes, make_split("train", train), None, make_split("test", test)
 
 
-def _cifar_part(kind: Any, config: Config, name: str) -> Any:
-    """torchvision checks the MD5 of every file before it unpickles any."""
+def _load_cifar(dataset_class: Any, config: Config, *, is_train: bool) -> Any:
+    """Return torchvision's data set, which checks the MD5 of every file before it unpickles any."""
     folder = Path(config.data_dir).expanduser()
     try:
-        return kind(folder, train=name == "train", download=False)
+        return dataset_class(folder, train=is_train, download=False)
     except RuntimeError:
-        missing = f"{config.data} is not in {folder} (looked for {folder / kind.base_folder})"
+        missing = f"{config.data} is not in {folder} (looked for {folder / dataset_class.base_folder})"
     except OSError as error:
-        raise DataError(f"{config.data} in {folder} can not be read: {error.strerror or error}") from None
+        raise DataError(f"{config.data} in {folder} cannot be read: {error.strerror or error}") from None
     if not config.download:
-        raise DataError(f"{missing}; set --download True, or --data-dir to where it lies")
+        raise DataError(f"{missing}; set --download True, or --data-dir to the folder that holds it")
     try:
-        return kind(folder, train=name == "train", download=True)
+        return dataset_class(folder, train=is_train, download=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(
-            f"{missing} and can not be downloaded ({reason}); put {kind.url} there, or set --data-dir to where it lies"
+            f"{missing} and cannot be downloaded ({reason}); put {dataset_class.url} there, or set --data-dir to the folder that holds it"
         ) from None
 
 
 def _digits() -> tuple[Sequence[str], Split, None, None]:
-    """The 1,797 handwritten digits that come with scikit-learn, 8x8 grey enlarged to 32x32 RGB."""
-    values, labels = _digits_table()
+    """Return the 1,797 handwritten digits that come with scikit-learn, 8x8 grey enlarged to 32x32 RGB."""
+    values, labels = read_digits_table()
     small = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
     large = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small])
     pixels = np.repeat(large[..., None], 3, axis=3)
@@ -110,8 +113,14 @@ def _digits() -> tuple[Sequence[str], Split, None, None]:
     return [str(digit) for digit in range(10)], in_memory("train", pixels, labels, ids), None, None
 
 
-def _digits_table() -> tuple[np.ndarray, np.ndarray]:
-    """Values 0..16 [N, 64] and labels [N], from scikit-learn's file: importing its data sets takes a second or more."""
+def read_digits_table() -> tuple[np.ndarray, np.ndarray]:
+    """Return grey values 0..16 [N, 64] and labels [N] of scikit-learn's digits.
+
+    They are read from scikit-learn's file, because importing its data sets takes a second or more.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
     spec = importlib.util.find_spec("sklearn")
     if spec is None or spec.origin is None:
         raise DataError("data=digits comes with scikit-learn, which is not installed; pip install scikit-learn")
@@ -120,17 +129,17 @@ def _digits_table() -> tuple[np.ndarray, np.ndarray]:
         with gzip.open(path, "rt") as file:
             rows = np.array([line.split(",") for line in file], dtype=float)  # [N, 65]
         return rows[:, :-1], rows[:, -1].astype(np.int64)
-    from sklearn.datasets import load_digits  # another release may keep it elsewhere
+    from sklearn.datasets import load_digits  # another release may store the file elsewhere
 
     digits = load_digits()
     return digits.data, digits.target
 
 
-def _folder(config: Config) -> tuple[Sequence[str], Split, Split | None, Split | None, list[str]]:
-    found = read_image_folder(Path(config.data_dir).expanduser(), skip_bad=config.bad_images == "skip")
-    splits = found.splits
+def _image_folder(config: Config) -> tuple[Sequence[str], Split, Split | None, Split | None, list[str]]:
+    data = read_image_folder(Path(config.data_dir).expanduser(), skip_bad=config.bad_images == "skip")
+    splits = data.splits
     if "val" in splits and config.val_fraction:
         raise UsageError(
-            f"{config.data_dir} has a validation folder, so val_fraction={config.val_fraction:g} is one too many; set --val-fraction 0"
+            f"{config.data_dir} has a validation folder of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
         )
-    return found.classes, splits["train"], splits.get("val"), splits.get("test"), found.skipped
+    return data.classes, splits["train"], splits.get("val"), splits.get("test"), data.skipped

@@ -1,4 +1,4 @@
-"""Batches made image by image in worker processes: for data that does not fit the device, or transforms that work on one image."""
+"""Batches that worker processes make image by image: for data that does not fit on the device, or transforms of single images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -32,12 +32,12 @@ from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, ResourceError
 from harness.utils.seeding import seed_for
 
-TIMEOUT = 300  # seconds that a worker may take for one batch before it counts as stuck
-Key = tuple[int, int]  # (epoch, index of the image)
+TIMEOUT = 300  # seconds without a batch after which the workers are considered stuck
+Key: TypeAlias = tuple[int, int]  # (epoch, index of the image)
 
 
 class AugmentedDataset(Dataset):
-    """Training images by (epoch, index), a pure function of that and the seed, in whatever process it is asked."""
+    """Augmented training images by (epoch, index): a pure function of these and the seed, in any process."""
 
     def __init__(self, source: Any, transform: TimmTransform | AlbumentationsTransform, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
@@ -49,17 +49,17 @@ class AugmentedDataset(Dataset):
         return self.__getitems__([key])[0]
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, int]]:
-        """What the loader calls: a whole batch, so that the generators of the process are put back but once."""
+        """Return a whole batch; torch's loader calls this, so the generators are restored only once per batch."""
         with seeded_rng(0):
-            return [self._one(*key) for key in keys]
+            return [self._load(*key) for key in keys]
 
-    def _one(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
+    def _load(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
         image, label = self.source[index]
         return self.transform(image, seed_for(self.seed, "augment", epoch, index)), label
 
 
 class EvalDataset(Dataset):
-    """Evaluation images: the model's own preprocessing, but for the normalisation, which follows on the device."""
+    """Evaluation images, resized and cropped for the model; the normalisation follows on the device."""
 
     def __init__(self, source: Any, preprocess: Preprocess) -> None:
         self.source, self.preprocess = source, preprocess
@@ -73,29 +73,32 @@ class EvalDataset(Dataset):
 
 
 class EpochOrder(Sampler[list[Key]]):
-    """The batches of one epoch as lists of keys, from a given batch on: what is skipped is never decoded."""
+    """The batches of one epoch as lists of keys, from batch `start` on, so that skipped images are not decoded.
 
-    def __init__(self, count: int, steps: int, config: Config, sharder: Sharder) -> None:
-        self.count, self.steps, self.config, self.sharder = count, steps, config, sharder
+    Attributes:
+        epoch, start: what the next iteration serves.
+    """
+
+    def __init__(self, num_images: int, steps: int, config: Config, sharder: Sharder) -> None:
+        self.num_images, self.steps, self.config, self.sharder = num_images, steps, config, sharder
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
         return max(0, self.steps - self.start)
 
     def __iter__(self) -> Iterator[list[Key]]:
-        size, epoch = self.config.batch_size, self.epoch
-        order = epoch_order(self.count, self.config.seed, epoch).tolist()
+        batch_size, epoch = self.config.batch_size, self.epoch
+        order = epoch_order(self.num_images, self.config.seed, epoch).tolist()
         for batch in range(self.start, self.steps):
-            whole = order[batch * size : (batch + 1) * size]
-            yield [(epoch, index) for index in whole[self.sharder.shard(len(whole))]]
+            indices = order[batch * batch_size : (batch + 1) * batch_size]
+            yield [(epoch, index) for index in indices[self.sharder.shard(len(indices))]]
 
 
 class WorkerTrainLoader:
-    """Training batches from worker processes through timm's PrefetchLoader; satisfies `Batches`.
+    """Training batches from worker processes through timm's PrefetchLoader; a `TrainLoader`.
 
     Attributes:
-        steps: batches in an epoch.
-        images: images in an epoch.
+        workers: its processes.
     """
 
     def __init__(
@@ -107,132 +110,140 @@ class WorkerTrainLoader:
         device: torch.device,
         sharder: Sharder = NO_SHARDING,
     ) -> None:
-        self.steps, self.images = count_steps(len(split), config.batch_size, config.drop_last, 2 * sharder.world_size)
+        self.steps, self.num_images = count_steps(
+            len(split), config.batch_size, config.drop_last, 2 * sharder.world_size
+        )
         self._config = config
         self._order = EpochOrder(len(split), self.steps, config, sharder)
         self._cutout: TimmCutout | None = None
         if config.augment == "albumentations":
-            albumentations_compose(augment, preprocess)  # a missing package is said now, not by a worker
+            albumentations_compose(augment, preprocess)  # reports a missing package here rather than in a worker
             transform: TimmTransform | AlbumentationsTransform = AlbumentationsTransform(augment, preprocess)
         else:
             transform = TimmTransform(augment, preprocess)
             if augment.cutout:
-                # No reference to self, or its processes would be waited for when it goes.
-                size, images = config.batch_size, self.images
+                # Without a reference to self: the cycle would delay its deletion, and with it the end of its workers.
+                batch_size, num_images = config.batch_size, self.num_images
                 self._cutout = TimmCutout(
                     augment.cutout,
                     preprocess.size,
                     config.seed,
                     device,
-                    lambda batch: sharder.shard(min(size, images - batch * size)),
+                    lambda batch: sharder.shard(min(batch_size, num_images - batch * batch_size)),
                 )
         dataset = AugmentedDataset(split.source, transform, config.seed)
-        loader = _loader(dataset, config, device, batch_sampler=self._order)
-        self._workers = loader.worker_init_fn
+        loader, self.workers = _make_dataloader(dataset, config, device, batch_sampler=self._order)
         self._batches = _prefetch(loader, preprocess, device, normalised=transform.normalised, cutout=self._cutout)
-        self._turn = 0
+        self._iteration = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Images float32 [B, 3, H, W] and labels int64 [B], from batch `start` on. Draws nothing from global generators.
+        """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
 
-        The worker processes serve one epoch at a time: starting another ends this one.
+        The global random generators are not used.
+
+        Raises:
+            RuntimeError: another epoch was started since, which the worker processes serve instead.
         """
-        self._turn += 1
-        turn = self._turn
+        self._iteration += 1
+        iteration = self._iteration
         self._order.epoch, self._order.start = epoch, start
         if self._cutout:
             self._cutout.start(epoch, start)
         if start >= self.steps:
             return
-        for images, labels in _told(self._batches, self._workers):
-            yield _laid_out(images, self._config), labels
-            if turn != self._turn:
+        for images, labels in _iterate(self._batches, self.workers):
+            yield _set_memory_format(images, self._config), labels
+            if iteration != self._iteration:
                 raise RuntimeError(
-                    f"epoch {epoch} was left for another one; start it again with epoch({epoch}, start=...)"
+                    f"epoch {epoch} was abandoned for another one; start it again with epoch({epoch}, start=...)"
                 )
 
     def size(self, batch: int) -> int:
-        """Images of a batch, in all processes together."""
-        return min(self._config.batch_size, self.images - batch * self._config.batch_size)
+        """Return the number of images in a batch, over all processes."""
+        return min(self._config.batch_size, self.num_images - batch * self._config.batch_size)
 
 
 class WorkerEvalLoader:
-    """Evaluation batches from worker processes; satisfies `EvalBatches`."""
+    """Evaluation batches from worker processes; an `EvalLoader`."""
 
     def __init__(
         self, split: Split, preprocess: Preprocess, config: Config, device: torch.device, sharder: Sharder = NO_SHARDING
     ) -> None:
-        mine = range(len(split))[sharder.shard(len(split))]
-        self.images = len(mine)
-        self._config, self._made_of = config, (split, preprocess, config, device)
-        dataset = Subset(EvalDataset(split.source, preprocess), mine)
-        loader = _loader(dataset, config, device, batch_size=config.eval_batch_size)
-        self._workers = loader.worker_init_fn
+        items = range(len(split))[sharder.shard(len(split))]
+        self.num_images = len(items)
+        self._config, self._arguments = config, (split, preprocess, config, device)
+        dataset = Subset(EvalDataset(split.source, preprocess), items)
+        loader, self.workers = _make_dataloader(dataset, config, device, batch_size=config.eval_batch_size)
         self._batches = _prefetch(loader, preprocess, device, normalised=False, cutout=None)
 
-    def part(self, sharder: Sharder) -> WorkerEvalLoader:
-        """Those of the images that are one process' share."""
-        return WorkerEvalLoader(*self._made_of, sharder)
+    def shard(self, sharder: Sharder) -> WorkerEvalLoader:
+        """Return a loader of this process's images."""
+        return WorkerEvalLoader(*self._arguments, sharder)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, in order, not augmented."""
-        for images, labels in _told(self._batches, self._workers):
-            yield _laid_out(images, self._config), labels
+        """Yield every image once, in order, without augmentation."""
+        for images, labels in _iterate(self._batches, self.workers):
+            yield _set_memory_format(images, self._config), labels
 
 
 class WorkerPool:
-    """The processes of one loader: started so that only the main one acts on signals, and ended when one is stuck.
+    """The worker processes of one loader: they ignore Ctrl-C, which the main process handles, and are killed when stuck.
 
-    Torch's own time limit is not used: with it, torch waits for a worker that was killed until the limit is over. Nor
-    is its handler of SIGCHLD, which raises in the midst of whatever is done when a worker dies, a save for one. What is
-    left looks every 5 s, while a batch is waited for, whether the workers live.
+    torch's own timeout is not used, because with it torch waits for a killed worker until the timeout is over. Nor is
+    its SIGCHLD handler, because it raises wherever the main process is when a worker dies, for example in a save. What
+    remains is torch's check that the workers live, every 5 s while it waits for a batch.
+
+    Attributes:
+        pids: process ids, an array shared with the workers; 0 for one that has not started.
+        is_stuck: whether the workers were killed.
     """
 
-    def __init__(self, count: int) -> None:
-        self._pids: Any = multiprocessing.get_context().Array("q", max(count, 1))
-        self._count = count
-        self.stuck = False
+    def __init__(self, num_workers: int) -> None:
+        self._num_workers = num_workers
+        self.pids: Any = multiprocessing.get_context().Array("q", max(num_workers, 1))
+        self.is_stuck = False
 
-    def __call__(self, number: int) -> None:
-        """What a new worker does first."""
-        self._pids[number] = os.getpid()
-        # Ctrl-C, a closed terminal and `timeout` reach every process of a group.
+    def __call__(self, worker_id: int) -> None:
+        """Initialise a worker process."""
+        self.pids[worker_id] = os.getpid()
+        # Ctrl-C, a closed terminal and `timeout` signal every process of the group.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         os.setpgrp()
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[Callable[[], None]]:
-        """While it lasts, a worker is killed that keeps the reader waiting for more than `TIMEOUT` seconds.
+    def kill_when_stuck(self) -> Iterator[Callable[[], None]]:
+        """Kill the workers once the main process has waited for a batch for more than `TIMEOUT` seconds.
 
         Yields:
-            To be called before and after waiting for a batch.
+            A function to call before and after waiting for a batch.
         """
-        waiting, over = [0.0], threading.Event()
+        wait_start, finished = [0.0], threading.Event()  # 0: not waiting
 
-        def turn() -> None:
-            waiting[0] = 0.0 if waiting[0] else time.monotonic()
+        def toggle_waiting() -> None:
+            wait_start[0] = 0.0 if wait_start[0] else time.monotonic()
 
         def watch() -> None:
-            while not over.wait(min(1.0, TIMEOUT / 4)):
-                if waiting[0] and time.monotonic() - waiting[0] > TIMEOUT:
-                    self.stuck = True
-                    for pid in self._pids[:]:
+            while not finished.wait(min(1.0, TIMEOUT / 4)):
+                if wait_start[0] and time.monotonic() - wait_start[0] > TIMEOUT:
+                    self.is_stuck = True
+                    for pid in self.pids[:]:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(pid, signal.SIGKILL)
                     return
 
-        if self._count:
+        if self._num_workers:
             threading.Thread(target=watch, daemon=True).start()
         try:
-            yield turn
+            yield toggle_waiting
         finally:
-            over.set()
+            finished.set()
 
 
-def loader_processes(workers: int, device: torch.device) -> int:
-    """How many processes the setting `workers` means: for -1, what feeds the device without taking its cores.
+def count_workers(workers: int, device: torch.device) -> int:
+    """Return the number of worker processes for the setting `workers`.
 
-    A GPU's share are the cores that this process may use, parted among the processes that torchrun started here.
+    -1 means 2 for a CPU, so that training keeps its cores; for a GPU at most 16 of the cores that this process may use,
+    divided among the processes that torchrun started on this machine.
     """
     if workers >= 0:
         return workers
@@ -242,27 +253,31 @@ def loader_processes(workers: int, device: torch.device) -> int:
     return max(1, min(16, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 
 
-def _loader(dataset: Dataset, config: Config, device: torch.device, **how: Any) -> DataLoader:
-    processes = loader_processes(config.workers, device)
-    return DataLoader(
+def _make_dataloader(
+    dataset: Dataset, config: Config, device: torch.device, **arguments: Any
+) -> tuple[DataLoader, WorkerPool]:
+    num_workers = count_workers(config.workers, device)
+    workers = WorkerPool(num_workers)
+    loader = DataLoader(
         dataset,
-        num_workers=processes,
-        persistent_workers=processes > 0,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
         collate_fn=_collate,
-        worker_init_fn=WorkerPool(processes),
+        worker_init_fn=workers,
         pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # or each pass would draw a number from the global generator
-        **how,
+        generator=torch.Generator(),  # the default would draw from the global generator for every iteration
+        **arguments,
     )
+    return loader, workers
 
 
 def _prefetch(
     loader: DataLoader, preprocess: Preprocess, device: torch.device, *, normalised: bool, cutout: TimmCutout | None
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """timm's loader around ours: sends a batch ahead to the device, normalises there, and cuts holes."""
+    """Wrap the loader in timm's PrefetchLoader, which copies batches to the device ahead, normalises and cuts out."""
     from timm.data.loader import PrefetchLoader
 
-    # Images that are normalised already: minus 0, divided by 255 * (1 / 255) = 1, which changes no bit.
+    # For images that are normalised already: subtracts 0 and divides by 255 * (1 / 255) = 1, which is exact.
     mean, std = ((0.0,) * 3, (1 / 255,) * 3) if normalised else (preprocess.mean, preprocess.std)
     batches = PrefetchLoader(loader, mean=mean, std=std, device=device)
     batches.random_erasing = cutout
@@ -273,51 +288,51 @@ def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack([image for image, _ in samples])), torch.tensor([label for _, label in samples])
 
 
-def _laid_out(images: Tensor, config: Config) -> Tensor:
+def _set_memory_format(images: Tensor, config: Config) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
 
 
-def _told(batches: Iterable[tuple[Tensor, Tensor]], workers: Any) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches, with what goes wrong in a worker told in one line."""
-    with workers.watched() as turn:
-        yield from _told_each(iter(batches), workers, turn)
+def _iterate(batches: Iterable[tuple[Tensor, Tensor]], workers: WorkerPool) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the batches; raise what goes wrong in a worker as an error with a message of one line."""
+    with workers.kill_when_stuck() as toggle_waiting:
+        yield from _iterate_checked(iter(batches), workers, toggle_waiting)
 
 
-def _told_each(
-    iterator: Iterator[tuple[Tensor, Tensor]], workers: WorkerPool, turn: Callable[[], None]
+def _iterate_checked(
+    iterator: Iterator[tuple[Tensor, Tensor]], workers: WorkerPool, toggle_waiting: Callable[[], None]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     handler = signal.getsignal(signal.SIGCHLD)
     while True:
-        turn()
+        toggle_waiting()
         try:
             batch = next(iterator, None)
             if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGCHLD) != handler:
                 signal.signal(signal.SIGCHLD, handler)
         except (DataError, RuntimeError, EOFError, ConnectionError) as error:
-            if _one_line(error, workers.stuck) is error:
+            if _one_line_error(error, workers.is_stuck) is error:
                 raise
-            # torch's frames and this error hold each other. Left to the collector, which ends the queues first, the
-            # workers would not hear that they should go, and be waited for. (A local name for the new error would
-            # close the same circle.)
+            # torch's frames and this error refer to each other. If that cycle were left to the garbage collector, it
+            # could delete the queues before the loader, whose workers then would not receive the order to stop, and
+            # torch would wait for them. (A local variable for the new error would create the same cycle.)
             error.__traceback__ = None
-            raise _one_line(error, workers.stuck) from None
-        turn()
+            raise _one_line_error(error, workers.is_stuck) from None
+        toggle_waiting()
         if batch is None:
             return
         yield batch
 
 
-def _one_line(error: Exception, stuck: bool) -> Exception:
-    """Our own error for one that came through torch's loader, which puts a worker's whole traceback into the message."""
+def _one_line_error(error: Exception, is_stuck: bool) -> Exception:
+    """Return an error of one line for one from torch's loader, which includes the traceback of the worker."""
     text = str(error).strip()
     if isinstance(error, DataError):
         return DataError(text.splitlines()[-1].removeprefix(f"{DataError.__module__}.{DataError.__name__}: "))
-    if stuck:
+    if is_stuck:
         return DataError(
-            f"no batch came from the loader processes for {TIMEOUT} s; is the disk with the data away? Try --workers 0"
+            f"no batch from the loader processes for {TIMEOUT} s; check the disk that holds the data, or try --workers 0"
         )
-    cut_off = isinstance(error, EOFError | ConnectionError)  # while it handed a batch over
-    if cut_off or ("DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)):
+    is_cut_off = isinstance(error, EOFError | ConnectionError)  # a worker died while it sent a batch
+    if is_cut_off or ("DataLoader worker" in text and ("exited unexpectedly" in text or "killed by signal" in text)):
         return ResourceError(
             "a loader process was killed, most often for lack of memory or of /dev/shm; lower --workers"
         )

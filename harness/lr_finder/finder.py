@@ -122,7 +122,7 @@ class LRFinder:
             suggestion=said,
             curves=self.curves,
             trials=trials,
-            held_images=self.held.images if self.held is not None else 0,
+            held_images=self.held.num_images if self.held is not None else 0,
             remarks=self.remarks,
             brings_val=self.components.data.val is not None and not self.config.val_fraction,
         )
@@ -187,7 +187,7 @@ def hold_out_for_finder(data: Dataset, config: Config) -> tuple[Dataset, str]:
     count = min(MAX_HELD_OUT, max(round(0.02 * total), min(200, total // 10)))
     if count < len(data.classes):
         return dataclasses.replace(data, val=None, test=None), "there are too few training images to hold any out"
-    rest, held = hold_out(data.train, count / total, "find", "val_fraction")
+    rest, held = hold_out(data.train, count / total, "val", "val_fraction", seed_name="find")
     if config.drop_last and len(rest) < config.batch_size:
         remark = (
             f"the {len(held)} images that are evaluated on are trained on too, since a batch needs nearly all {total}"

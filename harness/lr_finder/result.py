@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
 from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, round_significant
@@ -195,7 +196,7 @@ def sweep_definition(finding: LRFinderResult) -> dict[str, Any]:
         **({"entity": fixed.pop("entity")} if fixed.get("entity") else {}),
         "method": "bayes",
         "metric": {"name": "best/val_acc", "goal": "maximize"},
-        "command": ["${env}", "harness", "run", "${args}"],
+        "command": ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"],
     }
     if config.epochs >= 4:
         document["early_terminate"] = {"type": "hyperband", "min_iter": max(2, config.epochs // 8), "eta": 3}

@@ -18,12 +18,15 @@ from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam
 from harness.evaluation import metrics as predictions
 from harness.evaluation.metrics import Predictions
+from harness.evaluation.predict import predict
+from harness.evaluation.selection import choose_images
 from harness.reporting.figures import confusion, gallery, sheet
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.figures.gallery import Tile
 from harness.tracking.records import Cell, Image, Scalar, Table, Value
 from harness.training.device import autocast_dtype
 from harness.utils.errors import UsageError
+from harness.utils.text import write_csv
 
 log = logging.getLogger(__name__)
 LARGEST, CELL = 256, 128  # pixels: of a photo in a gallery, of a cell in the table of maps
@@ -63,15 +66,15 @@ class Evaluator:
         Args:
             batches: of the same split, in its order.
         """
-        said = predictions.predict(
+        said = predict(
             self.model, batches, self.device, autocast=autocast_dtype(self.config.precision), tta=self.config.tta
         )
         figures = folder / "figures"
-        matrix = predictions.confusion(said)
+        matrix = predictions.confusion_matrix(said)
         table = predictions.per_class(matrix).table(self.classes)
         measured = predictions.reliability(said)
-        predictions.write_csv(said, split.ids, self.classes, folder / "predictions.csv")
-        predictions.write_table(table, folder / "per_class.csv")
+        predictions.write_predictions(said, split.ids, self.classes, folder / "predictions.csv")
+        write_csv(folder / "per_class.csv", table.columns, table.rows)
         where = f"{len(said):,} {split.name} images"
         confusion.confusion_figure(matrix, self.classes, figures / "confusion.png")
         confusion.reliability_figure(measured, figures / "reliability.png")
@@ -103,12 +106,10 @@ class Evaluator:
     def _galleries(self, said: Predictions, split: Split, figures: Path, where: str) -> dict[str, Value]:
         values: dict[str, Value] = {}
         for name, wrong, rule in (("correct", False, "mixed"), ("misclassified", True, self.config.gallery_rule)):
-            chosen = gallery.choose_images(
-                said, wrong=wrong, rule=rule, count=self.config.gallery, seed=self.config.seed
-            )
+            chosen = choose_images(said, wrong=wrong, rule=rule, count=self.config.gallery, seed=self.config.seed)
             pictures = [shrink(split.picture(int(index))) for index in chosen]
             path = figures / f"{name}.png"
-            total = int((~said.right).sum()) if wrong else int(said.right.sum())
+            total = int((~said.correct).sum()) if wrong else int(said.correct.sum())
             title = f"{len(chosen)} of {total:,} {name} ({RULES[rule]}), of {where}"
             gallery.gallery(
                 self._tiles(said, chosen, pictures), path, title=title, empty=f"No {name} images among {where}."
@@ -120,7 +121,7 @@ class Evaluator:
 
     def _maps(self, said: Predictions, split: Split, figures: Path) -> tuple[dict[str, Value], tuple[int, int]]:
         """Class-activation maps of misclassified images, for the predicted and for the true class."""
-        chosen = gallery.choose_images(
+        chosen = choose_images(
             said, wrong=True, rule=self.config.gallery_rule, count=self.config.gallery, seed=self.config.seed
         )
         path = figures / "gradcam.png"
@@ -174,7 +175,7 @@ class Evaluator:
                 truth=self.classes[said.labels[index]],
                 prediction=self.classes[said.predicted[index]],
                 confidence=float(said.confidence[index]),
-                right=bool(said.right[index]),
+                right=bool(said.correct[index]),
             )
             for index, own in zip(chosen, pictures, strict=True)
         ]

@@ -20,7 +20,6 @@ from harness.data import loaders
 from harness.models import factory
 from harness.data.registry import Dataset, load_dataset
 from harness.data.mixup import make_mixup
-from harness.evaluation.metrics import eval_mode
 from harness.data.preprocess import Preprocess, make_preprocess
 
 
@@ -85,7 +84,7 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
 def _try_model(model: nn.Module, preprocess: Preprocess, config: Config) -> None:
     """One image through the model, so that sizes that do not fit are found before training."""
     try:
-        with eval_mode(model), torch.no_grad():
+        with machine.eval_mode(model), torch.no_grad():
             shape = tuple(model(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]

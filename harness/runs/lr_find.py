@@ -16,7 +16,7 @@ from harness.utils.files import read_json, write_atomically, write_json
 from harness.lr_finder.result import LRFinderResult, sweep_definition, sweep_yaml, result_table
 from harness.utils.signals import Interrupted, StopRequests
 from harness.runs.components import Components, build_components
-from harness.tracking.run_dir import RunDir
+from harness.tracking.run_dir import RunDir, RunState
 from harness.reporting.html.share import write_run_page
 from harness.runs.trainer import ProgressReporter, open_tracker
 from harness.tracking.tracker import Tracker
@@ -159,23 +159,23 @@ def draw_lr_finder(finding: LRFinderResult, path: Path) -> Path:
 def _in_own_folder(config: Config, parts: Components, folder: RunDir, ask: LRFinderOptions, display: ProgressReporter) -> LRFinderResult:
     """The test in its folder: whatever happens, the status and the tracker say so at the end."""
     write_atomically(folder.path / run_dir.CONFIG, config.to_yaml())
-    folder.status("running", step=0)
+    folder.status(RunState.RUNNING, step=0)
     with StopRequests() as stop_requests:
         facts = environment.describe_environment(parts.learner.device)
         tracker, _, wandb = open_tracker(config, folder, parts, facts, stop_requests, display)
         try:
             finding = run_range_test(config, parts, folder.path, tracker, display, ask, stop_requests.check)
         except BaseException as error:
-            state = "interrupted" if isinstance(error, Interrupted) else "failed"
+            state = RunState.INTERRUPTED if isinstance(error, Interrupted) else RunState.FAILED
             code = error.exit_code if isinstance(error, HarnessError) else 1
             folder.status(state, reason=str(error) or type(error).__name__, exit_code=code)
             try:
-                tracker.finish("stopped" if state == "interrupted" else "failed", code)
+                tracker.finish("stopped" if state == RunState.INTERRUPTED else "failed", code)
             except Exception:
                 log.exception("while closing a range test that had failed")  # the first error is the one that is raised
             raise
         tracker.finish("finished", 0)
-        folder.status("finished", exit_code=0, step=0, tracking=wandb.state)
+        folder.status(RunState.FINISHED, exit_code=0, step=0, tracking=wandb.state)
         if config.report:
             write_run_page(folder.path, display.say)
     display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))

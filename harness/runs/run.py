@@ -21,7 +21,7 @@ from harness.utils.files import remove_temporary_files, write_atomically, write_
 from harness.runs.follow import check_distributed, run_worker, restore_state
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
 from harness.runs.components import Components, build_components
-from harness.tracking.run_dir import RunDir
+from harness.tracking.run_dir import RunDir, RunState
 from harness.reporting.html.share import PAGE, write_run_page
 from harness.runs.trainer import ProgressReporter, RunResult, Trainer, open_tracker, resume_command
 from harness.tracking.tracker import Tracker
@@ -94,7 +94,7 @@ def _run_in(folder: RunDir, config: Config, parts: Components, display: Progress
     if state is not None:
         display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
     write_atomically(folder.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
-    folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
+    folder.status(RunState.RUNNING, step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
     facts = environment.describe_environment(parts.learner.device)
     with StopRequests() as stop_requests:
         try:
@@ -109,7 +109,7 @@ def _run_in(folder: RunDir, config: Config, parts: Components, display: Progress
             parts = _with_rates(config, parts, folder, tracker, display, stop_requests)
             story = Trainer(parts, folder, tracker, journal, display, progress, stop_requests)
             with parts.learner.processes.report_peer_failure():
-                result = story.tell({**facts, "seconds before": round(seconds, 2)})
+                result = story.tell({**facts, "seconds_before": round(seconds, 2)})
             tracker.finish("finished", 0)
         except BaseException as error:
             meant: BaseException = error
@@ -121,9 +121,9 @@ def _run_in(folder: RunDir, config: Config, parts: Components, display: Progress
                 raise meant from error
             raise
         if config.report:  # before the run is finished: one that is killed here is gone on with, and writes it then
-            write_run_page(folder.path, display.say, "finished")
+            write_run_page(folder.path, display.say, RunState.FINISHED)
         folder.status(
-            "finished",
+            RunState.FINISHED,
             exit_code=0,
             step=progress.step,
             epoch=len(progress.history),
@@ -182,11 +182,11 @@ def _close_failed(
         display.say(f"stopped at step {progress.step}; go on with: {resume_command(folder)}")
 
 
-def _ending(error: BaseException) -> str:
+def _ending(error: BaseException) -> RunState:
     """The state of a run that this error ended."""
     if not isinstance(error, Interrupted):
-        return "failed"
-    return "preempted" if error.exit_code in PREEMPTED else "interrupted"
+        return RunState.FAILED
+    return RunState.PREEMPTED if error.exit_code in PREEMPTED else RunState.INTERRUPTED
 
 
 def _facts(folder: RunDir, progress: TrainerState, error: BaseException) -> dict[str, Any]:

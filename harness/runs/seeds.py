@@ -18,6 +18,7 @@ from itertools import count as upwards
 from pathlib import Path
 from typing import IO, Any
 
+from harness.tracking.run_dir import RunState
 from harness.utils import environment
 from harness.tracking import run_dir
 from harness.runs import run
@@ -85,12 +86,12 @@ class SeedsResult:
     @property
     def finished(self) -> tuple[SeedRun, ...]:
         """The seeds that came to their end."""
-        return tuple(seed for seed in self.seeds if seed.state == "finished")
+        return tuple(seed for seed in self.seeds if seed.state == RunState.FINISHED)
 
     @property
     def failed(self) -> tuple[SeedRun, ...]:
         """The seeds that did not, for a reason of their own."""
-        return tuple(seed for seed in self.seeds if seed.state == "failed")
+        return tuple(seed for seed in self.seeds if seed.state == RunState.FAILED)
 
     @property
     def figures(self) -> dict[str, MeanInterval]:
@@ -258,14 +259,14 @@ def _train(told: SeedsResult, place: int, config: Config, display: ProgressRepor
         with stop_requests.at_once():  # until the run has its own handlers; what is loaded then is nothing to be saved
             path = run.run(config, display).folder
     except Interrupted as stop:
-        told = _with(told, place, _broken(config, "interrupted", stop))
+        told = _with(told, place, _broken(config, RunState.INTERRUPTED, stop))
         done = f"{len(told.finished)} of {total} seeds are done"
         raise Interrupted(f"{stop}; {done}; go on with: {told.command}", stop.exit_code) from stop
     except OF_ONE_SEED as error:
         display.say(f"seed {config.seed} failed: {error}")
-        return _with(told, place, _broken(config, "failed", error))
+        return _with(told, place, _broken(config, RunState.FAILED, error))
     except HarnessError as error:
-        _with(told, place, _broken(config, "failed", error))
+        _with(told, place, _broken(config, RunState.FAILED, error))
         raise
     finally:
         if isinstance(display, LineReporter):
@@ -277,15 +278,15 @@ def _train(told: SeedsResult, place: int, config: Config, display: ProgressRepor
 def _finished(config: Config) -> Path | None:
     """The folder in which this very run has come to its end."""
     for path in run_dir.runs_with_settings(config):
-        if run_dir.read_state(path) == "finished" and _equal(path / run_dir.CONFIG, config):
+        if run_dir.read_state(path) == RunState.FINISHED and _equal(path / run_dir.CONFIG, config):
             return path
     return None
 
 
 def _ended(seed: int, folder: Path) -> SeedRun:
-    summary = read_json(folder / run_dir.SUMMARY)
+    summary = run_dir.read_summary(folder)
     rates: dict[str, float] = {name: summary[name] for name in ("lr_min", "lr_max") if name in summary}
-    return SeedRun(seed, "finished", folder.name, summary.get("result", {}), rates)
+    return SeedRun(seed, RunState.FINISHED, folder.name, summary.get("result", {}), rates)
 
 
 def _broken(config: Config, state: str, error: HarnessError) -> SeedRun:

@@ -21,14 +21,13 @@ from harness.config.settings import Config
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
 from harness.runs.components import Components, describe_data
-from harness.tracking.run_dir import RunDir
+from harness.tracking.run_dir import RunDir, RunState
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.tracking.wandb import init
 from harness.tracking.journal import Journal, NullJournal
 from harness.tracking.journal import read_journal as read_journal
-from harness.tracking.tee import MultiTracker
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MultiTracker, Tracker
 from harness.training import checkpoint
 from harness.training.loop import EvalBatches, TrainerState, StepInfo, evaluate, fit
 from harness.training.checkpoint_writer import NullCheckpointWriter, CheckpointWriter
@@ -139,7 +138,7 @@ class Trainer:
         """The split that is evaluated after every epoch; of several processes each has its part of it."""
         batches = getattr(self.components.batches, self.components.watched)
         if self.processes.world_size > 1:  # which all have to come to the end of
-            return cast(EvalBatches, batches.part(self.processes))
+            return cast(EvalBatches, batches.shard(self.processes))
         return Interruptible(batches, self.stop_requests)
 
     def _check(self) -> None:
@@ -196,7 +195,7 @@ class Trainer:
 
         def write(state: dict[str, Any]) -> None:
             checkpoint.save_checkpoint(self.folder.checkpoints, state, facts)
-            self.folder.status("running", **facts, resume=resume_command(self.folder))
+            self.folder.status(RunState.RUNNING, **facts, resume=resume_command(self.folder))
 
         self.saver.save(state, write)
 

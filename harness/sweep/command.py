@@ -11,6 +11,10 @@ from typing import Any
 
 from harness.utils.errors import UsageError, did_you_mean
 
+# How the shipped sweeps start a run: another program named `harness` may come first on an agent's PATH.
+START_RUN = ("${env}", "${interpreter}", "-m", "harness", "run", "${args}")
+SHOWN = '["${env}", "${interpreter}", -m, harness, run, "${args}"]'
+PLAIN = (["harness", "run"], ["${interpreter}", "-m", "harness", "run"])
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
 MACROS = (
     "${env}",
@@ -41,7 +45,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
         or not isinstance(words, Sequence)
         or not all(isinstance(word, str | int | float) for word in words)
     ):
-        raise UsageError('command: need a list of words, such as ["${env}", harness, run, "${args}"]')
+        raise UsageError(f"command: need a list of words, such as {SHOWN}")
     words = tuple(str(program) if word == "${program}" and program else str(word) for word in words)
     for word in words:
         if word.startswith("${") and word not in MACROS and not VARIABLE.match(word):
@@ -55,7 +59,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
     if _start(words) is None:
         shown = " ".join(words)
         raise UsageError(
-            f'command: `{shown}` does not start `harness run`, which is what `harness sweep` runs; write ["${{env}}", harness, run, "${{args}}"], or use `wandb sweep` and `wandb agent`'
+            f'command: `{shown}` does not start `harness run`, which is what `harness sweep` runs; write {SHOWN}, or use `wandb sweep` and `wandb agent`'
         )
     start = _start(words)
     assert start is not None
@@ -72,11 +76,10 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
     return words
 
 
-def is_plain(words: Sequence[str]) -> bool:
-    """Whether it is nothing but `harness run` with its parameters, so that a process made ready may take it."""
-    return [word for word in words if word not in ("${env}", "${args}")] == ["harness", "run"] and words[
-        -1
-    ] == "${args}"
+def is_plain(command: Sequence[str]) -> bool:
+    """Return whether a command is `harness run` with its parameters and nothing else, so that a trial may be forked."""
+    parts = [part for part in command if part not in ("${env}", "${args}")]
+    return parts in PLAIN and command[-1] == "${args}"
 
 
 def fill(words: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:

@@ -10,6 +10,7 @@ from harness.sweep import results, workers
 from harness.sweep.launcher import Launcher
 from harness.sweep.study import TrialRecord
 from harness.tracking import run_dir
+from harness.tracking.run_dir import RunState
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json, write_json
 from harness.utils.signals import StopRequests
@@ -35,7 +36,7 @@ def final_runs(
             stop_requests.check()
             while waiting and len(running) < launcher.workers:
                 seed, name = waiting.pop(0)
-                if read_json(launcher.runs / name / run_dir.STATUS).get("state") != "finished":
+                if read_json(launcher.runs / name / run_dir.STATUS).get("state") != RunState.FINISHED:
                     share = launcher.free_share(item[3] for item in running)
                     running.append((seed, name, launcher.final(best, seed, name, share), share))
                 else:

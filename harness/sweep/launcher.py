@@ -13,6 +13,7 @@ from harness.sweep import workers as processes
 from harness.sweep.schema import SweepSpec
 from harness.sweep.study import Trial, TrialRecord
 from harness.tracking import run_dir
+from harness.tracking.run_dir import RunState
 from harness.utils.files import read_json
 
 FROM_AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
@@ -45,7 +46,7 @@ class Launcher:
 
     def trial(self, proposal: Trial, share: int) -> processes.TrialProcess:
         """The process of a trial; none is needed where an earlier coordinator died between the trial's end and its own word."""
-        if run_dir.read_state(self.runs / proposal.name) == "finished":
+        if run_dir.read_state(self.runs / proposal.name) == RunState.FINISHED:
             return processes.FinishedTrial()
         own: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
         # Whatever the file says: the final runs read the test set.
@@ -89,7 +90,7 @@ class Launcher:
     def why(self, name: str, code: int) -> str:
         """A run's own last word on why it failed."""
         status = read_json(self.runs / name / run_dir.STATUS)
-        if status.get("state") == "failed" and status.get("reason"):
+        if status.get("state") == RunState.FAILED and status.get("reason"):
             return str(status["reason"])
         try:
             lines = [line for line in self._log(name).read_text(errors="replace").splitlines() if line.strip()]

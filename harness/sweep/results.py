@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config, recipe_paths
+from harness.config.recipe import make_config, recipe_paths
+from harness.config.settings import Config
 from harness.sweep.distributions import as_text
 from harness.sweep.schema import SweepSpec
 from harness.sweep.study import TrialRecord
+from harness.tracking import run_dir
 from harness.tracking.journal import follow_journal
-from harness.utils.files import read_json, write_atomically
+from harness.utils.files import write_atomically
 from harness.utils.stats import mean_interval
 
 TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
@@ -147,4 +149,4 @@ def final_table(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def result_of(folder: Path) -> dict[str, Any]:
     """What a finished run's summary calls its result."""
-    return dict(read_json(folder / "summary.json").get("result", {}))
+    return dict(run_dir.read_summary(folder).get("result", {}))

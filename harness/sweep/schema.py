@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from harness.config import yaml_io
-from harness.config.settings import FOLDER_LIKE, Config, canonical_name, coerce, make_config, setting_fields
+from harness.config.recipe import make_config
+from harness.config.settings import FOLDER_LIKE, Config, canonical_name, coerce, setting_fields
 from harness.sweep import command
 from harness.sweep.distributions import Parameter, nested, read_parameters
 from harness.sweep.hyperband import Hyperband, read_hyperband

@@ -152,7 +152,7 @@ class Interruptible(Generic[T]):
 
     def __init__(self, batches: Iterable[T], interrupts: StopRequests) -> None:
         self._batches, self._interrupts = batches, interrupts
-        self.images: int = getattr(batches, "images", 0)
+        self.num_images: int = getattr(batches, "num_images", 0)
 
     def __iter__(self) -> Iterator[T]:
         for batch in self._batches:

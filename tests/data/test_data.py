@@ -331,7 +331,7 @@ def test_a_damaged_archive_is_refused(tmp_path):
 
 
 def test_an_archive_too_large_for_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.data.listing.MAX_ARCHIVE_BYTES", 100)
+    monkeypatch.setattr("harness.data.folder_scan.MAX_ARCHIVE_BYTES", 100)
     with gzip.open(tmp_path / "x.tar.gz", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
         add_member(tar, "train/cat/1.png", bytes(101))
     assert "unpack it" in refused(DataError, tmp_path / "x.tar.gz")
@@ -370,7 +370,7 @@ def test_many_large_files_are_checked_by_their_headers_unless_bad_ones_are_to_be
     assert load_folder(tmp_path, bad_images="skip").skipped == ["train/dog/1.png", "train/dog/2.png"]
     (tmp_path / "train" / "dog" / "2.png").unlink()
     data = load_folder(tmp_path)
-    with pytest.raises(DataError, match=r"train/dog/1\.png: damaged picture"):
+    with pytest.raises(DataError, match=r"train/dog/1\.png: damaged image"):
         data.train.picture(data.train.ids.index("train/dog/1.png"))
 
 
@@ -378,8 +378,8 @@ def test_several_processes_read_what_one_reads(tmp_path, monkeypatch):
     make_tree(tmp_path, count=5)
     damage("text", tmp_path / "train" / "dog" / "1.png")
     alone = load_folder(tmp_path, bad_images="skip")
-    monkeypatch.setattr(folder_module, "MANY", 1)
-    monkeypatch.setattr(folder_module, "CHUNK", 3)
+    monkeypatch.setattr(folder_module, "MIN_PARALLEL_FILES", 1)
+    monkeypatch.setattr(folder_module, "CHUNK_FILES", 3)
     together = load_folder(tmp_path, bad_images="skip")
     assert together.fingerprint == alone.fingerprint and together.skipped == alone.skipped
 
@@ -490,7 +490,7 @@ def test_a_huge_picture_is_refused_from_its_header(tmp_path, side):
 
 
 def test_a_format_that_would_start_another_program_is_not_read():
-    with pytest.raises(DataError, match="no picture"):
+    with pytest.raises(DataError, match="not an image"):
         read_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
 
 
@@ -613,9 +613,9 @@ def test_paths_with_a_tilde_are_meant_for_the_home_folder(tmp_path, monkeypatch)
 def test_the_digits_are_those_that_scikit_learn_gives():
     from sklearn.datasets import load_digits
 
-    from harness.data.registry import _digits_table
+    from harness.data.registry import read_digits_table
 
-    values, labels = _digits_table()
+    values, labels = read_digits_table()
     theirs = load_digits()
     np.testing.assert_array_equal(values, theirs.data)
     np.testing.assert_array_equal(labels, theirs.target)

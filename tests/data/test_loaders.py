@@ -17,7 +17,7 @@ from harness.data.dataset import Dataset, in_memory
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.data.registry import load_dataset
-from harness.data.worker_loader import loader_processes
+from harness.data.worker_loader import count_workers
 from harness.utils.errors import DataError, UsageError
 
 SIZE, COUNT = 32, 50
@@ -59,7 +59,7 @@ def same(one, other):
 def test_training_batches_are_a_pure_function_of_seed_epoch_and_batch(kind):
     train = batches(kind).train
     first = listed(train.epoch(3))
-    assert len(first) == train.steps == 6 and train.images == 48 == sum(len(labels) for _, labels in first)
+    assert len(first) == train.steps == 6 and train.num_images == 48 == sum(len(labels) for _, labels in first)
     random.random(), torch.rand(5), np.random.random()
     next(train.epoch(0))  # left in the middle
     tail = listed(train.epoch(3, start=2))
@@ -120,7 +120,7 @@ def test_evaluation_gives_every_image_once_in_order_with_a_ragged_last_batch(kin
         for _ in range(2):
             found = listed(evaluation)
             images, labels = (torch.cat(items) for items in zip(*found, strict=True))
-            assert labels.tolist() == split.labels.tolist() and evaluation.images == len(split)
+            assert labels.tolist() == split.labels.tolist() and evaluation.num_images == len(split)
             expected = torch.stack([PREPROCESS.image(picture) for picture in split.pixels])
             torch.testing.assert_close(images, expected, atol=0, rtol=0)
     assert [len(labels) for _, labels in found] == [10, 10, 3]
@@ -151,7 +151,7 @@ def test_images_are_float32_in_the_order_asked_for(kind, channels_last):
 def test_the_last_batch_is_kept_or_left_out(kind, batch_size, drop_last, sizes):
     train = batches(kind, batch_size=batch_size, drop_last=drop_last).train
     assert [len(labels) for _, labels in train.epoch(0)] == sizes
-    assert (train.steps, train.images) == (len(sizes), sum(sizes))
+    assert (train.steps, train.num_images) == (len(sizes), sum(sizes))
 
 
 @pytest.mark.parametrize("kind", ["resident", "timm"])
@@ -171,7 +171,7 @@ def test_auto_keeps_on_the_device_what_fits_there():
     [
         ({"augment": "albumentations"}, "albumentations"),
         ({"crop": "resized"}, "crop=resized"),
-        ({"preprocess": replace(PREPROCESS, size=64)}, "32 x 32 pixels, and the model sees 64 x 64"),
+        ({"preprocess": replace(PREPROCESS, size=64)}, "32 x 32 pixels, and the model takes 64 x 64"),
         ({"preprocess": replace(PREPROCESS, crop_pct=0.9)}, "crop_pct=0.9"),
         ({"data": replace(DATA, test=replace(TEST, pixels=None))}, "the test images have several sizes"),
     ],
@@ -197,7 +197,7 @@ def test_an_epoch_that_was_left_for_another_does_not_go_on_with_its_batches():
     first = train.epoch(0)
     next(first)
     next(train.epoch(1))
-    with pytest.raises(RuntimeError, match="epoch 0 was left"):
+    with pytest.raises(RuntimeError, match="epoch 0 was abandoned"):
         next(first)
 
 
@@ -235,7 +235,7 @@ def test_an_image_that_turns_bad_during_the_run_is_named_in_one_line(tmp_path, w
     (tmp_path / "train" / "b" / "1.png").write_bytes(b"")
     with pytest.raises(DataError) as caught:
         listed(parts.train.epoch(0))
-    assert str(caught.value) == "train/b/1.png: no picture, or one of an unknown kind"
+    assert str(caught.value) == "train/b/1.png: not an image, or one of an unsupported format"
 
 
 def test_skipped_batches_are_not_decoded(tmp_path):
@@ -272,7 +272,7 @@ def test_the_loader_takes_its_share_of_the_cores(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(24)))
     monkeypatch.setattr("harness.utils.environment.cgroup_cpu_limit", lambda: None)
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
-    assert [loader_processes(count, gpu) for count in (0, 3, -1)] == [0, 3, 16]
-    assert loader_processes(-1, cpu) == 2
+    assert [count_workers(count, gpu) for count in (0, 3, -1)] == [0, 3, 16]
+    assert count_workers(-1, cpu) == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert loader_processes(-1, gpu) == 6
+    assert count_workers(-1, gpu) == 6

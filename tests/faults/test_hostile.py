@@ -226,10 +226,10 @@ def test_a_damaged_status_summary_or_index_never_stops_a_resume_with_a_traceback
 # --- recipes and sweeps
 
 YAML = {
-    "python-call": ("lr_max: !!python/object/apply:os.system ['touch canary']", "refused"),
-    "python-name": ("model: !!python/name:os.system", "refused"),
-    "own-tag": ("model: !run x", "refused"),
-    "binary": ("model: !!binary aGVsbG8=", "refused"),
+    "python-call": ("lr_max: !!python/object/apply:os.system ['touch canary']", "not allowed"),
+    "python-name": ("model: !!python/name:os.system", "not allowed"),
+    "own-tag": ("model: !run x", "not allowed"),
+    "binary": ("model: !!binary aGVsbG8=", "not allowed"),
     "aliases": ("a: &a [1]\nb: [*a, *a]", "aliases"),
     "bomb": ("a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a,*a]\nc: [*b,*b,*b,*b,*b,*b,*b,*b,*b]", "aliases"),
     "recursive": ("&a model: *a", "aliases"),
@@ -241,7 +241,7 @@ YAML = {
     "infinite": ("weight_decay: .inf", "finite"),
     "word-for-number": ("epochs: many", "a number"),
     "list-for-number": ("epochs: [1, 2]", "a number"),
-    "mapping-for-word": ("model: {a: 1}", "a word"),
+    "mapping-for-string": ("model: {a: 1}", "a string"),
     "half-an-epoch": ("epochs: 2.5", "whole number"),
     "huge-number": ("epochs: 1e300", "<="),
     "twice": ("epochs: 1\nepochs: 2", "given twice"),

@@ -75,7 +75,7 @@ def test_an_output_folder_that_can_not_be_written_is_refused_before_anything_is_
     with mounted(tmp_path / "runs", "ro") as read_only:
         output = "runs" if read_only else "/proc/nowhere"
         ended = harness("run", *TINY, "--output", output, cwd=tmp_path, check=2)
-        assert len(ended.errors) == 1 and "can not write to" in ended.errors[0] and "--output" in ended.errors[0]
+        assert len(ended.errors) == 1 and "cannot write to" in ended.errors[0] and "--output" in ended.errors[0]
 
 
 def test_an_output_folder_that_becomes_read_only_is_one_line(tmp_path):
@@ -263,9 +263,9 @@ def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, 
     ).train
     epoch = batches.epoch(0)
     next(epoch)
-    for pid in batches._workers._pids[:]:
+    for pid in batches.workers.pids[:]:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
-    with pytest.raises(DataError, match="no batch came from the loader processes"):
+    with pytest.raises(DataError, match="no batch from the loader processes"):
         list(epoch)
     assert time.monotonic() - began < 30

@@ -54,7 +54,7 @@ def test_a_server_in_trouble_from_the_start_makes_the_run_an_offline_one(tmp_pat
         began = time.monotonic()
         ended = harness("run", *AUTO, cwd=tmp_path, variables=variables, check=0)
         assert time.monotonic() - began < 60
-    said = [line for line in ended.err.splitlines() if "W&B" in line and "can not be had" in line]
+    said = [line for line in ended.err.splitlines() if "W&B is offline" in line]
     assert len(said) == 1 and "wandb sync" in said[0]
     folder = tmp_path / "runs/r"
     assert read_json(folder / "status.json")["tracking"] == "offline"
@@ -101,7 +101,7 @@ def test_a_server_that_fails_in_mid_run_is_noticed_and_the_journal_brings_the_ru
         began = time.monotonic()
         ended = harness("run", *AUTO, "--finish-timeout", 5, cwd=tmp_path, variables=server.variables | SLIM, check=0)
         assert time.monotonic() - began < 60
-    said = [line for line in ended.err.splitlines() if "W&B stopped taking the run" in line]
+    said = [line for line in ended.err.splitlines() if "W&B stopped accepting the run" in line]
     assert len(said) == 1 and "harness sync" in said[0]
     folder = tmp_path / "runs/r"
     assert read_json(folder / "status.json")["tracking"] == "incomplete"
@@ -117,7 +117,7 @@ def test_a_server_that_is_overloaded_for_a_while_gets_everything(tmp_path):
         time.sleep(3)
         server.stream_status = 200
         ended = running.end()
-        assert ended.code == 0 and "stopped taking" not in ended.err
+        assert ended.code == 0 and "stopped accepting" not in ended.err
         assert steps_of(server, LAST)
 
 
@@ -136,7 +136,7 @@ def test_training_goes_on_when_wandbs_service_is_killed_under_it(tmp_path):
         os.kill(core, signal.SIGKILL)
         ended = running.end()
     assert ended.code == 0, ended.err
-    assert len([line for line in ended.err.splitlines() if "W&B stopped taking the run" in line]) == 1
+    assert len([line for line in ended.err.splitlines() if "W&B stopped accepting the run" in line]) == 1
     assert read_journal(folder).whole and len(read_journal(folder).records) == 7
     check_brought_whole(folder, 66)
 

@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.lr_finder.finder import hold_out_for_finder
 from harness.lr_finder.range_test import (
     LRRange,
@@ -47,7 +48,7 @@ class Batches:
 
     def __init__(self, seed=0, sizes=(16,) * 5, spoilt=None):
         self.seed, self.sizes, self.spoilt = seed, sizes, spoilt
-        self.steps, self.images = len(sizes), sum(sizes)
+        self.steps, self.num_images = len(sizes), sum(sizes)
 
     def epoch(self, epoch, start=0):
         generator = torch.Generator().manual_seed(1000 * self.seed + epoch)
@@ -62,7 +63,7 @@ class Batches:
 
 
 class Held(list):
-    images = 60
+    num_images = 60
 
 
 def net(seed):
@@ -440,7 +441,7 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(found):
     finding, folder = found
     written = yaml_io.read_yaml(folder / "sweep.yaml")
     assert written == sweep_definition(finding)
-    assert written["command"] == ["${env}", "harness", "run", "${args}"]
+    assert written["command"] == ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"]
     assert (written["method"], written["metric"]) == ("bayes", {"name": "best/val_acc", "goal": "maximize"})
     parameters = written["parameters"]
     fixed = {name: value["value"] for name, value in parameters.items() if "value" in value}
@@ -527,7 +528,7 @@ def test_find_is_a_value_of_both_rates(word):
 
 
 def test_another_word_than_find_is_refused_for_a_rate():
-    with pytest.raises(UsageError, match="a number, or the word find"):
+    with pytest.raises(UsageError, match="a number, or find"):
         Config(lr_max="search")
     with pytest.raises(UsageError, match="a number"):
         Config(momentum="find")

@@ -11,11 +11,13 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from harness.reporting.html import pages, run_predictions, sweep_data
+from harness.evaluation import metrics
+from harness.reporting.html import pages, sweep_data
 from harness.reporting.html.groups import group_runs, share_interval, spread
-from harness.reporting.html.plotly import moving_average, thin
+from harness.reporting.html.plotly import thin
 from harness.reporting.html.share import write_run_page
 from harness.utils.errors import UsageError
+from harness.utils.stats import moving_average
 from tests.support.commands import QUICK, command
 from tests.support.report_samples import CLASSES, EVIL, evil_run, other_seed, sweep
 
@@ -97,13 +99,14 @@ def test_a_page_has_the_figures_of_each_class_that_the_run_computed(finished):
     _, folder = finished
     with open(folder / "per_class.csv", newline="") as file:
         expected = list(csv.DictReader(file))
-    said, why = run_predictions.read_predictions(folder / "predictions.csv", [row["class"] for row in expected])
-    assert said is not None, why
-    for row, own in zip(expected, run_predictions.per_class(said), strict=True):
+    predictions, why = metrics.read_predictions(folder / "predictions.csv", [row["class"] for row in expected])
+    assert predictions is not None, why
+    figures = metrics.per_class(metrics.confusion_matrix(predictions)).rows(predictions.classes)
+    for row, own in zip(expected, figures, strict=True):
         for key in ("accuracy", "precision", "recall", "f1", "images"):
             assert getattr(own, key) == pytest.approx(float(row[key])), (row["class"], key)
     ece = json.loads((folder / "summary.json").read_text())["result"]["test/ece"]
-    assert run_predictions.calibration_error(run_predictions.reliability(said)) == pytest.approx(ece, abs=1e-5)
+    assert metrics.reliability(predictions).ece == pytest.approx(ece, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -230,7 +233,7 @@ def test_a_thinned_line_keeps_its_spikes_and_a_smoothed_one_its_level():
     assert len(kept) <= 1002
     assert {50.0, -50.0} <= set(kept)
     assert all(y[place] == value for place, value in zip(x, kept, strict=True))
-    assert moving_average([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert moving_average([2.0] * 50, 0.9, skip_non_finite=True) == pytest.approx([2.0] * 50)
 
 
 def test_a_sweep_has_a_page(tmp_path):

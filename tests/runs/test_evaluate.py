@@ -9,12 +9,11 @@ import pytest
 import timm
 import torch
 from PIL import Image
+
+from harness.runs import export, inference
+from harness.tracking.journal import read_journal
 from tests.support.commands import command
 from tests.support.wandb_files import load
-
-from harness.runs import export
-from harness.runs import inference
-from harness.tracking.journal import read_journal
 
 
 def rows(path):
@@ -206,7 +205,7 @@ def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
     from harness.utils.errors import UsageError
 
     _, folder = finished
-    with pytest.raises(UsageError, match="model: the checkpoint says this itself"):
+    with pytest.raises(UsageError, match="model: fixed by the checkpoint"):
         inference.load_trained_model(folder, {"model": "resnet18"})
 
 

@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
-from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
 
 from harness.tracking.journal import read_journal
+from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

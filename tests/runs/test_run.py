@@ -11,14 +11,15 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
-from tests.support.wandb_files import load
 
 import harness
 from harness.config import yaml_io
-from harness.config.settings import Config, make_config
-from harness.tracking.journal import read_journal
+from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.models import cifar_resnet
+from harness.tracking.journal import read_journal
+from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
+from tests.support.wandb_files import load
 
 
 def test_a_run_leaves_everything_that_it_promises(finished):

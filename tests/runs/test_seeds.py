@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tests.support.commands import QUICK, command
-from tests.support.wandb_files import segments
 
 import harness
 from harness import make_config, run_seeds
+from harness.runs.seeds import SeedsFailedError, seeds_table
+from harness.tracking.run_dir import lock_folder, members
 from harness.utils.errors import BusyError, UsageError
 from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
-from harness.tracking.run_dir import lock_folder, members
-from harness.runs.seeds import SeedsFailedError, seeds_table
 from harness.utils.stats import mean_interval
+from tests.support.commands import QUICK, command
+from tests.support.wandb_files import segments
 
 SMALL = {
     "recipe": "digits",

@@ -205,8 +205,23 @@ def test_the_command_line_is_the_one_that_wandbs_agent_makes(macro):
 def test_harness_is_started_from_the_environment_that_runs_the_sweep():
     words = command.check(["${env}", "harness", "run", "${args}"], None)
     assert command.fill(words, {"a": 1}, {}) == [sys.executable, "-m", "harness", "run", "--a=1"]
-    assert not command.is_plain(command.check(["${interpreter}", "-m", "harness", "run", "${args}"], None))
     assert command.is_plain(command.check(GOOD["command"], None))
+
+
+@pytest.mark.parametrize(
+    ("start", "may_be_forked"),
+    [
+        (["${env}", "${interpreter}", "-m", "harness", "run"], True),
+        (["${interpreter}", "-m", "harness", "run"], True),
+        (["python", "-m", "harness", "run"], False),
+        (["env", "OMP_NUM_THREADS=1", "harness", "run"], False),
+    ],
+)
+def test_a_command_that_is_nothing_but_harness_run_may_be_forked(start, may_be_forked):
+    parts = command.check([*start, "${args}"], None)
+    assert command.is_plain(parts) == may_be_forked
+    filled = command.fill(parts, {"a": 1}, {})
+    assert filled[-4:] == ["-m", "harness", "run", "--a=1"] if "-m" in start else filled[-2:] == ["run", "--a=1"]
 
 
 def test_the_metrics_that_a_sweep_may_name_are_those_that_a_run_logs(finished):

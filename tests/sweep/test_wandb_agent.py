@@ -31,6 +31,7 @@ QUICK = {
     "val_fraction": 0.2,
     "test": False,
 }
+COMMAND = ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"]
 SLIM = ("X_DISABLE_STATS", "DISABLE_GIT", "X_DISABLE_MACHINE_INFO")
 
 
@@ -52,7 +53,7 @@ def upload(folder, parameters, **more):
     """`wandb sweep` of a file with these parameters, fixed ones as plain values; what the file says."""
     told = {
         "program": "harness",
-        "command": ["${env}", "harness", "run", "${args}"],
+        "command": COMMAND,
         "method": "grid",
         "metric": {"name": "best/val_acc", "goal": "maximize"},
         **more,
@@ -133,22 +134,37 @@ def assert_history_whole(sweep, folder, run_id):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_corner_of_a_shipped_sweep_is_a_run_that_harness_takes(path):
-    told = yaml_io.read_yaml(path)
-    assert told["command"] == ["${env}", "harness", "run", "${args}"]
-    assert told["run_cap"] > 0
-    assert told["metric"] == {"name": "best/val_acc", "goal": "maximize"}
+    written = yaml_io.read_yaml(path)
+    assert written["command"] == COMMAND
+    assert written["run_cap"] > 0
+    assert written["metric"] == {"name": "best/val_acc", "goal": "maximize"}
     ends = {
         key: [about["min"], about["max"]] if "min" in about else values(about)
-        for key, about in told["parameters"].items()
+        for key, about in written["parameters"].items()
     }
     for worst in ("lr_max", "lr_min"):
-        from harness.config.settings import make_config
+        from harness.config.recipe import make_config
 
         chosen = {key: part[0] if key == worst else part[-1] for key, part in ends.items()}
         config = make_config(chosen)
         assert isinstance(config, Config)
         assert not config.test
         assert config.val_fraction > 0
+
+
+def test_another_program_called_harness_first_on_the_path_is_not_started(sweep, tmp_path, monkeypatch):
+    program = tmp_path / "elsewhere/harness"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch '{tmp_path}/started'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    shipped = yaml_io.read_yaml(ROOT / "sweeps/lr.yaml")["command"]
+    upload(tmp_path, {"lr_max": 0.00005}, command=shipped)  # below lr_min: `harness run` refuses it at once
+    with agent(tmp_path) as process:
+        output = ended(process)
+    assert not (tmp_path / "started").exists(), output
+    assert sweep.runs["run1"].exit_code == 2, output
+    assert "need lr_min <= lr_max" in sweep.runs["run1"].summary["reason"]
 
 
 @pytest.mark.slow

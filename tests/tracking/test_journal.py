@@ -18,8 +18,7 @@ from sklearn.metrics import precision_recall_curve
 from harness.tracking.journal import REPLACED, Journal, read_journal
 from harness.tracking.records import Artifact, Curve, Image, Record, Scores
 from harness.tracking.serialization import from_line, from_plain, to_line, to_plain
-from harness.tracking.tee import MultiTracker
-from harness.tracking.tracker import NullTracker
+from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import rows
 from harness.utils.errors import CheckpointError, DataError, ResourceError
 from tests.support.records import epoch, final, image, same
@@ -135,7 +134,7 @@ def test_a_full_disk_leaves_whole_lines_and_can_be_written_after(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "journal.jsonl").stat().st_size + 40, limits[1]))
     try:
-        with pytest.raises(ResourceError, match="can not write"):
+        with pytest.raises(ResourceError, match="cannot write"):
             journal.record(epoch(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

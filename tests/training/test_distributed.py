@@ -261,7 +261,7 @@ def test_gradients_are_exchanged_once_an_update_however_many_parts_a_batch_has(t
     script = """
 import sys, torch, torch.distributed as dist
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
-from harness.config.settings import make_config
+from harness.config.recipe import make_config
 from harness.runs.components import build_components
 from harness.training.distributed import init_distributed
 processes = init_distributed("cpu", 60)
@@ -343,9 +343,9 @@ def test_a_part_of_an_evaluation_is_its_images_in_order():
     for rank in range(3):
         one = SingleProcess()
         one.rank, one.world_size = rank, 3
-        part = parts.batches.test.part(one)
+        part = parts.batches.test.shard(one)
         told.append(torch.cat([labels for _, labels in part]))
-        assert part.images == len(told[-1])
+        assert part.num_images == len(told[-1])
     assert torch.equal(torch.cat(told), whole)
 
 

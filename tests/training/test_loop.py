@@ -24,7 +24,7 @@ class Batches:
 
     def __init__(self, sizes=(8, 8, 5), seed=0):
         self.sizes, self.seed = sizes, seed
-        self.steps, self.images = len(sizes), sum(sizes)
+        self.steps, self.num_images = len(sizes), sum(sizes)
 
     def epoch(self, epoch, start=0):
         generator = torch.Generator().manual_seed(100 * self.seed + epoch)
@@ -37,7 +37,7 @@ class Batches:
 
 class EvalBatches(list):
     @property
-    def images(self):
+    def num_images(self):
         return sum(len(labels) for _, labels in self)
 
 

@@ -1,12 +1,10 @@
-"""Which pictures to look at, and the gallery of them with truth, prediction and confidence."""
+"""The gallery of images with truth, prediction and confidence, as a figure and as a table."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,15 +13,11 @@ import numpy as np
 from harness.reporting.figures import style
 from harness.reporting.figures.sheet import Sheet, enlarge
 from harness.tracking.records import Cell, Image, Table
-from harness.utils.errors import UsageError, did_you_mean
-from harness.utils.seeding import seed_for
 from harness.utils.text import percent, truncate
 
 if TYPE_CHECKING:
     from harness.evaluation.metrics import Predictions
 
-WRONG_RULES = ("confident", "random", "per-class", "confusion")
-RIGHT_RULES = ("mixed", "confident", "random", "per-class")
 # Inches: a picture's side, the room between two, and what a tile takes with its words and that room.
 _SIDE, _APART, _EDGE = 1.85, 0.16, 0.16
 _COLUMN, _ROW = _SIDE + _APART, _SIDE + 0.68
@@ -53,47 +47,6 @@ class Tile:
     @property
     def colour(self) -> str:
         return style.RIGHT if self.right else style.WRONG
-
-
-def choose_images(
-    predictions: Predictions, *, wrong: bool, rule: str = "", count: int = 25, seed: int = 0
-) -> np.ndarray:
-    """Positions int64 [<= count] of the images to show, the first ones first; fewer where there are not as many.
-
-    Args:
-        wrong: choose among the misclassified images, or among the rightly classified ones.
-        rule: how; the first of `WRONG_RULES` and of `RIGHT_RULES` where it is empty.
-
-            confident: greatest confidence first: errors that a threshold would not stop.
-            random: any, the same for equal `seed`.
-            per-class: the true classes in turn, each giving its most confident one.
-            confusion: the pairs of (truth, prediction) in turn, most frequent first, each giving its most confident one.
-            mixed: the true classes in turn, each giving its surest image, then the one it only just got right, and so
-                on: what is typical of a class beside what is barely so.
-
-    Raises:
-        UsageError: there is no such rule.
-    """
-    rules = WRONG_RULES if wrong else RIGHT_RULES
-    rule = rule or rules[0]
-    if rule not in rules:
-        raise UsageError(f"there is no rule {rule!r}{did_you_mean(rule, rules)}; need one of {', '.join(rules)}")
-    candidates = np.flatnonzero(predictions.right != wrong)
-    if rule == "random":
-        return np.random.default_rng(seed_for(seed, "gallery", int(wrong))).permutation(candidates)[:count]
-    order: Sequence[int]
-    surest = candidates[np.argsort(-predictions.confidence[candidates], kind="stable")]
-    labels, said = predictions.labels, predictions.predicted
-    if rule in ("per-class", "mixed"):
-        groups = _grouped(surest, lambda i: int(labels[i]))
-        queues = [groups[label] for label in sorted(groups)]
-        order = _in_turn([_from_both_ends(queue) for queue in queues] if rule == "mixed" else queues)
-    elif rule == "confusion":
-        pairs = _grouped(surest, lambda i: (int(labels[i]), int(said[i])))
-        order = _in_turn([pairs[pair] for pair in sorted(pairs, key=lambda pair: (-len(pairs[pair]), pair))])
-    else:
-        order = surest.tolist()
-    return np.array(order[:count], dtype=np.int64)
 
 
 def gallery(
@@ -162,21 +115,3 @@ def _draw(sheet: Sheet, left: float, top: float, tile: Tile) -> None:
         left, top + 0.25, _SIDE, _SIDE, enlarge(tile.picture), colour=tile.colour, thick=2.2, dashed=not tile.right
     )
     sheet.write(middle, top + _SIDE + 0.3, f"truth: {truncate(tile.truth, 20)}", ha="center", fontsize=10)
-
-
-def _grouped(positions: np.ndarray, key: Callable[[int], Hashable]) -> dict:
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for position in positions.tolist():
-        groups[key(position)].append(position)
-    return groups
-
-
-def _in_turn(queues: Sequence[Sequence[int]]) -> list[int]:
-    """One of each queue, then the next of each, until all are used up."""
-    return [position for position in chain.from_iterable(zip_longest(*queues)) if position is not None]
-
-
-def _from_both_ends(queue: Sequence[int]) -> list[int]:
-    """First, last, second, last but one, ..."""
-    half = (len(queue) + 1) // 2
-    return _in_turn([queue[:half], queue[half:][::-1]])

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import Config, canonical_name, coerce, make_config
+from harness.config.recipe import make_config
+from harness.config.settings import Config, canonical_name, coerce
 from harness.reporting.figures import training_curves
 from harness.tracking.records import Curve, Record
 from harness.training.schedule import Schedule, make_schedule

@@ -9,20 +9,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.settings import Config, make_config, recipe_paths, setting_fields
+from harness.config.recipe import make_config, recipe_paths
+from harness.config.settings import Config, setting_fields
 from harness.reporting.html.groups import share_interval
 from harness.reporting.html.run_data import RunData, number, sub_mapping
+from harness.tracking.run_dir import RunState
 from harness.utils.errors import HarnessError
 from harness.utils.text import percent
 
-FINISHED = "finished"
-STATES = {
-    "finished": "It came to its end.",
-    "running": "It is still running: this page shows what it had said when the page was made.",
-    "failed": "It failed.",
-    "crashed": "It died without a word: its process is gone, and it did not say why.",
-    "preempted": "It was stopped from outside, and has saved.",
-    "interrupted": "It was interrupted, and has saved.",
+FINISHED = RunState.FINISHED
+STATES: dict[str, str] = {
+    RunState.FINISHED: "It came to its end.",
+    RunState.RUNNING: "It is still running: this page shows what it had said when the page was made.",
+    RunState.FAILED: "It failed.",
+    RunState.CRASHED: "It died without a word: its process is gone, and it did not say why.",
+    RunState.PREEMPTED: "It was stopped from outside, and has saved.",
+    RunState.INTERRUPTED: "It was interrupted, and has saved.",
 }
 
 
@@ -187,7 +189,7 @@ def times(run: RunData) -> dict[str, float]:
 
     train, evaluate, epoch = summed("train"), summed("eval"), summed("epoch")
     parts = {
-        "starting": number(run.environment.get("seconds before")),
+        "starting": number(run.environment.get("seconds_before", run.environment.get("seconds before"))),
         "training": train,
         "evaluating": evaluate,
         "rest of the epochs": epoch - train - evaluate,
@@ -218,7 +220,7 @@ def machine_facts(run: RunData) -> list[tuple[str, str]]:
 def repeat_commands(run: RunData) -> list[tuple[str, str]]:
     """(when, command): how to do it again, or go on with it."""
     found = []
-    if run.state not in (FINISHED, "running") and run.status.get("resume"):
+    if run.state not in (FINISHED, RunState.RUNNING) and run.status.get("resume"):
         found.append(("Go on with it", str(run.status["resume"])))
     said = str(run.environment.get("command", ""))
     if said:

@@ -12,11 +12,11 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.evaluation.metrics import confusion_matrix, most_confused, per_class, reliability
 from harness.reporting.html import facts, run_charts, run_pictures, sweep_charts
 from harness.reporting.html.groups import differences, group_runs
 from harness.reporting.html.plotly import Chart
 from harness.reporting.html.run_data import RunData, check, is_run, is_sweep, read_run
-from harness.reporting.html.run_predictions import confusions, per_class, reliability
 from harness.reporting.html.sweep_data import SweepData, read_sweep
 from harness.tracking.run_dir import members
 from harness.utils.environment import version
@@ -69,17 +69,17 @@ def write_page(paths: Sequence[Path], out: Path | None = None, state: str = "") 
 def run_page(run: RunData) -> str:
     """The page of one run, whatever its state."""
     said = run.predictions
-    bins = reliability(said) if said else []
+    matrix = confusion_matrix(said) if said else None
+    calibration = reliability(said) if said else None
     spent = facts.times(run)
     charts = {
         "epochs": run_charts.by_epoch(run),
         "steps": run_charts.by_step(run),
         "finder": run_charts.range_test(run),
         "confusion": [chart] if said and (chart := run_charts.confusion(said)) else [],
-        "calibration": [run_charts.calibration(bins)] if bins else [],
+        "calibration": [run_charts.calibration(calibration)] if calibration else [],
         "time": [run_charts.time(spent)] if spent else [],
     }
-    matrix = said.matrix.tolist() if said and len(said.classes) <= MATRIX_ROWS else []
     return _fill(
         "run.html",
         charts,
@@ -92,10 +92,10 @@ def run_page(run: RunData) -> str:
         epochs=_epoch_table(run),
         rules=run.table("find/rules"),
         trials=run.table("find/trials"),
-        per_class=per_class(said) if said else [],
-        confusions=confusions(said) if said else [],
-        matrix=matrix,
-        bins=bins,
+        per_class=per_class(matrix).rows(said.classes) if said and matrix is not None else [],
+        confusions=most_confused(matrix, said.classes) if said and matrix is not None else [],
+        matrix=matrix.tolist() if matrix is not None and len(matrix) <= MATRIX_ROWS else [],
+        bins=calibration.bins if calibration else [],
         galleries=run_pictures.galleries(run),
         times=spent,
         machine=facts.machine_facts(run),

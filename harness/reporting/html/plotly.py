@@ -124,13 +124,3 @@ def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tup
             low, high = min(inside, key=lambda place: y[place]), max(inside, key=lambda place: y[place])
             kept += sorted({low, high})
     return [x[place] for place in kept], [y[place] for place in kept]
-
-
-def moving_average(values: Sequence[float], keep: float = 0.9) -> list[float]:
-    """The exponential moving average, corrected for its start; what is not finite is left out of it."""
-    mean, weight, found = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        found.append(mean / weight if weight else math.nan)
-    return found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.evaluation.metrics import Reliability, SavedPredictions, confusion_matrix
 from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
     BLUE,
@@ -25,13 +26,12 @@ from harness.reporting.html.plotly import (
     layout,
     line,
     log_ticks,
-    moving_average,
     plain,
     thin,
 )
 from harness.reporting.html.run_data import RunData
-from harness.reporting.html.run_predictions import Bin, Predictions, calibration_error
 from harness.tracking.records import Curve
+from harness.utils.stats import moving_average
 from harness.utils.text import percent, truncate
 
 LOOKS = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
@@ -84,7 +84,7 @@ def by_step(run: RunData) -> list[Chart]:
     charts = []
     x, losses = run.steps("train/step_loss")
     if x:
-        raw, smoothed = thin(x, losses), thin(x, moving_average(losses))
+        raw, smoothed = thin(x, losses), thin(x, moving_average(losses, 0.9, skip_non_finite=True))
         data = [
             {**line(*raw, "each step", SKY, width=1), "mode": "lines"},
             {**line(*smoothed, "smoothed", BLUE), "mode": "lines"},
@@ -175,12 +175,12 @@ def _names(marks: Mapping[str, float]) -> list[dict]:
     ]  # fmt: skip
 
 
-def confusion(said: Predictions) -> Chart | None:
+def confusion(said: SavedPredictions) -> Chart | None:
     """How many images of each class were given each class; None for more classes than can be seen."""
     size = len(said.classes)
     if size > MOST_CLASSES:
         return None
-    matrix = said.matrix
+    matrix = confusion_matrix(said)
     own = matrix.sum(1, keepdims=True)
     shares = (matrix / own.clip(min=1)).tolist()
     names = [escape_text(truncate(name, 22)) for name in said.classes]
@@ -212,8 +212,9 @@ def confusion(said: Predictions) -> Chart | None:
     )
 
 
-def calibration(bins: Sequence[Bin]) -> Chart:
+def calibration(measured: Reliability) -> Chart:
     """Share right over confidence, and how many images have it."""
+    bins = measured.bins
     middles = [(each.low + each.high) / 2 for each in bins]
     width = bins[0].high - bins[0].low if bins else 1.0
     about = [[each.images, each.confidence] for each in bins]
@@ -238,7 +239,7 @@ def calibration(bins: Sequence[Bin]) -> Chart:
     too = "too sure" if sure > right else "not sure enough"
     says = (
         f"It says {percent(sure)} on average and is right in {percent(right)}: {too} by {100 * abs(sure - right):.1f} points on the "
-        f"whole, off by {100 * calibration_error(bins):.1f} points bin by bin (ECE). Below: how many images have such a confidence."
+        f"whole, off by {100 * measured.ece:.1f} points bin by bin (ECE). Below: how many images have such a confidence."
     )
     return Chart(
         "calibration",

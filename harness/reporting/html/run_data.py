@@ -11,9 +11,10 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.reporting.html.run_predictions import Predictions, read_predictions
+from harness.evaluation.metrics import SavedPredictions, read_predictions
 from harness.tracking import journal, run_dir
 from harness.tracking.records import Record, Scalar, Table, Value
+from harness.tracking.run_dir import RunState
 from harness.utils.errors import DataError, HarnessError, UsageError
 from harness.utils.files import read_json
 
@@ -41,7 +42,7 @@ class RunData:
     finder: Mapping[str, Any] = field(default_factory=dict)
     records: Sequence[Record] = ()
     alerts: Sequence[tuple[str, str]] = ()
-    predictions: Predictions | None = None
+    predictions: SavedPredictions | None = None
     missing: Sequence[str] = ()
 
     @property
@@ -169,18 +170,18 @@ def read_run(path: Path, state: str = "") -> RunData:
     except DataError as error:
         missing.append(f"the journal, and with it curves and pictures ({error})")
     state = state or _state(path)
-    ended = state not in ("running", "crashed")
+    ended = state not in (RunState.RUNNING, RunState.CRASHED)
     if story.records and ended and not story.whole:
         missing.append("the end of the journal: it is torn or damaged, and what follows the damage is not shown")
-    summary = read_json(path / run_dir.SUMMARY)
-    if not summary and state == "finished" and not any(record.kind == "find" for record in story.records):
+    summary = run_dir.read_summary(path)
+    if not summary and state == RunState.FINISHED and not any(record.kind == "find" for record in story.records):
         missing.append("summary.json, and with it the headline figures")
     config = _config(path, story.header, missing)
     classes = (
         sub_mapping(story.header, "dataset").get("classes") or sub_mapping(summary, "dataset").get("classes") or []
     )
     predictions, why = read_predictions(path / "predictions.csv", [str(name) for name in classes])
-    if why and (state == "finished" and summary):
+    if why and (state == RunState.FINISHED and summary):
         missing.append(f"predictions.csv, and with it the confusion matrix ({why})")
     return RunData(
         path=path,
@@ -206,12 +207,12 @@ def _config(path: Path, header: Mapping[str, Any], missing: list[str]) -> Mappin
 
 
 def _state(path: Path) -> str:
-    state = str(read_json(path / run_dir.STATUS).get("state", "crashed"))
-    if state == "running":
+    state = str(read_json(path / run_dir.STATUS).get("state", RunState.CRASHED))
+    if state == RunState.RUNNING:
         with contextlib.suppress(OSError):  # a folder that can not be written has no one writing in it
             if run_dir.is_locked(path):
                 return state
-        return "crashed"
+        return RunState.CRASHED
     return state
 
 

@@ -1,0 +1,93 @@
+"""Convert text from the command line, YAML values and Python values to the types of settings."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, get_origin
+
+from harness.config import yaml_io
+
+FIND = "find"
+BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+NumberOrFind = float | Literal["find"]
+
+
+def convert(kind: Any, value: Any) -> Any:
+    """Convert `value` to the type `kind` of a setting.
+
+    Raises:
+        ValueError: it cannot be converted; the message is what is needed instead, such as "a whole number".
+    """
+    if kind == NumberOrFind:
+        if isinstance(value, str) and value.strip().lower() == FIND:
+            return FIND
+        try:
+            return convert(float, value)
+        except ValueError as error:
+            raise ValueError(f"{error}, or find") from None
+    if kind is bool:
+        if str(value).lower() not in BOOLEANS:
+            raise ValueError("True or False")
+        return BOOLEANS[str(value).lower()]
+    if kind in (int, float):
+        return _to_number(kind, value)
+    if kind is str:
+        if value is None or isinstance(value, dict | list | tuple | set):
+            raise ValueError("a string")
+        text = str(value)
+        if any(ord(letter) < 32 and letter not in "\t\n" for letter in text):
+            raise ValueError("text without control characters")
+        return text
+    if get_origin(kind) is tuple:
+        if isinstance(value, str):
+            items = value.strip("[]()").replace("'", "").replace('"', "").split(",")
+            value = [item.strip() for item in items if item.strip()]
+        if not isinstance(value, list | tuple):
+            raise ValueError("a list of strings")
+        return tuple(str(item) for item in value)
+    return _to_mapping(value)
+
+
+def _to_number(kind: type[int] | type[float], value: Any) -> int | float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise ValueError("a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        raise ValueError("a finite number") from None
+    except ValueError:
+        raise ValueError("a number") from None
+    if not math.isfinite(number):
+        raise ValueError("a finite number")
+    if kind is float:
+        return number
+    if number != int(number):
+        raise ValueError("a whole number")
+    # A float cannot hold every integer of 64 bits, for example a seed.
+    is_integer_text = not isinstance(value, float) and str(value).strip().lstrip("+-").isdigit()
+    return int(value) if is_integer_text else int(number)
+
+
+def _to_mapping(value: Any) -> dict[str, Any]:
+    if isinstance(value, str):
+        text = value.strip()
+        if text.startswith("{"):
+            try:
+                value = ast.literal_eval(text)  # W&B's agent passes the repr of a Python dict
+            except (ValueError, SyntaxError):
+                value = yaml_io.parse_yaml(text)
+        else:
+            pairs = [item.partition("=") for item in text.split(",") if item.strip()]
+            if any(not equals_sign for _, equals_sign, _ in pairs):
+                raise ValueError("a mapping such as width=16,logit_scale=0.125")
+            value = {key.strip(): yaml_io.parse_yaml(item) for key, _, item in pairs}
+    if not isinstance(value, Mapping):
+        raise ValueError("a mapping such as width=16,logit_scale=0.125")
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise ValueError("a mapping of plain, finite values") from None
+    return {str(key): item for key, item in value.items()}

@@ -1,0 +1,84 @@
+"""Read recipe files and make the effective configuration: options over recipe over defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from harness.config import yaml_io
+from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.utils.errors import UsageError, did_you_mean
+
+
+def recipe_paths() -> dict[str, Path]:
+    """Return the shipped recipes: name -> file."""
+    folder = Path(str(resources.files("harness.config") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(recipe: str) -> dict[str, Any]:
+    """Return the settings of a recipe: canonical name -> value.
+
+    A recipe file may start from a shipped recipe, which its key `recipe` names. In the `config.yaml` of a run, which
+    has every setting, that key only records which recipe the run was started with.
+
+    Args:
+        recipe: the name of a shipped recipe, or the path of a YAML file.
+
+    Raises:
+        UsageError: there is no such recipe, or one of its keys is not a setting.
+    """
+    path = recipe_paths().get(recipe)
+    if path is None:
+        path = Path(recipe).expanduser()
+        if path.suffix in (".yaml", ".yml") and not path.is_file():
+            raise UsageError(
+                f"there is no recipe file {recipe} (in {Path.cwd()}); shipped recipes: {', '.join(recipe_paths())}"
+            )
+        if not path.is_file():
+            raise UsageError(
+                f"there is no recipe {recipe!r}{did_you_mean(recipe, recipe_paths())}; need {', '.join(recipe_paths())}, or the path of a YAML file"
+            )
+    values: dict[str, Any] = {}
+    for key, value in yaml_io.read_yaml(path).items():
+        try:
+            name = canonical_name(key)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
+        if name in values:
+            raise UsageError(f"{path}: {key!r} is given twice in different spellings; keep one of them")
+        values[name] = value
+    base = values.get("recipe")
+    if base is None or len(values) >= len(setting_fields()) // 2:
+        return {"recipe": recipe, **values}
+    if base not in recipe_paths():
+        raise UsageError(f"{path}: recipe: {base!r} is not a shipped recipe{did_you_mean(str(base), recipe_paths())}")
+    return {**read_recipe(str(base)), **values, "recipe": recipe}
+
+
+def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
+    """Return the effective configuration: an option over the recipe over the default.
+
+    If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
+    fewer epochs keeps the shape of its schedule. If `resume` is a run directory and there is no recipe, the settings
+    of that run are used.
+
+    Args:
+        options: setting in any spelling -> value.
+        recipe: shipped name or path; `custom-resnet` if neither it nor `options["recipe"]` is given.
+
+    Raises:
+        UsageError: there is no such recipe or setting, or a value is not allowed.
+    """
+    given = {canonical_name(key): value for key, value in options.items()}
+    resumed_config = Path(str(given.get("resume", ""))).expanduser() / "config.yaml"
+    default_recipe = resumed_config if resumed_config.is_file() else setting_fields()["recipe"].default
+    values = read_recipe(str(given.pop("recipe", None) or recipe or default_recipe))
+    if "epochs" in given and "peak_epoch" not in given:
+        epochs, peak_epoch = (
+            coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
+        )
+        values["peak_epoch"] = peak_epoch * coerce("epochs", given["epochs"]) / max(epochs, 1)
+    return Config(**{**values, **given})

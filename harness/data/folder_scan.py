@@ -1,0 +1,241 @@
+"""List the images and class folders of a data folder or tar archive, without decoding anything.
+
+Data is untrusted: links that lead outside, link loops, devices and archive members with unsafe paths are handled here.
+"""
+
+from __future__ import annotations
+
+import lzma
+import os
+import tarfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.config.names import SplitName
+from harness.data.image_io import is_image_name
+from harness.utils.errors import DataError
+from harness.utils.text import escape_unprintable
+
+ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+MAX_ARCHIVE_BYTES = 8 * 2**30  # of all members unpacked, because they are kept in memory
+SPLIT_FOLDERS: dict[str, SplitName] = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+}  # fmt: skip
+
+
+@dataclass
+class FolderScan:
+    """The contents of a data folder or archive. Paths are relative to its root, with `/` between their parts.
+
+    Attributes:
+        files: path of an image -> its path on the disk, or the contents of the file.
+        folders: paths of all folders, including empty ones.
+        problems: path of an image -> why it cannot be used.
+        repeats: paths that were left out because they lead to a file or folder that is listed already.
+    """
+
+    files: dict[str, str | bytes] = field(default_factory=dict)
+    folders: set[str] = field(default_factory=set)
+    problems: dict[str, str] = field(default_factory=dict)
+    repeats: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the class folders are.
+
+    Attributes:
+        prefix: the folder that holds the class folders where there are no split folders; "" is the root.
+        splits: split -> the folder that holds its class folders; empty where there are no split folders.
+    """
+
+    prefix: str
+    splits: Mapping[SplitName, str]
+
+
+def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
+    """List the contents of a folder or of a tar archive.
+
+    Raises:
+        DataError: it is missing, unreadable, holds something unsafe, or its layout is not supported.
+    """
+    if root.is_dir():
+        try:
+            resolved = root.resolve()
+            layout = _find_layout(lambda path: _subfolders(resolved / path))
+            return _Walk(resolved).run(layout.splits.values() or [layout.prefix]), layout
+        except OSError as error:
+            raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
+    if root.is_file() and root.name.lower().endswith(ARCHIVES):
+        scan = _read_archive(root)
+        return scan, _find_layout(lambda path: child_folders(scan.folders, path))
+    if root.is_file():
+        raise DataError(f"{root} is neither a folder nor an archive ({', '.join(ARCHIVES)}); set --data-dir")
+    raise DataError(f"there is no folder {root}; set --data-dir to the folder (or .tar) that holds train/ and test/")
+
+
+def child_folders(folders: Iterable[str], path: str) -> list[str]:
+    """Return the sorted names of the folders directly below `path` ("" is the root)."""
+    start = f"{path}/" if path else ""
+    return sorted(item[len(start) :] for item in folders if item.startswith(start) and "/" not in item[len(start) :])
+
+
+def _find_layout(subfolders: Callable[[str], list[str]]) -> Layout:
+    """Find `train/`, `val/` and `test/` in the root or in its only folder, or else class folders without splits.
+
+    Args:
+        subfolders: path of a folder -> the names of the folders in it.
+    """
+    prefix = ""
+    splits = _find_splits("", subfolders)
+    top_folders = subfolders("")
+    if not splits and len(top_folders) == 1 and _find_splits(top_folders[0], subfolders):
+        prefix, splits = top_folders[0], _find_splits(top_folders[0], subfolders)
+    if splits and "train" not in splits:
+        raise DataError(
+            f"there is {' and '.join(sorted(splits.values()))} but no train folder; name the training images' folder train"
+        )
+    return Layout(prefix, splits)
+
+
+def _find_splits(path: str, subfolders: Callable[[str], list[str]]) -> dict[SplitName, str]:
+    """Return split -> folder. Only a folder that holds folders is a split: a class may be called `train`."""
+    splits: dict[SplitName, str] = {}
+    for name in subfolders(path):
+        split = SPLIT_FOLDERS.get(name.lower())
+        folder = f"{path}/{name}" if path else name
+        if split is None or not subfolders(folder):
+            continue
+        if split in splits:
+            raise DataError(f"{splits[split]} and {folder} would both be the {split} images; keep one of them")
+        splits[split] = folder
+    return splits
+
+
+def _is_ignored(name: str) -> bool:
+    """Return whether a file or folder is hidden, or one that operating systems leave behind."""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin")
+
+
+def _subfolders(folder: Path) -> list[str]:
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not _is_ignored(entry.name) and entry.is_dir())
+
+
+class _Walk:
+    """A walk of folders first and links afterwards, so that an image keeps its own path and is listed once.
+
+    In its methods `path` is relative to the root and `disk_path` absolute.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = str(root)
+        self._scan = FolderScan()
+        self._visited: set[str] = set()  # real paths of folders and files
+        self._links: list[tuple[str, str]] = []  # (path, disk path)
+
+    def run(self, starts: Iterable[str]) -> FolderScan:
+        """Return the contents of the folders `starts`."""
+        for path in starts:
+            disk_path = os.path.join(self._root, path) if path else self._root
+            if os.path.islink(disk_path):
+                self._links.append((path, disk_path))
+            else:
+                self._visit_folder(path, disk_path)
+        while self._links:
+            self._visit_link(*self._links.pop(0))
+        return self._scan
+
+    def _visit_folder(self, path: str, disk_path: str) -> None:
+        pending = [(path, disk_path)]
+        while pending:
+            path, disk_path = pending.pop()
+            if disk_path in self._visited:
+                self._scan.repeats.append(path)
+                continue
+            self._visited.add(disk_path)
+            if path:
+                self._scan.folders.add(path)
+            with os.scandir(disk_path) as iterator:
+                entries = sorted(
+                    (entry for entry in iterator if not _is_ignored(entry.name)), key=lambda entry: entry.name
+                )
+            for entry in entries:
+                entry_path = f"{path}/{entry.name}" if path else entry.name
+                if entry.is_symlink():
+                    self._links.append((entry_path, entry.path))
+                elif entry.is_dir():
+                    pending.append((entry_path, entry.path))
+                elif is_image_name(entry.name):
+                    self._add_file(entry_path, entry.path)
+
+    def _add_file(self, path: str, disk_path: str) -> None:
+        if disk_path in self._visited:
+            self._scan.repeats.append(path)
+        elif not os.path.isfile(disk_path):  # opening a pipe would block forever
+            self._scan.problems[path] = "not a regular file"
+        else:
+            self._visited.add(disk_path)
+            self._scan.files[path] = disk_path
+
+    def _visit_link(self, path: str, link: str) -> None:
+        target = os.path.realpath(link)
+        if target != self._root and not target.startswith(self._root + os.sep):
+            raise DataError(
+                f"{escape_unprintable(path)} is a link that leaves the data folder; copy what it points to, or set --data-dir to a folder that holds both"
+            )
+        if not os.path.exists(target):
+            self._scan.problems[path] = "dangling link"
+        elif os.path.isdir(target):
+            parent = os.path.realpath(os.path.dirname(link))
+            if parent == target or parent.startswith(target + os.sep):  # the link is inside its own target
+                self._scan.repeats.append(path)
+            else:
+                self._visit_folder(path, target)
+        elif is_image_name(path):
+            self._add_file(path, target)
+
+
+def _read_archive(archive: Path) -> FolderScan:
+    """Read all images of a tar archive into memory, in one pass and without writing to the disk."""
+    scan, total_bytes = FolderScan(), 0
+    try:
+        with tarfile.open(archive, "r:*") as tar:
+            for member in tar:
+                path = _member_path(archive, member)
+                if not path or any(_is_ignored(part) for part in path.split("/")):
+                    continue
+                total_bytes += member.size
+                if total_bytes > MAX_ARCHIVE_BYTES:
+                    raise DataError(
+                        f"{archive} holds more than {MAX_ARCHIVE_BYTES / 2**30:g} GiB; unpack it and set --data-dir to the folder"
+                    )
+                parents = path.split("/")[: None if member.isdir() else -1]
+                scan.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
+                content = tar.extractfile(member) if member.isfile() and is_image_name(path) else None
+                if content is not None:
+                    scan.files[path] = content.read()
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
+        raise DataError(f"{archive}: damaged archive ({escape_unprintable(str(error))})") from None
+    scan.files = dict(sorted(scan.files.items()))
+    return scan
+
+
+def _member_path(archive: Path, member: tarfile.TarInfo) -> str:
+    """Return the path of a member without `.` parts.
+
+    Raises:
+        DataError: it is a link or a device, or its path leads outside the archive.
+    """
+    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+    if member.name.startswith("/") or ".." in parts:
+        raise DataError(
+            f"{archive}: member {escape_unprintable(member.name)} has a path that leads outside the archive; refused"
+        )
+    if not (member.isfile() or member.isdir()):
+        raise DataError(
+            f"{archive}: member {escape_unprintable(member.name)} is a link or a device; refused, pack the files themselves"
+        )
+    return "/".join(parts)
