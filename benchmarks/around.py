@@ -21,6 +21,7 @@ from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, s
 from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.lr_finder.range_test import short_run
 from harness.runs.components import build_components
+from harness.runs.lr_find import finder_inputs
 from harness.runs.progress import LineReporter
 from harness.training.schedule import Schedule
 from harness.utils import environment
@@ -35,15 +36,16 @@ from harness.utils import environment
 def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
     config = config_from_options(settings)
     components = build_components(config)
-    finder = LRFinder(components.config, components, LRFinderOptions(seeds=1), LineReporter(sys.stderr), lambda: None)
-    assert finder.held is not None, "too few images to hold any out"
+    inputs = finder_inputs(components.config, components)
+    finder = LRFinder(inputs, LRFinderOptions(seeds=1), report=LineReporter(sys.stderr).message)
+    assert finder.val_loader is not None, "too few images to hold any out"
     rows = []
     for factor in map(float, try_factors.split(",")):
         lr_max = config.rates()[1] * factor
         peak = try_steps * config.peak_epoch / max(config.epochs, 1)
         schedule = Schedule("one_cycle", try_steps, lr_max / 10, lr_max, peak=peak, momentum=config.momentum)
         began = time.monotonic()
-        trial = short_run(finder.make, finder.feed, finder.held, schedule, seed=config.seed)
+        trial = short_run(finder.learner_factory, finder.loader_factory, finder.val_loader, schedule, seed=config.seed)
         rows.append({"lr_max": lr_max, "steps": try_steps, "held-out acc": trial.acc, "held-out loss": trial.loss})
         click.echo(
             f"lr_max {lr_max:.4g}: {100 * trial.acc:.1f} % held-out, loss {trial.loss:.3f}, {time.monotonic() - began:.0f} s"

@@ -31,6 +31,7 @@ from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.lr_finder.range_test import short_run
 from harness.lr_finder.suggestion import suggest
 from harness.runs.components import build_components
+from harness.runs.lr_find import finder_inputs
 from harness.runs.progress import LineReporter
 from harness.training.optimizer import make_optimizer
 from harness.training.schedule import Schedule
@@ -42,23 +43,23 @@ class Repetition:
     """The inputs of a finder for one repetition."""
 
     def __init__(self, lr_finder: LRFinder, seed: int) -> None:
-        self.lr_finder, self.seed, self.window = lr_finder, seed, lr_finder.window
+        self.lr_finder, self.seed, self.lr_range = lr_finder, seed, lr_finder.lr_range
 
     def model(self) -> nn.Module:
         """Return the model with the initial weights of the seed."""
-        return self.lr_finder.make(self.seed).model
+        return self.lr_finder.learner_factory(self.seed).model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
         return make_optimizer(self.lr_finder.config.replace(lr_max=lr, lr_min=0.0), model.parameters())
 
     def loader(self) -> DataLoader[Any]:
         """Return as many ready batches of the seed as the range has steps; both other finders need a DataLoader."""
-        feed, epoch = self.lr_finder.feed(self.seed), 0
+        train, epoch = self.lr_finder.loader_factory(self.seed), 0
         batches: list[tuple[torch.Tensor, torch.Tensor]] = []
-        while len(batches) < self.window.steps:
-            batches += list(feed.epoch(epoch))
+        while len(batches) < self.lr_range.steps:
+            batches += list(train.epoch(epoch))
             epoch += 1
-        return DataLoader(batches[: self.window.steps], batch_size=None)  # type: ignore[arg-type]
+        return DataLoader(batches[: self.lr_range.steps], batch_size=None)  # type: ignore[arg-type]
 
 
 def ours(repetition: Repetition) -> float | None:
@@ -79,9 +80,9 @@ def torch_lr_finder(repetition: Repetition) -> float | None:
     model = repetition.model()
     device = next(model.parameters()).device
     finder = LRFinder(
-        model, repetition.optimizer(model, repetition.window.low), nn.CrossEntropyLoss(), device=str(device)
+        model, repetition.optimizer(model, repetition.lr_range.low), nn.CrossEntropyLoss(), device=str(device)
     )
-    finder.range_test(repetition.loader(), end_lr=repetition.window.high, num_iter=repetition.window.steps)
+    finder.range_test(repetition.loader(), end_lr=repetition.lr_range.high, num_iter=repetition.lr_range.steps)
     result = finder.plot(suggest_lr=True)  # (axes, lr), or only axes when there is no suggestion
     return float(result[1]) if isinstance(result, tuple) else None
 
@@ -94,7 +95,7 @@ def lightning(repetition: Repetition) -> float | None:
     class Module(pl.LightningModule):
         def __init__(self) -> None:
             super().__init__()
-            self.model, self.lr = repetition.model(), repetition.window.low
+            self.model, self.lr = repetition.model(), repetition.lr_range.low
 
         def training_step(self, batch: Any, index: int) -> torch.Tensor:
             images, labels = batch
@@ -103,8 +104,8 @@ def lightning(repetition: Repetition) -> float | None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return repetition.optimizer(self.model, self.lr)
 
-    module, window = Module(), repetition.window
-    device = repetition.lr_finder.parts.learner.device
+    module, lr_range = Module(), repetition.lr_range
+    device = repetition.lr_finder.inputs.device
     with tempfile.TemporaryDirectory() as folder:
         trainer = pl.Trainer(
             max_epochs=1,
@@ -119,9 +120,9 @@ def lightning(repetition: Repetition) -> float | None:
         result = Tuner(trainer).lr_find(
             module,
             train_dataloaders=repetition.loader(),
-            min_lr=window.low,
-            max_lr=window.high,
-            num_training=window.steps,
+            min_lr=lr_range.low,
+            max_lr=lr_range.high,
+            num_training=lr_range.steps,
         )
     return None if result is None else result.suggestion()
 
@@ -161,15 +162,13 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of the other libraries
     config = make_config({"wandb": "disabled", "deterministic": True, **settings})
     lr_finder = LRFinder(
-        config,
-        build_components(config),
+        finder_inputs(config, build_components(config)),
         LRFinderOptions(options.steps, options.low, options.high, seeds=1),
-        LineReporter(),
-        lambda: None,
+        report=LineReporter().message,
     )
-    assert lr_finder.held is not None, "too few images to hold any out"
+    assert lr_finder.val_loader is not None, "too few images to hold any out"
     print(
-        f"{config.model} on {config.data}, batch {config.batch_size}, {lr_finder.window}, {Path(torch.__file__).parent.name} {torch.__version__}"
+        f"{config.model} on {config.data}, batch {config.batch_size}, {lr_finder.lr_range}, {Path(torch.__file__).parent.name} {torch.__version__}"
     )
     print(f"{'finder':<18}{'lr_max (each run)':<34}{'s':>7}  held-out accuracy of training with it")
     for name, (package, finder) in FINDERS.items():
@@ -184,9 +183,14 @@ def _line(name: str, finder: Finder, lr_finder: LRFinder, runs: int, steps: int)
         lr = finder(Repetition(lr_finder, seed))
         seconds.append(time.monotonic() - began)
         rates.append(lr)
-        if lr is not None and lr_finder.held is not None:
+        if lr is not None and lr_finder.val_loader is not None:
             schedule = Schedule("one_cycle", steps, lr / 10, lr, peak=steps / 5, momentum=lr_finder.config.momentum)
-            scores.append(100 * short_run(lr_finder.make, lr_finder.feed, lr_finder.held, schedule, seed=seed).acc)
+            scores.append(
+                100
+                * short_run(
+                    lr_finder.learner_factory, lr_finder.loader_factory, lr_finder.val_loader, schedule, seed=seed
+                ).acc
+            )
     suggestions = ", ".join("none" if lr is None else f"{lr:.2g}" for lr in rates)
     accuracy = f"{mean(scores):.1f} % ({min(scores):.1f} to {max(scores):.1f})" if scores else "-"
     return f"{name:<18}{suggestions:<34}{mean(seconds):>7.1f}  {accuracy}"
