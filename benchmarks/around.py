@@ -23,8 +23,8 @@ from harness.lr_finder.range_test import short_run
 from harness.runs.components import build_components
 from harness.runs.lr_find import finder_inputs
 from harness.runs.progress import LineReporter
+from harness.training.device import describe_environment
 from harness.training.schedule import Schedule
-from harness.utils import environment
 
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
@@ -54,7 +54,7 @@ def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
         "date": f"{datetime.date.today()}",
         "model": config.model,
         "data": config.data,
-        **environment.describe_environment(components.learner.device),
+        **describe_environment(components.learner.device),
     }
     out = Path(__file__).parent / "results" / f"around-{config.data}-{facts['date']}.json"
     out.parent.mkdir(exist_ok=True)

@@ -34,7 +34,7 @@ LOADERS: dict[str, dict[str, Any]] = {
 def harness_loader(components: Components, **settings: Any) -> Callable[[], float]:
     """Return a function that reads one epoch from our loader and returns images per second."""
     config, device = components.config.replace(**settings), components.learner.device
-    train = loaders.make_loaders(config, components.data, components.preprocess, device).train
+    train = loaders.make_loaders(config, components.dataset, components.preprocess, device).train
     epochs = itertools.count()
 
     def read_epoch() -> None:
@@ -52,12 +52,12 @@ def torchvision_batches(components: Components) -> Callable[[], float]:
     """Return the same for torchvision's transforms on whole batches: one crop, flip and cutout for all images of a batch."""
     from torchvision.transforms import v2
 
-    assert components.data.train.pixels is not None
+    assert components.dataset.train.pixels is not None
     device, size = components.learner.device, components.config.batch_size
-    pixels = torch.from_numpy(components.data.train.pixels).permute(0, 3, 1, 2).contiguous().to(device)
+    pixels = torch.from_numpy(components.dataset.train.pixels).permute(0, 3, 1, 2).contiguous().to(device)
     transform = v2.Compose(
         [v2.RandomCrop(32, 4), v2.RandomHorizontalFlip(), v2.ToDtype(torch.float32, scale=True),
-         v2.Normalize(components.data.mean, components.data.std), v2.RandomErasing(1.0, (1 / 16, 1 / 16), (1, 1))]
+         v2.Normalize(components.dataset.mean, components.dataset.std), v2.RandomErasing(1.0, (1 / 16, 1 / 16), (1, 1))]
     )  # fmt: skip
 
     def read_epoch() -> None:

@@ -22,10 +22,9 @@ from harness.evaluation.predict import predict
 from harness.evaluation.selection import choose_images
 from harness.evaluation.trained_model import load_trained_model
 from harness.runs import inference
-from harness.training.device import autocast_dtype
-from harness.utils import environment
+from harness.training.device import autocast_dtype, describe_environment
 
-QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
+QUICK = [name for name, method in gradcam.METHODS.items() if not method.is_slow]
 
 
 @click.command()
@@ -69,7 +68,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
     facts = {
         "date": f"{datetime.date.today()}",
         "accuracy": metrics.accuracy(predictions),
-        **environment.describe_environment(trained.device),
+        **describe_environment(trained.device),
     }
     out = Path(__file__).parent / "results" / f"cam_maps-{facts['date']}.json"
     out.parent.mkdir(exist_ok=True)

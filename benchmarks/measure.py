@@ -16,7 +16,7 @@ import click
 import numpy as np
 import torch
 
-from harness.utils import environment
+from harness.training.device import describe_environment
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -76,7 +76,7 @@ def keep(
     date = datetime.date.today().isoformat()
     path = out or RESULTS / f"{name}-{date}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    facts = environment.describe_environment(device)
+    facts = describe_environment(device)
     facts.pop("command")  # it may contain paths of this machine
     content = {"benchmark": name, "date": date, **facts, "load": _load(), **more, "rows": list(rows)}
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

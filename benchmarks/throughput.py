@@ -72,9 +72,9 @@ def harness_loop(components: Components) -> Timed:
     """Measure `fit` as a run calls it: schedule, records, curves, evaluation."""
 
     def timed(warm: int, steps: int) -> tuple[float, float]:
-        train = FirstBatches(components.batches.train, warm, steps, components.learner.device)
+        train = FirstBatches(components.loaders.train, warm, steps, components.learner.device)
         schedule = make_schedule(components.config, train.steps)
-        evaluated = {components.watched: getattr(components.batches, components.watched)}
+        evaluated = {components.eval_split: getattr(components.loaders, components.eval_split)}
         end_times: list[float] = []
 
         def on_step(info: Any) -> None:
@@ -96,7 +96,7 @@ def reference_loop(components: Components) -> Timed:
     optimizer = torch.optim.SGD(model.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4, fused=True)
     mean, std = (
         torch.tensor([255 * v for v in of], device=device).view(1, 3, 1, 1)
-        for of in (components.data.mean, components.data.std)
+        for of in (components.dataset.mean, components.dataset.std)
     )
     windows = F.pad(pixels.permute(0, 3, 1, 2), (4, 4, 4, 4)).contiguous().unfold(2, 32, 1).unfold(3, 32, 1)
     size, rows = config.batch_size, torch.arange(32, device=device)
@@ -170,16 +170,16 @@ def timm_step(components: Components, tuned: bool) -> Timed:
     model = _model(components, channels_last=tuned)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.001, weight_decay=5e-4, momentum=0.9)
     options: dict[str, Any] = dict(
-        input_size=(3, 32, 32), use_prefetcher=True, mean=components.data.mean, std=components.data.std, device=device,
+        input_size=(3, 32, 32), use_prefetcher=True, mean=components.dataset.mean, std=components.dataset.std, device=device,
         num_workers=4, persistent_workers=True, pin_memory=device.type == "cuda",
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # more workers than cores
         train = create_loader(
-            ImageDataset(components.data.train), batch_size=config.batch_size, is_training=True, **options
+            ImageDataset(components.dataset.train), batch_size=config.batch_size, is_training=True, **options
         )
         test = create_loader(
-            ImageDataset(components.data.test), batch_size=config.batch_size, is_training=False, crop_pct=1.0, **options
+            ImageDataset(components.dataset.test), batch_size=config.batch_size, is_training=False, crop_pct=1.0, **options
         )
     crop = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), ToNumpy()]
     train.loader.dataset.transform = transforms.Compose(crop)
@@ -231,7 +231,7 @@ def lightning(components: Components, tuned: bool) -> Timed:
     from torchvision import transforms
 
     config, device = components.config, components.learner.device
-    normalise = [transforms.ToTensor(), transforms.Normalize(components.data.mean, components.data.std)]
+    normalise = [transforms.ToTensor(), transforms.Normalize(components.dataset.mean, components.dataset.std)]
     cutout = transforms.RandomErasing(p=1.0, scale=(1 / 16, 1 / 16), ratio=(1, 1))
     augmented = transforms.Compose(
         [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *normalise, cutout]
@@ -296,8 +296,8 @@ def lightning(components: Components, tuned: bool) -> Timed:
                 enable_model_summary=False, num_sanity_val_steps=0, callbacks=[clock], precision="bf16-mixed" if tuned else "32-true",
             )  # fmt: skip
             train, test = (
-                loader(components.data.train, augmented, True),
-                loader(components.data.test, transforms.Compose(normalise), False),
+                loader(components.dataset.train, augmented, True),
+                loader(components.dataset.test, transforms.Compose(normalise), False),
             )
             repeated = _Repeated(train, warm + steps)
             trainer.fit(Module(), repeated, test)
@@ -329,12 +329,12 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 def _model(components: Components, channels_last: bool) -> nn.Module:
     torch.manual_seed(0)
-    model = factory.create_model(components.config, len(components.data.classes)).to(components.learner.device)
+    model = factory.create_model(components.config, len(components.dataset.classes)).to(components.learner.device)
     return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload, no-any-return]
 
 
 def _on_device(components: Components, name: str) -> tuple[Tensor, Tensor]:
-    split = getattr(components.data, name)
+    split = getattr(components.dataset, name)
     return tuple(torch.from_numpy(part).to(components.learner.device) for part in (split.pixels, split.labels))  # type: ignore[return-value]
 
 
@@ -374,8 +374,8 @@ def compare(
     """Measure all loops; one row each with images/s in training and evaluation, and the relative speed of harness."""
     loops, skipped = make_loops(components, only)
     results = measure.in_turns({name: lambda timed=timed: timed(warm, steps) for name, timed in loops.items()}, repeats)
-    images, test_images = steps * components.config.batch_size, len(components.data.test or ())
-    epoch_steps = components.batches.train.steps
+    images, test_images = steps * components.config.batch_size, len(components.dataset.test or ())
+    epoch_steps = components.loaders.train.steps
     rows = []
     for name, pairs in results.items():
         training, evaluation = ([pair[index] for pair in pairs] for index in (0, 1))
