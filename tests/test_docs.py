@@ -153,7 +153,7 @@ def test_every_fault_in_the_table_of_reliability_has_its_test_and_every_test_of_
         "test_an_output_folder_that_becomes_read_only_is_one_line",  # only where the machine lets a disk be remounted
         "test_an_option_that_looks_like_a_secret_is_no_option",
         "test_yaml_of_any_depth_in_an_option_is_refused_too",
-        "test_any_word_as_the_name_of_a_setting_is_one_or_is_refused",
+        "test_any_text_as_the_name_of_a_setting_names_one_or_is_refused",
     }
 
 

@@ -198,6 +198,9 @@ def read_summary(path: Path) -> dict[str, Any]:
     for section in ("result", "best", "last"):
         if isinstance(summary.get(section), dict):
             summary[section] = with_present_names(summary[section])
+    environment = summary.get("environment")
+    if isinstance(environment, dict) and "seconds before" in environment:  # the name in version 0.1
+        environment["seconds_before"] = environment.pop("seconds before")
     return summary
 
 

@@ -37,7 +37,7 @@ from harness.training.loop import fit
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
-from tests.support.wandb_files import segments
+from tests.support.wandb_files import offline_runs
 
 CPU = torch.device("cpu")
 CHANCE = math.log(3)
@@ -383,10 +383,10 @@ def test_it_leaves_a_picture_a_file_with_reasons_and_a_journal(found):
 
 def test_wandb_gets_one_row_with_the_curves_the_tables_the_picture_and_the_rates(found):
     finding, _ = found
-    (segment,) = segments(finding.folder)
-    (row,) = segment.rows
+    (offline_run,) = offline_runs(finding.folder)
+    (row,) = offline_run.rows
     assert row["_step"] == 0
-    assert segment.job_type == "find"
+    assert offline_run.job_type == "find"
     for key in (
         "find/loss/table",
         "find/acc/table",
@@ -397,8 +397,8 @@ def test_wandb_gets_one_row_with_the_curves_the_tables_the_picture_and_the_rates
         "find/seed_0/table",
     ):
         assert key in row or any(name.startswith(key) for name in row), (key, sorted(row))
-    assert segment.summary["find/lr_max"] == finding.lr_max
-    assert segment.exit_code == 0
+    assert offline_run.summary["find/lr_max"] == finding.lr_max
+    assert offline_run.exit_code == 0
 
 
 def test_it_finds_rates_that_train(found):

@@ -91,9 +91,9 @@ def test_the_seeds_are_ordinary_runs_of_one_group_and_their_summary_is_in_every_
     for seed in told["seeds"]:
         folder = output / seed["folder"]
         assert seed["result"] == figures(folder)
-        (segment,) = segments(folder)
-        groups.add(segment.group)
-        assert (segment.config["seed"], segment.exit_code) == (seed["seed"], 0)
+        (offline_run,) = offline_runs(folder)
+        groups.add(offline_run.group)
+        assert (offline_run.config["seed"], offline_run.exit_code) == (seed["seed"], 0)
     assert groups == {told["group"]} != {""}
     scores = [figures(output / seed["folder"])["test/acc"] for seed in told["seeds"]]
     assert len(set(scores)) > 1

@@ -14,7 +14,7 @@ from harness.tracking.journal import read_journal as read_journal
 from harness.tracking.run_dir import read_state
 from tests.support.commands import begun
 from tests.support.commands import command as harness
-from tests.support.wandb_files import segments
+from tests.support.wandb_files import offline_runs
 
 pytestmark = pytest.mark.timeout(400)
 QUICK = {
@@ -70,9 +70,9 @@ def test_a_sweep_leaves_all_that_it_found(tmp_path):
         assert not any(
             key.startswith(("test/", "result/test")) for record in read_journal(run).records for key in record.values
         )
-        (segment,) = segments(run)  # an offline W&B run, ready to sync, in one group
-        assert (segment.group, segment.exit_code, segment.job_type) == (folder.name, 0, "trial")
-        assert segment.config["lr_max"] == config["lr_max"]
+        (offline_run,) = offline_runs(run)  # an offline W&B run, ready to sync, in one group
+        assert (offline_run.group, offline_run.exit_code, offline_run.job_type) == (folder.name, 0, "trial")
+        assert offline_run.config["lr_max"] == config["lr_max"]
     told = json.loads((folder / "sweep.json").read_text())
     best = max(rows, key=lambda row: float(row["best/val_acc"]))
     assert told["best"]["trial"] == best["trial"]

@@ -189,7 +189,7 @@ def times(run: RunData) -> dict[str, float]:
 
     train, evaluate, epoch = summed("train"), summed("eval"), summed("epoch")
     parts = {
-        "starting": number(run.environment.get("seconds_before", run.environment.get("seconds before"))),
+        "starting": number(run.environment.get("seconds_before")),
         "training": train,
         "evaluating": evaluate,
         "rest of the epochs": epoch - train - evaluate,
