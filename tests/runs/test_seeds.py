@@ -23,7 +23,7 @@ from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
 from harness.utils.stats import mean_interval
 from tests.support.commands import QUICK, command
-from tests.support.wandb_files import segments
+from tests.support.wandb_files import offline_runs
 
 SMALL = {
     "recipe": "digits",
