@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,9 +87,8 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
 
     suffix = predicting.file_format(target)
     predictions = predicting.predict(checkpoint, paths, settings)
-    stream = click.get_binary_stream("stdout")
-    count = predicting.write_predictions(predictions, target or stream, suffix, top or 0)
-    stream.flush()
+    count = predicting.write_predictions(predictions, target or sys.stdout.buffer, suffix, top or 0)
+    sys.stdout.buffer.flush()
     pictures = f"{count} picture{'' if count == 1 else 's'}"
     click.echo(f"{pictures} predicted" + ("" if target is None else f": {target}"), err=True)
 

@@ -14,12 +14,14 @@ import torch
 from harness.config.settings import canonical_name
 from harness.data import loaders
 from harness.data.dataset import Split
-from harness.data.image_io import is_image_name, read_image
+from harness.data.image_io import image_files, read_image
 from harness.data.registry import load_dataset as load_data
 from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
+from harness.runs.predict import Prediction as Prediction
+from harness.runs.predict import predict as predict
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.training import device as machine
 from harness.utils.errors import DataError, UsageError
@@ -160,24 +162,6 @@ def _write_overlay(shown: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     Pillow.fromarray(np.concatenate([large, second], 1)).save(path)
     return path
-
-
-def image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Yield picture files: each file as given, each folder's pictures at any depth, sorted.
-
-    Raises:
-        DataError: a path does not exist, or a folder holds no pictures.
-    """
-    for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
-            if not found:
-                raise DataError(f"{path} holds no pictures")
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise DataError(f"no such picture: {path}")
 
 
 def _out_names(files: Sequence[Path]) -> list[str]:

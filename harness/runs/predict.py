@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.image_io import read_image
+from harness.data.image_io import image_files, read_image
 from harness.data.preprocess import Preprocess
 from harness.evaluation.trained_model import TrainedModel, load_trained_model
-from harness.runs.inference import image_files
 from harness.training.device import autocast, autocast_dtype
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, DivergedError, UsageError
