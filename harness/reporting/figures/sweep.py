@@ -11,7 +11,8 @@ import numpy as np
 
 from harness.reporting.figures import style
 from harness.sweep.distributions import Parameter, as_text
-from harness.sweep.schema import Metric, SweepSpec
+from harness.sweep.metric import Metric
+from harness.sweep.schema import SweepSpec
 from harness.sweep.study import TrialRecord
 from harness.utils.text import percent, truncate
 
