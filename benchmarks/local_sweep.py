@@ -38,7 +38,7 @@ def main(file: Path, count: int, workers: int, quick: bool, out: Path | None, se
     if quick:
         count, settings = 2, ("--model-args", "width=4", "--epochs", "1", *settings)
     rows: list[dict[str, Any]] = []
-    for option, label in (("--fork", "forked"), ("--no-fork", "started by their command")):
+    for option, label in (("--fork", "forked"), ("--no-fork", "new processes")):
         with tempfile.TemporaryDirectory() as folder:
             command = ["sweep", str(file.resolve()), "--count", str(count), "--workers", str(workers), option]
             command += ["--output", folder, "--name", "s", *settings]
@@ -52,11 +52,11 @@ def main(file: Path, count: int, workers: int, quick: bool, out: Path | None, se
         rows.append(
             {
                 "trials": f"{ended}, {label}",
-                "whole (s)": whole,
-                "epochs in them (s)": epochs,
+                "total (s)": whole,
+                "epochs (s)": epochs,
                 "trials/h": 3600 * ended / whole,
                 "not training": percent(1 - epochs / whole / workers, 0),
-                "a trial beside its epochs (s)": (whole * workers - epochs) / max(ended, 1),
+                "per trial beside its epochs (s)": (whole * workers - epochs) / max(ended, 1),
             }
         )
     measure.keep("local-sweep", pick_device("auto"), rows, out, file=file.name, count=count, workers=workers)

@@ -13,8 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tests.support.commands import QUICK, command
-from tests.support.wandb_files import offline_runs
 
 import harness
 from harness import make_config, run_seeds

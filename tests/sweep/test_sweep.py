@@ -36,9 +36,9 @@ def test_a_sweep_writes_all_its_results(tmp_path):
         assert not any(
             key.startswith(("test/", "result/test")) for record in read_journal(run).records for key in record.values
         )
-        (segment,) = offline_runs(run)  # an offline W&B run, ready to sync, in one group
-        assert (segment.group, segment.exit_code, segment.job_type) == (folder.name, 0, "trial")
-        assert segment.config["lr_max"] == config["lr_max"]
+        (offline_run,) = offline_runs(run)  # an offline W&B run, ready to sync, in one group
+        assert (offline_run.group, offline_run.exit_code, offline_run.job_type) == (folder.name, 0, "trial")
+        assert offline_run.config["lr_max"] == config["lr_max"]
     summary = json.loads((folder / "sweep.json").read_text())
     best = max(rows, key=lambda row: float(row["best/val_acc"]))
     assert summary["best"]["trial"] == best["trial"]
