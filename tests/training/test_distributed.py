@@ -272,7 +272,7 @@ def counted(state, bucket):
     exchanged.append(bucket.buffer().numel())
     return allreduce_hook(dist.group.WORLD, bucket)
 parts.learner.parallel.register_comm_hook(None, counted)
-feed = parts.batches.train.epoch(0)
+feed = parts.loaders.train.epoch(0)
 for step in range(3):
     images, labels = next(feed)
     assert len(images) == 32, len(images)
@@ -338,12 +338,12 @@ def test_one_process_is_no_group(monkeypatch):
 
 def test_a_part_of_an_evaluation_is_its_images_in_order():
     parts = build_components(Config(recipe="digits", data="digits", model_args={"width": 4}, precision="fp32"))
-    whole = torch.cat([labels for _, labels in parts.batches.test])
+    whole = torch.cat([labels for _, labels in parts.loaders.test])
     told = []
     for rank in range(3):
         one = SingleProcess()
         one.rank, one.world_size = rank, 3
-        part = parts.batches.test.shard(one)
+        part = parts.loaders.test.shard(one)
         told.append(torch.cat([labels for _, labels in part]))
         assert part.num_images == len(told[-1])
     assert torch.equal(torch.cat(told), whole)
