@@ -260,7 +260,7 @@ def setting_types() -> Mapping[str, Any]:
     return get_type_hints(Config)
 
 
-def canonical_name(word: str) -> str:
+def canonical_name(spelling: str) -> str:
     """Return the name of a setting that is given in any case, with or without dashes and underscores (`LRMIN`, `lr-min`).
 
     Short names such as `wd` are understood too.
@@ -269,9 +269,9 @@ def canonical_name(word: str) -> str:
         UsageError: there is no such setting; the message names the closest one.
     """
     names = {name.replace("_", ""): name for name in setting_fields()} | SHORT_NAMES
-    key = str(word).lower().replace("-", "").replace("_", "")
+    key = str(spelling).lower().replace("-", "").replace("_", "")
     if key not in names:
-        raise UsageError(f"there is no setting {word!r}{did_you_mean(str(word).lower(), setting_fields())}")
+        raise UsageError(f"there is no setting {spelling!r}{did_you_mean(str(spelling).lower(), setting_fields())}")
     return names[key]
 
 
