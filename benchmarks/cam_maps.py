@@ -1,9 +1,9 @@
-"""How many class-activation maps of a trained model are empty, by method and layer, and what they cost.
+"""Count empty class-activation maps of a trained model by method and layer, and measure their time.
 
     python benchmarks/cam_maps.py runs/my-run [--count 25]
 
-The surest misclassified images of the run's evaluation split, each mapped for its predicted and for its true class.
-Prints a table, and writes a dated JSON beside this file's results.
+Uses the most confident errors on the run's evaluation split, each mapped for its predicted and its true class. Prints a
+table and writes a dated JSON file under results/.
 """
 
 from __future__ import annotations
@@ -18,38 +18,40 @@ import torch
 
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam, metrics
-from harness.reporting.figures import gallery
+from harness.evaluation.predict import predict
+from harness.evaluation.selection import choose_images
+from harness.evaluation.trained_model import load_trained_model
 from harness.runs import inference
 from harness.training.device import autocast_dtype, describe_environment
 
-QUICK = [name for name, method in gradcam.METHODS.items() if not method.slow]
+QUICK = [name for name, method in gradcam.METHODS.items() if not method.is_slow]
 
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--count", default=25, show_default=True, help="Misclassified images.")
 @click.option("--layers", default="layer1,layer2,layer3", show_default=True)
-@click.option("--data-dir", default="", help="Where the data lies now.")
+@click.option("--data-dir", default="", help="Where the data is now.")
 def main(run: Path, count: int, layers: str, data_dir: str) -> None:
-    trained = inference.load_trained_model(run, {"data_dir": data_dir} if data_dir else {})
+    trained = load_trained_model(run, {"data_dir": data_dir} if data_dir else {})
     data = load_dataset(trained.config)
     split = data.test or data.val
     assert split is not None
-    said = metrics.predict(
+    predictions = predict(
         trained.model,
         inference.evaluation_loader(trained, split),
         trained.device,
         autocast=autocast_dtype(trained.config.precision),
     )
-    chosen = gallery.choose_images(said, wrong=True, count=count)
-    images = torch.stack([trained.preprocess.image(split.picture(int(index))) for index in chosen])
+    selected = choose_images(predictions, wrong=True, count=count)
+    images = torch.stack([trained.preprocess.image(split.picture(int(index))) for index in selected])
     rows = []
     for layer in layers.split(","):
         for method in QUICK:
             began = time.monotonic()
             maps = [
-                gradcam.explain(trained.model, images, to, method=method, layer=layer)
-                for to in (said.predicted[chosen], said.labels[chosen])
+                gradcam.explain(trained.model, images, classes, method=method, layer=layer)
+                for classes in (predictions.predicted[selected], predictions.labels[selected])
             ]
             rows.append(
                 {
@@ -57,20 +59,20 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
                     "layer": layer,
                     "empty predicted": int(maps[0].empty.sum()),
                     "empty true": int(maps[1].empty.sum()),
-                    "of": len(chosen),
+                    "of": len(selected),
                     "share of positive evidence": round(float(maps[0].share.mean()), 3),
                     "seconds": round(time.monotonic() - began, 2),
                 }
             )
             click.echo("  ".join(f"{key} {value}" for key, value in rows[-1].items()))
-    about = {
+    facts = {
         "date": f"{datetime.date.today()}",
-        "accuracy": metrics.accuracy(said),
+        "accuracy": metrics.accuracy(predictions),
         **describe_environment(trained.device),
     }
-    out = Path(__file__).parent / "results" / f"cam_maps-{about['date']}.json"
+    out = Path(__file__).parent / "results" / f"cam_maps-{facts['date']}.json"
     out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    out.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""What stands around training: tracking, checkpoints, explaining, the start of a run, the answer of --help.
+"""Measure everything around training: tracking, explaining, the start of a run, `--help`.
 
     python benchmarks/overheads.py                       # digits
     python benchmarks/overheads.py --data folder --data-dir cifar --model-args width=16 --epochs 2
 
-Whole runs as processes, in turns: offline W&B against none; and fresh processes that only import torch and timm against
-ones that come to the first update of a run.
+Complete runs as processes, interleaved: W&B offline against no W&B; and new processes that only import torch and timm
+against ones that reach the first update of a run.
 """
 
 from __future__ import annotations
@@ -26,62 +26,62 @@ import measure
 from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
 from harness.runs.components import build_components
 
-# Ends a run at its first update and says when it began.
+# Ends a run at its first update and prints the time.
 TO_THE_FIRST_UPDATE = """
 import os, sys, time
 from harness.cli.main import main
 import harness.training.loop as loop
-def first(*words, **more):
+def stop(*args, **kwargs):
     print("began", time.time()); sys.stdout.flush(); os._exit(0)
-loop._step = first
+loop._step = stop
 sys.argv = ["harness", *sys.argv[1:]]
 main()
 """
 BARE = "import time, torch, timm; print('began', time.time())"
 
 
-def started(code: str, words: list[str], folder: str) -> float:
-    """Seconds from the start of a Python process to the moment that it tells."""
+def seconds_until_printed(code: str, arguments: list[str], folder: str) -> float:
+    """Return the seconds from the start of a Python process to the time that it prints."""
     began = time.time()
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, *words], cwd=folder, capture_output=True, text=True
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, *arguments], cwd=folder, capture_output=True, text=True
     )
-    told = [line for line in done.stdout.splitlines() if line.startswith("began ")]
-    assert told, done.stderr
-    return float(told[-1].split()[1]) - began
+    lines = [line for line in process.stdout.splitlines() if line.startswith("began ")]
+    assert lines, process.stderr
+    return float(lines[-1].split()[1]) - began
 
 
-def run(words: list[str], folder: str, mode: str) -> dict[str, Any]:
-    """The seconds of one run by part, from its summary, and those of the whole process."""
-    with tempfile.TemporaryDirectory(dir=folder) as place:
+def run(arguments: list[str], folder: str, mode: str) -> dict[str, Any]:
+    """Return the seconds of one run by phase, from its summary, and of the whole process."""
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
         began = time.perf_counter()
-        line = [sys.executable, "-m", "harness", "run", *words, "--wandb", mode, "--output", "runs", "--name", "r"]
-        done = subprocess.run(line, cwd=place, capture_output=True, text=True)
-        whole = time.perf_counter() - began
-        assert done.returncode == 0, done.stderr
-        summary = json.loads((Path(place) / "runs/r/summary.json").read_text())
-        stages = [json.loads(text) for text in (Path(place) / "runs/r/journal.jsonl").read_text().splitlines()]
-    epochs = [line for line in stages if line.get("kind") == "epoch"]
-    return {**summary["seconds"], "process": whole, "epochs": len(epochs)}
+        line = [sys.executable, "-m", "harness", "run", *arguments, "--wandb", mode, "--output", "runs", "--name", "r"]
+        process = subprocess.run(line, cwd=directory, capture_output=True, text=True)
+        total = time.perf_counter() - began
+        assert process.returncode == 0, process.stderr
+        summary = json.loads((Path(directory) / "runs/r/summary.json").read_text())
+        records = [json.loads(text) for text in (Path(directory) / "runs/r/journal.jsonl").read_text().splitlines()]
+    epochs = [line for line in records if line.get("kind") == "epoch"]
+    return {**summary["seconds"], "process": total, "epochs": len(epochs)}
 
 
-def rows_of_runs(told: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    middle = lambda mode, key: statistics.median(row[key] for row in told[mode])  # noqa: E731
+def rows_of_runs(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    median = lambda mode, key: statistics.median(row[key] for row in results[mode])  # noqa: E731
     rows = []
-    for mode in told:
+    for mode in results:
         rows.append({
-            "run": f"wandb={mode}", "training (s)": middle(mode, "train"), "evaluating (s)": middle(mode, "eval"),
-            "explaining (s)": middle(mode, "explain"), "whole process (s)": middle(mode, "process"),
+            "run": f"wandb={mode}", "training (s)": median(mode, "train"), "evaluating (s)": median(mode, "eval"),
+            "explaining (s)": median(mode, "explain"), "whole process (s)": median(mode, "process"),
         })  # fmt: skip
-    pairs = list(zip(told["offline"], told["disabled"], strict=True))
-    share = statistics.median(a["epoch"] / b["epoch"] - 1 for a, b in pairs)
-    rows.append({"run": "tracking, share of the loop", "training (s)": f"{100 * share:.2f} %"})
+    pairs = list(zip(results["offline"], results["disabled"], strict=True))
+    share = statistics.median(offline["epoch"] / disabled["epoch"] - 1 for offline, disabled in pairs)
+    rows.append({"run": "tracking, fraction of the loop", "training (s)": f"{100 * share:.2f} %"})
     return rows
 
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
 @click.option("--repeats", default=5, show_default=True)
-@click.option("--quick", is_flag=True, help="One turn of a tiny run.")
+@click.option("--quick", is_flag=True, help="One repetition of a tiny run.")
 @click.option("--out", type=click.Path(path_type=Path))
 @setting_options
 def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) -> None:
@@ -89,7 +89,7 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
     for name in ("data_dir",):
         if name in settings:
             settings[name] = str(Path(settings[name]).resolve())
-    words = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
+    arguments = [f"--{key.replace('_', '-')}={value}" for key, value in settings.items()]
     repeats = 1 if quick else repeats
     os.environ |= {
         "WANDB_MODE": "offline",
@@ -99,9 +99,9 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
     del os.environ["WANDB_MODE"]
     with tempfile.TemporaryDirectory() as folder:
         starts: dict[str, Callable[[], float]] = {
-            "import torch, timm": lambda: started(BARE, [], folder),
-            "first update of a run": lambda: started(
-                TO_THE_FIRST_UPDATE, ["run", *words, "--resume=never", "--wandb=offline"], folder
+            "import torch, timm": lambda: seconds_until_printed(BARE, [], folder),
+            "first update of a run": lambda: seconds_until_printed(
+                TO_THE_FIRST_UPDATE, ["run", *arguments, "--resume=never", "--wandb=offline"], folder
             ),
             "harness --help": lambda: measure.seconds(
                 lambda: subprocess.run([sys.executable, "-m", "harness", "--help"], capture_output=True, check=True)
@@ -112,16 +112,17 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
                 )
             ),
         }
-        begun = measure.in_turns(starts, repeats)
+        start_times = measure.in_turns(starts, repeats)
         runs = measure.in_turns(
-            {mode: lambda mode=mode: run(words, folder, mode) for mode in ("offline", "disabled")}, repeats
+            {mode: lambda mode=mode: run(arguments, folder, mode) for mode in ("offline", "disabled")}, repeats
         )
     rows = rows_of_runs(runs)
-    rows += [{"run": name, "whole process (s)": statistics.median(values)} for name, values in begun.items()]
-    own = statistics.median(
-        first - bare for first, bare in zip(begun["first update of a run"], begun["import torch, timm"], strict=True)
+    rows += [{"run": name, "whole process (s)": statistics.median(values)} for name, values in start_times.items()]
+    beyond_imports = statistics.median(
+        first - bare
+        for first, bare in zip(start_times["first update of a run"], start_times["import torch, timm"], strict=True)
     )
-    rows.append({"run": "start of a run beyond the imports", "whole process (s)": own})
+    rows.append({"run": "start of a run beyond the imports", "whole process (s)": beyond_imports})
     measure.keep(
         "overheads", build_components(config_from_options(settings)).learner.device, rows, out, repeats=repeats
     )

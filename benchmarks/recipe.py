@@ -1,4 +1,4 @@
-"""A whole recipe over several seeds: accuracy, and seconds by part.
+"""Train a recipe over several seeds: accuracy, and seconds by phase.
 
 python benchmarks/recipe.py --recipe digits --runs 3
 python benchmarks/recipe.py --data folder --data-dir cifar --runs 5
@@ -16,8 +16,8 @@ import click
 import measure
 
 from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
-from harness.runs import run
 from harness.runs.progress import LineReporter
+from harness.runs.run import run
 from harness.training.device import pick_device
 
 
@@ -33,22 +33,22 @@ def main(settings: dict[str, Any], runs: int, quick: bool, out: Path | None) -> 
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(config.seed, config.seed + runs):
-            result = run.run(config.replace(seed=seed, output=folder, resume="never"), LineReporter(sys.stderr))
-            said, spent = result.summary["result"], result.summary["seconds"]
+            result = run(config.replace(seed=seed, output=folder, resume="never"), LineReporter(sys.stderr))
+            scores, seconds = result.summary["result"], result.summary["seconds"]
             images = result.history[-1]["throughput/images_per_s"]
-            acc = {key: said[key] for key in ("test/acc", "val/acc", "test/acc_tta") if key in said}
+            acc = {key: scores[key] for key in ("test/acc", "val/acc", "test/acc_tta") if key in scores}
             rows.append(
-                {"seed": seed, **acc, **{f"{key} (s)": value for key, value in spent.items()}, "images/s": images}
+                {"seed": seed, **acc, **{f"{key} (s)": value for key, value in seconds.items()}, "images/s": images}
             )
-    for name, merge in (
+    for name, aggregate in (
         ("mean", statistics.mean),
         ("standard deviation", statistics.stdev if runs > 1 else lambda _: 0.0),
     ):
         rows.append(
-            {"seed": name, **{key: merge([row[key] for row in rows[:runs]]) for key in rows[0] if key != "seed"}}
+            {"seed": name, **{key: aggregate([row[key] for row in rows[:runs]]) for key in rows[0] if key != "seed"}}
         )
-    about = {"recipe": config.recipe, "settings": config.numbers(), "seeds": runs}
-    measure.keep(f"recipe-{Path(config.recipe).stem}", pick_device(config.device), rows, out, **about)
+    facts = {"recipe": config.recipe, "settings": config.affecting_results(), "seeds": runs}
+    measure.keep(f"recipe-{Path(config.recipe).stem}", pick_device(config.device), rows, out, **facts)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Our loop beside a hand-written PyTorch loop, timm's loader and training step, and Lightning's Trainer with WandbLogger.
+"""Compare our loop with a reference PyTorch loop, timm's loader and step, and Lightning's Trainer with WandbLogger.
 
     pip install -e '.[peers]'
     python benchmarks/throughput.py                                    # the full network, batch 512
-    python benchmarks/throughput.py --quick                            # a minute: a narrow one
-    python benchmarks/throughput.py --data folder --data-dir cifar     # your own pictures
+    python benchmarks/throughput.py --quick                            # a minute: a narrow network
+    python benchmarks/throughput.py --data folder --data-dir cifar     # your own images
 
-Same model, pictures, batch size, optimizer and augmentation (pad 4 and crop, flip, 8x8 hole), in one process, in turns.
-Each contender is measured over the same number of updates after warm ones, and over an evaluation of the test split. `as it
-comes` is a peer with its defaults (float32, NCHW, its own loader), `tuned` the same with bf16 and channels_last. A peer
-that is not installed is left out, and said to be.
+All use the same model, images, batch size, optimizer and augmentation (pad by 4 and crop, flip, 8x8 cutout), in one
+process, interleaved. Each loop is measured over the same number of updates after some warm-up updates, and over an
+evaluation of the test split. `as it comes` means the library's defaults (float32, NCHW, its own loader), `tuned` the same
+with bf16 and channels_last. A library that is not installed is skipped with a message.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ from harness.training.schedule import make_schedule
 
 Timed = Callable[
     [int, int], tuple[float, float]
-]  # warm updates, measured updates -> seconds of those, of an evaluation
+]  # warm-up updates, measured updates -> seconds of the measured updates, of an evaluation
 
 
-class Few:
-    """The first batches of an endless stream of epochs, as an epoch; notes when the warm ones are over."""
+class FirstBatches:
+    """The first batches of an endless stream of epochs as one epoch; stores the time at which the warm-up ended."""
 
     def __init__(self, batches: Any, warm: int, steps: int, device: torch.device) -> None:
         self.batches, self.warm, self.steps, self.device = batches, warm, warm + steps, device
@@ -68,38 +68,39 @@ class Few:
             epoch += 1
 
 
-def ours(parts: Components) -> Timed:
-    """`fit` as a run calls it: schedule, records, curves, evaluation."""
+def harness_loop(components: Components) -> Timed:
+    """Measure `fit` as a run calls it: schedule, records, curves, evaluation."""
 
     def timed(warm: int, steps: int) -> tuple[float, float]:
-        train = Few(parts.batches.train, warm, steps, parts.learner.device)
-        schedule = make_schedule(parts.config, train.steps)
-        evaluated = {parts.watched: getattr(parts.batches, parts.watched)}
-        ended: list[float] = []
+        train = FirstBatches(components.loaders.train, warm, steps, components.learner.device)
+        schedule = make_schedule(components.config, train.steps)
+        evaluated = {components.eval_split: getattr(components.loaders, components.eval_split)}
+        end_times: list[float] = []
 
-        def watch(tick: Any) -> None:
-            if tick.batch == train.steps:
-                _wait(parts.learner.device)
-                ended.append(time.perf_counter())
+        def on_step(info: Any) -> None:
+            if info.batch == train.steps:
+                _wait(components.learner.device)
+                end_times.append(time.perf_counter())
 
-        record = next(iter(fit(parts.learner, train, schedule, epochs=1, evaluations=evaluated, on_step=watch)))
-        return ended[0] - train.began, float(record.values["time/eval_s"])  # type: ignore[arg-type]
+        record = next(iter(fit(components.learner, train, schedule, epochs=1, evaluations=evaluated, on_step=on_step)))
+        return end_times[0] - train.began, float(record.values["time/eval_s"])  # type: ignore[arg-type]
 
     return timed
 
 
-def by_hand(parts: Components) -> Timed:
-    """The best plain loop that we can write: resident pictures, one gather a batch, bf16 where it pays, fused SGD."""
-    config, device = parts.config, parts.learner.device
-    precision, pixels, labels = autocast_dtype(config.precision), *_on_device(parts, "train")
-    model = _model(parts, channels_last=True)
+def reference_loop(components: Components) -> Timed:
+    """Measure the fastest plain loop that we can write: data in memory, one gather per batch, bf16 where faster, fused SGD."""
+    config, device = components.config, components.learner.device
+    precision, pixels, labels = autocast_dtype(config.precision), *_on_device(components, "train")
+    model = _model(components, channels_last=True)
     optimizer = torch.optim.SGD(model.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4, fused=True)
     mean, std = (
-        torch.tensor([255 * v for v in of], device=device).view(1, 3, 1, 1) for of in (parts.data.mean, parts.data.std)
+        torch.tensor([255 * v for v in of], device=device).view(1, 3, 1, 1)
+        for of in (components.dataset.mean, components.dataset.std)
     )
     windows = F.pad(pixels.permute(0, 3, 1, 2), (4, 4, 4, 4)).contiguous().unfold(2, 32, 1).unfold(3, 32, 1)
     size, rows = config.batch_size, torch.arange(32, device=device)
-    tests, truths = _on_device(parts, "test")
+    test_images, test_labels = _on_device(components, "test")
 
     def batch() -> tuple[Tensor, Tensor]:
         draw = lambda high, *shape: torch.randint(0, high, shape, device=device)  # noqa: E731
@@ -108,10 +109,10 @@ def by_hand(parts: Components) -> Timed:
         images = images.float().sub_(mean).div_(std)
         images = torch.where((draw(2, size) == 1)[:, None, None, None], images.flip(3), images)
         top, left = draw(25, size, 1), draw(25, size, 1)
-        hole = ((rows >= top) & (rows < top + 8))[:, None, :, None] & ((rows >= left) & (rows < left + 8))[
+        cutout = ((rows >= top) & (rows < top + 8))[:, None, :, None] & ((rows >= left) & (rows < left + 8))[
             :, None, None, :
         ]
-        return images.masked_fill_(hole, 0), labels[index]
+        return images.masked_fill_(cutout, 0), labels[index]
 
     def timed(warm: int, steps: int) -> tuple[float, float]:
         model.train()
@@ -120,9 +121,9 @@ def by_hand(parts: Components) -> Timed:
             if step == warm:
                 _wait(device)
                 began = time.perf_counter()
-            images, truth = batch()
+            images, labels = batch()
             with _autocast(device, precision):
-                loss = F.cross_entropy(model(images), truth)
+                loss = F.cross_entropy(model(images), labels)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -132,18 +133,18 @@ def by_hand(parts: Components) -> Timed:
         trained, began = time.perf_counter() - began, time.perf_counter()
         model.eval()
         with torch.no_grad(), _autocast(device, precision):
-            right = torch.zeros((), dtype=torch.long, device=device)
-            for start in range(0, len(tests), 1000):
-                images = tests[start : start + 1000].permute(0, 3, 1, 2).float().sub_(mean).div_(std)
-                right += (model(images).argmax(1) == truths[start : start + 1000]).sum()
-        right.item()
+            correct = torch.zeros((), dtype=torch.long, device=device)
+            for start in range(0, len(test_images), 1000):
+                images = test_images[start : start + 1000].permute(0, 3, 1, 2).float().sub_(mean).div_(std)
+                correct += (model(images).argmax(1) == test_labels[start : start + 1000]).sum()
+        correct.item()  # waits for the device
         return trained, time.perf_counter() - began
 
     return timed
 
 
-class Pil(Dataset):
-    """The pictures one by one, as an image folder gives them once decoded."""
+class ImageDataset(Dataset):
+    """The images one by one, as an image folder returns them once decoded."""
 
     def __init__(self, split: Any, transform: Any = None) -> None:
         self.source, self.transform = split.source, transform
@@ -156,8 +157,8 @@ class Pil(Dataset):
         return (image if self.transform is None else self.transform(image)), int(label)
 
 
-def timm_step(parts: Components, tuned: bool) -> Timed:
-    """timm's `create_loader` and the step of its train.py, with our augmentation in its transforms' place."""
+def timm_step(components: Components, tuned: bool) -> Timed:
+    """Measure timm's `create_loader` and the step of its train.py, with our augmentation in place of its transforms."""
     from timm.data import create_loader
     from timm.data.random_erasing import RandomErasing
     from timm.data.transforms import ToNumpy
@@ -165,17 +166,25 @@ def timm_step(parts: Components, tuned: bool) -> Timed:
     from timm.utils import AverageMeter, accuracy
     from torchvision import transforms
 
-    config, device = parts.config, parts.learner.device
-    model = _model(parts, channels_last=tuned)
+    config, device = components.config, components.learner.device
+    model = _model(components, channels_last=tuned)
     optimizer = create_optimizer_v2(model, opt="sgd", lr=0.001, weight_decay=5e-4, momentum=0.9)
-    how: dict[str, Any] = dict(
-        input_size=(3, 32, 32), use_prefetcher=True, mean=parts.data.mean, std=parts.data.std, device=device,
+    options: dict[str, Any] = dict(
+        input_size=(3, 32, 32), use_prefetcher=True, mean=components.dataset.mean, std=components.dataset.std, device=device,
         num_workers=4, persistent_workers=True, pin_memory=device.type == "cuda",
     )  # fmt: skip
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that four workers are more than two cores
-        train = create_loader(Pil(parts.data.train), batch_size=config.batch_size, is_training=True, **how)
-        test = create_loader(Pil(parts.data.test), batch_size=config.batch_size, is_training=False, crop_pct=1.0, **how)
+        warnings.simplefilter("ignore")  # more workers than cores
+        train = create_loader(
+            ImageDataset(components.dataset.train), batch_size=config.batch_size, is_training=True, **options
+        )
+        test = create_loader(
+            ImageDataset(components.dataset.test),
+            batch_size=config.batch_size,
+            is_training=False,
+            crop_pct=1.0,
+            **options,
+        )
     crop = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), ToNumpy()]
     train.loader.dataset.transform = transforms.Compose(crop)
     train.random_erasing = RandomErasing(
@@ -193,11 +202,11 @@ def timm_step(parts: Components, tuned: bool) -> Timed:
             if step == warm:
                 _wait(device)
                 began = time.perf_counter()
-            images, truth = next(stream)
+            images, labels = next(stream)
             if tuned:
                 images = images.contiguous(memory_format=torch.channels_last)
             with context():
-                loss = F.cross_entropy(model(images), truth)
+                loss = F.cross_entropy(model(images), labels)
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
@@ -207,29 +216,31 @@ def timm_step(parts: Components, tuned: bool) -> Timed:
         trained, began = time.perf_counter() - began, time.perf_counter()
         model.eval()
         with torch.no_grad():
-            for images, truth in test:
+            for images, labels in test:
                 if tuned:
                     images = images.contiguous(memory_format=torch.channels_last)
                 with context():
                     logits = model(images)
-                meter.update(F.cross_entropy(logits, truth).item(), images.size(0))
-                accuracy(logits, truth, topk=(1, 5))
+                meter.update(F.cross_entropy(logits, labels).item(), images.size(0))
+                accuracy(logits, labels, topk=(1, 5))
         return trained, time.perf_counter() - began
 
     return timed
 
 
-def lightning(parts: Components, tuned: bool) -> Timed:
-    """Lightning's Trainer with its WandbLogger offline, logging every 50 steps as it does by default."""
+def lightning(components: Components, tuned: bool) -> Timed:
+    """Measure Lightning's Trainer with WandbLogger offline, logging every 50 steps as by default."""
     import lightning as L
     from lightning.pytorch.loggers import WandbLogger
     from torchvision import transforms
 
-    config, device = parts.config, parts.learner.device
-    plain = [transforms.ToTensor(), transforms.Normalize(parts.data.mean, parts.data.std)]
-    hole = transforms.RandomErasing(p=1.0, scale=(1 / 16, 1 / 16), ratio=(1, 1))
-    augmented = transforms.Compose([transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *plain, hole])
-    net = _model(parts, channels_last=tuned).cpu()
+    config, device = components.config, components.learner.device
+    normalise = [transforms.ToTensor(), transforms.Normalize(components.dataset.mean, components.dataset.std)]
+    cutout = transforms.RandomErasing(p=1.0, scale=(1 / 16, 1 / 16), ratio=(1, 1))
+    augmented = transforms.Compose(
+        [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), *normalise, cutout]
+    )
+    net = _model(components, channels_last=tuned).cpu()
 
     class Module(L.LightningModule):
         def __init__(self) -> None:
@@ -237,18 +248,18 @@ def lightning(parts: Components, tuned: bool) -> Timed:
             self.net = net
 
         def training_step(self, batch: Any, index: int) -> Tensor:
-            images, truth = batch
+            images, labels = batch
             if tuned:
                 images = images.contiguous(memory_format=torch.channels_last)
-            loss = F.cross_entropy(self.net(images), truth)
+            loss = F.cross_entropy(self.net(images), labels)
             self.log("train/loss", loss)
             return loss
 
         def validation_step(self, batch: Any, index: int) -> None:
-            images, truth = batch
+            images, labels = batch
             logits = self.net(images)
-            self.log("val/loss", F.cross_entropy(logits, truth))
-            self.log("val/acc", (logits.argmax(1) == truth).float().mean())
+            self.log("val/loss", F.cross_entropy(logits, labels))
+            self.log("val/acc", (logits.argmax(1) == labels).float().mean())
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4)
@@ -274,7 +285,9 @@ def lightning(parts: Components, tuned: bool) -> Timed:
             self.evaluated = time.perf_counter() - self.since
 
     def loader(split: Any, transform: Any, shuffle: bool) -> DataLoader:
-        return DataLoader(Pil(split, transform), config.batch_size, shuffle=shuffle, num_workers=2, drop_last=shuffle)
+        return DataLoader(
+            ImageDataset(split, transform), config.batch_size, shuffle=shuffle, num_workers=2, drop_last=shuffle
+        )
 
     def timed(warm: int, steps: int) -> tuple[float, float]:
         clock = Clock(warm)
@@ -287,11 +300,11 @@ def lightning(parts: Components, tuned: bool) -> Timed:
                 enable_model_summary=False, num_sanity_val_steps=0, callbacks=[clock], precision="bf16-mixed" if tuned else "32-true",
             )  # fmt: skip
             train, test = (
-                loader(parts.data.train, augmented, True),
-                loader(parts.data.test, transforms.Compose(plain), False),
+                loader(components.dataset.train, augmented, True),
+                loader(components.dataset.test, transforms.Compose(normalise), False),
             )
-            enough = _Repeated(train, warm + steps)
-            trainer.fit(Module(), enough, test)
+            repeated = _Repeated(train, warm + steps)
+            trainer.fit(Module(), repeated, test)
             logger.experiment.finish()
         return clock.trained, clock.evaluated
 
@@ -299,7 +312,7 @@ def lightning(parts: Components, tuned: bool) -> Timed:
 
 
 class _Repeated:
-    """A loader that begins anew until it has given so many batches."""
+    """A loader that restarts until it has returned a number of batches."""
 
     def __init__(self, loader: DataLoader, batches: int) -> None:
         self.loader, self.batches = loader, batches
@@ -318,15 +331,15 @@ def _endless(loader: Any) -> Iterator[Any]:
         yield from loader
 
 
-def _model(parts: Components, channels_last: bool) -> nn.Module:
+def _model(components: Components, channels_last: bool) -> nn.Module:
     torch.manual_seed(0)
-    model = factory.create_model(parts.config, len(parts.data.classes)).to(parts.learner.device)
+    model = factory.create_model(components.config, len(components.dataset.classes)).to(components.learner.device)
     return model.to(memory_format=torch.channels_last) if channels_last else model  # type: ignore[call-overload, no-any-return]
 
 
-def _on_device(parts: Components, name: str) -> tuple[Tensor, Tensor]:
-    split = getattr(parts.data, name)
-    return tuple(torch.from_numpy(part).to(parts.learner.device) for part in (split.pixels, split.labels))  # type: ignore[return-value]
+def _on_device(components: Components, name: str) -> tuple[Tensor, Tensor]:
+    split = getattr(components.dataset, name)
+    return tuple(torch.from_numpy(part).to(components.learner.device) for part in (split.pixels, split.labels))  # type: ignore[return-value]
 
 
 def _autocast(device: torch.device, precision: torch.dtype | None) -> Any:
@@ -338,50 +351,50 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def contenders(parts: Components, only: str = "") -> tuple[dict[str, Timed], list[str]]:
-    """Those that can be had here, by name, and what is said of the others."""
+def make_loops(components: Components, only: str = "") -> tuple[dict[str, Timed], list[str]]:
+    """Return the loops that can run here, by name, and a message for each of the others."""
     makers: dict[str, Callable[[], Timed]] = {
-        "harness": lambda: ours(parts),
-        "hand-written": lambda: by_hand(parts),
-        "timm as it comes": lambda: timm_step(parts, False),
-        "timm tuned": lambda: timm_step(parts, True),
-        "Lightning + W&B as it comes": lambda: lightning(parts, False),
-        "Lightning + W&B tuned": lambda: lightning(parts, True),
+        "harness": lambda: harness_loop(components),
+        "reference PyTorch loop": lambda: reference_loop(components),
+        "timm as it comes": lambda: timm_step(components, False),
+        "timm tuned": lambda: timm_step(components, True),
+        "Lightning + W&B as it comes": lambda: lightning(components, False),
+        "Lightning + W&B tuned": lambda: lightning(components, True),
     }
-    made, left = {}, []
+    loops, skipped = {}, []
     for name, maker in makers.items():
         if only and name != "harness" and not any(word in name.lower() for word in only.lower().split(",")):
             continue
         try:
-            made[name] = maker()
+            loops[name] = maker()
         except ImportError as error:
-            left.append(f"{name}: {error.name} is not installed; pip install -e '.[peers]'")
-    return made, left
+            skipped.append(f"{name}: {error.name} is not installed; pip install -e '.[peers]'")
+    return loops, skipped
 
 
 def compare(
-    parts: Components, *, warm: int, steps: int, repeats: int, only: str = ""
+    components: Components, *, warm: int, steps: int, repeats: int, only: str = ""
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """A row a contender: images/s in training and evaluation, and how many times as fast as it ours is."""
-    made, left = contenders(parts, only)
-    told = measure.in_turns({name: lambda timed=timed: timed(warm, steps) for name, timed in made.items()}, repeats)
-    images, tests = steps * parts.config.batch_size, len(parts.data.test or ())
-    epoch_steps = parts.batches.train.steps
+    """Measure all loops; one row each with images/s in training and evaluation, and the relative speed of harness."""
+    loops, skipped = make_loops(components, only)
+    results = measure.in_turns({name: lambda timed=timed: timed(warm, steps) for name, timed in loops.items()}, repeats)
+    images, test_images = steps * components.config.batch_size, len(components.dataset.test or ())
+    epoch_steps = components.loaders.train.steps
     rows = []
-    for name, pairs in told.items():
-        step, evaluated = ([pair[at] for pair in pairs] for at in (0, 1))
+    for name, pairs in results.items():
+        training, evaluation = ([pair[index] for pair in pairs] for index in (0, 1))
         epochs = [trained / steps * epoch_steps + seconds for trained, seconds in pairs]
         rows.append({
             "contender": name,
-            "train images/s": images / statistics.median(step),
-            "least": images / max(step),
-            "most": images / min(step),
-            "test images/s": tests / statistics.median(evaluated),
+            "train images/s": images / statistics.median(training),
+            "least": images / max(training),
+            "most": images / min(training),
+            "test images/s": test_images / statistics.median(evaluation),
             "epoch (s)": statistics.median(epochs),
-            "ours is, training": statistics.median(a[0] / b[0] for a, b in zip(pairs, told["harness"], strict=True)),
-            "ours is, whole epoch": statistics.median(epochs) / _median_epoch(told["harness"], steps, epoch_steps),
+            "ours is, training": statistics.median(pair[0] / harness[0] for pair, harness in zip(pairs, results["harness"], strict=True)),
+            "ours is, whole epoch": statistics.median(epochs) / _median_epoch(results["harness"], steps, epoch_steps),
         })  # fmt: skip
-    return rows, left
+    return rows, skipped
 
 
 def _median_epoch(pairs: list[tuple[float, float]], steps: int, epoch_steps: int) -> float:
@@ -389,11 +402,13 @@ def _median_epoch(pairs: list[tuple[float, float]], steps: int, epoch_steps: int
 
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
-@click.option("--steps", default=4, show_default=True, help="Updates measured in a turn.")
-@click.option("--warm", default=1, show_default=True, help="Updates before them.")
-@click.option("--repeats", default=5, show_default=True, help="Turns of each.")
-@click.option("--only", default="", help="Words of the contenders' names to measure beside ours.")
-@click.option("--quick", is_flag=True, help="A narrow network and few turns, to see that it works.")
+@click.option("--steps", default=4, show_default=True, help="Updates measured per repetition.")
+@click.option("--warm", default=1, show_default=True, help="Warm-up updates before them.")
+@click.option("--repeats", default=5, show_default=True, help="Repetitions of each loop.")
+@click.option(
+    "--only", default="", help="Measure only the loops whose names contain one of these comma-separated words."
+)
+@click.option("--quick", is_flag=True, help="A narrow network and few repetitions, to see that it works.")
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON file. [results/throughput-DATE.json]")
 @setting_options
 def main(
@@ -409,15 +424,15 @@ def main(
         if "data" not in settings:
             folder = stack.enter_context(measure.pictures(1024 if quick else 5120, 256 if quick else 1024))
             settings |= {"data": "folder", "data_dir": str(folder)}
-        parts = build_components(config_from_options(settings))
-        rows, left = compare(parts, warm=warm, steps=steps, repeats=repeats, only=only)
-    config = parts.config
-    about = dict(
+        components = build_components(config_from_options(settings))
+        rows, skipped = compare(components, warm=warm, steps=steps, repeats=repeats, only=only)
+    config = components.config
+    facts = dict(
         model=config.model, model_args=config.model_args, batch_size=config.batch_size, precision=config.precision,
-        steps=steps, warm=warm, repeats=repeats, left_out=left,
+        steps=steps, warm=warm, repeats=repeats, left_out=skipped,
     )  # fmt: skip
-    measure.keep("throughput", parts.learner.device, rows, out, **about)
-    for line in left:
+    measure.keep("throughput", components.learner.device, rows, out, **facts)
+    for line in skipped:
         click.echo(line, err=True)
 
 

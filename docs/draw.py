@@ -1,121 +1,112 @@
-"""Draws the pictures of architecture.md, docs/images/rooms.svg and paths.svg: `python docs/draw.py`."""
+"""Draw the pictures of architecture.md, docs/images/packages.svg and paths.svg: `python docs/draw.py`."""
 
-import math
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
-
 IMAGES = Path(__file__).with_name("images")
-INK, ROOF, ROOM, LEAF = "#1f2933", "#fde8c8", "#d6e6f5", "#e3f1dc"
-MIDDLE = (0.0, -0.35)
-ROOMS = {
-    "training": "learns\nloop, learner, schedule, optimizer,\nfinder, checkpoint, saving, graph, distributed",
-    "vision": "the task\nmodels, data, loaders, augmentation,\npredictions, galleries, Grad-CAM",
-    "tracking": "writes\ntracker, tee, journal, wandb_*",
-    "search": "many runs\nsweepfile, axes, Optuna, Hyperband,\nprocesses, results",
-    "report": "pages\none HTML file of a run or a sweep, from its journal",
-}
+INK, MUTED, PAPER = "#1f2933", "#52606d", "#ffffff"
+ORANGE, YELLOW, BLUE, GREEN, GREY = "#fde8c8", "#fdf3c8", "#d6e6f5", "#e3f1dc", "#e8ebef"
+
+# From the top to the bottom: a package imports only packages of the same list that stand further down.
+PACKAGES = (
+    ("cli", "commands, options, exit statuses", ORANGE),
+    ("checks", "verify and doctor", ORANGE),
+    ("sweep", "W&B sweep files on Optuna", ORANGE),
+    ("runs", "one run from the configuration to the summary", ORANGE),
+    ("reporting", "figures, HTML pages, evaluation report", YELLOW),
+    ("lr_finder", "range test and suggestion", BLUE),
+    ("evaluation", "predictions, metrics, Grad-CAM", BLUE),
+    ("training", "loop, learner, schedule, checkpoint, distributed", BLUE),
+    ("models", "timm registry, factory, model card", BLUE),
+    ("data", "data sets, augmentation, loaders", BLUE),
+    ("tracking", "records, journal, run directory, W&B", GREEN),
+    ("config", "settings, recipes, strict YAML", GREEN),
+    ("utils", "errors, files, seeding, signals, text", GREY),
+)
 BATCH = (
-    "file or array\nuint8 [H, W, 3]",
-    "resident store\nor timm loader\ncrop, flip, cutout",
-    "normalised\nfloat [B, 3, H, W]\non the device",
-    "timm model\n→ logits\n[B, classes]",
-    "loss (nats)\nLearner.update\nnothing is read back",
-    "one Record\nan epoch\nread once",
-    "journal.jsonl,\nW&B, figures",
+    ("data/registry.py", "load_dataset", "uint8 [N, H, W, 3]"),
+    ("data/device_loader.py", "or worker_loader.py", "crop, flip, cutout"),
+    ("training/loop.py", "fit", "float [B, 3, H, W]"),
+    ("training/learner.py", "Learner.train_step", "logits [B, classes]"),
+    ("training/loop.py", "yields a Record", "once an epoch"),
 )
-RATE = (
-    "--lr-max 0.05,\nrecipe, agent,\nor a range test",
-    "Config.lr_max\nchecked:\nlr_min ≤ lr_max",
-    "Schedule.lr(step)\na pure function",
-    "set_rates\ninto the\noptimizer",
-    "rate: read back\nfrom the optimizer",
-    "Record: lr\nof every step",
-    "figures/lr.png,\nW&B's history",
+LR_MAX = (
+    ("cli/options.py", "--lr-max 0.05", "or a recipe, a sweep"),
+    ("config/", "make_config", "Config.lr_max"),
+    ("training/schedule.py", "Schedule.lr(step)", "a pure function"),
+    ("training/learner.py", "Learner.train_step", "sets it, reads it back"),
+    ("training/loop.py", "Record: lr", "one value per step"),
+)
+RECORD = (
+    ("training/loop.py", "fit yields it", "plain values"),
+    ("runs/trainer.py", "Trainer", "adds best/val_acc"),
+    ("tracking/tracker.py", "MultiTracker", "journal first, then W&B"),
+    ("tracking/journal.py", "Journal.record", "one line on disk"),
+    ("tracking/wandb/", "WandbTracker.record", "one row per step"),
 )
 
 
-def box(axes: Axes, x: float, y: float, words: str, colour: str, width: float, height: float, size: float = 9) -> None:
-    """A rounded box around (x, y) with its first line bold where there are more."""
-    corner = (x - width / 2, y - height / 2)
-    axes.add_patch(FancyBboxPatch(corner, width, height, "round,pad=0,rounding_size=0.08", fc=colour, ec=INK, lw=1.1))
-    axes.text(x, y, words, ha="center", va="center", fontsize=size, color=INK, linespacing=1.35)
+def box(x: float, y: float, width: float, height: float, colour: str) -> str:
+    return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" rx="6" fill="{colour}" stroke="{INK}"/>'
 
 
-def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float]) -> None:
-    axes.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "color": INK, "lw": 1.2, "shrinkA": 0, "shrinkB": 0})
-
-
-def rooms() -> plt.Figure:
-    """The star: leaves in the middle, rooms around them that import only leaves, the roof around all."""
-    figure, axes = _paper(10.5, 8.2)
-    axes.add_patch(FancyBboxPatch((-5.1, -3.95), 10.2, 7.9, "round,pad=0,rounding_size=0.3", fc=ROOF, ec=INK, lw=1.1))
-    axes.text(0, 3.68, "the roof knows every room", ha="center", va="center", weight="bold", fontsize=11, color=INK)
-    roof = "commands/ (the command line), runner, story, find, see, judge, exchange, sync, seeds, verify, doctor"
-    axes.text(0, 3.36, roof, ha="center", va="center", fontsize=9, color=INK)
-    for number, (name, about) in enumerate(ROOMS.items()):
-        angle = math.radians(90 + 72 * number)
-        x, y = 3.35 * math.cos(angle), 2.75 * math.sin(angle) - 0.35
-        arrow(axes, _edge((x, y), MIDDLE, 1.55, 0.58), _edge(MIDDLE, (x, y), 1.28, 0.63))
-        box(axes, x, y, "", ROOM, 3.1, 1.15)
-        axes.text(x, y + 0.36, f"{name}/", ha="center", va="center", weight="bold", fontsize=10.5, color=INK)
-        axes.text(x, y - 0.15, about, ha="center", va="center", fontsize=8.5, color=INK, linespacing=1.3)
-    box(axes, *MIDDLE, "", LEAF, 2.56, 1.25)
-    axes.text(0, MIDDLE[1] + 0.38, "leaves", ha="center", va="center", weight="bold", fontsize=10.5, color=INK)
-    leaves = "config, values, errors, randomness,\nfiles, runfolder, interrupts,\nenvironment, style, faults"
-    axes.text(0, MIDDLE[1] - 0.15, leaves, ha="center", va="center", fontsize=8.5, color=INK, linespacing=1.3)
-    axes.annotate("", (-0.4, -2.57), (0.4, -2.57), arrowprops={"arrowstyle": "-|>", "color": INK, "linestyle": "--"})
-    axes.text(0, -2.4, "the journal", fontsize=8, ha="center", color=INK)
-    axes.text(
-        0,
-        -3.62,
-        "→ imports. Rooms do not import each other, but for the journal; a test parses every import.",
-        **_note(),
+def text(
+    x: float, y: float, content: str, size: int = 13, colour: str = INK, bold: bool = False, centre: bool = True
+) -> str:
+    anchor, weight = "middle" if centre else "start", "bold" if bold else "normal"
+    return (
+        f'<text x="{x}" y="{y}" font-size="{size}" fill="{colour}" font-weight="{weight}" text-anchor="{anchor}">'
+        f"{escape(content)}</text>"
     )
-    axes.set(xlim=(-5.2, 5.2), ylim=(-4.05, 4.05))
-    return figure
 
 
-def paths() -> plt.Figure:
-    """Two strips: what becomes of a batch of images, and of LRMAX."""
-    figure, axes = _paper(13, 4.0)
-    for y, name, steps, colour in ((1.25, "a batch of images", BATCH, ROOM), (-1.0, "LRMAX", RATE, LEAF)):
-        axes.text(-0.92, y + 0.78, f"The path of {name}", weight="bold", fontsize=11, color=INK)
-        for place, words in enumerate(steps):
-            box(axes, 2.2 * place, y, words, colour, 1.84, 1.15)
-            if place:
-                arrow(axes, (2.2 * place - 1.28, y), (2.2 * place - 0.92, y))
-    axes.set(xlim=(-1.05, 14.25), ylim=(-1.75, 2.4))
-    return figure
+def arrow(x1: float, y1: float, x2: float, y2: float) -> str:
+    return f'<line x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}" stroke="{INK}" stroke-width="1.3" marker-end="url(#head)"/>'
 
 
-def _edge(
-    centre: tuple[float, float], to: tuple[float, float], half_width: float, half_height: float
-) -> tuple[float, float]:
-    """Where the line from a box's centre to a point leaves the box."""
-    across, up = to[0] - centre[0], to[1] - centre[1]
-    share = min(half_width / max(abs(across), 1e-9), half_height / max(abs(up), 1e-9))
-    return centre[0] + share * across, centre[1] + share * up
+def svg(width: int, height: int, title: str, parts: Sequence[str]) -> str:
+    """Return an SVG picture on white paper, readable on a dark page too."""
+    return "\n".join([
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}" '
+        f'font-family="Helvetica, Arial, sans-serif">',
+        f'<defs><marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
+        f'<path d="M0 0L8 4L0 8z" fill="{INK}"/></marker></defs>',
+        f'<rect width="{width}" height="{height}" fill="{PAPER}"/>',
+        *parts,
+        "</svg>\n",
+    ])  # fmt: skip
 
 
-def _paper(width: float, height: float) -> tuple[plt.Figure, Axes]:
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
-    axes.set_axis_off()
-    return figure, axes
+def packages() -> str:
+    """Return the stack of packages: each imports only packages below it."""
+    parts, top, row = [], 20, 38
+    for index, (name, about, colour) in enumerate(PACKAGES):
+        y = top + index * row
+        parts += [box(60, y, 580, row - 6, colour), text(76, y + 21, f"{name}/", 14, bold=True, centre=False)]
+        parts.append(text(190, y + 21, about, 13, MUTED, centre=False))
+    bottom = top + len(PACKAGES) * row
+    parts += [arrow(34, top + 8, 34, bottom - 14), f'<g transform="rotate(-90 22 {(top + bottom) / 2})">']
+    parts += [text(22, (top + bottom) / 2, "imports", 12, MUTED), "</g>"]
+    return svg(660, bottom + 14, "The thirteen packages of harness; each imports only packages below it", parts)
 
 
-def _note() -> dict[str, object]:
-    return {"ha": "center", "va": "center", "fontsize": 9, "color": INK, "style": "italic"}
+def paths() -> str:
+    """Return three strips: the files that a batch, `lr_max` and a Record pass through."""
+    parts, width, gap = [], 186, 26
+    strips = (("A batch of images", BATCH, BLUE), ("lr_max", LR_MAX, YELLOW), ("A Record", RECORD, GREEN))
+    for number, (name, steps, colour) in enumerate(strips):
+        y = 20 + number * 130
+        parts.append(text(20, y + 14, name, 15, bold=True, centre=False))
+        for index, (file, symbol, about) in enumerate(steps):
+            x = 20 + index * (width + gap)
+            parts += [box(x, y + 26, width, 78, colour), text(x + width / 2, y + 48, file, 13, bold=True)]
+            parts += [text(x + width / 2, y + 69, symbol), text(x + width / 2, y + 90, about, 12, MUTED)]
+            if index:
+                parts.append(arrow(x - gap, y + 65, x, y + 65))
+    return svg(20 + 5 * width + 4 * gap + 20, 20 + 3 * 130, "The paths of a batch, of lr_max and of a Record", parts)
 
 
 if __name__ == "__main__":
-    with plt.rc_context({"svg.hashsalt": "harness", "svg.fonttype": "path"}):
-        for name, draw in (("rooms", rooms), ("paths", paths)):
-            picture = draw()
-            picture.savefig(IMAGES / f"{name}.svg", metadata={"Date": None}, facecolor="white")
-            plt.close(picture)
+    for name, draw in (("packages", packages), ("paths", paths)):
+        (IMAGES / f"{name}.svg").write_text(draw(), encoding="utf-8")

@@ -1,9 +1,14 @@
-"""Train an image classifier, see why it works, search its learning rates, share the result.
+"""Train an image classifier with Weights & Biases, see why it works, search its learning rates, share the result.
 
-The notebook API, imported when first used:
+Everything that the command line does has a function here; each is imported when it is first used:
 
     import harness
-    result = harness.run(harness.make_config({"recipe": "digits", "epochs": 4}))
+
+    config = harness.make_config({"recipe": "digits", "epochs": 4})
+    result = harness.run(config)
+    result.summary["result"], result.history[-1]["train/loss"]
+
+The parts below are in `harness.training`, `harness.data`, `harness.models` and `harness.evaluation`.
 """
 
 from __future__ import annotations
@@ -13,53 +18,58 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.config.recipe import make_config as make_config
-    from harness.config.recipe import read_recipe as recipe
     from harness.config.settings import Config as Config
+    from harness.evaluation.trained_model import load_trained_model as load_model
+    from harness.reporting.html.pages import write_page as report
+    from harness.runs.inference import evaluate as evaluate
+    from harness.runs.inference import explain as explain
+    from harness.runs.inference import predict as predict
+    from harness.runs.lr_find import find_lr as find_lr
     from harness.runs.run import run as run
     from harness.runs.seeds import run_seeds as run_seeds
     from harness.runs.trainer import RunResult as RunResult
-    from harness.training.learner import Learner as Learner
-    from harness.training.learner import make_learner as make_learner
-    from harness.training.loop import evaluate as evaluate
-    from harness.training.loop import fit as fit
-    from harness.training.schedule import Schedule as Schedule
+    from harness.sweep.scheduler import run_sweep as run_sweep
 
-_WHERE = {
+_PUBLIC = {
     "Config": "harness.config.settings:Config",
-    "recipe": "harness.config.recipe:read_recipe",
-    "make_config": "harness.config.recipe:make_config",
     "RunResult": "harness.runs.trainer:RunResult",
+    "evaluate": "harness.runs.inference:evaluate",
+    "explain": "harness.runs.inference:explain",
+    "find_lr": "harness.runs.lr_find:find_lr",
+    "load_model": "harness.evaluation.trained_model:load_trained_model",
+    "make_config": "harness.config.recipe:make_config",
+    "predict": "harness.runs.inference:predict",
+    "report": "harness.reporting.html.pages:write_page",
     "run": "harness.runs.run:run",
     "run_seeds": "harness.runs.seeds:run_seeds",
-    "Learner": "harness.training.learner:Learner",
-    "make_learner": "harness.training.learner:make_learner",
-    "evaluate": "harness.training.loop:evaluate",
-    "fit": "harness.training.loop:fit",
-    "Schedule": "harness.training.schedule:Schedule",
+    "run_sweep": "harness.sweep.scheduler:run_sweep",
 }
 __all__ = [
     "Config",
-    "Learner",
     "RunResult",
-    "Schedule",
     "evaluate",
-    "fit",
+    "explain",
+    "find_lr",
+    "load_model",
     "make_config",
-    "make_learner",
-    "recipe",
+    "predict",
+    "report",
     "run",
     "run_seeds",
+    "run_sweep",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("vision-harness")
-    if name not in _WHERE:
+    if name == "sweep":  # the package of that name, which can be called
+        return import_module("harness.sweep")
+    if name not in _PUBLIC:
         raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    module, _, attribute = _WHERE[name].partition(":")
+    module, _, attribute = _PUBLIC[name].partition(":")
     return getattr(import_module(module), attribute)
 
 
 def __dir__() -> list[str]:
-    return [*__all__, "__version__"]
+    return [*__all__, "__version__", "sweep"]

@@ -1,4 +1,4 @@
-"""Every test: no account, no network but loopback, a home of its own, nothing left behind."""
+"""Every test: no account, no network but the loopback, a home folder of its own, nothing left behind."""
 
 import os
 
@@ -20,7 +20,7 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
-    """A home folder that goes with the test, so that nothing is read from or left in the real one."""
+    """A temporary home folder, so that nothing is read from or left in the real one."""
     folder = tmp_path_factory.mktemp("home")
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(folder))
@@ -30,7 +30,7 @@ def home(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """One finished run of the quick recipe: (what the command printed, the run folder)."""
+    """One finished run of the quick recipe: (the ended process, the run directory)."""
     folder = tmp_path_factory.mktemp("with spaces and é")
     named = ["--tags", "a,b", "--group", "tests", "--notes", "why", "--project", "trial"]
     done = command("run", *QUICK, "--epochs", 3, *named, cwd=folder, check=0)
@@ -39,7 +39,7 @@ def finished(tmp_path_factory):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A stand-in for W&B's server that keeps the history rows it is sent, and the environment that leads to it."""
+    """A W&B server on the loopback that keeps the history rows, and the environment that leads to it."""
     with Server() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)

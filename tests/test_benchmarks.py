@@ -1,4 +1,4 @@
-"""Every benchmark runs, in its quick form, and writes what it measured with the machine that it was measured on."""
+"""Every benchmark runs in its quick form and writes its results with a description of the machine."""
 
 import json
 import math
@@ -12,54 +12,54 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def bench(script, *words, out):
+def run_benchmark(script, *options, out):
     environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
-    line = [sys.executable, str(BENCHMARKS / script), "--quick", "--out", str(out), *map(str, words)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=600, env=environment, cwd=out.parent)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    told = json.loads(out.read_text())
-    assert {"date", "benchmark", "packages", "device", "cores", "threads", "load", "rows"} <= told.keys()
-    assert told["packages"]["torch"] and told["rows"]
-    assert str(Path.home()) not in out.read_text() and "command" not in told
-    return told, done
+    command = [sys.executable, str(BENCHMARKS / script), "--quick", "--out", str(out), *map(str, options)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=out.parent)
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
+    result = json.loads(out.read_text())
+    assert {"date", "benchmark", "packages", "device", "cores", "threads", "load", "rows"} <= result.keys()
+    assert result["packages"]["torch"] and result["rows"]
+    assert str(Path.home()) not in out.read_text() and "command" not in result
+    return result
 
 
 def numbers(row):
     return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
-def test_augmentation_paths_are_measured_in_turns(tmp_path):
-    told, _ = bench("augmentation.py", out=tmp_path / "a.json")
-    rows = {row["way"]: row for row in told["rows"]}
-    assert rows["resident"]["resident is"] == 1 and len(rows) == 6
+def test_input_pipelines_are_measured(tmp_path):
+    result = run_benchmark("augmentation.py", out=tmp_path / "a.json")
+    rows = {row["loader"]: row for row in result["rows"]}
+    assert rows["resident"]["relative speed of resident"] == 1 and len(rows) == 6
     for row in rows.values():
         assert 0 < row["images/s, least"] <= row["images/s, median"] <= row["images/s, greatest"]
 
 
 @pytest.mark.slow
-def test_the_loop_is_measured_beside_its_peers_and_a_missing_one_is_named(tmp_path):
-    told, _done = bench("throughput.py", out=tmp_path / "t.json")
-    rows = {row["contender"]: row for row in told["rows"]}
-    assert {"harness", "hand-written", "timm as it comes", "timm tuned"} <= rows.keys()
+def test_the_loop_is_compared_with_other_libraries_and_a_missing_one_is_named(tmp_path):
+    result = run_benchmark("throughput.py", out=tmp_path / "t.json")
+    rows = {row["contender"]: row for row in result["rows"]}
+    assert {"harness", "reference PyTorch loop", "timm as it comes", "timm tuned"} <= rows.keys()
     assert rows["harness"]["ours is, training"] == 1
     assert all(math.isfinite(value) and value > 0 for row in rows.values() for value in numbers(row).values())
     for name in ("Lightning + W&B as it comes", "Lightning + W&B tuned"):
-        assert name in rows or any(line.startswith(name) for line in told["left_out"])
+        assert name in rows or any(line.startswith(name) for line in result["left_out"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["overheads.py", "recipe.py", "local_sweep.py"])
 def test_the_other_benchmarks_run(tmp_path, script):
-    told, _ = bench(script, out=tmp_path / "o.json")
-    assert all(math.isfinite(value) for row in told["rows"] for value in numbers(row).values())
+    result = run_benchmark(script, out=tmp_path / "o.json")
+    assert all(math.isfinite(value) for row in result["rows"] for value in numbers(row).values())
 
 
 @pytest.mark.slow
-def test_the_script_for_a_gpu_runs_on_a_cpu_with_what_needs_cuda_left_out(tmp_path):
-    told, _done = bench("gpu.py", "--device", "cpu", out=tmp_path / "g.json")
-    rows = {row["what"]: row for row in told["rows"]}
+def test_the_gpu_script_runs_on_a_cpu_without_the_parts_that_need_cuda(tmp_path):
+    result = run_benchmark("gpu.py", "--device", "cpu", out=tmp_path / "g.json")
+    rows = {row["what"]: row for row in result["rows"]}
     assert all(row["right"] != "NO" for row in rows.values()), rows
     assert rows["augmentation against the CPU's"]["value"] == 0
     assert rows["resumed run"]["value"] == 0
-    assert [line.split(":")[0] for line in told["left_out"]] == ["host synchronisation", "CUDA graph"]
+    assert [line.split(":")[0] for line in result["left_out"]] == ["host synchronisation", "CUDA graph"]
     assert any("custom-resnet" in what and "accuracy" in what for what in rows)

@@ -1,4 +1,4 @@
-"""The examples run as they stand, as a stranger runs them."""
+"""The examples run unchanged, as a user runs them."""
 
 import json
 import os
@@ -23,17 +23,17 @@ def folder(tmp_path):
     return Path(shutil.copytree(EXAMPLES, tmp_path / "examples", ignore=shutil.ignore_patterns("runs", "__pycache__")))
 
 
-def python(*words, cwd):
+def python(*arguments, cwd):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
     done = subprocess.run(
-        [sys.executable, *map(str, words)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200
+        [sys.executable, *map(str, arguments)], cwd=cwd, env=environment, capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stderr + done.stdout
     return done.stdout
 
 
-def test_a_model_of_ones_own_is_trained_by_its_name(folder):
-    words = [
+def test_a_users_model_is_trained_by_its_name(folder):
+    options = [
         "--plugin",
         "my_models",
         "--model",
@@ -45,7 +45,7 @@ def test_a_model_of_ones_own_is_trained_by_its_name(folder):
         "--cam",
         "none",
     ]
-    command("run", "--recipe", "digits", *words, *NARROW, "--epochs", 2, "--name", "mine", cwd=folder, check=0)
+    command("run", "--recipe", "digits", *options, *NARROW, "--epochs", 2, "--name", "mine", cwd=folder, check=0)
     summary = json.loads((folder / "runs/mine/summary.json").read_text())
     convolutions = sum(9 * a * b + 2 * b for a, b in ((3, 4), (4, 8), (8, 16)))
     assert summary["parameters"] == convolutions + 16 * 10 + 10
@@ -54,21 +54,21 @@ def test_a_model_of_ones_own_is_trained_by_its_name(folder):
 
 @pytest.mark.slow
 def test_drawn_shapes_are_learned_evaluated_and_explained(folder):
-    assert "450 pictures" in python("draw_shapes.py", "shapes", cwd=folder)
+    assert "450 images" in python("draw_shapes.py", "shapes", cwd=folder)
     command("run", "--recipe", "shapes.yaml", "--name", "shapes", *NARROW, cwd=folder, check=0)
     assert json.loads((folder / "runs/shapes/summary.json").read_text())["result"]["test/acc"] > 0.6
     assert "circle" in command("evaluate", "runs/shapes", cwd=folder, check=0).stdout
-    said = command(
+    output = command(
         "explain", "runs/shapes", "shapes/test/circle/000.png", "-o", "explained", cwd=folder, check=0
     ).stdout
-    assert "circle" in said and list((folder / "explained").glob("*.png"))
+    assert "circle" in output and list((folder / "explained").glob("*.png"))
 
 
 @pytest.mark.slow
 def test_the_comparison_of_schedules_prints_a_row_of_each_and_draws_them(folder):
-    words = ["--seeds", 1, "--epochs", 1, "--width", 4, "--schedules", "one_cycle", "constant"]
-    said = python("compare_schedules.py", *words, cwd=folder)
-    rows = re.findall(r"^(\w+) +([\d.]+) % +([\d.]+) % +([\d.]+) %$", said, re.M)
+    options = ["--seeds", 1, "--epochs", 1, "--width", 4, "--schedules", "one_cycle", "constant"]
+    output = python("compare_schedules.py", *options, cwd=folder)
+    rows = re.findall(r"^(\w+) +([\d.]+) % +([\d.]+) % +([\d.]+) %$", output, re.M)
     assert [row[0] for row in rows] == ["one_cycle", "constant"]
     assert all(low == mean == high for _, mean, low, high in rows)  # one seed
     assert (folder / "schedules.png").read_bytes().startswith(b"\x89PNG")
@@ -86,8 +86,8 @@ def test_the_cells_of_the_notebook_run_in_their_order(folder):
     cells = json.loads((folder / "notebook.ipynb").read_text())["cells"]
     code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
     (folder / "cells.py").write_text(code)
-    said = python("cells.py", cwd=folder)
-    assert "epoch 3" in said and "LRMAX" in said and said.rstrip().endswith("True")
+    output = python("cells.py", cwd=folder)
+    assert "epoch 3" in output and "LRMAX" in output and output.rstrip().endswith("True")
 
 
 def test_a_notebook_has_no_cell_that_is_no_python():

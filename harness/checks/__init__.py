@@ -1,1 +1,1 @@
-"""The written assignment, and how a configuration or a run is held against it. Each file checks one side of it."""
+"""Compare a run or a configuration with the written specification (`harness verify`), and diagnose a machine (`harness doctor`)."""

@@ -1,18 +1,20 @@
-"""What really happens to training images: a test pattern goes through the loaders of a run and is read off again.
+"""Measure what the loaders do to training images, from a test pattern that is sent through them.
 
-Red and green of the pattern say where a pixel was, blue that it is no padding. So every image that comes out tells how
-it was cropped and mirrored, and where it was covered.
+Red and green of the pattern encode the position of a pixel, blue that it is not padding. So every image of a batch shows
+how it was cropped and flipped, and where its cutout is.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
+from harness.checks.finished_run import BATCH_SIZE, BATCH_WANTED
 from harness.checks.table import CheckRow, row
 from harness.config.settings import Config
 from harness.data.augment import make_augment
@@ -21,200 +23,194 @@ from harness.data.device_loader import why_not_on_device
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess, make_preprocess
 from harness.data.registry import CIFAR_STATISTICS
+from harness.utils.text import percent
 
-SIDE, PADDING, HOLE = 32, 4, 8
-# Of 2048 fair coins the share of heads is off by more than 5 standard deviations (0.055) in one of 1.7 million
+SIZE, PADDING, CUTOUT = 32, 4, 8
+# Of 2048 fair coins the fraction of heads is off by more than 5 standard deviations (0.055) in one of 1.7 million
 # experiments; each of 9 offsets is missed by all of them with probability 9 (8/9)^2048, which is 0.
-PICTURES, SIGMAS = 2048, 5.0
-LOW, STEP, SEEN = 4, 8, 255  # red = LOW + STEP * row, green = LOW + STEP * column, blue = SEEN
-CUTS = "a test pattern through the loader"
+IMAGES, SIGMAS = 2048, 5.0
+LOW, STEP, BLUE = 4, 8, 255  # red = LOW + STEP * row, green = LOW + STEP * column, blue = BLUE
+LoaderKind: TypeAlias = Literal["resident", "timm"]
 
 
 @dataclass(frozen=True)
 class MeasuredAugmentation:
-    """What N images came to.
+    """The augmentation of N images.
 
     Attributes:
         kind: the loader.
-        top, left: int [N], where the crop starts in the image, negative in the padding; meaningless unless `plain`.
-        mirrored: bool [N].
-        holes: int [N], pixels of exactly the mean colour.
-        boxes: int [N, 2], height and width of what they span.
-        over_padding: how many holes lie partly in the padding: they were cut after the crop.
-        plain: bool [N]: it is a window of the black-padded image, pixel by pixel, but for its hole.
-        altered: the greatest change of a colour outside the hole, grey levels.
+        top, left: int [N], first row and column of the crop in the image, negative in the padding; only valid where
+            `is_crop`.
+        flipped: bool [N].
+        cutout_pixels: int [N], pixels of exactly the mean colour.
+        cutout_sizes: int [N, 2], height and width of the box around them.
+        over_padding: number of cutouts that lie partly in the padding, so that they were made after the crop.
+        is_crop: bool [N], whether the image is a window of the black-padded original, except for its cutout.
+        colour_change: the greatest change of a colour outside the cutout, grey levels 0..255.
     """
 
     kind: str
     top: np.ndarray
     left: np.ndarray
-    mirrored: np.ndarray
-    holes: np.ndarray
-    boxes: np.ndarray
+    flipped: np.ndarray
+    cutout_pixels: np.ndarray
+    cutout_sizes: np.ndarray
     over_padding: int
-    plain: np.ndarray
-    altered: float
+    is_crop: np.ndarray
+    colour_change: float
 
 
-def test_pattern(count: int = PICTURES) -> Dataset:
-    """A data set of one picture, `count` times, that looks like CIFAR-10 to everything else."""
-    place = (LOW + STEP * np.arange(SIDE)).astype(np.uint8)
-    image = np.empty((SIDE, SIDE, 3), np.uint8)
-    image[..., 0], image[..., 1], image[..., 2] = place[:, None], place[None], SEEN
-    pixels = np.broadcast_to(image, (count, SIDE, SIDE, 3))
+def pattern_dataset(count: int = IMAGES) -> Dataset:
+    """Return a data set of `count` copies of the test pattern, with the classes and statistics of CIFAR-10."""
+    positions = (LOW + STEP * np.arange(SIZE)).astype(np.uint8)
+    image = np.empty((SIZE, SIZE, 3), np.uint8)
+    image[..., 0], image[..., 1], image[..., 2] = positions[:, None], positions[None], BLUE
+    pixels = np.broadcast_to(image, (count, SIZE, SIZE, 3))
     labels = np.arange(count) % 10
     train: Split = in_memory("train", pixels, labels, [f"train/{index}" for index in range(count)])
     mean, std = CIFAR_STATISTICS["cifar10"]
-    return Dataset("cifar10", tuple(map(str, range(10))), train, None, train.subset(np.arange(64), "test"), mean, std, "")
+    return Dataset(
+        "cifar10", tuple(map(str, range(10))), train, None, train.subset(np.arange(64), "test"), mean, std, ""
+    )
 
 
 def augmentation_rows(model: nn.Module, config: Config) -> list[CheckRow]:
-    """The rows about batches, crop, flip, Cutout and anything else that is done to training images."""
-    data, cpu = test_pattern(), torch.device("cpu")
+    """Return the rows about the batch, crop, flip, cutout and any other augmentation of training images."""
+    data, cpu = pattern_dataset(), torch.device("cpu")
     preprocess = make_preprocess(config, model, data)
-    kinds: list[Literal["resident", "timm"]] = ["timm"]
+    kinds: list[LoaderKind] = ["timm"]
     if config.loader != "timm" and not why_not_on_device(
         config, data, make_augment(config, preprocess), preprocess, cpu
     ):
         kinds.insert(0, "resident")
-    measured = [measure(config, data, preprocess, kind) for kind in kinds]
+    measured = [measure_loader(config, data, preprocess, kind) for kind in kinds]
     return [
         batch_row(config, data, preprocess, kinds[0]),
-        _agreed("crop", f"RandomCrop {SIDE}, padding {PADDING}", [_crop(each) for each in measured], measured),
-        _agreed("flip", "horizontal, share 1/2", [_flip(each) for each in measured], measured),
-        _agreed(
-            "cutout", f"one hole {HOLE}x{HOLE}, whole, of the mean colour", [_cutout(each) for each in measured], measured
-        ),
-        _agreed(
-            "order", "crop > flip > Cutout, and nothing else", [_order(each, config) for each in measured], measured
-        ),
+        _row("crop", f"RandomCrop({SIZE}, padding={PADDING})", [_crop(each) for each in measured], kinds),
+        _row("flip", "horizontal, probability 1/2", [_flip(each) for each in measured], kinds),
+        _row("cutout", f"one {CUTOUT}x{CUTOUT} cutout inside the image, of the mean colour", [_cutout(each) for each in measured], kinds),
+        _row("order", "crop, flip, cutout, and nothing else", [_order(each, config) for each in measured], kinds),
     ]  # fmt: skip
 
 
-def batch_row(config: Config, data: Dataset, preprocess: Preprocess, kind: Literal["resident", "timm"]) -> CheckRow:
-    """How many images an update sees: those of the loader's first batch."""
+def batch_row(config: Config, data: Dataset, preprocess: Preprocess, kind: LoaderKind) -> CheckRow:
+    """Return the row about the images per update: those of the loader's first batch."""
     how, found = "the loader's first batch", config.batch_size
     if config.batch_size <= len(data.train):
-        asked = config.replace(loader=kind, workers=0)
-        found = len(next(iter(make_loaders(asked, data, preprocess, "cpu").train.epoch(0)))[1])
+        settings = config.replace(loader=kind, workers=0)
+        found = len(next(iter(make_loaders(settings, data, preprocess, "cpu").train.epoch(0)))[1])
     else:
         how = "the setting"
     parts = f", in {config.grad_accumulation} parts" if config.grad_accumulation > 1 else ""
-    return row("batch", "512 images an update", f"{found:,} images{parts}", how, found == 512)
+    return row("batch", BATCH_WANTED, f"{found:,} images{parts}", how, found == BATCH_SIZE)
 
 
-def measure(
-    config: Config, data: Dataset, preprocess: Preprocess, kind: Literal["resident", "timm"]
-) -> MeasuredAugmentation:
-    """One epoch of the pattern through a loader, read off."""
-    side = preprocess.size
-    few = max(64, PICTURES * SIDE**2 // side**2)  # the memory of the usual size, whatever the size
-    if few < len(data.train):
-        data = test_pattern(few)
-    plain = config.replace(loader=kind, workers=0, batch_size=64, grad_accumulation=1, channels_last=False)
-    batches = make_loaders(plain, data, preprocess, "cpu").train.epoch(0)
-    return _read_off(torch.cat([images for images, _ in batches]).numpy(), preprocess, kind)
+def measure_loader(config: Config, data: Dataset, preprocess: Preprocess, kind: LoaderKind) -> MeasuredAugmentation:
+    """Measure one epoch of the test pattern through a loader."""
+    count = max(64, IMAGES * SIZE**2 // preprocess.size**2)  # larger images, but no more memory
+    if count < len(data.train):
+        data = pattern_dataset(count)
+    settings = config.replace(loader=kind, workers=0, batch_size=64, grad_accumulation=1, channels_last=False)
+    batches = make_loaders(settings, data, preprocess, "cpu").train.epoch(0)
+    return measure_images(torch.cat([images for images, _ in batches]).numpy(), preprocess, kind)
 
 
-def _read_off(images: np.ndarray, preprocess: Preprocess, kind: str) -> MeasuredAugmentation:
-    """What was done to each image, float32 [N, 3, H, W], normalised."""
+def measure_images(images: np.ndarray, preprocess: Preprocess, kind: str) -> MeasuredAugmentation:
+    """Measure the augmentation of each image, float32 [N, 3, H, W], normalised."""
     mean, std = (tensor.numpy() for tensor in preprocess.constants("cpu"))
-    hole = (images == 0).all(1)  # [N, H, W]; no colour of the pattern or of the padding is the mean
+    cutout = (images == 0).all(1)  # [N, H, W]; no colour of the pattern or of the padding is the mean
     levels = images * std + mean  # 0..255
-    inside = ~hole & (levels[:, 2] > SEEN / 2)  # neither hole nor padding
+    inside = ~cutout & (levels[:, 2] > BLUE / 2)  # neither cutout nor padding
     rows, columns = np.arange(images.shape[2])[:, None], np.arange(images.shape[3])[None]
-    row_there, column_there = (levels[:, 0] - LOW) / STEP, (levels[:, 1] - LOW) / STEP
-    slope = ((column_there - column_there.mean()) * (columns - columns.mean()) * inside).sum((1, 2))
-    mirrored = slope < 0
-    across = np.where(mirrored[:, None, None], images.shape[3] - 1 - columns, columns)
-    top, top_spread = _constant(row_there - rows, inside)
-    left, left_spread = _constant(column_there - across, inside)
-    clean = (top_spread < 0.05) & (left_spread < 0.05)
-    # Where the crop says that the image is, there it must be, and black around it.
-    covered = (
-        (rows + top[:, None, None] >= 0) & (rows + top[:, None, None] < SIDE)
-        & (across + left[:, None, None] >= 0) & (across + left[:, None, None] < SIDE)
+    source_rows, source_columns = (levels[:, 0] - LOW) / STEP, (levels[:, 1] - LOW) / STEP
+    slope = ((source_columns - source_columns.mean()) * (columns - columns.mean()) * inside).sum((1, 2))
+    flipped = slope < 0
+    across = np.where(flipped[:, None, None], images.shape[3] - 1 - columns, columns)
+    top, top_spread = _constant(source_rows - rows, inside)
+    left, left_spread = _constant(source_columns - across, inside)
+    is_shift = (top_spread < 0.05) & (left_spread < 0.05)
+    # Where the crop has the image, the image must be; elsewhere it must be black.
+    expected = (
+        (rows + top[:, None, None] >= 0) & (rows + top[:, None, None] < SIZE)
+        & (across + left[:, None, None] >= 0) & (across + left[:, None, None] < SIZE)
     )  # fmt: skip
-    black = (np.abs(levels).max(1) < 0.5) | hole
-    plain = clean & (np.where(covered, inside | hole, black)).all((1, 2))
-    altered = [np.abs(part - part.round())[inside].max() * STEP for part in (row_there, column_there) if inside.any()]
-    altered.append(np.abs(levels[:, 2] - SEEN)[inside].max() if inside.any() else 0.0)
-    boxes = np.stack([hole.any(2).sum(1), hole.any(1).sum(1)], 1)
+    black = (np.abs(levels).max(1) < 0.5) | cutout
+    is_crop = is_shift & (np.where(expected, inside | cutout, black)).all((1, 2))
+    positions = (source_rows, source_columns)
+    changes = [np.abs(part - part.round())[inside].max() * STEP for part in positions if inside.any()]
+    changes.append(np.abs(levels[:, 2] - BLUE)[inside].max() if inside.any() else 0.0)
     return MeasuredAugmentation(
         kind=kind,
         top=top,
         left=left,
-        mirrored=mirrored,
-        holes=hole.sum((1, 2)),
-        boxes=boxes,
-        over_padding=int((hole & ~covered).any((1, 2)).sum()),
-        plain=plain,
-        altered=float(max(altered)),
+        flipped=flipped,
+        cutout_pixels=cutout.sum((1, 2)),
+        cutout_sizes=np.stack([cutout.any(2).sum(1), cutout.any(1).sum(1)], 1),
+        over_padding=int((cutout & ~expected).any((1, 2)).sum()),
+        is_crop=is_crop,
+        colour_change=float(max(changes)),
     )
 
 
 def _constant(values: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The constant that [N, H, W] is within `where`, rounded, and how far it is from one."""
+    """Return the rounded constant of each image of [N, H, W] within `where`, and the range of its values there."""
     low = np.where(where, values, np.inf).min((1, 2))
     high = np.where(where, values, -np.inf).max((1, 2))
-    seen = np.isfinite(low) & np.isfinite(high)
-    low, high = np.where(seen, low, 0), np.where(seen, high, 99)
+    is_known = np.isfinite(low) & np.isfinite(high)
+    low, high = np.where(is_known, low, 0), np.where(is_known, high, 99)
     return np.rint((low + high) / 2).astype(int), high - low
 
 
-def _crop(each: MeasuredAugmentation) -> tuple[str, bool]:
-    if not each.plain.all():
-        return f"{100 * (1 - each.plain.mean()):.0f} % are no windows of the image in black padding", False
-    tops, lefts = (sorted({int(value) for value in values}) for values in (each.top, each.left))
-    wanted = list(range(-PADDING, PADDING + 1))
+def _crop(measured: MeasuredAugmentation) -> tuple[str, bool]:
+    if not measured.is_crop.all():
+        return f"{percent(1 - measured.is_crop.mean(), 0)} are no crops of the black-padded image", False
+    tops, lefts = (sorted({int(value) for value in values}) for values in (measured.top, measured.left))
     if tops == lefts == [0]:
         return "not cropped", False
-    return f"offsets {_span(tops)} and {_span(lefts)}", tops == lefts == wanted
+    return f"offsets {_span(tops)} and {_span(lefts)}", tops == lefts == list(range(-PADDING, PADDING + 1))
 
 
 def _span(values: list[int]) -> str:
-    """Counted from the padding's corner: 0..8 for a padding of 4."""
+    """Return offsets counted from the corner of the padding: 0..8 for a padding of 4."""
     shifted = [value - values[0] for value in values]
-    whole = shifted == list(range(len(shifted)))
-    return f"{shifted[0]}..{shifted[-1]}{'' if whole else f' ({len(values)} of them)'}"
+    is_whole = shifted == list(range(len(shifted)))
+    return f"{shifted[0]}..{shifted[-1]}{'' if is_whole else f' ({len(values)} of them)'}"
 
 
-def _flip(each: MeasuredAugmentation) -> tuple[str, bool]:
-    share = float(each.mirrored.mean())
-    tolerance = SIGMAS * 0.5 / np.sqrt(len(each.mirrored))
-    return f"{share:.3f} of {len(each.mirrored):,} (1/2 within {tolerance:.3f})", abs(share - 0.5) <= tolerance
+def _flip(measured: MeasuredAugmentation) -> tuple[str, bool]:
+    fraction = float(measured.flipped.mean())
+    tolerance = SIGMAS * 0.5 / np.sqrt(len(measured.flipped))
+    found = f"{fraction:.3f} of {len(measured.flipped):,} images (tolerance {tolerance:.3f})"
+    return found, abs(fraction - 0.5) <= tolerance
 
 
-def _cutout(each: MeasuredAugmentation) -> tuple[str, bool]:
-    if not each.holes.any():
-        return "no hole", False
-    sizes = sorted({(int(height), int(width)) for height, width in each.boxes})
-    full = bool((each.holes == each.boxes.prod(1)).all())
+def _cutout(measured: MeasuredAugmentation) -> tuple[str, bool]:
+    if not measured.cutout_pixels.any():
+        return "no cutout", False
+    sizes = sorted({(int(height), int(width)) for height, width in measured.cutout_sizes})
+    is_filled = bool((measured.cutout_pixels == measured.cutout_sizes.prod(1)).all())
     shown = " or ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
-    found = (
-        f"{shown} in every image" if (each.holes > 0).all() else f"{shown}, in {100 * (each.holes > 0).mean():.0f} %"
-    )
-    return found, sizes == [(HOLE, HOLE)] and full
+    fraction = float((measured.cutout_pixels > 0).mean())
+    found = f"{shown} in every image" if fraction == 1 else f"{shown} in {percent(fraction, 0)} of the images"
+    return found, sizes == [(CUTOUT, CUTOUT)] and is_filled
 
 
-def _order(each: MeasuredAugmentation, config: Config) -> tuple[str, bool]:
+def _order(measured: MeasuredAugmentation, config: Config) -> tuple[str, bool]:
     others = [f"{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(config, name))]
-    if each.altered > 0.05:
-        others.append(f"colours changed by up to {each.altered:.0f} levels")
+    if measured.colour_change > 0.05:
+        others.append(f"colours changed by up to {measured.colour_change:.0f} levels")
     if others:
         return f"also {', '.join(others)}", False
-    after = f"; {each.over_padding} holes reach into the padding, so after the crop" if each.over_padding else ""
-    return f"colours unchanged{after}", True
+    count = measured.over_padding
+    order = f"; {count} cutouts overlap the padding, so the crop comes first" if count else ""
+    return f"colours unchanged{order}", True
 
 
-def _agreed(name: str, wanted: str, told: list[tuple[str, bool]], measured: list[MeasuredAugmentation]) -> CheckRow:
-    """One row for all loaders that were measured."""
-    said = {text for text, _ in told}
-    kinds = [each.kind for each in measured]
-    found = (
-        told[0][0]
-        if len(said) == 1
-        else "; ".join(f"{kind}: {text}" for kind, (text, _) in zip(kinds, told, strict=True))
-    )
-    how = f"{CUTS} ({', '.join(kinds)})"
-    return row(name, wanted, found, how, all(agrees for _, agrees in told))
+def _row(name: str, wanted: str, results: list[tuple[str, bool]], kinds: Sequence[LoaderKind]) -> CheckRow:
+    """Return one row for all loaders that were measured."""
+    texts = [text for text, _ in results]
+    found = texts[0]
+    if len(set(texts)) > 1:
+        found = "; ".join(f"{kind}: {text}" for kind, text in zip(kinds, texts, strict=True))
+    how = f"a test pattern through the loader ({', '.join(kinds)})"
+    return row(name, wanted, found, how, all(agrees for _, agrees in results))

@@ -1,8 +1,7 @@
-"""What a run folder says of itself: its data, updates, weights and accuracy."""
+"""Check a run directory: its data, updates, weights and accuracy."""
 
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,137 +12,144 @@ from harness.checks.lr_schedule import EPOCHS, RateCurve
 from harness.checks.network import parameters_row
 from harness.checks.table import CheckRow, row
 from harness.config.settings import FIND, Config
+from harness.evaluation.metrics import read_predictions
+from harness.evaluation.trained_model import load_trained_model
 from harness.models.factory import count_parameters
-from harness.runs.inference import load_trained_model
 from harness.tracking.journal import JournalContents, read_journal
-from harness.tracking.run_dir import STATUS, SUMMARY, is_locked, read_state
+from harness.tracking.run_dir import STATUS, RunState, current_state, read_summary
 from harness.utils.errors import CheckpointError, DataError, HarnessError
 from harness.utils.files import read_json
+from harness.utils.text import percent
 
 TARGET = 0.90
+ACCURACY_WANTED = f"at least {percent(TARGET, 0)} on the test set"
+BATCH_SIZE = 512
+BATCH_WANTED = f"{BATCH_SIZE} images per update"
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-SIZES = (50_000, 10_000)
+SIZES = (50_000, 10_000)  # images of CIFAR-10: training, test
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run folder, read.
-
-    Attributes:
-        state: running, finished, failed, interrupted, preempted or crashed.
-    """
+    """The contents of a run directory."""
 
     folder: Path
-    story: JournalContents
+    journal: JournalContents
     config: Config
-    state: str
+    state: RunState
     summary: dict[str, Any]
 
     @property
     def epochs(self) -> int:
-        return sum(record.kind == "epoch" for record in self.story.records)
+        """The number of epochs that were trained."""
+        return sum(record.kind == "epoch" for record in self.journal.records)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names in the journal; empty where it has none."""
+        return tuple(map(str, self.journal.header.get("dataset", {}).get("classes", ())))
+
+    @property
+    def images(self) -> dict[str, int]:
+        """The number of images of each split in the journal."""
+        counts = self.journal.header.get("dataset", {}).get("images", {})
+        return {split: int(count) for split, count in counts.items()}
 
 
 def open_run(folder: Path) -> FinishedRun:
-    """The run in a folder.
+    """Read the run in a directory.
 
     Raises:
-        DataError: there is none, or it is none of ours.
+        DataError: there is none, or its journal does not begin with the settings of a run.
     """
     if not (folder / "journal.jsonl").is_file():
-        raise DataError(f"no run in {folder}: it has no journal.jsonl; `harness runs` lists what there is")
-    story = read_journal(folder)
+        raise DataError(f"no run in {folder}: it has no journal.jsonl; `harness runs` lists the runs")
+    journal = read_journal(folder)
     try:
-        config = Config(**dict(story.header["config"]))
+        config = Config(**dict(journal.header["config"]))
     except (HarnessError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'journal.jsonl'} does not begin with the settings of a run ({error})") from None
-    state = read_state(folder)
-    if state == "running" and not is_locked(folder):
-        state = "crashed"
-    return FinishedRun(folder, story, config, state, read_json(folder / SUMMARY))
+    return FinishedRun(folder, journal, config, current_state(folder), read_summary(folder))
 
 
 def data_row(name: str, classes: tuple[str, ...], train: int, test: int, how: str) -> CheckRow:
-    """Whether it is CIFAR-10: its name, or its ten classes and its numbers of images."""
-    known = name == "cifar10" or tuple(sorted(classes)) == CIFAR10
-    found = f"{name}: {len(classes)} classes, {train:,} and {test:,} images"
-    return row("data", f"CIFAR-10: 10 classes, {SIZES[0]:,} and {SIZES[1]:,} images", found, how, known and (train, test) == SIZES)  # fmt: skip
+    """Return the row about the data, which is CIFAR-10 by its name, or by its classes and numbers of images."""
+    is_cifar10 = name == "cifar10" or tuple(sorted(classes)) == CIFAR10
+    wanted = f"CIFAR-10: 10 classes, {SIZES[0]:,} training and {SIZES[1]:,} test images"
+    found = f"{name}: {len(classes)} classes, {train:,} training and {test:,} test images"
+    return row("data", wanted, found, how, is_cifar10 and (train, test) == SIZES)
 
 
 def run_data_row(run: FinishedRun) -> CheckRow:
-    """The data of a run, as its journal has it."""
-    facts = run.story.header.get("dataset", {})
-    sizes = facts.get("images", {})
-    train = int(sizes.get("train", 0)) + int(sizes.get("val", 0))  # what is held out was taken from it
-    classes = tuple(map(str, facts.get("classes", ())))
-    return data_row(str(facts.get("name", "?")), classes, train, int(sizes.get("test", 0)), "the journal")
+    """Return the row about the data of a run, from its journal."""
+    images = run.images
+    train = images.get("train", 0) + images.get("val", 0)  # the validation split is held out of the training set
+    name = str(run.journal.header.get("dataset", {}).get("name", "?"))
+    return data_row(name, run.classes, train, images.get("test", 0), "the journal")
 
 
 def recorded_rates(run: FinishedRun) -> RateCurve:
-    """The rates that the optimizer had in each update, as the journal has them."""
-    records = [record for record in run.story.records if record.kind == "epoch" and record.steps]
-    lr = [value for record in records if record.steps for value in record.steps.lines["lr"]]
-    per_epoch = len(records[0].steps.x) if records and records[0].steps else 1
-    whole = run.epochs >= run.config.epochs
-    return RateCurve(np.array(lr, dtype=float), per_epoch, whole, False, "the journal: read back from the optimizer, every step")  # fmt: skip
+    """Return the learning rate of every update, from the journal."""
+    curves = [record.steps for record in run.journal.records if record.kind == "epoch" and record.steps]
+    lr = np.array([value for curve in curves for value in curve.lines["lr"]], dtype=float)
+    per_epoch = len(curves[0].x) if curves else 1
+    is_complete = run.epochs >= run.config.epochs
+    return RateCurve(lr, per_epoch, is_complete, has_end=False, how="the journal: the optimizer's rate at every step")
 
 
-def limits(run: FinishedRun) -> tuple[float, float]:
-    """LRMIN and LRMAX that the run used: its settings, or what its range test put in their place."""
-    found = read_json(run.folder / "lr_finder.json")
-    ends = []
+def used_rates(run: FinishedRun) -> tuple[float, float]:
+    """Return LRMIN and LRMAX of a run: its settings, or what its range test chose in their place."""
+    suggestion = read_json(run.folder / "lr_finder.json")
+    rates = []
     for name in ("lr_min", "lr_max"):
         setting = run.summary.get(name, getattr(run.config, name))
-        ends.append(float(found.get(name) or 0.0) if setting == FIND else float(setting))
-    return ends[0], ends[1]
+        rates.append(float(suggestion.get(name) or 0.0) if setting == FIND else float(setting))
+    return rates[0], rates[1]
 
 
 def epochs_row(run: FinishedRun) -> CheckRow:
-    """How many epochs have been trained, and whether the run came to its end."""
+    """Return the row about the number of epochs, which are to be complete."""
     found = f"{run.epochs} of {run.config.epochs}, {run.state}"
     resume = read_json(run.folder / STATUS).get("resume", "")
-    if run.state not in ("finished", "running") and resume:
-        found += f"; go on with: {resume}"
-    return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == "finished")
+    if run.state not in (RunState.FINISHED, RunState.RUNNING) and resume:
+        found += f"; resume with: {resume}"
+    return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == RunState.FINISHED)
 
 
-def steps_row(run: FinishedRun, per_epoch: int) -> CheckRow:
-    """The batch, from the number of updates an epoch."""
-    images = int(run.story.header.get("dataset", {}).get("images", {}).get("train", 0))
-    fits = per_epoch == images // 512 or per_epoch == -(-images // 512)
-    found = f"{run.config.batch_size:,} images: {per_epoch} updates for {images:,}"
-    return row("batch", "512 images an update", found, "the setting; updates an epoch in the journal", run.config.batch_size == 512 and fits)  # fmt: skip
+def batch_row(run: FinishedRun, per_epoch: int) -> CheckRow:
+    """Return the row about the batch size, which is to agree with the number of updates per epoch."""
+    train = run.images.get("train", 0)
+    agrees = run.config.batch_size == BATCH_SIZE and per_epoch in (train // BATCH_SIZE, -(-train // BATCH_SIZE))
+    found = f"{run.config.batch_size:,} images: {per_epoch} updates for {train:,} images"
+    return row("batch", BATCH_WANTED, found, "the setting; updates per epoch in the journal", agrees)
 
 
 def weights_row(run: FinishedRun, resnet18: bool) -> CheckRow:
-    """The parameters in the checkpoint's file, which has to fit the network."""
+    """Return the row about the parameters in the checkpoint, which is to fit the network."""
     try:
         trained = load_trained_model(run.folder, {"device": "cpu", "precision": "fp32"})
     except CheckpointError as error:
         return row("weights", "a checkpoint of the network", str(error), "loaded", False)
-    return parameters_row(count_parameters(trained.model), resnet18, f"loaded from {trained.path.name} and counted", "weights")  # fmt: skip
+    how = f"loaded from {trained.path.name} and counted"
+    return parameters_row(count_parameters(trained.model), resnet18, how, "weights")
 
 
 def accuracy_row(run: FinishedRun) -> CheckRow:
-    """The test accuracy of the result, counted again from the predictions."""
-    wanted = f"at least {100 * TARGET:g} % on the test set"
-    result = run.summary.get("result", {})
-    said = result.get("test/acc")
-    if run.state != "finished" or not isinstance(said, int | float):
-        return row("accuracy", wanted, "no result yet" if run.state != "finished" else "the test set was not read", "summary.json", False)  # fmt: skip
-    right, count = _counted(run.folder / "predictions.csv")
-    how = "summary.json" if not count else "summary.json; predictions.csv counted"
-    found = f"{100 * said:.2f} % ({result.get('chosen', '?')})"
-    if count and abs(right / count - said) > 1e-9:
-        return row("accuracy", wanted, f"{found}, but {right:,} of {count:,} predictions are right", how, False)
-    return row("accuracy", wanted, found + (f": {right:,} of {count:,}" if count else ""), how, said >= TARGET)
-
-
-def _counted(path: Path) -> tuple[int, int]:
-    """(right, all) of the predictions in a file; (0, 0) without one."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            told = [line["label"] == line["prediction"] for line in csv.DictReader(file)]
-    except (OSError, KeyError, ValueError, csv.Error):
-        return 0, 0
-    return sum(told), len(told)
+    """Return the row about the test accuracy, computed again from the predictions where they are stored."""
+    how, result = "summary.json", run.summary.get("result", {})
+    accuracy = result.get("test/acc")
+    if run.state != RunState.FINISHED:
+        return row("accuracy", ACCURACY_WANTED, "no result yet", how, False)
+    if not isinstance(accuracy, int | float):
+        return row("accuracy", ACCURACY_WANTED, "the test set was not evaluated", how, False)
+    found = f"{percent(accuracy, 2)} ({result.get('chosen', '?')})"
+    predictions, _ = read_predictions(run.folder / "predictions.csv", run.classes)
+    if predictions is None:
+        return row("accuracy", ACCURACY_WANTED, found, how, accuracy >= TARGET)
+    how = "summary.json; predictions.csv, counted"
+    correct, total = int(predictions.correct.sum()), len(predictions.correct)
+    if abs(correct / total - accuracy) > 1e-9:
+        return row(
+            "accuracy", ACCURACY_WANTED, f"{found}, but {correct:,} of {total:,} predictions are correct", how, False
+        )
+    return row("accuracy", ACCURACY_WANTED, f"{found}: {correct:,} of {total:,}", how, accuracy >= TARGET)

@@ -1,4 +1,4 @@
-"""Does the learning rate move as the assignment says? Read back from an optimizer that the schedule has driven."""
+"""Check the learning rate of every update, read back from an optimizer that the schedule has set."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ from harness.reporting.figures.schedule import curve
 from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
 from harness.training.schedule import make_schedule
 from harness.utils.files import read_json
+from harness.utils.text import percent
 
 EPOCHS, PEAK = 24, 5
-EXACT = 1e-6  # relative; a rate is a float64 that a dozen roundings lie behind
-ROUNDED = 0.05  # people round what a range test says: 0.0045 for 0.00448
+EXACT = 1e-6  # relative tolerance; a rate is a float64 after a dozen roundings
+ROUNDED = 0.05  # relative tolerance for a suggested rate that a user rounded: 0.0045 for 0.00448
 
 
 @dataclass(frozen=True)
@@ -28,125 +29,132 @@ class RateCurve:
     """The learning rate of every update.
 
     Attributes:
-        lr: [N], of updates 0 ... N-1; with `ended`, the last is where the curve ends, after the last update.
-        per_epoch: updates an epoch.
-        whole: whether all epochs that the settings ask for are in it.
-        ended: see `lr`; a journal has no rate after its last update.
-        how: how they were had.
+        lr: float64 [N], of updates 0 ... N-1; with `has_end`, the last is the rate after the last update.
+        per_epoch: updates per epoch.
+        is_complete: whether it covers all epochs of the settings.
+        has_end: see `lr`; a journal has no rate after its last update.
+        how: how the rates were obtained.
     """
 
     lr: np.ndarray
     per_epoch: int
-    whole: bool
-    ended: bool
+    is_complete: bool
+    has_end: bool
     how: str
 
 
 def rates_of_config(config: Config, per_epoch: int) -> RateCurve:
-    """The rates of a configuration: its schedule drives its optimizer, and they are read back from that."""
+    """Return the rates of a configuration, read back from its optimizer while its schedule sets them."""
     schedule = make_schedule(config, per_epoch)
     optimizer = make_optimizer(config, [nn.Parameter(torch.zeros(1))])
     lr = []
     for step in range(schedule.steps + 1):
         set_lr_and_momentum(optimizer, schedule.lr(step), schedule.momentum_at(step))
         lr.append(current_lr(optimizer))
-    return RateCurve(np.array(lr), per_epoch, True, True, "schedule through the optimizer, every step")
+    return RateCurve(np.array(lr), per_epoch, True, True, "optimizer set by the schedule, every step")
 
 
 def rate_rows(rates: RateCurve, lr_min: float, lr_max: float) -> list[CheckRow]:
-    """Start, maximum, end and shape of one cycle, and that it never goes below LRMIN.
+    """Return the rows about start, maximum, end, shape and minimum of the one-cycle schedule.
 
     Args:
-        lr_min, lr_max: the settings, or what the range test of a run put in their place.
+        lr_min, lr_max: the settings, or the rates that the run's range test chose.
     """
     lr, how = rates.lr, rates.how
     if not len(lr):
         return [row(name, "one cycle", "no update yet", how, None) for name in NAMES]
     top = int(lr.argmax())
-    reached = rates.whole or len(lr) > PEAK * rates.per_epoch
-    ends = _ends(rates, lr_min, lr_max) if rates.whole else None
-    bent = _bent(lr, top)
+    has_peak = rates.is_complete or len(lr) > PEAK * rates.per_epoch
+    curvature = _curvature(lr, top)
     lowest = float(lr.min())
-    below = lowest < lr_min * (1 - EXACT) or lr_min == 0
+    is_below = lowest < lr_min * (1 - EXACT) or lr_min == 0
     return [
-        row("LR start", f"LRMIN = {lr_min:g}", f"{lr[0]:g} at step 0", how, _same(lr[0], lr_min)),
+        row("LR start", f"LRMIN = {lr_min:g}", f"{lr[0]:g} at step 0", how, _equal(lr[0], lr_min)),
         row(
             "LR maximum",
             f"LRMAX = {lr_max:g} at epoch {PEAK}",
             f"{lr[top]:g} at epoch {top / rates.per_epoch:g} (step {top:,})",
             how,
-            (top == PEAK * rates.per_epoch and _same(lr[top], lr_max)) if reached else None,
+            (top == PEAK * rates.per_epoch and _equal(lr[top], lr_max)) if has_peak else None,
         ),
-        row("LR end", f"LRMIN = {lr_min:g}", f"{lr[-1]:g} after the last epoch" if rates.whole else "not there yet", how, ends),
-        row("LR shape", "one cycle: straight up, straight down", bent or "straight up, straight down", how, not bent),
-        row("LR floor", "no annihilation: never below LRMIN", f"lowest {lowest:g}", how, not below),
-    ]  # fmt: skip
+        row(
+            "LR end",
+            f"LRMIN = {lr_min:g}",
+            f"{lr[-1]:g} after the last epoch" if rates.is_complete else "not reached yet",
+            how,
+            _ends_at_minimum(rates, lr_min, lr_max) if rates.is_complete else None,
+        ),
+        row("LR shape", "one cycle: linear up, linear down", curvature or "linear up, linear down", how, not curvature),
+        row("LR floor", "no annihilation: never below LRMIN", f"lowest {lowest:g}", how, not is_below),
+    ]
 
 
 NAMES = ("LR start", "LR maximum", "LR end", "LR shape", "LR floor")
 
 
-def _same(value: float, wanted: float) -> bool:
+def _equal(value: float, wanted: float) -> bool:
     return bool(abs(value - wanted) <= EXACT * max(abs(wanted), 1e-12))
 
 
-def _ends(rates: RateCurve, lr_min: float, lr_max: float) -> bool:
-    """Whether the last rate is LRMIN; the last update of a run is one step of the way down above it."""
-    if rates.ended:
-        return _same(rates.lr[-1], lr_min)
+def _ends_at_minimum(rates: RateCurve, lr_min: float, lr_max: float) -> bool:
+    """Return whether the last rate is LRMIN; the last update of a run is one step of the descent above it."""
+    if rates.has_end:
+        return _equal(rates.lr[-1], lr_min)
     step = (lr_max - lr_min) / max(len(rates.lr) - int(rates.lr.argmax()), 1)
     return bool(-EXACT * lr_max <= rates.lr[-1] - lr_min <= step * (1 + EXACT))
 
 
-def _bent(lr: np.ndarray, top: int) -> str:
-    """How far the curve is from two straight lines that meet at its maximum; empty when it is not."""
+def _curvature(lr: np.ndarray, top: int) -> str:
+    """Return how far the curve is from two straight lines that meet at its maximum; empty where it is linear."""
     knots = [0, top, len(lr) - 1]
     lines = np.interp(np.arange(len(lr)), knots, lr[knots])
-    off = float(np.abs(lr - lines).max())
+    distance = float(np.abs(lr - lines).max())
     if lr.min() == lr.max():
-        return "level"
-    # A maximum that falls between two updates is no bend: it is less than one update's change away.
-    straight = off <= max(EXACT * lr.max(), float(np.abs(np.diff(lr)).max()))
-    return "" if straight else f"up to {100 * off / lr.max():.1f} % of LRMAX away from straight lines"
+        return "constant"
+    # A maximum between two updates is not curved: it is less than one update's change away.
+    is_linear = distance <= max(EXACT * lr.max(), float(np.abs(np.diff(lr)).max()))
+    return "" if is_linear else f"up to {percent(distance / lr.max())} of LRMAX away from straight lines"
 
 
 def range_test_row(config: Config, folder: Path | None) -> CheckRow:
-    """Whether a range test stands behind LRMIN and LRMAX.
+    """Return the row about the origin of LRMIN and LRMAX, which is to be a range test.
 
     Args:
-        folder: of the run; None: there is none, and `config.output` is looked through.
+        folder: the run directory; where there is none, the runs in `config.output` are searched.
     """
-    wanted, how = "LRMAX and LRMIN found by a range test", "the settings; lr_finder.json of runs"
-    asked = [name for name in ("lr_min", "lr_max") if getattr(config, name) == FIND]
-    if len(asked) == 2 or (folder is not None and asked and (folder / "lr_finder.json").is_file()):
-        return row("range test", wanted, "a range test comes first: find", how, True)
-    given = {name: float(getattr(config, name)) for name in ("lr_min", "lr_max") if name not in asked}
-    shown = ", ".join(f"{name} {value:g}" for name, value in given.items())
+    wanted, how = "LRMAX and LRMIN from an LR range test", "the settings; lr_finder.json of the runs"
+    from_test = [name for name in ("lr_min", "lr_max") if getattr(config, name) == FIND]
+    if len(from_test) == 2 or (folder is not None and from_test and (folder / "lr_finder.json").is_file()):
+        return row("range test", wanted, "the run begins with a range test", how, True)
+    fixed = {name: float(getattr(config, name)) for name in ("lr_min", "lr_max") if name not in from_test}
+    shown = ", ".join(f"{name} {value:g}" for name, value in fixed.items())
     for path in sorted((folder.parent if folder else Path(config.output).expanduser()).glob("*/lr_finder.json")):
-        found = read_json(path)
-        if all(_near(found.get(name), value) for name, value in given.items()):
-            return row("range test", wanted, f"{shown}: found in {path.parent}", how, True)
+        suggestion = read_json(path)
+        if all(_is_near(suggestion.get(name), value) for name, value in fixed.items()):
+            return row("range test", wanted, f"{shown}: suggested in {path.parent}", how, True)
     shipped = make_config({})
-    if all(_same(value, float(getattr(shipped, name))) for name, value in given.items()):
-        return row("range test", wanted, f"{shown}: found for the shipped recipe, see its header", how, True)
-    return row("range test", wanted, f"{shown}: by hand; `harness lr-find` or --lr-min find --lr-max find tests them", how, False)  # fmt: skip
+    if all(_equal(value, float(getattr(shipped, name))) for name, value in fixed.items()):
+        return row("range test", wanted, f"{shown}: suggested for the shipped recipe, see its header", how, True)
+    found = f"{shown}: set by the user; test with harness lr-find, or --lr-min find --lr-max find"
+    return row("range test", wanted, found, how, False)
 
 
-def _near(found: object, value: float) -> bool:
-    return isinstance(found, int | float) and abs(found - value) <= ROUNDED * value
+def _is_near(suggested: object, value: float) -> bool:
+    return isinstance(suggested, int | float) and abs(suggested - value) <= ROUNDED * value
 
 
 def cyclic_row() -> CheckRow:
-    """The triangular curve that `harness plot --schedule cyclic` draws, held against Smith's formula."""
+    """Return the row about the triangular schedule of `harness plot --schedule cyclic`, compared with Smith's formula."""
     drawn = curve({"schedule": "cyclic"}, steps_per_epoch=97)
     lr = np.array(drawn.lr)
     x = np.arange(100 + 1)
     cycle = np.floor(1 + x / 20)
     triangle = 0.08 + (0.8 - 0.08) * np.maximum(0, 1 - np.abs(x / 10 - 2 * cycle + 1))
-    fits = len(lr) == len(x) and bool(np.abs(lr - triangle).max() < EXACT)
-    found = f"{lr.min():g} to {lr.max():g}, step size {_first_top(lr)}, {len(lr) - 1} iterations"
-    return row("cyclic plot", "triangle 0.08 to 0.8, step size 10, 100 iterations", found, "every point by Smith's formula", fits)  # fmt: skip
+    agrees = len(lr) == len(x) and bool(np.abs(lr - triangle).max() < EXACT)
+    wanted = "triangle 0.08 to 0.8, step size 10, 100 iterations"
+    found = f"{lr.min():g} to {lr.max():g}, step size {_first_maximum(lr)}, {len(lr) - 1} iterations"
+    return row("cyclic plot", wanted, found, "Smith's formula at every point", agrees)
 
 
-def _first_top(lr: Sequence[float] | np.ndarray) -> int:
+def _first_maximum(lr: Sequence[float] | np.ndarray) -> int:
     return int(np.flatnonzero(np.asarray(lr) >= max(lr) * (1 - EXACT))[0])

@@ -1,4 +1,4 @@
-"""Is it the network of the assignment? Built, run once and counted; nothing is taken from names."""
+"""Check the network against the specification: it is built, run once and counted; no name is trusted."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _residual(width: int) -> str:
     return f"{one}, {one}, X + R(X)"
 
 
-# Section -> (what it is to compute, its number of convolutions).
+# Section -> (specified operations, number of convolutions).
 SECTIONS = {
     "prep": ("conv3x3 3>64, BN, ReLU", 1),
     "layer1": (f"{_down(64, 128)}; R: {_residual(128)}", 3),
@@ -36,38 +36,38 @@ SECTIONS = {
 
 
 def network_rows(model: nn.Module, config: Config, size: int, resnet18: bool) -> list[CheckRow]:
-    """The rows about the network: its parts, its parameters, and where the softmax is.
+    """Return the rows about the network: its sections, its parameters, and where the softmax is.
 
     Args:
         model: as a run makes it, on the CPU; its running statistics and weights are changed.
-        size: side of the images that it sees, pixels.
+        size: side of its input images, pixels.
     """
-    # Normalised images have mean 0 and deviation 1 by channel.
+    # Normalised images have mean 0 and standard deviation 1 in each channel.
     images = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
     steps, logits = trace(model, images)
-    parts = _resnet18_rows(steps) if resnet18 else _custom_rows(steps)
+    sections = _resnet18_rows(steps) if resnet18 else _custom_rows(steps)
     return [
-        *parts,
+        *sections,
         parameters_row(count_parameters(model), resnet18),
         softmax_row(model, config, images, steps, logits),
     ]
 
 
 def parameters_row(count: int, resnet18: bool, how: str = "built and counted", name: str = "parameters") -> CheckRow:
-    """The number of parameters, held against the assignment's."""
+    """Return the row about the number of parameters."""
     wanted = RESNET18 if resnet18 else CUSTOM
     return row(name, f"{wanted:,}", f"{count:,}", how, count == wanted)
 
 
 def _custom_rows(steps: list[Step]) -> list[CheckRow]:
     rows, body, head = [], *_split(steps)
-    starts = [place for place, step in enumerate(body) if step.kind == "conv"]
+    starts = [index for index, step in enumerate(body) if step.kind == "conv"]
     done = 0
     for name, (wanted, convs) in SECTIONS.items():
-        last = name == "layer3"
+        is_last = name == "layer3"
         begin = starts[done] if done < len(starts) else len(body)
-        end = starts[done + convs] if not last and done + convs < len(starts) else len(body)
-        found = _section(body[begin:end], begin)
+        end = starts[done + convs] if not is_last and done + convs < len(starts) else len(body)
+        found = describe_section(body[begin:end], begin)
         rows.append(row(name, wanted, found or "nothing", HOW, found == wanted))
         done += convs
     pools = [step for step in head if step.kind == "pool"]
@@ -78,83 +78,89 @@ def _custom_rows(steps: list[Step]) -> list[CheckRow]:
 
 
 def _split(steps: list[Step]) -> tuple[list[Step], list[Step]]:
-    """The convolutional part, and what comes after it: from the first step that leaves no picture."""
-    last = max((place for place, step in enumerate(steps) if step.kind == "conv"), default=-1)
-    for place, step in enumerate(steps):
-        if place > last and (step.kind == "linear" or len(step.shape) != 4 or step.shape[-1] == 1):
-            return steps[:place], steps[place:]
+    """Return the convolutional steps and the head: all from the first step whose output is no feature map."""
+    last = max((index for index, step in enumerate(steps) if step.kind == "conv"), default=-1)
+    for index, step in enumerate(steps):
+        if index > last and (step.kind == "linear" or len(step.shape) != 4 or step.shape[-1] == 1):
+            return steps[:index], steps[index:]
     return steps, []
 
 
-def _section(steps: list[Step], begin: int) -> str:
-    """Steps in words. A sum of what two convolution blocks came from and came to is `R: ..., X + R(X)`."""
-    words, separate = [step.text for step in steps], -1
-    for place, step in enumerate(steps):
+def describe_section(steps: list[Step], begin: int) -> str:
+    """Return steps as text; a sum of the input X and the output of convolution blocks R is `R: ..., X + R(X)`.
+
+    Args:
+        begin: index of the first of the steps in the whole trace.
+    """
+    texts, separate = [step.text for step in steps], -1
+    for index, step in enumerate(steps):
         if step.kind != "add":
             continue
         newer, older = step.source, step.other
         first = older + 1 - begin  # the step after X
-        takes_x = 0 <= first < place and steps[first].kind == "conv" and steps[first].source == older
-        if newer == begin + place - 1 and takes_x:
-            words[place], separate = "X + R(X)", first
+        takes_x = 0 <= first < index and steps[first].kind == "conv" and steps[first].source == older
+        if newer == begin + index - 1 and takes_x:
+            texts[index], separate = "X + R(X)", first
     if separate > 0:
-        return f"{', '.join(words[:separate])}; R: {', '.join(words[separate:])}"
-    return ", ".join(words) if len(words) <= 20 else f"{', '.join(words[:8])}, ... {len(words)} operations"
+        return f"{', '.join(texts[:separate])}; R: {', '.join(texts[separate:])}"
+    return ", ".join(texts) if len(texts) <= 20 else f"{', '.join(texts[:8])}, ... {len(texts)} operations"
 
 
 def _resnet18_rows(steps: list[Step]) -> list[CheckRow]:
     body, head = _split(steps)
-    blocks = [place for place, step in enumerate(body) if step.kind == "add"]
-    convs = [place for place, step in enumerate(body) if step.kind == "conv"]
+    blocks = [step for step in body if step.kind == "add"]
+    convs = [index for index, step in enumerate(body) if step.kind == "conv"]
     stem = describe(body[: convs[1]]) if len(convs) > 1 else describe(body)
-    wide = [step for step in body if step.text.startswith("conv3x3")]
-    channels = sorted({body[place].shape[1] for place in blocks})
-    sides = sorted({body[place].shape[-1] for place in blocks}, reverse=True)
-    told = f"{len(blocks)} blocks, {len(wide) - 1} conv3x3 in them, channels {channels}, sides {sides}"
-    wanted = "8 blocks, 16 conv3x3 in them, channels [64, 128, 256, 512], sides [32, 16, 8, 4]"
-    ends = describe([step for step in head if step.kind != "softmax"])
+    convs3x3 = sum(step.text.startswith("conv3x3") for step in body)
+    channels = sorted({step.shape[1] for step in blocks})
+    sizes = sorted({step.shape[-1] for step in blocks}, reverse=True)
+    found = f"{len(blocks)} blocks with {convs3x3 - 1} conv3x3, channels {channels}, sizes {sizes}"
+    wanted = "8 blocks with 16 conv3x3, channels [64, 128, 256, 512], sizes [32, 16, 8, 4]"
+    classifier = describe([step for step in head if step.kind != "softmax"])
     return [
         row("stem", "conv3x3 3>64, BN, ReLU", stem, HOW, stem == "conv3x3 3>64, BN, ReLU"),
-        row("blocks", wanted, told, HOW, told == wanted),
-        row("classifier", "AvgPool 4, FC 512>10", ends or "none", HOW, ends == "AvgPool 4, FC 512>10"),
+        row("blocks", wanted, found, HOW, found == wanted),
+        row("classifier", "AvgPool 4, FC 512>10", classifier or "none", HOW, classifier == "AvgPool 4, FC 512>10"),
     ]
 
 
 def softmax_row(model: nn.Module, config: Config, images: Tensor, steps: list[Step], logits: Tensor) -> CheckRow:
-    """Whether the softmax is taken exactly once: not by the network, and by the loss."""
-    wanted, how = "once: in the loss, not in the network", "row sums of the output; the loss by hand"
-    sums, of_exp = logits.double().sum(1), logits.double().exp().sum(1)
-    if _ones(sums) or _ones(of_exp) or any(step.kind == "softmax" for step in steps):
-        kind = "log-softmax" if _ones(of_exp) else "softmax"
-        return row(
-            "softmax", wanted, f"the network's output is a {kind} already, and the loss takes another", how, False
-        )
-    loss, by_hand = _losses(model, config, images)
-    agrees = bool(abs(loss - by_hand) <= 1e-4 * max(1.0, abs(by_hand)))
-    far = float((of_exp - 1).abs().min())
-    found = f"output not normalised (sums of exp differ from 1 by {far:.2g} at least); the loss is -log softmax"
+    """Return the row about the softmax, which is to be taken exactly once: by the loss, not by the network."""
+    wanted = "once: in the loss, not in the network"
+    how = "row sums of the output; the loss computed with NumPy"
+    sums, sums_of_exp = logits.double().sum(1), logits.double().exp().sum(1)
+    if _all_ones(sums) or _all_ones(sums_of_exp) or any(step.kind == "softmax" for step in steps):
+        kind = "log-softmax" if _all_ones(sums_of_exp) else "softmax"
+        found = f"the network's output is a {kind} already, and the loss takes a second one"
+        return row("softmax", wanted, found, how, False)
+    loss, reference = _losses(model, config, images)
+    agrees = bool(abs(loss - reference) <= 1e-4 * max(1.0, abs(reference)))
+    distance = float((sums_of_exp - 1).abs().min())
+    found = (
+        f"the output is not normalised (sums of exp differ from 1 by at least {distance:.2g}); the loss is -log softmax"
+    )
     if not agrees:
-        found = f"the loss is {loss:.5g}, -log softmax of the output by hand {by_hand:.5g}"
+        found = f"the loss is {loss:.5g}, but -log softmax of the output is {reference:.5g}"
     return row("softmax", wanted, found, how, agrees)
 
 
-def _ones(sums: Tensor) -> bool:
-    # Rows of 10 logits of a fresh network sum to 1 by chance in no 16 images at once.
+def _all_ones(sums: Tensor) -> bool:
+    # The logits of a new network do not sum to 1 by chance for 16 images at once.
     return bool(((sums - 1).abs() < 1e-3).all())
 
 
 def _losses(model: nn.Module, config: Config, images: Tensor) -> tuple[float, float]:
-    """The loss of one update of the very learner that trains, and the same by NumPy from the network's output."""
-    plain = config.replace(
+    """Return the loss of one update of the learner that trains, and the same computed with NumPy from the logits."""
+    config = config.replace(
         grad_accumulation=1, ema=0, compile=False, label_smoothing=0, clip_grad=0, channels_last=False, auto_batch=False
     )
     labels = torch.arange(len(images)) % 10
     model.train()
     torch.manual_seed(0)
     with torch.no_grad():
-        logits = model(images).double().numpy()  # [B, classes], of the batch's own statistics, as in training
+        logits = model(images).double().numpy()  # [B, classes], with the batch's own statistics, as in training
     torch.manual_seed(0)
-    learner = make_learner(plain, model, torch.device("cpu"), None)
-    loss = float(learner.train_step(images, labels, 0, 1e-6, plain.momentum).loss)
+    learner = make_learner(config, model, torch.device("cpu"), None)
+    loss = float(learner.train_step(images, labels, 0, 1e-6, config.momentum).loss)
     log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
     return loss, float((log_sum - logits[np.arange(len(labels)), labels.numpy()]).mean())

@@ -1,4 +1,4 @@
-"""What a network really computes: the operations of one forward pass, in order, whoever wrote the module and however."""
+"""The operations that a network computes in one forward pass, in order, however its modules are written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# Operations that only look at the same numbers in another shape, or prepare them.
+from harness.training.device import eval_mode
+
+# Operations that only reshape or copy their input, or allocate memory.
 VIEWS = {"view", "_unsafe_view", "reshape", "flatten", "t", "transpose", "permute", "detach", "alias", "clone", "squeeze",
          "unsqueeze", "expand", "select", "slice", "contiguous", "_to_copy", "empty", "empty_like", "zeros", "lift_fresh",
          "as_strided"}  # fmt: skip
@@ -22,11 +24,11 @@ class Step:
     """One operation.
 
     Attributes:
-        kind: conv, bn, relu, pool, linear, add, softmax, or torch's own word for another.
+        kind: conv, bn, relu, pool, linear, add, softmax, or torch's name of any other operation.
         text: the operation with its geometry, such as `conv3x3 64>128`.
-        source: number of the step whose output it takes; -1: the images.
-        other: the same for the second summand of `add`, else -2.
-        shape: of the output.
+        source: index of the step whose output it takes; -1 for the images.
+        other: index of the step of the second summand of `add`; else -2.
+        shape: shape of the output.
     """
 
     kind: str
@@ -39,8 +41,8 @@ class Step:
 @dataclass
 class _Recorder(TorchDispatchMode):
     steps: list[Step] = field(default_factory=list)
-    kept: list[Tensor] = field(default_factory=list)  # so that no id is used twice
-    made_by: dict[int, int] = field(default_factory=dict)
+    outputs: list[Tensor] = field(default_factory=list)  # kept alive, so that no id is used twice
+    step_of: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -52,50 +54,44 @@ class _Recorder(TorchDispatchMode):
         first = next((leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)), None)
         if first is None or not tensors:
             return out
-        sources = [self.made_by.get(id(tensor), -2) for tensor in tensors]
+        sources = [self.step_of.get(id(tensor), -2) for tensor in tensors]
         source = max(sources)
-        if source == -2:  # nothing of the images is in it
+        if source == -2:  # it does not depend on the images
             return out
         if name in VIEWS:
             number = source
         else:
             number = len(self.steps)
-            others = [place for place in sources if place not in (-2, source)]
-            kind, text = _told(name, args, first)
+            others = [index for index in sources if index not in (-2, source)]
+            kind, text = _describe(name, args, first)
             self.steps.append(Step(kind, text, source, others[0] if others else -2, tuple(first.shape)))
         for leaf in tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self.kept.append(leaf)
-                self.made_by[id(leaf)] = number
+                self.outputs.append(leaf)
+                self.step_of[id(leaf)] = number
         return out
 
 
 def trace(model: nn.Module, images: Tensor) -> tuple[list[Step], Tensor]:
-    """The operations of one forward pass in evaluation mode, and what came out.
+    """Return the operations of one forward pass in evaluation mode, and its output.
 
     Args:
         images: float [B, 3, H, W].
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     recorder = _Recorder()
-    recorder.made_by[id(images)] = -1
-    try:
-        with torch.no_grad(), recorder:
-            out = model(images)
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    recorder.step_of[id(images)] = -1
+    with eval_mode(model), torch.no_grad(), recorder:
+        out = model(images)
     return recorder.steps, out
 
 
 def describe(steps: list[Step]) -> str:
-    """Steps in words: `conv3x3 64>128, MaxPool 2, BN, ReLU`."""
+    """Return steps as text: `conv3x3 64>128, MaxPool 2, BN, ReLU`."""
     return ", ".join(step.text for step in steps)
 
 
-def _told(name: str, args: Any, out: Tensor) -> tuple[str, str]:
-    """Kind and text of one operation of torch's."""
+def _describe(name: str, args: Any, out: Tensor) -> tuple[str, str]:
+    """Return the kind and the text of one operation of torch."""
     plain = name.rstrip("_")
     if plain == "convolution":
         return "conv", _conv(args, out)
@@ -106,8 +102,8 @@ def _told(name: str, args: Any, out: Tensor) -> tuple[str, str]:
     if "pool" in plain or (plain == "mean" and args[0].dim() == 4):
         return "pool", f"{'Max' if 'max' in plain else 'Avg'}Pool {max(1, args[0].shape[-1] // _side(out))}"
     if plain in ("addmm", "mm", "linear"):
-        wide = args[1] if plain == "addmm" else args[0]
-        return "linear", f"FC {wide.shape[-1]}>{out.shape[-1]}{'' if plain == 'addmm' else ' without bias'}"
+        inputs = args[1] if plain == "addmm" else args[0]
+        return "linear", f"FC {inputs.shape[-1]}>{out.shape[-1]}{'' if plain == 'addmm' else ' without bias'}"
     if name in SOFTMAX:
         return "softmax", name.strip("_")
     if plain == "add":
@@ -122,7 +118,7 @@ def _side(out: Tensor) -> int:
 
 
 def _conv(args: Any, out: Tensor) -> str:
-    """Geometry of a convolution; stride 1, padding that keeps the size, and no bias go unsaid."""
+    """Return the geometry of a convolution; stride 1, size-keeping padding and a missing bias are not mentioned."""
     weight, bias, stride, padding = args[1], args[2], args[3], args[4]
     kernel = tuple(weight.shape[2:])
     text = f"conv{kernel[0]}x{kernel[-1]} {weight.shape[1]}>{weight.shape[0]}"

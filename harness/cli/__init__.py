@@ -1,1 +1,1 @@
-"""The commands of `harness`, by what they are for. Heavy imports stand inside them, so that help is quick."""
+"""The commands of `harness`, grouped by purpose. They import what is heavy inside, so that `--help` is quick."""

@@ -1,4 +1,4 @@
-"""What a shell offers for a half-typed command line. Nothing heavy is imported: an answer takes a fraction of a second."""
+"""Shell completion of commands, options, settings' values, runs and sweeps, without a heavy import."""
 
 from __future__ import annotations
 
@@ -25,8 +25,7 @@ CAMS = ("hirescam", "gradcam", "gradcam++", "xgradcam", "layercam", "eigencam", 
 
 
 def values_of(name: str, incomplete: str) -> list[CompletionItem]:
-    """What a setting may be, as far as it has been typed."""
-    about = settings.setting_fields()[name].metadata
+    """Return the values of a setting that begin with what has been typed."""
     match name:
         case "recipe":
             return _plain([*recipe_paths(), *_paths("*.yaml")], incomplete) or _other("file", incomplete)
@@ -38,92 +37,89 @@ def values_of(name: str, incomplete: str) -> list[CompletionItem]:
             return _other("dir", incomplete)
         case "lr_min" | "lr_max":
             return _plain((settings.FIND,), incomplete)
-    known = {"data": DATA, "device": DEVICES, "cam": CAMS}.get(name) or about["choices"]
+    choices = settings.setting_fields()[name].metadata["choices"]
+    values = {"data": DATA, "device": DEVICES, "cam": CAMS}.get(name) or choices
     if settings.setting_types()[name] is bool:
-        known = ("True", "False")
-    return _plain(known, incomplete)
+        values = ("True", "False")
+    return _plain(values, incomplete)
 
 
 def options_of(command: click.Command, context: click.Context, incomplete: str) -> list[CompletionItem]:
-    """The options of a command in their dashed spelling, whatever spelling was begun."""
+    """Return the options of a command in their dashed spelling, whatever spelling was begun."""
     from click.shell_completion import CompletionItem
 
-    typed, found = _spelling(incomplete), []
+    typed, items = settings.normalize_name(incomplete), []
     for parameter in command.get_params(context):
-        given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
-        if not isinstance(parameter, click.Option) or parameter.hidden or (given and not parameter.multiple):
+        is_given = context.get_parameter_source(parameter.name or "") is click.core.ParameterSource.COMMANDLINE
+        if not isinstance(parameter, click.Option) or parameter.hidden or (is_given and not parameter.multiple):
             continue
         for name in (*parameter.opts, *parameter.secondary_opts):
-            if name.startswith("--") and _spelling(name).startswith(typed):
-                found.append(CompletionItem(name, help=(parameter.help or "").split(". ")[0]))
-    return found
+            if name.startswith("--") and settings.normalize_name(name).startswith(typed):
+                items.append(CompletionItem(name, help=(parameter.help or "").split(". ")[0]))
+    return items
 
 
 def runs(incomplete: str) -> list[CompletionItem]:
-    """Run folders: those in `runs`, or in the folder that is being typed; else any path."""
+    """Return run directories: those in `runs`, or in the folder that is being typed; else any path."""
     folder = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
-    found = [str(path.parent) for path in sorted(folder.expanduser().glob("*/config.yaml"))]
-    return _plain(found, incomplete) or _other("dir", incomplete)
+    directories = [str(path.parent) for path in sorted(folder.expanduser().glob("*/config.yaml"))]
+    return _plain(directories, incomplete) or _other("dir", incomplete)
 
 
 def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`shell_complete` of an argument that is a run folder."""
+    """Complete an argument that is a run directory; click's `shell_complete`."""
     return runs(incomplete)
 
 
 def complete_sweep(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """`shell_complete` of an argument that is a sweep file: those of `sweeps` and of this folder, else any file."""
+    """Complete an argument that is a sweep file: those of `sweeps` and of this folder, else any; click's `shell_complete`."""
     return _plain([*_paths("sweeps/*.yaml"), *_paths("*.yaml")], incomplete) or _other("file", incomplete)
 
 
 def timm_models() -> list[str]:
-    """The names of timm's models, read from its source: importing it takes seconds."""
+    """Return the names of timm's models, read from its source: importing it takes seconds."""
     spec = find_spec("timm")
-    found: set[str] = set()
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        for path in (Path(place) / "models").glob("*.py"):
-            found.update(re.findall(r"^@register_model\ndef (\w+)\(", path.read_text(encoding="utf-8"), re.M))
-    return sorted(found)
+    names: set[str] = set()
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        for path in (Path(location) / "models").glob("*.py"):
+            names.update(re.findall(r"^@register_model\ndef (\w+)\(", path.read_text(encoding="utf-8"), re.M))
+    return sorted(names)
 
 
 def script(program: click.Command, shell: str) -> str:
-    """The shell's script that asks us, as click writes it.
+    """Return the script that makes a shell ask `harness` for completions, as click writes it.
 
     Args:
         shell: bash, zsh or fish.
     """
     from click.shell_completion import get_completion_class
 
-    made = get_completion_class(shell)
-    assert made is not None
-    asker = made(program, {}, "harness", VARIABLE)
-    return asker.source_template % asker.source_vars()  # `source()` would run bash for its version
+    completion_class = get_completion_class(shell)
+    assert completion_class is not None
+    completer = completion_class(program, {}, "harness", VARIABLE)
+    return completer.source_template % completer.source_vars()  # `source()` would run bash for its version
 
 
 def prepare() -> None:
-    """Let bash's answers follow `--option=value`: bash hands over `--option`, `=` and `value` as three words."""
+    """Make completion in bash understand `--option=value`, which bash passes as `--option`, `=` and `value`."""
     from click.shell_completion import BashComplete, add_completion_class
 
     class Bash(BashComplete):
         def get_completion_args(self) -> tuple[list[str], str]:
             args, incomplete = super().get_completion_args()
-            return [word for word in args if word != "="], "" if incomplete == "=" else incomplete
+            return [argument for argument in args if argument != "="], "" if incomplete == "=" else incomplete
 
     add_completion_class(Bash, "bash")
 
 
-def _spelling(word: str) -> str:
-    return word.lower().replace("-", "").replace("_", "")
-
-
-def _plain(words: Iterable[str], incomplete: str) -> list[CompletionItem]:
+def _plain(values: Iterable[str], incomplete: str) -> list[CompletionItem]:
     from click.shell_completion import CompletionItem
 
-    return [CompletionItem(word) for word in dict.fromkeys(words) if word.startswith(incomplete)]
+    return [CompletionItem(value) for value in dict.fromkeys(values) if value.startswith(incomplete)]
 
 
 def _other(kind: str, incomplete: str) -> list[CompletionItem]:
-    """The shell's own completion of files or folders."""
+    """Return what leaves the completion of files or folders to the shell."""
     from click.shell_completion import CompletionItem
 
     return [CompletionItem(incomplete, type=kind)]

@@ -1,8 +1,9 @@
-"""Commands that look at a trained model, or take it elsewhere: evaluate, explain, export, models."""
+"""Commands that use a trained model: evaluate, predict, explain, export; and models, which lists what can be trained."""
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,32 +11,40 @@ from typing import Any
 
 import click
 
+from harness.cli.commands import PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run
-from harness.cli.options import PlainCommand, SettingsCommand, setting_options
+from harness.cli.options import setting_options, setting_options_only
 from harness.utils.errors import did_you_mean
 
+EVALUATION = (
+    "data", "data_dir", "val_fraction", "eval_batch_size", "tta", "gallery", "gallery_rule", "cam", "cam_layer",
+    "device", "precision", "wandb", "project",
+)  # fmt: skip
+EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "wandb", "project")
+PREDICTION = ("bad_images", "eval_batch_size", "device", "precision", "channels_last", "deterministic", "threads")
 
-@click.command(cls=SettingsCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_run)
+
+@click.command(cls=SettingsCommand, shown=EVALUATION)
+@click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option(
     "--split",
     type=str,
     default="",
-    metavar="WORD",
+    metavar="NAME",
     help="train, val or test. [test where there is one]",
     shell_complete=lambda context, parameter, incomplete: [
         name for name in ("train", "val", "test") if name.startswith(incomplete)
     ],
 )
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files. [evaluation-SPLIT in the run folder]"
+    "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files. [evaluation-SPLIT in the run directory]"
 )
 @setting_options
 def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path | None) -> None:
-    """Test figures, per-class table, confusion matrix, galleries and Grad-CAM of a trained model.
+    """Metrics, per-class table, confusion matrix, galleries and Grad-CAM of a trained model.
 
-    CHECKPOINT is a run folder, a model.safetensors or a last.pt; its own settings hold unless you give others. With
-    --wandb it goes to W&B too, as a run of its own.
+    RUN is a run directory, a model.safetensors or a last.pt. The run's own settings hold unless you give others. With
+    --wandb the results also go to W&B, as a run of their own.
 
     \b
     harness evaluate runs/my-run
@@ -43,15 +52,50 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     """
     from harness.runs import inference
 
-    with _heard():
-        seen, name, folder = inference.evaluate(checkpoint, settings, out, split)
-    click.echo(inference.evaluation_text(seen, name))
+    with _no_warnings():
+        result, name, folder = inference.evaluate(checkpoint, settings, out, split)
+    click.echo(inference.evaluation_text(result, name))
     click.echo(f"files: {folder}", err=True)
 
 
-@click.command(cls=SettingsCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_run)
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command(cls=SettingsCommand, shown=PREDICTION)
+@click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
+@click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="FILE",
+    help="A .csv or .jsonl file; -: CSV on standard output. [-]",
+)
+@click.option("--top", type=click.IntRange(1), help="Write only the N most probable classes. [all]")
+@setting_options_only(*PREDICTION)
+def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...], out: Path | None, top: int) -> None:
+    """Class probabilities of pictures or folders, as CSV or JSON lines; no labels are needed.
+
+    RUN is a run directory, a model.safetensors or a last.pt. PATH is a picture of any size, mode or orientation, or a
+    folder, searched at any depth. A row has the file, the prediction, its confidence, and a probability per class. An
+    unreadable picture ends the command; with --bad-images skip it is left out.
+
+    \b
+    harness predict runs/my-run photo.jpg
+    harness predict runs/my-run holiday/ --out predictions.csv
+    harness predict runs/my-run holiday/ --out predictions.jsonl --top 5 --bad-images skip
+    """
+    target = None if out is None or str(out) == "-" else out
+    from harness.runs import predict as predicting
+
+    suffix = predicting.file_format(target)
+    predictions = predicting.predict(checkpoint, paths, settings)
+    count = predicting.write_predictions(predictions, target or sys.stdout.buffer, suffix, top or 0)
+    sys.stdout.buffer.flush()
+    pictures = f"{count} picture{'' if count == 1 else 's'}"
+    click.echo(f"{pictures} predicted" + ("" if target is None else f": {target}"), err=True)
+
+
+@click.command(cls=SettingsCommand, shown=EXPLANATION)
+@click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
+@click.argument("pictures", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "-o",
     "--out",
@@ -60,56 +104,60 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     type=click.Path(path_type=Path),
     help="Folder for the overlays.",
 )
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many guesses to print.")
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to print.")
 @setting_options
 def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path, top: int) -> None:
-    """Classify pictures and draw where the model looks.
+    """Classify pictures and draw which parts of them the prediction rests on (Grad-CAM).
 
-    PICTURES are files or folders; any size, mode or orientation will do. With --wandb the answers go to W&B too.
+    IMAGE is a file or a folder; any size, mode or orientation will do. With --wandb the results also go to W&B.
 
     \b
-    harness explain runs/my-run photo.jpg holiday/ --cam gradcam -o looked-at
+    harness explain runs/my-run photo.jpg holiday/ --cam gradcam -o explained
     """
     from harness.runs import inference
 
-    for answer in inference.explain(checkpoint, pictures, settings, out, top):
-        guesses = "  ".join(f"{name} {100 * share:.1f} %" for name, share in answer.guesses)
-        click.echo(f"{answer.path}: {guesses}" + ("  (empty map)" if answer.empty else ""))
+    for explanation in inference.explain(checkpoint, pictures, settings, out, top):
+        guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
+        click.echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
     click.echo(f"overlays: {out}", err=True)
 
 
 @click.command(cls=PlainCommand)
-@click.argument("checkpoint", type=click.Path(path_type=Path), shell_complete=complete_run)
+@click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option(
-    "--onnx", type=click.Path(path_type=Path), help="Write an ONNX file, checked against torch (extra: export)."
+    "--onnx",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write an ONNX file, compared with torch (extra: vision-harness[onnx]).",
 )
 @click.option(
     "--timm",
     type=click.Path(path_type=Path),
-    help="Write a folder that timm loads: timm.create_model('local-dir:FOLDER'); for our own models import harness.models.cifar_resnet first.",
+    metavar="FOLDER",
+    help="Write a folder for timm.create_model('local-dir:FOLDER'); a model of harness needs `import harness.models.cifar_resnet` first.",
 )
 def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
-    """Take a trained model elsewhere: ONNX, or a folder for timm.
+    """Export a trained model to ONNX, or to a folder that timm loads.
 
     \b
     harness export runs/my-run --onnx model.onnx
     harness export runs/my-run --timm my-model
     """
-    from harness.runs import export as exchange
+    from harness.runs import export as exporting
 
     if not onnx and not timm:
         raise click.UsageError("say where to: --onnx FILE or --timm FOLDER", click.get_current_context())
     if timm:
-        click.echo(exchange.export_timm(checkpoint, timm))
+        click.echo(exporting.export_timm(checkpoint, timm))
     if onnx:
-        click.echo(exchange.export_onnx(checkpoint, onnx))
+        click.echo(exporting.export_onnx(checkpoint, onnx))
 
 
-@click.command(name="models", cls=PlainCommand)
+@click.command(cls=PlainCommand)
 @click.argument("filter", default="")
 @click.option("--count", is_flag=True, help="Build each model and count its parameters (slow for many).")
-def models_(filter: str, count: bool) -> None:
-    """What can be trained: every timm model whose name holds FILTER, ours marked with *.
+def models(filter: str, count: bool) -> None:
+    """List the models that can be trained: those of timm whose name contains FILTER, harness's own marked with *.
 
     \b
     harness models resnet18
@@ -117,24 +165,22 @@ def models_(filter: str, count: bool) -> None:
     """
     from harness.models import factory
 
-    found = factory.model_names(filter)
-    for name, ours in found:
-        line = f"{'*' if ours else ' '} {name}"
+    names = factory.model_names(filter)
+    for name, is_ours in names:
+        line = f"{'*' if is_ours else ' '} {name}"
         if count:
             line += f"  {factory.parameter_count_of(name):,}"
         click.echo(line)
-    click.echo(f"{len(found)} models; * ours" if found else _no_model(filter), err=True)
-
-
-def _no_model(filter: str) -> str:
-    from harness.models import factory
-
-    return f"no model's name holds {filter!r}{did_you_mean(filter, [name for name, _ in factory.model_names()])}"
+    if names:
+        click.echo(f"{len(names)} models; * harness's own", err=True)
+    else:
+        hint = did_you_mean(filter, [name for name, _ in factory.model_names()])
+        click.echo(f"no model's name contains {filter!r}{hint}", err=True)
 
 
 @contextlib.contextmanager
-def _heard() -> Iterator[None]:
-    """Warnings of libraries kept off a result that is read by a person."""
+def _no_warnings() -> Iterator[None]:
+    """Keep warnings of libraries off a result that a user reads."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Commands that share what was found: report."""
+"""The command that makes a shareable page: report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
+from harness.cli.commands import PlainCommand
 from harness.cli.completion import complete_run
-from harness.cli.options import PlainCommand
 
 
 @click.command(cls=PlainCommand)
@@ -18,21 +18,23 @@ from harness.cli.options import PlainCommand
     "-o",
     "--out",
     type=click.Path(path_type=Path),
-    help="The page. [report.html in the run's or the sweep's folder; here for several runs]",
+    metavar="FILE",
+    help="The page. [report.html in the directory of the run or sweep; for several runs, in the current one]",
 )
 @click.option(
     "--wandb",
     "wandb_target",
     metavar="ENTITY/PROJECT/RUN_OR_SWEEP",
     default="",
-    help="Build a W&B report of that run or sweep and print its link (extra: reports).",
+    help="Make a W&B report of that run or sweep and print its link (extra: vision-harness[reports]).",
 )
 @click.option("--draft", is_flag=True, help="With --wandb: save the report as a draft.")
 def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: bool) -> None:
     """Make one self-contained HTML page of a run, of several runs, or of a sweep.
 
-    The page needs no network and no server; it can be mailed, printed, and read on a phone. Several runs stand side by
-    side, with mean and spread where they differ in the seed only; the folder of several seeds stands for its runs.
+    The page needs no network and no server: it can be mailed, printed, and read on a phone. Several runs are shown side
+    by side, with mean and spread where they differ only in the seed. The directory that `harness run --seeds` made
+    means all its runs.
 
     \b
     harness report runs/my-run
@@ -41,7 +43,7 @@ def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: 
     harness report --wandb me/harness/3x5k2a9q
     """
     if not paths and not wandb_target:
-        raise click.UsageError("say what of: a run folder, several, or a sweep's folder; `harness runs` lists them")
+        raise click.UsageError("give a run directory, several, or a sweep's directory; `harness runs` lists them")
     if paths:
         from harness.reporting.html import pages
 
@@ -51,7 +53,7 @@ def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: 
 
 
 def _save_in_wandb(target: str, draft: bool) -> str:
-    """The address of the report that W&B keeps now."""
+    """Save a W&B report and return its address."""
     from harness.tracking.wandb import report as wandb_report
 
     return wandb_report.save(target, draft)

@@ -3,91 +3,98 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import click
 
+from harness.cli.commands import DAILY, PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run, complete_sweep
-from harness.cli.options import PlainCommand, SettingsCommand, setting_options_except
+from harness.cli.options import setting_options_except
+from harness.utils.errors import UsageError
+from harness.utils.text import percent
 
 
-@click.command(cls=SettingsCommand)
+@click.command(cls=SettingsCommand, shown=DAILY)
 @click.argument("file", type=click.Path(path_type=Path), shell_complete=complete_sweep)
 @click.option(
-    "--count", type=click.IntRange(1), help="Trials in all, over every command that works on this search. [run_cap]"
+    "--count", type=click.IntRange(1), help="Trials in all, over every machine that works on the sweep. [run_cap]"
 )
 @click.option(
     "--workers",
     type=click.IntRange(1, 256),
     default=1,
     show_default=True,
-    help="Trials at a time; GPUs and CPU threads are shared out.",
+    help="Trials at a time; they share the GPUs and the CPU threads.",
 )
 @click.option(
     "--storage",
     default="",
-    help="Database URL that several machines share, or a SQLite file. [one in the sweep's folder]",
+    metavar="URL",
+    help="Database that several machines share, or a SQLite file. [one in the sweep's directory]",
 )
 @click.option(
-    "--final", type=click.IntRange(0), default=0, help="Then train the best over so many seeds and read the test set."
+    "--final", type=click.IntRange(0), default=0, help="Then train the best over N seeds and read the test set."
 )
-@click.option("--search-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of what is tried.")
+@click.option("--search-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search.")
 @click.option("--choose-on-test", is_flag=True, help="Allow a metric of the test set.")
 @click.option(
-    "--fork/--no-fork", default=True, help="Fork trials from a process that has torch and timm imported.  [fork]"
+    "--fork/--no-fork", default=True, help="Fork trials from a process that has torch and timm imported. [fork]"
 )
 @setting_options_except("workers", "resume")
-def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_seed: int, **ask: Any) -> None:
+def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_seed: int, **options: Any) -> None:
     """Run a W&B sweep on this machine, with no server and no account: the same YAML, the same meaning.
 
-    FILE is a sweep in W&B's format whose command starts `harness run`. Settings given here win over its constants.
-    The same command goes on with a sweep that was stopped.
+    FILE is a sweep in W&B's format whose command starts `harness run`. Settings given here replace its constants. The
+    same command resumes a sweep that was stopped.
 
     \b
     harness sweep sweeps/digits.yaml
     harness sweep sweeps/lr.yaml --count 20 --workers 2 --data-dir data --final 3
     harness sweep sweeps/lr.yaml --count 60 --storage postgresql+psycopg://user@host/db --name lr     on each machine
     """
+    if options["storage"].startswith("postgresql+psycopg:") and find_spec("psycopg") is None:
+        raise UsageError("--storage postgresql+psycopg://... needs an extra: pip install 'vision-harness[postgres]'")
     from harness.config.settings import Config, coerce
-    from harness.reporting.html.share import write_run_page
+    from harness.reporting.html.pages import write_run_page
     from harness.sweep import scheduler, schema
 
     output, name = settings.pop("output", Config().output), settings.pop("name", "")
-    found = schema.read_sweep_file(file, settings, on_test=choose_on_test)
-    folder, told = scheduler.run_sweep(
-        found, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **ask
+    parsed = schema.read_sweep_file(file, settings, on_test=choose_on_test)
+    folder, summary = scheduler.run_sweep(
+        parsed, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **options
     )
-    click.echo(told)
+    click.echo(summary)
     if coerce("report", settings.get("report", True)):
         write_run_page(folder, lambda text: click.echo(text, err=True))
     click.echo(
-        f"sweep folder: {folder} (report.html, best.yaml, trials.csv)\nto W&B: harness sync {folder}/runs/*", err=True
+        f"sweep directory: {folder} (report.html, best.yaml, trials.csv)\nupload: harness sync {folder}/runs/*",
+        err=True,
     )
 
 
 @click.command(cls=PlainCommand)
 @click.argument("output", default="runs", type=click.Path(path_type=Path))
 def runs(output: Path) -> None:
-    """What is in the output folder, and how to go on with what is unfinished.
+    """List runs with their state, epoch and accuracy, and the command that resumes each unfinished one.
 
-    OUTPUT is the folder that runs go to [runs]. A line a run: name, state, epoch, accuracy.
+    OUTPUT is the folder that holds the run directories [runs].
 
     \b
     harness runs
     harness runs other-runs
     """
-    from harness.tracking.run_dir import SUMMARY, list_runs
-    from harness.utils.errors import UsageError
+    from harness.tracking.run_dir import list_runs, read_summary
     from harness.utils.files import read_json
 
     if not output.is_dir() and output != Path("runs"):
-        raise UsageError(f"there is no folder {output}; runs go to the one that --output names")
-    found = list(list_runs(output))
-    for path, state, status in found:
-        result = read_json(path / SUMMARY).get("result", {})
+        raise UsageError(f"there is no folder {output}; run directories are in the folder that --output names")
+    listed = list(list_runs(output))
+    for path, state, status in listed:
+        result = read_summary(path).get("result", {})
         accuracy = next(
-            (f"{split} {100 * result[f'{split}/acc']:.2f} %" for split in ("test", "val") if f"{split}/acc" in result),
+            (f"{split} {percent(result[f'{split}/acc'], 2)}" for split in ("test", "val") if f"{split}/acc" in result),
             "-",
         )
         click.echo(f"{path.name:<44} {state:<12} epoch {status.get('epoch', 0):<5} {accuracy}")
@@ -95,48 +102,44 @@ def runs(output: Path) -> None:
             click.echo(f"    {status['resume']}")
     sweeps = sorted(output.glob("*/sweep.json"))
     for path in sweeps:
-        told = read_json(path)
-        counts = ", ".join(
-            f"{count} {'stopped early' if state == 'pruned' else state}"
-            for state, count in told.get("trials", {}).items()
-            if count
-        )
-        best = told.get("best") or {}
-        click.echo(
-            f"{path.parent.name:<44} sweep        {counts}; best {told.get('metric', {}).get('name')} {_rounded(best.get('value'))}"
-        )
+        click.echo(_sweep_line(path.parent.name, read_json(path)))
     for path in sorted(output.glob("*/seeds.json")):
-        _show_seeds(path.parent.name, read_json(path))
-    if not found and not sweeps:
+        click.echo(_seeds_lines(path.parent.name, read_json(path)))
+    if not listed and not sweeps:
         click.echo(f"no runs in {output}", err=True)
 
 
-def _rounded(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "-"
+def _sweep_line(name: str, summary: Mapping[str, Any]) -> str:
+    """Return a line for a sweep: its trials by state, and its best value."""
+    trials = summary.get("trials", {}).items()
+    counts = ", ".join(f"{count} {'stopped early' if state == 'pruned' else state}" for state, count in trials if count)
+    value = (summary.get("best") or {}).get("value")
+    best = f"{value:.4g}" if isinstance(value, int | float) else "-"
+    return f"{name:<44} sweep        {counts}; best {summary.get('metric', {}).get('name')} {best}"
 
 
-def _show_seeds(name: str, told: Mapping[str, Any]) -> None:
-    """A line for the summary of several seeds, and how to go on where one is unfinished."""
-    states = [seed["state"] for seed in told.get("seeds", [])]
+def _seeds_lines(name: str, summary: Mapping[str, Any]) -> str:
+    """Return a line for a run over several seeds, and the command that resumes it where a seed is unfinished."""
+    states = [seed["state"] for seed in summary.get("seeds", [])]
     means = [
-        f"{key.split('/')[0]} {100 * found['mean']:.2f} %" + (f" ± {100 * found['sd']:.2f}" if found["sd"] else "")
-        for key, found in told.get("figures", {}).items()
+        f"{key.split('/')[0]} {percent(spread['mean'], 2)}" + (f" ± {100 * spread['sd']:.2f}" if spread["sd"] else "")
+        for key, spread in summary.get("figures", {}).items()
         if key.endswith("/acc")
     ]
-    click.echo(f"{name:<44} seeds        {states.count('finished')} of {len(states)} done  {', '.join(means) or '-'}")
-    if told.get("resume"):
-        click.echo(f"    {told['resume']}")
+    line = f"{name:<44} seeds        {states.count('finished')} of {len(states)} done  {', '.join(means) or '-'}"
+    return f"{line}\n    {summary['resume']}" if summary.get("resume") else line
 
 
 @click.command(cls=PlainCommand)
 @click.argument(
     "folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=complete_run
 )
-@click.option("--anew", is_flag=True, help="Send all of it as a new W&B run, where the old one has holes.")
+@click.option("--anew", is_flag=True, help="Send everything as a new W&B run, when the former one has gaps.")
 def sync(folders: tuple[Path, ...], anew: bool) -> None:
-    """Bring offline, interrupted or half-uploaded runs to W&B whole, from their journals.
+    """Complete offline, interrupted or partly uploaded runs in W&B, from their journals.
 
-    What W&B has already is not sent again; the folder of several seeds stands for its runs. `wandb sync` uploads W&B's own log, which may have lost its end.
+    Records that W&B has are not sent again. The directory that `harness run --seeds` made means all its runs.
+    `wandb sync` uploads W&B's own log instead, which may lack its end.
 
     \b
     harness sync runs/my-run
@@ -145,7 +148,7 @@ def sync(folders: tuple[Path, ...], anew: bool) -> None:
     from harness.tracking.run_dir import members
     from harness.tracking.wandb import sync as syncing
 
-    for folder in (run for given in folders for run in members(given)):
-        done = syncing.sync(folder, lambda text: click.echo(text, err=True), anew)
-        there = "" if done.arrived is None else f"; {done.steps} of {done.steps} steps are there"
-        click.echo(f"{done.folder}: {done.sent} of {done.records} records were missing, now at {done.url}{there}")
+    for folder in (run for directory in folders for run in members(directory)):
+        result = syncing.sync(folder, lambda text: click.echo(text, err=True), anew)
+        verified = "" if result.arrived is None else f"; {result.steps} of {result.steps} steps are there"
+        click.echo(f"{result.folder}: {result.sent} of {result.records} records sent, now at {result.url}{verified}")

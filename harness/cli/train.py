@@ -1,4 +1,4 @@
-"""Commands that train, or prepare training: run, find, plot."""
+"""Commands that train, or prepare training: run, lr-find, plot."""
 
 from __future__ import annotations
 
@@ -8,21 +8,30 @@ from typing import Any
 
 import click
 
-from harness.cli.options import SettingsCommand, config_from_options, setting_options
+from harness.cli.commands import SettingsCommand
+from harness.cli.options import config_from_options, setting_options
 from harness.config.settings import Config
-from harness.lr_finder.result import result_table
 from harness.runs.progress import BarReporter, LineReporter
+from harness.utils.text import percent
+
+CURVE = (
+    "recipe", "epochs", "schedule", "lr_min", "lr_max", "peak_epoch", "cycles", "momentum", "momentum_min",
+    "plateau_patience", "plateau_factor",
+)  # fmt: skip
 
 
 @click.command(cls=SettingsCommand)
 @click.option(
     "--seeds",
     type=click.IntRange(1, 1000),
-    help="Train so many seeds, from --seed on: mean, standard deviation and 95 % interval, one W&B group.",
+    help="Train this many seeds, from --seed on: mean, standard deviation and 95 % interval, one W&B group.",
 )
 @setting_options
 def run(settings: dict[str, Any], seeds: int | None) -> None:
     """Train, evaluate every epoch, and record everything on disk and in W&B.
+
+    An option wins over the recipe, the recipe over the default. Options are understood in any spelling of case, dash
+    and underscore. A stopped run resumes when the same command is given again.
 
     \b
     harness run --recipe digits
@@ -36,50 +45,46 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
         config = config_from_options(settings)
     from harness.runs import run as runner
 
-    display = _display()
+    reporter = _reporter()
     try:
         if seeds is not None:
-            _run_seeds(config, seeds, display)
-        elif summary := runner.run(config, display).summary:  # of several processes, the first one has it
+            _run_seeds(config, seeds, reporter)
+        elif summary := runner.run(config, reporter).summary:  # of several processes, only the main one has it
             click.echo(summary_table(summary))
     finally:
-        display.close()
+        reporter.close()
 
 
-def _run_seeds(config: Config, count: int, display: LineReporter) -> None:
+def _run_seeds(config: Config, count: int, reporter: LineReporter) -> None:
     from harness.runs import seeds
 
-    told = seeds.run_seeds(config, count, display)
-    click.echo(seeds.seeds_table(told))
-    told.check()
+    summary = seeds.run_seeds(config, count, reporter)
+    click.echo(seeds.seeds_table(summary))
+    summary.check()
 
 
-def _display() -> LineReporter:
-    """A bar on a terminal, lines elsewhere."""
+def _reporter() -> LineReporter:
+    """Return a progress bar on a terminal, lines elsewhere."""
     return BarReporter(sys.stderr) if sys.stderr.isatty() else LineReporter(sys.stderr)
 
 
 def summary_table(summary: dict[str, Any]) -> str:
-    """The headline figures of a finished run, for a person."""
+    """Return the headline metrics of a finished run as text."""
     result, best = summary["result"], summary["best"]
     rows = []
     for split in ("test", "val"):
         if f"{split}/acc" in result:
-            how = f"{result['chosen']}, epoch {result['epoch']}"
-            rows.append(
-                (
-                    f"{split} accuracy",
-                    f"{100 * result[f'{split}/acc']:.2f} %  (loss {result[f'{split}/loss']:.4f}; {how})",
-                )
-            )
+            accuracy, loss = percent(result[f"{split}/acc"], 2), result[f"{split}/loss"]
+            chosen = f"{result['chosen']}, epoch {result['epoch']}"
+            rows.append((f"{split} accuracy", f"{accuracy}  (loss {loss:.4f}; {chosen})"))
         for key, name in (("acc_tta", "with flip TTA"), ("acc5", "top 5")):
             if f"{split}/{key}" in result:
-                rows.append((f"  {name}", f"{100 * result[f'{split}/{key}']:.2f} %"))
+                rows.append((f"  {name}", percent(result[f"{split}/{key}"], 2)))
         if f"{split}/ece" in result:
-            rows.append(("  calibration", f"off by {100 * result[f'{split}/ece']:.1f} points (ECE)"))
+            rows.append(("  ECE", f"{percent(result[f'{split}/ece'])}  (expected calibration error)"))
     key = next((key for key in best if key.endswith("/acc")), "")
     if key and best["epoch"] != result["epoch"]:
-        rows.append(("best epoch", f"{100 * best[key]:.2f} %  ({best['chosen']}, epoch {best['epoch']})"))
+        rows.append(("best epoch", f"{percent(best[key], 2)}  ({best['chosen']}, epoch {best['epoch']})"))
     rows.append(("parameters", f"{summary['parameters']:,}"))
     rows.append(
         ("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s")
@@ -88,10 +93,10 @@ def summary_table(summary: dict[str, Any]) -> str:
 
 
 @click.command(cls=SettingsCommand)
-@click.option("--steps", type=click.IntRange(4), help="Updates between --low and --high. [25 a decade]")
-@click.option("--low", type=float, help="Lowest learning rate tried. [0.0001 for SGD]")
+@click.option("--steps", type=click.IntRange(4), help="Updates between --low and --high. [25 per decade]")
+@click.option("--low", type=float, help="Lowest learning rate. [0.0001 for SGD]")
 @click.option(
-    "--high", type=float, help="Highest; the test goes on above it while the loss does not diverge. [1 for SGD]"
+    "--high", type=float, help="Highest learning rate; the test continues above it until the loss diverges. [1 for SGD]"
 )
 @click.option("--linear", is_flag=True, help="Raise the learning rate by equal steps instead of equal factors.")
 @click.option(
@@ -99,68 +104,73 @@ def summary_table(summary: dict[str, Any]) -> str:
     type=click.IntRange(1),
     default=3,
     show_default=True,
-    help="How often, each with other weights and order.",
+    help="Repetitions, each with its own initial weights and order of images.",
 )
 @click.option(
     "--confirm",
     type=click.IntRange(0),
     default=0,
-    help="Short one-cycle runs around the suggestion; the best held-out accuracy wins.",
+    help="Number of short one-cycle runs around the suggestion; the best held-out accuracy wins.",
 )
 @click.option(
-    "--write-sweep", type=click.Path(path_type=Path), help="Write a W&B sweep whose ranges come from the test."
+    "--write-sweep",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a W&B sweep whose ranges come from the test.",
 )
 @setting_options
-def lr_find(settings: dict[str, Any], **ask: Any) -> None:
-    """Find LRMIN and LRMAX by a learning-rate range test: why, and how sure.
+def lr_find(settings: dict[str, Any], **options: Any) -> None:
+    """Suggest LRMIN and LRMAX by a learning-rate range test, with reasons and a confidence.
 
-    The steps are those of training (model, optimizer, batch, augmentation, precision); a part of the training images
-    is held out to look at, and the test set is not touched.
+    The steps are those of training (model, optimizer, batch, augmentation, precision). A part of the training images
+    is held out to evaluate on; the test set is not read.
 
     \b
     harness lr-find --recipe digits
     harness lr-find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
     """
     config = config_from_options(settings)
+    from harness.lr_finder.result import result_table
     from harness.runs import lr_find as finder
 
-    display = _display()
+    reporter = _reporter()
     try:
-        finding = finder.find_lr(config, display=display, **ask)
+        result = finder.find_lr(config, reporter=reporter, **options)
     finally:
-        display.close()
-    click.echo(result_table(finding))
+        reporter.close()
+    click.echo(result_table(result))
 
 
-@click.command(cls=SettingsCommand)
+@click.command(cls=SettingsCommand, shown=CURVE)
 @click.option(
     "-o",
     "--out",
     default="lr.png",
     show_default=True,
     type=click.Path(path_type=Path),
-    help="The picture, PNG or SVG by its suffix.",
+    metavar="FILE",
+    help="The figure, PNG or SVG by its suffix.",
 )
 @click.option(
     "--steps-per-epoch",
     default=97,
     show_default=True,
     type=click.IntRange(1),
-    help="Updates an epoch (97: CIFAR-10 at batch 512).",
+    help="Updates per epoch (97: CIFAR-10 at batch 512).",
 )
-@click.option("--iterations", type=click.IntRange(1), help="Length of a cyclic curve, updates. [100]")
-@click.option("--step-size", type=click.IntRange(1), help="Half a cycle of a cyclic curve, updates. [10]")
+@click.option("--iterations", type=click.IntRange(1), help="Length of a cyclic schedule, updates. [100]")
+@click.option("--step-size", type=click.IntRange(1), help="Half a cycle of a cyclic schedule, updates. [10]")
 @setting_options
 def plot(
     settings: dict[str, Any], out: Path, steps_per_epoch: int, iterations: int | None, step_size: int | None
 ) -> None:
-    """Draw the learning-rate (and momentum) curve of any schedule, without training.
+    """Draw the learning rate (and momentum) of any schedule, without training.
 
     \b
-    harness plot --schedule cyclic                       between 0.08 and 0.8, step 10, 100 iterations
+    harness plot --schedule cyclic                          0.08 to 0.8, step size 10, 100 iterations
     harness plot --schedule cosine --peak-epoch 2 -o cosine.svg
     harness plot --recipe dawnbench --momentum-min 0.85
     """
-    from harness.reporting.figures.schedule import draw
+    from harness.runs.plot import plot_schedule
 
-    click.echo(draw(settings, out, steps_per_epoch, iterations, step_size))
+    click.echo(plot_schedule(settings, out, steps_per_epoch, iterations, step_size))

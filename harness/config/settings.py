@@ -260,6 +260,11 @@ def setting_types() -> Mapping[str, Any]:
     return get_type_hints(Config)
 
 
+def normalize_name(name: str) -> str:
+    """Return a name without case, dashes and underscores: two spellings of one setting or option are equal in it."""
+    return name.lower().replace("-", "").replace("_", "")
+
+
 def canonical_name(spelling: str) -> str:
     """Return the name of a setting that is given in any case, with or without dashes and underscores (`LRMIN`, `lr-min`).
 
@@ -268,8 +273,8 @@ def canonical_name(spelling: str) -> str:
     Raises:
         UsageError: there is no such setting; the message names the closest one.
     """
-    names = {name.replace("_", ""): name for name in setting_fields()} | SHORT_NAMES
-    key = str(spelling).lower().replace("-", "").replace("_", "")
+    names = {normalize_name(name): name for name in setting_fields()} | SHORT_NAMES
+    key = normalize_name(str(spelling))
     if key not in names:
         raise UsageError(f"there is no setting {spelling!r}{did_you_mean(str(spelling).lower(), setting_fields())}")
     return names[key]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator, Sequence
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +38,24 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 def is_image_name(name: str) -> bool:
     """Return whether a file name has the extension of an image format."""
     return name.lower().endswith(SUFFIXES)
+
+
+def image_files(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield picture files: each file as given, each folder's pictures at any depth, sorted.
+
+    Raises:
+        DataError: a path does not exist, or a folder holds no pictures.
+    """
+    for path in paths:
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
+            if not files:
+                raise DataError(f"{path} holds no pictures")
+            yield from files
+        elif path.is_file():
+            yield path
+        else:
+            raise DataError(f"no such picture: {path}")
 
 
 def read_image(file: str | Path | bytes | BinaryIO, name: str = "") -> np.ndarray:

@@ -1,12 +1,12 @@
-"""Class-activation maps through the pytorch-grad-cam package, held so that they cannot harm a run.
+"""Class-activation maps through the pytorch-grad-cam package, without side effects on the model.
 
-The package switches the model it is given to evaluation mode, leaves gradients behind, needs float32 and a recorded
-graph, and its hooks are blind in a compiled model. So it gets a private copy of the bare model, in float32, and
-works outside autocast and inference mode: the caller's model is never touched. The gradient starts at the image, so
-that frozen parameters are no obstacle and none is differentiated by.
+The package switches its model to evaluation mode, leaves gradients behind, needs float32 and a recorded graph, and its
+hooks do not run in a compiled model. So it gets a private float32 copy of the bare model, and works outside autocast
+and inference mode: the caller's model is never changed. The gradient starts at the image, so that parameters may be
+frozen and no gradient is computed for them.
 
-The package stretches every map to 0..1, noise as well as evidence. `raw` is what it has before that, taken where its
-`get_cam_image` hands it over: at the layer's own resolution, with its sign.
+The package stretches every map to 0..1, noise as well as evidence. `raw` is the map before that, as its
+`get_cam_image` returns it: at the layer's own resolution, with its sign.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from torch import Tensor, nn
 from harness.evaluation.cam_layers import Layer, find_layer
 from harness.utils.errors import UsageError, did_you_mean
 
-_CHUNK = 32  # images at a time
+MAX_CHUNK = 32  # images per call of the package
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a map is made.
+    """How a map is computed.
 
     Attributes:
         class_name: in pytorch_grad_cam.
-        says: what its map is, in a line.
-        of_a_class: whether the map depends on the class that is asked for.
-        slow: hundreds of forward passes an image.
+        description: one line.
+        is_class_specific: whether the map depends on the class to explain.
+        is_slow: whether it takes hundreds of forward passes per image.
     """
 
     class_name: str
-    says: str
-    of_a_class: bool = True
-    slow: bool = False
+    description: str
+    is_class_specific: bool = True
+    is_slow: bool = False
 
 
 METHODS = {
@@ -56,11 +56,11 @@ METHODS = {
     "layercam": Method("LayerCAM", "activations weighted by their positive gradients; for early layers"),
     "gradcamelementwise": Method("GradCAMElementWise", "positive part of gradient times activation, cell by cell"),
     "eigencam": Method(
-        "EigenCAM", "first principal component of the activations; the same for every class", of_a_class=False
+        "EigenCAM", "first principal component of the activations; the same for every class", is_class_specific=False
     ),
     "eigengradcam": Method("EigenGradCAM", "first principal component of gradient times activation"),
-    "scorecam": Method("ScoreCAM", "each channel weighted by the score of the image that it masks", slow=True),
-    "ablationcam": Method("AblationCAM", "each channel weighted by the drop of the score without it", slow=True),
+    "scorecam": Method("ScoreCAM", "each channel weighted by the score of the image that it masks", is_slow=True),
+    "ablationcam": Method("AblationCAM", "each channel weighted by the drop of the score without it", is_slow=True),
 }
 
 
@@ -70,11 +70,11 @@ class Maps:
 
     Attributes:
         method: key of `METHODS`.
-        layer: dotted name of the layer that was looked at.
-        raw: float32 [N, h, w], at the layer's resolution, signed: positive cells speak for the class.
-        scaled: float32 [N, H, W], the positive part at the image's resolution, each stretched to 0..1 by itself.
-        empty: bool [N], nothing to see: no positive cell, or the same in all of them; `scaled` is zero then.
-        peak: float32 [N], the greatest positive cell of `raw`, in logits for the gradient methods; 0 where none is.
+        layer: dotted name of the explained layer.
+        raw: float32 [N, h, w], at the layer's resolution, signed: positive cells are evidence for the class.
+        scaled: float32 [N, H, W], the positive part at the image's resolution, each map stretched to 0..1 by itself.
+        empty: bool [N], no positive cell, or all cells equal; `scaled` is zero then.
+        peak: float32 [N], the greatest positive cell of `raw`, in logits for the gradient methods; 0 without one.
         share: float32 [N], positive evidence over all evidence (sum of positive cells / sum of magnitudes), 0..1.
     """
 
@@ -98,7 +98,7 @@ def explain(
     method: str = "hirescam",
     layer: str = "auto",
 ) -> Maps:
-    """The maps of the evidence for one class in each image. The model is left as it was found, in every respect.
+    """Return maps of the evidence for one class in each image; the model is left unchanged in every respect.
 
     Args:
         images: float [N, 3, H, W], normalised as the model takes them.
@@ -110,58 +110,61 @@ def explain(
         UsageError: no such method, layer or class, or this method cannot explain this layer.
     """
     name = canonical_method(method)
-    wanted = [int(target) for target in targets]
-    if images.ndim != 4 or len(wanted) != len(images) or not wanted:
+    classes = [int(target) for target in targets]
+    if images.ndim != 4 or len(classes) != len(images) or not classes:
         raise UsageError(
-            f"need images [N, 3, H, W] and a class for each, got {list(images.shape)} and {len(wanted)} classes"
+            f"need images [N, 3, H, W] and a class for each, got {list(images.shape)} and {len(classes)} classes"
         )
     with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
-        mine = private_copy(model)
-        place = next(mine.parameters()).device
-        shown = (
-            images.detach().clone().to(place, torch.float32)
-        )  # a clone: images made in inference mode record no graph
-        found = find_layer(mine, shown[:1], layer)
-        _check_classes(wanted, found.classes)
-        cam = _make(METHODS[name], mine, found)
-        step = 1 if METHODS[name].slow else _CHUNK  # the package keeps the activations of every forward pass of a call
+        copied = private_copy(model)
+        device = next(copied.parameters()).device
+        inputs = images.detach().clone().to(device, torch.float32)  # images of inference mode record no graph
+        target_layer = find_layer(copied, inputs[:1], layer)
+        _check_classes(classes, target_layer.classes)
+        cam = _make_cam(METHODS[name], copied, target_layer)
+        # The package keeps the activations of every forward pass of a call.
+        size = 1 if METHODS[name].is_slow else MAX_CHUNK
         try:
-            parts = [_run(cam, shown[i : i + step], wanted[i : i + step]) for i in range(0, len(wanted), step)]
+            chunks = [_run(cam, inputs[i : i + size], classes[i : i + size]) for i in range(0, len(classes), size)]
         finally:
             cam.activations_and_grads.release()
             cam.outputs = None  # it holds the graph
-    raw, scaled = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return _measure(name, found.name, raw, scaled)
+    raw, scaled = (np.concatenate(maps) for maps in zip(*chunks, strict=True))
+    return make_maps(name, target_layer.name, raw, scaled)
 
 
 def default_layer(model: nn.Module, image: Tensor | None = None) -> str:
-    """The dotted name of the layer that `auto` stands for.
+    """Return the dotted name of the layer that `auto` stands for.
 
     Args:
-        image: float [1, 3, H, W], of the size that the model will see; its configured size where it is not given.
-    """
-    with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
-        mine = private_copy(model)
-        if image is None:
-            config = getattr(mine, "pretrained_cfg", None) or {}
-            image = torch.zeros(1, *config.get("input_size", (3, 224, 224)))
-        return find_layer(mine, image[:1].detach().clone().to(next(mine.parameters()).device, torch.float32)).name
-
-
-def canonical_method(word: str) -> str:
-    """The key of `METHODS` that a word spells, in any case, with or without dashes (`Grad-CAM++`).
+        image: float [1, 3, H, W], of the size of the model's images; None: the model's configured size.
 
     Raises:
-        UsageError: there is no such method; the nearest is named.
+        UsageError: no layer of the model gives a map.
     """
-    key = str(word).lower().replace("-", "").replace("_", "").replace("plusplus", "++")
+    with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+        copied = private_copy(model)
+        if image is None:
+            config = getattr(copied, "pretrained_cfg", None) or {}
+            image = torch.zeros(1, *config.get("input_size", (3, 224, 224)))
+        device = next(copied.parameters()).device
+        return find_layer(copied, image[:1].detach().clone().to(device, torch.float32)).name
+
+
+def canonical_method(name: str) -> str:
+    """Return the key of `METHODS` for a name in any case, with or without dashes (`Grad-CAM++`).
+
+    Raises:
+        UsageError: there is no such method; the nearest is suggested.
+    """
+    key = str(name).lower().replace("-", "").replace("_", "").replace("plusplus", "++")
     if key not in METHODS:
-        raise UsageError(f"there is no CAM method {word!r}{did_you_mean(key, METHODS)}; known: {', '.join(METHODS)}")
+        raise UsageError(f"there is no CAM method {name!r}{did_you_mean(key, METHODS)}; known: {', '.join(METHODS)}")
     return key
 
 
 def private_copy(model: nn.Module) -> nn.Module:
-    """A float32 copy of the bare model, not compiled, in evaluation mode, its parameters frozen."""
+    """Return a float32 copy of the bare model, not compiled, in evaluation mode, its parameters frozen."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -169,54 +172,54 @@ def private_copy(model: nn.Module) -> nn.Module:
         if inner is None:
             break
         model = inner
-    # Results of an earlier forward pass that a module kept (a weight-normed weight, say) refuse to be copied.
+    # Tensors that a module kept of an earlier forward pass (a weight-normed weight, say) can not be copied.
     kept = {
         id(value): value.detach().clone()
         for module in model.modules()
         for value in vars(module).values()
         if isinstance(value, Tensor) and not value.is_leaf
     }
-    mine: nn.Module = copy.deepcopy(model, kept).float().eval().requires_grad_(False)
-    checkpointing: Any = getattr(mine, "set_grad_checkpointing", None)
+    copied: nn.Module = copy.deepcopy(model, kept).float().eval().requires_grad_(False)
+    checkpointing: Any = getattr(copied, "set_grad_checkpointing", None)
     if callable(checkpointing):
-        checkpointing(False)  # it runs the blocks past the stage that is hooked
-    return mine
+        checkpointing(False)  # with it the blocks run without the stage that has the hook
+    return copied
 
 
 @contextmanager
 def _no_autocast() -> Iterator[None]:
-    with ExitStack() as off:
-        for kind in ("cpu", "cuda", "mps"):
-            if torch.is_autocast_enabled(kind):
-                off.enter_context(torch.autocast(kind, enabled=False))
+    with ExitStack() as contexts:
+        for device_type in ("cpu", "cuda", "mps"):
+            if torch.is_autocast_enabled(device_type):
+                contexts.enter_context(torch.autocast(device_type, enabled=False))
         yield
 
 
-def _check_classes(wanted: Sequence[int], classes: int) -> None:
+def _check_classes(targets: Sequence[int], classes: int) -> None:
     # A negative one would count from the end, and the package swallows an IndexError.
-    wrong = [target for target in wanted if not 0 <= target < classes]
-    if wrong:
-        raise UsageError(f"there is no class {wrong[0]}: the model knows 0..{classes - 1}")
+    unknown = [target for target in targets if not 0 <= target < classes]
+    if unknown:
+        raise UsageError(f"there is no class {unknown[0]}: the model has 0..{classes - 1}")
 
 
-def _make(method: Method, model: nn.Module, layer: Layer) -> Any:
-    """The package's object, which also keeps the raw map."""
+def _make_cam(method: Method, model: nn.Module, layer: Layer) -> Any:
+    """Return the package's object, extended to keep the raw map."""
     if method.class_name == "AblationCAM" and layer.reshape is not None:
         raise UsageError(
             f"ablationcam cannot explain layer {layer.name!r}, whose output is not [B, C, H, W]; try hirescam"
         )
     base: Any = getattr(importlib.import_module("pytorch_grad_cam"), method.class_name)
 
-    class Keeping(base):
-        def get_cam_image(self, *arguments: Any, **named: Any) -> np.ndarray:
-            self.raw = super().get_cam_image(*arguments, **named)
+    class KeepsRawMap(base):
+        def get_cam_image(self, *args: Any, **kwargs: Any) -> np.ndarray:
+            self.raw = super().get_cam_image(*args, **kwargs)
             return self.raw
 
-    cam = Keeping(model=model, target_layers=[layer.module], reshape_transform=layer.reshape)
-    # What comes next may write into the layer's output (ReLU in place), and the package keeps that very memory on a
-    # CPU but a copy on a GPU. With this hook, last in the row, what comes next gets memory of its own.
+    cam = KeepsRawMap(model=model, target_layers=[layer.module], reshape_transform=layer.reshape)
+    # The next layer may write into this one's output (ReLU in place), and the package keeps that very memory on a
+    # CPU but a copy on a GPU. This hook, the last to run, gives the next layer memory of its own.
     cam.activations_and_grads.handles.append(
-        layer.module.register_forward_hook(lambda module, given, output: output.clone())
+        layer.module.register_forward_hook(lambda module, inputs, output: output.clone())
     )
     return cam
 
@@ -226,14 +229,14 @@ def _run(cam: Any, images: Tensor, targets: Sequence[int]) -> tuple[np.ndarray, 
 
     if cam.uses_gradients:
         images = images.requires_grad_() * 1  # not a leaf, so that a model may write into it
-    with _no_bars():
+    with _no_progress_bars():
         scaled = cam(input_tensor=images, targets=[ClassifierOutputTarget(target) for target in targets])
     return np.asarray(cam.raw, np.float32), np.asarray(scaled, np.float32)
 
 
 @contextmanager
-def _no_bars() -> Iterator[None]:
-    """Without the progress bar that the slow methods draw for every image."""
+def _no_progress_bars() -> Iterator[None]:
+    """Suppress the progress bar that the slow methods draw for every image."""
     modules = [importlib.import_module(f"pytorch_grad_cam.{name}") for name in ("score_cam", "ablation_cam")]
     bars = [module.tqdm for module in modules]
     for module in modules:
@@ -245,7 +248,13 @@ def _no_bars() -> Iterator[None]:
             module.tqdm = bar  # type: ignore[attr-defined]
 
 
-def _measure(method: str, layer: str, raw: np.ndarray, scaled: np.ndarray) -> Maps:
+def make_maps(method: str, layer: str, raw: np.ndarray, scaled: np.ndarray) -> Maps:
+    """Return the maps with what is derived from them; one with NaN or infinite cells is empty.
+
+    Args:
+        raw: float32 [N, h, w].
+        scaled: float32 [N, H, W].
+    """
     finite = np.isfinite(raw).all((1, 2))
     evidence = np.where(finite[:, None, None], raw, 0)
     positive = np.maximum(evidence, 0)

@@ -1,33 +1,28 @@
-"""What a model says of labelled images, and every figure of merit that follows from it, in NumPy."""
+"""Classification metrics in NumPy: accuracy, confusion, per-class figures, calibration; `predictions.csv` out and in."""
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from harness.tracking.records import Scores, Table
-from harness.utils.errors import DataError, DivergedError
-from harness.utils.files import write_atomically
+from harness.utils.text import csv_cell, write_csv
 
 BINS = 15  # of the calibration error: equally wide, the usual number
 COLUMNS = ("index", "id", "label", "prediction", "confidence", "loss", "margin")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # how a cell starts that a spreadsheet would run
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """The model's answers to N images of C classes, in the order of the data.
+    """The class probabilities that a model gives to N labelled images of C classes, in the order of the data.
 
     Attributes:
-        labels: int64 [N], the truth.
+        labels: int64 [N], the true classes.
         probabilities: float32 [N, C], of the image as it is.
         losses: float32 [N], cross entropy, nats; without label smoothing.
         tta_probabilities: float32 [N, C], of the mean of the logits of the image and its mirror image.
@@ -42,6 +37,10 @@ class Predictions:
         return len(self.labels)
 
     @property
+    def num_classes(self) -> int:
+        return self.probabilities.shape[1]
+
+    @property
     def predicted(self) -> np.ndarray:
         """int64 [N], the class with the greatest probability."""
         return self.probabilities.argmax(1)
@@ -52,8 +51,8 @@ class Predictions:
         return self.probabilities.max(1)
 
     @property
-    def right(self) -> np.ndarray:
-        """bool [N]."""
+    def correct(self) -> np.ndarray:
+        """bool [N], whether the predicted class is the true one."""
         return self.predicted == self.labels
 
     @property
@@ -62,21 +61,62 @@ class Predictions:
         rows = np.arange(len(self))
         others = self.probabilities.copy()
         others[rows, self.labels] = -1.0
-        rival = others.max(1) if others.shape[1] > 1 else np.zeros(len(self), np.float32)
-        return self.probabilities[rows, self.labels] - rival
+        runner_up = others.max(1) if others.shape[1] > 1 else np.zeros(len(self), np.float32)
+        return self.probabilities[rows, self.labels] - runner_up
 
     def scores(self, classes: Sequence[str]) -> Scores:
-        """The same as a value that a tracker can write."""
+        """Return the labels and probabilities as a value that a tracker can write."""
         return Scores(self.labels, self.probabilities, tuple(classes))
 
 
 @dataclass(frozen=True)
-class PerClass:
-    """One figure a class; 0 where it is not defined (a class never predicted, or without images).
+class SavedPredictions:
+    """What `predictions.csv` keeps of the predictions: everything but the probabilities of the other classes.
 
     Attributes:
-        accuracy: float64 [C], share of all images that are rightly said to be of the class or not.
-        precision, recall, f1: float64 [C], shares.
+        classes: names, in the order of the model's logits.
+        labels, predicted: int64 [N], index into `classes`.
+        confidence: float64 [N], probability of the predicted class.
+        losses: float64 [N], nats.
+    """
+
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    predicted: np.ndarray
+    confidence: np.ndarray
+    losses: np.ndarray
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """bool [N], whether the predicted class is the true one."""
+        return self.predicted == self.labels
+
+
+AnyPredictions: TypeAlias = Predictions | SavedPredictions
+
+
+class ClassMetrics(NamedTuple):
+    """The figures of one class; fractions 0..1, 0 where undefined."""
+
+    name: str
+    accuracy: float
+    precision: float
+    recall: float
+    f1: float
+    images: int
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """One figure per class; 0 where it is undefined (a class that is never predicted, or has no images).
+
+    Attributes:
+        accuracy: float64 [C], fraction of all images that are correctly classified as the class or as another.
+        precision, recall, f1: float64 [C], 0..1.
         support: int64 [C], images of the class.
     """
 
@@ -86,23 +126,48 @@ class PerClass:
     f1: np.ndarray
     support: np.ndarray
 
+    def rows(self, classes: Sequence[str]) -> list[ClassMetrics]:
+        """Return the figures class by class."""
+        columns = (self.accuracy, self.precision, self.recall, self.f1, self.support)
+        return [ClassMetrics(*row) for row in zip(classes, *(column.tolist() for column in columns), strict=True)]
+
     def table(self, classes: Sequence[str]) -> Table:
-        """A row a class."""
-        shares = (self.accuracy, self.precision, self.recall, self.f1, self.support)
-        columns = (column.tolist() for column in shares)
-        names = ("class", "accuracy", "precision", "recall", "f1", "images")
-        return Table(names, list(zip(classes, *columns, strict=True)))
+        """Return a table with one row per class."""
+        return Table(("class", *ClassMetrics._fields[1:]), [tuple(row) for row in self.rows(classes)])
+
+
+class ConfusedPair(NamedTuple):
+    """How often the images of one class are predicted as another.
+
+    Attributes:
+        share: fraction of the images of the true class, 0..1.
+    """
+
+    truth: str
+    prediction: str
+    images: int
+    share: float
+
+
+class ConfidenceBin(NamedTuple):
+    """The images whose confidence lies in `low` < confidence <= `high`: how many, their mean confidence, their accuracy."""
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """How often the model is right, by how sure it says it is, in equally wide bins of confidence.
+    """Accuracy as a function of confidence, in equally wide bins.
 
     Attributes:
         edges: float64 [bins + 1]; a confidence belongs to the bin with `low < confidence <= high`.
-        counts: int64 [bins].
+        counts: int64 [bins], images.
         confidence: float64 [bins], mean in the bin; NaN in an empty one.
-        accuracy: float64 [bins], share right in the bin; NaN in an empty one.
+        accuracy: float64 [bins], in the bin; NaN in an empty one.
         ece: expected calibration error: mean of |accuracy - confidence| over the images.
     """
 
@@ -112,120 +177,78 @@ class Reliability:
     accuracy: np.ndarray
     ece: float
 
-
-def predict(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    device: torch.device | str,
-    *,
-    autocast: torch.dtype | None = None,
-    tta: bool = False,
-) -> Predictions:
-    """The model's answers to every image, in evaluation mode; the model's modes are given back as they were.
-
-    Args:
-        batches: images float [B, 3, H, W], normalised, and labels int [B].
-        autocast: dtype of the forward pass; None: the model's own. Losses and probabilities are float32 always.
-        tta: also show the model each image mirrored.
-
-    Raises:
-        DataError: there is no image.
-        DivergedError: the model answers with NaN or infinite numbers.
-    """
-    device = torch.device(device)
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor | None]] = []
-    # no_grad, not inference_mode: a buffer that a model makes on its first forward pass must stay fit for training.
-    with eval_mode(model), torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
-        for images, labels in batches:
-            images, truth = images.to(device, non_blocking=True), labels.to(device, non_blocking=True).long()
-            logits = model(images).float()  # [B, C]
-            loss = nn.functional.cross_entropy(logits, truth, reduction="none")
-            flipped = (logits + model(images.flip(-1)).float()) / 2 if tta else None
-            parts.append((truth, logits.softmax(1), loss, None if flipped is None else flipped.softmax(1)))
-    if not parts:
-        raise DataError("there are no images to predict")
-    columns = [_joined(part) for part in zip(*parts, strict=True)]
-    joined = Predictions(columns[0], columns[1], columns[2], columns[3] if tta else None)
-    bad = int((~np.isfinite(joined.probabilities).all(1)).sum())
-    if bad:
-        raise DivergedError(
-            f"the model answers {bad} of {len(joined)} images with NaN or infinite numbers; its training has diverged"
-        )
-    return joined
-
-
-def _joined(parts: Sequence[Tensor | None]) -> np.ndarray:
-    """The parts of all batches, one after the other; empty when there are none."""
-    return torch.cat([part for part in parts if part is not None] or [torch.empty(0)]).cpu().numpy()
-
-
-@contextmanager
-def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in evaluation mode; afterwards each of its modules is in the mode that it was in."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, training in modes:
-            module.training = training
+    @property
+    def bins(self) -> list[ConfidenceBin]:
+        """The bins that hold images."""
+        columns = (self.edges[:-1], self.edges[1:], self.counts, self.confidence, self.accuracy)
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        return [each for each in map(ConfidenceBin._make, rows) if each.images]
 
 
 def accuracy(predictions: Predictions, k: int = 1) -> float:
-    """Share 0..1 of the images whose true class is among the `k` most probable."""
+    """Return the fraction 0..1 of the images whose true class is among the `k` most probable."""
     if k == 1:
-        return float(predictions.right.mean())
-    k = min(k, predictions.probabilities.shape[1])
+        return float(predictions.correct.mean())
+    k = min(k, predictions.num_classes)
     best = np.argsort(-predictions.probabilities, axis=1, kind="stable")[:, :k]
     return float((best == predictions.labels[:, None]).any(1).mean())
 
 
-def confusion(predictions: Predictions) -> np.ndarray:
-    """int64 [C, C]: how many images of the class of the row were given the class of the column."""
-    classes = predictions.probabilities.shape[1]
+def confusion_matrix(predictions: AnyPredictions) -> np.ndarray:
+    """Return int64 [C, C]: how many images of the class of the row are predicted as the class of the column."""
+    classes = predictions.num_classes
     pairs = predictions.labels * classes + predictions.predicted
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
 def per_class(matrix: np.ndarray) -> PerClass:
-    """Accuracy (one class against the rest), precision, recall, F1 and number of images of each class, from a confusion matrix."""
-    hits, said, true = matrix.diagonal().astype(float), matrix.sum(0), matrix.sum(1)
-    count = max(int(matrix.sum()), 1)
+    """Return one-against-the-rest accuracy, precision, recall, F1 and support of each class of a confusion matrix."""
+    hits, predicted, true = matrix.diagonal().astype(float), matrix.sum(0), matrix.sum(1)
+    total = max(int(matrix.sum()), 1)
     return PerClass(
-        accuracy=1 - (said + true - 2 * hits) / count,
-        precision=np.divide(hits, said, out=np.zeros_like(hits), where=said > 0),
+        accuracy=1 - (predicted + true - 2 * hits) / total,
+        precision=np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0),
         recall=np.divide(hits, true, out=np.zeros_like(hits), where=true > 0),
-        f1=np.divide(2 * hits, said + true, out=np.zeros_like(hits), where=said + true > 0),
+        f1=np.divide(2 * hits, predicted + true, out=np.zeros_like(hits), where=predicted + true > 0),
         support=true,
     )
 
 
-def reliability(predictions: Predictions, bins: int = BINS) -> Reliability:
-    """Calibration of the predicted class's probability, in `bins` equally wide bins.
+def most_confused(matrix: np.ndarray, classes: Sequence[str], limit: int = 20) -> list[ConfusedPair]:
+    """Return the most frequent errors of a confusion matrix, by pair of truth and prediction."""
+    errors, support = matrix.copy(), matrix.sum(1)
+    np.fill_diagonal(errors, 0)
+    pairs = []
+    for index in np.argsort(-errors, axis=None, kind="stable")[:limit].tolist():
+        truth, prediction = divmod(index, len(classes))
+        images = int(errors[truth, prediction])
+        if images:
+            pairs.append(
+                ConfusedPair(classes[truth], classes[prediction], images, images / max(int(support[truth]), 1))
+            )
+    return pairs
+
+
+def reliability(predictions: AnyPredictions, bins: int = BINS) -> Reliability:
+    """Return the calibration of the predicted class's probability, in `bins` equally wide bins.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, eq. 2-3.
     """
-    sure, right = predictions.confidence.astype(float), predictions.right
+    confidences = predictions.confidence.astype(float)
     edges = np.linspace(0, 1, bins + 1)
-    where = np.clip(np.searchsorted(edges, sure, side="left") - 1, 0, bins - 1)
-    counts = np.bincount(where, minlength=bins)
-    some = counts > 0
-    nothing = np.full(bins, np.nan)
-    confidence = np.divide(np.bincount(where, sure, bins), counts, out=nothing.copy(), where=some)
-    share = np.divide(np.bincount(where, right, bins), counts, out=nothing.copy(), where=some)
-    ece = float((counts[some] * np.abs(share - confidence)[some]).sum() / counts.sum())
-    return Reliability(edges, counts, confidence, share, ece)
+    bin_of_image = np.clip(np.searchsorted(edges, confidences, side="left") - 1, 0, bins - 1)
+    counts = np.bincount(bin_of_image, minlength=bins)
+    filled = counts > 0
+    empty = np.full(bins, np.nan)
+    confidence = np.divide(np.bincount(bin_of_image, confidences, bins), counts, out=empty.copy(), where=filled)
+    accuracy = np.divide(np.bincount(bin_of_image, predictions.correct, bins), counts, out=empty.copy(), where=filled)
+    ece = float((counts[filled] * np.abs(accuracy - confidence)[filled]).sum() / max(counts.sum(), 1))
+    return Reliability(edges, counts, confidence, accuracy, ece)
 
 
-def write_csv(predictions: Predictions, ids: Sequence[str], classes: Sequence[str], path: Path | str) -> Path:
-    """`predictions.csv`: a row an image, in the order of the data.
-
-    The label and the prediction are class names. A text that a spreadsheet would take for a formula gets a leading `'`.
-    """
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    names = [_cell(name) for name in classes]
+def write_predictions(predictions: Predictions, ids: Sequence[str], classes: Sequence[str], path: Path | str) -> Path:
+    """Write `predictions.csv`: one row per image, in the order of the data; label and prediction are class names."""
+    names = [csv_cell(name) for name in classes]
     columns = (
         predictions.labels,
         predictions.predicted,
@@ -233,22 +256,39 @@ def write_csv(predictions: Predictions, ids: Sequence[str], classes: Sequence[st
         predictions.losses,
         predictions.margin,
     )
-    for index, (name, label, said, sure, loss, margin) in enumerate(zip(ids, *columns, strict=True)):
-        writer.writerow((index, _cell(name), names[label], names[said], f"{sure:.6g}", f"{loss:.6g}", f"{margin:.6g}"))
-    # A file name need not be valid Unicode; what is not is written as an escape.
-    write_atomically(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
+    rows = (
+        (index, csv_cell(id), names[label], names[predicted], f"{confidence:.6g}", f"{loss:.6g}", f"{margin:.6g}")
+        for index, (id, label, predicted, confidence, loss, margin) in enumerate(zip(ids, *columns, strict=True))
+    )
+    write_csv(Path(path), COLUMNS, rows, escape=False)
     return Path(path)
 
 
-def write_table(table: Table, path: Path | str) -> Path:
-    """A table of scalars as CSV, its texts safe for a spreadsheet."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    writer.writerows([_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in table.rows)
-    write_atomically(Path(path), text.getvalue().encode("utf-8", "backslashreplace"))
-    return Path(path)
+def read_predictions(path: Path, classes: Sequence[str]) -> tuple[SavedPredictions | None, str]:
+    """Return the predictions in a CSV file and an empty text, or None and why they can not be read.
+
+    Args:
+        classes: in the order of the model's logits; where it is empty, the names in the file, sorted.
+    """
+    try:
+        with open(path, newline="", encoding="utf-8", errors="replace") as file:
+            rows = list(csv.DictReader(file))
+        labels, predicted = [row["label"] for row in rows], [row["prediction"] for row in rows]
+        numbers = np.array([(float(row["confidence"]), float(row["loss"])) for row in rows], dtype=float)
+        names = list(classes) or sorted(set(labels) | set(predicted))
+        indices = {_name_in_csv(name): index for index, name in enumerate(names)}
+        indices |= {name: index for index, name in enumerate(names)}
+        label_indices = np.array([indices[name] for name in labels], dtype=np.int64)
+        predicted_indices = np.array([indices[name] for name in predicted], dtype=np.int64)
+    except OSError as error:
+        return None, error.strerror or str(error)
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        return None, f"it is damaged: {error}"
+    if not rows:
+        return None, "it is empty"
+    return SavedPredictions(tuple(names), label_indices, predicted_indices, numbers[:, 0], numbers[:, 1]), ""
 
 
-def _cell(text: str) -> str:
-    return "'" + text if text.startswith(_FORMULA) else text
+def _name_in_csv(name: str) -> str:
+    """Return a class name as `write_predictions` writes it: safe for a spreadsheet and valid Unicode."""
+    return str(csv_cell(name)).encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""What the curve of one range test says: pure functions from curves to points on them.
+"""Read the curve of one LR range test: pure functions from curves to points on them.
 
 Sources: Smith, "Cyclical Learning Rates", https://arxiv.org/abs/1506.01186, section 3.3 (accuracy over LR); Smith and
 Topin, "Super-Convergence", https://arxiv.org/abs/1708.07120 (LRMAX where accuracy is highest); valley, minimum/10 and
@@ -14,22 +14,27 @@ from typing import Literal
 
 import numpy as np
 
+from harness.utils.stats import MovingAverage, moving_average
+
 TOP = 0.95  # of the rise: what still counts as the top of the accuracy
 BEGIN = 0.2  # of the rise: where learning has begun
-CERTAIN = 4.0  # standard errors from which on a change is no noise
+CERTAIN = 4.0  # standard errors from which on a change is not noise
+FEWEST_LOSSES = 8  # losses under which a curve is not read
 
 End = Literal["end of range", "diverged", "not finite"]
 
 
 @dataclass(frozen=True)
 class LRCurve:
-    """What the range test of one seed measured, one entry an update.
+    """The measurements of a range test with one seed, one entry per update.
 
     Attributes:
-        lrs: [N] the rate of each update. losses, accs: [N] of its batch, before the update. norms: [N] of the gradient.
-        held: place in the curve -> (loss, accuracy) on the held-out images after that update.
-        planned: updates that the range was planned for; more were made where it was extended.
+        lrs: [N] learning rate of each update.
+        losses, accs: [N] of its batch, before the update.
+        norms: [N] of the gradient.
+        planned: updates that the range was planned for; there are more where it was extended.
         end: why it ended. Where it is "not finite", the last loss is not.
+        val_points: index into the curve -> (loss, accuracy) on the held-out images after that update.
     """
 
     seed: int
@@ -39,12 +44,12 @@ class LRCurve:
     norms: np.ndarray
     planned: int
     end: End
-    held: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    val_points: Mapping[int, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def smoothed(self) -> np.ndarray:
-        """[N] the losses as the test saw them while it ran: a moving average, corrected for its start."""
-        return moving_average(self.losses, memory(self.planned))
+        """[N] moving average of the losses, as the divergence detector saw it during the test; NaN from the first NaN on."""
+        return np.array(moving_average(self.losses, smoothing_decay(self.planned)))
 
     @property
     def finite(self) -> int:
@@ -54,15 +59,15 @@ class LRCurve:
 
     @property
     def level(self) -> np.ndarray:
-        """[finite] the losses averaged to both sides, with explosions cut off first, lest they reach back."""
+        """[finite] losses smoothed to both sides; explosions are clipped first, so that they do not reach back."""
         losses = self.losses[: self.finite]
-        few = max(5, len(losses) // 20)
-        return centred(np.minimum(losses, 2 * float(np.median(losses[:few]))) if len(losses) else losses, self.width)
+        ceiling = 2 * float(np.median(losses[: _at_start(len(losses))])) if len(losses) else 0.0
+        return gaussian_smooth(np.minimum(losses, ceiling), self.width)
 
     @property
     def acc_level(self) -> np.ndarray:
-        """[finite] the batch accuracies averaged to both sides."""
-        return centred(self.accs[: self.finite], self.width)
+        """[finite] batch accuracies smoothed to both sides."""
+        return gaussian_smooth(self.accs[: self.finite], self.width)
 
     @property
     def width(self) -> float:
@@ -75,10 +80,11 @@ class Peak:
     """The highest part of a curve of accuracies.
 
     Attributes:
-        lr: the middle of the top on a logarithmic axis. first, last: its ends, places in the curve.
+        lr: the middle of the top on a logarithmic axis.
+        first, last: its ends, indices into the curve.
         acc: the highest smoothed accuracy.
-        begin: the rate where the rise has begun.
-        others: rates of further, separate maxima nearly as high.
+        begin: the learning rate at which the rise has begun.
+        others: learning rates of further, separate maxima nearly as high.
     """
 
     lr: float
@@ -89,175 +95,170 @@ class Peak:
     others: tuple[float, ...] = ()
 
 
-def memory(planned: int) -> float:
-    """The decay of the moving average for a test of so many steps: it remembers a tenth of them."""
+def smoothing_decay(planned: int) -> float:
+    """Return the decay of the moving average for a test of so many steps: it remembers a tenth of them."""
     return 1 - 1 / max(5.0, planned / 10)
 
 
-def moving_average(values: np.ndarray, decay: float) -> np.ndarray:
-    """The exponential moving average, corrected for its start: a constant stays that constant. NaN from the first NaN on."""
-    total = weight = 0.0
-    averages = []
-    for value in np.asarray(values, dtype=float):
-        total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
-        averages.append(total / weight)
-    return np.array(averages)
+def gaussian_smooth(values: np.ndarray, width: float) -> np.ndarray:
+    """Return the values averaged with their neighbours on both sides, which moves nothing along the axis.
 
-
-def centred(values: np.ndarray, width: float) -> np.ndarray:
-    """Values averaged with their neighbours on both sides, so that nothing is moved along the axis.
-
-    A moving average lags behind, and would report every event at a higher rate than it happened at.
+    A moving average lags behind, and would report every event at a higher learning rate than it happened at.
     """
-    places = np.arange(len(values))
-    kernel = np.exp(-0.5 * ((places[:, None] - places[None, :]) / width) ** 2)  # [N, N]
+    indices = np.arange(len(values))
+    kernel = np.exp(-0.5 * ((indices[:, None] - indices[None, :]) / width) ** 2)  # [N, N]
     return np.asarray(kernel @ np.asarray(values, dtype=float) / kernel.sum(1))
 
 
 class DivergenceDetector:
-    """Tells, loss by loss, whether training has diverged.
+    """Decides, loss by loss, whether training has diverged.
 
-    It has when the smoothed loss is four times its lowest value, above one and a half times the loss of a guess, and
-    above where it began; or when it had learned and is worse than a guess for a while. So neither one lucky batch,
-    nor a high loss at the start, nor the noise of a model with hardly any loss rings it.
+    It has when the smoothed loss is four times its lowest value, above one and a half times the uniform loss, and
+    above the first losses; or when it had learned and is above the uniform loss for a while. So none of one lucky
+    batch, a high loss at the start, and the noise of a model with hardly any loss counts as divergence.
 
     Args:
-        chance: the loss of a model that guesses, ln(classes).
+        uniform_loss: loss of a model that gives every class the same probability, ln(classes), nats.
+        planned: steps of the range test.
     """
 
     def __init__(self, uniform_loss: float, planned: int) -> None:
-        self.uniform_loss, self.decay = uniform_loss, memory(planned)
-        self.warm = round(1 / (1 - self.decay))
-        self.lowest, self.smoothed = math.inf, math.nan
-        self._total = self._weight = 0.0
+        self.uniform_loss, self.average = uniform_loss, MovingAverage(smoothing_decay(planned))
+        self.warmup = round(1 / (1 - self.average.decay))
+        self.lowest = math.inf
         self._first: list[float] = []
-        self._worse = 0
+        self._steps_above_uniform = 0
 
-    def rings(self, loss: float) -> bool:
-        """Take the next loss; whether training has diverged."""
+    @property
+    def smoothed(self) -> float:
+        """The moving average of the losses so far."""
+        return self.average.value
+
+    def update(self, loss: float) -> bool:
+        """Take the next loss and return whether training has diverged."""
         if not math.isfinite(loss):
             return True
-        self._total = self.decay * self._total + (1 - self.decay) * loss
-        self._weight = self.decay * self._weight + (1 - self.decay)
-        self.smoothed = self._total / self._weight
-        if len(self._first) < self.warm:
+        self.average.update(loss)
+        if len(self._first) < self.warmup:
             self._first.append(loss)
             return False
         self.lowest = min(self.lowest, self.smoothed)
-        worse = self.smoothed > self.uniform_loss and self.lowest < 0.9 * self.uniform_loss
-        self._worse = self._worse + 1 if worse else 0
+        has_forgotten = self.smoothed > self.uniform_loss and self.lowest < 0.9 * self.uniform_loss
+        self._steps_above_uniform = self._steps_above_uniform + 1 if has_forgotten else 0
         start = float(np.median(self._first))
-        return self.smoothed > max(4 * self.lowest, 1.5 * self.uniform_loss, start) or self._worse >= self.warm
+        has_exploded = self.smoothed > max(4 * self.lowest, 1.5 * self.uniform_loss, start)
+        return has_exploded or self._steps_above_uniform >= self.warmup
 
 
-def divergence(trace: LRCurve, uniform_loss: float) -> float | None:
-    """The rate at which the loss first went up for good, from where it had learned; None when it did not diverge."""
-    if trace.end == "end of range":
+def divergence(curve: LRCurve, uniform_loss: float) -> float | None:
+    """Return the learning rate at which the loss rose for good after the model had learned; None without divergence."""
+    if curve.end == "end of range":
         return None
-    last = len(trace.lrs) - 1
-    smoothed, losses = trace.smoothed[: trace.finite], trace.losses[: trace.finite]
+    last = len(curve.lrs) - 1
+    smoothed, losses = curve.smoothed[: curve.finite], curve.losses[: curve.finite]
     if not len(smoothed) or smoothed.min() >= 0.9 * uniform_loss:
-        return float(trace.lrs[last])
-    # The moving average lags behind an explosion; the raw losses dip below a guess in a slow collapse.
-    return float(trace.lrs[min(last, _last_stretch(smoothed > uniform_loss), _last_stretch(losses > uniform_loss))])
+        return float(curve.lrs[last])
+    # The moving average lags behind an explosion; the raw losses dip below the uniform loss in a slow collapse.
+    return float(curve.lrs[min(last, _final_stretch(smoothed > uniform_loss), _final_stretch(losses > uniform_loss))])
 
 
-def accuracy_peak(trace: LRCurve) -> Peak | None:
-    """Where the batch accuracy is highest; None when it does not rise above its noise.
+def accuracy_peak(curve: LRCurve) -> Peak | None:
+    """Return where the batch accuracy is highest; None when it does not rise above its noise.
 
     Not the one highest point, which moves by a factor of four between seeds, but the middle of all of the top.
     """
-    accs = trace.accs[: trace.finite]
-    if len(accs) < 8:
+    accs = curve.accs[: curve.finite]
+    if len(accs) < FEWEST_LOSSES:
         return None
-    curve = trace.acc_level
-    few = max(5, len(accs) // 20)
-    start = min(float(np.mean(accs[:few])), float(curve[0]))
-    error = _error(accs, curve, trace.width)
-    noise = math.hypot(error, error * math.sqrt(_effective(trace.width) / few))
-    top = int(np.argmax(curve))
-    rise = float(curve[top]) - start
+    level = curve.acc_level
+    start = min(float(np.mean(accs[: _at_start(len(accs))])), float(level[0]))
+    error, noise = _error_and_noise(accs, level, curve.width)
+    top = int(np.argmax(level))
+    rise = float(level[top]) - start
     if rise <= max(CERTAIN * noise, 1e-9):
         return None
-    first, last = _stretch(curve >= start + TOP * rise - error, top)
-    begun, _ = _stretch(curve >= start + BEGIN * rise, top)
+    first, last = _stretch(level >= start + TOP * rise - error, top)
+    begin, _ = _stretch(level >= start + BEGIN * rise, top)
     return Peak(
-        lr=math.sqrt(float(trace.lrs[first]) * float(trace.lrs[last])),
+        lr=math.sqrt(float(curve.lrs[first]) * float(curve.lrs[last])),
         first=first,
         last=last,
-        acc=float(curve[top]),
-        begin=float(trace.lrs[begun]),
-        others=_other_maxima(trace.lrs, curve, start, rise, top),
+        acc=float(level[top]),
+        begin=float(curve.lrs[begin]),
+        others=_other_maxima(curve.lrs, level, start, rise, top),
     )
 
 
-def loss_points(trace: LRCurve, uniform_loss: float) -> dict[str, int]:
-    """Places by the loss: `minimum`, `valley`, `steepest`; empty when it does not fall below chance and its start."""
-    losses = trace.losses[: trace.finite]
-    if len(losses) < 8:
+def loss_points(curve: LRCurve, uniform_loss: float) -> dict[str, int]:
+    """Return indices by name: `minimum`, `valley`, `steepest`; empty when the loss does not fall.
+
+    It falls when it gets below both its start and the uniform loss, by more than its noise.
+    """
+    losses = curve.losses[: curve.finite]
+    if len(losses) < FEWEST_LOSSES:
         return {}
-    few = max(5, len(losses) // 20)
-    start = float(np.median(losses[:few]))
-    curve = trace.level
-    error = _error(np.minimum(losses, curve.max()), curve, trace.width)
-    noise = math.hypot(error, error * math.sqrt(_effective(trace.width) / few))
-    lowest = int(np.argmin(curve))
-    if curve[lowest] >= min(start, uniform_loss) - max(CERTAIN * noise, 1e-9):
+    level = curve.level
+    start = float(np.median(losses[: _at_start(len(losses))]))
+    _, noise = _error_and_noise(np.minimum(losses, level.max()), level, curve.width)
+    lowest = int(np.argmin(level))
+    if level[lowest] >= min(start, uniform_loss) - max(CERTAIN * noise, 1e-9):
         return {}
-    slope = np.gradient(curve, np.log(trace.lrs[: len(curve)]))
-    return {"minimum": lowest, "valley": _valley(curve), "steepest": int(np.argmin(slope[: lowest + 1]))}
+    slope = np.gradient(level, np.log(curve.lrs[: len(level)]))
+    return {"minimum": lowest, "valley": _valley(level), "steepest": int(np.argmin(slope[: lowest + 1]))}
 
 
-def _error(values: np.ndarray, curve: np.ndarray, width: float) -> float:
-    """The standard error of a centred curve, from how the values scatter about it."""
-    return float(np.std(values - curve)) / math.sqrt(_effective(width))
+def _at_start(count: int) -> int:
+    """Return how many of the first values stand for the start of a curve."""
+    return max(5, count // 20)
 
 
-def _effective(width: float) -> float:
-    """How many values a Gaussian kernel averages: 1 / sum of squared weights."""
-    return max(1.0, 2 * math.sqrt(math.pi) * width)
+def _error_and_noise(values: np.ndarray, level: np.ndarray, width: float) -> tuple[float, float]:
+    """Return the standard error of a smoothed curve, from how the values scatter about it, and of its rise from the start."""
+    averaged = max(1.0, 2 * math.sqrt(math.pi) * width)  # values in a Gaussian kernel: 1 / sum of squared weights
+    error = float(np.std(values - level)) / math.sqrt(averaged)
+    return error, math.hypot(error, error * math.sqrt(averaged / _at_start(len(values))))
 
 
-def _stretch(holds: np.ndarray, place: int) -> tuple[int, int]:
-    """The ends of the unbroken stretch around `place` in which `holds` is true."""
-    first = last = place
-    while first > 0 and holds[first - 1]:
+def _stretch(mask: np.ndarray, index: int) -> tuple[int, int]:
+    """Return the ends of the unbroken stretch around `index` in which `mask` is true."""
+    first = last = index
+    while first > 0 and mask[first - 1]:
         first -= 1
-    while last < len(holds) - 1 and holds[last + 1]:
+    while last < len(mask) - 1 and mask[last + 1]:
         last += 1
     return first, last
 
 
-def _last_stretch(holds: np.ndarray) -> int:
-    """Where the stretch up to the end in which `holds` is true begins."""
-    breaks = np.flatnonzero(~holds)
+def _final_stretch(mask: np.ndarray) -> int:
+    """Return where the stretch up to the end in which `mask` is true begins."""
+    breaks = np.flatnonzero(~mask)
     return int(breaks[-1]) + 1 if len(breaks) else 0
 
 
-def _other_maxima(lrs: np.ndarray, curve: np.ndarray, start: float, rise: float, top: int) -> tuple[float, ...]:
-    """Rates of the maxima that a dip of a third of the rise separates from the highest, and that are nearly as high."""
-    inside = curve >= start + 0.67 * rise
-    home = _stretch(inside, top)
-    others, place = [], 0
-    while place < len(curve):
-        if not inside[place]:
-            place += 1
+def _other_maxima(lrs: np.ndarray, level: np.ndarray, start: float, rise: float, top: int) -> tuple[float, ...]:
+    """Return the learning rates of maxima nearly as high, separated from the highest by a dip of a third of the rise."""
+    high = level >= start + 0.67 * rise
+    highest = _stretch(high, top)
+    others, index = [], 0
+    while index < len(level):
+        if not high[index]:
+            index += 1
             continue
-        first, last = _stretch(inside, place)
-        best = first + int(np.argmax(curve[first : last + 1]))
-        if (first, last) != home and curve[best] >= start + 0.85 * rise:
+        first, last = _stretch(high, index)
+        best = first + int(np.argmax(level[first : last + 1]))
+        if (first, last) != highest and level[best] >= start + 0.85 * rise:
             others.append(float(lrs[best]))
-        place = last + 1
+        index = last + 1
     return tuple(others)
 
 
-def _valley(curve: np.ndarray) -> int:
-    """The middle of the longest fall, as in fastai: half of the way from its beginning to its end."""
-    longest = np.ones(len(curve), dtype=int)
-    for place in range(1, len(curve)):
-        higher = curve[:place] > curve[place]
+def _valley(level: np.ndarray) -> int:
+    """Return the middle of the longest fall, as in fastai: half of the way from its beginning to its end."""
+    longest = np.ones(len(level), dtype=int)
+    for index in range(1, len(level)):
+        higher = level[:index] > level[index]
         if higher.any():
-            longest[place] = longest[:place][higher].max() + 1
+            longest[index] = longest[:index][higher].max() + 1
     last = int(np.argmax(longest))
     first = last - int(longest[last])
     third = (last - first) / 3

@@ -1,4 +1,4 @@
-"""What a range test is run on: learners and batches made anew for each seed, and images that none of them trains on."""
+"""`LRFinder`: LR range tests over several seeds, with held-out images and short confirmation runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +15,9 @@ from harness.config.settings import FIND, Config
 from harness.data import loaders
 from harness.data.dataset import Dataset, hold_out
 from harness.data.mixup import make_mixup
+from harness.data.preprocess import Preprocess
 from harness.lr_finder.analysis import LRCurve
-from harness.lr_finder.range_test import LRRange, ShortRun, candidates, default_range, range_test, short_run
+from harness.lr_finder.range_test import LRRange, ShortRun, candidate_lrs, default_range, range_test, short_run
 from harness.lr_finder.result import LRFinderResult
 from harness.lr_finder.suggestion import Suggestion, round_significant, suggest
 from harness.models import factory
@@ -28,17 +28,20 @@ from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
 
-if TYPE_CHECKING:
-    from harness.runs.components import Components
-    from harness.runs.trainer import ProgressReporter
-
 MAX_HELD_OUT = 512  # images held out of the training set
-TRIAL_STEPS = (50, 300)  # a short run takes two epochs, within these
+SHORT_RUN_STEPS = (50, 300)  # a short run takes two epochs, within these
 
 
 @dataclass(frozen=True)
 class LRFinderOptions:
-    """What a range test is asked for; None: what `default_window` takes."""
+    """The options of a range test; None: as `default_range` sets it.
+
+    Attributes:
+        steps: updates between `low` and `high`.
+        linear: raise the learning rate linearly instead of exponentially.
+        seeds: how many tests, each with other initial weights and another order of the images.
+        confirm: how many short runs around the suggestion.
+    """
 
     steps: int | None = None
     low: float | None = None
@@ -54,148 +57,187 @@ class LRFinderOptions:
             raise UsageError(f"confirm={self.confirm}: need 0 to 20 short runs")
 
 
+@dataclass(frozen=True)
+class LRFinderInputs:
+    """What the learning rates are searched for.
+
+    Attributes:
+        precision: dtype of autocast; None: float32 throughout.
+        steps_per_epoch: updates in an epoch of the run.
+    """
+
+    config: Config
+    dataset: Dataset
+    preprocess: Preprocess
+    device: torch.device
+    precision: torch.dtype | None
+    steps_per_epoch: int
+
+
 class LRFinder:
-    """All that a test needs of the parts of a run, which it leaves alone."""
+    """Runs range tests on models and loaders that it makes for itself.
+
+    Args:
+        report: takes a line of progress.
+        on_step: called after each update of a range test.
+        check: called after each update, of the short runs too; it may raise to stop.
+
+    Attributes:
+        curves: the measurements so far, one per seed.
+        uniform_loss: loss of a model that gives every class the same probability, ln(classes), nats.
+        val_loader: the held-out images; None where there are too few to hold any out.
+    """
 
     def __init__(
         self,
-        config: Config,
-        parts: Components,
-        ask: LRFinderOptions,
-        display: ProgressReporter,
-        check: Callable[[], None],
+        inputs: LRFinderInputs,
+        options: LRFinderOptions,
+        *,
+        report: Callable[[str], None] = lambda message: None,
+        on_step: Callable[[StepInfo], None] = lambda step_info: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.config, self.components, self.ask, self.display, self.check = config, parts, ask, display, check
-        self.window = range_for(config, ask)
-        self.classes = config.classes or len(parts.data.classes)
-        self.uniform_loss = math.log(self.classes)  # the loss of a guess
-        self.data, remark = hold_out_for_finder(parts.data, config)
+        self.inputs, self.config, self.options = inputs, inputs.config, options
+        self.report, self.on_step, self.check = report, on_step, check
+        self.lr_range = range_for(inputs.config, options)
+        self.num_classes = inputs.config.classes or len(inputs.dataset.classes)
+        self.uniform_loss = math.log(self.num_classes)
+        self.dataset, remark = hold_out_for_finder(inputs.dataset, inputs.config)
         self.remarks = (remark,) if remark else ()
         self.curves: list[LRCurve] = []
-        self.held: EvalBatches | None = None
-        if self.data.val is not None:
+        self.val_loader: EvalBatches | None = None
+        if self.dataset.val is not None:
             with preserve_rng_state():
-                self.held = self._loaders(config.seed).val
+                self.val_loader = self._loaders(inputs.config.seed).val
 
     def records(self, seeds: Sequence[int] | None = None) -> Iterator[Record]:
-        """The records of the test, one a seed; None: the run's own and those after it."""
-        own = [(self.config.seed + number) % 2**63 for number in range(self.ask.seeds)]
+        """Run the tests and yield one record per seed; None: the run's own seed and those after it."""
+        config = self.config
+        if seeds is None:
+            seeds = [(config.seed + offset) % 2**63 for offset in range(self.options.seeds)]
         for record in range_test(
-            self.make,
-            self.feed,
-            self.window,
-            seeds=own if seeds is None else seeds,
-            # Where the momentum moves against the rate, it is at its least where the rate is at its greatest.
-            momentum=self.config.momentum if self.config.momentum_min is None else self.config.momentum_min,
+            self.learner_factory,
+            self.loader_factory,
+            self.lr_range,
+            seeds=seeds,
+            # Where the momentum moves against the learning rate, it is lowest where the learning rate is highest.
+            momentum=config.momentum if config.momentum_min is None else config.momentum_min,
             uniform_loss=self.uniform_loss,
             curves=self.curves,
-            held=self.held,
-            on_step=self._watch,
+            val_loader=self.val_loader,
+            on_step=self._on_step,
         ):
-            trace = self.curves[-1]
-            self.display.say(
-                f"range test, seed {trace.seed}: {len(trace.lrs)} steps, {trace.lrs[0]:.2g} to {trace.lrs[-1]:.2g}: {trace.end}"
+            curve = self.curves[-1]
+            self.report(
+                f"range test, seed {curve.seed}: {len(curve.lrs)} steps, {curve.lrs[0]:.2g} to {curve.lrs[-1]:.2g}: {curve.end}"
             )
             yield record
 
-    def finding(self, folder: Path) -> LRFinderResult:
-        """What the test says, after the short runs that were asked for."""
-        said = suggest(self.curves, uniform_loss=self.uniform_loss)
-        trials = self._trials(said)
-        lr_min, lr_max = said.lr_min, said.lr_max
-        if any(trial.acc > 0 for trial in trials):
-            best = max(trials, key=lambda trial: trial.acc)  # of equal ones the first, the nearest to the suggestion
+    def result(self, folder: Path) -> LRFinderResult:
+        """Return the result of the tests so far, after the short runs of `options.confirm`.
+
+        Args:
+            folder: the run directory that it belongs to.
+        """
+        suggestion = suggest(self.curves, uniform_loss=self.uniform_loss)
+        short_runs = self._short_runs(suggestion)
+        lr_min, lr_max = suggestion.lr_min, suggestion.lr_max
+        if any(run.acc > 0 for run in short_runs):
+            best = max(
+                short_runs, key=lambda run: run.acc
+            )  # of equal ones the first, which is nearest to the suggestion
             lr_min, lr_max = best.lr_min, best.lr_max
         return LRFinderResult(
             folder=folder,
             config=self.config,
-            window=self.window,
+            lr_range=self.lr_range,
             lr_min=lr_min,
             lr_max=lr_max,
-            suggestion=said,
+            suggestion=suggestion,
             curves=self.curves,
-            trials=trials,
-            held_images=self.held.num_images if self.held is not None else 0,
+            short_runs=short_runs,
+            held_out_images=self.val_loader.num_images if self.val_loader is not None else 0,
             remarks=self.remarks,
-            brings_val=self.components.data.val is not None and not self.config.val_fraction,
+            has_val_split=self.inputs.dataset.val is not None and not self.config.val_fraction,
         )
 
-    def _trials(self, said: Suggestion) -> list[ShortRun]:
-        if not self.ask.confirm or said.lr_max is None or said.lr_min is None:
+    def _short_runs(self, suggestion: Suggestion) -> list[ShortRun]:
+        if not self.options.confirm or suggestion.lr_max is None or suggestion.lr_min is None:
             return []
-        if self.held is None:
-            raise UsageError(
-                "--confirm needs images to hold out, and the training set is too small; leave --confirm out"
+        if self.val_loader is None:
+            raise UsageError("--confirm needs held-out images, and the training set is too small; leave --confirm out")
+        runs = []
+        for lr_max in candidate_lrs(suggestion.lr_max, self.options.confirm):
+            lr_min = lr_max * suggestion.lr_min / suggestion.lr_max
+            schedule = self._short_schedule(round_significant(lr_max), round_significant(lr_min))
+            run = short_run(
+                self.learner_factory,
+                self.loader_factory,
+                self.val_loader,
+                schedule,
+                seed=self.config.seed,
+                check=self.check,
             )
-        trials = []
-        for lr_max in candidates(said.lr_max, self.ask.confirm):
-            schedule = self._short(round_significant(lr_max), round_significant(lr_max * said.lr_min / said.lr_max))
-            trial = short_run(self.make, self.feed, self.held, schedule, seed=self.config.seed, on_step=self.check)
-            self.display.say(
-                f"short run, LRMAX {trial.lr_max:.2g}: {'diverged' if math.isnan(trial.loss) else f'{100 * trial.acc:.1f} % held-out'}"
-            )
-            trials.append(trial)
-        return trials
+            outcome = "diverged" if math.isnan(run.loss) else f"{100 * run.acc:.1f} % held-out accuracy"
+            self.report(f"short run, LRMAX {run.lr_max:.2g}: {outcome}")
+            runs.append(run)
+        return runs
 
-    def _short(self, lr_max: float, lr_min: float) -> Schedule:
-        config, steps = self.config, min(max(2 * self.components.batches.train.steps, TRIAL_STEPS[0]), TRIAL_STEPS[1])
-        share = config.peak_epoch / config.epochs if config.schedule == "one_cycle" and config.epochs else 0.2
+    def _short_schedule(self, lr_max: float, lr_min: float) -> Schedule:
+        config = self.config
+        steps = min(max(2 * self.inputs.steps_per_epoch, SHORT_RUN_STEPS[0]), SHORT_RUN_STEPS[1])
+        has_peak = config.schedule == "one_cycle" and config.epochs
+        peak = (config.peak_epoch / config.epochs if has_peak else 0.2) * steps
         return Schedule(
-            "one_cycle",
-            steps,
-            lr_min,
-            lr_max,
-            peak=share * steps,
-            momentum=config.momentum,
-            momentum_min=config.momentum_min,
+            "one_cycle", steps, lr_min, lr_max, peak=peak, momentum=config.momentum, momentum_min=config.momentum_min
         )
 
-    def make(self, seed: int) -> Learner:
-        """A learner as a run with that seed begins with."""
-        config, own = with_placeholder_lr(self.config).replace(seed=seed), self.components.learner
+    def learner_factory(self, seed: int) -> Learner:
+        """Return a learner as a run with that seed begins with."""
+        config, inputs = with_placeholder_lr(self.config).replace(seed=seed), self.inputs
         gc.collect()  # a learner of another seed, and what it holds on the device
         torch.manual_seed(seed)
-        model = factory.create_model(config, self.classes)
-        return make_learner(config, model, own.device, own.precision, make_mixup(config, self.classes))
+        model = factory.create_model(config, self.num_classes)
+        return make_learner(config, model, inputs.device, inputs.precision, make_mixup(config, self.num_classes))
 
-    def feed(self, seed: int) -> TrainBatches:
-        """The training batches of a run with that seed, without the held-out images."""
+    def loader_factory(self, seed: int) -> TrainBatches:
+        """Return the training batches of a run with that seed, without the held-out images."""
         return self._loaders(seed).train
 
     def _loaders(self, seed: int) -> loaders.Loaders:
         config = with_placeholder_lr(self.config).replace(seed=seed)
-        return loaders.make_loaders(config, self.data, self.components.preprocess, self.components.learner.device)
+        return loaders.make_loaders(config, self.dataset, self.inputs.preprocess, self.inputs.device)
 
-    def _watch(self, tick: StepInfo) -> None:
-        self.display.tick(tick)
+    def _on_step(self, step_info: StepInfo) -> None:
+        self.on_step(step_info)
         self.check()
 
 
-def hold_out_for_finder(data: Dataset, config: Config) -> tuple[Dataset, str]:
-    """The training images with a small part of them as `val`, no test images, and what there is to remark.
+def hold_out_for_finder(dataset: Dataset, config: Config) -> tuple[Dataset, str]:
+    """Return the data set with a small part of the training images as `val` and no test images, and a remark or "".
 
     The part is 2 % of the images but at least 200, at most a tenth, and never more than 512.
     """
-    total = len(data.train)
+    total = len(dataset.train)
     count = min(MAX_HELD_OUT, max(round(0.02 * total), min(200, total // 10)))
-    if count < len(data.classes):
-        return dataclasses.replace(data, val=None, test=None), "there are too few training images to hold any out"
-    rest, held = hold_out(data.train, count / total, "val", "val_fraction", seed_name="find")
-    if config.drop_last and len(rest) < config.batch_size:
-        remark = (
-            f"the {len(held)} images that are evaluated on are trained on too, since a batch needs nearly all {total}"
-        )
-        return dataclasses.replace(data, val=held, test=None), remark
-    return dataclasses.replace(data, train=rest, val=held, test=None), ""
+    if count < len(dataset.classes):
+        return dataclasses.replace(dataset, val=None, test=None), "too few training images to hold any out"
+    train, val = hold_out(dataset.train, count / total, "val", "val_fraction", seed_name="find")
+    if config.drop_last and len(train) < config.batch_size:
+        remark = f"the {len(val)} images used for evaluation are trained on too, since a batch needs nearly all {total}"
+        return dataclasses.replace(dataset, val=val, test=None), remark
+    return dataclasses.replace(dataset, train=train, val=val, test=None), ""
 
 
-def range_for(config: Config, ask: LRFinderOptions) -> LRRange:
-    """The rates that the test takes."""
-    return default_range(config.optimizer, steps=ask.steps, low=ask.low, high=ask.high, linear=ask.linear)
+def range_for(config: Config, options: LRFinderOptions) -> LRRange:
+    """Return the learning rates that the test takes."""
+    return default_range(
+        config.optimizer, steps=options.steps, low=options.low, high=options.high, linear=options.linear
+    )
 
 
 def with_placeholder_lr(config: Config) -> Config:
-    """`config` with numbers that only stand in for the word `find`, so that the parts of a run can be made."""
+    """Return `config` with default numbers in place of the value `find`, so that a run's components can be built."""
     if not config.needs_lr_find:
         return config
     default = Config()

@@ -1,4 +1,4 @@
-"""What a range test found, in each of its forms: table, JSON, values for a tracker, command line, sweep."""
+"""The result of a range test in each of its forms: table, JSON, values for a tracker, command line, sweep."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, r
 from harness.tracking.records import Curve, Scalar, Table, Value
 from harness.utils.errors import UsageError
 
-SWEEP_FACTOR = 4.0  # how far a sweep looks around LRMAX and LRMIN
-NEVER_PASSED_ON = ("recipe", "name", "resume", "lr_min", "lr_max", "job_type", "notes")
+SWEEP_FACTOR = 4.0  # how far a sweep searches around LRMAX and LRMIN
+NOT_INHERITED = ("recipe", "name", "resume", "lr_min", "lr_max", "job_type", "notes")
 
 
 @dataclass(frozen=True)
@@ -28,167 +28,165 @@ class LRFinderResult:
     """A finished range test.
 
     Attributes:
-        lr_min, lr_max: what to train with; None where nothing was found. Where short runs were made, the best of them.
-        held_images: how many training images were held out to be evaluated on.
-        remarks: what else there is to know about how it was measured.
-        brings_val: whether the data has a validation split without `val_fraction`.
+        folder: the run directory that it belongs to.
+        lr_min, lr_max: what to train with, of the best short run where there are any; None where none was found.
+        held_out_images: how many training images were held out for evaluation.
+        remarks: what else to know about how it was measured.
+        has_val_split: whether the data has a validation split without `val_fraction`.
     """
 
     folder: Path
     config: Config
-    window: LRRange
+    lr_range: LRRange
     lr_min: float | None
     lr_max: float | None
     suggestion: Suggestion
     curves: Sequence[LRCurve]
-    trials: Sequence[ShortRun]
-    held_images: int
+    short_runs: Sequence[ShortRun]
+    held_out_images: int
     remarks: tuple[str, ...] = ()
-    brings_val: bool = False
+    has_val_split: bool = False
 
     @property
     def command(self) -> str:
-        """The line that trains with it; empty where nothing was found."""
+        """The command that trains with the learning rates; empty where none was found."""
         if self.lr_max is None:
             return ""
-        words = [
-            word
+        options = [
+            text
             for name, value in inherited_settings(self.config).items()
-            for word in (f"--{name.replace('_', '-')}", _word(value))
+            for text in (f"--{name.replace('_', '-')}", _option_value(value))
         ]
         recipe = [] if self.config.recipe == Config().recipe else ["--recipe", self.config.recipe]
-        rates = ["--lr-max", f"{self.lr_max:g}", "--lr-min", f"{self.lr_min:g}"]
-        return shlex.join(["harness", "run", *recipe, *words, *rates])
+        lrs = ["--lr-max", f"{self.lr_max:g}", "--lr-min", f"{self.lr_min:g}"]
+        return shlex.join(["harness", "run", *recipe, *options, *lrs])
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why these rates."""
-        return (*self.suggestion.reasons, *self._trial_reason())
+        """Why these learning rates."""
+        return (*self.suggestion.reasons, *self._short_run_reason())
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """What there is to doubt."""
-        edge: tuple[str, ...] = ()
-        if len(self.trials) > 2 and self.lr_max in (
-            min(t.lr_max for t in self.trials),
-            max(t.lr_max for t in self.trials),
-        ):
-            edge = ("the best short run is the outermost one: a rate beyond it may be better still",)
-        return (*(caution.text for caution in self.suggestion.cautions), *edge)
+        """Reasons to doubt them."""
+        texts = [caution.text for caution in self.suggestion.cautions]
+        lr_maxes = [run.lr_max for run in self.short_runs]
+        if len(lr_maxes) > 2 and self.lr_max in (min(lr_maxes), max(lr_maxes)):
+            texts.append("the best short run is the outermost one: a learning rate beyond it may be better still")
+        return tuple(texts)
 
-    def _trial_reason(self) -> tuple[str, ...]:
-        if not self.trials:
+    def _short_run_reason(self) -> tuple[str, ...]:
+        if not self.short_runs:
             return ()
-        best = max(self.trials, key=lambda trial: trial.acc)
-        error = math.sqrt(max(best.acc * (1 - best.acc), 1e-9) / max(self.held_images, 1))
-        text = f"short run with LRMAX {best.lr_max:.2g}: {100 * best.acc:.1f} % of {self.held_images} held-out images"
-        near = [trial for trial in self.trials if trial is not best and best.acc - trial.acc < 2 * error]
-        if len(self.trials) > 1:
-            text += f", the best of {len(self.trials)}"
+        best = max(self.short_runs, key=lambda run: run.acc)
+        error = math.sqrt(max(best.acc * (1 - best.acc), 1e-9) / max(self.held_out_images, 1))
+        text = (
+            f"short run with LRMAX {best.lr_max:.2g}: {100 * best.acc:.1f} % of {self.held_out_images} held-out images"
+        )
+        near = [run for run in self.short_runs if run is not best and best.acc - run.acc < 2 * error]
+        if len(self.short_runs) > 1:
+            text += f", the best of {len(self.short_runs)}"
         return (text + (f"; {len(near)} more are within two standard errors of it" if near else ""),)
 
-    def marks(self) -> dict[str, float]:
-        """The chosen rates by name."""
+    def chosen(self) -> dict[str, float]:
+        """Return LRMIN and LRMAX by name; empty where none was found."""
         return {} if self.lr_max is None or self.lr_min is None else {"LRMIN": self.lr_min, "LRMAX": self.lr_max}
 
-    def others(self) -> dict[str, float]:
-        """What the rules say, by name."""
+    def estimates(self) -> dict[str, float]:
+        """Return the learning rate of each rule that gives one, by name."""
         return {rule.rule: rule.lr for rule in self.suggestion.rules if rule.lr is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values; what is not finite is null."""
-        said = self.suggestion
+        """Return plain values, as they stand in `lr_finder.json`; what is not finite is null."""
+        suggestion = self.suggestion
         return {
             "lr_min": self.lr_min,
             "lr_max": self.lr_max,
-            "begins": said.begins,
-            "divergence": said.divergence,
-            "interval": list(said.interval) if said.interval else None,
-            "sure": said.sure,
+            "begins": suggestion.begins,
+            "divergence": suggestion.divergence,
+            "interval": list(suggestion.interval) if suggestion.interval else None,
+            "sure": suggestion.confidence,
             "reasons": list(self.reasons),
             "warnings": [*self.warnings, *self.remarks],
             "command": self.command,
             "digest": self.config.digest(),
-            "rules": [vars(rule) for rule in said.rules],
-            "trials": [{key: _number(value) for key, value in vars(trial).items()} for trial in self.trials],
-            "window": vars(self.window),
-            "held_images": self.held_images,
-            "seeds": [_seed_json(trace) for trace in self.curves],
+            "rules": [vars(rule) for rule in suggestion.rules],
+            "trials": [{key: _finite_or_none(value) for key, value in vars(run).items()} for run in self.short_runs],
+            "window": vars(self.lr_range),
+            "held_images": self.held_out_images,
+            "seeds": [_seed_json(curve) for curve in self.curves],
             "config": self.config.to_dict(),
         }
 
     def values(self) -> dict[str, Value]:
-        """For a tracker: curves with the points marked, tables, and the rates as plain numbers."""
-        marks = {**self.others(), **self.marks()}
+        """Return values for a tracker: curves with the points marked, tables, and the learning rates as plain numbers."""
+        marks = {**self.estimates(), **self.chosen()}
         values: dict[str, Value] = {}
-        for key, what, title in (("find/loss", "level", "smoothed loss"), ("find/acc", "acc_level", "batch accuracy")):
-            curve = median_curve(self.curves, what)  # type: ignore[arg-type]
+        loss, acc = median_curve(self.curves, "level"), median_curve(self.curves, "acc_level")
+        for key, curve, title in (("find/loss", loss, "smoothed loss"), ("find/acc", acc, "batch accuracy")):
             values[key] = Curve(curve.x_name, curve.x, curve.lines, title=f"range test: {title}", marks=marks)
         values["find/steps"] = _steps_table(self.curves)
         values["find/rules"] = Table(
             ("rule", "lr", "low", "high", "note"),
             [(rule.rule, rule.lr, rule.low, rule.high, rule.note) for rule in self.suggestion.rules],
         )
-        if self.trials:
-            rows = [(trial.lr_max, trial.lr_min, trial.acc, _number(trial.loss)) for trial in self.trials]
+        if self.short_runs:
+            rows = [(run.lr_max, run.lr_min, run.acc, _finite_or_none(run.loss)) for run in self.short_runs]
             values["find/trials"] = Table(("lr_max", "lr_min", "acc", "loss"), rows)
         return {**values, **self.scalars()}
 
     def scalars(self) -> dict[str, Scalar]:
-        """The rates and how sure they are."""
-        rates = (
-            {}
-            if self.lr_max is None or self.lr_min is None
-            else {"find/lr_max": self.lr_max, "find/lr_min": self.lr_min}
-        )
-        return {**rates, "find/sure": self.suggestion.sure}
+        """Return the learning rates and the confidence in them, for a tracker's summary."""
+        scalars: dict[str, Scalar] = {}
+        if self.lr_max is not None and self.lr_min is not None:
+            scalars = {"find/lr_max": self.lr_max, "find/lr_min": self.lr_min}
+        return {**scalars, "find/sure": self.suggestion.confidence}
 
 
-def result_table(finding: LRFinderResult) -> str:
-    """The finding for a person: every rule, what was chosen and why, and the line to train with."""
-    steps = [len(trace.lrs) for trace in finding.curves]
-    reached = max(float(trace.lrs[-1]) for trace in finding.curves)
+def result_table(result: LRFinderResult) -> str:
+    """Return the result for a terminal: every rule, what was chosen and why, and the command that trains with it."""
+    steps = [len(curve.lrs) for curve in result.curves]
+    highest = max(float(curve.lrs[-1]) for curve in result.curves)
     lines = [
-        f"range test: {len(finding.curves)} seeds, {min(steps)} to {max(steps)} steps each, rates {finding.window.low:.2g} to {reached:.2g}",
+        f"range test: {len(result.curves)} seeds, {min(steps)} to {max(steps)} steps each, learning rates {result.lr_range.low:.2g} to {highest:.2g}",
         "",
         f"{'rule':<18}{'LR':>9}  {'over the seeds':<20}  what it is",
     ]
-    lines += [_rule_line(rule) for rule in finding.suggestion.rules]
-    if finding.trials:
+    lines += [_rule_line(rule) for rule in result.suggestion.rules]
+    if result.short_runs:
         lines += ["", f"{'short run':<18}{'LRMAX':>9}  held-out accuracy"]
-        lines += [f"{f'{trial.steps} steps':<18}{trial.lr_max:>9.2g}  {_outcome(trial)}" for trial in finding.trials]
-    chosen = (
-        "LRMIN and LRMAX: none" if finding.lr_max is None else f"LRMIN {finding.lr_min:g}   LRMAX {finding.lr_max:g}"
-    )
-    lines += ["", f"{chosen}   {finding.suggestion.sure}"]
-    lines += [f"  {text}" for text in finding.reasons]
-    lines += [f"  warning: {text}" for text in finding.warnings]
-    lines += [f"  note: {text}" for text in finding.remarks]
-    return "\n".join([*lines, *(["", finding.command] if finding.command else [])])
+        lines += [f"{f'{run.steps} steps':<18}{run.lr_max:>9.2g}  {_outcome(run)}" for run in result.short_runs]
+    chosen = "LRMIN and LRMAX: none" if result.lr_max is None else f"LRMIN {result.lr_min:g}   LRMAX {result.lr_max:g}"
+    lines += ["", f"{chosen}   {result.suggestion.confidence}"]
+    lines += [f"  {text}" for text in result.reasons]
+    lines += [f"  warning: {text}" for text in result.warnings]
+    lines += [f"  note: {text}" for text in result.remarks]
+    return "\n".join([*lines, *(["", result.command] if result.command else [])])
 
 
-def sweep_definition(finding: LRFinderResult) -> dict[str, Any]:
-    """A W&B sweep over LRMIN and LRMAX around what was found; every sample of it is a valid configuration.
+def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
+    """Return a W&B sweep over LRMIN and LRMAX around the result; every sample of it is a valid configuration.
 
     Raises:
-        UsageError: nothing was found.
+        UsageError: the test found no learning rates.
     """
-    if finding.lr_max is None or finding.lr_min is None:
+    if result.lr_max is None or result.lr_min is None:
         raise UsageError(
-            "the range test found no learning rates, so there is no sweep to write; give other --low and --high"
+            "the range test found no learning rates, so there is no sweep to write; set another --low and --high"
         )
-    config, interval = finding.config, finding.suggestion.interval or (finding.lr_max, finding.lr_max)
-    top = max(SWEEP_FACTOR * finding.lr_max, interval[1])
-    if finding.suggestion.divergence is not None:  # never beyond where the loss diverged, but always above LRMAX
-        top = max(min(top, finding.suggestion.divergence), 1.5 * finding.lr_max)
-    least = round_significant(min(finding.lr_max / SWEEP_FACTOR, interval[0]))
-    # LRMIN ends where LRMAX begins, so that no sample has them the wrong way round.
-    lowest = round_significant(min(finding.lr_min / SWEEP_FACTOR, least / RATIO_MOST * SWEEP_FACTOR))
-    highest = min(round_significant(SWEEP_FACTOR * finding.lr_min), least)
-    own = ("wandb", "output", "group")  # whoever runs the sweep says where it goes
+    config, divergence = result.config, result.suggestion.divergence
+    interval = result.suggestion.interval or (result.lr_max, result.lr_max)
+    lr_max_high = max(SWEEP_FACTOR * result.lr_max, interval[1])
+    if divergence is not None:  # never beyond where the loss diverged, but always above LRMAX
+        lr_max_high = max(min(lr_max_high, divergence), 1.5 * result.lr_max)
+    lr_max_low = round_significant(min(result.lr_max / SWEEP_FACTOR, interval[0]))
+    # LRMIN ends where LRMAX begins, so that no sample has LRMIN above LRMAX.
+    lr_min_low = round_significant(min(result.lr_min / SWEEP_FACTOR, lr_max_low / RATIO_MOST * SWEEP_FACTOR))
+    lr_min_high = min(round_significant(SWEEP_FACTOR * result.lr_min), lr_max_low)
+    left_to_the_user = ("wandb", "output", "group")  # whoever runs the sweep decides where it goes
     fixed = {"recipe": config.recipe, **inherited_settings(config)}
-    fixed = {name: value for name, value in fixed.items() if name not in own}
-    if not config.val_fraction and not finding.brings_val:
+    fixed = {name: value for name, value in fixed.items() if name not in left_to_the_user}
+    if not config.val_fraction and not result.has_val_split:
         fixed["val_fraction"] = 0.1
     document: dict[str, Any] = {
         "name": f"learning rates of {config.model} on {config.data}",
@@ -196,13 +194,13 @@ def sweep_definition(finding: LRFinderResult) -> dict[str, Any]:
         **({"entity": fixed.pop("entity")} if fixed.get("entity") else {}),
         "method": "bayes",
         "metric": {"name": "best/val_acc", "goal": "maximize"},
-        "command": ["${env}", "harness", "run", "${args}"],
+        "command": ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"],
     }
     if config.epochs >= 4:
         document["early_terminate"] = {"type": "hyperband", "min_iter": max(2, config.epochs // 8), "eta": 3}
-    searched = {"lr_max": (least, round_significant(top)), "lr_min": (lowest, highest)}
+    searched = {"lr_max": (lr_max_low, round_significant(lr_max_high)), "lr_min": (lr_min_low, lr_min_high)}
     document["parameters"] = {
-        **{name: {"value": _plain(value)} for name, value in fixed.items()},
+        **{name: {"value": _sweep_value(value)} for name, value in fixed.items()},
         **{
             name: {"distribution": "log_uniform_values", "min": low, "max": high}
             for name, (low, high) in searched.items()
@@ -211,71 +209,66 @@ def sweep_definition(finding: LRFinderResult) -> dict[str, Any]:
     return document
 
 
-def sweep_yaml(finding: LRFinderResult, path: Path) -> str:
-    """The text of the sweep's YAML file, with what it is and how it is run."""
-    word = shlex.quote(str(path))
-    head = f"LRMIN {finding.lr_min:g} and LRMAX {finding.lr_max:g} were found by a range test ({finding.suggestion.sure.split(':')[0]})."
+def sweep_yaml(result: LRFinderResult, path: Path) -> str:
+    """Return the text of the sweep's YAML file, with a comment that says what it is and how to run it."""
+    definition, file = sweep_definition(result), shlex.quote(str(path))
+    confidence = result.suggestion.confidence.split(":")[0]
     return (
-        f"# {head}\n#\n#   wandb sweep {word}      then: wandb agent ID\n#   harness sweep {word}    the same without a server\n"
-        + yaml_io.dump_yaml(sweep_definition(finding))
+        f"# LRMIN {result.lr_min:g} and LRMAX {result.lr_max:g} are the result of a range test ({confidence}).\n#\n"
+        f"#   wandb sweep {file}      then: wandb agent ID\n#   harness sweep {file}    the same without a server\n"
+        + yaml_io.dump_yaml(definition)
     )
 
 
 def inherited_settings(config: Config) -> dict[str, Any]:
-    """The settings that differ from the recipe's, without the rates and what belongs to a single run."""
+    """Return the settings that differ from the recipe's, without the learning rates and what belongs to a single run."""
     try:
-        start = make_config({}, config.recipe)
-    except UsageError:  # the recipe's file is gone
-        start = Config()
-    here, there = config.to_dict(), start.to_dict()
-    return {name: value for name, value in here.items() if value != there[name] and name not in NEVER_PASSED_ON}
+        recipe = make_config({}, config.recipe)
+    except UsageError:  # the recipe's file no longer exists
+        recipe = Config()
+    usual = recipe.to_dict()
+    return {
+        name: value for name, value in config.to_dict().items() if value != usual[name] and name not in NOT_INHERITED
+    }
 
 
-def _plain(value: Any) -> Any:
-    """A value as a sweep can hold it: an agent passes it on as one word."""
-    return _word(value) if isinstance(value, list | dict) or value is None else value
+def _sweep_value(value: Any) -> Any:
+    """Return a value as a sweep can hold it: an agent passes it on as one argument."""
+    return _option_value(value) if isinstance(value, list | dict) or value is None else value
 
 
-def _word(value: Any) -> str:
+def _option_value(value: Any) -> str:
+    """Return a setting as the command line takes it."""
     if isinstance(value, list):
         return ",".join(map(str, value))
-    if isinstance(value, dict) and all(re.fullmatch(r"[\w.+-]+", f"{word}") for word in value.values()):
-        return ",".join(f"{key}={word}" for key, word in value.items())
+    if isinstance(value, dict) and all(re.fullmatch(r"[\w.+-]+", f"{item}") for item in value.values()):
+        return ",".join(f"{key}={item}" for key, item in value.items())
     return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)
 
 
-def _number(value: Any) -> Any:
+def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _seed_json(trace: LRCurve) -> Mapping[str, Any]:
-    lines = {
-        name: [_number(value) for value in getattr(trace, name).tolist()]
+def _seed_json(curve: LRCurve) -> Mapping[str, Any]:
+    columns = {
+        name: [_finite_or_none(value) for value in getattr(curve, name).tolist()]
         for name in ("lrs", "losses", "smoothed", "accs", "norms")
     }
     held = [
-        {"step": place, "lr": float(trace.lrs[place]), "loss": _number(loss), "acc": acc}
-        for place, (loss, acc) in trace.held.items()
+        {"step": index, "lr": float(curve.lrs[index]), "loss": _finite_or_none(loss), "acc": acc}
+        for index, (loss, acc) in curve.val_points.items()
     ]
-    return {"seed": trace.seed, "end": trace.end, **lines, "held": held}
+    return {"seed": curve.seed, "end": curve.end, **columns, "held": held}
 
 
 def _steps_table(curves: Sequence[LRCurve]) -> Table:
     rows = []
-    for trace in curves:
-        smoothed = trace.smoothed
-        for place in range(len(trace.lrs)):
-            held_loss, held_acc = trace.held.get(place, (None, None))
-            cells = (
-                trace.lrs[place],
-                trace.losses[place],
-                smoothed[place],
-                trace.accs[place],
-                trace.norms[place],
-                held_loss,
-                held_acc,
-            )
-            rows.append((trace.seed, place + 1, *(None if cell is None else _number(float(cell)) for cell in cells)))
+    for curve in curves:
+        columns = (curve.lrs, curve.losses, curve.smoothed, curve.accs, curve.norms)
+        for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+            cells = (*values, *curve.val_points.get(index, (None, None)))
+            rows.append((curve.seed, index + 1, *map(_finite_or_none, cells)))
     return Table(("seed", "step", "lr", "loss", "smoothed", "acc", "grad_norm", "held_loss", "held_acc"), rows)
 
 
@@ -285,9 +278,7 @@ def _rule_line(rule: RuleEstimate) -> str:
     return f"{rule.rule:<18}{rule.lr:>9.2g}  {f'{rule.low:.2g} to {rule.high:.2g}':<20}  {rule.note}"
 
 
-def _outcome(trial: ShortRun) -> str:
-    return (
-        "diverged"
-        if math.isnan(trial.loss)
-        else f"{100 * trial.acc:.1f} %  (loss {trial.loss:.3f}, LRMIN {trial.lr_min:.2g})"
-    )
+def _outcome(run: ShortRun) -> str:
+    if math.isnan(run.loss):
+        return "diverged"
+    return f"{100 * run.acc:.1f} %  (loss {run.loss:.3f}, LRMIN {run.lr_min:.2g})"

@@ -1,7 +1,7 @@
 """Two residual networks for small images, registered with timm: `custom_resnet` and `resnet18_cifar`.
 
-Importing this module is enough for `timm.create_model("custom_resnet")` to work. Both keep the whole contract of
-a timm model: features, intermediate outputs, head surgery, gradient checkpointing, TorchScript, FX, meta device.
+Importing this module registers them, so that `timm.create_model("custom_resnet")` works. Both support all that timm
+asks of a model: features, intermediate outputs, another classifier, gradient checkpointing, TorchScript, FX, meta device.
 """
 
 # No `from __future__ import annotations` here: TorchScript can not read a traced graph whose annotations are strings.
@@ -40,7 +40,7 @@ def _cfg(first_conv: str, **more: Any) -> dict[str, Any]:
     }
 
 
-# timm reads this name when a model is registered, so it must stand above the entry points.
+# timm reads this name when a model is registered, so it must be defined before the entry points.
 default_cfgs = generate_default_cfgs(
     {"custom_resnet.untrained": _cfg("prep.conv"), "resnet18_cifar.untrained": _cfg("conv1")}
 )
@@ -49,17 +49,17 @@ default_cfgs = generate_default_cfgs(
 def conv_block(
     channels_in: int, channels_out: int, *, order: str = "", padding_mode: PaddingMode = "zeros", **factory: Any
 ) -> nn.Sequential:
-    """A bias-free 3x3 convolution, BN and ReLU; with an `order`, also a max pooling that halves the sides.
+    """Return a bias-free 3x3 convolution, BN and ReLU; with an `order`, also a max pooling that halves the sides.
 
-    The parts have the same names in both orders, so weights of one fit the other.
+    The layers have the same names in both orders, so weights of one fit the other.
     """
-    parts: dict[str, nn.Module] = {
+    layers: dict[str, nn.Module] = {
         "conv": nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False, padding_mode=padding_mode, **factory),
         "bn": nn.BatchNorm2d(channels_out, **factory),
         "relu": nn.ReLU(inplace=True),
         "pool": nn.MaxPool2d(2),
     }
-    return nn.Sequential(OrderedDict((name, parts[name]) for name in (order or "conv-bn-relu").split("-")))
+    return nn.Sequential(OrderedDict((name, layers[name]) for name in (order or "conv-bn-relu").split("-")))
 
 
 class Residual(nn.Module):
@@ -75,19 +75,19 @@ class Residual(nn.Module):
 
 
 class CustomResNet(nn.Module):
-    """The nine-layer residual network of the one-cycle CIFAR-10 exercise; 6,573,130 parameters as it stands.
+    """The nine-layer residual network of the one-cycle CIFAR-10 exercise; 6,573,130 parameters by default.
 
     prep: conv BN ReLU. layer1: conv pool BN ReLU, plus a residual block. layer2: conv pool BN ReLU. layer3: as
-    layer1. Then global max pooling (MaxPool 4 at 32x32) and a fully connected layer. It returns logits: the
-    softmax is in the loss.
+    layer1. Then global max pooling (MaxPool 4 at 32x32) and a fully connected layer. It returns logits; the softmax
+    belongs to the loss.
 
     Args:
         global_pool: timm's name of a pooling: max, avg, avgmax, catavgmax; empty (without classes): none.
         width: channels of the first convolution; the stages have 1, 2, 4 and 8 times as many.
-        order: where the pooling stands in a block; `conv-bn-relu-pool` is David Page's DAWNBench order.
-        padding_mode: what the convolutions see outside the image, in the words of `nn.Conv2d`.
+        order: position of the pooling in a block; `conv-bn-relu-pool` is David Page's DAWNBench order.
+        padding_mode: padding of the convolutions, as in `nn.Conv2d`.
         logit_scale: the logits are multiplied by this (Page: 0.125, with `head_bias=False`).
-        head_init: `zero` starts with weights and bias of the classifier at 0, so that the first loss is ln(classes).
+        head_init: `zero` initialises weights and bias of the classifier to 0, so that the first loss is ln(classes).
         drop_rate: dropout before the classifier.
 
     Raises:
@@ -150,7 +150,7 @@ class CustomResNet(nn.Module):
 
     @torch.jit.ignore
     def init_weights(self) -> None:
-        """Draw all weights anew (torch's own initialisation) and reset the BN statistics."""
+        """Reinitialise all weights (torch's own initialisation) and reset the BN statistics."""
         for module in self.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
@@ -158,15 +158,15 @@ class CustomResNet(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """timm's patterns of parameter names, from the input to the output, for layer-wise rates."""
+        """Return timm's patterns of parameter names, from input to output, for layer-wise learning rates."""
         if coarse:
             return {"stem": r"^prep", "blocks": r"^layer(\d+)"}
-        # The number after a pattern orders a stage's parts.
+        # The number after a pattern orders the layers of a stage.
         return {"stem": r"^prep", "blocks": [(r"^layer(\d+)\.down", (0,)), (r"^layer(\d+)\.residual", (1,))]}
 
     @torch.jit.ignore
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the stages' inputs for the backward pass and compute the rest again.
+        """Keep only the inputs of the stages for the backward pass and recompute the rest.
 
         As in all of timm, the BN statistics of those stages then move twice a step.
         """
@@ -174,12 +174,12 @@ class CustomResNet(nn.Module):
 
     @torch.jit.ignore
     def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """The last layer, or its name."""
+        """Return the classifier, or its name."""
         return "fc" if name_only else self.fc
 
     @torch.jit.ignore
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A new classifier; 0 classes: none. `global_pool` None keeps the pooling, empty leaves it out."""
+        """Replace the classifier; 0 classes: none. `global_pool` None keeps the pooling, empty removes it."""
         self.num_classes = num_classes
         pool = self.global_pool.pool_type if global_pool is None else global_pool
         self._set_head(pool, **get_device_dtype(self))
@@ -196,21 +196,21 @@ class CustomResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """The outputs of some stages (prep, layer1, layer2, layer3), and the last one unless told otherwise.
+        """Return the outputs of some stages (prep, layer1, layer2, layer3), after the final output unless `intermediates_only`.
 
         Args:
             x: images [B, 3, H, W].
             indices: the last n stages when a number, those stages when a list, all when None.
             norm: has no effect: every stage ends normalised.
-            stop_early: compute no stage after the last one wanted.
+            stop_early: compute no stage after the last requested one.
         """
         if output_fmt != "NCHW":
             raise ValueError(f"need output_fmt='NCHW', got {output_fmt!r}")
-        wanted, last = feature_take_indices(len(STAGES), indices)
+        requested, last = feature_take_indices(len(STAGES), indices)
         intermediates: list[Tensor] = []
         for index, name in enumerate(STAGES[: last + 1] if stop_early else STAGES):
             x = self._run([getattr(self, name)], x) if index else self.prep(x)
-            if index in wanted:
+            if index in requested:
                 intermediates.append(x)
         return intermediates if intermediates_only else (x, intermediates)
 
@@ -218,15 +218,15 @@ class CustomResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the stages that `forward_intermediates(indices=indices)` does not need; the stages kept for it."""
-        wanted, last = feature_take_indices(len(STAGES), indices)
+        """Drop the stages that `forward_intermediates(indices=indices)` does not need; return the requested indices."""
+        requested, last = feature_take_indices(len(STAGES), indices)
         for name in STAGES[last + 1 :]:
             setattr(self, name, nn.Identity())
-        # A classifier is sized for the last stage's channels, so it goes with that stage.
+        # A classifier fits the channels of the last stage, so it is removed with that stage.
         self.num_features = self.feature_info[last]["num_chs"]
         if prune_head or last + 1 < len(STAGES):
             self.reset_classifier(0, "")
-        return list(wanted)
+        return list(requested)
 
     def _run(self, stages: Sequence[nn.Module], x: Tensor) -> Tensor:
         if self.grad_checkpointing:
@@ -236,14 +236,14 @@ class CustomResNet(nn.Module):
         return x
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images [B, 3, H, W] -> the last stage's output [B, 8 width, H / 8, W / 8]."""
+        """Return the last stage's output [B, 8 width, H / 8, W / 8] for images [B, 3, H, W]."""
         x = self.prep(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x)
         return self.layer3(self.layer2(self.layer1(x)))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The last stage's output -> logits [B, classes]; `pre_logits`: what the classifier would get."""
+        """Return logits [B, classes] for the last stage's output; with `pre_logits` the input of the classifier."""
         x = self.global_pool(x)
         if self.drop_rate > 0:
             x = F.dropout(x, p=self.drop_rate, training=self.training)
@@ -266,12 +266,12 @@ def _check(width: int, order: str, head_init: str) -> None:
 
 
 def _stage(down: nn.Module, residual: nn.Module | None = None) -> nn.Sequential:
-    parts = [("down", down)] if residual is None else [("down", down), ("residual", residual)]
-    return nn.Sequential(OrderedDict(parts))
+    layers = [("down", down)] if residual is None else [("down", down), ("residual", residual)]
+    return nn.Sequential(OrderedDict(layers))
 
 
 class CifarResNet(ResNet):
-    """timm's ResNet for small images: the 7x7 stride-2 stem and its max pooling give way to a 3x3 convolution.
+    """timm's ResNet for small images: a 3x3 convolution replaces the 7x7 stride-2 stem and its max pooling.
 
     Args:
         global_pool: timm's name of a pooling: avg, max, avgmax, catavgmax.
@@ -315,18 +315,18 @@ class CifarResNet(ResNet):
 
 
 def _build(cls: type[nn.Module], name: str, levels: int, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    # A caller may bring a feature_cfg of its own, which a literal beside **kwargs would collide with.
+    # A caller may pass its own feature_cfg, which would collide with a literal beside **kwargs.
     feature_cfg = {"out_indices": tuple(range(levels)), **(kwargs.pop("feature_cfg", None) or {})}
     return build_model_with_cfg(cls, name, pretrained, feature_cfg=feature_cfg, **kwargs)
 
 
 @register_model
 def custom_resnet(pretrained: bool = False, **kwargs: Any) -> CustomResNet:
-    """Conv-pool-BN-ReLU stages of 64 to 512 channels, two residual blocks, global max pooling."""
+    """Return a network of conv-pool-BN-ReLU stages of 64 to 512 channels, two residual blocks, global max pooling."""
     return _build(CustomResNet, "custom_resnet", 4, pretrained, kwargs)
 
 
 @register_model
 def resnet18_cifar(pretrained: bool = False, **kwargs: Any) -> CifarResNet:
-    """ResNet-18 with a 3x3 stem and no stem pooling; 11,173,962 parameters."""
+    """Return a ResNet-18 with a 3x3 stem and no stem pooling; 11,173,962 parameters."""
     return _build(CifarResNet, "resnet18_cifar", 5, pretrained, {"block": BasicBlock, "layers": (2, 2, 2, 2), **kwargs})

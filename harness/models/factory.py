@@ -1,4 +1,4 @@
-"""The model of a run, by its timm name: ours, timm's own, or one that a plug-in registers."""
+"""Create models by their timm names: those of harness, timm's own, and those that a plug-in registers."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from harness.data.preprocess import Preprocess
 from harness.models import cifar_resnet
 from harness.utils.errors import DataError, UsageError, did_you_mean
 
-OURS = "cifar_resnet"  # timm's name for the module that our models are defined in
-CLASSES = {"custom_resnet": cifar_resnet.CustomResNet, "resnet18_cifar": cifar_resnet.CifarResNet}
+TIMM_MODULE = "cifar_resnet"  # timm's name for the module that defines the models of harness
+HARNESS_MODELS = {"custom_resnet": cifar_resnet.CustomResNet, "resnet18_cifar": cifar_resnet.CifarResNet}
 
-# Arguments of timm.create_model that another setting decides, or that the rest of a run could not live with.
-TAKEN = {
+# Arguments of timm.create_model that another setting decides, or that do not suit a run -> remedy.
+REFUSED_ARGUMENTS = {
     "num_classes": "set --classes",
     "pretrained": "set --pretrained True",
     "features_only": "a run needs a classifier",
@@ -36,56 +36,58 @@ TAKEN = {
 
 
 def create_model(config: Config, classes: int) -> nn.Module:
-    """The model `config.model` with random or pretrained weights and one output per class, on the CPU.
+    """Return the model `config.model` with random or pretrained weights and one output per class, on the CPU.
 
     Raises:
-        UsageError: there is no such model or plug-in, an argument does not suit it, or it has no pretrained weights.
-        DataError: the pretrained weights could not be fetched or read.
+        UsageError: there is no such model or plug-in, it refuses an argument, or it has no pretrained weights.
+        DataError: the pretrained weights could not be downloaded or read.
     """
     import_plugins(config.plugin)
     name, arguments = config.model, config.model_args
-    for word, remedy in TAKEN.items():
-        if word in arguments:
-            raise UsageError(f"model_args can not hold {word}; {remedy}")
+    for argument, remedy in REFUSED_ARGUMENTS.items():
+        if argument in arguments:
+            raise UsageError(f"model_args can not hold {argument}; {remedy}")
     check_name(name)
     if config.pretrained:
         _check_weights(name)
     try:
         return timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **arguments)
     except Exception as error:
-        fetched = config.pretrained or ":" in name
-        if not (fetched and isinstance(error, OSError)) and (told := _argument_at_fault(name, arguments, error)):
-            raise UsageError(told) from error
-        if fetched:
+        needs_download = config.pretrained or ":" in name
+        if not (needs_download and isinstance(error, OSError)) and (message := _argument_error(name, arguments, error)):
+            raise UsageError(message) from error
+        if needs_download:
             remedy = "set --pretrained False" if config.pretrained else "choose a model of harness models"
-            raise DataError(f"model {name!r} can not be loaded: {_line(error)}; {remedy}") from error
+            raise DataError(f"model {name!r} can not be loaded: {_first_line(error)}; {remedy}") from error
         raise
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules that may register models with timm; those of the current folder are found too.
+    """Import modules that may register models with timm; those in the current directory are found too.
 
     Raises:
-        UsageError: one can not be imported.
+        UsageError: a module can not be imported.
     """
     for module in modules:
         if module.endswith(".py") or "/" in module or os.sep in module:
             raise UsageError(f"plugin {module!r} must be a module's name, such as my_models, not a file")
-        here = os.getcwd()
-        if here not in sys.path:
-            sys.path.insert(0, here)
-        importlib.invalidate_caches()  # the file may be younger than Python's list of the folder
+        directory = os.getcwd()
+        if directory not in sys.path:
+            sys.path.insert(0, directory)
+        importlib.invalidate_caches()  # the file may be newer than Python's listing of the directory
         try:
             importlib.import_module(module)
         except Exception as error:
-            raise UsageError(f"can not import plugin {module!r}: {type(error).__name__}: {_line(error)}") from error
+            raise UsageError(
+                f"can not import plugin {module!r}: {type(error).__name__}: {_first_line(error)}"
+            ) from error
 
 
 def check_name(name: str) -> None:
-    """Refuse what `timm.create_model` would not know, with the nearest name.
+    """Refuse a name that `timm.create_model` does not know, and suggest the nearest.
 
     Raises:
-        UsageError: no such model, tag, or folder of a `local-dir:` model.
+        UsageError: there is no such model, tag, or folder of a `local-dir:` model.
     """
     source, colon, rest = name.partition(":")
     if colon and source in ("hf-hub", "local-dir") and rest:
@@ -110,11 +112,11 @@ def _check_weights(name: str) -> None:
         raise UsageError(f"model {name!r} has no pretrained weights; set --pretrained False")
 
 
-def _argument_at_fault(name: str, arguments: dict[str, Any], error: Exception) -> str:
-    """What was wrong with `model_args`, or nothing when they can not be at fault."""
+def _argument_error(name: str, arguments: dict[str, Any], error: Exception) -> str:
+    """Return what is wrong with `model_args`; empty when they are not the cause of the error."""
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unexpected and unexpected[1] in arguments:
-        known = list(inspect.signature(CLASSES[name]).parameters) if name in CLASSES else []
+        known = list(inspect.signature(HARNESS_MODELS[name]).parameters) if name in HARNESS_MODELS else []
         return (
             f"model {name!r} has no argument {unexpected[1]!r}{did_you_mean(unexpected[1], known)}; change --model-args"
         )
@@ -123,32 +125,32 @@ def _argument_at_fault(name: str, arguments: dict[str, Any], error: Exception) -
     if not arguments:
         return ""
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"model {name!r} can not be made with {given}: {_line(error)}"
+    return f"model {name!r} can not be made with {given}: {_first_line(error)}"
 
 
-def _line(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Numbers that are learnt; a parameter that several layers share counts once."""
+    """Return the number of parameters; one that several layers share counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def model_names(filter: str = "") -> list[tuple[str, bool]]:
-    """Models that can be trained and whether each is ours, ours first.
+    """Return the names of models and whether harness defines them; its own first.
 
     Args:
         filter: part of a name, or a pattern with `*`.
     """
     pattern = filter if "*" in filter or not filter else f"*{filter}*"
-    ours = set(timm.list_models(module=OURS))
-    found = [(name, name in ours) for name in timm.list_models(pattern)]
-    return sorted(found, key=lambda item: not item[1])
+    own = set(timm.list_models(module=TIMM_MODULE))
+    names = [(name, name in own) for name in timm.list_models(pattern)]
+    return sorted(names, key=lambda item: not item[1])
 
 
 def timm_input(preprocess: Preprocess) -> dict[str, Any]:
-    """What a model takes, in timm's words."""
+    """Return a model's preprocessing under timm's names."""
     return {
         "input_size": (3, preprocess.size, preprocess.size),
         "mean": preprocess.mean,
@@ -159,9 +161,10 @@ def timm_input(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Preprocess, path: Path) -> bool:
-    """Write the `config.json` that makes a folder with `model.safetensors` one that stock timm loads.
+    """Write the `config.json` with which stock timm loads the `model.safetensors` beside it.
 
-    False: the model is none of timm's making, and timm could not rebuild it.
+    Returns:
+        False, and nothing is written, when timm did not create the model and could not rebuild it.
     """
     from timm.models._hub import save_config_for_hf  # private, but what timm.models.save_for_hf is made of
 
@@ -170,25 +173,30 @@ def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Prep
     about = {"label_names": list(classes), "num_classes": len(classes)}
     try:
         save_config_for_hf(model, str(path), model_config=about, data_config=timm_input(preprocess))
-    except (AttributeError, KeyError, TypeError, ValueError):  # a plug-in's configuration that timm can not write
+    except (
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # timm can not write the configuration of this plug-in's model
         path.unlink(missing_ok=True)
         return False
     return True
 
 
 def parameter_count_of(name: str) -> int:
-    """How many parameters a timm model has as it is registered; built without memory for its weights."""
+    """Return the number of parameters of a timm model as registered; built without memory for its weights."""
     with torch.device("meta"):
         return count_parameters(timm.create_model(name))
 
 
 def is_ours(model: nn.Module) -> bool:
-    """Whether the model, compiled or not, is one of this package's."""
-    return isinstance(getattr(model, "_orig_mod", model), tuple(CLASSES.values()))
+    """Return whether the model, compiled or not, is one that harness defines."""
+    return isinstance(getattr(model, "_orig_mod", model), tuple(HARNESS_MODELS.values()))
 
 
 def with_sync_batchnorm(model: nn.Module) -> nn.Module:
-    """The model with its batch normalisation over all processes (timm's combined layers too); same weights and names."""
+    """Return the model with batch normalisation over all processes (timm's combined layers too); same weights and names."""
     from timm.layers import convert_sync_batchnorm
 
     converted: nn.Module = convert_sync_batchnorm(model)

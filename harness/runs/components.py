@@ -1,4 +1,4 @@
-"""What a run is made of: data, model, learner, batches and schedule, held against each other before anything is written."""
+"""The components of a run: data, model, learner, loaders and schedule, checked against each other before anything is written."""
 
 from __future__ import annotations
 
@@ -7,21 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from harness.config.settings import Config
-from harness.utils.errors import UsageError, did_you_mean
-from harness.training import device as machine
+from harness.data import loaders
+from harness.data.dataset import Dataset
+from harness.data.mixup import make_mixup
+from harness.data.preprocess import Preprocess, make_preprocess
+from harness.data.registry import load_dataset
+from harness.evaluation import gradcam
+from harness.models import factory
+from harness.training.device import autocast_dtype, configure_torch, eval_mode, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.schedule import Schedule, make_schedule
-from harness.evaluation import gradcam
-from harness.data import loaders
-from harness.models import factory
-from harness.data.registry import Dataset, load_dataset
-from harness.data.mixup import make_mixup
-from harness.evaluation.metrics import eval_mode
-from harness.data.preprocess import Preprocess, make_preprocess
+from harness.utils.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -29,77 +28,113 @@ class Components:
     """What a run is made of."""
 
     config: Config
-    data: Dataset
+    dataset: Dataset
     learner: Learner
     preprocess: Preprocess
-    batches: loaders.Loaders
+    loaders: loaders.Loaders
     schedule: Schedule
 
     @property
-    def selects(self) -> str:
-        """The split whose accuracy chooses the epoch that is kept; empty: the last epoch is kept."""
+    def selection_split(self) -> str:
+        """The split whose accuracy selects the epoch that is kept; empty: the last epoch is kept."""
         match self.config.select:
             case "best-on-test":
                 return "test"
-            case "auto" | "best" if self.batches.val is not None:
+            case "auto" | "best" if self.loaders.val is not None:
                 return "val"
         return ""
 
     @property
-    def watched(self) -> str:
+    def eval_split(self) -> str:
         """The split evaluated after every epoch: validation where there is one, else the test set."""
-        return "val" if self.batches.val is not None else "test"
+        return "val" if self.loaders.val is not None else "test"
 
 
 def build_components(config: Config, processes: SingleProcess | None = None) -> Components:
-    """Every part of a run, checked against the others; nothing is written."""
+    """Build every component of a run and check them against each other; nothing is written.
+
+    Raises:
+        UsageError: settings, data and model do not fit together.
+        DataError: the data is missing or unreadable.
+    """
     processes = processes or SingleProcess()
-    device = machine.pick_device(config.device)
-    machine.configure_torch(config, device)
-    # The leader's, since it may be measured.
-    config = config.replace(precision=processes.broadcast(machine.pick_precision(config.precision, device)))
+    device = pick_device(config.device)
+    configure_torch(config, device)
+    # The main process decides, since the choice may be measured.
+    config = config.replace(precision=processes.broadcast(pick_precision(config.precision, device)))
+
     with processes.main_first():
-        data = load_dataset(config)
+        dataset = load_dataset(config)
     if not config.test:
-        data = dataclasses.replace(data, test=None)
-    classes = config.classes or len(data.classes)
-    if classes < len(data.classes):
-        raise UsageError(
-            f"classes={classes}, but the data has {len(data.classes)}: {', '.join(data.classes[:5])} ...; leave --classes out"
-        )
+        dataset = dataclasses.replace(dataset, test=None)
+    classes = _number_of_classes(config, dataset)
+
     torch.manual_seed(config.seed)
     model = factory.create_model(config, classes)
-    preprocess = make_preprocess(config, model, data)
+    preprocess = make_preprocess(config, model, dataset)
     if config.sync_bn and processes.world_size > 1 and device.type == "cuda":
         model = factory.with_sync_batchnorm(model)
-    batches = loaders.make_loaders(config, data, preprocess, device, processes)
-    _try_model(model, preprocess, config)
-    _check_cam(model, config)
-    learner = make_learner(
-        config, model, device, machine.autocast_dtype(config.precision), make_mixup(config, classes), processes
-    )
-    _check_choices(config, batches)
-    return Components(config, data, learner, preprocess, batches, make_schedule(config, batches.train.steps))
+
+    made = loaders.make_loaders(config, dataset, preprocess, device, processes)
+    mixup = make_mixup(config, classes)
+    learner = make_learner(config, model, device, autocast_dtype(config.precision), mixup, processes)
+    schedule = make_schedule(config, made.train.steps)
+    components = Components(config, dataset, learner, preprocess, made, schedule)
+    _check(components)
+    return components
 
 
-def _try_model(model: nn.Module, preprocess: Preprocess, config: Config) -> None:
-    """One image through the model, so that sizes that do not fit are found before training."""
+def describe_data(components: Components) -> dict[str, Any]:
+    """Return plain facts of the data: sizes of the splits, classes, fingerprint, and the loader."""
+    dataset = components.dataset
+    sizes = {split.name: len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None}
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "images": sizes,
+        "fingerprint": dataset.fingerprint,
+        "skipped": len(dataset.skipped),
+        "loader": components.loaders.kind,
+    }
+
+
+def _number_of_classes(config: Config, dataset: Dataset) -> int:
+    """Return the width of the model's head: the setting, or as many as the data has classes."""
+    classes = config.classes or len(dataset.classes)
+    if classes < len(dataset.classes):
+        raise UsageError(
+            f"classes={classes}, but the data has {len(dataset.classes)}: {', '.join(dataset.classes[:5])} ...; leave --classes out"
+        )
+    return classes
+
+
+def _check(components: Components) -> None:
+    """Refuse components that do not fit together, before training instead of in the middle of it."""
+    _check_model_output(components)
+    _check_cam(components)
+    _check_splits(components)
+
+
+def _check_model_output(components: Components) -> None:
+    """Pass one image through the model, so that an image size that does not fit is found before training."""
+    config, size, learner = components.config, components.preprocess.size, components.learner
     try:
-        with eval_mode(model), torch.no_grad():
-            shape = tuple(model(torch.zeros(1, 3, preprocess.size, preprocess.size)).shape)
+        with eval_mode(learner.model), torch.no_grad():
+            shape = tuple(learner.model(torch.zeros(1, 3, size, size, device=learner.device)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"{config.model} can not take images of {preprocess.size} pixels: {reason}; set --image-size or --model-args img_size={preprocess.size}"
+            f"{config.model} can not take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
         ) from None
     if len(shape) != 2:
         raise UsageError(
-            f"{config.model} gives {list(shape)} instead of logits [1, classes]; it is no image classifier"
+            f"{config.model} returns {list(shape)} instead of logits [1, classes]; it is not an image classifier"
         )
 
 
-def _check_cam(model: nn.Module, config: Config) -> None:
-    """Find a method or layer that does not exist before training, not after it."""
+def _check_cam(components: Components) -> None:
+    """Refuse a Grad-CAM method or layer that does not exist."""
+    config, model = components.config, components.learner.model
     if config.cam != "none":
         gradcam.canonical_method(config.cam)
     layers = [name for name, _ in model.named_modules() if name]
@@ -109,27 +144,15 @@ def _check_cam(model: nn.Module, config: Config) -> None:
         )
 
 
-def _check_choices(config: Config, batches: loaders.Loaders) -> None:
-    needs = config.schedule == "plateau" or config.early_stop or config.select == "best"
-    if needs and batches.val is None:
+def _check_splits(components: Components) -> None:
+    """Refuse settings that need a split which the data does not have."""
+    config, made = components.config, components.loaders
+    needs_validation = config.schedule == "plateau" or config.early_stop or config.select == "best"
+    if needs_validation and made.val is None:
         raise UsageError(
-            "the schedule, early_stop or select needs a validation split, and the data brings none; set --val-fraction 0.1"
+            "the schedule, early_stop or select needs a validation split, and the data has none; set --val-fraction 0.1"
         )
-    if config.select == "best-on-test" and batches.val is not None:
-        raise UsageError("select=best-on-test, but there is a validation split to choose by; set --select best")
-    if batches.val is None and batches.test is None:
+    if config.select == "best-on-test" and made.val is not None:
+        raise UsageError("select=best-on-test, but there is a validation split to select by; set --select best")
+    if made.val is None and made.test is None:
         raise UsageError("the data has neither a validation nor a test split; set --val-fraction 0.1")
-
-
-def describe_data(parts: Components) -> dict[str, Any]:
-    """What the data is: sizes of the splits, classes, fingerprint, and how it is loaded."""
-    data = parts.data
-    sizes = {split.name: len(split) for split in (data.train, data.val, data.test) if split is not None}
-    return {
-        "name": data.name,
-        "classes": list(data.classes),
-        "images": sizes,
-        "fingerprint": data.fingerprint,
-        "skipped": len(data.skipped),
-        "loader": parts.batches.kind,
-    }

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from harness.models.model_card import OURS, model_card
-from harness.utils.errors import HarnessError, UsageError
-from harness.runs.inference import load_trained_model
+from harness.evaluation.trained_model import load_trained_model
 from harness.models import factory
+from harness.models.model_card import model_card
+from harness.utils.errors import HarnessError, UsageError
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 
@@ -35,7 +35,7 @@ def export_timm(path: Path, folder: Path) -> str:
         data_config=factory.timm_input(trained.preprocess),
     )
     (folder / "README.md").write_text(model_card(trained.facts), encoding="utf-8")
-    ours = "import harness.models.cifar_resnet; " if trained.config.model in OURS else ""
+    ours = "import harness.models.cifar_resnet; " if trained.config.model in factory.HARNESS_MODELS else ""
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 
@@ -48,7 +48,7 @@ def export_onnx(path: Path, file: Path) -> str:
     try:
         import onnxruntime
     except ImportError:
-        raise UsageError("ONNX needs an extra: pip install 'vision-harness[export]'") from None
+        raise UsageError("ONNX needs an extra: pip install 'vision-harness[onnx]'") from None
     trained = load_trained_model(path, {"device": "cpu", "precision": "fp32"})
     size = trained.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))

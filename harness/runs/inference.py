@@ -10,113 +10,30 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from harness.config.settings import Config, canonical_name
-from harness.utils.errors import CheckpointError, DataError, HarnessError, UsageError
-from harness.utils.files import write_json
-from harness.reporting.evaluation_report import EvaluationResult, Evaluator, to_uint8, enlarge, table_text
-from harness.training import checkpoint
-from harness.training import device as machine
-from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
-from harness.evaluation import gradcam
-from harness.reporting.figures import gradcam as cam_figure
+from harness.config.settings import canonical_name
 from harness.data import loaders
-from harness.models import factory
-from harness.data.registry import load_dataset as load_data
-from harness.data.image_io import is_image_name, read_image
-from harness.data.preprocess import Preprocess
 from harness.data.dataset import Split
-
-# What a checkpoint decides and an option can not change any more.
-FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
-
+from harness.data.image_io import image_files, read_image
+from harness.data.registry import load_dataset as load_data
+from harness.evaluation import gradcam
+from harness.evaluation.trained_model import TrainedModel, load_trained_model
+from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
+from harness.reporting.figures import gradcam as cam_figure
+from harness.runs.predict import Prediction as Prediction
+from harness.runs.predict import predict as predict
+from harness.runs.tracked_run import tracked_output
+from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
+from harness.training import device as machine
+from harness.utils.errors import DataError, UsageError
+from harness.utils.files import write_json
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model from a checkpoint, in evaluation mode on its device, and what is known of it."""
-
-    path: Path
-    config: Config
-    model: nn.Module
-    classes: tuple[str, ...]
-    preprocess: Preprocess
-    device: torch.device
-    facts: Mapping[str, Any]
-
-    @property
-    def viewer(self) -> Evaluator:
-        return Evaluator(self.config, self.model, self.preprocess, self.classes, self.device)
-
-
-def load_trained_model(path: Path, given: Mapping[str, Any] | None = None) -> TrainedModel:
-    """The model in a `model.safetensors`, a `last.pt` or a run folder, with the configuration it was trained with.
-
-    Args:
-        given: settings that replace the checkpoint's own (device, precision, data, galleries ...).
-
-    Raises:
-        CheckpointError: missing, damaged, foreign or unsafe.
-    """
-    path = find_checkpoint(Path(path).expanduser())
-    weights, facts = checkpoint.load_weights(path) if path.suffix == ".safetensors" else _from_state(path)
-    try:
-        saved = Config(**facts["config"])
-        preprocess = Preprocess(**facts["preprocess"])
-        classes = tuple(map(str, facts["classes"]))
-        if not (isinstance(preprocess.size, int) and len(preprocess.mean) == len(preprocess.std) == 3 and classes):
-            raise ValueError("its preprocessing or its classes make no sense")
-    except (HarnessError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} does not say what it is ({error}); it is not a checkpoint of this harness"
-        ) from None
-    named = {canonical_name(key): value for key, value in (given or {}).items()}
-    if fixed := FIXED_BY_CHECKPOINT & named.keys():
-        raise UsageError(f"{', '.join(sorted(fixed))}: the checkpoint says this itself; leave the option out")
-    config = saved.replace(**{"device": "auto", **named})
-    device = machine.pick_device(config.device)
-    config = config.replace(precision=machine.pick_precision(config.precision, device))
-    machine.configure_torch(config, device)
-    model = factory.create_model(saved.replace(pretrained=False), saved.classes or len(classes))
-    checkpoint.load_weights_strict(model, weights, path)
-    layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return TrainedModel(path, config, model.to(memory_format=layout).to(device).eval(), classes, preprocess, device, facts)
-
-
-def _from_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """The weights that would be the result (the moving average where there is one), and the facts, in a `last.pt`."""
-    facts = checkpoint.load_checkpoint(path)
-    try:
-        state = facts["learner"]
-        if state.get("ema"):
-            averaged = {key: value for key, value in state["ema"].items() if key.startswith("module.")}
-            return {key.removeprefix("module."): value for key, value in averaged.items()}, facts
-        return dict(state["model"]), facts
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} is not a checkpoint of harness: it holds no model's weights") from None
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The checkpoint that a path means: itself, or the result's weights of a run folder."""
-    if path.is_dir():
-        for place in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):
-            if place.is_file():
-                return place
-        newest = checkpoint.newest_checkpoint(path / "checkpoints")
-        if newest is None:
-            raise CheckpointError(f"no checkpoint in {path}: need a run folder, a model.safetensors or a last.pt")
-        return newest
-    if not path.is_file():
-        raise CheckpointError(
-            f"no checkpoint {path}: need a run folder, a model.safetensors or a last.pt; `harness runs` lists the runs"
-        )
-    return path
-
-
-def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name: str = "") -> tuple[EvaluationResult, str, Path]:
+def evaluate(
+    path: Path, given: Mapping[str, Any], out: Path | None, split_name: str = ""
+) -> tuple[EvaluationResult, str, Path]:
     """Predict a split with a trained model and write the same files as a run does.
 
     Args:
@@ -144,7 +61,7 @@ def evaluate(path: Path, given: Mapping[str, Any], out: Path | None, split_name:
             f"split={name!r}: the data has {', '.join(key for key, value in splits.items() if value is not None)}"
         )
     out = out or _run_folder(trained.path) / f"evaluation-{name}"
-    seen = trained.viewer.see(split, evaluation_loader(trained, split), out)
+    seen = _evaluator(trained).evaluate(split, evaluation_loader(trained, split), out)
     write_json(
         out / "evaluation.json",
         {
@@ -212,8 +129,8 @@ def explain(
 
 
 def _answers(trained: TrainedModel, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Explanation]:
-    mapped = trained.config.cam != "none" and trained.viewer.has_layer()
-    files = list(_pictures(pictures))
+    mapped = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
+    files = list(image_files(pictures))
     for file, name in zip(files, _out_names(files), strict=True):
         try:
             pixels = read_image(file)
@@ -248,19 +165,6 @@ def _write_overlay(shown: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
     return path
 
 
-def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
-            if not found:
-                raise DataError(f"{path} holds no pictures")
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise DataError(f"no such picture: {path}")
-
-
 def _out_names(files: Sequence[Path]) -> list[str]:
     """A PNG name for each picture, told apart by a number where two would be equal."""
     seen: dict[str, int] = {}
@@ -273,6 +177,10 @@ def _out_names(files: Sequence[Path]) -> list[str]:
         seen[stem] = seen.get(stem, 0) + 1
         names.append(f"{stem}{'' if seen[stem] == 1 else f'-{seen[stem]}'}.png")
     return names
+
+
+def _evaluator(trained: TrainedModel) -> Evaluator:
+    return Evaluator(trained.config, trained.model, trained.preprocess, trained.classes, trained.device)
 
 
 def evaluation_loader(trained: TrainedModel, split: Split) -> Any:
@@ -313,14 +221,9 @@ def _to_wandb(
     summary: Mapping[str, Scalar],
     out: Path,
 ) -> None:
-    """A run of its own in W&B, when `--wandb` was given."""
-    if "wandb" not in {canonical_name(key) for key in given} or trained.config.wandb == "disabled":
-        return
-    from harness.tracking.wandb import init
-
-    out.mkdir(parents=True, exist_ok=True)
+    """Record values as a W&B run of its own, when `--wandb` was given."""
+    requested = "wandb" in {canonical_name(key) for key in given}
     name = f"{job}-{_run_folder(trained.path).name}"
-    tracker = init.start(trained.config, out, run_name=name, job_type=job)
-    tracker.record(Record(0, 0, values, kind="final"))
-    tracker.summary(summary)
-    tracker.finish("finished", 0)
+    with tracked_output(trained.config, out, job_type=job, name=name, enabled=requested) as tracker:
+        tracker.record(Record(0, 0, values, kind="final"))
+        tracker.summary(summary)

@@ -1,35 +1,30 @@
-"""The story of a range test: `harness lr-find` by itself, and `--lr-max find` at the start of a run."""
+"""The LR range test of `harness lr-find`, and of `--lr-max find` at the start of a run."""
 
 from __future__ import annotations
 
-import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from harness.tracking import run_dir
-from harness.lr_finder.finder import LRFinderOptions, LRFinder, with_placeholder_lr, range_for
 from harness.config.settings import FIND, Config
-from harness.utils.errors import HarnessError, UsageError
-from harness.utils.files import read_json, write_atomically, write_json
-from harness.lr_finder.result import LRFinderResult, sweep_definition, sweep_yaml, result_table
-from harness.utils.signals import Interrupted, StopRequests
-from harness.runs.components import Components, build_components
-from harness.tracking.run_dir import RunDir
-from harness.reporting.html.share import write_run_page
-from harness.runs.trainer import ProgressReporter, open_tracker
-from harness.tracking.tracker import Tracker
+from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.lr_finder.range_test import median_curve, seed_curve
+from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
+from harness.reporting.figures import lr_finder, training_curves
+from harness.runs.components import Components, build_components
+from harness.runs.progress import LineReporter, ProgressReporter
+from harness.runs.tracked_run import tracked_run
+from harness.runs.trainer import tracking_header
+from harness.tracking import run_dir
 from harness.tracking.records import Record
-from harness.reporting.figures import training_curves
-from harness.reporting.figures import lr_finder
+from harness.tracking.tracker import Tracker
 from harness.training.device import describe_environment
-
+from harness.utils.errors import UsageError
+from harness.utils.files import read_json, write_atomically, write_json
+from harness.utils.signals import StopRequests
 
 JSON, FIGURE = "lr_finder.json", "lr_finder.png"
-
-log = logging.getLogger(__name__)
 
 
 def find_lr(
@@ -42,52 +37,62 @@ def find_lr(
     seeds: int = 3,
     confirm: int = 0,
     write_sweep: Path | None = None,
-    display: ProgressReporter | None = None,
+    reporter: ProgressReporter | None = None,
 ) -> LRFinderResult:
-    """Run the range test in a run folder of its own and record it: the same as `harness lr-find`.
+    """Run the LR range test in a run directory of its own and record it: the same as `harness lr-find`.
 
     Args:
-        steps: updates between `low` and `high`; it goes on above where the loss does not diverge.
-        seeds: how often, each with other weights and another order.
-        confirm: short one-cycle runs around the suggestion; the best by held-out accuracy is taken.
+        steps: updates between `low` and `high`; the test continues above `high` while the loss does not diverge.
+        low, high: bounds of the learning rate; by default those that fit the optimizer.
+        linear: raise the rate by equal steps instead of equal factors.
+        seeds: how many times the test runs, each with other weights and another order of the images.
+        confirm: short one-cycle runs around the suggestion; the one with the best held-out accuracy is taken.
         write_sweep: where to write a W&B sweep whose ranges come from the test.
 
     Raises:
-        HarnessError: with one line that names what is wrong and its remedy.
+        HarnessError: with one line that names what is wrong and the remedy.
         Interrupted: a signal stopped it.
     """
-    from harness.runs.progress import LineReporter
-
-    ask = LRFinderOptions(steps, low, high, linear, seeds, confirm)
-    range_for(config, ask)  # a wrong range is refused before anything is loaded
-    display = display or LineReporter(sys.stderr)
-    parts = build_components(with_placeholder_lr(config))
+    options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
+    range_for(config, options)  # a wrong range is refused before anything is loaded
+    reporter = reporter or LineReporter(sys.stderr)
+    components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{run_dir.default_name(config)}"
-    folder = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
+    directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
+    facts = describe_environment(components.learner.device)
     try:
-        finding = _in_own_folder(config, parts, folder, ask, display)
+        with (
+            StopRequests() as stop_requests,
+            tracked_run(
+                config, directory, reporter, stop_requests, header=tracking_header(components, facts)
+            ) as tracked,
+        ):
+            result = run_range_test(
+                config, components, directory.path, tracked.tracker, reporter, options, stop_requests.check
+            )
     finally:
-        folder.close()
+        directory.close()
     if write_sweep is not None:
-        write_atomically(write_sweep, sweep_yaml(finding, write_sweep))
-        display.say(f"sweep: {write_sweep}")
-    return finding
+        write_atomically(write_sweep, sweep_yaml(result, write_sweep))
+        reporter.message(f"Sweep: {write_sweep}")
+    return result
 
 
 def resolve_lr(
     config: Config,
-    parts: Components,
+    components: Components,
     folder: Path,
     tracker: Tracker,
-    display: ProgressReporter,
+    reporter: ProgressReporter,
     check: Callable[[], None] | None = None,
 ) -> Config:
-    """`config` with numbers in the place of the word `find`: by a range test, or by the one in the folder already.
+    """Return `config` with numbers in place of the word `find`: of a range test, or of the one in the folder already.
 
     Args:
-        parts: made from `provisional(config)`. They are not touched: training them gives what it would have given.
-        folder: the run's; a resumed run finds the first test's result there and does not test again.
+        components: built from `with_placeholder_lr(config)`. They are left as they are: training them afterwards gives
+            what it would have given without the test.
+        folder: the run directory; a resumed run finds the first test's result there and does not test again.
         check: called between updates; it may raise to stop.
 
     Raises:
@@ -95,25 +100,25 @@ def resolve_lr(
     """
     if not config.needs_lr_find:
         return config
-    found = read_json(folder / JSON)
-    if found.get("digest") != config.digest() or not found.get("lr_max"):
-        finding = run_range_test(config, parts, folder, tracker, display, check=check)
-        display.say(result_table(finding))
-        found = finding.to_json()
-    if found["lr_max"] is None:
+    stored = read_json(folder / JSON)
+    if stored.get("digest") != config.digest() or not stored.get("lr_max"):
+        result = run_range_test(config, components, folder, tracker, reporter, check=check)
+        reporter.message(result_table(result))
+        stored = result.to_json()
+    if stored["lr_max"] is None:
         raise UsageError(
             f"the range test found no learning rate to train with (see {folder / 'figures' / FIGURE}); give --lr-max and --lr-min as numbers"
         )
-    lr_min, lr_max = found["lr_min"], found["lr_max"]
-    if config.lr_max != FIND:  # only LRMIN was asked for: where learning begins, seen from the given LRMAX
+    lr_min, lr_max = stored["lr_min"], stored["lr_max"]
+    if config.lr_max != FIND:  # only LRMIN was asked for: where learning begins, bounded by the given LRMAX
         lr_max = float(config.lr_max)
-        lr_min = lr_min_for(found["begins"], lr_max)
+        lr_min = lr_min_for(stored["begins"], lr_max)
     if config.lr_min == FIND:
         return config.replace(lr_max=lr_max, lr_min=lr_min)
     given = float(config.lr_min)
     if given > lr_max / 3:  # the recipe's LRMIN belongs to another LRMAX
-        display.say(
-            f"lr_min={given:g} is too near the LRMAX found ({lr_max:.3g}); training starts at {lr_min:.3g} instead"
+        reporter.message(
+            f"lr_min={given:g} is too close to the LRMAX of the range test ({lr_max:.3g}); training starts at {lr_min:.3g} instead."
         )
         return config.replace(lr_max=lr_max, lr_min=lr_min)
     return config.replace(lr_max=lr_max)
@@ -121,62 +126,55 @@ def resolve_lr(
 
 def run_range_test(
     config: Config,
-    parts: Components,
+    components: Components,
     folder: Path,
     tracker: Tracker,
-    display: ProgressReporter,
-    ask: LRFinderOptions | None = None,
+    reporter: ProgressReporter,
+    options: LRFinderOptions | None = None,
     check: Callable[[], None] | None = None,
 ) -> LRFinderResult:
-    """The range test of a run, written into its folder and said to its tracker, at step 0."""
-    bench = LRFinder(config, parts, ask or LRFinderOptions(), display, check or (lambda: None))
-    for record in bench.records():
+    """Run the range test of a run, write its result into the run directory and record it at step 0."""
+    finder = LRFinder(
+        finder_inputs(config, components),
+        options or LRFinderOptions(),
+        report=reporter.message,
+        on_step=reporter.on_step,
+        check=check or (lambda: None),
+    )
+    for record in finder.records():
         tracker.record(record)
-    finding = bench.finding(folder)
-    write_json(folder / JSON, finding.to_json())
-    picture = draw_lr_finder(finding, folder / "figures" / FIGURE)
-    tracker.record(Record(0, 0, {**finding.values(), "find/figure": training_curves.as_image(picture)}, kind="find"))
-    tracker.summary(finding.scalars())
-    return finding
+    result = finder.result(folder)
+    write_json(folder / JSON, result.to_json())
+    figure = draw_lr_finder(result, folder / "figures" / FIGURE)
+    values = {**result.values(), "find/figure": training_curves.as_image(figure)}
+    tracker.record(Record(0, 0, values, kind="find"))
+    tracker.summary(result.scalars())
+    return result
 
 
-def draw_lr_finder(finding: LRFinderResult, path: Path) -> Path:
-    """The picture of a finding."""
-    hidden = ("accuracy peak", "learning begins")
-    return lr_finder.draw(
-        path,
-        seeds=[seed_curve(trace) for trace in finding.curves],
-        loss=median_curve(finding.curves, "level"),
-        acc=median_curve(finding.curves, "acc_level"),
-        chosen=finding.marks(),
-        others={name: lr for name, lr in finding.others().items() if name not in hidden},
-        interval=finding.suggestion.interval,
-        trials=[(trial.lr_max, trial.acc) for trial in finding.trials],
-        note=finding.suggestion.sure,
+def finder_inputs(config: Config, components: Components) -> LRFinderInputs:
+    """Return what the LR finder needs of a run's components, which it leaves as they are."""
+    return LRFinderInputs(
+        config=config,
+        dataset=components.dataset,
+        preprocess=components.preprocess,
+        device=components.learner.device,
+        precision=components.learner.precision,
+        steps_per_epoch=components.loaders.train.steps,
     )
 
 
-def _in_own_folder(config: Config, parts: Components, folder: RunDir, ask: LRFinderOptions, display: ProgressReporter) -> LRFinderResult:
-    """The test in its folder: whatever happens, the status and the tracker say so at the end."""
-    write_atomically(folder.path / run_dir.CONFIG, config.to_yaml())
-    folder.status("running", step=0)
-    with StopRequests() as stop_requests:
-        facts = describe_environment(parts.learner.device)
-        tracker, _, wandb = open_tracker(config, folder, parts, facts, stop_requests, display)
-        try:
-            finding = run_range_test(config, parts, folder.path, tracker, display, ask, stop_requests.check)
-        except BaseException as error:
-            state = "interrupted" if isinstance(error, Interrupted) else "failed"
-            code = error.exit_code if isinstance(error, HarnessError) else 1
-            folder.status(state, reason=str(error) or type(error).__name__, exit_code=code)
-            try:
-                tracker.finish("stopped" if state == "interrupted" else "failed", code)
-            except Exception:
-                log.exception("while closing a range test that had failed")  # the first error is the one that is raised
-            raise
-        tracker.finish("finished", 0)
-        folder.status("finished", exit_code=0, step=0, tracking=wandb.state)
-        if config.report:
-            write_run_page(folder.path, display.say)
-    display.say(f"run folder: {folder.path}" + (f"\nto W&B: {wandb.sync_command}" if wandb.sync_command else ""))
-    return finding
+def draw_lr_finder(result: LRFinderResult, path: Path) -> Path:
+    """Draw the figure of a range test."""
+    hidden = ("accuracy peak", "learning begins")
+    return lr_finder.draw(
+        path,
+        seeds=[seed_curve(curve) for curve in result.curves],
+        loss=median_curve(result.curves, "level"),
+        acc=median_curve(result.curves, "acc_level"),
+        chosen=result.chosen(),
+        others={name: lr for name, lr in result.estimates().items() if name not in hidden},
+        interval=result.suggestion.interval,
+        trials=[(run.lr_max, run.acc) for run in result.short_runs],
+        note=result.suggestion.confidence,
+    )

@@ -1,4 +1,4 @@
-"""How a run shows itself: one line an epoch, and on a terminal a bar between them. All on standard error."""
+"""Progress of a run on standard error: one line an epoch, and on a terminal a bar between them."""
 
 from __future__ import annotations
 
@@ -7,78 +7,77 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from harness.training.loop import StepInfo
     from harness.tracking.records import Record
+    from harness.training.loop import StepInfo
+
+REDRAW_SECONDS = 0.1  # reading the loss makes the processor wait for a GPU
 
 
-class LineReporter:
+class ProgressReporter:
+    """Shows nothing; the base of those that show something."""
+
+    def on_step(self, info: StepInfo) -> None:
+        """Show where training is, between two updates."""
+
+    def on_epoch(self, record: Record, epochs: int) -> None:
+        """Show the metrics of an epoch that has ended."""
+
+    def message(self, text: str) -> None:
+        """Show a line of text."""
+
+    def close(self) -> None:
+        """Remove what is not to stay on the screen."""
+
+
+class LineReporter(ProgressReporter):
     """One line an epoch: for logs, pipes and notebooks."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr
 
-    def tick(self, tick: StepInfo) -> None:
-        """Between updates: nothing."""
+    def on_epoch(self, record: Record, epochs: int) -> None:
+        """Print the epoch's line."""
+        self.message(epoch_line(record, epochs))
 
-    def record(self, record: Record, epochs: int) -> None:
-        """At the end of an epoch."""
-        self.say(epoch_line(record, epochs))
-
-    def say(self, text: str) -> None:
-        """A line for the reader."""
+    def message(self, text: str) -> None:
+        """Print a line of text."""
         print(text, file=self.stream, flush=True)
-
-    def close(self) -> None:
-        """When nothing more will be shown."""
-
-
-class SilentReporter(LineReporter):
-    """Shows nothing: another process does."""
-
-    def record(self, record: Record, epochs: int) -> None:
-        """Nothing."""
-
-    def say(self, text: str) -> None:
-        """Nothing."""
 
 
 class BarReporter(LineReporter):
-    """A bar with epoch, step, loss, accuracy, learning rate, images/s and time left; a line an epoch above it.
-
-    It is redrawn ten times a second at most, since reading the loss makes the processor wait for a GPU.
-    """
+    """A bar with epoch, step, loss, accuracy, learning rate, images/s and time left; a line an epoch above it."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         super().__init__(stream)
         self._bar: Any = None
-        self._shown, self._images = 0.0, 0
+        self._redrawn_at, self._images = 0.0, 0
 
-    def tick(self, tick: StepInfo) -> None:
-        """Move the bar; the loss is read only when it is drawn."""
+    def on_step(self, info: StepInfo) -> None:
+        """Move the bar; the loss is read only when the bar is redrawn."""
         if self._bar is None:
-            self._bar = self._new(tick)
+            self._bar = self._new_bar(info)
         now = time.monotonic()
-        if now - self._shown < 0.1 and tick.batch < tick.batches:
+        if now - self._redrawn_at < REDRAW_SECONDS and info.batch < info.batches:
             return
-        images = tick.images - self._images if tick.images > self._images else tick.images
-        speed = f" {images / (now - self._shown):,.0f} images/s" if self._shown else ""
-        self._shown, self._images = now, tick.images
-        self._bar.n, self._bar.total = tick.step, tick.batches * tick.epochs
+        images = info.images - self._images if info.images > self._images else info.images
+        throughput = f" {images / (now - self._redrawn_at):,.0f} images/s" if self._redrawn_at else ""
+        self._redrawn_at, self._images = now, info.images
+        self._bar.n, self._bar.total = info.step, info.batches * info.epochs
         self._bar.set_description_str(
-            f"epoch {tick.epoch + 1}/{tick.epochs} step {tick.batch}/{tick.batches}", refresh=False
+            f"epoch {info.epoch + 1}/{info.epochs} step {info.batch}/{info.batches}", refresh=False
         )
         self._bar.set_postfix_str(
-            f"loss {tick.loss():.3f}, acc {100 * tick.acc():.1f} %, lr {tick.lr:.2e},{speed}", refresh=False
+            f"loss {info.loss():.3f}, acc {100 * info.acc():.1f} %, lr {info.lr:.2e},{throughput}", refresh=False
         )
         self._bar.refresh()
 
-    def _new(self, tick: StepInfo) -> Any:
+    def _new_bar(self, info: StepInfo) -> Any:
         from tqdm import tqdm
 
         # A resumed run starts in the middle: the time left counts from there.
         return tqdm(
-            total=tick.batches * tick.epochs,
-            initial=tick.step - 1,
+            total=info.batches * info.epochs,
+            initial=info.step - 1,
             unit="step",
             dynamic_ncols=True,
             file=self.stream,
@@ -86,21 +85,21 @@ class BarReporter(LineReporter):
             bar_format="{desc} |{bar}| {percentage:3.0f} %, {remaining} left{postfix}",
         )
 
-    def say(self, text: str) -> None:
-        """A line above the bar."""
+    def message(self, text: str) -> None:
+        """Print a line above the bar."""
         if self._bar is not None:
             self._bar.clear()
-        super().say(text)
+        super().message(text)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """`epoch 3/24  train 1.213 54.2 %  val 0.742 73.1 %  lr 8.1e-02  180 images/s  11.9 s`."""
+    """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s`."""
     values = record.scalars()
     parts = [f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"]
     for split in ("train", "val", "test"):

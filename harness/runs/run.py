@@ -1,205 +1,188 @@
-"""The story of a run: settings become parts, parts yield records, records reach the tracker and the folder.
-
-This and the command line are the only places that know every room.
-"""
+"""`harness run`: one run from its settings to its result, alone or as one of several processes."""
 
 from __future__ import annotations
 
 import dataclasses
-import logging
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
-from harness.runs import lr_find
-from harness.tracking import run_dir
-from harness.lr_finder.finder import with_placeholder_lr
+import torch
+
 from harness.config.settings import Config
-from harness.utils.errors import DivergedError, UsageError, as_harness_error
-from harness.utils.files import remove_temporary_files, write_atomically, write_json
-from harness.runs.follow import check_distributed, run_worker, restore_state
-from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
+from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
+from harness.runs.lr_find import resolve_lr
+from harness.runs.progress import LineReporter, ProgressReporter
+from harness.runs.tracked_run import TrackedRun, tracked_run
+from harness.runs.trainer import RunResult, Trainer, tracking_header
+from harness.tracking import run_dir
+from harness.tracking.journal import NullJournal
 from harness.tracking.run_dir import RunDir
-from harness.reporting.html.share import PAGE, write_run_page
-from harness.runs.trainer import ProgressReporter, RunResult, Trainer, open_tracker, resume_command
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.tracking.wandb.session import in_sweep
-from harness.training import checkpoint
-from harness.training import distributed
+from harness.training import checkpoint, distributed
+from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.schedule import make_schedule
 from harness.training.device import describe_environment
+from harness.utils.errors import CheckpointError, UsageError, as_harness_error
+from harness.utils.files import remove_temporary_files
+from harness.utils.seeding import seed_for
+from harness.utils.signals import StopRequests
 
-log = logging.getLogger(__name__)
 
-
-def run(config: Config, display: ProgressReporter | None = None) -> RunResult:
-    """Train, evaluate every epoch and record: the same as `harness run`.
+def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
+    """Train, evaluate every epoch and record everything: the same as `harness run`.
 
     Raises:
-        HarnessError: with one line that names what is wrong and its remedy.
-        Interrupted: a signal stopped it; the state was saved and the same call goes on.
+        HarnessError: with one line that names what is wrong and the remedy.
+        Interrupted: a signal stopped the run; its state was saved, and the same call resumes it.
     """
-    from harness.runs.progress import LineReporter
-
-    display = display or LineReporter(sys.stderr)
-    began = time.monotonic()
+    started_at = time.monotonic()
+    reporter = reporter or LineReporter(sys.stderr)
     try:
-        return _run(config, display, began)
+        processes = distributed.init_distributed(config.device, config.process_timeout)
+        try:
+            with processes.report_peer_failure():
+                if processes.is_main:
+                    return _run_main(config, reporter, started_at, processes)
+                return _run_worker(config, processes)
+        finally:
+            processes.close()
     except Exception as error:
-        meant = as_harness_error(error)
-        if meant is None or meant is error:
+        known = as_harness_error(error)
+        if known is None or known is error:
             raise
-        raise meant from error
+        raise known from error
 
 
-def _run(config: Config, display: ProgressReporter, began: float) -> RunResult:
-    processes = distributed.init_distributed(config.device, config.process_timeout)
-    try:
-        with processes.report_peer_failure():
-            if processes.is_main:
-                return _lead(config, display, began, processes)
-            return run_worker(config, processes)
-    finally:
-        processes.close()
-
-
-def _lead(config: Config, display: ProgressReporter, began: float, processes: SingleProcess) -> RunResult:
-    """The run as the process that writes does it, most often the only one."""
+def _run_main(config: Config, reporter: ProgressReporter, started_at: float, processes: SingleProcess) -> RunResult:
+    """Run as the process that writes, most often the only one."""
     with report_failed_trial():
         run_dir.check_output(config)
-        check_distributed(config, processes)
-        parts = build_components(with_placeholder_lr(config), processes)
-        if skipped := parts.data.skipped:
-            display.say(f"{len(skipped)} unreadable images are left out, the first is {skipped[0]}")
-        # What the settings say, the word `find` included, names the folder and is what a resumed run must agree with.
-        config = config.replace(precision=parts.config.precision)
-        folder = run_dir.claim_run_dir(config)
-        if config.name and folder.name.startswith(asked := run_dir.slug(config.name)) and folder.name != asked:
-            display.say(f"{folder.path.parent / asked} is another run, or finished; this one is {folder.path}")
+        _check_distributed(config, processes)
+        components = build_components(with_placeholder_lr(config), processes)
+        if skipped := components.dataset.skipped:
+            reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
+        # The settings as they were asked for, the word `find` included, name the directory, and a resumed run must agree with them.
+        config = config.replace(precision=components.config.precision)
+        directory = run_dir.claim_run_dir(config)
+        _report_other_name(config, directory, reporter)
     try:
-        return _run_in(folder, config, parts, display, time.monotonic() - began)
+        return _train(config, components, directory, reporter, time.monotonic() - started_at)
     finally:
-        folder.close()
+        directory.close()
 
 
-def _run_in(folder: RunDir, config: Config, parts: Components, display: ProgressReporter, seconds: float) -> RunResult:
-    """One run in its folder: whatever happens, the status and the tracker say so at the end."""
-    remove_temporary_files(folder.path)
-    state = parts.learner.processes.broadcast(_saved(folder, parts) if folder.resumed else None)
-    progress = restore_state(parts, state)
-    if state is not None:
-        display.say(f"going on with {folder.path} from step {progress.step} (epoch {len(progress.history)})")
-    write_atomically(folder.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
-    folder.status("running", step=progress.step, epoch=len(progress.history), resume=resume_command(folder))
-    facts = describe_environment(parts.learner.device)
+def _train(
+    config: Config, components: Components, directory: RunDir, reporter: ProgressReporter, seconds_before: float
+) -> RunResult:
+    """Train in a run directory, from its newest checkpoint where it has one."""
+    remove_temporary_files(directory.path)
+    learner = components.learner
+    saved = learner.processes.broadcast(_load_checkpoint(directory, components) if directory.resumed else None)
+    state = restore_state(components, saved)
+    if saved is not None:
+        reporter.message(f"Resuming run in {directory.path} from step {state.step} (epoch {len(state.history)}).")
+    facts = describe_environment(learner.device)
+    with (
+        StopRequests() as stop_requests,
+        tracked_run(
+            config, directory, reporter, stop_requests, header=tracking_header(components, facts), state=state
+        ) as tracked,
+    ):
+        components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
+        trainer = Trainer(components, directory, tracked.tracker, tracked.journal, reporter, state, stop_requests)
+        with learner.processes.report_peer_failure():
+            return trainer.run({**facts, "seconds_before": round(seconds_before, 2)})
+
+
+def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
+    """Train beside the main process, which alone writes, evaluates the result and explains it."""
+    _check_distributed(config, processes)
+    components = build_components(with_placeholder_lr(config), processes)
+    state = restore_state(components, processes.broadcast(None))
+    directory = RunDir(Path("nowhere"), resumed=False)  # nothing is written to it in this process
     with StopRequests() as stop_requests:
-        try:
-            with stop_requests.at_once():
-                tracker, journal, wandb = open_tracker(config, folder, parts, facts, stop_requests, display, progress)
-        except BaseException as error:
-            folder.status(_ending(error), **_facts(folder, progress, error))
-            raise
-        if wandb.url:
-            display.say(f"W&B: {wandb.url}")
-        try:
-            parts = _with_rates(config, parts, folder, tracker, display, stop_requests)
-            story = Trainer(parts, folder, tracker, journal, display, progress, stop_requests)
-            with parts.learner.processes.report_peer_failure():
-                result = story.tell({**facts, "seconds before": round(seconds, 2)})
-            tracker.finish("finished", 0)
-        except BaseException as error:
-            meant: BaseException = error
-            if isinstance(error, Interrupted) and wandb.stopped_by_server():
-                # In a sweep an early end is what was meant to happen: an agent would count another status as a failure.
-                meant = Interrupted("stopped by W&B", 0 if in_sweep() else error.exit_code)
-            _close_failed(folder, parts, tracker, progress, meant, display)
-            if meant is not error:
-                raise meant from error
-            raise
-        if config.report:  # before the run is finished: one that is killed here is gone on with, and writes it then
-            write_run_page(folder.path, display.say, "finished")
-        folder.status(
-            "finished",
-            exit_code=0,
-            step=progress.step,
-            epoch=len(progress.history),
-            tracking=wandb.state,
-            **_sync(wandb),
-        )
-    told = f"to W&B: {wandb.sync_command}" if wandb.sync_command else f"W&B: {wandb.url}" if wandb.url else ""
-    page = f"\npage: {folder.path / PAGE}" if (folder.path / PAGE).is_file() else ""
-    display.say(f"run folder: {folder.path}{page}" + (f"\n{told}" if told else ""))
-    return result
+        Trainer(components, directory, NullTracker(), NullJournal(), ProgressReporter(), state, stop_requests).train()
+    return RunResult(directory.path, {}, state.history, components.learner.eval_model)
 
 
-def _with_rates(
-    config: Config, parts: Components, folder: RunDir, tracker: Tracker, display: ProgressReporter, stop_requests: StopRequests
-) -> Components:
-    """The parts with the learning rates that a range test finds, where the settings ask for one."""
-    if not config.needs_lr_find:
-        return parts
-    found = lr_find.resolve_lr(config, parts, folder.path, tracker, display, stop_requests.check)
-    return dataclasses.replace(parts, config=found, schedule=make_schedule(found, parts.batches.train.steps))
+def restore_state(components: Components, saved: dict[str, Any] | None) -> TrainerState:
+    """Load a checkpoint into the components and return the state of the training; a fresh one where nothing was saved.
 
-
-def _saved(folder: RunDir, parts: Components) -> dict[str, Any] | None:
-    """What the newest checkpoint of a run holds; None: it has none."""
-    path = checkpoint.newest_checkpoint(folder.checkpoints)
-    if path is None:
-        return None
-    state = checkpoint.load_checkpoint(path)
-    if state.get("fingerprint") != parts.data.fingerprint:
-        raise UsageError(f"the data has changed since {folder.path} was begun; start a new run with --resume never")
-    checkpoint.load_weights_strict(parts.learner.model, state["learner"]["model"], path)
+    Raises:
+        CheckpointError: the checkpoint does not fit the run's optimizer.
+    """
+    state = TrainerState()
+    if saved is None:
+        return state
+    try:
+        components.learner.load_state_dict(saved["learner"])
+        state.load_state_dict(saved["progress"], components.learner.device)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"the checkpoint does not fit the run's optimizer and progress: {reason}; start again with --resume never"
+        ) from error
+    if rank_key := components.learner.processes.rank_key:  # the saved random state is the main process's
+        torch.manual_seed(seed_for(components.config.seed, "resumed", state.step, *rank_key))
     return state
 
 
-def _close_failed(
-    folder: RunDir, parts: Components, tracker: Tracker, progress: TrainerState, error: BaseException, display: ProgressReporter
-) -> None:
-    """Say in status, summary and tracker how the run ended, without hiding why."""
-    stopped = isinstance(error, Interrupted)
-    facts = _facts(folder, progress, error)
-    reason, code = facts["reason"], facts["exit_code"]
-    try:
-        folder.status(_ending(error), **facts)
-        last = progress.history[-1] if progress.history else {}
-        told = {"status": "stopped" if stopped else "failed", "reason": reason, "last": last}
-        write_json(folder.path / run_dir.SUMMARY, {**told, "epochs": len(progress.history), "steps": progress.step})
-        if isinstance(error, DivergedError):
-            tracker.alert("training diverged", reason)
-        tracker.summary({"status": "stopped" if stopped else "failed", "reason": reason})
-        tracker.finish("stopped" if stopped else "failed", code)
-        if parts.config.report and isinstance(error, DivergedError):  # its curves show where
-            write_run_page(folder.path, display.say)
-    except Exception:
-        log.exception("while closing a run that had failed")  # the first error is the one that is raised
-    if stopped:
-        display.say(f"stopped at step {progress.step}; go on with: {resume_command(folder)}")
+def _load_checkpoint(directory: RunDir, components: Components) -> dict[str, Any] | None:
+    """Return the newest checkpoint of a run; None where it has none.
+
+    Raises:
+        UsageError: the data has changed since. CheckpointError: no checkpoint is whole, or its weights do not fit.
+    """
+    path = checkpoint.newest_checkpoint(directory.checkpoints)
+    if path is None:
+        return None
+    saved = checkpoint.load_checkpoint(path)
+    if saved.get("fingerprint") != components.dataset.fingerprint:
+        raise UsageError(
+            f"the data has changed since {directory.path} was started; start a new run with --resume never"
+        )
+    checkpoint.load_weights_strict(components.learner.model, saved["learner"]["model"], path)
+    return saved
 
 
-def _ending(error: BaseException) -> str:
-    """The state of a run that this error ended."""
-    if not isinstance(error, Interrupted):
-        return "failed"
-    return "preempted" if error.exit_code in PREEMPTED else "interrupted"
-
-
-def _facts(folder: RunDir, progress: TrainerState, error: BaseException) -> dict[str, Any]:
-    """What `status.json` says of a run that did not come to its end."""
-    meant = as_harness_error(error)
-    return dict(
-        reason=str(meant or error) or type(error).__name__,
-        exit_code=1 if meant is None else meant.exit_code,
-        step=progress.step,
-        epoch=len(progress.history),
-        resume=resume_command(folder),
+def _with_found_lr(
+    config: Config,
+    components: Components,
+    directory: RunDir,
+    tracked: TrackedRun,
+    reporter: ProgressReporter,
+    stop_requests: StopRequests,
+) -> Components:
+    """Return the components with the learning rates of a range test, where the settings ask for one."""
+    if not config.needs_lr_find:
+        return components
+    config = resolve_lr(config, components, directory.path, tracked.tracker, reporter, stop_requests.check)
+    return dataclasses.replace(
+        components, config=config, schedule=make_schedule(config, components.loaders.train.steps)
     )
 
 
-def _sync(wandb: Any) -> dict[str, str]:
-    return {"sync": wandb.sync_command} if wandb.sync_command else {}
+def _check_distributed(config: Config, processes: SingleProcess) -> None:
+    """Refuse what several processes can not do together.
+
+    Raises:
+        UsageError: a range test is asked for, which one process does.
+    """
+    if processes.world_size > 1 and config.needs_lr_find:
+        raise UsageError(
+            "lr_min or lr_max is `find`, which needs a single process; run `harness lr-find` first and give torchrun its numbers"
+        )
+
+
+def _report_other_name(config: Config, directory: RunDir, reporter: ProgressReporter) -> None:
+    """Say that the asked-for name belongs to another run, where it does."""
+    requested = run_dir.slug(config.name) if config.name else directory.name
+    if directory.name.startswith(requested) and directory.name != requested:
+        other = directory.path.parent / requested
+        reporter.message(f"{other} is another run or is finished already; this run is written to {directory.path}")

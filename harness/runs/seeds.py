@@ -1,48 +1,48 @@
-"""The same settings over several seeds: ordinary runs in one W&B group, and what they come to together.
+"""The same settings over several seeds: ordinary runs in one W&B group, with mean, standard deviation and interval.
 
-The runs stand beside each other in the output folder, each what `harness run --seed K` makes; beside them stands a
-folder with the summary. One after another in one process: imports and the verdict on precision are paid for once.
+Each run is what `harness run --seed K` makes, in a directory of its own; a directory beside them holds the summary.
+The runs train one after another in one process, which pays for imports and for the choice of precision once.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count as upwards
 from pathlib import Path
 from typing import IO, Any
 
-from harness.utils import environment
-from harness.tracking import run_dir
-from harness.runs import run
 from harness.config import yaml_io
 from harness.config.settings import Config, setting_fields
-from harness.runs.progress import LineReporter
+from harness.reporting.html.pages import write_run_page
+from harness.runs.progress import LineReporter, ProgressReporter
+from harness.runs.run import run
+from harness.tracking import run_dir
+from harness.tracking.wandb.failed_trial import report_failed_trial
+from harness.training.device import configure_torch, pick_device, pick_precision, release_memory
+from harness.utils import environment
 from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, StopRequests
-from harness.reporting.html.share import write_run_page
+from harness.tracking.run_dir import RunState
+from harness.utils.text import write_csv
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
-from harness.runs.trainer import ProgressReporter
-from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.training import device as machine
+from harness.utils.text import write_csv
 
 SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", "recipe.yaml"
-# What else must be equal for a finished run to be one of these: it has the same figures of the same images, in one group.
-REUSED = ("group", "data_dir", "test", "tta")
-# A seed's own misfortune. Any other error would meet the next seed as well.
-OF_ONE_SEED = (DivergedError, CheckpointError, BusyError, ResourceError)
-LONGEST = 60  # letters of a name that leave room for the seed in a folder's name
+# Settings beside those that affect the results which must be equal for a finished run to be reused.
+REUSE_KEYS = ("group", "data_dir", "test", "tta")
+# Errors of a single seed. Any other error would end the next seed as well.
+SINGLE_SEED_ERRORS = (DivergedError, CheckpointError, BusyError, ResourceError)
+MAX_NAME = 60  # characters of a name, so that the seed still fits into the directory's name
 
 
 class SeedsFailedError(HarnessError):
-    """Some of the seeds did not come to their end."""
+    """Some of the seeds failed."""
 
     def __init__(self, text: str, exit_code: int) -> None:
         super().__init__(text)
@@ -51,12 +51,13 @@ class SeedsFailedError(HarnessError):
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One of the runs.
+    """The run of one seed.
 
     Attributes:
         state: waiting, finished, failed or interrupted.
-        folder: name of its run folder in the output folder; empty where it has none yet.
-        result: what its `summary.json` calls its result. rates: its LRMIN and LRMAX.
+        folder: name of its run directory in the output directory; empty where it has none yet.
+        result: the `result` of its `summary.json`.
+        rates: its LRMIN and LRMAX.
         reason, exit_code: of a seed that failed.
     """
 
@@ -71,10 +72,10 @@ class SeedRun:
 
 @dataclass(frozen=True)
 class SeedsResult:
-    """What several seeds came to.
+    """The results of several seeds.
 
     Attributes:
-        folder: holds `seeds.json`, `seeds.csv` (a row a seed), `figures.csv` (a row a figure) and `recipe.yaml`.
+        folder: holds `seeds.json`, `seeds.csv` (a row for each seed), `figures.csv` (a row for each metric) and `recipe.yaml`.
         config: the settings of the first seed; its `group` is that of all.
     """
 
@@ -84,28 +85,28 @@ class SeedsResult:
 
     @property
     def finished(self) -> tuple[SeedRun, ...]:
-        """The seeds that came to their end."""
-        return tuple(seed for seed in self.seeds if seed.state == "finished")
+        """The seeds that finished."""
+        return tuple(seed for seed in self.seeds if seed.state == RunState.FINISHED)
 
     @property
     def failed(self) -> tuple[SeedRun, ...]:
-        """The seeds that did not, for a reason of their own."""
-        return tuple(seed for seed in self.seeds if seed.state == "failed")
+        """The seeds that failed."""
+        return tuple(seed for seed in self.seeds if seed.state == RunState.FAILED)
 
     @property
     def figures(self) -> dict[str, MeanInterval]:
-        """`test/acc` and the like, each over the seeds that finished."""
+        """Mean and interval of each metric (`test/acc` and the like) over the seeds that finished."""
         names = dict.fromkeys(
-            key for seed in self.finished for key, value in seed.result.items() if _counts(key, value)
+            key for seed in self.finished for key, value in seed.result.items() if _is_metric(key, value)
         )
         return {
-            name: mean_interval([seed.result[name] for seed in self.finished if _counts(name, seed.result.get(name))])
+            name: mean_interval([seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))])
             for name in names
         }
 
     @property
     def command(self) -> str:
-        """The line that goes on with what is unfinished."""
+        """The command line that resumes the unfinished seeds."""
         return shlex.join(["harness", "run", "--recipe", str(self.folder / RECIPE), "--seeds", str(len(self.seeds))])
 
     def check(self) -> None:
@@ -113,15 +114,15 @@ class SeedsResult:
         if self.failed:
             first = self.failed[0]
             raise SeedsFailedError(
-                f"{len(self.failed)} of {len(self.seeds)} seeds failed, seed {first.seed} because: {first.reason}; the same command tries again",
+                f"{len(self.failed)} of {len(self.seeds)} seeds failed; seed {first.seed}: {first.reason}; the same command tries them again",
                 first.exit_code,
             )
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: the seeds, each figure's spread, how to go on."""
+        """Return plain values: the seeds, each metric's mean and interval, and the command that resumes."""
         return {
             "seeds": [vars(seed) for seed in self.seeds],
-            "figures": {name: vars(found) for name, found in self.figures.items()},
+            "figures": {name: vars(interval) for name, interval in self.figures.items()},
             "confidence": CONFIDENCE,
             "group": self.config.group,
             "resume": "" if len(self.finished) == len(self.seeds) else self.command,
@@ -129,63 +130,63 @@ class SeedsResult:
         }
 
 
-def run_seeds(config: Config, count: int, display: ProgressReporter | None = None) -> SeedsResult:
+def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = None) -> SeedsResult:
     """Train the seeds `config.seed`, `config.seed` + 1, ...: the same as `harness run --seeds COUNT`.
 
-    Seeds that a call with the same settings has finished are not trained again, and one that it has begun goes on. A
-    seed that diverges does not keep the others from training: see `SeedsResult.check`.
+    Seeds that an earlier call with the same settings finished are not trained again, and an unfinished one is resumed.
+    A seed that diverges does not keep the others from training: see `SeedsResult.check`.
 
     Raises:
-        HarnessError: every seed would meet it: a wrong setting, missing data, W&B refused.
-        Interrupted: a signal stopped it; the state was saved and the same call goes on.
+        HarnessError: an error that every seed would end with: a wrong setting, missing data, W&B refused.
+        Interrupted: a signal stopped it; the state was saved, and the same call resumes it.
     """
     with report_failed_trial():
         _check(config, count)
         config = _common(config)
-        configs = [_of_seed(config, config.seed + place) for place in range(count)]
+        configs = [_with_seed(config, config.seed + index) for index in range(count)]
         run_dir.check_output(config)
         folder, lock = _claim(config, count)
-    display = display or LineReporter(sys.stderr)
+    reporter = reporter or LineReporter(sys.stderr)
     try:
         write_atomically(folder / RECIPE, config.replace(resume="auto").to_yaml())
-        told = SeedsResult(folder, config, tuple(SeedRun(each.seed) for each in configs))
+        result = SeedsResult(folder, config, tuple(SeedRun(one.seed) for one in configs))
         with StopRequests() as stop_requests:
-            for place, each in enumerate(configs):
-                told = _train(told, place, each, display, stop_requests)
+            for index, one in enumerate(configs):
+                result = _train(result, index, one, reporter, stop_requests)
     finally:
         lock.close()
     if config.report and count > 1:
-        write_run_page(folder, display.say)
-    display.say(f"summary of the seeds: {folder}" + _sync(told))
-    return told
+        write_run_page(folder, reporter.message)
+    reporter.message(f"Summary of the seeds: {folder}" + _sync_hint(result))
+    return result
 
 
-def seeds_table(told: SeedsResult) -> str:
-    """A line a seed, then a line a figure, for a person."""
-    names = [name for name in told.figures if name.endswith(("/acc", "/loss"))]
+def seeds_table(result: SeedsResult) -> str:
+    """Return a line for each seed, then one for each metric, for a terminal."""
+    names = [name for name in result.figures if name.endswith(("/acc", "/loss"))]
     lines = [
         f"seed {seed.seed:<5} {seed.state:<12} {'  '.join(f'{name} {_number(name, seed.result[name])}' for name in names if name in seed.result) or seed.reason}"
-        for seed in told.seeds
+        for seed in result.seeds
     ]
-    for name, found in told.figures.items():
-        text = f"{name:<10} mean {_number(name, found.mean)} of {found.n} seed{'s' * (found.n > 1)}"
-        if found.sd is not None and found.low is not None and found.high is not None:
-            ends = found.low, found.high
+    for name, interval in result.figures.items():
+        text = f"{name:<10} mean {_number(name, interval.mean)} of {interval.n} seed{'s' * (interval.n > 1)}"
+        if interval.sd is not None and interval.low is not None and interval.high is not None:
+            ends = interval.low, interval.high
             if _is_share(name):  # no share lies outside, whatever Student's interval of few seeds says
-                ends = max(0.0, found.low), min(1.0, found.high)
-            points = f"{100 * found.sd:.2f} points" if _is_share(name) else f"{found.sd:.4f}"
+                ends = max(0.0, interval.low), min(1.0, interval.high)
+            points = f"{100 * interval.sd:.2f} points" if _is_share(name) else f"{interval.sd:.4f}"
             text += (
                 f", standard deviation {points}, 95 % interval {_number(name, ends[0])} to {_number(name, ends[1])}"
-                f", from {_number(name, found.least)} to {_number(name, found.most)}"
+                f", from {_number(name, interval.least)} to {_number(name, interval.most)}"
             )
         lines.append(text)
-    if told.failed and told.finished:
-        lines.append(f"without the {len(told.failed)} that failed, so the figures are those of the luckier seeds")
+    if result.failed and result.finished:
+        lines.append(f"The {len(result.failed)} failed seeds are left out of these figures, which may flatter them.")
     return "\n".join(lines)
 
 
 def _check(config: Config, count: int) -> None:
-    """Refuse what several seeds can not go with."""
+    """Refuse settings and surroundings that do not go with several seeds."""
     if count < 1:
         raise UsageError(f"seeds={count}: need at least 1")
     if os.environ.get("WANDB_SWEEP_ID"):
@@ -196,11 +197,11 @@ def _check(config: Config, count: int) -> None:
         raise UsageError(f"seeds={count} makes as many W&B runs, and WANDB_RUN_ID names one; unset it")
     if environment.world_size() > 1:
         raise UsageError(
-            f"seeds={count} trains in one process, and this is one of several; start each seed by itself: --seed {config.seed}"
+            f"seeds={count} trains in one process, and this is one of several; start each seed on its own: --seed {config.seed}"
         )
     if config.resume not in ("auto", "never"):
         raise UsageError(
-            f"--resume {config.resume} is one run; with several seeds leave it out: the same command goes on with each"
+            f"--resume {config.resume} names one run; leave it out with several seeds: the same command resumes each of them"
         )
     highest = setting_fields()["seed"].metadata["high"]
     if config.seed + count - 1 > highest:
@@ -208,21 +209,21 @@ def _check(config: Config, count: int) -> None:
 
 
 def _common(config: Config) -> Config:
-    """The settings with what all seeds share made definite: the number format and the group."""
-    device = machine.pick_device(config.device)
-    machine.configure_torch(config, device)
-    config = config.replace(precision=machine.pick_precision(config.precision, device))
+    """Return the settings with what all seeds share made explicit: precision and group."""
+    device = pick_device(config.device)
+    configure_torch(config, device)
+    config = config.replace(precision=pick_precision(config.precision, device))
     group = config.group or os.environ.get("WANDB_RUN_GROUP") or config.name or run_dir.name_without_seed(config)
     return config.replace(group=group)
 
 
-def _of_seed(config: Config, seed: int) -> Config:
-    return config.replace(seed=seed, name=config.name and f"{config.name[:LONGEST]}-s{seed}")
+def _with_seed(config: Config, seed: int) -> Config:
+    return config.replace(seed=seed, name=config.name and f"{config.name[:MAX_NAME]}-s{seed}")
 
 
 def _claim(config: Config, count: int) -> tuple[Path, IO[str]]:
-    """The locked folder of the summary: the one of the same settings, or a new one."""
-    start = run_dir.slug(config.name or run_dir.name_without_seed(config))[:LONGEST]
+    """Return the locked directory of the summary: the one of the same settings, or a new one."""
+    start = run_dir.slug(config.name or run_dir.name_without_seed(config))[:MAX_NAME]
     base = f"{start}-seeds-{config.seed}-{config.seed + count - 1}"
     for number in upwards(1):
         path = Path(config.output).expanduser() / (base if number == 1 else f"{base}-{number}")
@@ -231,105 +232,99 @@ def _claim(config: Config, count: int) -> tuple[Path, IO[str]]:
         path.mkdir(exist_ok=True)
         lock = run_dir.lock_folder(path)
         if lock is None:
-            raise BusyError(f"{path}: another process trains these seeds; wait for it, or give --name")
+            raise BusyError(f"{path}: another process is training these seeds; wait for it, or give --name")
         return path, lock
     raise AssertionError("unreachable")
 
 
 def _equal(path: Path, config: Config) -> bool:
-    """Whether a saved configuration is that of runs with the same figures, in the same group."""
+    """Return whether a saved configuration gives the same results in the same group."""
     try:
-        there = Config(**yaml_io.read_yaml(path))
+        saved = Config(**yaml_io.read_yaml(path))
     except (HarnessError, TypeError):
         return False
-    same = all(getattr(there, name) == getattr(config, name) for name in REUSED)
-    return same and there.affecting_results() == config.affecting_results()
+    same = all(getattr(saved, name) == getattr(config, name) for name in REUSE_KEYS)
+    return same and saved.affecting_results() == config.affecting_results()
 
 
-def _train(told: SeedsResult, place: int, config: Config, display: ProgressReporter, stop_requests: StopRequests) -> SeedsResult:
-    """One seed trained, or found to be; the summary is written whatever happens."""
-    total = len(told.seeds)
-    before = None if config.resume == "never" else _finished(config)
-    if before is not None:
-        display.say(f"seed {config.seed}, {place + 1} of {total}: finished before in {before}")
-        return _with(told, place, _ended(config.seed, before))
-    display.say(f"seed {config.seed}, {place + 1} of {total}")
+def _train(
+    result: SeedsResult, index: int, config: Config, reporter: ProgressReporter, stop_requests: StopRequests
+) -> SeedsResult:
+    """Train one seed, or reuse its finished run; the summary is written whatever happens."""
+    total = len(result.seeds)
+    reused = None if config.resume == "never" else _finished_run(config)
+    if reused is not None:
+        reporter.message(f"Seed {config.seed} ({index + 1} of {total}): already finished in {reused}")
+        return _update(result, index, _finished_seed(config.seed, reused))
+    reporter.message(f"Seed {config.seed} ({index + 1} of {total})")
     try:
-        with stop_requests.at_once():  # until the run has its own handlers; what is loaded then is nothing to be saved
-            path = run.run(config, display).folder
+        with stop_requests.at_once():  # until the run has its own handlers; nothing loaded before that needs saving
+            path = run(config, reporter).folder
     except Interrupted as stop:
-        told = _with(told, place, _broken(config, "interrupted", stop))
-        done = f"{len(told.finished)} of {total} seeds are done"
-        raise Interrupted(f"{stop}; {done}; go on with: {told.command}", stop.exit_code) from stop
-    except OF_ONE_SEED as error:
-        display.say(f"seed {config.seed} failed: {error}")
-        return _with(told, place, _broken(config, "failed", error))
+        result = _update(result, index, _unfinished_seed(config, RunState.INTERRUPTED, stop))
+        progress = f"{len(result.finished)} of {total} seeds are finished"
+        raise Interrupted(f"{stop}; {progress}; resume with: {result.command}", stop.exit_code) from stop
+    except SINGLE_SEED_ERRORS as error:
+        reporter.message(f"Seed {config.seed} failed: {error}")
+        return _update(result, index, _unfinished_seed(config, RunState.FAILED, error))
     except HarnessError as error:
-        _with(told, place, _broken(config, "failed", error))
+        _update(result, index, _unfinished_seed(config, RunState.FAILED, error))
         raise
     finally:
-        if isinstance(display, LineReporter):
-            display.close()  # the next seed has a bar of its own
-        machine.release_memory()
-    return _with(told, place, _ended(config.seed, path))
+        reporter.close()  # the next seed has a bar of its own
+        release_memory()
+    return _update(result, index, _finished_seed(config.seed, path))
 
 
-def _finished(config: Config) -> Path | None:
-    """The folder in which this very run has come to its end."""
+def _finished_run(config: Config) -> Path | None:
+    """Return the directory in which this very run has finished."""
     for path in run_dir.runs_with_settings(config):
-        if run_dir.read_state(path) == "finished" and _equal(path / run_dir.CONFIG, config):
+        if run_dir.read_state(path) == RunState.FINISHED and _equal(path / run_dir.CONFIG, config):
             return path
     return None
 
 
-def _ended(seed: int, folder: Path) -> SeedRun:
-    summary = read_json(folder / run_dir.SUMMARY)
+def _finished_seed(seed: int, folder: Path) -> SeedRun:
+    summary = run_dir.read_summary(folder)
     rates: dict[str, float] = {name: summary[name] for name in ("lr_min", "lr_max") if name in summary}
-    return SeedRun(seed, "finished", folder.name, summary.get("result", {}), rates)
+    return SeedRun(seed, RunState.FINISHED, folder.name, summary.get("result", {}), rates)
 
 
-def _broken(config: Config, state: str, error: HarnessError) -> SeedRun:
-    left = [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
-    return SeedRun(config.seed, state, left[-1] if left else "", reason=str(error), exit_code=error.exit_code)
+def _unfinished_seed(config: Config, state: str, error: HarnessError) -> SeedRun:
+    runs = [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
+    return SeedRun(config.seed, state, runs[-1] if runs else "", reason=str(error), exit_code=error.exit_code)
 
 
-def _with(told: SeedsResult, place: int, seed: SeedRun) -> SeedsResult:
-    """`told` with the news of one seed, which is written down."""
-    seeds = (*told.seeds[:place], seed, *told.seeds[place + 1 :])
-    told = dataclasses.replace(told, seeds=seeds)
-    write_json(told.folder / SUMMARY, told.to_json())
-    names = list(told.figures)
+def _update(result: SeedsResult, index: int, seed: SeedRun) -> SeedsResult:
+    """Return `result` with one seed replaced, after writing it to the summary's files."""
+    seeds = (*result.seeds[:index], seed, *result.seeds[index + 1 :])
+    result = dataclasses.replace(result, seeds=seeds)
+    write_json(result.folder / SUMMARY, result.to_json())
+    names = list(result.figures)
     rows = [
-        [each.seed, each.state, each.folder, *(each.rates.get(name, "") for name in ("lr_min", "lr_max"))]
-        + [each.result.get(name, "") for name in names]
-        for each in told.seeds
+        [one.seed, one.state, one.folder, *(one.rates.get(name, "") for name in ("lr_min", "lr_max"))]
+        + [one.result.get(name, "") for name in names]
+        for one in result.seeds
     ]
-    write_atomically(told.folder / TABLE, _csv(["seed", "state", "folder", "lr_min", "lr_max", *names], rows))
+    write_csv(result.folder / TABLE, ["seed", "state", "folder", "lr_min", "lr_max", *names], rows)
     columns = [field.name for field in dataclasses.fields(MeanInterval)]
-    figures = [[name, *(_cell(getattr(found, key)) for key in columns)] for name, found in told.figures.items()]
-    write_atomically(told.folder / FIGURES, _csv(["figure", *columns], figures))
-    return told
+    figures = [
+        [name, *(getattr(interval, column) for column in columns)] for name, interval in result.figures.items()
+    ]
+    write_csv(result.folder / FIGURES, ["figure", *columns], figures)
+    return result
 
 
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
+def _sync_hint(result: SeedsResult) -> str:
+    """Return the command that uploads the runs to W&B; empty where they are there already."""
+    parent = result.folder.parent
+    offline = any(read_json(parent / seed.folder / run_dir.STATUS).get("sync") for seed in result.seeds)
+    command = shlex.join(["harness", "sync", str(result.folder)])
+    return f"\nW&B is offline. Upload all of them later with: {command}" if offline else ""
 
 
-def _cell(value: float | None) -> float | str:
-    return "" if value is None else value
-
-
-def _sync(told: SeedsResult) -> str:
-    """What brings the runs to W&B; empty where they are there."""
-    home = told.folder.parent
-    waiting = any(read_json(home / seed.folder / run_dir.STATUS).get("sync") for seed in told.seeds)
-    return f"\nall to W&B: {shlex.join(['harness', 'sync', str(told.folder)])}" if waiting else ""
-
-
-def _counts(name: str, value: Any) -> bool:
-    """Whether a part of a result is a figure of a split."""
+def _is_metric(name: str, value: Any) -> bool:
+    """Return whether an entry of a result is a finite metric of a split."""
     return "/" in name and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 

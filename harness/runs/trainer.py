@@ -1,56 +1,46 @@
-"""The chapters of a run: train, judge, look, draw, keep. What they share is in `Trainer`; `runner` opens and closes it."""
+"""The steps of one run: train, evaluate, explain, draw and keep the result. `run.py` opens and closes what it needs."""
 
 from __future__ import annotations
 
 import math
-import shlex
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from torch import nn
 
-from harness.utils import environment
-from harness.utils import fault_injection
-from harness.tracking import run_dir
-from harness.models.model_card import model_card
 from harness.config.settings import Config
-from harness.utils.files import read_json, write_atomically, write_json
-from harness.utils.signals import Interrupted, Interruptible, StopRequests
+from harness.models import factory
+from harness.models.model_card import model_card
+from harness.reporting.evaluation_report import Evaluator, prefixed
+from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
-from harness.tracking.run_dir import RunDir
-from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
-from harness.runs.summary import best_epoch, flatten_summary, summarise
-from harness.tracking.wandb import init
-from harness.tracking.journal import Journal, NullJournal
-from harness.tracking.journal import read_journal as read_journal
-from harness.tracking.tee import MultiTracker
+from harness.runs.progress import ProgressReporter
+from harness.runs.tracked_run import resume_command
+from harness.tracking import run_dir
+from harness.tracking.journal import Journal, NullJournal, read_journal
+from harness.tracking.records import Artifact, Record, Scalar, Value
+from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
-from harness.training.loop import EvalBatches, TrainerState, StepInfo, evaluate, fit
-from harness.training.checkpoint_writer import NullCheckpointWriter, CheckpointWriter
-from harness.tracking.records import Artifact, Record, Scalar, Value
-from harness.reporting.figures import training_curves
-from harness.models import factory
+from harness.training.checkpoint_writer import CheckpointWriter, NullCheckpointWriter
+from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate, fit
+from harness.utils import fault_injection
+from harness.utils.files import read_json, write_atomically, write_json
+from harness.utils.signals import Interrupted, Interruptible, StopRequests
 
-
-class ProgressReporter(Protocol):
-    """Who shows a person how a run goes."""
-
-    def tick(self, tick: StepInfo) -> None: ...
-    def record(self, record: Record, epochs: int) -> None: ...
-    def say(self, text: str) -> None: ...
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run came to.
+    """The result of a run.
 
     Attributes:
-        summary: what `summary.json` holds.
+        folder: the run directory.
+        summary: the contents of `summary.json`.
         history: the scalars of every epoch's record.
         model: with the weights of the result, in evaluation mode.
     """
@@ -63,274 +53,305 @@ class RunResult:
 
 @dataclass
 class Trainer:
-    """The chapters of one run, sharing what they all need."""
+    """Trains the components of one run and records what comes of it."""
 
     components: Components
-    folder: RunDir
+    directory: RunDir
     tracker: Tracker
     journal: Journal | NullJournal
-    display: ProgressReporter
-    progress: TrainerState
+    reporter: ProgressReporter
+    state: TrainerState
     stop_requests: StopRequests
     reported_parts: int = 1
 
     def __post_init__(self) -> None:
-        self.reported_parts = self.components.learner.grad_accumulation
-        self.processes = self.components.learner.processes
-        self.saver = CheckpointWriter(self.components.learner.device) if self.processes.is_main else NullCheckpointWriter()
+        learner = self.components.learner
+        self.reported_parts = learner.grad_accumulation
+        self.processes = learner.processes
+        self.writer = CheckpointWriter(learner.device) if self.processes.is_main else NullCheckpointWriter()
 
-    def tell(self, facts: Mapping[str, Any]) -> RunResult:
-        """Train, then keep the result and what can be said of it."""
+    def run(self, environment: Mapping[str, Any]) -> RunResult:
+        """Train, then evaluate, explain, draw and keep the result.
+
+        Args:
+            environment: plain facts of the machine, for the summary.
+        """
         self.train()
         fault_injection.point("phase")
-        trained = time.monotonic()
+        trained_at = time.monotonic()
         model = self._result_model()
         fault_injection.point("phase")
-        final = self._judge(model)
+        metrics = self._evaluate_result(model)
         self.stop_requests.check()
         fault_injection.point("phase")
-        self._draw()
+        self._draw_curves()
         fault_injection.point("phase")
-        explained = time.monotonic() - trained
-        summary = summarise(self.components, self.progress, final, facts)
-        summary["seconds"]["explain"] = round(explained, 3)  # predictions, galleries, maps, figures
+        explain_seconds = time.monotonic() - trained_at
+        summary = summarise(self.components, self.state, metrics, environment)
+        summary["seconds"]["explain"] = round(explain_seconds, 3)  # predictions, galleries, maps, figures
         self._keep_weights(model, summary)
         fault_injection.point("phase")
-        write_json(self.folder.path / run_dir.SUMMARY, summary)
+        write_json(self.directory.path / run_dir.SUMMARY, summary)
         self.tracker.summary(flatten_summary(summary))
         self.tracker.artifact(self._artifact(summary))
-        return RunResult(self.folder.path, summary, self.progress.history, model)
+        return RunResult(self.directory.path, summary, self.state.history, model)
 
     def train(self) -> None:
-        """Every epoch that is left. This is all that a process does which does not lead."""
+        """Train the epochs that are left. A process that is not the main one does nothing else."""
         try:
             self._train()
         finally:
-            self.saver.flush()  # whatever ended it: its last checkpoint is on the disk
+            self.writer.flush()  # however it ended, its last checkpoint is on the disk
 
     def _train(self) -> None:
-        parts, config = self.components, self.components.config
-        evaluated = {parts.watched: self._watched_batches()}
+        components, config = self.components, self.components.config
         records = fit(
-            parts.learner,
-            parts.batches.train,
-            parts.schedule,
+            components.learner,
+            components.loaders.train,
+            components.schedule,
             epochs=config.epochs,
-            evaluations=evaluated,
+            evaluations={components.eval_split: self._eval_batches()},
             seed=config.seed,
-            progress=self.progress,
-            on_step=self._watch,
+            progress=self.state,
+            on_step=self._on_step,
         )
         if self._stops_early():  # resumed after its last epoch
             return
         try:
             for record in records:
-                self._record(record)
+                self._on_epoch(record)
                 if self._stops_early():
-                    self.display.say(f"stopped early: no better validation accuracy for {config.early_stop} epochs")
+                    self.reporter.message(
+                        f"Stopped early: no better validation accuracy for {config.early_stop} epochs."
+                    )
                     break
-                self._check()
+                self._check_stop()
         except Interrupted:
-            if not self.progress.losses or math.isfinite(self.progress.losses[-1]):
-                self._save()
+            if not self.state.losses or math.isfinite(self.state.losses[-1]):
+                self._save_checkpoint()
             raise
 
-    def _watched_batches(self) -> EvalBatches:
-        """The split that is evaluated after every epoch; of several processes each has its part of it."""
-        batches = getattr(self.components.batches, self.components.watched)
-        if self.processes.world_size > 1:  # which all have to come to the end of
+    def _eval_batches(self) -> EvalBatches:
+        """Return the batches of the split that is evaluated after every epoch; under DDP this process's shard of it."""
+        batches = getattr(self.components.loaders, self.components.eval_split)
+        if self.processes.world_size > 1:  # all of them have to finish it
             return cast(EvalBatches, batches.shard(self.processes))
         return Interruptible(batches, self.stop_requests)
 
-    def _check(self) -> None:
-        """Stop where a stop was asked for: all processes after the same update."""
+    def _check_stop(self) -> None:
+        """Stop where a stop was requested: under DDP all processes after the same update."""
         self.stop_requests.raise_for(self.processes.reduce_stop_flag(self.stop_requests.signal_number))
 
-    def _record(self, record: Record) -> None:
-        epoch, acc = best_epoch(self.progress.history, self.components.watched)
-        values = {**record.values, f"best/{self.components.watched}_acc": acc, **self._explained(record)}
-        self.tracker.record(Record(record.step, record.epoch, values, record.steps, record.kind))
-        if self.components.selects and epoch == record.epoch:
-            self._save_model(self.components.learner.eval_model, {"epoch": epoch})
-        self._save()
-        self.display.record(record, self.components.config.epochs)
-
-    def _explained(self, record: Record) -> dict[str, Value]:
-        """In an epoch that `explain_every` names: what can be seen of the watched split, under figures/epoch-N."""
-        every, parts = self.components.config.explain_every, self.components
-        if not every or record.epoch % every or record.epoch == parts.config.epochs or not self.processes.is_main:
-            return {}
-        split, batches = getattr(parts.data, parts.watched), getattr(parts.batches, parts.watched)
-        viewer = Evaluator(parts.config, parts.learner.eval_model, parts.preprocess, parts.data.classes, parts.learner.device)
-        return viewer.see(split, batches, self.folder.figures / f"epoch-{record.epoch}").values
-
-    def _watch(self, tick: StepInfo) -> None:
-        self.display.tick(tick)
+    def _on_step(self, info: StepInfo) -> None:
+        """Show progress, stop if requested, and save a checkpoint where `checkpoint_every` says so."""
+        self.reporter.on_step(info)
         every = self.components.config.checkpoint_every
-        self._tell_parts()
-        self._check()
-        if every and tick.step % every == 0 and tick.batch < tick.batches and math.isfinite(tick.loss()):
-            self._save()
+        self._report_split_batches()
+        self._check_stop()
+        if every and info.step % every == 0 and info.batch < info.batches and math.isfinite(info.loss()):
+            self._save_checkpoint()
 
-    def _tell_parts(self) -> None:
-        """Say, once, that memory made the learner compute its batches in more parts."""
+    def _on_epoch(self, record: Record) -> None:
+        """Record an epoch, keep its weights if they are the best, and save a checkpoint."""
+        split = self.components.eval_split
+        epoch, acc = best_epoch(self.state.history, split)
+        values = {**record.values, f"best/{split}_acc": acc, **self._explain_epoch(record)}
+        self.tracker.record(Record(record.step, record.epoch, values, record.steps, record.kind))
+        if self.components.selection_split and epoch == record.epoch:
+            self._save_weights(self.components.learner.eval_model, {"epoch": epoch})
+        self._save_checkpoint()
+        self.reporter.on_epoch(record, self.components.config.epochs)
+
+    def _explain_epoch(self, record: Record) -> dict[str, Value]:
+        """Return galleries and figures of an epoch that `explain_every` names, written to figures/epoch-N."""
+        every, components = self.components.config.explain_every, self.components
+        is_last = record.epoch == components.config.epochs
+        if not every or record.epoch % every or is_last or not self.processes.is_main:
+            return {}
+        split = getattr(components.dataset, components.eval_split)
+        batches = getattr(components.loaders, components.eval_split)
+        folder = self.directory.figures / f"epoch-{record.epoch}"
+        return self._evaluator(components.learner.eval_model).evaluate(split, batches, folder).values
+
+    def _report_split_batches(self) -> None:
+        """Say once that batches are computed in more parts, since memory ran out."""
         parts = self.components.learner.grad_accumulation
         if parts != self.reported_parts:
             self.reported_parts = parts
-            text = (
-                f"out of memory: each batch of {self.components.config.batch_size} images is now computed in {parts} parts"
-            )
-            self.display.say(text)
+            batch_size = self.components.config.batch_size
+            text = f"out of memory: each batch of {batch_size} images is now computed in {parts} parts"
+            self.reporter.message(text)
             self.tracker.alert("out of memory", text)
 
-    def _save(self) -> None:
+    def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
-        facts = {"step": self.progress.step, "epoch": len(self.progress.history), "model": self.components.config.model}
+        facts = {"step": self.state.step, "epoch": len(self.state.history), "model": self.components.config.model}
         state = {
             "learner": self.components.learner.state_dict(),
-            "progress": self.progress.state_dict(),
-            "fingerprint": self.components.data.fingerprint,
-            **self._about_model(),
+            "progress": self.state.state_dict(),
+            "fingerprint": self.components.dataset.fingerprint,
+            **self._describe_model(),
         }
 
         def write(state: dict[str, Any]) -> None:
-            checkpoint.save_checkpoint(self.folder.checkpoints, state, facts)
-            self.folder.status("running", **facts, resume=resume_command(self.folder))
+            checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
+            self.directory.status(RunState.RUNNING, **facts, resume=resume_command(self.directory))
 
-        self.saver.save(state, write)
+        self.writer.save(state, write)
 
     def _stops_early(self) -> bool:
-        patience, history = self.components.config.early_stop, self.progress.history
+        patience, history = self.components.config.early_stop, self.state.history
         return bool(patience and history) and len(history) - best_epoch(history, "val")[0] >= patience
 
     def _result_model(self) -> nn.Module:
-        """The model with the weights that the run's result is about, in evaluation mode."""
+        """Return the model with the weights of the result: those of the selected epoch, else the last ones."""
         model = self.components.learner.eval_model
-        if self.components.selects and self.progress.history:
-            weights, _ = checkpoint.load_weights(self.folder.checkpoints / "model.safetensors")
-            checkpoint.load_weights_strict(model, weights, self.folder.checkpoints / "model.safetensors")
+        if self.components.selection_split and self.state.history:
+            path = self.directory.checkpoints / WEIGHTS
+            weights, _ = checkpoint.load_weights(path)
+            checkpoint.load_weights_strict(model, weights, path)
         return model.eval()
 
-    def _judge(self, model: nn.Module) -> dict[str, Scalar]:
-        """The result's figures on every split that was held out, and what can be seen of it.
+    def _evaluate_result(self, model: nn.Module) -> dict[str, Scalar]:
+        """Return the metrics of the result on every held-out split; write its predictions, galleries and figures.
 
-        Where a validation split chose, this is the one time that the test set is read.
+        Where a validation split selected the epoch, this is the only time that the test set is read.
         """
-        parts, batches = self.components, self.components.batches
-        final: dict[str, Scalar] = {}
-        if batches.val is not None and batches.test is not None:
-            held = Interruptible(batches.val, self.stop_requests)
-            final |= prefixed(evaluate(model, held, parts.learner.device, parts.learner.precision), "val")
-        seen, split = self._see(model, self.folder.path)
-        final |= prefixed(seen.metrics, split)
-        values = {**seen.values, **prefixed(final, "result")}
-        self.tracker.record(Record(self.progress.step, len(self.progress.history), values, kind="final"))
-        if seen.empty_maps[0]:
-            final["empty_maps"] = seen.empty_maps[0]
-            self.display.say(
-                f"{seen.empty_maps[0]} of {seen.empty_maps[1]} class-activation maps are empty; another --cam may show more"
-            )
-        return final
-
-    def _see(self, model: nn.Module, folder: Path) -> tuple[EvaluationResult, str]:
-        """Predictions, galleries and maps of the reported split (test where there is one), written into `folder`."""
-        parts = self.components
-        split = parts.data.test or parts.data.val
-        batches = parts.batches.test or parts.batches.val
+        components, loaders = self.components, self.components.loaders
+        metrics: dict[str, Scalar] = {}
+        if loaders.val is not None and loaders.test is not None:
+            held_out = Interruptible(loaders.val, self.stop_requests)
+            device, precision = components.learner.device, components.learner.precision
+            metrics |= prefixed(evaluate(model, held_out, device, precision), "val")
+        split = components.dataset.test or components.dataset.val
+        batches = loaders.test or loaders.val
         assert split is not None and batches is not None
-        viewer = Evaluator(parts.config, model, parts.preprocess, parts.data.classes, parts.learner.device)
-        return viewer.see(split, Interruptible(batches, self.stop_requests), folder), split.name
+        interruptible = Interruptible(batches, self.stop_requests)
+        result = self._evaluator(model).evaluate(split, interruptible, self.directory.path)
+        metrics |= prefixed(result.metrics, split.name)
+        values = {**result.values, **prefixed(metrics, "result")}
+        self.tracker.record(Record(self.state.step, len(self.state.history), values, kind="final"))
+        empty, total = result.empty_maps
+        if empty:
+            metrics["empty_maps"] = empty
+            self.reporter.message(f"{empty} of {total} class-activation maps are empty; another --cam may show more")
+        return metrics
 
-    def _about_model(self) -> dict[str, Any]:
-        """What a file of weights is told beside them."""
-        parts = self.components
+    def _evaluator(self, model: nn.Module) -> Evaluator:
+        components = self.components
+        return Evaluator(
+            components.config, model, components.preprocess, components.dataset.classes, components.learner.device
+        )
+
+    def _describe_model(self) -> dict[str, Any]:
+        """Return what is stored beside the weights, so that they can be loaded again."""
+        components = self.components
         return {
-            "config": parts.config.to_dict(),
-            "classes": list(parts.data.classes),
-            "preprocess": parts.preprocess.to_dict(),
+            "config": components.config.to_dict(),
+            "classes": list(components.dataset.classes),
+            "preprocess": components.preprocess.to_dict(),
         }
 
-    def _save_model(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
-        path, about = self.folder.checkpoints / "model.safetensors", {**self._about_model(), **facts}
-        self.saver.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about))
+    def _save_weights(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
+        path, about = self.directory.checkpoints / WEIGHTS, {**self._describe_model(), **facts}
+        self.writer.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about))
 
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
-        """The weights of the result with a model card, in a folder that stock timm loads."""
+        """Write the weights of the result with a model card, in a folder that stock timm loads."""
         facts = {key: summary[key] for key in ("result", "parameters")} | {"epoch": summary["result"]["epoch"]}
-        self._save_model(model, facts)
-        self.saver.flush()
-        folder = self.folder.checkpoints
+        self._save_weights(model, facts)
+        self.writer.flush()
+        folder = self.directory.checkpoints
         write_atomically(folder / "README.md", model_card(read_json(folder / "model.json")))
-        factory.write_timm_config(model, self.components.data.classes, self.components.preprocess, folder / "config.json")
+        factory.write_timm_config(
+            model, self.components.dataset.classes, self.components.preprocess, folder / "config.json"
+        )
 
-    def _draw(self) -> None:
-        story = [record for record in read_journal(self.folder.path).records if record.kind == "epoch"]
-        if not story:
+    def _draw_curves(self) -> None:
+        epochs = [record for record in read_journal(self.directory.path).records if record.kind == "epoch"]
+        if not epochs:
             return
-        training_curves.losses(story, self.folder.figures / "losses.png")
-        training_curves.accuracy(story, self.folder.figures / "accuracy.png")
-        steps = [int(step) for record in story if record.steps for step in record.steps.x]
-        rates = [rate for record in story if record.steps for rate in record.steps.lines["lr"]]
+        figures = self.directory.figures
+        training_curves.losses(epochs, figures / "losses.png")
+        training_curves.accuracy(epochs, figures / "accuracy.png")
+        steps = [int(step) for record in epochs if record.steps for step in record.steps.x]
+        lrs = [lr for record in epochs if record.steps for lr in record.steps.lines["lr"]]
         training_curves.learning_rate(
-            steps, rates, self.folder.figures / "lr.png", steps_per_epoch=self.components.batches.train.steps
+            steps, lrs, figures / "lr.png", steps_per_epoch=self.components.loaders.train.steps
         )
 
     def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
-        folder = self.folder.checkpoints
-        names = ("model.safetensors", "model.json", "config.json", "README.md")
-        kept = {name: folder / name for name in names if (folder / name).exists()}
+        folder = self.directory.checkpoints
+        names = (WEIGHTS, "model.json", "config.json", "README.md")
+        files = {name: folder / name for name in names if (folder / name).exists()}
         return Artifact(
-            name=f"{self.folder.name}-model",
+            name=f"{self.directory.name}-model",
             kind="model",
-            files={**kept, "config.yaml": self.folder.path / run_dir.CONFIG},
-            aliases=("best", "latest") if self.components.selects else ("latest",),
+            files={**files, "config.yaml": self.directory.path / run_dir.CONFIG},
+            aliases=("best", "latest") if self.components.selection_split else ("latest",),
             metadata={"config": self.components.config.to_dict(), **flatten_summary(summary)},
         )
 
 
-def open_tracker(
-    config: Config,
-    folder: RunDir,
-    parts: Components,
-    facts: Mapping[str, Any],
-    stop_requests: StopRequests,
-    display: ProgressReporter,
-    progress: TrainerState | None = None,
-) -> tuple[MultiTracker, Journal, Any]:
-    """The journal and W&B behind one door; a resumed run's go on from where `progress` is."""
-    about = {
-        "environment": dict(facts),
-        "dataset": describe_data(parts),
-        "parameters": factory.count_parameters(parts.learner.model),
+def tracking_header(components: Components, environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the plain facts that stand beside the settings in the journal and in W&B."""
+    return {
+        "environment": dict(environment),
+        "dataset": describe_data(components),
+        "parameters": factory.count_parameters(components.learner.model),
     }
-    header = {"config": config.to_dict(), **about}
-    earlier: list[Record] = []
-    if folder.resumed and progress is not None:
-        journal = Journal.resume(folder.path, progress.step, header)
-        earlier = read_journal(folder.path).records
-    else:
-        journal = Journal(folder.path, header)
-    wandb = init.start(
-        config,
-        folder.path,
-        run_name=config.name or folder.name,
-        resumed_step=progress.step if folder.resumed and progress is not None else None,
-        earlier=earlier,
-        code=_plugin_files(config),
-        extra=about,
-        on_stop=stop_requests.stop,
-        say=display.say,
-    )
-    return MultiTracker([journal, wandb]), journal, wandb
 
 
-def _plugin_files(config: Config) -> list[Path]:
-    """The source files of the user's plug-in modules."""
-    modules = (sys.modules.get(name) for name in config.plugin)
-    return [Path(module.__file__) for module in modules if module is not None and module.__file__]
+def summarise(
+    components: Components, state: TrainerState, metrics: Mapping[str, Scalar], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the contents of `summary.json` of a finished run.
+
+    Args:
+        metrics: the result's, `test/acc` and the like.
+        environment: plain facts of the machine.
+    """
+    history, split, selection = state.history, components.eval_split, components.selection_split
+    epoch, acc = best_epoch(history, split) if history else (0, 0.0)
+    chosen = f"best {selection}/acc" if selection else "last epoch"
+    warning = " (chosen on the test set)" if split == "test" else ""
+    config: Config = components.config
+    return {
+        "status": "finished",
+        "result": {
+            "epoch": epoch if selection else len(history),
+            "chosen": chosen + (warning if selection == "test" else ""),
+            **metrics,
+        },
+        "best": {"epoch": epoch, f"{split}/acc": acc, "chosen": f"best {split}/acc{warning}"} if history else {},
+        "last": history[-1] if history else {},
+        "lr_min": config.lr_min,
+        "lr_max": config.lr_max,
+        "epochs": len(history),
+        "steps": state.step,
+        "parameters": factory.count_parameters(components.learner.model),
+        "grad_accumulation": components.learner.grad_accumulation,
+        "seconds": {key: round(sum(row[f"time/{key}_s"] for row in history), 3) for key in ("train", "eval", "epoch")},
+        "dataset": describe_data(components),
+        "environment": dict(environment),
+    }
 
 
-def resume_command(folder: RunDir) -> str:
-    words = ["run", "--recipe", str(folder.path / run_dir.CONFIG), "--resume", str(folder.path)]
-    return shlex.join([*environment.launch_command(), *words])
+def best_epoch(history: list[dict[str, float]], split: str) -> tuple[int, float]:
+    """Return (epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split."""
+    row = max(history, key=lambda row: row.get(f"{split}/acc", float("-inf")))
+    return int(row["epoch"]), row.get(f"{split}/acc", float("nan"))
+
+
+def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """Return the numbers and texts of a summary under `part/key` names, without environment and data."""
+    flat: dict[str, Scalar] = {}
+    for key, value in summary.items():
+        if key in ("environment", "dataset"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten_summary(value, "" if key == "last" else f"{prefix}{key}/")
+        elif isinstance(value, int | float | str):
+            flat[f"{prefix}{key}"] = value
+    return flat

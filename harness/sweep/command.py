@@ -1,4 +1,4 @@
-"""The `command:` of a sweep, as W&B's agent reads it, for commands that start `harness run`."""
+"""The `command:` of a sweep file, as W&B's agent reads it, for commands that start `harness run`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from typing import Any
 
 from harness.utils.errors import UsageError, did_you_mean
 
+# How the shipped sweeps start a run: another program named `harness` may come first on an agent's PATH.
+START_RUN = ("${env}", "${interpreter}", "-m", "harness", "run", "${args}")
+FORMER_START_RUN = ("${env}", "harness", "run", "${args}")  # how they started it before
+EXAMPLE = '["${env}", "${interpreter}", -m, harness, run, "${args}"]'
+PLAIN = (["harness", "run"], ["${interpreter}", "-m", "harness", "run"])
 DEFAULT = ("${env}", "${interpreter}", "${program}", "${args}")
 MACROS = (
     "${env}",
@@ -25,97 +30,92 @@ MACROS = (
     "${args_append_hydra}",
     "${args_override_hydra}",
 )
+READABLE_ARGS = ("${args}", "${args_no_equals}", "${args_no_boolean_flags}")
 VARIABLE = re.compile(r"\$\{envvar:([A-Za-z0-9_]*)\}")
 PYTHON = re.compile(r"python[0-9.]*(\.exe)?")
 
 
 def check(command: Any, program: Any) -> tuple[str, ...]:
-    """The command as a tuple of words.
+    """Return the `command:` of a sweep file with its `program:` filled in.
 
     Raises:
         UsageError: it does not start `harness run`, or has a macro that `harness run` can not read.
     """
-    words = DEFAULT if command is None else command
+    parts = DEFAULT if command is None else command
     if (
-        isinstance(words, str)
-        or not isinstance(words, Sequence)
-        or not all(isinstance(word, str | int | float) for word in words)
+        isinstance(parts, str)
+        or not isinstance(parts, Sequence)
+        or not all(isinstance(part, str | int | float) for part in parts)
     ):
-        raise UsageError('command: need a list of words, such as ["${env}", harness, run, "${args}"]')
-    words = tuple(str(program) if word == "${program}" and program else str(word) for word in words)
-    for word in words:
-        if word.startswith("${") and word not in MACROS and not VARIABLE.match(word):
-            raise UsageError(f"command: there is no macro {word!r}{did_you_mean(word, MACROS)}")
-    if unread := [
-        word
-        for word in words
-        if word.startswith("${args") and word not in ("${args}", "${args_no_equals}", "${args_no_boolean_flags}")
-    ]:
-        raise UsageError(f"command: `harness run` does not read {unread[0]}; use ${{args}}")
-    if _start(words) is None:
-        shown = " ".join(words)
+        raise UsageError(f"command: need a list of words, such as {EXAMPLE}")
+    parts = tuple(str(program) if part == "${program}" and program else str(part) for part in parts)
+    for part in parts:
+        if part.startswith("${") and part not in MACROS and not VARIABLE.match(part):
+            raise UsageError(f"command: unknown macro {part!r}{did_you_mean(part, MACROS)}")
+        if part.startswith("${args") and part not in READABLE_ARGS:
+            raise UsageError(f"command: `harness run` can not read {part}; use ${{args}}")
+    start = _start(parts)
+    if start is None:
         raise UsageError(
-            f'command: `{shown}` does not start `harness run`, which is what `harness sweep` runs; write ["${{env}}", harness, run, "${{args}}"], or use `wandb sweep` and `wandb agent`'
+            f"command: `{' '.join(parts)}` does not start `harness run`, the only program that `harness sweep` runs; write {EXAMPLE}, or use `wandb sweep` and `wandb agent`"
         )
-    start = _start(words)
-    assert start is not None
-    own = [word for word in words[start + 2 :] if not word.startswith("${args")]
-    if own:
+    if settings := [part for part in parts[start + 2 :] if not part.startswith("${args")]:
         raise UsageError(
-            f"command: {own[0]!r} is a setting outside the parameters, so the search and best.yaml would not know of it; write it under parameters as a `value:`"
+            f"command: {settings[0]!r} would be missing from the parameters and from best.yaml; move it to parameters, as a `value:`"
         )
-    begin = next(word for word in words if word != "${env}")
-    if begin not in ("harness", "${interpreter}") and not PYTHON.fullmatch(begin) and shutil.which(begin) is None:
-        raise UsageError(f"command: there is no program {begin!r} here")
-    if not any(word.startswith("${args") for word in words):
+    executable = next(part for part in parts if part != "${env}")
+    is_known = executable in ("harness", "${interpreter}") or PYTHON.fullmatch(executable)
+    if not is_known and shutil.which(executable) is None:
+        raise UsageError(f"command: there is no program {executable!r} on this machine")
+    if not any(part.startswith("${args") for part in parts):
         raise UsageError("command: ${args} is missing, so no trial would get its parameters")
-    return words
+    return parts
 
 
-def is_plain(words: Sequence[str]) -> bool:
-    """Whether it is nothing but `harness run` with its parameters, so that a process made ready may take it."""
-    return [word for word in words if word not in ("${env}", "${args}")] == ["harness", "run"] and words[
-        -1
-    ] == "${args}"
+def is_plain(command: Sequence[str]) -> bool:
+    """Return whether a command is `harness run` with its parameters and nothing else, so that a trial may be forked."""
+    parts = [part for part in command if part not in ("${env}", "${args}")]
+    return parts in PLAIN and command[-1] == "${args}"
 
 
-def fill(words: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """The command line of one trial, in the environment that this process runs in."""
-    told: list[str] = []
-    start = _start(words)
-    assert start is not None  # checked when the sweep was read
-    for place, word in enumerate(words):
-        if word == "${env}":
-            continue  # the environment is handed over as it is
-        if place == start and word == "harness" and (place == 0 or words[place - 1] != "-m"):
-            told += [sys.executable, "-m", "harness"]
-        elif word == "${interpreter}" or (place == 0 and PYTHON.fullmatch(word)):
-            told.append(sys.executable)
-        elif word.startswith("${args"):
-            told += arguments(parameters, word)
+def fill(command: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
+    """Return the command line of one trial: macros filled in, and the Python that runs this process."""
+    start = _start(command)
+    assert start is not None  # `check` has refused such a command
+    line: list[str] = []
+    for index, part in enumerate(command):
+        if part == "${env}":
+            continue  # the environment is passed on unchanged
+        if index == start and part == "harness" and (index == 0 or command[index - 1] != "-m"):
+            line += [sys.executable, "-m", "harness"]
+        elif part == "${interpreter}" or (index == 0 and PYTHON.fullmatch(part)):
+            line.append(sys.executable)
+        elif part.startswith("${args"):
+            line += arguments(parameters, part)
         else:
-            told.append(VARIABLE.sub(lambda found: environment.get(found[1], found[1]), word))
-    return told
+            line.append(VARIABLE.sub(lambda match: environment.get(match[1], match[1]), part))
+    return line
 
 
 def arguments(parameters: Mapping[str, Any], macro: str = "${args}") -> list[str]:
-    """The parameters as W&B's agent passes them on."""
-    told: list[str] = []
+    """Return the parameters as W&B's agent writes them on the command line."""
+    options: list[str] = []
     for name, value in parameters.items():
         if macro == "${args_no_equals}":
-            told += [f"--{name}", str(value)]
+            options += [f"--{name}", str(value)]
         elif macro == "${args_no_boolean_flags}" and isinstance(value, bool):
-            told += [f"--{name}"] if value else []
+            options += [f"--{name}"] if value else []
         else:
-            told.append(f"--{name}={value}")
-    return told
+            options.append(f"--{name}={value}")
+    return options
 
 
-def _start(words: Sequence[str]) -> int | None:
-    """The place of the word after which `run` comes: `harness run`, or `python -m harness run`; None: it does neither."""
-    for place, word in enumerate(words[:-1]):
-        if Path(word).name in ("harness", "harness.exe") and words[place + 1] == "run":
-            return place
-        if Path(word).name == "__main__.py" and Path(word).parent.name == "harness" and words[place + 1] == "run":
-            return place
+def _start(command: Sequence[str]) -> int | None:
+    """Return the index of what `run` follows, in `harness run` or `python -m harness run`; None where there is none."""
+    for index, part in enumerate(command[:-1]):
+        path = Path(part)
+        is_harness = path.name in ("harness", "harness.exe")
+        is_module_file = path.name == "__main__.py" and path.parent.name == "harness"
+        if (is_harness or is_module_file) and command[index + 1] == "run":
+            return index
     return None

@@ -1,7 +1,7 @@
-"""One parameter of a sweep: what it may be, and its value at any quantile.
+"""The parameters of a sweep: their distributions, and the value at any quantile.
 
-The distributions and their meaning are W&B's (package `sweeps`, `params.py`): a value is the inverse of the
-distribution's cumulative function at u, 0 < u < 1; a `q_` one is rounded to multiples of q afterwards.
+The distributions are W&B's (package `sweeps`, `params.py`): a value is the inverse of the cumulative distribution
+function at u, 0 < u < 1; for a `q_` distribution it is rounded to a multiple of q.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.utils.errors import UsageError, did_you_mean
 
-# Distribution -> (keys that it needs, keys that it may have with their defaults).
+# Distribution -> (required keys, optional keys with their defaults).
 _Q = {"q": 1.0}
 DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "constant": (("value",), {}),
@@ -37,17 +37,17 @@ DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "q_beta": ((), {"a": 1.0, "b": 1.0, **_Q}),
 }
 NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
-MAX_EXPONENT = 700.0  # exp of more is no double
+MAX_EXPONENT = 700.0  # exp() of more overflows a double
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter.
+    """One parameter of a sweep.
 
     Attributes:
-        path: its name, and those of the parameters that it is nested in.
-        kind: a key of `DISTRIBUTIONS`, `categorical` also with probabilities.
-        spec: the distribution's numbers or values, defaults filled in.
+        path: its name, after the names of the parameters that it is nested in.
+        kind: a key of `DISTRIBUTIONS`; `categorical` with and without probabilities.
+        spec: the numbers or values of the distribution, defaults filled in.
     """
 
     path: tuple[str, ...]
@@ -56,51 +56,51 @@ class Parameter:
 
     @property
     def name(self) -> str:
-        """The path with dots."""
+        """Return the path, joined by dots."""
         return ".".join(self.path)
 
     @property
-    def fixed(self) -> bool:
-        """Whether there is nothing to search."""
+    def is_fixed(self) -> bool:
+        """Return whether the parameter has one value, so that it is not searched."""
         return self.kind == "constant"
 
     @property
     def logarithmic(self) -> bool:
-        """Whether equal factors are equally likely, so that a logarithmic axis shows it best."""
+        """Return whether equal factors are equally likely, so that a logarithmic axis suits it."""
         return "log_uniform" in self.kind or "log_normal" in self.kind
 
     @property
     def choices(self) -> Sequence[Any] | None:
-        """The values of a parameter that has a list of them; None for a range."""
+        """Return the listed values; None for a range."""
         return {"constant": [self.spec.get("value")], "categorical": self.spec.get("values")}.get(self.kind)
 
     def points(self) -> Sequence[Any]:
-        """Every value that a grid visits.
+        """Return every value that a grid visits.
 
         Raises:
-            UsageError: there is no end of them, or W&B's grid does not take the distribution.
+            UsageError: they are infinitely many, or W&B's grid does not take the distribution.
         """
         if self.choices is not None and self.spec.get("probabilities") is None:
             return self.choices
         if self.kind == "int_uniform":
             return range(self.spec["min"], self.spec["max"] + 1)
-        if self.kind == "q_uniform":  # as W&B: the upper end is left out
+        if self.kind == "q_uniform":  # without the upper end, as in W&B
             low, step = self.spec["min"], self.spec["q"]
             count = max(0, math.ceil((self.spec["max"] - low) / step - 1e-12))
-            return [_typed(low + place * step, step) for place in range(count)]
+            return [_as_type_of(low + index * step, step) for index in range(count)]
         raise UsageError(
             f"parameters.{self.name}: a grid takes value, values, int_uniform and q_uniform, not {self.kind}"
             f"{' with probabilities' if self.kind == 'categorical' else ''}; list its values, or set method: random"
         )
 
     def at(self, u: float) -> Any:
-        """The value at the quantile `u`, 0 < u < 1."""
+        """Return the value at the quantile `u`, 0 < u < 1."""
         spec = self.spec
         match self.kind.removeprefix("q_"):
             case "constant":
                 return spec["value"]
             case "categorical":
-                return spec["values"][_chosen(u, len(spec["values"]), spec["probabilities"])]
+                return spec["values"][_choose(u, len(spec["values"]), spec["probabilities"])]
             case "int_uniform":
                 return min(spec["min"] + int(u * (spec["max"] - spec["min"] + 1)), spec["max"])
             case "uniform":
@@ -121,66 +121,72 @@ class Parameter:
                 from scipy.special import betaincinv
 
                 value = float(betaincinv(spec["a"], spec["b"], u))
-        return _typed(round(value / spec["q"]) * spec["q"], spec["q"]) if self.kind.startswith("q_") else value
+        if self.kind.startswith("q_"):
+            return _as_type_of(round(value / spec["q"]) * spec["q"], spec["q"])
+        return value
 
 
-def _typed(value: float, step: float) -> float | int:
-    """A multiple of a whole q is whole."""
+def _as_type_of(value: float, step: float) -> float | int:
+    """Return a multiple of `step` as an int where the step is one."""
     return int(value) if isinstance(step, int) else value
 
 
-def _chosen(u: float, count: int, shares: Sequence[float] | None) -> int:
-    if shares is None:
+def _choose(u: float, count: int, probabilities: Sequence[float] | None) -> int:
+    """Return the index of the value at the quantile `u`."""
+    if probabilities is None:
         return min(int(u * count), count - 1)
-    reached = 0.0
-    for place, share in enumerate(shares):
-        reached += share
-        if u < reached:
-            return place
-    return max(place for place, share in enumerate(shares) if share > 0)
+    cumulative = 0.0
+    for index, probability in enumerate(probabilities):
+        cumulative += probability
+        if u < cumulative:
+            return index
+    return max(index for index, probability in enumerate(probabilities) if probability > 0)
 
 
 def read_parameters(parameters: Any, where: str = "parameters", path: tuple[str, ...] = ()) -> list[Parameter]:
-    """Every parameter of a sweep, nested ones by their path, in the order of the file.
+    """Return every parameter of a sweep in the order of the file, nested ones under their path.
+
+    Args:
+        where: the key that `parameters` stands under, for messages.
 
     Raises:
-        UsageError: naming the parameter, what is wrong and what is needed.
+        UsageError: with the parameter's name, what is wrong and what is needed.
     """
     if not isinstance(parameters, Mapping) or not parameters:
         raise UsageError(f"{where}: need a mapping of parameters, such as lr_max: {{min: 0.001, max: 0.1}}")
-    found: list[Parameter] = []
+    result: list[Parameter] = []
     for key, spec in parameters.items():
-        place = f"{where}.{key}"
+        location = f"{where}.{key}"
         if not isinstance(spec, Mapping):
-            raise UsageError(f"{place}: need `value:`, `values:` or `min:` and `max:`, got {spec!r}")
+            raise UsageError(f"{location}: need `value:`, `values:` or `min:` and `max:`, got {spec!r}")
         if "parameters" in spec:
             if extra := set(spec) - {"parameters"}:
                 raise UsageError(
-                    f"{place}: nested parameters stand alone, without {', '.join(sorted(map(str, extra)))}"
+                    f"{location}: nested parameters stand alone, without {', '.join(sorted(map(str, extra)))}"
                 )
-            found += read_parameters(spec["parameters"], place, (*path, str(key)))
+            result += read_parameters(spec["parameters"], location, (*path, str(key)))
         else:
-            found.append(_axis((*path, str(key)), spec, place))
-    return found
+            result.append(_read_parameter((*path, str(key)), spec, location))
+    return result
 
 
-def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Parameter:
-    kind = spec.get("distribution") or _implied(spec, where)
+def _read_parameter(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Parameter:
+    kind = spec.get("distribution") or _implied_kind(spec, where)
     if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         raise UsageError(f"{where}: there is no distribution {kind!r}{did_you_mean(str(kind), DISTRIBUTIONS)}")
-    needed, optional = DISTRIBUTIONS[kind]
-    known = {*needed, *optional}
-    if missing := [key for key in needed if key not in spec]:
+    required, optional = DISTRIBUTIONS[kind]
+    known = {*required, *optional}
+    if missing := [key for key in required if key not in spec]:
         raise UsageError(f"{where}: {kind} needs {' and '.join(missing)}")
-    if extra := [str(key) for key in spec if key != "distribution" and key not in known]:
+    if unknown := [str(key) for key in spec if key != "distribution" and key not in known]:
         raise UsageError(
-            f"{where}: {kind} takes {', '.join(sorted(known))}, not {extra[0]!r}{did_you_mean(extra[0], known)}"
+            f"{where}: {kind} takes {', '.join(sorted(known))}, not {unknown[0]!r}{did_you_mean(unknown[0], known)}"
         )
     values = {**optional, **{key: spec[key] for key in spec if key != "distribution"}}
     for key in NUMBERS:
         if key in values and not _is_number(values[key]):
             raise UsageError(
-                f"{where}: {key}={values[key]!r}: need a number (W&B reads 1e-3 as a word: write 0.001 or 1.0e-3)"
+                f"{where}: {key}={values[key]!r}: need a number (W&B reads 1e-3 as text: write 0.001 or 1.0e-3)"
             )
     _check_numbers(kind, values, where)
     if kind.startswith("categorical"):
@@ -190,8 +196,8 @@ def _axis(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Paramet
     return Parameter(path, kind, values)
 
 
-def _implied(spec: Mapping[Any, Any], where: str) -> str:
-    """The distribution that W&B takes where none is named."""
+def _implied_kind(spec: Mapping[Any, Any], where: str) -> str:
+    """Return the distribution that W&B takes where none is named."""
     if "value" in spec:
         return "constant"
     if "values" in spec:
@@ -200,12 +206,12 @@ def _implied(spec: Mapping[Any, Any], where: str) -> str:
         kinds = {type(spec[key]) for key in ("min", "max")}
         if kinds == {int, float}:
             raise UsageError(
-                f"{where}: min={spec['min']!r} and max={spec['max']!r} are of two kinds, which W&B refuses; write both with a decimal point, or both without"
+                f"{where}: min={spec['min']!r} and max={spec['max']!r} are an integer and a float, which W&B refuses; write both with a decimal point, or both without"
             )
         return "int_uniform" if kinds == {int} else "uniform"
     known = ("value", "values", "min", "max", "distribution", "parameters")
-    odd = next((str(key) for key in spec if key not in known), "")
-    hint = f"; {odd!r} is no key of a parameter{did_you_mean(odd, known)}" if odd else ""
+    unknown = next((str(key) for key in spec if key not in known), "")
+    hint = f"; unknown key {unknown!r}{did_you_mean(unknown, known)}" if unknown else ""
     raise UsageError(f"{where}: need `value:`, `values:`, `min:` and `max:`, or a distribution{hint}")
 
 
@@ -213,7 +219,7 @@ def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
     if "min" in values and not values["min"] <= values["max"]:
         raise UsageError(f"{where}: need min <= max, got {values['min']!r} and {values['max']!r}")
     if kind == "int_uniform" and not (isinstance(values["min"], int) and isinstance(values["max"], int)):
-        raise UsageError(f"{where}: int_uniform needs whole numbers, got {values['min']!r} and {values['max']!r}")
+        raise UsageError(f"{where}: int_uniform needs integers, got {values['min']!r} and {values['max']!r}")
     if kind.endswith("log_uniform_values") and values["min"] <= 0:
         raise UsageError(f"{where}: {kind} needs min > 0, got {values['min']!r}")
     if kind.endswith("log_uniform") and max(abs(values["min"]), abs(values["max"])) > MAX_EXPONENT:
@@ -229,19 +235,19 @@ def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
 
 
 def _check_values(values: Mapping[str, Any], where: str) -> None:
-    listed, shares = values["values"], values.get("probabilities")
+    listed, probabilities = values["values"], values.get("probabilities")
     if not isinstance(listed, list) or not listed:
         raise UsageError(f"{where}: need a list of at least one value, got {listed!r}")
-    if shares is None:
+    if probabilities is None:
         return
     if (
-        not isinstance(shares, list)
-        or len(shares) != len(listed)
-        or not all(_is_number(share) and share >= 0 for share in shares)
+        not isinstance(probabilities, list)
+        or len(probabilities) != len(listed)
+        or not all(_is_number(probability) and probability >= 0 for probability in probabilities)
     ):
         raise UsageError(f"{where}: need one probability, 0 or more, for each of the {len(listed)} values")
-    if abs(sum(shares) - 1) > 1e-6:
-        raise UsageError(f"{where}: the probabilities add up to {sum(shares):g}; they must to 1")
+    if abs(sum(probabilities) - 1) > 1e-6:
+        raise UsageError(f"{where}: the probabilities add up to {sum(probabilities):g}; they must add up to 1")
 
 
 def _is_number(value: Any) -> bool:
@@ -249,16 +255,16 @@ def _is_number(value: Any) -> bool:
 
 
 def nested(values: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
-    """Values by path as the mapping that an agent passes on."""
-    told: dict[str, Any] = {}
+    """Return values by path as a nested mapping, as an agent passes it on."""
+    result: dict[str, Any] = {}
     for path, value in values.items():
-        place = told
+        level = result
         for name in path[:-1]:
-            place = place.setdefault(name, {})
-        place[path[-1]] = value
-    return told
+            level = level.setdefault(name, {})
+        level[path[-1]] = value
+    return result
 
 
 def as_text(value: Any) -> str:
-    """A value as one JSON word: for tables, and to tell values apart that Python calls equal (1, 1.0, true)."""
+    """Return a value as JSON: for tables, and to tell values apart that Python calls equal (1, 1.0, true)."""
     return json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)

@@ -1,113 +1,190 @@
-"""The process of a trial: its command as W&B's agent would give it, its share of the machine, its log, and its last word."""
+"""Starts the runs of a sweep: the trials, and afterwards the final runs of the best configuration."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config.settings import canonical_name
 from harness.sweep import command, results
-from harness.sweep import workers as processes
+from harness.sweep.fork_server import ForkServer
 from harness.sweep.schema import SweepSpec
 from harness.sweep.study import Trial, TrialRecord
+from harness.sweep.workers import FinishedTrial, SubprocessTrial, TrialProcess, device_environments, stop_all
 from harness.tracking import run_dir
-from harness.utils.files import read_json
+from harness.tracking.run_dir import RunState
+from harness.utils.errors import HarnessError
+from harness.utils.files import read_json, write_json
+from harness.utils.signals import StopRequests
+from harness.utils.text import percent
 
-FROM_AGENTS = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
+if TYPE_CHECKING:
+    from harness.runs.seeds import SeedRun, SeedsResult
+
+AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
+POLL_INTERVAL = 0.1  # seconds between two checks of the final runs
 
 
 class Launcher:
     """Starts the runs of one sweep.
 
     Args:
-        folder: where everything of the sweep goes.
+        folder: of the sweep.
         workers: runs at a time; each has its share of the GPUs and CPU threads.
-        fork: start plain ones from a process that has everything imported.
+        fork: fork plain trials from a process that has imported everything.
     """
 
     def __init__(self, sweep: SweepSpec, folder: Path, workers: int, fork: bool) -> None:
         self.sweep, self.folder, self.workers = sweep, folder, workers
-        self._environment = {name: value for name, value in os.environ.items() if name not in FROM_AGENTS}
-        self._shares = processes.device_environments(workers, self._environment)
+        self._environment = {name: value for name, value in os.environ.items() if name not in AGENT_VARIABLES}
+        self._shares = device_environments(workers, self._environment)
         self._forks = fork and hasattr(os, "fork") and len({tuple(share.items()) for share in self._shares}) == 1
-        self._nest: processes.ForkServer | None = None
+        self._server: ForkServer | None = None
 
     @property
     def runs(self) -> Path:
-        """Where the run folders go."""
+        """Return where the run directories go."""
         return self.folder / results.RUNS
 
     def free_share(self, taken: Iterable[int]) -> int:
-        """The number of a share that nobody has."""
+        """Return the index of a worker's share that is not taken."""
         return min(set(range(self.workers)) - set(taken))
 
-    def trial(self, proposal: Trial, share: int) -> processes.TrialProcess:
-        """The process of a trial; none is needed where an earlier coordinator died between the trial's end and its own word."""
-        if run_dir.read_state(self.runs / proposal.name) == "finished":
-            return processes.FinishedTrial()
-        own: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
-        # Whatever the file says: the final runs read the test set.
-        last = {} if self.sweep.metric.name.startswith(("test/", "best/test")) else {"test": False}
-        return self._launch(proposal.values, self._words(proposal.name, own, last), proposal.name, share)
+    def start_trial(self, trial: Trial, share: int) -> TrialProcess:
+        """Start a trial; nothing is started where it finished under a scheduler that died before it stored that."""
+        if run_dir.read_state(self.runs / trial.name) == RunState.FINISHED:
+            return FinishedTrial()
+        defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
+        # Whatever the file says, only the final runs read the test set, unless the metric is one of it.
+        forced = {} if self.sweep.metric.name.startswith(("test/", "best/test")) else {"test": False}
+        return self._start(trial.values, self._options(trial.name, defaults, forced), trial.name, share)
 
-    def final(self, best: TrialRecord, seed: int, name: str, share: int) -> processes.TrialProcess:
-        """The process of a run that tests the best configuration with a seed of its own."""
-        own = self._words(name, {"job_type": "final"}, {"test": True, "seed": seed})
-        return self._launch(best.values, own, name, share)
+    def start_final(self, best: TrialRecord, seed: int, name: str, share: int) -> TrialProcess:
+        """Start a run that trains the best configuration with another seed and reads the test set."""
+        options = self._options(name, {"job_type": "final"}, {"test": True, "seed": seed})
+        return self._start(best.values, options, name, share)
 
-    def _words(self, name: str, own: Mapping[str, Any], last: Mapping[str, Any]) -> list[str]:
-        """What the sweep adds to a command: `own` where neither file nor command line says otherwise, `last` in any case."""
-        given = {canonical_name(axis.path[0]) for axis in self.sweep.axes} | set(self.sweep.overrides)
+    def _options(self, name: str, defaults: Mapping[str, Any], forced: Mapping[str, Any]) -> list[str]:
+        """Return the options of a run beside its parameters.
+
+        Args:
+            defaults: settings that hold unless the file or the command line gives them.
+            forced: settings that hold in any case.
+        """
+        given = {canonical_name(parameter.path[0]) for parameter in self.sweep.parameters} | set(self.sweep.overrides)
         document = self.sweep.document
-        usual = {"wandb": "offline", **own, "group": self.folder.name}
-        usual |= {key: str(document[key]) for key in ("project", "entity") if document.get(key)}
-        told = {**{key: value for key, value in usual.items() if key not in given}, **self.sweep.overrides, **last}
-        told |= {"output": str(self.runs), "name": name, "resume": "auto"}
-        return _options(told)
+        defaults = {"wandb": "offline", **defaults, "group": self.folder.name}
+        defaults |= {key: str(document[key]) for key in ("project", "entity") if document.get(key)}
+        settings = {key: value for key, value in defaults.items() if key not in given}
+        settings |= {**self.sweep.overrides, **forced}
+        settings |= {"output": str(self.runs), "name": name, "resume": "auto"}
+        return [
+            f"--{key.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
+            for key, value in settings.items()
+        ]
 
-    def _launch(self, values: Mapping[str, Any], own: Sequence[str], name: str, share: int) -> processes.TrialProcess:
-        parameters = self.sweep.parameters(values)
+    def _start(self, values: Mapping[str, Any], options: Sequence[str], name: str, share: int) -> TrialProcess:
+        parameters = self.sweep.trial_parameters(values)
         environment = {**self._environment, **self._shares[share]}
         self.runs.mkdir(parents=True, exist_ok=True)
         log = self._log(name)
-        here = Path.cwd()
         if self._forks and command.is_plain(self.sweep.command):
-            if self._nest is None:
-                self._nest = processes.ForkServer(environment)
-            return self._nest.start(["run", *command.arguments(parameters), *own], environment, here, log)
-        words = [*command.fill(self.sweep.command, parameters, environment), *own]
-        return processes.SubprocessTrial(words, environment, here, log)
+            if self._server is None:
+                self._server = ForkServer(environment)
+            arguments = ["run", *command.arguments(parameters), *options]
+            return self._server.start(arguments, environment, Path.cwd(), log)
+        line = [*command.fill(self.sweep.command, parameters, environment), *options]
+        return SubprocessTrial(line, environment, Path.cwd(), log)
 
     def _log(self, name: str) -> Path:
-        """Where the output of a process goes."""
+        """Return the file that the output of a run goes to."""
         folder = self.folder / "logs"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.log"
 
-    def why(self, name: str, code: int) -> str:
-        """A run's own last word on why it failed."""
+    def failure_reason(self, name: str, code: int) -> str:
+        """Return why a run failed: from its status, or else the last line of its log."""
         status = read_json(self.runs / name / run_dir.STATUS)
-        if status.get("state") == "failed" and status.get("reason"):
+        if status.get("state") == RunState.FAILED and status.get("reason"):
             return str(status["reason"])
         try:
             lines = [line for line in self._log(name).read_text(errors="replace").splitlines() if line.strip()]
         except OSError:
             lines = []
-        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
-        ended = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
-        return f"{told[-1]} ({ended})" if told else ended
+        messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
+        ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
+        return f"{messages[-1]} ({ending})" if messages else ending
 
     def close(self) -> None:
-        """End the process that others are forked from."""
-        if self._nest is not None:
-            self._nest.close()
-            self._nest = None
+        """Stop the fork server."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
 
 
-def _options(settings: Mapping[str, Any]) -> list[str]:
-    return [
-        f"--{name.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
-        for name, value in settings.items()
-    ]
+@dataclass(frozen=True)
+class _FinalRun:
+    seed: int
+    name: str
+    process: TrialProcess
+    share: int
+
+
+def final_runs(
+    launcher: Launcher, best: TrialRecord | None, seeds: int, stop_requests: StopRequests, say: Callable[[str], None]
+) -> SeedsResult:
+    """Train the best configuration over several seeds, as many at a time as there are workers, and test each.
+
+    The result is also written to the sweep's summary. Runs that finished under an earlier command are not repeated.
+
+    Raises:
+        HarnessError: there is no best configuration, or a final run failed.
+    """
+    from harness.runs.seeds import SeedsResult
+
+    if best is None:
+        raise HarnessError("no trial logged the metric, so there is no best configuration to test")
+    waiting = [(seed, f"final-{best.name.removeprefix('trial-')}-s{seed}") for seed in range(seeds)]
+    running: list[_FinalRun] = []
+    finished: list[SeedRun] = []
+    try:
+        while waiting or running:
+            stop_requests.check()
+            while waiting and len(running) < launcher.workers:
+                seed, name = waiting.pop(0)
+                if run_dir.read_state(launcher.runs / name) == RunState.FINISHED:
+                    finished.append(_seed_run(launcher.runs / name, seed))
+                    continue
+                share = launcher.free_share(run.share for run in running)
+                running.append(_FinalRun(seed, name, launcher.start_final(best, seed, name, share), share))
+            for run in list(running):
+                code = run.process.poll()
+                if code is None:
+                    continue
+                running.remove(run)
+                if code:
+                    reason = launcher.failure_reason(run.name, code)
+                    raise HarnessError(f"the final run with seed {run.seed} failed: {reason}")
+                finished.append(_seed_run(launcher.runs / run.name, run.seed))
+                accuracy = finished[-1].result.get("test/acc")
+                say(f"final run, seed {run.seed}: test accuracy {'-' if accuracy is None else percent(accuracy, 2)}")
+            time.sleep(POLL_INTERVAL)
+    finally:
+        stop_all([run.process for run in running])
+        launcher.close()
+    finished.sort(key=lambda run: run.seed)
+    result = SeedsResult(launcher.folder, launcher.sweep.config(best.values), tuple(finished))
+    summary = launcher.folder / results.SUMMARY
+    write_json(summary, {**read_json(summary), "final": results.final_summary(best.name, result)})
+    return result
+
+
+def _seed_run(folder: Path, seed: int) -> SeedRun:
+    from harness.runs.seeds import SeedRun
+
+    result = run_dir.read_summary(folder).get("result", {})
+    return SeedRun(seed, RunState.FINISHED, f"{results.RUNS}/{folder.name}", result)

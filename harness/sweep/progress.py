@@ -1,4 +1,4 @@
-"""A sweep as it goes, for a person: a live table on a terminal, a line an event elsewhere. All on standard error."""
+"""The progress of a sweep on standard error: a live table on a terminal, one line an event elsewhere."""
 
 from __future__ import annotations
 
@@ -8,154 +8,149 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from harness.sweep.distributions import as_text
+from harness.sweep.results import STATES
 from harness.sweep.schema import SweepSpec
 from harness.sweep.study import TrialRecord
+from harness.utils.text import percent, printable
 
-SHOWN = 14  # trials in the live table: the best, and the latest
+MAX_ROWS = 14  # of the live table: the latest trials, and the best one
+REDRAW_INTERVAL = 0.5  # seconds
 
 
 class SweepLog:
-    """A line when a trial begins or ends."""
+    """One line when a trial starts or ends."""
 
     def __init__(self, sweep: SweepSpec, stream: TextIO | None = None) -> None:
         self.sweep, self.stream = sweep, stream or sys.stderr
 
     def say(self, text: str) -> None:
-        """A line for the reader."""
-        print(_clean(text), file=self.stream, flush=True)
+        """Print a message."""
+        print(printable(text, keep_newlines=True), file=self.stream, flush=True)
 
-    def began(self, name: str, values: Mapping[str, Any]) -> None:
-        """A trial was started."""
-        self.say(f"{name}  began      {_told(values)}")
+    def trial_started(self, name: str, values: Mapping[str, Any]) -> None:
+        """Print that a trial has started."""
+        self.say(f"{name}  started        {_settings(values)}")
 
-    def ended(self, row: TrialRecord, seconds: float, best: TrialRecord | None, left: str) -> None:
-        """A trial has ended."""
-        score = f"{self.sweep.metric.name} {_score(self.sweep, row)}"
-        so_far = f"  best so far {_score(self.sweep, best)} ({best.name})" if best is not None else ""
-        why = f"  {row.reason}" if row.reason else ""
-        self.say(
-            f"{row.name}  {STATES[row.state]:<9}  {score}  {seconds:.1f} s{so_far}{f'  {left}' if left else ''}{why}"
-        )
+    def trial_ended(self, record: TrialRecord, seconds: float, best: TrialRecord | None, time_left: str) -> None:
+        """Print how a trial has ended."""
+        parts = [record.name, f"{_label(record.state):<13}"]
+        parts += [f"{self.sweep.metric.name} {_score(self.sweep, record)}", f"{seconds:.1f} s"]
+        if best is not None:
+            parts.append(f"best so far {_score(self.sweep, best)} ({best.name})")
+        self.say("  ".join([*parts, *(text for text in (time_left, record.reason) if text)]))
 
     def is_due(self) -> bool:
-        """Whether `update` would show anything."""
+        """Return whether `update` would print anything."""
         return False
 
-    def update(self, rows: Sequence[TrialRecord], best: TrialRecord | None, left: str) -> None:
-        """What is known now."""
+    def update(self, records: Sequence[TrialRecord], best: TrialRecord | None, time_left: str) -> None:
+        """Show the state of the search."""
 
     def close(self) -> None:
-        """When nothing more will be shown."""
+        """Stop showing."""
 
 
 class SweepTable(SweepLog):
-    """A table of the latest trials that is drawn again as they go on."""
+    """A table of the latest trials that is redrawn as they proceed."""
 
     def __init__(self, sweep: SweepSpec, stream: TextIO | None = None) -> None:
         from rich.console import Console
-        from rich.live import Live as Screen
+        from rich.live import Live
 
         super().__init__(sweep, stream)
         self._console = Console(file=self.stream, highlight=False)
-        self._screen = Screen(console=self._console, auto_refresh=False)
-        self._screen.start()
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._live.start()
         self._drawn = 0.0
 
     def say(self, text: str) -> None:
-        """A line above the table."""
-        self._console.print(_clean(text), markup=False)
+        """Print a message above the table."""
+        self._console.print(printable(text, keep_newlines=True), markup=False)
 
-    def began(self, name: str, values: Mapping[str, Any]) -> None:
-        """Nothing: the table shows it."""
+    def trial_started(self, name: str, values: Mapping[str, Any]) -> None:
+        """Print nothing: the table shows it."""
 
-    def ended(self, row: TrialRecord, seconds: float, best: TrialRecord | None, left: str) -> None:
-        """Only what the table has no room for."""
-        if row.state == "failed":
-            self.say(f"{row.name} failed: {row.reason}")
+    def trial_ended(self, record: TrialRecord, seconds: float, best: TrialRecord | None, time_left: str) -> None:
+        """Print the reason of a failure, for which the table has no column."""
+        if record.state == "failed":
+            self.say(f"{record.name} failed: {record.reason}")
 
     def is_due(self) -> bool:
-        """Whether the table is half a second old."""
-        return time.monotonic() - self._drawn >= 0.5
+        """Return whether the table is to be redrawn."""
+        return time.monotonic() - self._drawn >= REDRAW_INTERVAL
 
-    def update(self, rows: Sequence[TrialRecord], best: TrialRecord | None, left: str) -> None:
-        """Draw the table again."""
+    def update(self, records: Sequence[TrialRecord], best: TrialRecord | None, time_left: str) -> None:
+        """Redraw the table."""
         self._drawn = time.monotonic()
-        self._screen.update(self._table(rows, best, left), refresh=True)
+        self._live.update(self._table(records, best, time_left), refresh=True)
 
-    def _table(self, rows: Sequence[TrialRecord], best: TrialRecord | None, left: str) -> Any:
+    def _table(self, records: Sequence[TrialRecord], best: TrialRecord | None, time_left: str) -> Any:
         from rich.table import Table
         from rich.text import Text
 
-        counts = {state: sum(row.state == state for row in rows) for state in STATES}
-        told = ", ".join(f"{count} {STATES[state]}" for state, count in counts.items() if count)
+        title = f"{printable(self.sweep.name)}: {_counts(records)}"
         if best is not None:
-            told += f"; best so far {_score(self.sweep, best)} ({best.name})"
-        table = Table(
-            title=Text(f"{_clean(self.sweep.name)}: {told}"),
-            caption=Text(left),
-            title_justify="left",
-            caption_justify="left",
-        )
-        names = [axis.name for axis in self.sweep.searched]
-        for name in ("trial", *names, "state", "values", _clean(self.sweep.metric.name)):
+            title += f"; best so far {_score(self.sweep, best)} ({best.name})"
+        table = Table(title=Text(title), caption=Text(time_left), title_justify="left", caption_justify="left")
+        names = [parameter.name for parameter in self.sweep.searched]
+        for name in ("trial", *names, "state", "epochs", printable(self.sweep.metric.name)):
             table.add_column(Text(name), justify="left" if name in ("trial", "state") else "right")
-        latest = list(rows)[-SHOWN:]
+        latest = list(records)[-MAX_ROWS:]
         if best is not None and best not in latest:
             latest.insert(0, best)
-        for row in latest:
-            cells = [
-                row.name,
-                *(_value(row.values.get(name)) for name in names),
-                STATES[row.state],
-                str(len(row.history)),
-                _score(self.sweep, row),
-            ]
-            is_best = best is not None and row.name == best.name
+        for record in latest:
+            cells = [record.name, *(_value(record.values.get(name)) for name in names)]
+            cells += [_label(record.state), str(len(record.history)), _score(self.sweep, record)]
+            is_best = best is not None and record.name == best.name
             table.add_row(
-                *(Text(_clean(cell)) for cell in cells),
-                style="bold green" if is_best else "red" if row.state == "failed" else "",
+                *(Text(printable(cell)) for cell in cells),
+                style="bold green" if is_best else "red" if record.state == "failed" else "",
             )
         return table
 
     def close(self) -> None:
-        """Leave the last table standing."""
-        self._screen.stop()
-
-
-STATES = {"complete": "complete", "pruned": "stopped", "failed": "failed", "running": "running"}
+        """Stop redrawing; the last table stays on the terminal."""
+        self._live.stop()
 
 
 def sweep_summary(
-    sweep: SweepSpec, rows: Sequence[TrialRecord], best: TrialRecord | None, spent: Mapping[str, float]
+    sweep: SweepSpec, records: Sequence[TrialRecord], best: TrialRecord | None, times: Mapping[str, float]
 ) -> str:
-    """What the sweep came to, for a person."""
-    counts = [f"{count} {STATES[state]}" for state in STATES if (count := sum(row.state == state for row in rows))]
-    lines = [f"trials      {len(rows)}: {', '.join(counts) or 'none'}"]
+    """Return the result of a sweep as a few lines of text.
+
+    Args:
+        times: see `results.time_summary`.
+    """
+    lines = [f"trials      {len(records)}: {_counts(records) or 'none'}"]
     if best is None:
         return "\n".join([*lines, "best        none: no trial logged the metric"])
     lines += [
         f"best        {sweep.metric.name} {_score(sweep, best)} ({best.name})",
-        f"            {_told(best.values)}",
+        f"            {_settings(best.values)}",
     ]
-    if spent:
-        share = 100 * spent["share not training"]
+    if times:
         lines.append(
-            f"time        {spent['seconds']:.0f} s in trials, {share:.0f} % of it not training ({spent['median seconds a trial not training']:.1f} s a trial)"
+            f"time        {times['seconds']:.0f} s in trials, {percent(times['share not training'], 0)} of it not training ({times['median seconds a trial not training']:.1f} s per trial)"
         )
     return "\n".join(lines)
 
 
-def _score(sweep: SweepSpec, row: TrialRecord) -> str:
-    return f"{sweep.metric.best(row.history):.4f}" if row.history else "-"
+def _label(state: str) -> str:
+    return "stopped early" if state == "pruned" else state
 
 
-def _told(values: Mapping[str, Any]) -> str:
-    return "  ".join(f"{_clean(name)}={_value(value)}" for name, value in values.items())
+def _counts(records: Sequence[TrialRecord]) -> str:
+    counts = {state: sum(record.state == state for record in records) for state in STATES}
+    return ", ".join(f"{count} {_label(state)}" for state, count in counts.items() if count)
+
+
+def _score(sweep: SweepSpec, record: TrialRecord) -> str:
+    return f"{sweep.metric.best(record.history):.4f}" if record.history else "-"
+
+
+def _settings(values: Mapping[str, Any]) -> str:
+    return "  ".join(f"{printable(name)}={_value(value)}" for name, value in values.items())
 
 
 def _value(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else _clean(as_text(value).strip('"'))
-
-
-def _clean(text: object) -> str:
-    return "".join(letter if letter.isprintable() or letter == "\n" else " " for letter in str(text))
+    return f"{value:.4g}" if isinstance(value, float) else printable(as_text(value).strip('"'))

@@ -1,14 +1,12 @@
-"""What a sweep leaves: `trials.csv`, `best.yaml`, `sweep.json` and its figures."""
+"""The files that a sweep leaves: `trials.csv`, `best.yaml`, `sweep.json`."""
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config import yaml_io
 from harness.config.recipe import make_config, recipe_paths
@@ -17,11 +15,16 @@ from harness.sweep.distributions import as_text
 from harness.sweep.schema import SweepSpec
 from harness.sweep.study import TrialRecord
 from harness.tracking.journal import follow_journal
-from harness.utils.files import read_json, write_atomically
-from harness.utils.stats import mean_interval
+from harness.utils.files import read_json, write_json
+from harness.utils.text import printable, write_csv
+
+if TYPE_CHECKING:
+    from harness.runs.seeds import SeedsResult
 
 TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
-# Settings of a single run, which the best of a sweep does not hand on.
+TIMES = "times.json"
+STATES = ("complete", "pruned", "failed", "running")
+# Settings of a single run, which `best.yaml` leaves out.
 PER_RUN_SETTINGS = (
     "recipe",
     "name",
@@ -42,8 +45,9 @@ class TrialTimes:
     """Seconds of one trial.
 
     Attributes:
-        wall: from the start of its process to its end, over all its tries on this machine.
-        epochs: of them training and evaluating. count: epochs.
+        wall: from the start of its process to its end, over all tries on this machine.
+        epochs: of these, training and evaluating.
+        count: of epochs.
     """
 
     wall: float
@@ -51,101 +55,134 @@ class TrialTimes:
     count: int
 
 
-def trial_times(folder: Path, wall: float) -> TrialTimes:
-    """What a trial's journal says of its time."""
+def read_trial_times(folder: Path, wall: float) -> TrialTimes:
+    """Return the times of a trial that took `wall` seconds, from the journal in its run directory."""
     records, _ = follow_journal(folder, 0)
-    spent = [float(value) for record in records if (value := record.scalars().get("time/epoch_s")) is not None]
-    return TrialTimes(wall, sum(spent), len(spent))
+    seconds = [float(value) for record in records if (value := record.scalars().get("time/epoch_s")) is not None]
+    return TrialTimes(wall, sum(seconds), len(seconds))
+
+
+def update_times(folder: Path, times: Mapping[str, TrialTimes]) -> dict[str, TrialTimes]:
+    """Add the times of this command's trials to the sweep's `times.json`; return those of all commands."""
+    earlier = {name: TrialTimes(*values) for name, values in read_json(folder / TIMES).items()}
+    together = {**earlier, **times}
+    if times:
+        write_json(folder / TIMES, {name: [each.wall, each.epochs, each.count] for name, each in together.items()})
+    return together
 
 
 def write_trials(
-    path: Path, sweep: SweepSpec, rows: Sequence[TrialRecord], spent: Mapping[str, TrialTimes], folder: str
+    path: Path, sweep: SweepSpec, records: Sequence[TrialRecord], times: Mapping[str, TrialTimes], folder: str
 ) -> None:
-    """One line a trial: state, parameters, metric, time, where it is, why it failed."""
-    names = [axis.name for axis in sweep.searched]
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(
-        ["trial", "state", *names, sweep.metric.name, "values", "seconds", "training seconds", "folder", "reason"]
-    )
-    for row in rows:
-        took = spent.get(row.name)
-        best = f"{sweep.metric.best(row.history):.6g}" if row.history else ""
-        cells = [_cell(row.values.get(name)) for name in names]
-        seconds = ["", ""] if took is None else [f"{took.wall:.1f}", f"{took.epochs:.1f}"]
-        table.writerow(
-            [row.name, row.state, *cells, best, len(row.history), *seconds, f"{folder}/{row.name}", _cell(row.reason)]
-        )
-    write_atomically(path, text.getvalue())
+    """Write one line a trial: state, parameters, metric, seconds, run directory, reason of a failure.
+
+    Args:
+        folder: of the run directories, as the table names it.
+    """
+    names = [parameter.name for parameter in sweep.searched]
+    header = ["trial", "state", *names, sweep.metric.name]
+    header += ["values", "seconds", "training seconds", "folder", "reason"]
+    rows = []
+    for record in records:
+        best = _round(sweep.metric.best(record.history), 6) if record.history else None
+        spent = times.get(record.name)
+        seconds = ["", ""] if spent is None else [f"{spent.wall:.1f}", f"{spent.epochs:.1f}"]
+        values = [_cell(record.values.get(name)) for name in names]
+        run = f"{folder}/{record.name}"
+        rows.append([record.name, record.state, *values, best, len(record.history), *seconds, run, record.reason])
+    write_csv(path, header, rows)
 
 
-def _cell(value: Any) -> str:
-    """A value as a spreadsheet may open it: nothing that it would take for a formula."""
-    if value is None:
-        return ""
-    if isinstance(value, bool | int | float):
-        return f"{value:.8g}" if isinstance(value, float) else str(value)
-    text = value if isinstance(value, str) else as_text(value)
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t") else text
+def _cell(value: Any) -> Any:
+    """Return a parameter's value for the table: a number, or text."""
+    if isinstance(value, float):
+        return _round(value, 8)
+    return value if value is None or isinstance(value, bool | int | str) else as_text(value)
+
+
+def _round(value: float, digits: int) -> float | int:
+    """Return `value` to so many significant digits, as an integer where that is one."""
+    rounded = float(f"{value:.{digits}g}")
+    return int(rounded) if rounded.is_integer() else rounded
 
 
 def best_recipe(sweep: SweepSpec, best: TrialRecord, name: str, trials: int) -> str:
-    """The text of `best.yaml`: the settings of the best trial, ready to be trained and tested."""
-    values = chosen_settings(sweep.config(best.values))
+    """Return the text of `best.yaml`: the settings of the best trial, ready to be trained and tested."""
     value = sweep.metric.best(best.history)
-    found = ", ".join(f"{key} {_cell(part)}" for key, part in best.values.items())
+    searched = ", ".join(f"{key} {_cell(part)}" for key, part in best.values.items())
     head = (
-        f"# The best of {trials} trials of the sweep {_one_line(name)}: {sweep.metric.name} {value:.6g} ({best.name}).\n"
-        f"#\n#   harness run --recipe PATH/TO/{BEST}\n#\n# Searched: {_one_line(found)}\n"
+        f"# The best of {trials} trials of the sweep {printable(name)}: {sweep.metric.name} {value:.6g} ({best.name}).\n"
+        f"#\n#   harness run --recipe PATH/TO/{BEST}\n#\n# Searched: {printable(searched)}\n"
     )
-    return head + yaml_io.dump_yaml(values)
+    return head + yaml_io.dump_yaml(differing_settings(sweep.config(best.values)))
 
 
-def chosen_settings(config: Config) -> dict[str, Any]:
-    """The settings by which a configuration differs from the shipped recipe that it starts from."""
-    base = config.recipe if config.recipe in recipe_paths() else Config().recipe
-    here, there = config.to_dict(), make_config({}, base).to_dict()
+def differing_settings(config: Config) -> dict[str, Any]:
+    """Return the shipped recipe that a configuration starts from, and the settings that differ from it."""
+    recipe = config.recipe if config.recipe in recipe_paths() else Config().recipe
+    defaults = make_config({}, recipe).to_dict()
     return {
-        "recipe": base,
-        **{key: value for key, value in here.items() if value != there[key] and key not in PER_RUN_SETTINGS},
+        "recipe": recipe,
+        **{
+            key: value
+            for key, value in config.to_dict().items()
+            if value != defaults[key] and key not in PER_RUN_SETTINGS
+        },
     }
 
 
-def _one_line(text: str) -> str:
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+def write_summary(
+    path: Path,
+    sweep: SweepSpec,
+    records: Sequence[TrialRecord],
+    best: TrialRecord | None,
+    importances: Mapping[str, float],
+    times: Mapping[str, TrialTimes],
+) -> None:
+    """Write the summary of a sweep; what `final_runs` has added to an earlier one stays."""
+    summary = read_json(path) | {
+        "name": sweep.name,
+        "method": sweep.method,
+        "metric": {"name": sweep.metric.name, "goal": "maximize" if sweep.metric.maximise else "minimize"},
+        "trials": {state: sum(record.state == state for record in records) for state in STATES},
+        "best": None,
+        "importance": dict(importances),
+        "time": time_summary(times),
+    }
+    if best is not None:
+        summary["best"] = {
+            "trial": best.name,
+            "value": sweep.metric.best(best.history),
+            "parameters": dict(best.values),
+            "folder": f"{RUNS}/{best.name}",
+        }
+    write_json(path, summary)
 
 
-def overhead(spent: Mapping[str, TrialTimes]) -> dict[str, float]:
-    """How much of the trials' time was not training, in all and per trial (median), seconds."""
-    done = [took for took in spent.values() if took.count]
-    if not done:
+def time_summary(times: Mapping[str, TrialTimes]) -> dict[str, float]:
+    """Return how many seconds the trials took, and how much of it was not training; empty without any epoch."""
+    trained = [each for each in times.values() if each.count]
+    if not trained:
         return {}
-    wall, epochs = sum(took.wall for took in done), sum(took.epochs for took in done)
+    wall, epochs = sum(each.wall for each in trained), sum(each.epochs for each in trained)
     return {
         "seconds": round(wall, 1),
         "training seconds": round(epochs, 1),
         "share not training": round(1 - epochs / wall, 4),
-        "median seconds a trial not training": round(statistics.median(took.wall - took.epochs for took in done), 2),
+        "median seconds a trial not training": round(statistics.median(each.wall - each.epochs for each in trained), 2),
     }
 
 
-def final_table(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean and spread of the test figures over the seeds of the final runs.
-
-    Args:
-        results: of each run: `seed` and what its `summary.json` calls its result.
-    """
-    scores = [float(result["test/acc"]) for result in results if "test/acc" in result]
-    told: dict[str, Any] = {"seeds": [dict(result) for result in results]}
-    if scores:
-        found = mean_interval(scores)
-        told["test/acc mean"], told["test/acc standard deviation"] = found.mean, found.sd or 0.0
-        told["test/acc lowest"], told["test/acc highest"] = found.least, found.most
-        if found.low is not None:
-            told["test/acc 95 % interval"] = [found.low, found.high]
-    return told
-
-
-def result_of(folder: Path) -> dict[str, Any]:
-    """What a finished run's summary calls its result."""
-    return dict(read_json(folder / "summary.json").get("result", {}))
+def final_summary(trial: str, result: SeedsResult) -> dict[str, Any]:
+    """Return what the summary keeps of the final runs: each result, and the test accuracy over the seeds."""
+    summary: dict[str, Any] = {"trial": trial, "seeds": [{"seed": run.seed, **run.result} for run in result.seeds]}
+    if (accuracy := result.figures.get("test/acc")) is not None:
+        summary |= {
+            "test/acc mean": accuracy.mean,
+            "test/acc standard deviation": accuracy.sd or 0.0,
+            "test/acc lowest": accuracy.least,
+            "test/acc highest": accuracy.most,
+        }
+        if accuracy.low is not None:
+            summary["test/acc 95 % interval"] = [accuracy.low, accuracy.high]
+    return summary

@@ -1,4 +1,4 @@
-"""A sweep's YAML in W&B's own format, read, checked and understood before any trial."""
+"""A sweep file in W&B's format, read and checked before any trial starts."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ import yaml
 
 from harness.config import yaml_io
 from harness.config.recipe import make_config
-from harness.config.settings import FOLDER_LIKE, Config, canonical_name, coerce, setting_fields
+from harness.config.settings import Config, canonical_name, coerce, setting_fields
 from harness.sweep import command
 from harness.sweep.distributions import Parameter, nested, read_parameters
 from harness.sweep.hyperband import Hyperband, read_hyperband
+from harness.sweep.metric import Metric, check_metric, read_metric
 from harness.utils.errors import UsageError, did_you_mean
 
 METHODS = ("grid", "random", "bayes", "custom")
@@ -44,50 +45,24 @@ KEYS = (
     "early_terminate",
     "parameters",
 )
-# What every epoch's record says, beside the splits' loss and accuracy; a test holds it to a real run.
-OTHER_METRICS = ("lr", "epoch", "time/train_s", "time/eval_s", "time/epoch_s", "throughput/images_per_s")
 MAX_GRID_POINTS = 100_000
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What a sweep optimises.
-
-    Attributes:
-        target: the sweep ends when a run reaches it; None: it does not.
-    """
-
-    name: str
-    maximise: bool
-    target: float | None = None
-
-    def better(self, value: float, other: float) -> bool:
-        """Whether `value` beats `other`."""
-        return value > other if self.maximise else value < other
-
-    def reached(self, value: float) -> bool:
-        """Whether `value` is as good as the target."""
-        return self.target is not None and not self.better(self.target, value)
-
-    def best(self, values: Sequence[float]) -> float:
-        """The best of at least one value."""
-        return max(values) if self.maximise else min(values)
-
-
-@dataclass(frozen=True)
 class SweepSpec:
-    """A sweep that has been understood.
+    """A checked sweep.
 
     Attributes:
         method: grid, random or bayes.
+        parameters: fixed and searched ones, in the order of the file.
         document: the YAML as it was read.
-        overrides: settings given by hand, under their names; they win over the file's constants.
+        overrides: settings given on the command line, under their names; they win over the file's constants.
     """
 
     name: str
     method: str
     metric: Metric
-    axes: tuple[Parameter, ...]
+    parameters: tuple[Parameter, ...]
     command: tuple[str, ...]
     hyperband: Hyperband | None
     run_cap: int | None
@@ -96,56 +71,66 @@ class SweepSpec:
 
     @property
     def searched(self) -> list[Parameter]:
-        """The parameters that have more than one value."""
-        return [axis for axis in self.axes if not axis.fixed]
+        """Return the parameters that have more than one value."""
+        return [parameter for parameter in self.parameters if not parameter.is_fixed]
 
-    def parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """The parameters of one trial as an agent passes them on: searched values by dotted name, and the constants."""
-        return nested({axis.path: axis.spec["value"] if axis.fixed else values[axis.name] for axis in self.axes})
+    def trial_parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of one trial, nested as an agent passes them on.
+
+        Args:
+            values: the searched values by dotted name.
+        """
+        return nested(
+            {
+                parameter.path: parameter.spec["value"] if parameter.is_fixed else values[parameter.name]
+                for parameter in self.parameters
+            }
+        )
 
     def config(self, values: Mapping[str, Any]) -> Config:
-        """The settings of one trial.
+        """Return the settings of one trial.
 
         Raises:
-            UsageError: they do not fit each other.
+            UsageError: they contradict each other.
         """
-        return make_config({**self.parameters(values), **self.overrides})
+        return make_config({**self.trial_parameters(values), **self.overrides})
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every point of the grid; the last parameter moves fastest."""
-        axes = self.searched
-        return [
-            dict(zip((axis.name for axis in axes), point, strict=True))
-            for point in itertools.product(*(axis.points() for axis in axes))
-        ]
+        """Return every point of the grid; the last parameter varies fastest."""
+        names = [parameter.name for parameter in self.searched]
+        points = itertools.product(*(parameter.points() for parameter in self.searched))
+        return [dict(zip(names, point, strict=True)) for point in points]
 
     def digest(self) -> str:
-        """8 hexadecimal digits that stand for what is searched: not for how far, where or under what name."""
+        """Return 8 hexadecimal digits that identify what is searched, whatever the cap, the place and the name."""
+        document = dict(self.document)
+        if tuple(document.get("command") or ()) == command.START_RUN:  # so that sweeps begun before are still found
+            document["command"] = list(command.FORMER_START_RUN)
         searched = {
             key: value
-            for key, value in self.document.items()
+            for key, value in document.items()
             if key not in ("run_cap", "name", "description", "project", "entity")
         }
-        numbers = {
+        overrides = {
             name: value for name, value in self.overrides.items() if setting_fields()[name].metadata["affects_results"]
         }
-        told = json.dumps([searched, numbers], sort_keys=True, default=str)
-        return hashlib.sha256(told.encode()).hexdigest()[:8]
+        text = json.dumps([searched, overrides], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def read_sweep_file(path: Path, overrides: Mapping[str, Any] | None = None, *, on_test: bool = False) -> SweepSpec:
-    """The sweep in a YAML file.
+    """Return the sweep of a YAML file.
 
     Args:
-        overrides: settings given by hand, under any spelling of their names.
+        overrides: settings given on the command line, under any spelling of their names.
         on_test: allow a metric of the test set.
 
     Raises:
-        UsageError: with the place of the mistake and its remedy.
+        UsageError: with the key, what is wrong with it and the remedy.
     """
     document = yaml_io.read_yaml(path)
     try:
-        _same_numbers(document, path.read_text(encoding="utf-8-sig"))
+        _check_numbers(document, path.read_text(encoding="utf-8-sig"))
         return parse_sweep(document, path.stem, overrides or {}, on_test=on_test)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
@@ -154,40 +139,39 @@ def read_sweep_file(path: Path, overrides: Mapping[str, Any] | None = None, *, o
 def parse_sweep(
     document: Mapping[str, Any], name: str, overrides: Mapping[str, Any], *, on_test: bool = False
 ) -> SweepSpec:
-    """The sweep in a mapping; see `read`."""
-    if odd := [str(key) for key in document if key not in KEYS]:
-        raise UsageError(f"a sweep has no key {odd[0]!r}{did_you_mean(odd[0], KEYS)}")
+    """Return the sweep of a mapping; see `read_sweep_file`."""
+    if unknown := [str(key) for key in document if key not in KEYS]:
+        raise UsageError(f"a sweep has no key {unknown[0]!r}{did_you_mean(unknown[0], KEYS)}")
     method = document.get("method")
     if method not in METHODS:
         raise UsageError(f"method={method!r}: need one of grid, random, bayes{did_you_mean(str(method), METHODS)}")
-    method = _scheduled(document, str(method))
+    method = _resolve_scheduler(document, str(method))
     if "metrics" in document:
-        raise UsageError("`metrics:` (several at once) is not searched here; give one `metric:`")
-    axes = tuple(read_parameters(document.get("parameters")))
-    given = {canonical_name(key): value for key, value in overrides.items()}
-    axes = _settled(axes, given)
+        raise UsageError("`metrics:` (several at once) is not supported; give one `metric:`")
+    overrides = {canonical_name(key): value for key, value in overrides.items()}
+    parameters = _check_parameters(read_parameters(document.get("parameters")), overrides)
     block = document.get("early_terminate")
     sweep = SweepSpec(
         name=str(document.get("name") or name),
         method=method,
-        metric=_metric(document.get("metric"), method),
-        axes=axes,
+        metric=read_metric(document.get("metric"), method),
+        parameters=parameters,
         command=command.check(document.get("command"), document.get("program")),
         hyperband=None if block is None else read_hyperband(block),
-        run_cap=_cap(document.get("run_cap")),
+        run_cap=_read_cap(document.get("run_cap")),
         document=document,
-        overrides=given,
+        overrides=overrides,
     )
     if method == "grid":
-        count = math.prod(len(axis.points()) for axis in sweep.searched)
+        count = math.prod(len(parameter.points()) for parameter in sweep.searched)
         if count > MAX_GRID_POINTS:
             raise UsageError(f"the grid has {count:,} points; take fewer values, or set method: random")
-    _check_metric(sweep.metric.name, _some_config(sweep), on_test)
+    check_metric(sweep.metric.name, _sample_config(sweep), on_test)
     return sweep
 
 
-def _scheduled(document: Mapping[str, Any], method: str) -> str:
-    """The method, with W&B's experimental `scheduler:` block taken into account."""
+def _resolve_scheduler(document: Mapping[str, Any], method: str) -> str:
+    """Return the method that W&B's experimental `scheduler:` block stands for; without one, the file's own."""
     block = document.get("scheduler")
     if block is None:
         if method == "custom":
@@ -197,12 +181,12 @@ def _scheduled(document: Mapping[str, Any], method: str) -> str:
         raise UsageError("scheduler: need `engine: optuna` or `engine: wandb`")
     if "early_terminate" in document:
         raise UsageError("scheduler and early_terminate do not go together in W&B; leave one out")
-    if odd := [key for key in ("source", "optimizer", "search_space") if key in block]:
+    if unsupported := [key for key in ("source", "optimizer", "search_space") if key in block]:
         raise UsageError(
-            f"scheduler: {odd[0]} runs Python code of yours, which `harness sweep` does not; leave it out, or use `wandb sweep-scheduler`"
+            f"scheduler: {unsupported[0]} runs your own Python code, which `harness sweep` does not; leave it out, or use `wandb sweep-scheduler`"
         )
     if block["engine"] == "ax":
-        raise UsageError("scheduler: engine=ax is not to be had here; set engine: optuna, or method: bayes alone")
+        raise UsageError("scheduler: engine=ax is not supported; set engine: optuna, or method: bayes alone")
     if (block["engine"] == "optuna") != (method == "custom"):
         raise UsageError(
             f"scheduler: engine={block['engine']} with method={method}: optuna goes with custom, wandb with grid, random or bayes"
@@ -210,138 +194,108 @@ def _scheduled(document: Mapping[str, Any], method: str) -> str:
     return "bayes" if method == "custom" else method
 
 
-def _metric(block: Any, method: str) -> Metric:
-    if block is None and method != "bayes":  # W&B needs none to list a grid or to draw
-        return Metric("best/val_acc", True)
-    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
-        raise UsageError("metric: need `name:` and `goal:`, such as {name: best/val_acc, goal: maximize}")
-    known = ("name", "goal", "target", "impute", "impute_while_running")
-    if odd := [str(key) for key in block if key not in known]:
-        raise UsageError(f"metric: there is no {odd[0]!r}{did_you_mean(odd[0], known)}")
-    goal, target = block.get("goal", "minimize"), block.get("target")
-    if goal not in ("minimize", "maximize"):
-        raise UsageError(
-            f"metric: goal={goal!r}: need minimize or maximize{did_you_mean(str(goal), ('minimize', 'maximize'))}"
-        )
-    if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
-        raise UsageError(f"metric: target={target!r}: need a number")
-    return Metric(block["name"], goal == "maximize", None if target is None else float(target))
-
-
-def _cap(value: Any) -> int | None:
+def _read_cap(value: Any) -> int | None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise UsageError(f"run_cap={value!r}: need a whole number of 1 or more")
+        raise UsageError(f"run_cap={value!r}: need an integer of 1 or more")
     return value
 
 
-def _settled(axes: tuple[Parameter, ...], overrides: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """The parameters, each of them a setting, given once, and not given by hand while it is searched."""
-    seen: dict[str, str] = {}
+def _check_parameters(parameters: Sequence[Parameter], overrides: Mapping[str, Any]) -> tuple[Parameter, ...]:
+    """Return the parameters without those that `overrides` replaces.
+
+    Raises:
+        UsageError: one is no setting, has a value that the setting refuses, stands there twice, or is both searched
+            and given on the command line.
+    """
+    spellings: dict[str, str] = {}
     kept = []
-    for axis in axes:
+    for parameter in parameters:
         try:
-            name = canonical_name(axis.path[0])
+            name = canonical_name(parameter.path[0])
         except UsageError as error:
-            raise UsageError(f"parameters.{axis.name}: {error}") from None
-        if len(axis.path) > 1 and name != "model_args":
+            raise UsageError(f"parameters.{parameter.name}: {error}") from None
+        if len(parameter.path) > 1 and name != "model_args":
             raise UsageError(
-                f"parameters.{axis.path[0]}: {name} is one value; only model_args has parameters of its own"
+                f"parameters.{parameter.path[0]}: {name} is one value; only model_args has parameters of its own"
             )
-        if seen.setdefault(name, axis.path[0]) != axis.path[0] or (
-            len(axis.path) == 1 and [a.path for a in axes].count(axis.path) > 1
-        ):
-            raise UsageError(f"parameters: {axis.path[0]!r} and {seen[name]!r} are one setting; keep one of them")
+        is_repeated = len(parameter.path) == 1 and [other.path for other in parameters].count(parameter.path) > 1
+        if spellings.setdefault(name, parameter.path[0]) != parameter.path[0] or is_repeated:
+            raise UsageError(
+                f"parameters: {parameter.path[0]!r} and {spellings[name]!r} are one setting; keep one of them"
+            )
         if name in overrides:
-            if not axis.fixed:
-                raise UsageError(f"{name} is searched by the sweep, so it can not be given by hand as well")
+            if not parameter.is_fixed:
+                raise UsageError(f"{name} is searched by the sweep; leave it out of the command line")
             continue
-        if len(axis.path) == 1:
-            _check_values(axis, name)
-        kept.append(axis)
+        if len(parameter.path) == 1:
+            _check_values(parameter, name)
+        kept.append(parameter)
     return tuple(kept)
 
 
-def _check_values(axis: Parameter, name: str) -> None:
-    """Each value, or both ends of a range, as the setting takes it."""
-    if name in ("lr_min", "lr_max") and axis.choices is not None and "find" in axis.choices and not axis.fixed:
-        raise UsageError(f"parameters.{axis.name}: `find` is no value to search among; give numbers")
-    values = axis.choices if axis.choices is not None else [axis.at(1e-9), axis.at(1 - 1e-9)]
-    if axis.kind.removeprefix("q_") in ("normal", "log_normal"):  # no ends: what is out of bounds is one failed trial
-        values = [axis.at(0.5)]
+def _check_values(parameter: Parameter, name: str) -> None:
+    """Check each listed value, or both ends of a range, against the setting `name`."""
+    values = parameter.choices
+    if name in ("lr_min", "lr_max") and values is not None and "find" in values and not parameter.is_fixed:
+        raise UsageError(f"parameters.{parameter.name}: `find` can not be searched over; give numbers")
+    if values is None:
+        # A normal distribution has no ends; a value out of bounds is one failed trial.
+        is_normal = parameter.kind.removeprefix("q_") in ("normal", "log_normal")
+        values = [parameter.at(u) for u in ([0.5] if is_normal else [1e-9, 1 - 1e-9])]
     for value in values:
         if name == "recipe":
             continue
         try:
             coerce(name, value)
         except UsageError as error:
-            raise UsageError(f"parameters.{axis.name}: {error}") from None
+            raise UsageError(f"parameters.{parameter.name}: {error}") from None
 
 
-def _some_config(sweep: SweepSpec) -> Config:
-    """The settings of the middle of the search space; where that is no valid run, of another place in it.
+def _sample_config(sweep: SweepSpec) -> Config:
+    """Return the settings of the middle of the search space, or of another point where the middle is no valid run.
 
     Raises:
-        UsageError: what is wrong with the middle, if a hundred other places are wrong too.
+        UsageError: the middle and a hundred other points are no valid runs; it says what is wrong with the middle.
     """
     draw = random.Random(0)  # noqa: S311 - no secret
-    quantiles = [[0.5] * len(sweep.searched), *([draw.random() for _ in sweep.searched] for _ in range(100))]
-    first: UsageError | None = None
-    for row in quantiles:
+    points = [[0.5] * len(sweep.searched), *([draw.random() for _ in sweep.searched] for _ in range(100))]
+    first_error: UsageError | None = None
+    for quantiles in points:
+        pairs = zip(sweep.searched, quantiles, strict=True)
         try:
-            return sweep.config({axis.name: axis.at(u) for axis, u in zip(sweep.searched, row, strict=True)})
+            return sweep.config({parameter.name: parameter.at(u) for parameter, u in pairs})
         except UsageError as error:
-            first = first or error
-    raise UsageError(f"no trial of it could run: {first}")
+            first_error = first_error or error
+    raise UsageError(f"no trial could run: {first_error}")
 
 
-def _check_metric(name: str, config: Config, on_test: bool) -> None:
-    has_val = config.val_fraction > 0 or config.data in FOLDER_LIKE
-    splits = ["train", *(["val"] if has_val else []), *(["test"] if not has_val or config.data in FOLDER_LIKE else [])]
-    known = [f"{split}/{what}" for split in splits for what in ("acc", "loss")]
-    known += [f"best/{split}_acc" for split in splits if split != "train"]
-    reads_test = name in ("test/acc", "test/loss", "best/test_acc")
-    if name not in (*known, *OTHER_METRICS):
-        if name in ("val/acc", "val/loss", "best/val_acc"):
-            raise UsageError(
-                f"metric: {name} needs a validation split; add val_fraction: {{value: 0.1}} to the parameters"
-            )
-        if not reads_test:
-            raise UsageError(
-                f"metric: no run logs {name!r}{did_you_mean(name, (*known, *OTHER_METRICS))}; there are {', '.join(known)}"
-            )
-    if reads_test and has_val and config.data not in FOLDER_LIKE:
-        raise UsageError(f"metric: {name} is not logged where there is a validation split; use best/val_acc")
-    if reads_test and not on_test:
-        raise UsageError(
-            f"metric: {name} would choose on the test set; use best/val_acc with val_fraction: {{value: 0.1}}, or give --choose-on-test"
-        )
-
-
-def _same_numbers(document: Mapping[str, Any], text: str) -> None:
-    """A number that W&B, which reads YAML 1.1, would take for a word (1e-3) would make another sweep there.
+def _check_numbers(document: Mapping[str, Any], text: str) -> None:
+    """Refuse numbers that W&B, which reads YAML 1.1, takes for text (1e-3): they would be another sweep there.
 
     Raises:
-        UsageError: naming the place.
+        UsageError: with the key.
     """
     try:
-        theirs = yaml.safe_load(text)  # no tags and no aliases in it: `yamlfile` has refused those
-    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a lone `=`
+        theirs = yaml.safe_load(text)  # without tags and aliases: `read_yaml` has refused those
+    except (yaml.YAMLError, ValueError) as error:  # a date out of range, a lone `=`
         raise UsageError(f"W&B can not read it: {' '.join(str(error).split())[:200]}") from None
 
-    def walk(ours: Any, other: Any, where: str) -> None:
+    def compare(ours: Any, other: Any, where: str) -> None:
+        key = where.rsplit(".", 1)[-1]
         if isinstance(ours, Mapping) and isinstance(other, Mapping):
-            for (key, value), (_, same) in zip(ours.items(), other.items(), strict=False):
-                walk(value, same, f"{where}.{key}" if where else str(key))
-        elif isinstance(ours, list) and isinstance(other, list) and where.rsplit(".", 1)[-1] != "values":
-            for value, same in zip(ours, other, strict=False):
-                walk(value, same, where)
-        elif isinstance(ours, float) and isinstance(other, str) and where.rsplit(".", 1)[-1] not in ("value", "values"):
-            raise UsageError(f"{where}: W&B reads {other} as a word; write {_with_point(other)}")
+            for (name, value), (_, other_value) in zip(ours.items(), other.items(), strict=False):
+                compare(value, other_value, f"{where}.{name}" if where else str(name))
+        elif isinstance(ours, list) and isinstance(other, list) and key != "values":
+            for value, other_value in zip(ours, other, strict=False):
+                compare(value, other_value, where)
+        elif isinstance(ours, float) and isinstance(other, str) and key not in ("value", "values"):
+            raise UsageError(f"{where}: W&B reads {other} as text; write {_with_point(other)}")
 
-    walk(document, theirs, "")
+    compare(document, theirs, "")
 
 
-def _with_point(word: str) -> str:
-    mantissa, mark, exponent = word.lower().partition("e")
+def _with_point(number: str) -> str:
+    """Return a number with an exponent as YAML 1.1 reads it."""
+    mantissa, mark, exponent = number.lower().partition("e")
     sign = "" if exponent.startswith(("-", "+")) else "+"
     return f"{mantissa if '.' in mantissa else mantissa + '.0'}{mark}{sign}{exponent}"

@@ -8,30 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 Scalar: TypeAlias = float | int | str | bool
 
-# Metric names of version 0.1, as they stand in older run directories, and what they are called now.
-FORMER_METRIC_NAMES = {
-    "time/epoch(s)": "time/epoch_s",
-    "time/train(s)": "time/train_s",
-    "time/eval(s)": "time/eval_s",
-    "throughput(images/s)": "throughput/images_per_s",
-    "memory/peak(GiB)": "memory/peak_gib",
-}
-
-
-def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return metrics under their present names; a metric that was never renamed keeps its own."""
-    return {FORMER_METRIC_NAMES.get(name, name): value for name, value in values.items()}
-
 
 @dataclass(frozen=True)
 class Image:
-    """A picture as a person sees it.
+    """An image as it is shown.
 
     Attributes:
         pixels: uint8 [H, W, 3], RGB.
@@ -50,7 +36,7 @@ Cell: TypeAlias = Scalar | Image | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under named columns; a cell is a scalar, an `Image` or None."""
+    """Rows of cells under named columns; a cell is a scalar, an `Image` or None."""
 
     columns: tuple[str, ...]
     rows: Sequence[tuple[Cell, ...]]
@@ -85,10 +71,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a model said of a labelled split: enough for a confusion matrix and precision-recall curves.
+    """The predictions for a labelled split: enough for a confusion matrix and precision-recall curves.
 
     Attributes:
-        labels: int [N], the truth.
+        labels: int [N], the true classes.
         probabilities: float [N, C].
     """
 
@@ -102,14 +88,14 @@ Value: TypeAlias = Scalar | Image | Table | Curve | Scores | tuple[Image, ...]
 
 @dataclass(frozen=True)
 class Record:
-    """One thing that was measured, at one step.
+    """What was measured at one step.
 
     Attributes:
-        step: optimizer updates done when it was measured; never goes down within a run.
+        step: optimizer updates done when it was measured; never decreases within a run.
         epoch: epochs finished (1 after the first).
-        values: metric key -> value.
-        steps: what was measured at every step since the last record (axis: the step), shipped with it.
-        kind: `epoch` for the one record of an epoch; `final` for what is said once at the end;
+        values: metric name -> value.
+        steps: what was measured at every step since the last record (axis: the step).
+        kind: `epoch` for the one record of an epoch; `final` for what is logged once at the end;
             `find` for a range test.
     """
 
@@ -120,17 +106,17 @@ class Record:
     kind: Literal["epoch", "final", "find"] = "epoch"
 
     def scalars(self) -> dict[str, Scalar]:
-        """The plain numbers and words among the values."""
+        """Return the numbers, strings and booleans among the values."""
         return {key: value for key, value in self.values.items() if isinstance(value, float | int | str | bool)}
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """Files that belong together and are kept by the tracker under a name.
+    """Files that belong together and that the tracker keeps under one name.
 
     Attributes:
         files: name inside the artifact -> file on disk.
-        kind: what it is, in the tracker's words: `model`, `dataset`, `code`.
+        kind: W&B's artifact type: `model`, `dataset`, `code`.
     """
 
     name: str

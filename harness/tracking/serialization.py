@@ -1,7 +1,7 @@
-"""Records as strict JSON, and back: what the lines of a journal hold.
+"""Records as strict JSON, and back: the lines of a journal.
 
-Numbers that JSON has no word for are the strings "NaN", "Infinity" and "-Infinity"; a real string of that kind
-carries a tilde in front. Pictures are PNG files beside the journal, named by their content.
+Numbers that JSON cannot express are the strings "NaN", "Infinity" and "-Infinity"; a real string of that kind gets a
+leading tilde. Images are PNG files beside the journal, named by the hash of their content.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from typing import Any
 
 import numpy as np
 
-from harness.tracking.records import Curve, Image, Record, Scores, Table, Value, with_present_names
+from harness.tracking.metric_names import with_present_names
+from harness.tracking.records import Curve, Image, Record, Scores, Table, Value
 
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MEDIA = "media"
-# More probabilities than this would make a journal of tens of megabytes; only their shape is kept then.
+# More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
 MAX_PROBABILITIES = 200_000
 
 
 class StoredImage(Image):
-    """An `Image` whose pixels are read from its PNG file when they are asked for.
+    """An `Image` whose pixels are read from its PNG file when they are needed.
 
     Attributes:
         path: the PNG file.
@@ -41,19 +42,19 @@ class StoredImage(Image):
     @property
     def pixels(self) -> np.ndarray:
         """uint8 [H, W, 3], RGB."""
-        from PIL import Image as Pictures
+        from PIL import Image as PILImage
 
-        with Pictures.open(self.path) as picture:
-            return np.asarray(picture.convert("RGB"))
+        with PILImage.open(self.path) as image:
+            return np.asarray(image.convert("RGB"))
 
 
 def to_line(value: Mapping[str, Any]) -> bytes:
-    """One line of a journal, with its newline; ASCII, so that no cut can fall inside a letter."""
+    """Return one line of a journal, with its newline; ASCII, so that no cut falls inside a character."""
     return json.dumps(to_plain(value), allow_nan=False, separators=(",", ":")).encode() + b"\n"
 
 
 def from_line(line: bytes) -> dict[str, Any]:
-    """What `to_line` was given.
+    """Return what `to_line` was given.
 
     Raises:
         ValueError: the line is not a JSON object.
@@ -65,7 +66,7 @@ def from_line(line: bytes) -> dict[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """`value` of words, numbers, lists and mappings in terms of strict JSON."""
+    """Return text, numbers, lists and mappings in terms of strict JSON."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, bool | int | None):
@@ -86,7 +87,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """What `plain` was given, lists for any sequence."""
+    """Return what `to_plain` was given, with lists for any sequence."""
     if isinstance(value, str):
         if value in SPECIAL:
             return SPECIAL[value]
@@ -99,7 +100,7 @@ def from_plain(value: Any) -> Any:
 
 
 def encode_record(record: Record, folder: Path) -> dict[str, Any]:
-    """A record as a mapping; its pictures are written under `folder`/media."""
+    """Return a record as a mapping; its images are written under `folder`/media."""
     line: dict[str, Any] = {"kind": record.kind, "step": record.step, "epoch": record.epoch}
     line["values"] = {key: _encode(value, folder) for key, value in record.values.items()}
     if record.steps is not None:
@@ -108,7 +109,10 @@ def encode_record(record: Record, folder: Path) -> dict[str, Any]:
 
 
 def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
-    """The record that `encode_record` was given; big `Scores` come back with their classes but without rows."""
+    """Return the record that `encode_record` was given, metrics under their present names.
+
+    Large `Scores` come back with their classes but without rows.
+    """
     steps = line.get("steps")
     return Record(
         step=int(line["step"]),
@@ -130,19 +134,19 @@ def _encode(value: Value, folder: Path) -> Any:
             return {"table": {"columns": list(value.columns), "rows": cells}}
         case Curve():
             lines = {name: list(line) for name, line in value.lines.items()}
-            about = {"x_name": value.x_name, "title": value.title, "marks": dict(value.marks)}
-            return {"curve": {**about, "x": list(value.x), "lines": lines}}
+            head = {"x_name": value.x_name, "title": value.title, "marks": dict(value.marks)}
+            return {"curve": {**head, "x": list(value.x), "lines": lines}}
         case Scores():
             return {"scores": _encode_scores(value)}
     return value
 
 
 def _encode_scores(scores: Scores) -> dict[str, Any]:
-    about: dict[str, Any] = {"classes": list(scores.classes), "shape": list(scores.probabilities.shape)}
+    head: dict[str, Any] = {"classes": list(scores.classes), "shape": list(scores.probabilities.shape)}
     if scores.probabilities.size > MAX_PROBABILITIES:
-        return about
-    rows = [[float(f"{share:.6g}") for share in row] for row in scores.probabilities.tolist()]
-    return {**about, "labels": scores.labels.tolist(), "probabilities": rows}
+        return head
+    rows = [[float(f"{probability:.6g}") for probability in row] for row in scores.probabilities.tolist()]
+    return {**head, "labels": scores.labels.tolist(), "probabilities": rows}
 
 
 def _decode(value: Any, folder: Path) -> Value:
@@ -170,13 +174,13 @@ def _curve(curve: Mapping[str, Any]) -> Curve:
 def _image(value: Mapping[str, Any], folder: Path) -> StoredImage:
     name = str(value["image"])
     if not re.fullmatch(rf"{MEDIA}/[0-9a-f]{{16}}\.png", name):  # a journal may come from elsewhere
-        raise ValueError(f"{name!r} is no picture of a journal")
+        raise ValueError(f"{name!r} is no image of a journal")
     return StoredImage(folder / name, str(value.get("caption", "")))
 
 
 def _save(image: Image, folder: Path) -> str:
-    """The path, relative to `folder`, of the PNG file with these pixels."""
-    from PIL import Image as Pictures
+    """Write the pixels as a PNG file unless it exists, and return its path relative to `folder`."""
+    from PIL import Image as PILImage
 
     pixels = np.ascontiguousarray(image.pixels)
     name = f"{MEDIA}/{hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]}.png"
@@ -184,6 +188,6 @@ def _save(image: Image, folder: Path) -> str:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        Pictures.fromarray(pixels).save(temporary, format="PNG")
-        os.replace(temporary, path)  # whole or absent; thousands of pictures are too many to sync one by one
+        PILImage.fromarray(pixels).save(temporary, format="PNG")
+        os.replace(temporary, path)  # whole or absent; thousands of images are too many to fsync one by one
     return name

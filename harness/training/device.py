@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from harness.config.settings import Config
 from harness.utils.environment import PACKAGES, git_state, processor, usable_cpus, version, world_size
@@ -164,6 +165,18 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> Iterator[No
     else:
         with torch.autocast(device.type, dtype=precision):
             yield
+
+
+@contextlib.contextmanager
+def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Put the model into evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def release_memory() -> None:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.tracking.records import Curve, Record, Value, with_present_names
-from harness.training.device import autocast, peak_memory, synchronise
+from harness.tracking.metric_names import with_present_names
+from harness.tracking.records import Curve, Record, Value
+from harness.training.device import autocast, eval_mode, peak_memory, synchronise
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, StepResult
 from harness.training.schedule import Schedule
@@ -198,14 +199,12 @@ def evaluate(
 
     The model is in evaluation mode while it is asked, and each of its modules in its old mode afterwards.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     # Sums in float64 (float32 where the device has no other), read once.
     loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     count = 0
     try:
-        with torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             for images, labels in batches:
                 fault_injection.point("evaluation")
                 with autocast(device, precision):
@@ -219,9 +218,6 @@ def evaluate(
         raise ResourceError(
             f"out of memory while evaluating {batches.num_images:,} images; lower --eval-batch-size"
         ) from None
-    finally:
-        for module, mode in modes:
-            module.training = mode
     loss, correct, seen = (processes or SingleProcess()).all_reduce_sum(
         loss, correct, torch.full((), count, device=device)
     )

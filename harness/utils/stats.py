@@ -1,10 +1,10 @@
-"""Mean, standard deviation and confidence interval of repeated measurements."""
+"""Statistics without NumPy: mean with its interval over repeated runs, moving average."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
@@ -53,3 +53,38 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     sd = statistics.stdev(numbers)
     half_width = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
     return MeanInterval(n, mean, sd, mean - half_width, mean + half_width, min(numbers), max(numbers))
+
+
+class MovingAverage:
+    """An exponential moving average with bias correction: of a constant it is that constant from the first value on.
+
+    Args:
+        decay: weight of the past, 0..1; the average remembers about 1 / (1 - decay) values.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.value = math.nan
+        self._total = self._weight = 0.0
+
+    def update(self, value: float) -> float:
+        """Take the next value and return the average."""
+        self._total = self.decay * self._total + (1 - self.decay) * value
+        self._weight = self.decay * self._weight + (1 - self.decay)
+        self.value = self._total / self._weight
+        return self.value
+
+
+def moving_average(values: Iterable[float], decay: float, *, skip_non_finite: bool = False) -> list[float]:
+    """Return the exponential moving average at each value.
+
+    Args:
+        skip_non_finite: leave NaN and infinite values out of the average; otherwise it is not finite from the first one on.
+    """
+    average = MovingAverage(decay)
+    averages = []
+    for value in values:
+        if not skip_non_finite or math.isfinite(value):
+            average.update(value)
+        averages.append(average.value)
+    return averages

@@ -61,20 +61,25 @@ def csv_cell(value: Any) -> Any:
     return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
-def csv_text(header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
-    """Return a table as CSV with `\\n` line ends and every cell made by `csv_cell`."""
+def csv_text(header: Sequence[Any], rows: Iterable[Sequence[Any]], *, escape: bool = True) -> str:
+    """Return a table as CSV with LF line ends.
+
+    Args:
+        escape: pass every cell through `csv_cell`; otherwise the caller did so where it is needed (a formatted
+            negative number is text that begins with `-`, and no formula).
+    """
     lines: list[str] = []
-    # With this line end the writer quotes cells that hold \r as well as those that hold \n.
+    # With this line end the writer quotes cells that hold CR as well as those that hold LF.
     writer = csv.writer(SimpleNamespace(write=lines.append), lineterminator="\r\n")
     writer.writerow([csv_cell(cell) for cell in header])
-    writer.writerows([csv_cell(cell) for cell in row] for row in rows)
+    writer.writerows([csv_cell(cell) for cell in row] if escape else row for row in rows)
     return "".join(line.removesuffix("\r\n") + "\n" for line in lines)
 
 
-def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]]) -> None:
+def write_csv(path: Path, header: Sequence[Any], rows: Iterable[Sequence[Any]], *, escape: bool = True) -> None:
     """Write a table as CSV in UTF-8, atomically; surrogates are written as backslash escapes.
 
     Raises:
         ResourceError: the disk is full.
     """
-    write_atomically(path, csv_text(header, rows).encode("utf-8", "backslashreplace"))
+    write_atomically(path, csv_text(header, rows, escape=escape).encode("utf-8", "backslashreplace"))

@@ -14,18 +14,17 @@ from tests.support.commands import command
 SECRET = "abcdef0123456789" * 3
 
 
-def by_name(found):
-    return {each.name: each for each in found}
+def by_name(diagnoses):
+    return {each.name: each for each in diagnoses}
 
 
-def test_a_machine_that_can_run_is_told_so_in_words_and_for_programs(tmp_path):
-    done = command("doctor", "--recipe", "digits", "--json", cwd=tmp_path, check=0)
-    told = json.loads(done.stdout)
-    assert told["possible"]
-    facts = {each["name"]: each["value"] for each in told["findings"]}
-    assert facts["mode"] == "auto: offline"
-    assert facts["loader"] == "resident"
-    assert "a run is possible" in doctor.diagnosis_text([doctor.Diagnosis(**each) for each in told["findings"]])
+def test_a_machine_that_can_run_is_reported_as_text_and_as_json(tmp_path):
+    result = json.loads(command("doctor", "--recipe", "digits", "--json", cwd=tmp_path, check=0).stdout)
+    assert result["possible"]
+    values = {each["name"]: each["value"] for each in result["findings"]}
+    assert values["mode"] == "auto: offline"
+    assert values["loader"] == "resident"
+    assert "a run is possible" in doctor.diagnosis_text([doctor.Diagnosis(**each) for each in result["findings"]])
     assert not list(tmp_path.iterdir())
 
 
@@ -48,32 +47,33 @@ def test_what_makes_a_run_impossible_is_named_with_a_remedy(settings, name, tmp_
 
 
 def test_the_command_ends_with_9_where_no_run_is_possible(tmp_path):
-    done = command("doctor", "--data", "folder", "--data-dir", "nowhere", cwd=tmp_path, check=9)
-    assert "a run is not possible" in done.stdout
+    result = command("doctor", "--data", "folder", "--data-dir", "nowhere", cwd=tmp_path, check=9)
+    assert "a run is not possible" in result.stdout
 
 
 def test_no_key_and_no_password_is_shown(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("WANDB_BASE_URL", "https://someone:hidden@wandb.example.org")
-    told = doctor.diagnosis_text(doctor.diagnose({"recipe": "digits", "data_dir": f"x{SECRET}"}))
-    assert SECRET not in told
-    assert "hidden" not in told
+    text = doctor.diagnosis_text(doctor.diagnose({"recipe": "digits", "data_dir": f"x{SECRET}"}))
+    assert SECRET not in text
+    assert "hidden" not in text
     assert str(len(SECRET)) not in by_name(doctor.diagnose({"recipe": "digits"}))["login"].value
-    assert "https://***@wandb.example.org" in told
-    assert "auto: online" in told
+    assert "https://***@wandb.example.org" in text
+    assert "auto: online" in text
 
 
 def test_an_unknown_mode_of_wandb_is_named_by_doctor_and_refused_by_a_run(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "onlin")
-    finding = by_name(doctor.diagnose({"recipe": "digits"}))["WANDB_MODE"]
-    assert finding.fatal
+    diagnosis = by_name(doctor.diagnose({"recipe": "digits"}))["WANDB_MODE"]
+    assert diagnosis.fatal
+    assert diagnosis.problem.startswith("WANDB_MODE='onlin'")
     with pytest.raises(UsageError, match=r"WANDB_MODE='onlin': need online, offline or disabled"):
         resolve_mode("auto")
     assert resolve_mode("disabled") == "disabled"
 
 
 @pytest.mark.parametrize(
-    ("name", "there", "least", "wrong", "fatal"),
+    ("name", "installed", "minimum", "is_problem", "fatal"),
     [
         ("torch", "2.9.1+cpu", "2.10", True, False),
         ("torch", "2.10.0", "2.10", False, False),
@@ -83,14 +83,14 @@ def test_an_unknown_mode_of_wandb_is_named_by_doctor_and_refused_by_a_run(monkey
         ("lightning", "2.6.6", "", False, False),
     ],
 )
-def test_versions_are_compared_as_numbers_and_bad_ones_are_known(name, there, least, wrong, fatal):
-    finding = doctor.check_version(name, there, least)
-    assert (bool(finding.problem), finding.fatal) == (wrong, fatal)
+def test_versions_are_compared_as_numbers_and_bad_ones_are_known(name, installed, minimum, is_problem, fatal):
+    diagnosis = doctor.check_version(name, installed, minimum)
+    assert (bool(diagnosis.problem), diagnosis.fatal) == (is_problem, fatal)
 
 
 def test_every_command_stands_in_one_section_of_the_help_with_its_whole_sentence(tmp_path):
-    told = command("--help", cwd=tmp_path, check=0).stdout
-    assert "..." not in told.replace("[ARGS]...", "")
+    text = command("--help", cwd=tmp_path, check=0).stdout
+    assert "..." not in text.replace("[ARGS]...", "")
     assert sum(len(commands) for commands in cli.sections.values()) == len(cli.commands)
     for name in cli.commands:
         page = command(name, "--help", cwd=tmp_path, check=0).stdout if name == "verify" else cli.commands[name].help
@@ -98,9 +98,9 @@ def test_every_command_stands_in_one_section_of_the_help_with_its_whole_sentence
 
 
 @pytest.mark.parametrize(
-    ("words", "part"),
+    ("arguments", "part"),
     [
-        (["evaluate"], "missing argument 'CHECKPOINT'; see harness evaluate --help"),
+        (["evaluate"], "missing argument 'RUN'; see harness evaluate --help"),
         (["sweep"], "missing argument 'FILE'"),
         (["run", "digits"], "a recipe is given by --recipe digits"),
         (["run", "--flip", "maybe"], "flip='maybe': need True or False"),
@@ -108,9 +108,9 @@ def test_every_command_stands_in_one_section_of_the_help_with_its_whole_sentence
         (["sync", "nowhere"], "`harness runs` lists the runs"),
     ],
 )
-def test_a_wrong_command_is_one_line_that_helps(words, part, tmp_path):
-    done = command(*words, cwd=tmp_path)
-    assert done.returncode in (2, 3)
-    (line,) = done.stderr.strip().splitlines()
+def test_a_wrong_command_is_one_line_with_the_remedy(arguments, part, tmp_path):
+    result = command(*arguments, cwd=tmp_path)
+    assert result.returncode in (2, 3)
+    (line,) = result.stderr.strip().splitlines()
     assert part in line
     assert os.linesep not in line

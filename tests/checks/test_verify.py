@@ -1,4 +1,4 @@
-"""`harness verify`: each deviation is found, and in the row that it belongs to."""
+"""`harness verify`: each deviation is found, in its own row and in no other."""
 
 import csv
 import json
@@ -10,35 +10,43 @@ import pytest
 import torch
 
 from harness.checks import augmentation
+from harness.checks.network import describe_section
 from harness.checks.op_trace import describe, trace
 from harness.checks.verify import verify
+from harness.config.settings import Config
+from harness.data.preprocess import make_preprocess
 from harness.models.cifar_resnet import CustomResNet
 from harness.utils.errors import DataError, UsageError
+from harness.utils.files import read_json, write_json
 from tests.support.commands import command
 
 PLUGIN = """
 from timm.models import register_model
 from harness.models.cifar_resnet import CustomResNet
 
-class Twice(CustomResNet):
+class DoubleSoftmax(CustomResNet):
     def forward(self, x):
-        return super().forward(x).{what}(1)
+        return super().forward(x).{function}(1)
 
 @register_model
 def {name}(pretrained=False, pretrained_cfg=None, pretrained_cfg_overlay=None, cache_dir=None, **kwargs):
-    return Twice(**kwargs)
+    return DoubleSoftmax(**kwargs)
 """
 
 
-def names(verdict):
-    return {row.name for row in verdict.deviating}
+def deviating(result):
+    return {row.name for row in result.deviating}
+
+
+def rows_of(result):
+    return {row.name: row for row in result.rows}
 
 
 @pytest.mark.parametrize("recipe", ["custom-resnet", "resnet18"])
-def test_the_shipped_recipes_of_the_assignment_deviate_in_nothing(recipe):
-    verdict = verify({"recipe": recipe})
-    assert not names(verdict), verdict.told()
-    assert {row.name for row in verdict.rows if row.verdict == "open"} == {"accuracy"}
+def test_the_shipped_recipes_of_the_specification_do_not_deviate(recipe):
+    result = verify({"recipe": recipe})
+    assert not deviating(result), result.summary()
+    assert {row.name for row in result.rows if row.verdict == "open"} == {"accuracy"}
 
 
 @pytest.mark.parametrize(
@@ -67,21 +75,21 @@ def test_the_shipped_recipes_of_the_assignment_deviate_in_nothing(recipe):
         ({"grad_accumulation": 4, "val_fraction": 0.1, "loader": "timm", "ema": 0.9}, set()),
     ],
 )
-def test_a_changed_setting_is_caught_in_its_rows_and_in_no_other(settings, rows, monkeypatch):
-    monkeypatch.setattr(augmentation, "PICTURES", 512)
-    assert names(verify(settings)) == rows
+def test_a_changed_setting_deviates_in_its_rows_and_in_no_other(settings, rows, monkeypatch):
+    monkeypatch.setattr(augmentation, "IMAGES", 512)
+    assert deviating(verify(settings)) == rows
 
 
-@pytest.mark.parametrize("what", ["softmax", "log_softmax"])
-def test_a_network_that_takes_the_softmax_itself_is_caught(what, tmp_path, monkeypatch):
-    name = f"twice_{what}"
-    (tmp_path / f"{name}_plugin.py").write_text(PLUGIN.format(what=what, name=name))
+@pytest.mark.parametrize("function", ["softmax", "log_softmax"])
+def test_a_network_with_a_softmax_of_its_own_deviates(function, tmp_path, monkeypatch):
+    name = f"double_{function}"
+    (tmp_path / f"{name}_plugin.py").write_text(PLUGIN.format(function=function, name=name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert names(verify({"model": name, "plugin": f"{name}_plugin", "augment": "timm"})) == {"softmax"}
+    assert deviating(verify({"model": name, "plugin": f"{name}_plugin", "augment": "timm"})) == {"softmax"}
 
 
-def test_a_skip_from_another_place_is_no_residual_block():
+def test_a_skip_connection_from_elsewhere_is_no_residual_block():
     class Wrong(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -92,65 +100,73 @@ def test_a_skip_from_another_place_is_no_residual_block():
             y = self.net.layer1.down(x)
             return y + self.net.layer1.residual.block2(y)  # one block of two
 
-    from harness.checks.network import _section
-
     steps, _ = trace(Wrong(), torch.randn(2, 3, 32, 32))
-    right, _ = trace(CustomResNet(width=2), torch.randn(2, 3, 32, 32))
+    correct, _ = trace(CustomResNet(width=2), torch.randn(2, 3, 32, 32))
     assert describe(steps).count("conv") == 3
-    begin = next(place for place, step in enumerate(right) if step.text == "conv3x3 2>4")
-    assert _section(right[begin : begin + 11], begin).count("conv") == 3
-    assert "X + R(X)" in _section(right[begin : begin + 11], begin)
+    assert describe_section(steps, 0).count("conv") == 3
+    begin = next(index for index, step in enumerate(correct) if step.text == "conv3x3 2>4")
+    assert describe_section(correct[begin : begin + 11], begin).count("conv") == 3
+    assert "X + R(X)" in describe_section(correct[begin : begin + 11], begin)
 
 
-def test_the_pattern_tells_a_hand_made_crop_flip_and_hole():
-    data = augmentation.test_pattern(64)
+def test_the_pattern_shows_a_crop_flip_and_cutout_made_with_numpy():
+    data = augmentation.pattern_dataset(64)
     image = data.train.pixels[0]
     padded = np.pad(image, ((4, 4), (4, 4), (0, 0)))
-    made = padded[1:33, 7:39][:, ::-1]
-    from harness.config.settings import Config
-    from harness.data.preprocess import make_preprocess
-
+    augmented = padded[1:33, 7:39][:, ::-1]
     preprocess = make_preprocess(Config(), CustomResNet(width=1), data)
-    images = preprocess.normalise(torch.from_numpy(made.copy()).permute(2, 0, 1))[None].clone()
+    images = preprocess.normalise(torch.from_numpy(augmented.copy()).permute(2, 0, 1))[None].clone()
     images[:, :, 20:28, 3:11] = 0
-    seen = augmentation._read_off(images.numpy(), preprocess, "by hand")
-    assert (seen.top[0], seen.left[0], bool(seen.mirrored[0])) == (1 - 4, 7 - 4, True)
-    assert (seen.holes[0], tuple(seen.boxes[0]), bool(seen.plain[0])) == (64, (8, 8), True)
+    measured = augmentation.measure_images(images.numpy(), preprocess, "NumPy")
+    assert (measured.top[0], measured.left[0], bool(measured.flipped[0])) == (1 - 4, 7 - 4, True)
+    assert (measured.cutout_pixels[0], tuple(measured.cutout_sizes[0])) == (64, (8, 8))
+    assert measured.is_crop[0]
     images[:, :, 0, 20] = 1.0  # one wrong pixel
-    assert not augmentation._read_off(images.numpy(), preprocess, "by hand").plain[0]
+    assert not augmentation.measure_images(images.numpy(), preprocess, "NumPy").is_crop[0]
 
 
-def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(finished, tmp_path):
+@pytest.fixture
+def run_copy(finished, tmp_path):
+    """A copy of a finished run that a test may change."""
     folder = tmp_path / "runs" / "copy"
     shutil.copytree(finished[1], folder, ignore=shutil.ignore_patterns("wandb"))
-    verdict = verify(folder=folder)
+    return folder
+
+
+def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(run_copy):
+    result = verify(folder=run_copy)
     expected = {"data", "prep", "layer1", "layer2", "layer3", "classifier", "parameters", "weights", "batch", "epochs"}
     expected |= {"LR maximum", "range test", "crop", "flip", "cutout"}
-    told = {row.name: row for row in verdict.rows}
-    assert names(verdict) - {"accuracy"} == expected
-    assert told["LR start"].verdict == told["LR end"].verdict == told["LR shape"].verdict == "ok"
-    assert told["weights"].found == told["parameters"].found == "103,954"
+    rows = rows_of(result)
+    assert deviating(result) - {"accuracy"} == expected
+    assert rows["LR start"].verdict == rows["LR end"].verdict == rows["LR shape"].verdict == "ok"
+    assert rows["weights"].found == rows["parameters"].found == "103,954"
 
-    with (folder / "predictions.csv").open(newline="") as file:
+    with (run_copy / "predictions.csv").open(newline="") as file:
         lines = list(csv.reader(file))
-    right = next(line for line in lines[1:] if line[2] == line[3])
-    right[3] = str((int(right[3]) + 1) % 10)
-    with (folder / "predictions.csv").open("w", newline="") as file:
+    correct = next(line for line in lines[1:] if line[2] == line[3])
+    correct[3] = str((int(correct[3]) + 1) % 10)
+    with (run_copy / "predictions.csv").open("w", newline="") as file:
         csv.writer(file).writerows(lines)
-    assert "predictions are right" in {row.name: row for row in verify(folder=folder).rows}["accuracy"].found
+    assert "predictions are correct" in rows_of(verify(folder=run_copy))["accuracy"].found
 
 
-def test_the_learning_rates_of_a_run_are_those_of_its_journal(finished, tmp_path):
-    folder = tmp_path / "runs" / "copy"
-    shutil.copytree(finished[1], folder, ignore=shutil.ignore_patterns("wandb"))
-    lines = (folder / "journal.jsonl").read_text().splitlines()
-    place = next(number for number, line in enumerate(lines) if json.loads(line)["kind"] == "epoch")
-    record = json.loads(lines[place])
+def test_the_learning_rates_of_a_run_are_those_of_its_journal(run_copy):
+    lines = (run_copy / "journal.jsonl").read_text().splitlines()
+    index = next(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "epoch")
+    record = json.loads(lines[index])
     rates = record["steps"]["lines"]["lr"]
     rates[0] *= 2
-    lines[place] = json.dumps(record)
-    (folder / "journal.jsonl").write_text("\n".join(lines) + "\n")
-    assert names(verify(folder=folder)) >= {"LR start"}
+    lines[index] = json.dumps(record)
+    (run_copy / "journal.jsonl").write_text("\n".join(lines) + "\n")
+    assert deviating(verify(folder=run_copy)) >= {"LR start"}
+
+
+def test_a_run_that_no_process_is_writing_any_more_is_crashed(run_copy):
+    status = read_json(run_copy / "status.json")
+    write_json(run_copy / "status.json", {**status, "state": "running", "resume": "harness run --resume x"})
+    row = rows_of(verify(folder=run_copy))["epochs"]
+    assert row.found == "3 of 3, crashed; resume with: harness run --resume x"
 
 
 def test_what_is_no_run_and_settings_beside_a_run_are_refused_in_one_line(finished, tmp_path):
@@ -161,7 +177,7 @@ def test_what_is_no_run_and_settings_beside_a_run_are_refused_in_one_line(finish
 
 
 def test_the_command_ends_with_9_and_prints_json(tmp_path):
-    done = command("verify", "--batch-size", 256, "--json", cwd=tmp_path, check=9)
-    assert json.loads(done.stdout)["deviates"] == ["batch"]
-    assert "1 of 23 points deviate from the assignment: batch" in done.stderr
+    result = command("verify", "--batch-size", 256, "--json", cwd=tmp_path, check=9)
+    assert json.loads(result.stdout)["deviates"] == ["batch"]
+    assert "1 of 23 points deviate from the specification: batch" in result.stderr
     assert not list(tmp_path.iterdir())

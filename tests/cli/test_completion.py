@@ -1,10 +1,9 @@
-"""Completion, asked as a shell asks: by the script in bash, and by the environment that it sets."""
+"""Shell completion: by the printed script in bash, and by the environment variables that the script sets."""
 
 import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -29,8 +28,8 @@ def harness(tmp_path, monkeypatch):
     return program
 
 
-def offered(*words):
-    """What is offered for the last word."""
+def completions(*words):
+    """Return the completions of the last word of a command line."""
     environment = os.environ | {
         "COMP_WORDS": " ".join(("harness", *words)),
         "COMP_CWORD": str(len(words)),
@@ -45,7 +44,7 @@ def offered(*words):
 
 
 @pytest.mark.parametrize(
-    ("words", "among"),
+    ("words", "expected"),
     [
         (("ver",), ["verify"]),
         (("run", "--lr_M"), ["--lr-min", "--lr-max"]),
@@ -59,25 +58,25 @@ def offered(*words):
         (("completion", "z"), ["zsh"]),
     ],
 )
-def test_what_is_offered(words, among, tmp_path, monkeypatch):
+def test_a_word_is_completed(words, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert offered(*words) == among
+    assert completions(*words) == expected
 
 
-def test_runs_and_sweeps_are_offered_by_their_paths(tmp_path, monkeypatch):
+def test_runs_and_sweeps_are_completed_by_their_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("runs/first", "runs/second", "other/third"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").write_text("")
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "lr.yaml").write_text("")
-    assert offered("evaluate", "runs/") == ["runs/first", "runs/second"]
-    assert offered("verify", "other/t") == ["other/third"]
-    assert offered("sync", "runs/first", "runs/s") == ["runs/second"]
-    assert offered("sweep", "sw") == ["sweeps/lr.yaml"]
+    assert completions("evaluate", "runs/") == ["runs/first", "runs/second"]
+    assert completions("verify", "other/t") == ["other/third"]
+    assert completions("sync", "runs/first", "runs/s") == ["runs/second"]
+    assert completions("sweep", "sw") == ["sweeps/lr.yaml"]
 
 
-def test_the_models_offered_are_those_that_timm_has():
+def test_the_models_of_completion_are_those_that_timm_has():
     ours = set(timm.list_models(module=cifar_resnet.__name__.rsplit(".", 1)[-1]))
     registered = {name for name in timm.list_models() if "harness" not in sys.modules[timm.model_entrypoint(name).__module__].__name__}  # fmt: skip
     known = set(completion.timm_models())
@@ -88,17 +87,17 @@ def test_the_models_offered_are_those_that_timm_has():
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
 def test_bash_completes_with_the_printed_script(harness):
     script = subprocess.run([harness, "completion", "bash"], capture_output=True, text=True, check=True).stdout
-    asked = 'COMP_WORDS=(harness run --recipe dig); COMP_CWORD=3; _harness_completion harness; echo "${COMPREPLY[@]}"'
-    done = subprocess.run(["bash", "-c", f"{script}\n{asked}"], capture_output=True, text=True, check=True)
+    line = 'COMP_WORDS=(harness run --recipe dig); COMP_CWORD=3; _harness_completion harness; echo "${COMPREPLY[@]}"'
+    done = subprocess.run(["bash", "-c", f"{script}\n{line}"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "digits"
 
 
-def test_an_answer_and_help_take_less_than_half_a_second_of_work(tmp_path, monkeypatch):
+def test_completion_takes_less_than_half_a_second_of_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for ask in (lambda: offered("run", "--model", "resnet"), lambda: offered("run", "--")):
+    for complete in (lambda: completions("run", "--model", "resnet"), lambda: completions("run", "--")):
         times = []
         for _ in range(3):
-            before, _ = os.times().children_user, time.monotonic()
-            ask()
+            before = os.times().children_user
+            complete()
             times.append(os.times().children_user - before)
         assert min(times) < 0.5

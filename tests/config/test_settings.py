@@ -96,7 +96,8 @@ def test_every_setting_has_help_and_its_default_passes_its_own_check():
 def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_path(words, value, rest):
     import click
 
-    from harness.cli.options import CONTEXT, SettingsCommand, setting_options
+    from harness.cli.commands import CONTEXT, SettingsCommand
+    from harness.cli.options import setting_options
 
     @click.command(cls=SettingsCommand, context_settings=CONTEXT)
     @click.argument("path")

@@ -32,7 +32,7 @@ ANYTHING = st.recursive(
 @example("lr_max", 10**400)
 @example("epochs", "1e309")
 @example("batch_size", "9" * 5000)
-def test_any_value_of_any_setting_is_taken_at_its_type_or_refused_in_one_line(name, value):
+def test_any_value_of_any_setting_is_converted_to_its_type_or_refused_in_one_line(name, value):
     try:
         taken = coerce(name, value)
     except UsageError as error:
@@ -116,7 +116,7 @@ def test_any_text_as_yaml_is_read_or_refused_in_one_line(text):
 
 @examples(max_examples=200)
 @given(st.text(max_size=40))
-def test_any_word_as_the_name_of_a_setting_is_one_or_is_refused(word):
+def test_any_text_as_the_name_of_a_setting_names_one_or_is_refused(word):
     try:
         assert canonical_name(word) in setting_fields()
     except UsageError as error:
@@ -208,7 +208,7 @@ LINES = st.lists(
 @example([{"kind": "epoch", "step": "x"}])
 @example([{"kind": "header"}, {"kind": "epoch", "step": None}])
 @example([{"kind": "header"}, {"kind": "epoch", "step": 10**400, "values": {}}])
-def test_any_lines_of_json_as_a_journal_never_raise_but_what_is_meant(tmp_path_factory, lines):
+def test_any_lines_of_json_as_a_journal_raise_only_the_documented_errors(tmp_path_factory, lines):
     folder = tmp_path_factory.getbasetemp() / "lines"
     folder.mkdir(exist_ok=True)
     (folder / "journal.jsonl").write_text("".join(json.dumps(line, default=repr) + "\n" for line in lines))

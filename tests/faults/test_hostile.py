@@ -1,4 +1,4 @@
-"""Hostile or broken input: one clear line, the right exit status, no code run, nothing written outside, no secret anywhere."""
+"""Hostile or broken input: one clear line, the exit status, no code executed, nothing written outside, no secret anywhere."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from harness.cli.main import main
 from harness.config.settings import Config
 from harness.tracking.journal import read_journal
 from harness.utils.errors import HarnessError, UsageError
-from harness.utils.files import read_json, sha256, write_json
+from harness.utils.files import write_json
 from tests.support.broken_images import broken, odd, picture_folder
-from tests.support.faulty_server import Troubled
+from tests.support.checkpoints import vouch_for
+from tests.support.faulty_server import FaultyServer
 from tests.support.forked import TINY, harness
 
 FOLDER = [
@@ -29,19 +30,18 @@ HOSTILE = "../../x/<script>alert(1)</script>'\"; $(touch canary) 🎉 =cmd()"
 
 
 def command(words, capfd, monkeypatch, tmp_path):
-    """Run `harness` in this process, through its real entry point: exit status and what it says."""
+    """Run `harness` in this process, through its real entry point; return its exit status and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["harness", *map(str, words)])
     with pytest.raises(SystemExit) as stop:
         main()
-    said = capfd.readouterr()
-    return stop.value.code, said.err
+    return stop.value.code, capfd.readouterr().err
 
 
 def refused(words, code, capfd, monkeypatch, tmp_path):
-    """The one line of a refusal."""
-    ended, errors = command(words, capfd, monkeypatch, tmp_path)
-    assert ended == code, errors
+    """Run a command that is to be refused, and return the one line of its error."""
+    status, errors = command(words, capfd, monkeypatch, tmp_path)
+    assert status == code, errors
     (line,) = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in errors
     assert not list(tmp_path.rglob("canary"))
@@ -52,7 +52,7 @@ def refused(words, code, capfd, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", broken())
-def test_a_broken_picture_is_named_and_refused(tmp_path, name, capfd, monkeypatch):
+def test_a_broken_image_is_named_and_refused(tmp_path, name, capfd, monkeypatch):
     picture_folder(tmp_path / "data")
     (tmp_path / "data/train/cat" / name).write_bytes(broken()[name])
     line = refused(["run", *FOLDER], 3, capfd, monkeypatch, tmp_path)
@@ -60,7 +60,7 @@ def test_a_broken_picture_is_named_and_refused(tmp_path, name, capfd, monkeypatc
     assert not (tmp_path / "runs/r").exists()
 
 
-def test_a_folder_full_of_broken_and_odd_pictures_trains_on_what_can_be_read_and_counts_the_rest(tmp_path):
+def test_a_folder_full_of_broken_and_unusual_images_trains_on_the_readable_ones_and_counts_the_rest(tmp_path):
     picture_folder(tmp_path / "data")
     for name, content in {**broken(), **odd()}.items():
         (tmp_path / "data/train/cat" / name).write_bytes(content)
@@ -81,17 +81,17 @@ def test_a_link_out_of_the_data_folder_is_refused(tmp_path, capfd, monkeypatch):
 
 
 def test_classes_runs_and_projects_of_any_name_stay_inside_and_are_never_markup(tmp_path):
-    """Through the folder's name, the journal, the figures, the model card and the table of predictions."""
+    """In the name of the run directory, the journal, the figures, the model card and the table of predictions."""
     classes = ("<img src=x onerror=alert(1)>", "=1+1 🎉 \"quoted\", 'and'", "%2e%2e", "-rf")
-    place = tmp_path / "deep/inside"
-    place.mkdir(parents=True)
-    picture_folder(place / "data", classes=classes, count=4)
+    parent = tmp_path / "deep/inside"
+    parent.mkdir(parents=True)
+    picture_folder(parent / "data", classes=classes, count=4)
     before = set(tmp_path.rglob("*"))
     words = [*FOLDER[:-3], "offline", "--name", HOSTILE, "--project", "p", "--gallery", "4", "--tags", "<b>,'"]
-    harness("run", *words, cwd=place, check=0)
+    harness("run", *words, cwd=parent, check=0)
     new = {path for path in set(tmp_path.rglob("*")) - before if "inside-logs" not in str(path)}
-    assert all(path.is_relative_to(place / "runs") for path in new)
-    (folder,) = (place / "runs").iterdir()
+    assert all(path.is_relative_to(parent / "runs") for path in new)
+    (folder,) = (parent / "runs").iterdir()
     assert folder.name.isascii() and not set(folder.name) & set("<>'\"/ $;")
     assert read_journal(folder).header["dataset"]["classes"] == sorted(classes)
     assert read_journal(folder).header["config"]["name"] == HOSTILE
@@ -100,7 +100,7 @@ def test_classes_runs_and_projects_of_any_name_stay_inside_and_are_never_markup(
     for table in ("predictions.csv", "per_class.csv"):
         for line in (folder / table).read_text().splitlines():
             assert not any(cell.strip('"').startswith(("=", "+", "@")) for cell in line.split(",")), line
-    harness("evaluate", folder, cwd=place, check=0)
+    harness("evaluate", folder, cwd=parent, check=0)
 
 
 # --- checkpoints
@@ -109,9 +109,9 @@ def test_classes_runs_and_projects_of_any_name_stay_inside_and_are_never_markup(
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """The folder of a run that was stopped after 6 updates."""
-    place = tmp_path_factory.mktemp("stopped")
-    harness("run", *TINY, "--checkpoint-every", 2, "--name", "r", cwd=place, fault="int@step=6", check=130)
-    return place
+    folder = tmp_path_factory.mktemp("stopped")
+    harness("run", *TINY, "--checkpoint-every", 2, "--name", "r", cwd=folder, fault="int@step=6", check=130)
+    return folder
 
 
 @pytest.fixture
@@ -123,18 +123,8 @@ def copied(stopped, tmp_path):
 RESUME = ["run", *TINY, "--checkpoint-every", 2, "--name", "r"]
 
 
-def vouched(folder, **changes):
-    """Make the index vouch for the checkpoints as they are now, as one who wrote them would."""
-    index = read_json(folder / "index.json")
-    for entry in index["checkpoints"]:
-        path = folder / "last.pt"
-        entry.update({"sha256": sha256(path), "bytes": path.stat().st_size, **changes})
-    write_json(folder / "index.json", index)
-    (folder / "previous.pt").unlink(missing_ok=True)
-
-
 class Code:
-    """Unpickling it makes a file."""
+    """An object that creates a file when it is unpickled."""
 
     def __reduce__(self):
         return (open, ("canary", "w"))
@@ -149,14 +139,14 @@ def test_a_checkpoint_that_carries_code_is_refused_by_resume_and_by_evaluate(
         "x"
     ] = Code()
     torch.save(state, copied / "last.pt")
-    vouched(copied)
+    vouch_for(copied / "last.pt")
     assert "more than tensors and plain values" in refused(RESUME, 4, capfd, monkeypatch, tmp_path)
     words = ["evaluate", copied / "last.pt", "--wandb", "disabled"]
     assert "more than tensors and plain values" in refused(words, 4, capfd, monkeypatch, tmp_path)
 
 
-def rewritten(path, name, change):
-    """One file inside a zip changed."""
+def rewrite_member(path, name, change):
+    """Change one file inside a zip archive."""
     with zipfile.ZipFile(path) as archive:
         parts = {item: archive.read(item) for item in archive.namelist()}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -168,30 +158,30 @@ def rewritten(path, name, change):
 def test_a_checkpoint_of_something_else_is_refused_with_what_is_wrong(copied, tmp_path, kind, capfd, monkeypatch):
     path = copied / "last.pt"
     state = torch.load(path, weights_only=True)
-    changes, says = {}, ""
+    changes, message = {}, ""
     match kind:
         case "shapes":
             name = next(iter(state["learner"]["model"]))
             state["learner"]["model"][name] = torch.zeros(1, 2)
-            says = f"{name} [1, 2] instead of"
+            message = f"{name} [1, 2] instead of"
         case "model":
             state["learner"]["model"] = torch.nn.Linear(2, 2).state_dict()
-            says = "does not fit the model"
+            message = "does not fit the model"
         case "future":
-            changes, says = {"format": 99}, "made by a newer harness (format 99"
+            changes, message = {"format": 99}, "made by a newer harness (format 99"
         case "optimizer":
             state["learner"]["optimizer"]["param_groups"][0]["params"] = [0]
-            says = "optimizer"
+            message = "optimizer"
         case "no state":
             state = {"learner": {}, "progress": {}}
-            says = "is not a checkpoint"
+            message = "is not a checkpoint"
     torch.save(state, path)
     if kind == "pickle":
-        rewritten(path, "data.pkl", lambda content: b"cos\nsystem\n(S'touch canary'\ntR.")
-        says = "refused"
-    vouched(copied, **changes)
+        rewrite_member(path, "data.pkl", lambda content: b"cos\nsystem\n(S'touch canary'\ntR.")
+        message = "refused"
+    vouch_for(path, **changes)
     line = refused(RESUME, 4, capfd, monkeypatch, tmp_path)
-    assert says in line
+    assert message in line
 
 
 @pytest.mark.parametrize("cut", [*(pytest.param(cut, marks=pytest.mark.slow) for cut in (0, 1, -1)), 500])
@@ -207,9 +197,9 @@ def test_any_flipped_byte_of_a_checkpoint_is_noticed(copied):
     from harness.training import checkpoint
 
     content, draw = (copied / "last.pt").read_bytes(), np.random.default_rng(0)
-    for place in draw.integers(0, len(content), 60):
+    for index in draw.integers(0, len(content), 60):
         damaged = bytearray(content)
-        damaged[place] ^= 1 << int(draw.integers(8))
+        damaged[index] ^= 1 << int(draw.integers(8))
         (copied / "last.pt").write_bytes(damaged)
         assert checkpoint.newest_checkpoint(copied) == copied / "previous.pt"
 
@@ -259,10 +249,10 @@ YAML = {
 
 @pytest.mark.parametrize("name", YAML)
 def test_a_hostile_recipe_is_refused_in_one_line_and_nothing_is_made(name, tmp_path, capfd, monkeypatch):
-    content, says = YAML[name]
+    content, message = YAML[name]
     (tmp_path / "r.yaml").write_bytes(content if isinstance(content, bytes) else content.encode())
     line = refused(["run", "--recipe", "r.yaml", "--wandb", "disabled"], 2, capfd, monkeypatch, tmp_path)
-    assert says in line
+    assert message in line
     assert len(line) < 600
     assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
 
@@ -272,7 +262,7 @@ def test_a_saved_configuration_that_was_tampered_with_is_refused(copied, tmp_pat
     refused(["run", "--resume", copied.parent], 2, capfd, monkeypatch, tmp_path)
 
 
-def test_a_journal_from_elsewhere_can_not_name_files_outside_its_folder(tmp_path):
+def test_a_journal_from_elsewhere_cannot_name_files_outside_its_directory(tmp_path):
     (tmp_path / "journal.jsonl").write_text(
         json.dumps({"kind": "header", "config": {}})
         + "\n"
@@ -303,7 +293,7 @@ def test_no_secret_of_the_environment_is_in_any_file_message_or_upload(tmp_path)
         "AWS_SECRET_ACCESS_KEY": SECRET,
         "HOME": str(home),
     }
-    with Troubled() as server:
+    with FaultyServer() as server:
         online = {**server.variables, "WANDB_API_KEY": SECRET, **variables}
         words = [*TINY[:-1], "auto", "--gallery", "4", "--name", "r"]
         one = harness("run", *words, cwd=tmp_path, variables=online, check=0)

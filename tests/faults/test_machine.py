@@ -1,4 +1,4 @@
-"""The machine in trouble: no disk, no memory, no permission, dead loader processes, clocks that jump, two runs with one name."""
+"""Faults of the machine: no disk, no memory, no permission, dead loader processes, clocks that jump, two runs with one name."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from harness.config.settings import Config
 from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import claim_run_dir
 from harness.utils.files import read_json, sha256
-from tests.faults.test_resume import SAVING, check_same, never_killed, whole_story  # noqa: F401 - a fixture
 from tests.support.broken_images import picture_folder
 from tests.support.faulty_server import wait_until
 from tests.support.forked import TINY, begin, context, harness
+from tests.support.resume import SAVING, assert_same, contents_of
 
 
 @contextmanager
 def mounted(folder: Path, options: str):
-    """A file system of its own at `folder`; False where this machine does not let us."""
+    """Mount a file system at `folder`; False where this machine does not permit it."""
     folder.mkdir(parents=True, exist_ok=True)
     words = ["mount", "-t", "tmpfs", "-o", options, "none", str(folder)]
     done = shutil.which("mount") is not None and subprocess.run(words, capture_output=True).returncode == 0
@@ -37,12 +37,12 @@ def mounted(folder: Path, options: str):
             subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(never_killed, tmp_path):  # noqa: F811
+def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_space(uninterrupted, tmp_path):
     with mounted(tmp_path / "runs", "size=2m") as small:
         if not small:
-            pytest.skip("this machine does not let us mount a small disk; the next test does without")
-        room = os.statvfs(tmp_path / "runs").f_bavail * 4096
-        (tmp_path / "runs/other").write_bytes(bytes(room - 700_000))  # two checkpoints of 250 kB fit, three do not
+            pytest.skip("this machine does not permit mounting; the next test works without")
+        free = os.statvfs(tmp_path / "runs").f_bavail * 4096
+        (tmp_path / "runs/other").write_bytes(bytes(free - 700_000))  # two checkpoints of 250 kB fit, three do not
         ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=6)
         assert len(ended.errors) == 1
         assert "no space to write" in ended.errors[0] and "MB free" in ended.errors[0]
@@ -55,11 +55,11 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(never_ki
         (tmp_path / "runs/other").unlink()
         ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
         assert f"from step {kept}" in ended.err
-        check_same(tmp_path, never_killed)
+        assert_same(tmp_path, uninterrupted)
 
 
 def test_a_file_that_may_not_grow_is_one_line_and_the_checkpoint_before_it_stays(tmp_path):
-    """What a quota does, on any machine: the limit of a file's size."""
+    """The effect of a quota on any machine: a limit on the size of a file."""
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=6")
     last = tmp_path / "runs/r/checkpoints/last.pt"
     before = sha256(last)
@@ -71,25 +71,25 @@ def test_a_file_that_may_not_grow_is_one_line_and_the_checkpoint_before_it_stays
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
 
 
-def test_an_output_folder_that_can_not_be_written_is_refused_before_anything_is_loaded(tmp_path):
+def test_an_output_folder_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path):
     with mounted(tmp_path / "runs", "ro") as read_only:
         output = "runs" if read_only else "/proc/nowhere"
         ended = harness("run", *TINY, "--output", output, cwd=tmp_path, check=2)
-        assert len(ended.errors) == 1 and "can not write to" in ended.errors[0] and "--output" in ended.errors[0]
+        assert len(ended.errors) == 1 and "cannot write to" in ended.errors[0] and "--output" in ended.errors[0]
 
 
 def test_an_output_folder_that_becomes_read_only_is_one_line(tmp_path):
     with mounted(tmp_path / "runs", "size=20m") as mine:
         if not mine:
-            pytest.skip("this machine does not let us mount")
+            pytest.skip("this machine does not permit mounting")
         running = begin("run", *SAVING, "--epochs", 200, "--name", "r", cwd=tmp_path)
         running.until(lambda: (tmp_path / "runs/r/checkpoints/last.pt").exists())
-        # Open files keep a disk from being made read-only at once; what is deleted meanwhile does not.
+        # Open files can prevent a disk from being made read-only.
         done = subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "runs")], capture_output=True)
         if done.returncode:
             running.signal(signal.SIGKILL)
             running.end()
-            pytest.skip("this machine does not make a disk read-only that is written to")
+            pytest.skip("this machine does not make a disk in use read-only")
         ended = running.end()
         assert ended.code == 6 and len(ended.errors) == 1 and "Traceback" not in ended.err.replace("while closing", "")
 
@@ -100,7 +100,7 @@ BIG = [*TINY[:8], "--batch-size", "1438", "--eval-batch-size", "100", "--model-a
 
 @pytest.mark.slow
 def test_a_batch_too_large_for_the_memory_is_computed_in_parts_when_asked_and_else_refused_with_the_remedy(tmp_path):
-    """Real memory, limited as `ulimit -v` does."""
+    """Real memory, limited as with `ulimit -v`."""
     ended = harness("run", *BIG, cwd=tmp_path, memory=600 * 2**20, check=6)
     assert len(ended.errors) == 1
     assert "out of memory" in ended.errors[0] and "--auto-batch" in ended.errors[0]
@@ -111,20 +111,22 @@ def test_a_batch_too_large_for_the_memory_is_computed_in_parts_when_asked_and_el
     assert summary["steps"] == 1
 
 
-def test_after_memory_ran_out_the_batch_is_kept_said_once_and_a_resumed_run_computes_it_in_as_many_parts(tmp_path):
-    """From the first update in two parts: to the bit what `--grad-accumulation 2` gives."""
+def test_after_running_out_of_memory_the_batch_size_is_kept_it_is_reported_once_and_a_resumed_run_uses_as_many_parts(
+    tmp_path,
+):
+    """In two parts from the first update: bit-identical to `--grad-accumulation 2`."""
     words = ["run", *SAVING, "--auto-batch", "--name", "r"]
     ended = harness(*words, cwd=tmp_path, fault="oom@micro_batch=1,kill@step=9")
     assert ended.code == -signal.SIGKILL
-    said = [line for line in ended.err.splitlines() if "out of memory" in line]
-    assert said == ["out of memory: each batch of 128 images is now computed in 2 parts"]
+    reports = [line for line in ended.err.splitlines() if "out of memory" in line]
+    assert reports == ["out of memory: each batch of 128 images is now computed in 2 parts"]
     ended = harness(*words, cwd=tmp_path, check=0)
     assert "out of memory" not in ended.err
     assert read_json(tmp_path / "runs/r/summary.json")["grad_accumulation"] == 2
     (tmp_path / "other").mkdir()
     harness("run", *SAVING, "--grad-accumulation", 2, "--name", "r", cwd=tmp_path / "other", check=0)
-    here, there = (whole_story(folder / "runs/r") for folder in (tmp_path, tmp_path / "other"))
-    assert here == there
+    resumed, other = (contents_of(folder / "runs/r") for folder in (tmp_path, tmp_path / "other"))
+    assert resumed == other
 
 
 def test_the_parts_of_a_batch_never_fall_below_one_image(tmp_path):
@@ -156,7 +158,9 @@ WORKERS = ["--recipe", "digits", "--model-args", "width=4", "--threads", "1", "-
     ("method", "wait"),
     [*(("fork", n / 150) for n in range(4)), ("forkserver", 0.0)],
 )  # fmt: skip
-def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_nobody_behind(tmp_path, pictures, method, wait):
+def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_no_process_behind(
+    tmp_path, pictures, method, wait
+):
     running = begin("run", *WORKERS, "--data-dir", pictures, cwd=tmp_path, method=method)
     running.until(lambda: (tmp_path / "runs/r/checkpoints/last.pt").exists())
     time.sleep(wait)
@@ -170,14 +174,14 @@ def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_nobody_b
     wait_until(lambda: not any(alive(pid) for pid in workers), 20)
     assert read_json(tmp_path / "runs/r/status.json")["state"] == "failed"
     running = begin("run", *WORKERS, "--data-dir", pictures, cwd=tmp_path)
-    running.until(lambda: "going on with" in running.err.read_text())
+    running.until(lambda: "Resuming run in" in running.err.read_text())
     running.signal(signal.SIGTERM)
     assert running.end().code == 143
 
 
 @pytest.mark.slow
-def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_figure(never_killed, tmp_path, monkeypatch):  # noqa: F811
-    """The clock of the wall is another one at every look; what is measured comes from the one that only goes forward."""
+def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_metric(uninterrupted, tmp_path, monkeypatch):
+    """The wall clock jumps at every call; durations come from the monotonic clock."""
     script = (
         "import sys, time, random\n"
         "draw = random.Random(0)\n"
@@ -188,7 +192,7 @@ def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_figure(never_k
     environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    check_same(tmp_path, never_killed)
+    assert_same(tmp_path, uninterrupted)
     for record in read_journal(tmp_path / "runs/r").records:
         for key, value in record.scalars().items():
             if key.startswith("time/"):
@@ -196,7 +200,7 @@ def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_figure(never_k
     assert all(0 <= value < 300 for value in read_json(tmp_path / "runs/r/summary.json")["seconds"].values())
 
 
-def test_of_two_runs_with_one_name_at_once_the_second_is_refused_with_the_others_process(tmp_path):
+def test_of_two_simultaneous_runs_with_one_name_the_second_is_refused_and_names_the_process_of_the_first(tmp_path):
     words = ["run", *TINY, "--epochs", 500, "--name", "r"]
     first = begin(*words, cwd=tmp_path)
     first.until(lambda: (tmp_path / "runs/r/status.json").exists())
@@ -209,47 +213,47 @@ def test_of_two_runs_with_one_name_at_once_the_second_is_refused_with_the_others
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["r", "r-2"]
 
 
-def test_of_many_equal_commands_at_once_each_gets_a_folder_of_its_own(tmp_path):
+def test_of_many_simultaneous_equal_commands_each_gets_its_own_directory(tmp_path):
     ready, done = context.Barrier(13), context.Event()
-    taken = context.Queue()
-    processes = [context.Process(target=claim_one, args=(str(tmp_path), ready, taken, done)) for _ in range(12)]
+    claimed = context.Queue()
+    processes = [context.Process(target=claim_one, args=(str(tmp_path), ready, claimed, done)) for _ in range(12)]
     for process in processes:
         process.start()
     ready.wait(60)
-    paths = {taken.get(timeout=60) for _ in processes}
+    paths = {claimed.get(timeout=60) for _ in processes}
     done.set()
     for process in processes:
         process.join(60)
     assert len(paths) == 12
 
 
-def claim_one(output, ready, taken, done):
+def claim_one(output, ready, claimed, done):
     config = Config(output=output, data="digits")
     ready.wait(60)
     folder = claim_run_dir(config)
-    taken.put(str(folder.path))
+    claimed.put(str(folder.path))
     done.wait(60)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["with spaces, 'quotes' and \"more\"", "é 你好 🎉 -$HOME;#&'"])
-def test_a_run_in_a_folder_of_any_name_can_be_gone_on_with_by_the_command_that_it_prints(tmp_path, pictures, name):
-    """The printed command goes through a real shell."""
-    place = tmp_path / name
-    place.mkdir()
+def test_a_run_in_a_folder_of_any_name_is_resumed_by_the_command_that_it_prints(tmp_path, pictures, name):
+    """The printed command is run by a real shell."""
+    folder = tmp_path / name
+    folder.mkdir()
     words = [*TINY[:-1], "offline", "--name", name]
-    ended = harness("run", *words, cwd=place, fault="int@step=4", check=130)
-    (line,) = [line for line in ended.err.splitlines() if "go on with: " in line]
-    command = line.partition("go on with: ")[2].replace("harness", f"{sys.executable} -m harness", 1)
+    ended = harness("run", *words, cwd=folder, fault="int@step=4", check=130)
+    (line,) = [line for line in ended.err.splitlines() if "Resume with: " in line]
+    command = line.partition("Resume with: ")[2].replace("harness", f"{sys.executable} -m harness", 1)
     environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run(["bash", "-c", command], cwd=place, env=environment, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", command], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "from step 4" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} <= {name, f"{name}-logs"}
 
 
-def test_a_loader_process_that_is_stuck_is_ended_and_said_in_one_line(tmp_path, pictures, monkeypatch):
-    """Stopped by SIGSTOP, as one that waits for a disk that went away."""
+def test_a_loader_process_that_hangs_is_ended_and_reported_in_one_line(tmp_path, pictures, monkeypatch):
+    """Stopped by SIGSTOP, like one that waits for a disk that was removed."""
     from harness.data import worker_loader
     from harness.data.loaders import make_loaders
     from harness.data.preprocess import Preprocess

@@ -1,4 +1,4 @@
-"""Signals stop a run within seconds, saved, with the exit status that says which, and it goes on to the same bits."""
+"""A signal stops a run within seconds, with its state saved and its exit status; resumed, it is bit-identical."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import time
 import pytest
 
 from harness.utils.files import read_json
-from tests.faults.test_resume import SAVING, check_same, never_killed  # noqa: F401 - a fixture
 from tests.support.forked import TINY, begin, harness
+from tests.support.resume import SAVING, assert_same
 from tests.support.wandb_files import payloads
 from tests.support.wandb_server import KEY
 
@@ -19,7 +19,7 @@ SIGNALS = {"int": (130, "interrupted"), "term": (143, "preempted"), "usr1": (138
 
 
 @pytest.mark.parametrize(
-    ("action", "place"),
+    ("action", "point"),
     [
         ("int", "step=2"),
         ("term", "evaluation=3"),
@@ -29,25 +29,20 @@ SIGNALS = {"int": (130, "interrupted"), "term": (143, "preempted"), "usr1": (138
         ),
     ],
 )
-def test_a_signal_anywhere_saves_and_exits_with_its_status_and_the_run_goes_on(
-    never_killed,  # noqa: F811
-    tmp_path,
-    action,
-    place,
-):
+def test_a_signal_at_any_point_saves_exits_with_its_status_and_the_run_resumes(uninterrupted, tmp_path, action, point):
     code, state = SIGNALS[action]
-    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=f"{action}@{place}", check=code)
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=f"{action}@{point}", check=code)
     status = read_json(tmp_path / "runs/r/status.json")
     assert (status["state"], status["exit_code"]) == (state, code)
-    assert f"go on with: {status['resume']}" in ended.err
-    number = int(place.partition("=")[2])
-    if place.startswith("step"):
+    assert f"Resume with: {status['resume']}" in ended.err
+    number = int(point.partition("=")[2])
+    if point.startswith("step"):
         assert status["step"] == number, "saved at once, not at the next checkpoint"
-    if place.startswith("evaluation"):
+    if point.startswith("evaluation"):
         assert status["step"] == 22, "not trained on in the middle of an evaluation"
     again = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     assert f"from step {status['step']}" in again.err
-    check_same(tmp_path, never_killed)
+    assert_same(tmp_path, uninterrupted)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
@@ -58,7 +53,7 @@ def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_a_signal_while_the_data_is_read_ends_in_its_status(tmp_path, name):
+def test_a_signal_while_the_data_is_loaded_exits_with_its_status(tmp_path, name):
     number = signal.Signals[name]
     running = begin("run", *TINY, cwd=tmp_path)
     running.until(lambda: (tmp_path / "runs").exists())
@@ -68,14 +63,14 @@ def test_a_signal_while_the_data_is_read_ends_in_its_status(tmp_path, name):
 
 @pytest.fixture
 def hanging():
-    """A server that takes connections and never answers."""
+    """A server that accepts connections and never answers."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(50)
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
-def test_a_stop_while_the_server_is_waited_for_is_heard_within_seconds(tmp_path, hanging):
+def test_a_stop_while_waiting_for_the_server_takes_effect_within_seconds(tmp_path, hanging):
     variables = {"WANDB_BASE_URL": hanging, "WANDB_API_KEY": KEY}
     running = begin("run", *TINY[:-1], "auto", "--name", "r", cwd=tmp_path, variables=variables)
     running.until(lambda: (tmp_path / "runs/r/wandb").exists())
@@ -102,7 +97,7 @@ def test_a_preempted_run_of_a_sweep_is_marked_so_that_wandb_queues_it_again(tmp_
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["abcd1234"]
 
 
-def test_a_preempted_run_of_a_clusters_job_is_marked_and_one_of_a_persons_shell_is_not(tmp_path):
+def test_a_preempted_run_of_a_cluster_job_is_marked_and_one_of_a_users_shell_is_not(tmp_path):
     for name, variables in (("job", {"SLURM_JOB_ID": "7"}), ("shell", {})):
         harness(
             "run",
@@ -120,25 +115,25 @@ def test_a_preempted_run_of_a_clusters_job_is_marked_and_one_of_a_persons_shell_
 
 
 def kinds(log):
-    """The kinds of records in a W&B log."""
+    """Return the kinds of the records in a W&B log."""
     from wandb.proto import wandb_internal_pb2
 
-    found = set()
+    kinds = set()
     for data in payloads(log.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        found.add(record.WhichOneof("record_type"))
-    return found
+        kinds.add(record.WhichOneof("record_type"))
+    return kinds
 
 
 def test_a_stop_from_another_thread_is_a_stop(tmp_path):
     """W&B calls its stop function in a thread of its own."""
     from harness.utils.signals import Interrupted, StopRequests
 
-    with StopRequests() as interrupts:
-        thread = threading.Thread(target=interrupts.stop)
+    with StopRequests() as stop_requests:
+        thread = threading.Thread(target=stop_requests.stop)
         thread.start()
         thread.join()
         with pytest.raises(Interrupted) as caught:
-            interrupts.check()
+            stop_requests.check()
     assert caught.value.exit_code == 130

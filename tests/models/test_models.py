@@ -1,4 +1,4 @@
-"""The networks compute what they say, and a run gets the model that its settings name."""
+"""The networks compute what their documentation says, and a run gets the model that its settings name."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def small(**arguments: Any) -> nn.Module:
     return make(model_args={"width": 4, **arguments})
 
 
-def with_lived_in_statistics(model: nn.Module) -> nn.Module:
-    """The model with BN weights and statistics unlike those of a new one, for evaluation."""
+def with_random_statistics(model: nn.Module) -> nn.Module:
+    """Return the model in evaluation mode with BN weights and statistics unlike those of a new one."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -47,7 +47,7 @@ def with_lived_in_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def parameters_by_hand(width: int, classes: int) -> dict[str, int]:
+def expected_parameters(width: int, classes: int) -> dict[str, int]:
     def block(channels_in: int, channels_out: int) -> int:
         return 9 * channels_in * channels_out + 2 * channels_out
 
@@ -62,10 +62,10 @@ def parameters_by_hand(width: int, classes: int) -> dict[str, int]:
     }
 
 
-def test_the_parts_have_the_parameters_of_the_assignment() -> None:
+def test_each_stage_has_the_parameters_of_the_assignment() -> None:
     model = make()
     parts = {name: factory.count_parameters(part) for name, part in model.named_children()}
-    assert parts == parameters_by_hand(64, 10)
+    assert parts == expected_parameters(64, 10)
     assert [parts[name] for name in ("prep", "layer1", "layer2", "layer3", "fc")] == [
         1_856,
         369_408,
@@ -91,7 +91,7 @@ def test_the_variants_have_their_known_number_of_parameters(settings: dict[str, 
 @pytest.mark.parametrize(("width", "classes"), [(1, 2), (16, 10), (24, 100)])
 def test_the_number_of_parameters_follows_width_and_classes(width: int, classes: int) -> None:
     assert factory.count_parameters(make(classes, model_args={"width": width})) == sum(
-        parameters_by_hand(width, classes).values()
+        expected_parameters(width, classes).values()
     )
 
 
@@ -100,10 +100,10 @@ def test_a_shared_parameter_counts_once() -> None:
     assert factory.count_parameters(nn.Sequential(layer, layer)) == 8
 
 
-def by_hand(
+def reference_logits(
     state: dict[str, Tensor], images: Tensor, order: str, training: bool = False, padding: str = "constant"
 ) -> Tensor:
-    """The assignment written out over a state dict, without a module."""
+    """Return the logits of the assignment's network, computed from a state dict without a module."""
 
     def conv(x: Tensor, at: str) -> Tensor:
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode=padding), state[f"{at}.conv.weight"])
@@ -131,39 +131,41 @@ def by_hand(
 
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("training", [False, True])
-def test_the_network_equals_the_assignment_written_out(order: str, training: bool) -> None:
-    model = with_lived_in_statistics(small(order=order).double())
+def test_the_network_equals_a_reference_implementation_of_the_assignment(order: str, training: bool) -> None:
+    model = with_random_statistics(small(order=order).double())
     images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
-    expected = by_hand({key: value.clone() for key, value in model.state_dict().items()}, images, order, training)
+    expected = reference_logits(
+        {key: value.clone() for key, value in model.state_dict().items()}, images, order, training
+    )
     assert torch.allclose(model.train(training)(images), expected, atol=1e-10)
 
 
 def test_the_two_orders_are_two_networks_over_the_same_weights() -> None:
-    one, other = (with_lived_in_statistics(small(order=order)) for order in ORDERS)
-    # With a negative BN weight the smallest value wins after BN, which pooling before it has thrown away.
+    one, other = (with_random_statistics(small(order=order)) for order in ORDERS)
+    # With a negative BN weight the smallest value is largest after BN, and pooling before BN has dropped it.
     nn.init.constant_(one.layer2.down.bn.weight, -1.0)
     other.load_state_dict(one.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert not torch.allclose(one(images), other(images), atol=1e-3)
 
 
-def test_the_convolutions_pad_as_asked() -> None:
-    model = with_lived_in_statistics(small(padding_mode="reflect").double())
+def test_the_convolutions_use_the_requested_padding() -> None:
+    model = with_random_statistics(small(padding_mode="reflect").double())
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     state = model.state_dict()
-    assert torch.allclose(model(images), by_hand(state, images, ORDERS[0], padding="reflect"), atol=1e-10)
-    assert not torch.allclose(model(images), by_hand(state, images, ORDERS[0]), atol=1e-3)
+    assert torch.allclose(model(images), reference_logits(state, images, ORDERS[0], padding="reflect"), atol=1e-10)
+    assert not torch.allclose(model(images), reference_logits(state, images, ORDERS[0]), atol=1e-3)
 
 
 def test_the_output_is_logits_and_not_probabilities() -> None:
-    model = with_lived_in_statistics(small())
+    model = with_random_statistics(small())
     logits = model(torch.randn(8, 3, 32, 32))
     assert (logits < 0).any() and not torch.allclose(logits.sum(1), torch.ones(8), atol=0.1)
     assert not [module for module in model.modules() if isinstance(module, nn.Softmax | nn.LogSoftmax)]
 
 
 def test_the_logit_scale_multiplies_the_logits_only() -> None:
-    plain, scaled = with_lived_in_statistics(small()), with_lived_in_statistics(small(logit_scale=0.125))
+    plain, scaled = with_random_statistics(small()), with_random_statistics(small(logit_scale=0.125))
     scaled.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(scaled(images), plain(images) * 0.125)
@@ -179,7 +181,7 @@ def test_the_heads_pooling_equals_max_pooling_by_four() -> None:
     assert torch.equal(model.forward_head(features, pre_logits=True), nn.MaxPool2d(4)(features).flatten(1))
 
 
-def test_a_zero_head_starts_with_the_loss_of_a_guess() -> None:
+def test_a_zero_head_starts_with_the_uniform_loss() -> None:
     model = small(head_init="zero")
     loss = F.cross_entropy(model(torch.randn(16, 3, 32, 32)), torch.arange(16) % 10)
     assert loss.item() == pytest.approx(math.log(10), abs=1e-6)
@@ -189,7 +191,7 @@ def test_a_zero_head_starts_with_the_loss_of_a_guess() -> None:
     assert not model.fc.weight.any() and model.prep.conv.weight.any()
 
 
-def test_dropout_stands_before_the_classifier_and_only_in_training() -> None:
+def test_dropout_acts_before_the_classifier_and_only_in_training() -> None:
     model = small(drop_rate=0.5)
     features = torch.rand(4, 32, 4, 4) + 1
     assert torch.equal(model.eval().forward_head(features, pre_logits=True), features.amax((2, 3)))
@@ -209,13 +211,13 @@ def test_dropout_stands_before_the_classifier_and_only_in_training() -> None:
         {"global_pool": ""},
     ],
 )
-def test_a_value_that_does_not_suit_the_network_is_named(arguments: dict[str, Any]) -> None:
+def test_an_argument_that_the_network_refuses_is_named(arguments: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(arguments))):
         make(model_args=arguments)
 
 
 def test_resnet18_for_small_images_equals_torchvisions_with_its_stem_swapped() -> None:
-    ours = with_lived_in_statistics(make(model="resnet18_cifar"))
+    ours = with_random_statistics(make(model="resnet18_cifar"))
     theirs = torchvision.models.resnet18(num_classes=10)
     theirs.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=1, bias=False)
     theirs.maxpool = nn.Identity()
@@ -224,7 +226,7 @@ def test_resnet18_for_small_images_equals_torchvisions_with_its_stem_swapped() -
     assert torch.allclose(ours(images), theirs.eval()(images), rtol=1e-4, atol=1e-4)
 
 
-def test_every_convolution_of_resnet18_is_drawn_with_timms_own_scale() -> None:
+def test_every_convolution_of_resnet18_is_initialised_with_timms_own_scale() -> None:
     ours, reference = make(model="resnet18_cifar"), timm.create_model("resnet18", num_classes=10)
     stem = ours.conv1.weight
     assert stem.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.1)
@@ -242,14 +244,14 @@ def test_any_model_of_timm_can_be_made_with_its_own_arguments() -> None:
     assert model.num_classes == 5 and model.drop_rate == 0.25 and not factory.is_ours(model)
 
 
-def test_ours_are_known_as_ours_also_when_compiled() -> None:
+def test_models_of_harness_are_recognised_also_when_compiled() -> None:
     model = small()
     assert factory.is_ours(model) and factory.is_ours(torch.compile(model))
     assert factory.is_ours(make(model="resnet18_cifar", model_args={"channels": [8, 8, 8, 8]}))
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"model": "custom_resnt"}, "did you mean 'custom_resnet'"),
         ({"model": "resnet18_cifr"}, "did you mean 'resnet18_cifar'"),
@@ -271,8 +273,8 @@ def test_ours_are_known_as_ours_also_when_compiled() -> None:
         ({"plugin": ["my_model.py"]}, "must be a module's name"),
     ],
 )
-def test_what_can_not_be_made_is_refused_with_the_remedy(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_a_model_that_can_not_be_created_is_refused_with_the_remedy(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         make(**settings)
 
 
@@ -284,7 +286,7 @@ def test_a_saved_folder_is_a_model_to_start_from(tmp_path: Path) -> None:
     assert torch.equal(again(images), model(images))
 
 
-def test_weights_that_can_not_be_had_are_a_matter_of_the_data(tmp_path: Path) -> None:
+def test_weights_that_can_not_be_loaded_are_a_data_error(tmp_path: Path) -> None:
     save_for_hf(small(), tmp_path, safe_serialization=True)
     for file in [*tmp_path.glob("*.safetensors"), *tmp_path.glob("*.bin")]:
         file.unlink()
@@ -323,7 +325,7 @@ def closed_from_a_plugin(pretrained=False, num_classes=10):
 
 @pytest.fixture
 def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A folder with plug-ins, as the current one; what they change in Python and timm is undone."""
+    """A folder of plug-ins as the current directory; what they change in Python and timm is undone."""
     from timm.models import _registry
 
     package = tmp_path / "plugin_for_a_test"
@@ -363,7 +365,7 @@ def test_a_plugins_model_trains_a_step() -> None:
 
 @pytest.mark.usefixtures("plugins")
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"plugin": ["broken_plugin_for_a_test"]}, "broken_plugin_for_a_test.*module_that_is_not_there"),
         ({"plugin": ["crooked_plugin_for_a_test"]}, "crooked_plugin_for_a_test.*SyntaxError"),
@@ -372,15 +374,15 @@ def test_a_plugins_model_trains_a_step() -> None:
         ({"plugin": ["plugin_for_a_test"], "model": "tiny_from_a_plugin", "pretrained": True}, "no pretrained weights"),
     ],
 )
-def test_what_is_wrong_with_a_plugin_is_said(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_an_error_in_a_plugin_is_reported(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         make(**settings)
 
 
-def test_the_names_start_with_ours_and_hold_all_of_timm() -> None:
-    found = factory.model_names()
-    assert [name for name, ours in found if ours] == ["custom_resnet", "resnet18_cifar"] == [n for n, _ in found[:2]]
-    assert sorted(name for name, _ in found) == sorted(timm.list_models())
+def test_the_names_start_with_those_of_harness_and_hold_all_of_timm() -> None:
+    names = factory.model_names()
+    assert [name for name, own in names if own] == ["custom_resnet", "resnet18_cifar"] == [n for n, _ in names[:2]]
+    assert sorted(name for name, _ in names) == sorted(timm.list_models())
 
 
 def test_names_are_found_by_a_part_or_a_pattern() -> None:

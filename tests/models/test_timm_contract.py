@@ -1,4 +1,4 @@
-"""Our networks are models like timm's own: what timm asks of every model it has, asked of ours."""
+"""The networks of harness satisfy what timm requires of every model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from harness.models import cifar_resnet
 
 PAGE = {"order": "conv-bn-relu-pool", "logit_scale": 0.125, "head_bias": False, "padding_mode": "reflect"}
-# Narrow, to be quick: nothing here depends on the width but the test of the full ones.
+# Narrow, to be quick: only the test of the full ones depends on the width.
 CASES = [
     pytest.param("custom_resnet", {"width": 8}, id="custom_resnet"),
     pytest.param("custom_resnet", {"width": 8, **PAGE}, id="page"),
@@ -43,7 +43,7 @@ def images(count: int = 2, side: int = 32, channels: int = 3) -> torch.Tensor:
     return torch.randn(count, channels, side, side)
 
 
-def test_timm_lists_exactly_these_two_under_our_module() -> None:
+def test_timm_lists_exactly_these_two_under_the_module() -> None:
     assert timm.list_models(module="cifar_resnet") == ["custom_resnet", "resnet18_cifar"]
     assert all(timm.is_model(name) and not timm.models.is_model_pretrained(name) for name in cifar_resnet.__all__)
 
@@ -172,7 +172,7 @@ def test_a_new_classifier_keeps_pooling_and_mode(name: str, kwargs: dict[str, An
 
 
 @every_model
-def test_feature_channels_and_reductions_are_as_announced(name: str, kwargs: dict[str, Any]) -> None:
+def test_feature_channels_and_reductions_are_those_of_feature_info(name: str, kwargs: dict[str, Any]) -> None:
     model = make(name, kwargs, features_only=True)
     channels, reductions = model.feature_info.channels(), model.feature_info.reduction()
     assert len(channels) >= 4
@@ -195,13 +195,13 @@ def test_all_feature_extractors_of_timm_agree(name: str, kwargs: dict[str, Any],
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_a_callers_feature_configuration_is_merged_with_ours() -> None:
+def test_a_callers_feature_configuration_is_merged_with_the_default() -> None:
     model = make("custom_resnet", {"width": 8}, features_only=True, feature_cfg={"out_indices": (2,)})
     assert model.feature_info.channels() == [32]
 
 
 @every_model
-def test_intermediates_are_the_announced_maps_in_both_forms(name: str, kwargs: dict[str, Any]) -> None:
+def test_intermediates_are_the_maps_of_feature_info_in_both_forms(name: str, kwargs: dict[str, Any]) -> None:
     model, batch = make(name, kwargs), images()
     last, maps = model.forward_intermediates(batch)
     assert torch.equal(last, model.forward_features(batch)) and torch.equal(last, maps[-1])
@@ -217,7 +217,9 @@ def test_intermediates_are_the_announced_maps_in_both_forms(name: str, kwargs: d
 
 
 @every_model
-def test_intermediates_equal_what_hooks_on_the_announced_modules_see(name: str, kwargs: dict[str, Any]) -> None:
+def test_intermediates_equal_the_outputs_seen_by_hooks_on_the_modules_of_feature_info(
+    name: str, kwargs: dict[str, Any]
+) -> None:
     model, batch = make(name, kwargs), images()
     seen: list[torch.Tensor] = []
     modules = [model.get_submodule(level["module"]) for level in model.feature_info]
@@ -230,7 +232,7 @@ def test_intermediates_equal_what_hooks_on_the_announced_modules_see(name: str, 
 
 @every_model
 @pytest.mark.parametrize("last", [0, 1, 2, -1])
-def test_pruning_keeps_the_wanted_maps_and_drops_the_rest(name: str, kwargs: dict[str, Any], last: int) -> None:
+def test_pruning_keeps_the_requested_maps_and_drops_the_rest(name: str, kwargs: dict[str, Any], last: int) -> None:
     model, batch = make(name, kwargs), images()
     count = len(model.feature_info)
     last %= count
@@ -279,7 +281,7 @@ def test_it_can_be_made_without_memory_and_filled_later(name: str, kwargs: dict[
     assert torch.equal(filled(batch), real(batch))
 
 
-def test_weights_drawn_after_construction_without_memory_have_the_usual_scale() -> None:
+def test_weights_initialised_after_construction_without_memory_have_the_usual_scale() -> None:
     model = timm.create_model("custom_resnet", width=16, device="meta").to_empty(device="cpu")
     model.init_weights()
     usual = timm.create_model("custom_resnet", width=16)
@@ -291,7 +293,7 @@ def test_weights_drawn_after_construction_without_memory_have_the_usual_scale() 
 
 
 @every_model
-def test_every_tensor_has_the_type_asked_for(name: str, kwargs: dict[str, Any]) -> None:
+def test_every_tensor_has_the_requested_type(name: str, kwargs: dict[str, Any]) -> None:
     model = make(name, kwargs, dtype=torch.bfloat16)
     floating = [tensor for tensor in itertools.chain(model.parameters(), model.buffers()) if tensor.is_floating_point()]
     assert {tensor.dtype for tensor in floating} == {torch.bfloat16}

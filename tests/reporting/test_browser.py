@@ -1,4 +1,4 @@
-"""The pages in a real browser: by mouse, by keyboard, narrow, dark, printed, and with the network watched."""
+"""The pages in a real browser: mouse, keyboard, narrow screen, dark theme, print, and no network requests."""
 
 import base64
 import json
@@ -41,7 +41,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """Pages of a run, of two runs and of a sweep, all with hostile words."""
+    """Pages of a run, of two runs and of a sweep, all with hostile text."""
     folder = tmp_path_factory.mktemp("pages")
     one = evil_run(folder / "one")
     two = other_seed(one, folder / "two", 1, 0.5)
@@ -69,7 +69,7 @@ def script(browser, text, *arguments):
 
 
 def requested(browser):
-    """Every address that a file's page asked for (the browser's own first page asks too), and what it complained of."""
+    """Return the addresses that a file's page requested (the browser's start page requests some too), and its console."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [
         event["params"]["request"]["url"]
@@ -79,7 +79,7 @@ def requested(browser):
 
 
 @pytest.mark.parametrize("name", ["run", "runs", "sweep"])
-def test_a_page_fits_wide_and_narrow_and_asks_for_nothing(browser, made, name):
+def test_a_page_fits_a_wide_and_a_narrow_screen_and_makes_no_request(browser, made, name):
     requested(browser)
     for width, scheme in ((1280, "light"), (360, "dark")):
         open_page(browser, made[name], width, scheme)
@@ -94,10 +94,10 @@ def test_a_page_fits_wide_and_narrow_and_asks_for_nothing(browser, made, name):
         assert not script(
             browser, "return [...document.querySelectorAll('.modebar-btn')].some(b => /share/i.test(b.dataset.title))"
         )
-    asked, complaints = requested(browser)
-    assert asked
-    assert all(address.startswith(("file:", "data:", "blob:")) for address in asked), asked
-    assert not complaints
+    addresses, console = requested(browser)
+    assert addresses
+    assert all(address.startswith(("file:", "data:", "blob:")) for address in addresses), addresses
+    assert not console
 
 
 def test_tabs_sorting_and_filters_work_by_mouse_and_by_keyboard(browser, made):
@@ -134,8 +134,8 @@ def test_tabs_sorting_and_filters_work_by_mouse_and_by_keyboard(browser, made):
     some = script(browser, shown, gallery)
     assert 0 < len(some) < len(everything)
     assert {tile["truth"] for tile in some} == {chosen}
-    told = gallery.find_element(By.CSS_SELECTOR, "[role=status]").text
-    assert told == f"{len(some)} of {len(everything)} shown"
+    status = gallery.find_element(By.CSS_SELECTOR, "[role=status]").text
+    assert status == f"{len(some)} of {len(everything)} shown"
     gallery.find_element(By.CSS_SELECTOR, "button.all").click()
     assert len(script(browser, shown, gallery)) == len(everything)
     option = gallery.find_element(By.CSS_SELECTOR, "select[name=sort] option[value='loss down']")
@@ -147,7 +147,7 @@ def test_tabs_sorting_and_filters_work_by_mouse_and_by_keyboard(browser, made):
     assert not browser.get_log("browser")
 
 
-def test_a_printed_page_has_what_stood_behind_tabs(browser, made):
+def test_a_printed_page_includes_the_hidden_tabs(browser, made):
     open_page(browser, made["run"], scheme="dark")
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})["data"])
     assert pdf.startswith(b"%PDF-")

@@ -6,8 +6,7 @@ import pytest
 from PIL import Image
 
 from harness.reporting.figures import style, training_curves
-from harness.reporting.figures.gallery import Tile, gallery
-from harness.reporting.figures.sheet import enlarge
+from harness.reporting.figures.gallery import Tile, enlarge, gallery
 from harness.tracking.records import Record
 from harness.utils.errors import UsageError
 from harness.utils.text import percent, truncate
@@ -47,7 +46,7 @@ def epochs(count, **shift):
 @pytest.mark.parametrize("count", [1, 2, 60])
 def test_losses_and_accuracies_of_any_number_of_epochs_are_drawn_in_the_colours_of_their_splits(tmp_path, count):
     for draw in (training_curves.losses, training_curves.accuracy):
-        picture = pixels(draw(epochs(count), tmp_path / "made" / "here" / "picture.png"))
+        picture = pixels(draw(epochs(count), tmp_path / "new" / "folder" / "picture.png"))
         assert picture.shape[:2] == (4.5 * style.DPI, 8 * style.DPI)
         assert like(picture, style.BLUE).sum() > 100 and like(picture, style.VERMILLION).sum() > 100
 
@@ -59,16 +58,16 @@ def test_an_epoch_measured_twice_counts_once_and_a_nan_is_a_gap():
         Record(40, 4, {"train/loss": math.nan}),
         Record(40, 4, {"test/loss": 0.5}, kind="final"),
     ]
-    lines, once = training_curves._lines(again, "loss")
+    lines, final = training_curves.values_by_epoch(again, "loss")
     assert list(lines["train"]) == [1, 2, 3, 4] and lines["train"][2] == 7.0 and math.isnan(lines["train"][4])
-    assert "test" not in once and list(lines) == ["train", "test"]
-    lines, once = training_curves._lines(
+    assert "test" not in final and list(lines) == ["train", "test"]
+    lines, final = training_curves.values_by_epoch(
         [Record(5, 1, {"test/acc": 0.9}, kind="final"), Record(5, 1, {"lr": 1.0, "best": "yes/acc"})], "acc"
     )
-    assert lines == {} and once == {"test": (1, 0.9)}
+    assert lines == {} and final == {"test": (1, 0.9)}
 
 
-def test_nothing_recorded_gives_a_picture_that_says_so(tmp_path):
+def test_a_figure_without_data_shows_a_message(tmp_path):
     only_nan = [Record(1, 1, {"train/loss": math.nan, "train/acc": math.nan})]
     paths = [
         training_curves.losses([], tmp_path / "a.png"),
@@ -100,7 +99,7 @@ def test_the_schedule_rises_and_falls_between_two_level_lines_at_its_minimum_and
     assert abs(drawn - share).mean() < 0.01
 
 
-def test_momentum_marks_and_epochs_can_stand_beside_the_learning_rate(tmp_path):
+def test_momentum_marks_and_epochs_are_drawn_with_the_learning_rate(tmp_path):
     steps = np.arange(200)
     lr = np.interp(steps, [0, 50, 199], [0.1, 1, 0.1])
     plain = pixels(training_curves.learning_rate(steps, lr, tmp_path / "a.png"))
@@ -133,16 +132,15 @@ def test_any_name_can_be_drawn(tmp_path):
         )
 
 
-def test_dollars_are_letters_and_letters_without_a_font_are_boxes():
+def test_dollars_start_no_formula_and_characters_without_a_glyph_are_boxes():
     from matplotlib.cbook import is_math_text
 
-    shown = [style.plain(name) for name in AWKWARD]
-    assert not any(is_math_text(text) for text in shown)
+    assert not any(is_math_text(style.plain(name)) for name in AWKWARD)
     assert style.plain("$a$_b") == r"\$a\$_b"
     assert style.plain("a\x00b\U0001f9ffc") == "a□b□c"
 
 
-def test_texts_are_cut_to_length_and_percents_do_not_claim_certainty():
+def test_texts_are_truncated_and_percentages_round_to_0_or_100_only_if_exact():
     assert truncate("golden retriever, a dog of the family", 12) == "golden r…ily"
     assert all(len(truncate("x" * n, w)) <= w for n in range(1, 30) for w in range(2, 12))
     assert truncate("cat", 3) == "cat"
@@ -177,7 +175,7 @@ def test_every_tile_of_a_gallery_is_shown_once_as_large_as_the_others(tmp_path, 
     assert min(areas) > 0.5 * (1.2 * style.DPI) ** 2 and max(areas) < 1.02 * min(areas)
 
 
-def test_right_and_wrong_differ_in_sign_and_in_colour():
+def test_correct_and_wrong_tiles_differ_in_sign_and_in_colour():
     picture = np.zeros((2, 2, 3), np.uint8)
     right, wrong = Tile(picture, "cat", "cat", 0.934, True), Tile(picture, "cat", "dog", 0.934, False)
     assert (right.verdict, wrong.verdict) == ("✓ cat  93.4 %", "✗ dog  93.4 %")
@@ -191,7 +189,7 @@ def test_a_small_picture_is_enlarged_by_whole_pixels_and_a_large_one_reduced():
     assert enlarge(np.zeros((900, 600, 3), np.uint8), 300).shape == (300, 200, 3)
 
 
-def test_a_drawn_picture_becomes_a_value_for_a_tracker(tmp_path):
+def test_a_figure_becomes_a_value_for_a_tracker(tmp_path):
     path = training_curves.losses(epochs(2), tmp_path / "losses.png")
     image = training_curves.as_image(path, "losses")
     assert image.caption == "losses" and (image.pixels == pixels(path)).all()

@@ -1,4 +1,4 @@
-"""The pages that explain runs and sweeps: what they say, that nothing in them acts, that nothing leaves them."""
+"""The HTML pages of runs and sweeps: their contents, and that hostile text in them is inert."""
 
 import base64
 import csv
@@ -11,17 +11,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from harness.reporting.html import pages, run_predictions, sweep_data
+from harness.evaluation import metrics
+from harness.reporting.html import pages, sweep_data
 from harness.reporting.html.groups import group_runs, share_interval, spread
-from harness.reporting.html.plotly import moving_average, thin
-from harness.reporting.html.share import write_run_page
+from harness.reporting.html.pages import write_run_page
+from harness.reporting.html.plotly import thin
 from harness.utils.errors import UsageError
+from harness.utils.stats import moving_average
 from tests.support.commands import QUICK, command
 from tests.support.report_samples import CLASSES, EVIL, evil_run, other_seed, sweep
 
 
 class Page(HTMLParser):
-    """What a browser would make of a page: its tags, and its text outside of scripts."""
+    """A page as a browser parses it: its tags, and its text outside of scripts."""
 
     def __init__(self, path):
         super().__init__()
@@ -49,8 +51,8 @@ class Page(HTMLParser):
         return json.loads(self.scripts[0])
 
 
-def check_nothing_acts(page, scripts=3):
-    """Only our own scripts; no handler; every address is inside of the page."""
+def check_is_inert(page, scripts=3):
+    """Check that a page has only its own scripts, no event handler, and no address outside of itself."""
     assert len(page.scripts) == scripts
     for tag, attributes in page.tags:
         assert tag not in ("iframe", "object", "embed", "form", "base")
@@ -62,7 +64,8 @@ def check_nothing_acts(page, scripts=3):
     assert policy.startswith("default-src 'none'; img-src data:;")
 
 
-def check_every_id_is_led_to(page):
+def check_references(page):
+    """Check that ids are unique and that every reference to an id has its target."""
     ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
     assert len(ids) == len(set(ids))
     for _, attributes in page.tags:
@@ -72,12 +75,12 @@ def check_every_id_is_led_to(page):
             assert attributes["href"][1:] in ids
 
 
-def test_every_run_leaves_its_page(finished):
+def test_every_run_writes_its_page(finished):
     _, folder = finished
     page = Page(folder / "report.html")
     result = json.loads((folder / "summary.json").read_text())["result"]
     assert f"{100 * result['test/acc']:.2f} %" in page.text
-    for words in (
+    for text in (
         "last epoch",
         "By epoch",
         "Confusion matrix",
@@ -85,9 +88,9 @@ def test_every_run_leaves_its_page(finished):
         "Grad-CAM",
         "harness run --recipe digits",
     ):
-        assert words in page.text
-    check_nothing_acts(page)
-    check_every_id_is_led_to(page)
+        assert text in page.text
+    check_is_inert(page)
+    check_references(page)
     assert len(page.source) < 10e6
     accuracy = next(trace for trace in page.charts["epoch-acc"]["data"] if trace["name"] == "test")
     assert accuracy["y"][-1] == pytest.approx(result["test/acc"], rel=1e-5)
@@ -97,13 +100,14 @@ def test_a_page_has_the_figures_of_each_class_that_the_run_computed(finished):
     _, folder = finished
     with open(folder / "per_class.csv", newline="") as file:
         expected = list(csv.DictReader(file))
-    said, why = run_predictions.read_predictions(folder / "predictions.csv", [row["class"] for row in expected])
-    assert said is not None, why
-    for row, own in zip(expected, run_predictions.per_class(said), strict=True):
+    predictions, why = metrics.read_predictions(folder / "predictions.csv", [row["class"] for row in expected])
+    assert predictions is not None, why
+    figures = metrics.per_class(metrics.confusion_matrix(predictions)).rows(predictions.classes)
+    for row, computed in zip(expected, figures, strict=True):
         for key in ("accuracy", "precision", "recall", "f1", "images"):
-            assert getattr(own, key) == pytest.approx(float(row[key])), (row["class"], key)
+            assert getattr(computed, key) == pytest.approx(float(row[key])), (row["class"], key)
     ece = json.loads((folder / "summary.json").read_text())["result"]["test/ece"]
-    assert run_predictions.calibration_error(run_predictions.reliability(said)) == pytest.approx(ece, abs=1e-5)
+    assert metrics.reliability(predictions).ece == pytest.approx(ece, abs=1e-5)
 
 
 @pytest.mark.slow
@@ -112,28 +116,28 @@ def test_report_false_leaves_the_page_out(tmp_path):
     assert not list(tmp_path.glob("runs/*/report.html"))
 
 
-def test_a_page_that_can_not_be_written_is_one_line(tmp_path):
+def test_a_page_that_cannot_be_written_is_reported_in_one_line(tmp_path):
     folder = evil_run(tmp_path / "run")
     (folder / "report.html/in-the-way").mkdir(parents=True)
-    told = []
-    write_run_page(folder, told.append)
-    assert len(told) == 1
-    assert told[0].startswith("no page was written: ")
-    assert "\n" not in told[0]
+    messages = []
+    write_run_page(folder, messages.append)
+    assert len(messages) == 1
+    assert messages[0].startswith("report.html was not written: ")
+    assert "\n" not in messages[0]
 
 
 @pytest.mark.slow
-def test_a_page_that_can_not_be_written_fails_no_run(tmp_path):
+def test_a_page_that_cannot_be_written_does_not_fail_the_run(tmp_path):
     (tmp_path / "runs/mine/report.html/in-the-way").mkdir(parents=True)
     done = command("run", *QUICK, "--epochs", 0, "--gallery", 0, "--name", "mine", cwd=tmp_path, check=0)
-    assert "no page was written" in done.stderr
+    assert "report.html was not written" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_hostile_words_are_shown_and_do_nothing(tmp_path):
+def test_hostile_text_is_shown_and_inert(tmp_path):
     page = Page(pages.write_page([evil_run(tmp_path / "evil")]))
-    check_nothing_acts(page)
-    check_every_id_is_led_to(page)
+    check_is_inert(page)
+    check_references(page)
     assert page.text.count(EVIL) > 10
     assert CLASSES[1] in page.text
     assert page.source.count("<script>alert") == 0
@@ -141,21 +145,21 @@ def test_hostile_words_are_shown_and_do_nothing(tmp_path):
     assert all("<" not in name for name in confusion)  # Plotly reads a little HTML
 
 
-def test_the_script_in_the_page_is_plotlys_own_whole(finished):
+def test_the_page_embeds_the_complete_plotly_script(finished):
     _, folder = finished
     script = gzip.decompress(base64.b64decode(Page(folder / "report.html").scripts[1])).decode()
     assert re.search(r"plotly\.js v\d", script[:500])
 
 
 @pytest.mark.parametrize("state", ["failed", "interrupted", "running"])
-def test_a_run_that_has_not_ended_has_a_page_that_says_so(tmp_path, state):
+def test_the_page_of_an_unfinished_run_shows_its_state(tmp_path, state):
     page = Page(pages.write_page([evil_run(tmp_path / "run", state)]))
     assert ("crashed" if state == "running" else state) in page.text  # no process holds its lock
-    assert "Go on with it" in page.text
+    assert "Resume it with" in page.text
     assert "accuracy so far" in page.text
 
 
-def test_a_damaged_folder_has_a_page_that_says_what_is_missing(tmp_path):
+def test_the_page_of_a_damaged_run_names_what_is_missing(tmp_path):
     folder = evil_run(tmp_path / "run")
     (folder / "summary.json").write_text("{")
     (folder / "predictions.csv").write_text("index,id\n1")
@@ -165,7 +169,7 @@ def test_a_damaged_folder_has_a_page_that_says_what_is_missing(tmp_path):
     (folder / "journal.jsonl").write_bytes(b"".join(lines[:-1]) + b'{"kind": "summ')
     page = Page(pages.write_page([folder]))
     assert page.text.count("Missing:") >= 2
-    check_nothing_acts(page)
+    check_is_inert(page)
     (folder / "config.yaml").unlink()
     assert "config.yaml" in Page(pages.write_page([folder])).text
     (folder / "journal.jsonl").write_bytes(b"\xff\x00")
@@ -173,32 +177,31 @@ def test_a_damaged_folder_has_a_page_that_says_what_is_missing(tmp_path):
     assert "Missing:" in Page(pages.write_page([folder])).text
 
 
-def test_what_is_no_run_is_one_line_with_a_remedy(tmp_path):
+def test_a_folder_that_is_no_run_is_refused_in_one_line_with_a_remedy(tmp_path):
     for path, remedy in ((tmp_path / "nowhere", "harness runs"), (tmp_path, "harness runs")):
         with pytest.raises(UsageError, match=remedy) as error:
             pages.write_page([path])
         assert "\n" not in str(error.value)
     evil_run(tmp_path / "run")
-    with pytest.raises(UsageError, match="it holds 1: harness report"):
+    with pytest.raises(UsageError, match="it contains 1: harness report"):
         pages.write_page([tmp_path])
     with pytest.raises(UsageError, match="is a sweep"):
         pages.write_page([tmp_path / "run", sweep(tmp_path / "sweep")])
 
 
-def test_runs_that_differ_in_the_seed_only_are_one_group(tmp_path):
+def test_runs_that_differ_only_in_the_seed_form_one_group(tmp_path):
     one = evil_run(tmp_path / "evil")
     scores = [0.7, 0.72, 0.77]
     runs = [other_seed(one, tmp_path / f"s{n}", n, score) for n, score in enumerate(scores)]
     runs.append(other_seed(one, tmp_path / "wide", 0, 0.9, batch_size=64))
-    found = [pages.read_run(path) for path in runs]
-    together = group_runs(found)
-    assert [len(group.runs) for group in together] == [3, 1]
-    told = together[0].spread("test/acc")
-    assert told.mean == pytest.approx(np.mean(scores))
-    assert told.sd == pytest.approx(np.std(scores, ddof=1))
+    groups = group_runs([pages.read_run(path) for path in runs])
+    assert [len(group.runs) for group in groups] == [3, 1]
+    interval = groups[0].spread("test/acc")
+    assert interval.mean == pytest.approx(np.mean(scores))
+    assert interval.sd == pytest.approx(np.std(scores, ddof=1))
     page = Page(pages.write_page(runs, tmp_path / "all.html"))
-    check_nothing_acts(page)
-    check_every_id_is_led_to(page)
+    check_is_inert(page)
+    check_references(page)
     assert "73.00 %" in page.text
     assert "batch_size" in page.text
     assert len(page.charts["all-test-acc"]["data"]) == 4
@@ -209,8 +212,8 @@ def test_the_interval_of_the_mean_is_students():
 
     values = [0.9, 0.91, 0.93, 0.88]
     low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    told = spread([*values, math.nan])
-    assert (told.low, told.high, told.n) == (pytest.approx(low), pytest.approx(high), 4)
+    interval = spread([*values, math.nan])
+    assert (interval.low, interval.high, interval.n) == (pytest.approx(low), pytest.approx(high), 4)
     assert spread([math.nan]) is None
     assert spread([1.0]).sd is None
 
@@ -229,18 +232,18 @@ def test_a_thinned_line_keeps_its_spikes_and_a_smoothed_one_its_level():
     x, kept = thin(list(range(20_000)), y, 1000)
     assert len(kept) <= 1002
     assert {50.0, -50.0} <= set(kept)
-    assert all(y[place] == value for place, value in zip(x, kept, strict=True))
-    assert moving_average([2.0] * 50) == pytest.approx([2.0] * 50)
+    assert all(y[index] == value for index, value in zip(x, kept, strict=True))
+    assert moving_average([2.0] * 50, 0.9, skip_non_finite=True) == pytest.approx([2.0] * 50)
 
 
 def test_a_sweep_has_a_page(tmp_path):
     folder = sweep(tmp_path / "sweep", EVIL)
     page = Page(pages.write_page([folder]))
-    check_nothing_acts(page)
-    check_every_id_is_led_to(page)
+    check_is_inert(page)
+    check_references(page)
     assert {"scatter", "parallel", "history", "importance"} <= page.charts.keys()
-    for words in ("trial-0002", "stopped early", "90.0 %", "LRMIN × LRMAX", "recipe: digits", EVIL):
-        assert words in page.text
+    for text in ("trial-0002", "stopped early", "90.0 %", "LRMIN × LRMAX", "recipe: digits", EVIL):
+        assert text in page.text
     assert sweep_data.read_sweep(folder).best_so_far() == [0.8, 0.8, 0.9]
     (folder / "sweep.json").write_text("")
     (folder / "trials.csv").write_text("trial,state\n")

@@ -2,19 +2,17 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+
+from harness.runs import export, inference
+from harness.tracking.journal import read_journal
 from tests.support.commands import command
 from tests.support.wandb_files import load
-
-from harness.runs import export
-from harness.runs import inference
-from harness.tracking.journal import read_journal
 
 
 def rows(path):
@@ -148,40 +146,6 @@ def test_a_picture_that_can_not_be_read_is_one_line(finished, make, code, says, 
         list(inference.explain(folder, [tmp_path / "x.png"], {}, tmp_path / "out"))
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (None, "no checkpoint"),
-        ({"x.safetensors": b"junk"}, "not one of ours"),
-        ({"x.pt": b"junk"}, "not a checkpoint of harness"),
-        (
-            {"x.safetensors": b"junk", "x.json": b'{"format": 1, "config": {}, "classes": ["a"], "preprocess": {}}'},
-            "damaged",
-        ),
-    ],
-)
-def test_a_checkpoint_that_is_not_ours_is_refused(content, says, tmp_path):
-    from harness.utils.errors import CheckpointError
-
-    for name, data in (content or {}).items():
-        (tmp_path / name).write_bytes(data)
-    path = tmp_path / next(iter(content or {"nothing": 0}))
-    with pytest.raises(CheckpointError, match=says):
-        inference.load_trained_model(path)
-
-
-def test_weights_for_another_model_are_refused_by_key(finished, tmp_path):
-    from harness.utils.errors import CheckpointError
-
-    _, folder = finished
-    shutil.copytree(folder / "checkpoints", tmp_path / "c")
-    facts = json.loads((tmp_path / "c/model.json").read_text())
-    facts["config"]["model_args"] = {"width": 16}
-    (tmp_path / "c/model.json").write_text(json.dumps(facts))
-    with pytest.raises(CheckpointError, match=r"does not fit the model: .*instead of"):
-        inference.load_trained_model(tmp_path / "c/model.safetensors")
-
-
 def test_data_with_other_classes_is_refused(finished, tmp_path):
     from harness.utils.errors import DataError
 
@@ -200,14 +164,6 @@ def test_stock_timm_builds_the_model_from_the_runs_own_folder(finished):
     images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(model(images), inference.load_trained_model(folder).model(images), rtol=1e-4, atol=1e-5)
     assert "Classes, in the order of the logits: 0, 1" in (folder / "checkpoints/README.md").read_text()
-
-
-def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
-    from harness.utils.errors import UsageError
-
-    _, folder = finished
-    with pytest.raises(UsageError, match="model: the checkpoint says this itself"):
-        inference.load_trained_model(folder, {"model": "resnet18"})
 
 
 def test_an_empty_map_is_striped_and_never_a_picture(tmp_path):

@@ -5,9 +5,9 @@ import signal
 import time
 
 import pytest
-from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
 
 from harness.tracking.journal import read_journal
+from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -30,7 +30,11 @@ def test_a_run_killed_at_any_moments_goes_on_to_the_same_bits(finished, kills, t
     ).read_bytes()
     assert (folder / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
     mine, theirs = (
-        [(r.step, r.values["train/loss"], r.values["test/acc"], r.steps) for r in read_journal(f).records if r.kind == "epoch"]
+        [
+            (r.step, r.values["train/loss"], r.values["test/acc"], r.steps)
+            for r in read_journal(f).records
+            if r.kind == "epoch"
+        ]
         for f in (folder, whole)
     )
     assert mine == theirs

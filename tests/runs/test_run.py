@@ -11,15 +11,15 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
-from tests.support.wandb_files import load
 
 import harness
 from harness.config import yaml_io
 from harness.config.recipe import make_config
 from harness.config.settings import Config
-from harness.tracking.journal import read_journal
 from harness.models import cifar_resnet
+from harness.tracking.journal import read_journal
+from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
+from tests.support.wandb_files import load
 
 
 def test_a_run_leaves_everything_that_it_promises(finished):
@@ -139,7 +139,9 @@ def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypat
     theirs = json.loads((folder / "summary.json").read_text())
     assert result.summary["result"] == theirs["result"]
     assert [row["train/loss"] for row in result.history] == [
-        record.values["train/loss"] for record in read_journal(folder / "journal.jsonl").records if record.kind == "epoch"
+        record.values["train/loss"]
+        for record in read_journal(folder / "journal.jsonl").records
+        if record.kind == "epoch"
     ]
 
 

@@ -13,17 +13,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from tests.support.commands import QUICK, command
-from tests.support.wandb_files import segments
 
 import harness
 from harness import make_config, run_seeds
+from harness.runs.seeds import SeedsFailedError, seeds_table
+from harness.tracking.run_dir import lock_folder, members
 from harness.utils.errors import BusyError, UsageError
 from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
-from harness.tracking.run_dir import lock_folder, members
-from harness.runs.seeds import SeedsFailedError, seeds_table
 from harness.utils.stats import mean_interval
+from tests.support.commands import QUICK, command
+from tests.support.wandb_files import offline_runs
 
 SMALL = {
     "recipe": "digits",
@@ -60,7 +60,9 @@ def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(values):
 
 def test_the_interval_holds_the_true_mean_in_95_of_100_experiments():
     generator = np.random.default_rng(0)
-    held = [found.low < 0.9 < found.high for found in (mean_interval(row) for row in generator.normal(0.9, 0.01, (4000, 4)))]
+    held = [
+        found.low < 0.9 < found.high for found in (mean_interval(row) for row in generator.normal(0.9, 0.01, (4000, 4)))
+    ]
     assert np.mean(held) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000))
 
 
@@ -91,9 +93,9 @@ def test_the_seeds_are_ordinary_runs_of_one_group_and_their_summary_is_in_every_
     for seed in told["seeds"]:
         folder = output / seed["folder"]
         assert seed["result"] == figures(folder)
-        (segment,) = segments(folder)
-        groups.add(segment.group)
-        assert (segment.config["seed"], segment.exit_code) == (seed["seed"], 0)
+        (offline_run,) = offline_runs(folder)
+        groups.add(offline_run.group)
+        assert (offline_run.config["seed"], offline_run.exit_code) == (seed["seed"], 0)
     assert groups == {told["group"]} != {""}
     scores = [figures(output / seed["folder"])["test/acc"] for seed in told["seeds"]]
     assert len(set(scores)) > 1
@@ -105,7 +107,7 @@ def test_the_seeds_are_ordinary_runs_of_one_group_and_their_summary_is_in_every_
     assert float(rows["test/loss"]["sd"]) == pytest.approx(told["figures"]["test/loss"]["sd"])
     assert f"mean {100 * np.mean(scores):.2f} % of 3 seeds" in done.stdout
     assert f"standard deviation {100 * np.std(scores, ddof=1):.2f} points" in done.stdout
-    assert done.stderr.count("all to W&B: harness sync") == 1
+    assert done.stderr.count("Upload all of them later with: harness sync") == 1
     page = (summary.parent / "report.html").read_text(encoding="utf-8")
     assert (all(seed["folder"] in page for seed in told["seeds"]) and "Student" in page) or "95 %" in page
     assert [path.name for path in members(summary.parent)] == [seed["folder"] for seed in told["seeds"]]
@@ -137,7 +139,7 @@ def test_the_same_again_trains_nothing_and_more_seeds_train_only_the_new_ones(tm
 def test_a_seed_that_diverges_is_said_and_the_others_train(tmp_path):
     told = run_seeds(settings(tmp_path, lr_max=1e5, lr_min=1e4, label_smoothing=0.1), 2)
     assert [seed.state for seed in told.seeds] == ["failed", "failed"]
-    with pytest.raises(SeedsFailedError, match="2 of 2 seeds failed, seed 0 because") as caught:
+    with pytest.raises(SeedsFailedError, match="2 of 2 seeds failed; seed 0: training diverged") as caught:
         told.check()
     assert caught.value.exit_code == 5
     assert told.figures == {}
@@ -204,7 +206,7 @@ def test_ctrl_c_between_the_seeds_stops_all_of_them_and_says_how_to_go_on(tmp_pa
             if text.startswith("seed 1"):
                 os.kill(os.getpid(), signal.SIGINT)
 
-    with pytest.raises(Interrupted, match="1 of 2 seeds are done; go on with: harness run --recipe") as caught:
+    with pytest.raises(Interrupted, match="1 of 2 seeds are finished; resume with: harness run --recipe") as caught:
         run_seeds(config, 2, Display())
     assert caught.value.exit_code == 130
     told = read_json(tmp_path / "runs/stopped-seeds-0-1/seeds.json")

@@ -1,4 +1,4 @@
-"""`harness` started as a user starts it: a process of its own, with no account."""
+"""Run `harness` as a user does: in its own process, without a W&B account."""
 
 import os
 import subprocess
@@ -11,20 +11,20 @@ from tests.support.forked import harness
 QUICK = ["--recipe", "digits", "--model-args", "width=8", "--threads", "1", "--precision", "fp32"]
 
 
-def command(*words, cwd, check=None, timeout=200):
-    """Run `harness` as a process of its own, with no account; forked where it can be, which spares the imports."""
-    return harness(*words, cwd=cwd, check=check, seconds=timeout, account=False)
+def command(*arguments, cwd, check=None, timeout=200):
+    """Run `harness` in its own process, forked from one that has done the imports."""
+    return harness(*arguments, cwd=cwd, check=check, seconds=timeout, account=False)
 
 
-def begun(*words, cwd):
-    """`harness` as a process that goes on; its output is read by `communicate`."""
+def begun(*arguments, cwd):
+    """Start `harness` in a new process and return it while it runs; `communicate` returns its output."""
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    line = [sys.executable, "-m", "harness", *map(str, words)]
+    line = [sys.executable, "-m", "harness", *map(str, arguments)]
     return subprocess.Popen(line, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def wait_for_checkpoint(process, folder, seconds=200):
-    """Until a run under `folder` has saved, or its process has ended."""
+    """Wait until a run under `folder` has saved a checkpoint, or its process has ended."""
     began = time.monotonic()
     while not list(folder.glob("runs/*/checkpoints/last.pt")) and process.poll() is None:
         assert time.monotonic() - began < seconds

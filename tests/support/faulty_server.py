@@ -1,40 +1,40 @@
-"""A stand-in for W&B's server that refuses, hangs, answers nonsense or goes away, and keeps all it was sent."""
+"""A W&B server on the loopback that refuses, hangs, answers nonsense or dies, and keeps everything that it was sent."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
+from collections.abc import Callable
 
 from tests.support.wandb_server import KEY, Handler, Run, Server
 
 
-class Troubled(Server):
-    """Takes one run, in whatever trouble it is put.
+class FaultyServer(Server):
+    """A server with the faults that a test gives it.
 
     Attributes:
         status: HTTP status of all its answers.
-        page: answers with a web page, as the sign-in page of a hotel does.
-        dies_after: rows after which it is gone, without a word to open connections.
-        received: every byte that was sent to it, headers too.
+        page: whether it answers with a web page, like the sign-in page of a hotel network.
+        dies_after: number of rows after which it closes all connections; 0: never.
+        received: every byte that was sent to it, headers included.
     """
 
     def __init__(self, status: int = 200, stream_status: int = 200, dies_after: int = 0, page: bool = False) -> None:
         super().__init__()
-        self.RequestHandlerClass = TroubledHandler
+        self.RequestHandlerClass = FaultyHandler
         self.status, self.stream_status, self.dies_after, self.page = status, stream_status, dies_after, page
         self.dead = self.stopped = False
-        self.asked: list[str] = []
+        self.operations: list[str] = []
         self.names: set[str] = set()  # ids of the runs that were opened
         self.received: list[bytes] = []
 
     @property
     def variables(self) -> dict[str, str]:
-        """The environment that leads to it, and hurries W&B's client along."""
+        """The environment variables that lead to it, with a short timeout of W&B's client."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "2"}
 
     def answer(self, operation, variables):
-        self.asked.append(operation)
+        self.operations.append(operation)
         if operation == "UpsertBucket":
             self.names.add(str(variables.get("name")))
         match operation:
@@ -49,11 +49,11 @@ class Troubled(Server):
                     "systemMetrics": "{}",
                     "user": {"name": "e", "username": "e"},
                 }
-                words = ("displayName", "state", "group", "jobType", "createdAt", "heartbeatAt", "description", "notes")
+                texts = ("displayName", "state", "group", "jobType", "createdAt", "heartbeatAt", "description", "notes")
                 run = {
                     "id": "b", "name": variables.get("name"), "tags": [], "sweepName": None, "commit": None,
                     "readOnly": False, "historyLineCount": len(self.rows), "historyKeys": None, "projectId": "1",
-                    "project": {"internalId": "1"}, **dict.fromkeys(words, ""), **empty,
+                    "project": {"internalId": "1"}, **dict.fromkeys(texts, ""), **empty,
                 }  # fmt: skip
                 return {"project": {"run": run}}
         return super().answer(operation, variables)
@@ -89,8 +89,8 @@ class Troubled(Server):
         return answer
 
 
-class TroubledHandler(Handler):
-    server: Troubled
+class FaultyHandler(Handler):
+    server: FaultyServer
 
     def _body(self):
         body = super()._body()
@@ -113,17 +113,14 @@ class TroubledHandler(Handler):
         super()._reply(value, status if self.server.status == 200 else self.server.status)
 
 
-def steps_of(server: Server, last: int) -> bool:
-    """Whether each step from 1 to `last` has arrived exactly once, in order."""
+def has_steps(server: Server, last: int) -> bool:
+    """Return whether each step from 1 to `last` has arrived exactly once, in order."""
     return server.steps == list(range(1, last + 1))
 
 
-def wait_until(true, seconds: float) -> None:
+def wait_until(condition: Callable[[], object], seconds: float) -> None:
+    """Wait until a condition is true, and fail after `seconds`."""
     began = time.monotonic()
-    while not true():
+    while not condition():
         assert time.monotonic() - began < seconds
         time.sleep(0.05)
-
-
-def rows_as_text(server: Server) -> str:
-    return json.dumps(server.history)

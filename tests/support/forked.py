@@ -1,6 +1,6 @@
-"""`harness` in processes of its own that start in no time: forked from a server that has imported what is heavy.
+"""Run `harness` in processes that start at once: forked from a server that has done the heavy imports.
 
-They are as real as started ones: a signal kills them, their exit status is `cli.main`'s.
+They are complete processes: signals work, and their exit status is that of `cli.main`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports this harness, wherever it is started
+os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports this checkout, wherever it is started
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
     ["harness.runs.run", "harness.cli.main", "harness.runs.inference", "wandb", "sklearn.datasets", "PIL.Image"]
 )
 
-# The quickest run there is: 10 updates an epoch, evaluated on 359 images in 2 batches; a seventh of a second an epoch.
+# The quickest run: 11 updates per epoch, evaluated on 359 images in 2 batches; a seventh of a second per epoch.
 TINY = [
     "--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--batch-size", "128",
     "--eval-batch-size", "200", "--epochs", "3", "--gallery", "0", "--wandb", "disabled",
@@ -31,10 +31,10 @@ TINY = [
 
 @dataclass
 class Ended:
-    """What a process left.
+    """The exit status and output of a process.
 
     Attributes:
-        code: exit status; minus the signal's number when one killed it.
+        code: exit status; the negative number of the signal that killed it.
     """
 
     code: int
@@ -43,7 +43,7 @@ class Ended:
 
     @property
     def returncode(self) -> int:
-        """The names of `subprocess.CompletedProcess`."""
+        """As in `subprocess.CompletedProcess`, like `stdout` and `stderr`."""
         return self.code
 
     @property
@@ -61,7 +61,7 @@ class Ended:
 
 @dataclass
 class Running:
-    """A process that goes on."""
+    """A running process."""
 
     process: multiprocessing.Process
     out: Path
@@ -82,19 +82,20 @@ class Running:
             time.sleep(0.002)
 
     def end(self, seconds: float = 150) -> Ended:
+        """Wait for the end of the process, and fail after `seconds`."""
         self.process.join(seconds)
         if self.process.is_alive():
-            self.signal(signal.SIGUSR2)  # says where it is
+            self.signal(signal.SIGUSR2)  # prints its stack
             self.process.join(2)
             self.process.kill()
-            raise AssertionError(f"still going on after {seconds} s:\n{self.err.read_text()}")
+            raise AssertionError(f"still running after {seconds} s:\n{self.err.read_text()}")
         ended = Ended(int(self.process.exitcode or 0), self.out.read_text(), self.err.read_text())
         self.process.close()
         return ended
 
 
 def begin(
-    *words: object,
+    *arguments: object,
     cwd: Path,
     fault: str = "",
     variables: Mapping[str, str] | None = None,
@@ -103,13 +104,14 @@ def begin(
     method: str = "fork",
     account: bool = True,
 ) -> Running:
-    """Start `harness` with these words.
+    """Start `harness` with these arguments.
 
     Args:
         fault: HARNESS_FAULT of the process.
-        file_size: bytes that a file may grow to. memory: bytes that the process may take beyond what it has.
-        method: how the process starts others of its own, `fork` or `forkserver`.
-        account: whether it is told of W&B what the test's own environment says.
+        file_size: maximum size of a file, bytes.
+        memory: bytes that the process may allocate beyond what it has.
+        method: how the process starts processes of its own, `fork` or `forkserver`.
+        account: whether it inherits the WANDB_ variables of the test.
     """
     environment = (
         {name: value for name, value in os.environ.items() if account or not name.startswith("WANDB_")}
@@ -126,22 +128,31 @@ def begin(
     err.touch()
     process = context.Process(
         target=_child,
-        args=([str(word) for word in words], str(cwd), environment, str(out), str(err), file_size, memory, method),
+        args=(
+            [str(argument) for argument in arguments],
+            str(cwd),
+            environment,
+            str(out),
+            str(err),
+            file_size,
+            memory,
+            method,
+        ),
     )
     process.start()
     return Running(process, out, err)
 
 
-def harness(*words: object, cwd: Path, check: int | None = None, seconds: float = 150, **how: object) -> Ended:
-    """Run `harness` to its end."""
-    ended = begin(*words, cwd=cwd, **how).end(seconds)
+def harness(*arguments: object, cwd: Path, check: int | None = None, seconds: float = 150, **how: object) -> Ended:
+    """Run `harness` until it ends, and check its exit status."""
+    ended = begin(*arguments, cwd=cwd, **how).end(seconds)
     if check is not None:
         assert ended.code == check, f"{ended.code}: {ended.err}\n{ended.out}"
     return ended
 
 
 def _child(
-    words: list[str],
+    arguments: list[str],
     cwd: str,
     environment: dict[str, str],
     out: str,
@@ -158,10 +169,10 @@ def _child(
         os.dup2(os.open(path, os.O_WRONLY | os.O_TRUNC), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", buffering=1, closefd=False)
-    sys.argv = ["harness", *words]
+    sys.argv = ["harness", *arguments]
     faulthandler.register(signal.SIGUSR2, all_threads=True)
-    multiprocessing.set_start_method(method, force=True)  # of loader processes, as where no test is
-    # A forked process has the handlers of the server: as a started one's.
+    multiprocessing.set_start_method(method, force=True)  # of loader processes, as outside a test
+    # A forked process inherits the server's signal handlers; restore those of a new process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.set_wakeup_fd(-1)
     if file_size:

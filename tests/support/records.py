@@ -1,4 +1,4 @@
-"""Records with one value of each kind, and an equality that looks into them."""
+"""Records with one value of each kind, and an equality that compares their contents."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from harness.tracking.records import Artifact, Curve, Image, Record, Scores, Tab
 
 
 def image(seed: int) -> Image:
+    """A random image."""
     return Image(np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8), f"image {seed}")
 
 
 def epoch(number: int, steps: int = 3) -> Record:
-    """The record of one epoch, with a curve of every step."""
+    """The record of one epoch, with values of every step."""
     x = list(range((number - 1) * steps + 1, number * steps + 1))
     values = {"train/loss": 1 / number, "val/acc": number / 10, "lr": 0.5, "memory/peak_gib": 0.25}
     return Record(
@@ -23,6 +24,7 @@ def epoch(number: int, steps: int = 3) -> Record:
 
 
 def final(step: int) -> Record:
+    """A final record with one value of each kind."""
     generator = np.random.default_rng(0)
     scores = Scores(generator.integers(0, 4, 60), generator.dirichlet([1.0] * 4, 60), ("ant", "bee", "cat", "NaN"))
     cells = [(image(1), "ant", 0.5, None), (image(2), "bee", 1.0, True)]
@@ -39,13 +41,13 @@ def final(step: int) -> Record:
 
 
 def same(one, other) -> bool:
-    """Equality that looks into pictures and arrays, and in which NaN equals itself."""
+    """Return whether two values are equal; images and arrays are compared by content, and NaN equals itself."""
     match one, other:
         case Image(), Image():
             return one.caption == other.caption and np.array_equal(one.pixels, other.pixels)
         case Scores(), Scores():
-            shares = np.allclose(one.probabilities, other.probabilities, rtol=1e-5)
-            return one.classes == other.classes and np.array_equal(one.labels, other.labels) and shares
+            is_close = np.allclose(one.probabilities, other.probabilities, rtol=1e-5)
+            return one.classes == other.classes and np.array_equal(one.labels, other.labels) and is_close
         case (Record(), Record()) | (Curve(), Curve()) | (Table(), Table()) | (Artifact(), Artifact()):
             return same(vars(one), vars(other))
         case dict(), dict():

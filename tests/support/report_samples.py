@@ -1,4 +1,4 @@
-"""Run and sweep folders for the pages: written by the project's own code, quick to make, hostile where asked."""
+"""Run and sweep directories for report pages, written by the package's own code, with hostile texts."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CLASSES = [EVIL, "</script><img src=x onerror=alert(1)>", '" onmouseover="alert(
 
 
 def evil_run(folder, state="finished", **settings):
-    """A run whose name, notes, classes and files are all hostile."""
+    """Write a run whose name, notes, classes and files are all hostile."""
     folder.mkdir(parents=True)
     config = Config(data="digits", name=EVIL, notes=f"why {EVIL}", tags=(EVIL,), **settings)
     (folder / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     write_json(folder / "status.json", {"state": state, "reason": EVIL, "resume": f"harness run {EVIL}"})
-    about = {"name": EVIL, "classes": CLASSES, "images": {"train": 8, "test": 40}, "fingerprint": EVIL}
-    journal = Journal(folder, {"config": config.to_dict(), "dataset": about, "environment": {"command": EVIL}})
+    dataset = {"name": EVIL, "classes": CLASSES, "images": {"train": 8, "test": 40}, "fingerprint": EVIL}
+    journal = Journal(folder, {"config": config.to_dict(), "dataset": dataset, "environment": {"command": EVIL}})
     for epoch in (1, 2, 3):
         steps = Curve("step", [2 * epoch - 1, 2 * epoch], {"train/step_loss": [1.0, 0.5], "lr": [0.1, 0.2]})
         values = {"train/loss": 1 / epoch, "test/loss": 1.5 / epoch, "test/acc": epoch / 4, "lr": 0.1, EVIL: 1.0}
@@ -35,29 +35,37 @@ def evil_run(folder, state="finished", **settings):
     else:
         journal.finish("failed", 1)
         lines = journal.path.read_bytes().splitlines(keepends=True)
-        journal.path.write_bytes(b"".join(lines[:-1]))  # it never came to its last word
+        journal.path.write_bytes(b"".join(lines[:-1]))  # it was not closed
     return folder
 
 
 def _end(folder, journal):
     generator = np.random.default_rng(0)
-    labels, said = generator.integers(0, 4, 40), generator.integers(0, 4, 40)
-    sure = generator.uniform(0.25, 1, 40)
+    labels, predicted = generator.integers(0, 4, 40), generator.integers(0, 4, 40)
+    confidence = generator.uniform(0.25, 1, 40)
     with open(folder / "predictions.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["index", "id", "label", "prediction", "confidence", "loss", "margin"])
         names = [f"'{name}" if name[0] in "=+-@" else name for name in CLASSES]
-        for place in range(40):
-            row = [place, f"{place}.png", names[labels[place]], names[said[place]], f"{sure[place]:.6f}", 0.5, 0.1]
+        for index in range(40):
+            row = [
+                index,
+                f"{index}.png",
+                names[labels[index]],
+                names[predicted[index]],
+                f"{confidence[index]:.6f}",
+                0.5,
+                0.1,
+            ]
             table.writerow(row)
     columns = ("image", "id", "truth", "prediction", "confidence", "loss")
     for key, wrong in (("misclassified", True), ("correct", False)):
         rows = [
             (
-                Image(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)), f"{place}{EVIL}", CLASSES[labels[place]],
-                CLASSES[said[place]], float(sure[place]), float(place) / 10,
+                Image(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8)), f"{index}{EVIL}", CLASSES[labels[index]],
+                CLASSES[predicted[index]], float(confidence[index]), float(index) / 10,
             )
-            for place in np.flatnonzero((labels != said) == wrong)
+            for index in np.flatnonzero((labels != predicted) == wrong)
         ]  # fmt: skip
         journal.record(Record(6, 3, {f"predictions/{key}": Table(columns, rows)}, kind="final"))
     journal.finish("finished", 0)
@@ -65,19 +73,19 @@ def _end(folder, journal):
     write_json(folder / "summary.json", {"status": "finished", "result": result, "parameters": 100})
 
 
-def other_seed(folder, there, seed, accuracy, **changes):
+def other_seed(folder, copy, seed, accuracy, **changes):
     """A copy of a finished run under another seed, with another result."""
-    shutil.copytree(folder, there)
-    config = yaml_io.read_yaml(there / "config.yaml") | {"seed": seed, "name": there.name} | changes
-    (there / "config.yaml").write_text(Config(**config).to_yaml(), encoding="utf-8")
-    summary = read_json(there / "summary.json")
+    shutil.copytree(folder, copy)
+    config = yaml_io.read_yaml(copy / "config.yaml") | {"seed": seed, "name": copy.name} | changes
+    (copy / "config.yaml").write_text(Config(**config).to_yaml(), encoding="utf-8")
+    summary = read_json(copy / "summary.json")
     summary["result"]["test/acc"] = accuracy
-    write_json(there / "summary.json", summary)
-    return there
+    write_json(copy / "summary.json", summary)
+    return copy
 
 
 def sweep(folder, name="rates"):
-    """A sweep's folder with one trial in each state."""
+    """A sweep directory with one trial in each state."""
     folder.mkdir(parents=True)
     (folder / "trials.csv").write_text(
         "trial,state,lr_max,lr_min,best/val_acc,values,seconds,training seconds,folder,reason\n"
@@ -88,14 +96,14 @@ def sweep(folder, name="rates"):
     )
     (folder / "best.yaml").write_text("recipe: digits\nlr_max: 0.03\n")
     (folder / "sweep.yaml").write_text("method: bayes\nparameters: {lr_max: {distribution: log_uniform_values}}\n")
-    about = {"name": "best/val_acc", "goal": "maximize"}
+    metric = {"name": "best/val_acc", "goal": "maximize"}
     best = {"trial": "trial-0002", "value": 0.9, "parameters": {"lr_max": 0.03, "lr_min": 0.0005}}
-    told = {
+    summary = {
         "name": name,
         "method": "bayes",
-        "metric": about,
+        "metric": metric,
         "best": best,
         "importance": {"lr_max": 0.7, "lr_min": 0.3},
     }
-    write_json(folder / "sweep.json", told)
+    write_json(folder / "sweep.json", summary)
     return folder

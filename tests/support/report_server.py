@@ -1,4 +1,4 @@
-"""The loopback server as W&B's reports need it: what is asked about runs and sweeps, and the reports that are saved."""
+"""The part of W&B's server that reports need, on the loopback: queries of runs and sweeps, and saved reports."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class Saved:
 
 
 class ReportServer(Server):
-    """Knows the project e/p.
+    """A server with the project e/p.
 
     Attributes:
         saved: the reports, oldest first.
         sweeps: id -> file of each sweep; its runs are those whose `sweep` is its id.
-        is_known: whether the project is there.
+        is_known: whether the project exists.
     """
 
     def __init__(self) -> None:
@@ -37,8 +37,8 @@ class ReportServer(Server):
         self.sweeps: dict[str, dict[str, Any]] = {}
         self.is_known = True
 
-    def answer(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
-        mine = self.is_known and asked.get("entity", asked.get("entityName")) == "e"
+    def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        mine = self.is_known and variables.get("entity", variables.get("entityName")) == "e"
         match operation:
             case "GetDefaultEntity" | "GetViewer":
                 return {"viewer": {**VIEWER, "apiKeys": {"edges": []}}}
@@ -50,15 +50,15 @@ class ReportServer(Server):
                 page = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
                 return {"models": {"pageInfo": page, "edges": edges}}
             case "Run":
-                found = mine and self._known(asked["name"])
+                found = mine and self._known(variables["name"])
                 return {"project": {"run": found or None} if mine else None}
             case "GetSweep" | "GetSweepLegacy":
-                return {"project": {"sweep": self._sweep(asked["name"])} if mine else None}
+                return {"project": {"sweep": self._sweep(variables["name"])} if mine else None}
             case "Runs":
-                return {"project": self._runs(asked)}
+                return {"project": self._runs(variables)}
             case "upsertView":
-                return {"upsertView": self._save(asked)}
-        return super().answer(operation, asked)
+                return {"upsertView": self._save(variables)}
+        return super().answer(operation, variables)
 
     def _known(self, name: str) -> dict[str, Any] | None:
         run = self.runs.get(name)
@@ -101,22 +101,24 @@ class ReportServer(Server):
         more = {"state": "FINISHED", "description": "", "bestLoss": None, "createdAt": "", "updatedAt": None}
         return {**about, **more, "config": yaml.safe_dump(config), "runCount": 1, "runCountExpected": None}
 
-    def _runs(self, asked: dict[str, Any]) -> dict[str, Any]:
-        (where,) = json.loads(asked["filters"])["$and"]
+    def _runs(self, variables: dict[str, Any]) -> dict[str, Any]:
+        (where,) = json.loads(variables["filters"])["$and"]
         found = [(name, run) for name, run in self.runs.items() if run.sweep == where["sweep"]]
-        sign, key = asked["order"][0], asked["order"][1:].removeprefix("summary_metrics.")
+        sign, key = variables["order"][0], variables["order"][1:].removeprefix("summary_metrics.")
         if sign in "+-" and key != "created_at":
             found.sort(key=lambda item: item[1].summary[key], reverse=sign == "-")
         edges = [{"node": self._fragment(name, run), "cursor": name} for name, run in found]
         page = {"endCursor": None, "hasNextPage": False}
         about = {"internalId": "1", "runCount": len(found), "readOnly": False}
-        return {**about, "runs": {"edges": edges[: asked["perPage"]], "pageInfo": page}}
+        return {**about, "runs": {"edges": edges[: variables["perPage"]], "pageInfo": page}}
 
-    def _save(self, asked: dict[str, Any]) -> dict[str, Any]:
-        self.saved.append(Saved(asked["displayName"], asked["type"], asked["projectName"], json.loads(asked["spec"])))
+    def _save(self, variables: dict[str, Any]) -> dict[str, Any]:
+        self.saved.append(
+            Saved(variables["displayName"], variables["type"], variables["projectName"], json.loads(variables["spec"]))
+        )
         number = base64.b64encode(f"View:{len(self.saved)}".encode()).decode()
-        project = {"id": "p", "name": asked["projectName"], "entityName": asked["entityName"]}
-        view = {key: asked[key] for key in ("type", "name", "displayName", "description", "spec")}
+        project = {"id": "p", "name": variables["projectName"], "entityName": variables["entityName"]}
+        view = {key: variables[key] for key in ("type", "name", "displayName", "description", "spec")}
         return {
             "view": {"id": number, **view, "project": project, "updatedAt": "2026-01-01T00:00:00"},
             "inserted": True,

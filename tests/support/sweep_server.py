@@ -1,4 +1,4 @@
-"""The loopback server with a sweep: what `wandb sweep`, `wandb agent` and the runs of the agent ask for."""
+"""The loopback server with a sweep: the queries of `wandb sweep`, of `wandb agent` and of its runs."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from tests.support.wandb_server import PROJECT, Run, Server
 
 
 class SweepServer(Server):
-    """Takes one sweep and hands its runs to agents.
+    """A server with one sweep, whose runs it gives to agents.
 
-    The grid of the sweep's parameters is handed out, run by run; a parameter with a range stands in it with its
-    middle. Commands in `queue` come first.
+    The runs are the grid of the sweep's parameters; a parameter with a range has its middle in the grid. Commands in
+    `queue` come first.
 
     Attributes:
-        config: of the sweep, as it was uploaded.
+        config: the sweep's configuration, as uploaded.
         queue: commands for the agents' next heartbeats.
         handed: run id -> the parameters it was started with.
         early: stop a run once it has logged the sweep's metric this many times; 0: never.
-        early_runs: how many runs are stopped so.
+        early_runs: how many runs are stopped early.
     """
 
     SWEEP = "sweep001"
@@ -39,10 +39,10 @@ class SweepServer(Server):
         self._grid: list[dict[str, Any]] = []
         self._turn = threading.Lock()
 
-    def answer(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         match operation:
             case "UpsertSweep":
-                self._take(asked)
+                self._take(variables)
                 sweep = {"name": self.SWEEP, "project": PROJECT}
                 return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
             case "SweepWithRuns":
@@ -53,22 +53,22 @@ class SweepServer(Server):
                 return {"createAgent": {"agent": {"id": "agent1"}}}
             case "Heartbeat":
                 with self._turn:
-                    commands = self._commands(set(json.loads(asked["runState"])))
+                    commands = self._commands(set(json.loads(variables["runState"])))
                 return {"agentHeartbeat": {"agent": {"id": "agent1"}, "commands": json.dumps(commands)}}
-        return super().answer(operation, asked)
+        return super().answer(operation, variables)
 
     def metric(self, run: Run) -> list[float]:
-        """The values of the sweep's metric in a run's history."""
+        """Return the values of the sweep's metric in a run's history."""
         name = self.config["metric"]["name"]
         return [row[name] for row in run.history if name in row]
 
     def command(self, run_id: str, kind: str = "run") -> dict[str, Any]:
-        """The command that starts a run, or has it go on."""
+        """Return the command that starts or resumes a run."""
         args = {key: {"value": value} for key, value in self.handed[run_id].items()}
         return {"type": kind, "run_id": run_id, "program": self.config.get("program"), "args": args}
 
-    def _take(self, asked: dict[str, Any]) -> None:
-        self.config = yaml.safe_load(asked["config"])
+    def _take(self, variables: dict[str, Any]) -> None:
+        self.config = yaml.safe_load(variables["config"])
         lists = {key: values(about) for key, about in self.config["parameters"].items()}
         self._grid = [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
         self._grid = self._grid[: self.config.get("run_cap", len(self._grid))]
@@ -94,7 +94,7 @@ class SweepServer(Server):
 
 
 def values(parameter: dict[str, Any]) -> list[Any]:
-    """The values of a sweep's parameter that stand in the grid."""
+    """Return the values of a sweep's parameter in the grid."""
     if "parameters" in parameter:
         lists = {key: values(about) for key, about in parameter["parameters"].items()}
         return [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]

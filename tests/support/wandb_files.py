@@ -1,4 +1,4 @@
-"""Reads what an offline W&B run wrote: the transaction log, a LevelDB-style log of protobuf records."""
+"""Read offline W&B run directories: the transaction log, a LevelDB-style log of protobuf records."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 @dataclass
-class Segment:
-    """One offline run folder.
+class OfflineRun:
+    """One offline run directory.
 
     Attributes:
         rows: history in order, each with its `_step`.
         metrics: name or glob of each defined metric -> its record.
-        artifacts: name, type, aliases, metadata, files (name -> local path) of each.
+        artifacts: name, type, aliases, metadata and files (name -> local path) of each.
         exit_code: None when the run was not closed.
     """
 
@@ -46,79 +46,79 @@ class Segment:
         return [row["_step"] for row in self.rows]
 
 
-def segments(run_folder: Path) -> list[Segment]:
-    """The offline segments under `run_folder`/wandb, oldest first."""
+def offline_runs(run_folder: Path) -> list[OfflineRun]:
+    """Return the offline run directories under `run_folder`/wandb, oldest first."""
     return [load(folder) for folder in sorted((run_folder / "wandb").glob("offline-run-*"))]
 
 
-def load(folder: Path) -> Segment:
-    """What one offline run folder holds, up to its first torn record."""
+def load(folder: Path) -> OfflineRun:
+    """Return the contents of one offline run directory, up to its first damaged record."""
     from wandb.proto import wandb_internal_pb2
 
-    found = Segment(folder)
+    offline_run = OfflineRun(folder)
     (path,) = folder.glob("run-*.wandb")
     for data in payloads(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
-        _add(found, record)
-    return found
+        _add(offline_run, record)
+    return offline_run
 
 
 def payloads(log: bytes) -> Iterator[bytes]:
-    """The records in a transaction log, each checked by its CRC."""
+    """Yield the records of a transaction log, each checked by its CRC."""
     assert log[:4] == b":W&B" and struct.unpack("<H", log[4:6]) == (0xBEE1,)
-    place, parts = FILE_HEADER, []
-    while place + CHUNK_HEADER <= len(log):
-        room = BLOCK - place % BLOCK
-        if room < CHUNK_HEADER:  # a block's last bytes are padding
-            place += room
+    offset, parts = FILE_HEADER, []
+    while offset + CHUNK_HEADER <= len(log):
+        left = BLOCK - offset % BLOCK
+        if left < CHUNK_HEADER:  # a block's last bytes are padding
+            offset += left
             continue
-        checksum, length, kind = struct.unpack("<IHB", log[place : place + CHUNK_HEADER])
+        checksum, length, kind = struct.unpack("<IHB", log[offset : offset + CHUNK_HEADER])
         if kind == 0:
-            place += room
+            offset += left
             continue
-        data = log[place + CHUNK_HEADER : place + CHUNK_HEADER + length]
+        data = log[offset + CHUNK_HEADER : offset + CHUNK_HEADER + length]
         if len(data) < length:
             return
         assert zlib.crc32(bytes([kind]) + data) == checksum
-        place += CHUNK_HEADER + length
+        offset += CHUNK_HEADER + length
         parts = [data] if kind in (FULL, FIRST) else [*parts, data]
         if kind in (FULL, LAST):
             yield b"".join(parts)
 
 
-def _add(found: Segment, record: Any) -> None:
+def _add(offline_run: OfflineRun, record: Any) -> None:
     match record.WhichOneof("record_type"):
         case "run":
             run = record.run
-            found.run_id, found.name, found.project = run.run_id, run.display_name, run.project
-            found.group, found.job_type, found.tags = run.run_group, run.job_type, list(run.tags)
-            found.notes = run.notes
-            found.config |= _items(run.config.update)
+            offline_run.run_id, offline_run.name, offline_run.project = run.run_id, run.display_name, run.project
+            offline_run.group, offline_run.job_type, offline_run.tags = run.run_group, run.job_type, list(run.tags)
+            offline_run.notes = run.notes
+            offline_run.config |= _items(run.config.update)
         case "config":
-            found.config |= _items(record.config.update)
+            offline_run.config |= _items(record.config.update)
         case "history":
             row = _items(record.history.item)
             row.setdefault("_step", record.history.step.num)
-            found.rows.append(row)
+            offline_run.rows.append(row)
         case "summary":
-            found.summary |= _items(record.summary.update)
+            offline_run.summary |= _items(record.summary.update)
             for item in record.summary.remove:
-                found.summary.pop(item.key, None)
+                offline_run.summary.pop(item.key, None)
         case "metric":
-            found.metrics[record.metric.name or record.metric.glob_name] = record.metric
+            offline_run.metrics[record.metric.name or record.metric.glob_name] = record.metric
         case "artifact":
-            found.artifacts.append(_artifact(record.artifact))
+            offline_run.artifacts.append(_artifact(record.artifact))
         case "request" if record.request.WhichOneof("request_type") == "log_artifact":
-            found.artifacts.append(_artifact(record.request.log_artifact.artifact))
+            offline_run.artifacts.append(_artifact(record.request.log_artifact.artifact))
         case "alert":
-            found.alerts.append((record.alert.title, record.alert.text))
+            offline_run.alerts.append((record.alert.title, record.alert.text))
         case "exit":
-            found.exit_code = record.exit.exit_code
+            offline_run.exit_code = record.exit.exit_code
 
 
 def _items(items: Any) -> dict[str, Any]:
-    """key -> value; nested keys are joined with dots."""
+    """Return key -> value; nested keys are joined with dots."""
     return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in items}
 
 

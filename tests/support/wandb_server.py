@@ -1,4 +1,4 @@
-"""As much of W&B's server, on the loopback, as runs need: their rows, summaries, files and artifacts."""
+"""The part of W&B's server that runs need, on the loopback: history, summaries, files and artifacts."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ PROJECT = {"id": "p", "name": "p", "entity": {"id": "e", "name": "e"}}
 
 @dataclass
 class Run:
-    """What the server was told of one run.
+    """A run as the server has it.
 
     Attributes:
         config: key -> value.
-        sweep: id of its sweep; empty when it is in none.
+        sweep: id of its sweep; empty without one.
         rows: line number -> history row.
         exit_code: None until the run has ended.
-        preempting: whether it asked to be queued again.
-        stopped: whether the server wants it to stop.
-        stops: how often it asked whether it is to stop.
+        preempting: whether it requested to be queued again.
+        stopped: whether the server requests it to stop.
+        stops: how often it asked whether it should stop.
         files: name -> content.
     """
 
@@ -53,7 +53,7 @@ class Run:
 
 @dataclass
 class StoredArtifact:
-    """An artifact as the server has it; whole once it is committed."""
+    """An artifact as the server has it; complete once it is committed."""
 
     name: str
     kind: str
@@ -64,7 +64,7 @@ class StoredArtifact:
 
 
 class Server(ThreadingHTTPServer):
-    """Takes runs; a context.
+    """A server that accepts runs; a context manager.
 
     Attributes:
         runs: id -> run. `rows`, `history`, `steps` and `exit_code` are those of the first.
@@ -89,7 +89,7 @@ class Server(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a client that went away."""
+        """Print nothing about a client that disconnected."""
 
     @property
     def url(self) -> str:
@@ -111,46 +111,46 @@ class Server(ThreadingHTTPServer):
     def exit_code(self) -> int | None:
         return next(iter(self.runs.values()), Run()).exit_code
 
-    def answer(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
-        """The data of a GraphQL answer to an operation with the variables `asked`."""
+    def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return the data of the GraphQL response to an operation."""
         match operation:
             case "Viewer":
                 return {"viewer": VIEWER}
             case "UpsertBucket":
-                return {"upsertBucket": self._upsert(asked)}
+                return {"upsertBucket": self._upsert(variables)}
             case "ServerFeaturesQuery":
                 return {"serverInfo": {"features": []}}
             case "RunStoppedStatus":
-                run = self.runs[asked["runId"]]
+                run = self.runs[variables["runId"]]
                 run.stops += 1
                 return {"project": {"run": {"stopped": run.stopped}}}
             case "RunResumeStatus":
-                return {"model": self._resume(asked["name"])}
+                return {"model": self._resume(variables["name"])}
             case "CreateRunFiles":
                 files = [
-                    {"name": name, "uploadUrl": f"{self.url}/run/{asked['run']}/{quote(name, safe='')}"}
-                    for name in asked["files"]
+                    {"name": name, "uploadUrl": f"{self.url}/run/{variables['run']}/{quote(name, safe='')}"}
+                    for name in variables["files"]
                 ]
-                return {"createRunFiles": {"runID": asked["run"], "uploadHeaders": [], "files": files}}
-        return self._artifact(operation, asked)
+                return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
+        return self._artifact(operation, variables)
 
     def _bucket(self, run_id: str) -> dict[str, Any]:
         run = self.runs[run_id]
         about = {"displayName": run.name or run_id, "sweepName": run.sweep or None, "project": PROJECT}
         return {"id": run_id, "name": run_id, "historyLineCount": len(run.rows), **about}
 
-    def _upsert(self, asked: dict[str, Any]) -> dict[str, Any]:
-        inserted = asked["name"] not in self.runs
-        run = self.runs.setdefault(asked["name"], Run())
-        run.config |= {key: part.get("value") for key, part in json.loads(asked.get("config") or "{}").items()}
-        run.sweep, run.name = asked.get("sweep") or run.sweep, asked.get("displayName") or run.name
-        return {"bucket": self._bucket(asked["name"]), "inserted": inserted}
+    def _upsert(self, variables: dict[str, Any]) -> dict[str, Any]:
+        inserted = variables["name"] not in self.runs
+        run = self.runs.setdefault(variables["name"], Run())
+        run.config |= {key: part.get("value") for key, part in json.loads(variables.get("config") or "{}").items()}
+        run.sweep, run.name = variables.get("sweep") or run.sweep, variables.get("displayName") or run.name
+        return {"bucket": self._bucket(variables["name"]), "inserted": inserted}
 
     def _resume(self, run_id: str) -> dict[str, Any] | None:
         run = self.runs.get(run_id)
         if run is None:
             return None
-        # Of the last row there is: the SDK goes on from whichever is the higher, this or the tail of the history.
+        # Of the last row: the SDK continues from the higher of this and the tail of the history.
         step = {"_step": run.steps[-1]} if run.rows else {}
         tail = json.dumps([json.dumps(row) for row in run.history[-1:]])
         about = {
@@ -165,12 +165,12 @@ class Server(ThreadingHTTPServer):
         }
         return {"bucket": {**self._bucket(run_id), **about}, "name": "p"}
 
-    def _artifact(self, operation: str, asked: dict[str, Any]) -> dict[str, Any]:
+    def _artifact(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         match operation:
             case "ArtifactType":
                 return {"project": None}  # none of that name yet
             case "CreateArtifact":
-                about = asked["input"]
+                about = variables["input"]
                 artifact_id = f"a{len(self.artifacts)}"
                 aliases = [alias["alias"] for alias in about.get("aliases") or []]
                 self.artifacts[artifact_id] = StoredArtifact(
@@ -183,7 +183,7 @@ class Server(ThreadingHTTPServer):
                     }
                 }
             case "CreateArtifactManifest" | "UpdateArtifactManifest":
-                artifact_id = asked.get("artifactID") or asked["artifactManifestID"]
+                artifact_id = variables.get("artifactID") or variables["artifactManifestID"]
                 file = {
                     "id": artifact_id,
                     "uploadUrl": f"{self.url}/artifact/{artifact_id}/manifest",
@@ -200,20 +200,20 @@ class Server(ThreadingHTTPServer):
                         "uploadMultipartUrls": None,
                         "artifact": {"id": file["artifactID"]},
                     }
-                    for file in asked["input"]["artifactFiles"]
+                    for file in variables["input"]["artifactFiles"]
                 ]
                 return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
             case "CommitArtifact":
-                self.artifacts[asked["artifactID"]].committed = True
-                return {"commitArtifact": {"artifact": {"id": asked["artifactID"], "digest": ""}}}
+                self.artifacts[variables["artifactID"]].committed = True
+                return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}
         return {}
 
     def stream(self, run_id: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Keep what one message of a run's file stream holds; the answer."""
+        """Store one message of a run's file stream, and return the response."""
         run = self.runs.setdefault(run_id, Run())
         lines = body.get("files", {}).get("wandb-history.jsonl")
         if lines:
-            run.rows |= {lines["offset"] + place: json.loads(line) for place, line in enumerate(lines["content"])}
+            run.rows |= {lines["offset"] + index: json.loads(line) for index, line in enumerate(lines["content"])}
         if summary := body.get("files", {}).get("wandb-summary.json"):
             run.summary = json.loads(summary["content"][-1])
         run.preempting |= bool(body.get("preempting"))
@@ -222,18 +222,18 @@ class Server(ThreadingHTTPServer):
         return {"stopped": True} if run.stopped else {}
 
     def upload(self, path: str, content: bytes) -> None:
-        """Keep an uploaded file under its run or artifact."""
+        """Store an uploaded file with its run or artifact."""
         kind, owner, name = path.strip("/").split("/")
-        kept = self.runs[owner].files if kind == "run" else self.artifacts[owner].files
-        kept[unquote(name)] = content
+        files = self.runs[owner].files if kind == "run" else self.artifacts[owner].files
+        files[unquote(name)] = content
 
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server: Server
 
-    def log_message(self, *words: object) -> None:
-        """Nothing."""
+    def log_message(self, *message: object) -> None:
+        """Print nothing."""
 
     def do_PUT(self) -> None:
         self.server.upload(self.path, self._body())
@@ -247,9 +247,9 @@ class Handler(BaseHTTPRequestHandler):
                 answer = self.server.stream(self.path.split("/")[-2], json.loads(body))
             self._reply(answer, self.server.stream_status)
         elif self.path.endswith("/graphql"):
-            asked = json.loads(body)
-            operation = re.search(r"(?:query|mutation)\s+(\w+)", asked["query"])
-            self._reply({"data": self.server.answer(operation[1] if operation else "", asked.get("variables") or {})})
+            request = json.loads(body)
+            operation = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
+            self._reply({"data": self.server.answer(operation[1] if operation else "", request.get("variables") or {})})
         else:
             self._reply({})
 

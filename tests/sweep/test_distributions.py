@@ -1,4 +1,4 @@
-"""A sweep's parameters: every distribution of the format against scipy's, and what is refused."""
+"""The parameters of a sweep: every distribution of the format against scipy's, and refused ones."""
 
 import importlib
 import json
@@ -37,9 +37,9 @@ DISCRETE = [{"min": 1, "max": 7}, {"values": ["a", "b", "c"]}, {"values": [1, 2,
 QUANTILES = np.random.default_rng(0).uniform(0.001, 0.999, 200).tolist()
 
 
-def axis(spec):
-    (found,) = read_parameters({"x": spec})
-    return found
+def parameter(spec):
+    (result,) = read_parameters({"x": spec})
+    return result
 
 
 @pytest.mark.parametrize(("spec", "truth"), CONTINUOUS, ids=lambda value: str(value)[:40])
@@ -48,35 +48,35 @@ def test_a_value_is_the_inverse_of_the_distribution_function_rounded_to_q(spec, 
     for u in QUANTILES:
         expected = float(truth.ppf(u))
         expected = round(expected / q) * q if q else expected
-        assert axis(spec).at(u) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-        assert isinstance(axis(spec).at(u), int) == isinstance(q, int)
+        assert parameter(spec).at(u) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+        assert isinstance(parameter(spec).at(u), int) == isinstance(q, int)
 
 
 @pytest.mark.parametrize("spec", DISCRETE, ids=str)
 def test_values_come_as_often_as_their_probabilities_say(spec):
-    found = [axis(spec).at(u) for u in (np.arange(100_000) + 0.5) / 100_000]
+    drawn = [parameter(spec).at(u) for u in (np.arange(100_000) + 0.5) / 100_000]
     values = spec.get("values") or list(range(spec["min"], spec["max"] + 1))
-    shares = spec.get("probabilities") or [1 / len(values)] * len(values)
-    assert [found.count(value) / len(found) for value in values] == pytest.approx(shares, abs=1e-4)
+    probabilities = spec.get("probabilities") or [1 / len(values)] * len(values)
+    assert [drawn.count(value) / len(drawn) for value in values] == pytest.approx(probabilities, abs=1e-4)
 
 
 def test_every_distribution_of_the_format_is_tested_here():
-    tested = {axis(spec).kind for spec, _ in CONTINUOUS} | {axis(spec).kind for spec in DISCRETE}
+    tested = {parameter(spec).kind for spec, _ in CONTINUOUS} | {parameter(spec).kind for spec in DISCRETE}
     assert tested | {"constant", "categorical_w_probabilities"} == set(DISTRIBUTIONS)
 
 
 def test_nested_parameters_keep_their_path():
-    found = read_parameters(
+    parameters = read_parameters(
         {"model_args": {"parameters": {"width": {"values": [4, 8]}, "deep": {"parameters": {"er": {"value": 1}}}}}}
     )
-    assert [axis.path for axis in found] == [("model_args", "width"), ("model_args", "deep", "er")]
+    assert [each.path for each in parameters] == [("model_args", "width"), ("model_args", "deep", "er")]
 
 
 @pytest.mark.parametrize(
-    ("spec", "said"),
+    ("spec", "message"),
     [
         (3, "need `value:`"),
-        ({"min": 0, "max": 0.9}, "of two kinds, which W&B refuses"),
+        ({"min": 0, "max": 0.9}, "an integer and a float, which W&B refuses"),
         ({"min": 2.0, "max": 1.0}, "need min <= max"),
         ({"distribution": "unifrom", "min": 0.0, "max": 1.0}, "did you mean 'uniform'"),
         ({"distribution": "log_uniform", "min": 0.0001, "max": 1000.0}, "exponents of e"),
@@ -92,48 +92,48 @@ def test_nested_parameters_keep_their_path():
         ({"vlaues": [1]}, "did you mean 'values'"),
     ],
 )
-def test_a_parameter_that_means_nothing_is_refused_with_its_remedy(spec, said):
+def test_an_invalid_parameter_is_refused_with_a_remedy(spec, message):
     with pytest.raises(UsageError, match=r"parameters\.x") as refused:
-        axis(spec)
-    assert said in str(refused.value)
+        parameter(spec)
+    assert message in str(refused.value)
 
 
 def test_a_grid_lists_values_whole_numbers_and_quantised_ranges_as_wandb_does():
-    assert list(axis({"min": 1, "max": 4}).points()) == [1, 2, 3, 4]
-    assert list(axis({"distribution": "q_uniform", "min": 0, "max": 10, "q": 5}).points()) == [0, 5]
+    assert list(parameter({"min": 1, "max": 4}).points()) == [1, 2, 3, 4]
+    assert list(parameter({"distribution": "q_uniform", "min": 0, "max": 10, "q": 5}).points()) == [0, 5]
     with pytest.raises(UsageError, match="a grid takes"):
-        axis({"min": 0.0, "max": 1.0}).points()
+        parameter({"min": 0.0, "max": 1.0}).points()
     with pytest.raises(UsageError, match="with probabilities"):
-        axis({"values": [1, 2], "probabilities": [0.5, 0.5]}).points()
+        parameter({"values": [1, 2], "probabilities": [0.5, 0.5]}).points()
 
 
-def naive_stops(own, everyone, bands, eta, strict):
-    """Hyperband in words: at the last band that a run has come to, is it among the best 1/eta there?"""
-    reached = [band for band in bands if band <= len(own)]
+def naive_stops(run, runs, bands, eta, strict):
+    """Hyperband written out: at the last band that a run has reached, is it among the best 1/eta?"""
+    reached = [band for band in bands if band <= len(run)]
     if not reached:
         return False
     band = reached[-1]
-    there = sorted((values[band - 1] for values in everyone if len(values) >= band), reverse=True)
-    value = own[band - 1] if strict else max(own)
-    return value < there[math.floor(len(there) / eta)]
+    at_band = sorted((values[band - 1] for values in runs if len(values) >= band), reverse=True)
+    value = run[band - 1] if strict else max(run)
+    return value < at_band[math.floor(len(at_band) / eta)]
 
 
-def test_hyperband_keeps_the_best_share_of_those_that_came_as_far():
+def test_hyperband_keeps_the_best_share_of_the_runs_that_reached_the_band():
     draw = np.random.default_rng(1)
     for _ in range(300):
-        least, eta, strict = int(draw.integers(1, 4)), int(draw.integers(2, 5)), bool(draw.integers(2))
-        band = read_hyperband({"type": "hyperband", "min_iter": least, "eta": eta, "strict": strict})
-        everyone = [draw.random(draw.integers(1, 30)).tolist() for _ in range(draw.integers(1, 12))]
-        for own in everyone:
-            expected = naive_stops(own, everyone, [least * eta**k for k in range(6)], eta, strict)
-            assert band.stops(own, everyone, maximise=True) == expected
-            negative = [[-value for value in values] for values in everyone]
-            assert band.stops([-value for value in own], negative, maximise=False) == expected
+        lowest, eta, strict = int(draw.integers(1, 4)), int(draw.integers(2, 5)), bool(draw.integers(2))
+        band = read_hyperband({"type": "hyperband", "min_iter": lowest, "eta": eta, "strict": strict})
+        runs = [draw.random(draw.integers(1, 30)).tolist() for _ in range(draw.integers(1, 12))]
+        for run in runs:
+            expected = naive_stops(run, runs, [lowest * eta**k for k in range(6)], eta, strict)
+            assert band.stops(run, runs, maximise=True) == expected
+            negative = [[-value for value in values] for values in runs]
+            assert band.stops([-value for value in run], negative, maximise=False) == expected
 
 
 def test_hyperband_by_max_iter_counts_bands_back_from_it():
     assert read_hyperband({"type": "hyperband", "max_iter": 27, "s": 2}).bands == (3, 9)
-    for block, said in (
+    for block, message in (
         ({"type": "median"}, "need hyperband"),
         ({"type": "hyperband"}, "need min_iter"),
         ({"type": "hyperband", "max_iter": 9}, "s=None"),
@@ -143,11 +143,11 @@ def test_hyperband_by_max_iter_counts_bands_back_from_it():
     ):
         with pytest.raises(UsageError) as refused:
             read_hyperband(block)
-        assert said in str(refused.value)
+        assert message in str(refused.value)
 
 
 @pytest.fixture(scope="module")
-def theirs():
+def wandb_sweeps():
     """W&B's own search code (package `sweeps`), where it is installed; `.ci/run` installs it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -155,17 +155,17 @@ def theirs():
         return pytest.importorskip("sweeps")
 
 
-def test_each_value_is_the_one_that_wandbs_own_search_code_gives(theirs):
+def test_each_value_is_the_one_that_wandbs_own_search_code_gives(wandb_sweeps):
     params = importlib.import_module("sweeps.params")
     for spec in [*(spec for spec, _ in CONTINUOUS), *DISCRETE]:
         other = params.HyperParameter("x", spec)
         for u in QUANTILES:
             value = other.ppf(u)
             value = value.item() if hasattr(value, "item") else value
-            assert axis(spec).at(u) == (value if isinstance(value, str) else pytest.approx(value, rel=1e-9)), spec
+            assert parameter(spec).at(u) == (value if isinstance(value, str) else pytest.approx(value, rel=1e-9)), spec
 
 
-def test_hyperband_stops_the_runs_that_wandbs_own_code_stops(theirs):
+def test_hyperband_stops_the_runs_that_wandbs_own_code_stops(wandb_sweeps):
     stopping, runs = importlib.import_module("sweeps.hyperband_stopping"), importlib.import_module("sweeps.run")
     draw, stopped = np.random.default_rng(2), 0
     for _ in range(150):
@@ -176,7 +176,7 @@ def test_hyperband_stops_the_runs_that_wandbs_own_code_stops(theirs):
         ][draw.integers(3)]
         block = {"type": "hyperband", **block}
         goal = ["minimize", "maximize"][draw.integers(2)]
-        told = [draw.random(draw.integers(0, 15)).tolist() for _ in range(draw.integers(1, 9))]
+        logged = [draw.random(draw.integers(0, 15)).tolist() for _ in range(draw.integers(1, 9))]
         sweep = {
             "method": "random",
             "metric": {"name": "m", "goal": goal},
@@ -184,18 +184,19 @@ def test_hyperband_stops_the_runs_that_wandbs_own_code_stops(theirs):
             "parameters": {"a": {"value": 1}},
         }
         their_runs = [
-            runs.SweepRun(name=str(place), state=runs.RunState.running, history=[{"m": value} for value in values])
-            for place, values in enumerate(told)
+            runs.SweepRun(name=str(index), state=runs.RunState.running, history=[{"m": value} for value in values])
+            for index, values in enumerate(logged)
         ]
         expected = {int(run.name) for run in stopping.hyperband_stop_runs(their_runs, sweep)}
         ours = read_hyperband(block)
-        others = [values for values in told if values]
-        assert {n for n, own in enumerate(told) if ours.stops(own, others, maximise=goal == "maximize")} == expected
+        others = [values for values in logged if values]
+        ended = {n for n, run in enumerate(logged) if ours.stops(run, others, maximise=goal == "maximize")}
+        assert ended == expected
         stopped += len(expected)
     assert stopped > 50
 
 
-def test_the_shipped_sweeps_are_valid_by_wandbs_schema(theirs):
+def test_the_shipped_sweeps_are_valid_by_wandbs_schema(wandb_sweeps):
     import jsonschema
     import yaml
 

@@ -1,4 +1,4 @@
-"""The search by itself: what it tries, what it remembers, what it gives back."""
+"""The search by itself: what it tries, what it stores, what it requeues."""
 
 import math
 import os
@@ -37,23 +37,23 @@ def url(tmp_path):
 
 
 def score(values):
-    """A hill whose top, 1, is at LRMAX 0.1 and LRMIN 0.001."""
-    far = (math.log10(values["lr_max"]) + 1) ** 2 + (math.log10(values["lr_min"]) + 3) ** 2
-    return 1 - far / 2
+    """Return a score whose maximum, 1, is at LRMAX 0.1 and LRMIN 0.001."""
+    distance = (math.log10(values["lr_max"]) + 1) ** 2 + (math.log10(values["lr_min"]) + 3) ** 2
+    return 1 - distance / 2
 
 
-def search(engine, judge=score):
-    while (proposal := engine.ask()) is not None:
-        engine.report(proposal, [judge(proposal.values)])
-        engine.tell(proposal, "complete")
-    return engine.rows()
+def search(study, evaluate=score):
+    while (trial := study.ask()) is not None:
+        study.report(trial, [evaluate(trial.values)])
+        study.tell(trial, "complete")
+    return study.records()
 
 
-def test_bayes_comes_nearer_to_the_top_than_random_does(tmp_path):
+def test_bayes_finds_better_values_than_random(tmp_path):
     def mean_of_best_half(method, seed):
-        engine = Study(sweep(method), "x", f"sqlite:///{tmp_path}/{method}{seed}.db", 30, seed)
-        scores = [row.history[0] for row in search(engine)][15:]
-        engine.close()
+        study = Study(sweep(method), "x", f"sqlite:///{tmp_path}/{method}{seed}.db", 30, seed)
+        scores = [record.history[0] for record in search(study)][15:]
+        study.close()
         return sum(scores) / len(scores)
 
     gained = [mean_of_best_half("bayes", seed) - mean_of_best_half("random", seed) for seed in range(3)]
@@ -63,10 +63,10 @@ def test_bayes_comes_nearer_to_the_top_than_random_does(tmp_path):
 
 def test_a_search_is_repeated_by_its_seed(tmp_path):
     def values(seed, file):
-        engine = Study(sweep(), "x", f"sqlite:///{tmp_path}/{file}.db", 8, seed)
-        found = [dict(row.values) for row in search(engine)]
-        engine.close()
-        return found
+        study = Study(sweep(), "x", f"sqlite:///{tmp_path}/{file}.db", 8, seed)
+        values = [dict(record.values) for record in search(study)]
+        study.close()
+        return values
 
     assert values(0, "a") == values(0, "b") != values(1, "c")
 
@@ -83,10 +83,10 @@ def test_a_grid_visits_every_point_once_also_over_a_restart(url):
     grid = sweep("grid", GRID)
     first, seen = Study(grid, "x", url, None), []
     for _ in range(7):
-        proposal = first.ask()
-        seen.append(str(proposal.values))
-        first.report(proposal, [0.5])
-        first.tell(proposal, "complete")
+        trial = first.ask()
+        seen.append(str(trial.values))
+        first.report(trial, [0.5])
+        first.tell(trial, "complete")
     first.close()
     second = Study(grid, "x", url, None)
     assert second.remaining() == 48 - 7
@@ -99,121 +99,121 @@ def test_a_grid_visits_every_point_once_also_over_a_restart(url):
 
 @pytest.mark.parametrize(("method", "parameters"), [("random", BOTH), ("grid", GRID)])
 def test_no_more_trials_begin_than_the_cap_allows(url, method, parameters):
-    engine = Study(sweep(method, parameters), "x", url, 5)
-    assert len(search(engine, lambda values: 0.5)) == 5
-    assert engine.exhausted()
-    engine.close()
+    study = Study(sweep(method, parameters), "x", url, 5)
+    assert len(search(study, lambda values: 0.5)) == 5
+    assert study.exhausted()
+    study.close()
     more = Study(sweep(method, parameters), "x", url, 7)
     assert len(search(more, lambda values: 0.5)) == 7
     more.close()
 
 
-def test_a_trial_given_back_comes_again_with_its_values_and_its_name_and_is_counted_once(url):
-    engine = Study(sweep(), "x", url, 3)
-    first = engine.ask()
-    engine.report(first, [0.1])
-    engine.requeue(first)
-    again = engine.ask()
+def test_a_requeued_trial_keeps_its_values_and_its_name_and_is_counted_once(url):
+    study = Study(sweep(), "x", url, 3)
+    first = study.ask()
+    study.report(first, [0.1])
+    study.requeue(first)
+    again = study.ask()
     assert (again.values, again.name) == (first.values, first.name)
     assert again.reported == []
-    engine.report(again, [0.1, 0.7])
-    engine.tell(again, "complete")
-    rows = search(engine)
-    assert len(rows) == 3
-    assert rows[0].history == [0.1, 0.7]
-    engine.close()
+    study.report(again, [0.1, 0.7])
+    study.tell(again, "complete")
+    records = search(study)
+    assert len(records) == 3
+    assert records[0].history == [0.1, 0.7]
+    study.close()
 
 
 TAKES_ONE = """
 import sys, time
 sys.path[:0] = {paths!r}
 from tests.sweep.test_study import sweep, BOTH, GRID
-from harness.sweep.study import Engine
-engine = Engine(sweep({method!r}, {parameters}), "x", {url!r}, 4)
-print(engine.ask().name, flush=True)
+from harness.sweep.study import Study
+study = Study(sweep({method!r}, {parameters}), "x", {url!r}, 4)
+print(study.ask().name, flush=True)
 time.sleep(60)
 """
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("bayes", "BOTH"), ("grid", "GRID")])
-def test_the_trial_of_a_killed_coordinator_is_run_again_and_no_other(url, method, parameters):
+def test_the_trial_of_a_killed_scheduler_is_run_again_and_no_other(url, method, parameters):
     paths = [str(Path(__file__).parents[2])]
     code = TAKES_ONE.format(paths=paths, method=method, parameters=parameters, url=url)
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     name = process.stdout.readline().strip()
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    engine = Study(sweep(method, {"BOTH": BOTH, "GRID": GRID}[parameters]), "x", url, 4)
+    study = Study(sweep(method, {"BOTH": BOTH, "GRID": GRID}[parameters]), "x", url, 4)
     names = []
-    while (proposal := engine.ask()) is not None:
-        names.append(proposal.name)
-        engine.report(proposal, [0.5])
-        engine.tell(proposal, "complete")
+    while (trial := study.ask()) is not None:
+        names.append(trial.name)
+        study.report(trial, [0.5])
+        study.tell(trial, "complete")
     assert names.count(name) == 1
-    assert len(names) == len(set(names)) == len(engine.rows()) == 4
-    assert all(row.state == "complete" for row in engine.rows())
-    engine.close()
+    assert len(names) == len(set(names)) == len(study.records()) == 4
+    assert all(record.state == "complete" for record in study.records())
+    study.close()
 
 
-def test_a_trial_of_another_machine_is_left_alone_while_its_heart_beats(url):
-    engine = Study(sweep(), "x", url, 2)
-    proposal = engine.ask()
-    proposal.trial.set_user_attr("owner", "elsewhere:1")
-    engine._swept = 0.0
-    engine.requeue_stale()
-    assert engine.running_elsewhere([]) == 1
-    other = engine.ask()
-    assert other.name != proposal.name
-    assert engine.ask() is None
-    engine.close()
+def test_a_trial_of_another_machine_is_left_alone_while_it_has_a_heartbeat(url):
+    study = Study(sweep(), "x", url, 2)
+    trial = study.ask()
+    trial.optuna_trial.set_user_attr("owner", "elsewhere:1")
+    study.close()
+    other = Study(sweep(), "x", url, 2)
+    other.requeue_stale()
+    assert other.running_elsewhere([]) == 1
+    assert other.ask().name != trial.name
+    assert other.ask() is None
+    other.close()
 
 
 def test_a_target_ends_the_search(url):
-    engine = Study(sweep(metric={"name": "val/loss", "goal": "minimize", "target": 0.2}), "x", url, 50)
-    proposal = engine.ask()
-    engine.report(proposal, [0.5, 0.2])
-    engine.tell(proposal, "complete")
-    assert engine.exhausted()
-    assert engine.ask() is None
-    engine.close()
+    study = Study(sweep(metric={"name": "val/loss", "goal": "minimize", "target": 0.2}), "x", url, 50)
+    trial = study.ask()
+    study.report(trial, [0.5, 0.2])
+    study.tell(trial, "complete")
+    assert study.exhausted()
+    assert study.ask() is None
+    study.close()
 
 
-def test_the_best_is_complete_and_a_failed_one_is_none(url):
-    engine = Study(sweep(), "x", url, 4)
+def test_the_best_trial_is_a_complete_one(url):
+    study = Study(sweep(), "x", url, 4)
     for values, state in (([0.9], "pruned"), ([0.4, 0.6], "complete"), ([0.5], "complete"), ([], "complete")):
-        proposal = engine.ask()
-        engine.report(proposal, values)
-        engine.tell(proposal, state)
-    assert engine.best().history == [0.4, 0.6]
-    assert [row.state for row in engine.rows()] == ["pruned", "complete", "complete", "failed"]
-    assert "logged no best/val_acc" in engine.rows()[3].reason
-    engine.close()
+        trial = study.ask()
+        study.report(trial, values)
+        study.tell(trial, state)
+    assert study.best().history == [0.4, 0.6]
+    assert [record.state for record in study.records()] == ["pruned", "complete", "complete", "failed"]
+    assert "logged no best/val_acc" in study.records()[3].reason
+    study.close()
 
 
 def test_the_parameter_that_matters_is_the_most_important_one(url):
-    engine = Study(sweep("random"), "x", url, 25)
-    search(engine, lambda values: math.log10(values["lr_max"]))
-    shares = engine.importances()
+    study = Study(sweep("random"), "x", url, 25)
+    search(study, lambda values: math.log10(values["lr_max"]))
+    shares = study.importances()
     assert shares["lr_max"] > 0.9
     assert sum(shares.values()) == pytest.approx(1)
-    engine.close()
+    study.close()
 
 
-def test_a_storage_that_can_not_be_had_or_holds_another_sweep_is_refused(url, tmp_path):
+def test_a_storage_that_can_not_be_opened_or_holds_another_sweep_is_refused(url, tmp_path):
     Study(sweep(), "x", url, 4).close()
     with pytest.raises(UsageError, match="holds another sweep"):
         Study(sweep("random"), "x", url, 4)
-    with pytest.raises(UsageError, match="can not be opened"):
+    with pytest.raises(UsageError, match="can not open the storage"):
         Study(sweep(), "x", f"sqlite:///{tmp_path}/no/such/folder/s.db", 4)
     with pytest.raises(UsageError) as refused:
         Study(sweep(), "x", "postgresql+psycopg://me:secret@127.0.0.1:1/none", 4)
     assert "secret" not in str(refused.value)
 
 
-def test_asking_is_quick_enough_for_short_trials(url):
-    engine = Study(sweep(), "x", url, 60)
+def test_a_trial_costs_less_than_half_a_second_of_search(url):
+    study = Study(sweep(), "x", url, 60)
     began = time.process_time()
-    search(engine)
+    search(study)
     assert (time.process_time() - began) / 60 < 0.5
-    engine.close()
+    study.close()
     assert os.path.getsize(url.removeprefix("sqlite:///")) < 2_000_000

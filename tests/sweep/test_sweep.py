@@ -1,6 +1,5 @@
 """`harness sweep` as a user runs it: real processes on digits."""
 
-import csv
 import json
 import os
 import signal
@@ -10,55 +9,22 @@ import time
 import pytest
 
 from harness.config import yaml_io
-from harness.tracking.journal import read_journal as read_journal
+from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import read_state
 from tests.support.commands import begun
 from tests.support.commands import command as harness
-from tests.support.wandb_files import segments
+from tests.support.sweeps import read_trials, sweep_folder, write_sweep
+from tests.support.wandb_files import offline_runs
 
 pytestmark = pytest.mark.timeout(400)
-QUICK = {
-    "name": "quick",
-    "method": "random",
-    "metric": {"name": "best/val_acc", "goal": "maximize"},
-    "command": ["${env}", "harness", "run", "${args}"],
-    "parameters": {
-        "recipe": {"value": "digits"},
-        "val_fraction": {"value": 0.2},
-        "model_args": {"parameters": {"width": {"value": 4}}},
-        "precision": {"value": "fp32"},
-        "threads": {"value": 1},
-        "epochs": {"value": 2},
-        "lr_max": {"distribution": "log_uniform_values", "min": 0.02, "max": 0.1},
-        "lr_min": {"distribution": "log_uniform_values", "min": 0.001, "max": 0.02},
-    },
-}
-
-
-def write(folder, **changes):
-    document = {**QUICK, **changes}
-    if "parameters" in changes:
-        document["parameters"] = {**QUICK["parameters"], **changes["parameters"]}
-    (folder / "sweep.yaml").write_text(yaml_io.dump_yaml(document))
-    return next(iter((folder / "runs").glob("*")), None) if (folder / "runs").exists() else None
-
-
-def trials(folder):
-    with open(folder / "trials.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def where(folder):
-    (found,) = (folder / "runs").iterdir()
-    return found
 
 
 @pytest.mark.slow
-def test_a_sweep_leaves_all_that_it_found(tmp_path):
-    write(tmp_path)
+def test_a_sweep_writes_all_its_results(tmp_path):
+    write_sweep(tmp_path)
     done = harness("sweep", "sweep.yaml", "--count", 3, "--final", 2, cwd=tmp_path, check=0)
-    folder = where(tmp_path)
-    rows = trials(folder)
+    folder = sweep_folder(tmp_path)
+    rows = read_trials(folder)
     assert [row["state"] for row in rows] == ["complete"] * 3
     for row in rows:
         run = folder / row["folder"]
@@ -70,21 +36,21 @@ def test_a_sweep_leaves_all_that_it_found(tmp_path):
         assert not any(
             key.startswith(("test/", "result/test")) for record in read_journal(run).records for key in record.values
         )
-        (segment,) = segments(run)  # an offline W&B run, ready to sync, in one group
-        assert (segment.group, segment.exit_code, segment.job_type) == (folder.name, 0, "trial")
-        assert segment.config["lr_max"] == config["lr_max"]
-    told = json.loads((folder / "sweep.json").read_text())
+        (offline_run,) = offline_runs(run)  # an offline W&B run, ready to sync, in one group
+        assert (offline_run.group, offline_run.exit_code, offline_run.job_type) == (folder.name, 0, "trial")
+        assert offline_run.config["lr_max"] == config["lr_max"]
+    summary = json.loads((folder / "sweep.json").read_text())
     best = max(rows, key=lambda row: float(row["best/val_acc"]))
-    assert told["best"]["trial"] == best["trial"]
+    assert summary["best"]["trial"] == best["trial"]
     assert {path.name for path in (folder / "figures").iterdir()} == {"history.png", "scatter.png", "parallel.png"}
-    assert f"standard deviation {100 * told['final']['test/acc standard deviation']:.2f} points" in done.stdout
+    assert f"standard deviation {100 * summary['final']['test/acc standard deviation']:.2f} points" in done.stdout
     scores = [
         json.loads((path / "summary.json").read_text())["result"]["test/acc"]
         for path in sorted(folder.glob("runs/final-*-s?"))
     ]
-    assert told["final"]["test/acc mean"] == pytest.approx(sum(scores) / 2)
+    assert summary["final"]["test/acc mean"] == pytest.approx(sum(scores) / 2)
 
-    # best.yaml trains the best again: with the seed of the first final run, to the same bits.
+    # best.yaml trains the best again: with the seed of the first final run, bit-identical.
     harness(
         "run",
         "--recipe",
@@ -104,17 +70,17 @@ def test_a_sweep_leaves_all_that_it_found(tmp_path):
     ]
     assert weights[0] == weights[1]
 
-    # The same command with a larger count goes on.
+    # The same command with a larger count continues the search.
     harness("sweep", "sweep.yaml", "--count", 4, cwd=tmp_path, check=0)
-    assert [row["lr_max"] for row in trials(folder)][:3] == [row["lr_max"] for row in rows]
-    assert len(trials(folder)) == 4
+    assert [row["lr_max"] for row in read_trials(folder)][:3] == [row["lr_max"] for row in rows]
+    assert len(read_trials(folder)) == 4
     listed = harness("runs", cwd=tmp_path, check=0).stdout
     assert f"{folder.name}" in listed and "4 complete" in listed
 
 
 @pytest.mark.slow
 def test_a_forked_trial_is_the_same_run_as_one_started_by_its_command(tmp_path):
-    write(tmp_path)
+    write_sweep(tmp_path)
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "forked", cwd=tmp_path, check=0)
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "started", "--no-fork", cwd=tmp_path, check=0)
     one, other = (
@@ -124,8 +90,8 @@ def test_a_forked_trial_is_the_same_run_as_one_started_by_its_command(tmp_path):
     assert one == other
 
 
-def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_one_stops_nothing(tmp_path):
-    write(
+def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_trial_does_not_end_the_sweep(tmp_path):
+    write_sweep(
         tmp_path,
         method="grid",
         early_terminate={"type": "hyperband", "min_iter": 1, "eta": 2},
@@ -136,11 +102,13 @@ def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_one_stops_nothing(tm
         },
     )
     done = harness("sweep", "sweep.yaml", cwd=tmp_path, check=0)
-    rows = {(row["lr_max"], row["lr_min"]): row for row in trials(where(tmp_path))}
+    rows = {(row["lr_max"], row["lr_min"]): row for row in read_trials(sweep_folder(tmp_path))}
     assert rows["0.05", "1e-06"]["state"] == "complete"
     slow = rows["1.1e-06", "1e-06"]
     assert (slow["state"], int(slow["values"]) < 6) == ("pruned", True)
-    assert read_state(where(tmp_path) / slow["folder"]) == "preempted"  # it saved, and could be gone on with
+    assert (
+        read_state(sweep_folder(tmp_path) / slow["folder"]) == "preempted"
+    )  # it saved its state, and could be resumed
     wrong = rows["1.1e-06", "0.01"]
     assert (wrong["state"], wrong["values"]) == ("failed", "0")
     assert "need lr_min <= lr_max" in wrong["reason"]
@@ -150,37 +118,37 @@ def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_one_stops_nothing(tm
 
 def test_refused_pairs_at_the_start_do_not_stop_a_sweep_and_count_may_go_beyond_run_cap(tmp_path):
     rates = {"lr_max": {"values": [0.001, 0.05]}, "lr_min": {"values": [0.002, 0.003, 0.004, 0.005, 0.006, 0.0005]}}
-    write(tmp_path, method="grid", run_cap=5, parameters={**rates, "epochs": {"value": 1}})
+    write_sweep(tmp_path, method="grid", run_cap=5, parameters={**rates, "epochs": {"value": 1}})
     done = harness("sweep", "sweep.yaml", cwd=tmp_path, check=1)
     assert "every trial failed" in done.stderr
-    harness("sweep", "sweep.yaml", "--count", 7, cwd=tmp_path, check=0)  # goes on with the same search
-    assert [row["state"] for row in trials(where(tmp_path))] == ["failed"] * 5 + ["complete"] * 2
+    harness("sweep", "sweep.yaml", "--count", 7, cwd=tmp_path, check=0)  # continues the same search
+    assert [row["state"] for row in read_trials(sweep_folder(tmp_path))] == ["failed"] * 5 + ["complete"] * 2
 
 
 @pytest.mark.slow
 def test_a_trial_killed_from_outside_is_run_again_from_its_checkpoint(tmp_path):
-    write(tmp_path, parameters={"epochs": {"value": 8}})
+    write_sweep(tmp_path, parameters={"epochs": {"value": 8}})
     process = begun("sweep", "sweep.yaml", "--count", 1, "--no-fork", cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("runs/*/runs/trial-0000/checkpoints/last.pt")), process)
     status = json.loads(next(tmp_path.glob("runs/*/runs/trial-0000/status.json")).read_text())
     os.kill(status["pid"], signal.SIGKILL)
-    said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert [(row["trial"], row["state"], row["values"]) for row in trials(where(tmp_path))] == [
+    output = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert [(row["trial"], row["state"], row["values"]) for row in read_trials(sweep_folder(tmp_path))] == [
         ("trial-0000", "complete", "8")
     ]
-    assert "is gone on with" in said[1]
+    assert "it will be resumed" in output[1]
 
 
 def test_a_sweep_whose_trials_all_fail_says_why_and_stops(tmp_path):
-    write(
+    write_sweep(
         tmp_path,
         parameters={"data": {"value": "folder"}, "data_dir": {"value": "nowhere"}, "val_fraction": {"value": 0.1}},
     )
     done = harness("sweep", "sweep.yaml", "--count", 50, cwd=tmp_path, check=1)
     assert "the first 5 trials all failed" in done.stderr
     assert "nowhere" in done.stderr
-    assert len(trials(where(tmp_path))) == 5
+    assert len(read_trials(sweep_folder(tmp_path))) == 5
 
 
 def wait_for(condition, process, seconds=120):
@@ -191,15 +159,15 @@ def wait_for(condition, process, seconds=120):
 
 
 def processes_of(folder):
-    """Ids of living processes that work in a folder."""
-    found = []
+    """Return the ids of the processes whose working directory is a folder."""
+    pids = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             if os.readlink(f"/proc/{name}/cwd") == str(folder.resolve()):
-                found.append(int(name))
+                pids.append(int(name))
         except OSError:
             continue
-    return found
+    return pids
 
 
 @pytest.mark.parametrize(
@@ -210,10 +178,10 @@ def processes_of(folder):
         (signal.SIGKILL, -9),
     ],
 )
-def test_a_sweep_that_is_stopped_or_killed_goes_on_with_the_trial_it_was_at(tmp_path, number, status):
-    write(tmp_path, parameters={"epochs": {"value": 8}})
-    words = ["sweep", "sweep.yaml", "--count", 2]
-    process = begun(*words, cwd=tmp_path)
+def test_a_stopped_or_killed_sweep_resumes_the_trial_that_ran(tmp_path, number, status):
+    write_sweep(tmp_path, parameters={"epochs": {"value": 8}})
+    arguments = ["sweep", "sweep.yaml", "--count", 2]
+    process = begun(*arguments, cwd=tmp_path)
     wait_for(
         lambda: (
             any("epoch" in path.read_text() for path in tmp_path.glob("runs/*/runs/trial-0000/status.json"))
@@ -225,46 +193,48 @@ def test_a_sweep_that_is_stopped_or_killed_goes_on_with_the_trial_it_was_at(tmp_
     process.communicate(timeout=90)
     assert process.returncode == status
     began = time.monotonic()
-    while processes_of(tmp_path):  # the trials were told, also when the sweep was killed
+    while processes_of(tmp_path):  # the trials are stopped, also when the sweep was killed
         assert time.monotonic() - began < 30
         time.sleep(0.1)
-    status_file = where(tmp_path) / "runs/trial-0000/status.json"
+    status_file = sweep_folder(tmp_path) / "runs/trial-0000/status.json"
     before = json.loads(status_file.read_text())
     assert before["state"] in ("preempted", "finished")
-    done = harness(*words, cwd=tmp_path, check=0)
-    rows = trials(where(tmp_path))
+    done = harness(*arguments, cwd=tmp_path, check=0)
+    rows = read_trials(sweep_folder(tmp_path))
     assert [row["state"] for row in rows] == ["complete", "complete"]
     assert [row["values"] for row in rows] == ["8", "8"]
-    log = (where(tmp_path) / "logs/trial-0000.log").read_text()
-    assert before["state"] == "finished" or "going on with" in log, done.stderr
+    log = (sweep_folder(tmp_path) / "logs/trial-0000.log").read_text()
+    assert before["state"] == "finished" or "Resuming run in" in log, done.stderr
     steps = [
         step
-        for record in read_journal(where(tmp_path) / "runs/trial-0000").records
+        for record in read_journal(sweep_folder(tmp_path) / "runs/trial-0000").records
         if record.steps
         for step in record.steps.x
     ]
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_trial_that_ended_just_before_its_coordinator_died_is_not_run_again(tmp_path):
-    write(tmp_path)
+def test_a_trial_that_ended_just_before_its_scheduler_died_is_not_run_again(tmp_path):
+    write_sweep(tmp_path)
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "s", cwd=tmp_path, check=0)
     folder = tmp_path / "runs/s"
-    with sqlite3.connect(folder / "study.db") as database:  # as if the trial's end had not been written down
+    with sqlite3.connect(folder / "study.db") as database:  # as if the end of the trial had not been stored
         database.execute("UPDATE trials SET state = 'RUNNING'")
         database.execute("DELETE FROM trial_values")
     database.close()
     before = (folder / "runs/trial-0000/journal.jsonl").read_bytes()
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "s", cwd=tmp_path, check=0)
-    assert [(row["trial"], row["state"], row["values"]) for row in trials(folder)] == [("trial-0000", "complete", "2")]
+    assert [(row["trial"], row["state"], row["values"]) for row in read_trials(folder)] == [
+        ("trial-0000", "complete", "2")
+    ]
     assert (folder / "runs/trial-0000/journal.jsonl").read_bytes() == before
     assert [path.name for path in (folder / "runs").iterdir()] == ["trial-0000"]
 
 
 @pytest.mark.slow
 def test_two_workers_share_one_search_without_a_trial_lost_or_run_twice(tmp_path):
-    write(tmp_path, method="bayes")
+    write_sweep(tmp_path, method="bayes")
     harness("sweep", "sweep.yaml", "--count", 6, "--workers", 2, cwd=tmp_path, check=0)
-    rows = trials(where(tmp_path))
+    rows = read_trials(sweep_folder(tmp_path))
     assert [row["trial"] for row in rows] == [f"trial-{n:04d}" for n in range(6)]
     assert len({row["lr_max"] for row in rows}) == 6

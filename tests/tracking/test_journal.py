@@ -1,4 +1,4 @@
-"""What a run said is in its journal, whole and in order, wherever the run or the disk broke off."""
+"""A journal holds every record of a run, in order, wherever the run or the disk failed."""
 
 import json
 import math
@@ -18,8 +18,7 @@ from sklearn.metrics import precision_recall_curve
 from harness.tracking.journal import REPLACED, Journal, read_journal
 from harness.tracking.records import Artifact, Curve, Image, Record, Scores
 from harness.tracking.serialization import from_line, from_plain, to_line, to_plain
-from harness.tracking.tee import MultiTracker
-from harness.tracking.tracker import NullTracker
+from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import rows
 from harness.utils.errors import CheckpointError, DataError, ResourceError
 from tests.support.records import epoch, final, image, same
@@ -29,7 +28,7 @@ RECORDS = [
     Record(
         3,
         1,
-        {"val/acc": 0.1 + 0.2, "loss": math.inf, "word": "NaN", "tilde": "~~Infinity", "on": True, "n": 2**60},
+        {"val/acc": 0.1 + 0.2, "loss": math.inf, "text": "NaN", "tilde": "~~Infinity", "on": True, "n": 2**60},
         epoch(1).steps,
     ),
     final(6),
@@ -46,27 +45,31 @@ def write(folder: Path, records=RECORDS) -> Journal:
 def test_a_journal_gives_back_what_was_written(tmp_path):
     journal = write(tmp_path)
     (tmp_path / "weights").write_text("x")
-    kept = Artifact("model", "model", {"weights": tmp_path / "weights"}, ("best",), {"acc": math.nan})
-    journal.artifact(kept)
+    artifact = Artifact("model", "model", {"weights": tmp_path / "weights"}, ("best",), {"acc": math.nan})
+    journal.artifact(artifact)
     journal.alert("diverged", "loss NaN")
     journal.summary({"val/acc": 0.5})
     journal.summary({"status": "finished"})
     journal.sync()
     journal.finish("finished", 0)
-    story = read_journal(tmp_path)
-    assert story.header == {"config": {"lr_max": 0.1}, "environment": {"python": "3"}}
-    assert same(story.records, RECORDS)
-    assert (story.summary, story.status, story.exit_code) == ({"val/acc": 0.5, "status": "finished"}, "finished", 0)
-    assert same(story.artifacts, [kept])
-    assert story.alerts == [("diverged", "loss NaN")]
-    assert story.whole
+    contents = read_journal(tmp_path)
+    assert contents.header == {"config": {"lr_max": 0.1}, "environment": {"python": "3"}}
+    assert same(contents.records, RECORDS)
+    assert (contents.summary, contents.status, contents.exit_code) == (
+        {"val/acc": 0.5, "status": "finished"},
+        "finished",
+        0,
+    )
+    assert same(contents.artifacts, [artifact])
+    assert contents.alerts == [("diverged", "loss NaN")]
+    assert contents.whole
 
 
 def test_every_line_is_strict_json(tmp_path):
     write(tmp_path).finish("finished", 0)
 
-    def refuse(word):
-        raise AssertionError(f"{word} is no JSON")
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
 
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     kinds = [json.loads(line, parse_constant=refuse)["kind"] for line in lines]
@@ -79,14 +82,14 @@ def test_a_journal_cut_at_any_byte_still_reads_up_to_its_last_whole_line(tmp_pat
     whole = read_journal(tmp_path)
     for cut in range(len(content)):
         (tmp_path / "cut.jsonl").write_bytes(content[:cut])
-        story = read_journal(tmp_path / "cut.jsonl")
+        contents = read_journal(tmp_path / "cut.jsonl")
         lines = content[:cut].count(b"\n")
-        assert same(story.records, whole.records[: max(0, lines - 1)])
-        assert story.header == (whole.header if lines else {})
-        assert not story.whole
+        assert same(contents.records, whole.records[: max(0, lines - 1)])
+        assert contents.header == (whole.header if lines else {})
+        assert not contents.whole
 
 
-def test_a_resumed_journal_keeps_what_the_checkpoint_knows_and_loses_nothing(tmp_path):
+def test_a_resumed_journal_keeps_the_records_up_to_the_checkpoint_and_loses_nothing(tmp_path):
     journal = write(tmp_path, [epoch(1), epoch(2), epoch(3), final(9)])
     journal.summary({"val/acc": 0.3})
     journal.finish("stopped", 143)
@@ -101,7 +104,7 @@ def test_a_resumed_journal_keeps_what_the_checkpoint_knows_and_loses_nothing(tmp
     assert replaced == ["epoch", "final", "summary"]
 
 
-def test_a_journal_cut_at_any_byte_can_be_gone_on_with(tmp_path):
+def test_a_journal_cut_at_any_byte_can_be_resumed(tmp_path):
     write(tmp_path, [epoch(1), epoch(2)]).finish("finished", 0)
     content = (tmp_path / "journal.jsonl").read_bytes()
     for cut in range(content.index(b"\n") + 1, len(content) + 1, 7):
@@ -113,7 +116,7 @@ def test_a_journal_cut_at_any_byte_can_be_gone_on_with(tmp_path):
         assert same(read_journal(tmp_path).records, [*known, epoch(2)])
 
 
-def test_a_journal_without_its_first_line_is_refused_or_begun_again(tmp_path):
+def test_a_journal_without_its_first_line_is_refused_or_started_again(tmp_path):
     (tmp_path / "journal.jsonl").write_text('{"kind":"hea')
     with pytest.raises(CheckpointError, match="first line"):
         Journal.resume(tmp_path, 3)
@@ -135,7 +138,7 @@ def test_a_full_disk_leaves_whole_lines_and_can_be_written_after(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "journal.jsonl").stat().st_size + 40, limits[1]))
     try:
-        with pytest.raises(ResourceError, match="can not write"):
+        with pytest.raises(ResourceError, match="cannot write"):
             journal.record(epoch(2))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -145,7 +148,7 @@ def test_a_full_disk_leaves_whole_lines_and_can_be_written_after(tmp_path):
     assert same(read_journal(tmp_path).records, [epoch(1), epoch(3)])
 
 
-def test_a_record_is_out_of_the_process_when_record_returns(tmp_path):
+def test_the_system_has_a_record_when_record_returns(tmp_path):
     script = (
         "import os, signal, sys; from pathlib import Path; from harness.tracking.journal import Journal; from harness.tracking.records import Record\n"
         "Journal(Path(sys.argv[1]), {}).record(Record(1, 1, {'val/acc': 0.5})); os.kill(os.getpid(), signal.SIGKILL)"
@@ -154,7 +157,7 @@ def test_a_record_is_out_of_the_process_when_record_returns(tmp_path):
     assert read_journal(tmp_path).records == [Record(1, 1, {"val/acc": 0.5})]
 
 
-def test_equal_pictures_are_stored_once_and_a_journal_can_not_name_other_files(tmp_path):
+def test_equal_images_are_stored_once_and_a_journal_cannot_name_other_files(tmp_path):
     journal = write(tmp_path, [Record(1, 1, {"one": image(1), "two": Image(image(1).pixels, "again")})])
     assert len(list((tmp_path / "media").iterdir())) == 1
     journal.finish("finished", 0)
@@ -185,7 +188,7 @@ trees = st.recursive(
 
 @examples(max_examples=60)
 @given(st.dictionaries(st.text(), trees))
-def test_whatever_json_could_not_say_comes_back_the_same(value):
+def test_values_that_json_cannot_express_come_back_equal(value):
     line = to_line(value)
     assert line.count(b"\n") == 1
     assert same(from_line(line), value)
@@ -195,16 +198,16 @@ def test_whatever_json_could_not_say_comes_back_the_same(value):
 def test_precision_at_a_recall_is_the_best_of_sklearns_curve_from_there_on():
     generator = np.random.default_rng(1)
     scores = Scores(generator.choice([0, 2, 3], 80), generator.dirichlet([1.0] * 4, 80).round(1), ("a", "b", "c", "d"))
-    found = rows.precision_recall(scores)
-    assert [row[0] for row in found[:: rows.RECALLS]] == ["a", "c", "d"]  # nothing is known of a class without images
-    for name, recall, precision in found:
+    table = rows.precision_recall(scores)
+    assert [row[0] for row in table[:: rows.RECALLS]] == ["a", "c", "d"]  # a class without images has no rows
+    for name, recall, precision in table:
         number = scores.classes.index(name)
         precisions, recalls, _ = precision_recall_curve(scores.labels == number, scores.probabilities[:, number])
-        # sklearn ends its curve with precision 1 at recall 0, which no threshold gives.
+        # sklearn ends its curve with precision 1 at recall 0, which corresponds to no threshold.
         assert precision == pytest.approx(precisions[:-1][recalls[:-1] >= recall - 1e-9].max())
 
 
-def test_a_long_curve_is_thinned_in_the_chart_only_and_says_so():
+def test_a_long_curve_is_thinned_in_the_chart_only_and_its_title_says_so():
     curve = Curve("x", list(range(25_000)), {"y": [0.0] * 25_000})
     stride = rows.chart_stride(curve)
     assert len(curve.x[::stride]) <= rows.MAX_CHART_POINTS
@@ -212,24 +215,26 @@ def test_a_long_curve_is_thinned_in_the_chart_only_and_says_so():
     assert len(rows.curve_rows(curve)[1]) == 25_000
 
 
-class Recorder(NullTracker):
-    def __init__(self, fails: str = ""):
-        self.fails, self.heard = fails, []
+class FailingTracker(NullTracker):
+    """Keep every call, and fail to close where `failure` says how."""
+
+    def __init__(self, failure: str = ""):
+        self.failure, self.calls = failure, []
 
     def record(self, record):
-        self.heard.append(record)
+        self.calls.append(record)
 
     def finish(self, status, exit_code):
-        self.heard.append((status, exit_code))
-        if self.fails:
-            raise ValueError(self.fails)
+        self.calls.append((status, exit_code))
+        if self.failure:
+            raise ValueError(self.failure)
 
 
-def test_a_tee_closes_every_tracker_and_then_raises_the_first_failure():
-    trackers = [Recorder(), Recorder("first"), Recorder("second"), Recorder()]
-    tee, record = MultiTracker(trackers), epoch(1)
-    tee.record(record)
+def test_several_trackers_are_all_closed_before_the_first_failure_is_raised():
+    trackers = [FailingTracker(), FailingTracker("first"), FailingTracker("second"), FailingTracker()]
+    tracker, record = MultiTracker(trackers), epoch(1)
+    tracker.record(record)
     with pytest.raises(ValueError, match="first") as caught:
-        tee.finish("finished", 0)
-    assert all(tracker.heard == [record, ("finished", 0)] for tracker in trackers)
+        tracker.finish("finished", 0)
+    assert all(each.calls == [record, ("finished", 0)] for each in trackers)
     assert any("second" in note for note in caught.value.__notes__)

@@ -1,4 +1,4 @@
-"""`harness sync` against a stand-in for W&B's server on the loopback."""
+"""`harness sync` with a W&B server on the loopback."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from harness.config.settings import Config
 from harness.tracking.journal import Journal
 from harness.tracking.records import Curve, Record
 from harness.tracking.run_dir import RunDir, claim_run_dir
-from harness.tracking.wandb import sync as syncing
+from harness.tracking.wandb import sync as wandb_sync
 from harness.utils.errors import BusyError, DataError
 from tests.support.wandb_server import KEY
 
@@ -20,7 +20,7 @@ def epoch(number, steps=4):
 
 @pytest.fixture
 def killed(tmp_path):
-    """The folder of a run that was killed after three epochs, its journal without an end."""
+    """The directory of a run that was killed after three epochs, its journal without its last line."""
     config = Config(output=str(tmp_path), wandb="offline", name="killed")
     folder = claim_run_dir(config)
     (folder.path / "config.yaml").write_text(config.to_yaml())
@@ -29,38 +29,38 @@ def killed(tmp_path):
         journal.record(epoch(number))
     journal.finish("finished", 0)
     *lines, _ = journal.path.read_text().splitlines(keepends=True)
-    journal.path.write_text("".join(lines))  # a kill leaves no last line
+    journal.path.write_text("".join(lines))  # as after a kill
     folder.close()
     return folder.path
 
 
-def test_a_killed_run_reaches_the_server_whole_and_each_step_once(killed, server):
-    first = syncing.sync(killed, print)
+def test_a_killed_run_is_uploaded_completely_and_each_step_once(killed, server):
+    first = wandb_sync.sync(killed, print)
     assert (first.records, first.sent) == (3, 3)
     assert server.steps == list(range(1, 13))
     assert [row["val/acc"] for row in server.history if "val/acc" in row] == pytest.approx([0.1, 0.2, 0.3])
-    assert syncing.sync(killed, print).sent == 0
+    assert wandb_sync.sync(killed, print).sent == 0
     assert server.steps == list(range(1, 13))
     assert not any(KEY in path.read_text(errors="ignore") for path in killed.rglob("*") if path.is_file())
 
 
-def test_a_server_that_lost_the_tail_is_given_only_that(killed, server):
-    syncing.sync(killed, print)
+def test_a_server_that_lost_the_last_steps_is_sent_only_those(killed, server):
+    wandb_sync.sync(killed, print)
     for line in list(server.rows)[8:]:
         del server.rows[line]
-    assert syncing.sync(killed, print).sent == 1
+    assert wandb_sync.sync(killed, print).sent == 1
     assert server.steps == list(range(1, 13))
 
 
-def test_a_run_that_is_being_written_is_left_alone(killed):
+def test_a_run_that_is_still_being_written_is_refused(killed):
     held = claim_run_dir(Config(output=str(killed.parent), wandb="offline", name="killed"))
     assert isinstance(held, RunDir)
     assert held.path == killed
     with pytest.raises(BusyError, match="still being written"):
-        syncing.sync(killed, print)
+        wandb_sync.sync(killed, print)
     held.close()
 
 
-def test_a_folder_without_a_journal_is_said_to_be_one(tmp_path):
+def test_a_folder_without_a_journal_is_refused(tmp_path):
     with pytest.raises(DataError, match="journal"):
-        syncing.sync(tmp_path, print)
+        wandb_sync.sync(tmp_path, print)

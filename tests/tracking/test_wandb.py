@@ -1,4 +1,4 @@
-"""What a run says arrives in W&B, each step once; W&B's troubles never become the run's."""
+"""Every record arrives in W&B, each step once; no failure of W&B ends a run."""
 
 import json
 import math
@@ -34,41 +34,41 @@ SLIM = {
 
 @pytest.fixture(autouse=True)
 def slim(monkeypatch):
-    """W&B without what takes time and is not ours: system statistics, git, the list of packages."""
+    """W&B without system statistics, git and the list of packages, which take time."""
     for name, value in SLIM.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
 
 
-def start(folder: Path, lines: list | None = None, **given):
-    """A tracker of a run in `folder`, and what it says to the user in `lines`."""
-    changes = {name: given.pop(name) for name in list(given) if name in setting_fields()}
-    said = [] if lines is None else lines
+def start(folder: Path, lines: list | None = None, **arguments):
+    """Start a run in `folder`; `lines` receives the messages to the user."""
+    settings = {name: arguments.pop(name) for name in list(arguments) if name in setting_fields()}
+    messages = [] if lines is None else lines
     return init.start(
-        Config(**{"epochs": 2, "peak_epoch": 1, "finish_timeout": 5, **changes}),
+        Config(**{"epochs": 2, "peak_epoch": 1, "finish_timeout": 5, **settings}),
         folder,
         run_name="a run",
-        **given,
-        say=said.append,
+        **arguments,
+        say=messages.append,
     )
 
 
 def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def files_with(word: str, folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*") if path.is_file() and word.encode() in path.read_bytes()]
+def files_with(text: str, folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
 
 
-# --- W&B: one whole offline run, looked at from several sides
+# --- one offline run
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """One offline run of two epochs with one value of each kind: (config, run folder, what W&B wrote, tracker)."""
+def tracked(tmp_path_factory):
+    """One offline run of two epochs with one value of each kind: (config, run directory, W&B's files, tracker)."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
-            **{f"WANDB_{key}": word for key, word in SLIM.items()},
+            **{f"WANDB_{key}": value for key, value in SLIM.items()},
             "HOME": str(tmp_path_factory.mktemp("home")),
         }.items():
             patch.setenv(name, value)
@@ -115,19 +115,19 @@ def told(tmp_path_factory):
         assert dict(os.environ) == variables
         outside = {path for path in folder.parent.parent.rglob("*") if folder not in [path, *path.parents]} - before
         assert not outside
-        (segment,) = wandb_files.segments(folder)
-        return config, folder, segment, tracker
+        (offline_run,) = wandb_files.offline_runs(folder)
+        return config, folder, offline_run, tracker
 
 
-def test_every_step_is_one_row_and_the_last_row_of_an_epoch_has_the_epochs_values(told):
-    segment = told[2]
-    assert segment.steps == [1, 2, 3, 4, 5, 6]
-    assert [row["train/step_loss"] for row in segment.rows] == [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
-    assert [row.get("val/acc") for row in segment.rows] == [None, None, 0.1, None, None, 0.2]
-    assert segment.rows[2]["epoch"] == 1
-    assert segment.rows[5]["result/acc"] == 0.75
-    assert segment.exit_code == 0
-    assert (segment.run_id, segment.name, segment.project, segment.group, segment.tags) == (
+def test_every_step_is_one_row_and_the_last_row_of_an_epoch_has_the_epochs_values(tracked):
+    offline_run = tracked[2]
+    assert offline_run.steps == [1, 2, 3, 4, 5, 6]
+    assert [row["train/step_loss"] for row in offline_run.rows] == [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
+    assert [row.get("val/acc") for row in offline_run.rows] == [None, None, 0.1, None, None, 0.2]
+    assert offline_run.rows[2]["epoch"] == 1
+    assert offline_run.rows[5]["result/acc"] == 0.75
+    assert offline_run.exit_code == 0
+    assert (offline_run.run_id, offline_run.name, offline_run.project, offline_run.group, offline_run.tags) == (
         "abc123",
         "a run",
         "harness",
@@ -136,31 +136,31 @@ def test_every_step_is_one_row_and_the_last_row_of_an_epoch_has_the_epochs_value
     )
 
 
-def test_a_configuration_comes_back_from_wandb_as_it_was(told):
-    config, _, segment, _ = told
-    stored = {key: value for key, value in segment.config.items() if key in setting_fields()}
+def test_a_configuration_comes_back_from_wandb_unchanged(tracked):
+    config, _, offline_run, _ = tracked
+    stored = {key: value for key, value in offline_run.config.items() if key in setting_fields()}
     assert Config(**stored) == config
-    assert segment.config["environment"] == {"torch": "2.15"}
+    assert offline_run.config["environment"] == {"torch": "2.15"}
 
 
-def test_what_a_sweep_optimises_is_a_plain_number_in_the_summary(told):
-    segment = told[2]
-    assert segment.summary["val/acc"] == 0.99
-    assert segment.summary["train/loss"] == 0.5
+def test_the_metric_of_a_sweep_is_a_plain_number_in_the_summary(tracked):
+    offline_run = tracked[2]
+    assert offline_run.summary["val/acc"] == 0.99
+    assert offline_run.summary["train/loss"] == 0.5
 
 
-def test_epoch_metrics_are_drawn_over_the_epoch_and_step_metrics_over_the_step(told):
-    metrics = told[2].metrics
+def test_epoch_metrics_are_plotted_over_the_epoch_and_step_metrics_over_the_step(tracked):
+    metrics = tracked[2].metrics
     assert metrics["val/*"].step_metric == "epoch"
     assert metrics["train/*"].step_metric == "epoch"
     assert metrics["train/step_loss"].step_metric == ""
     assert all(not metric.summary.max for name, metric in metrics.items() if name != "memory/*")
 
 
-def test_images_tables_curves_and_scores_arrive_with_their_content(told):
-    _, folder, segment, _ = told
-    row, media = segment.rows[-1], next(folder.glob("wandb/offline-run-*/files"))
-    assert len(row["gallery.filenames"]) + len(row["gallery (2).filenames"]) == 110
+def test_images_tables_curves_and_scores_arrive_with_their_content(tracked):
+    _, folder, offline_run, _ = tracked
+    row, media = offline_run.rows[-1], next(folder.glob("wandb/offline-run-*/files"))
+    assert len(row["gallery.filenames"]) + len(row["gallery_2.filenames"]) == 110
     assert np.array_equal(StoredImage(media / row["cam.path"]).pixels, image(3).pixels)
     assert row["cam.caption"] == "image 3"
 
@@ -174,16 +174,16 @@ def test_images_tables_curves_and_scores_arrive_with_their_content(told):
     counts = np.array([cell[2] for cell in table("test/confusion_table")["data"]]).reshape(4, 4)
     assert np.array_equal(counts, confusion_matrix(scores.labels, scores.probabilities.argmax(1)))
     assert row["test/pr_table.nrows"] == 4 * rows.RECALLS
-    tables = {artifact["name"]: artifact for artifact in segment.artifacts if artifact["type"] == "run_table"}
+    tables = {artifact["name"]: artifact for artifact in offline_run.artifacts if artifact["type"] == "run_table"}
     wrong = next(artifact for name, artifact in tables.items() if name.endswith("wrong"))
     data = json.loads(Path(wrong["files"]["wrong.table.json"]).read_text())["data"]
     assert [cells[1:] for cells in data] == [["ant", 0.5, None], ["bee", 1, True]]
     assert np.array_equal(StoredImage(Path(wrong["files"][data[1][0]["path"]])).pixels, image(2).pixels)
 
 
-def test_an_artifact_keeps_its_content_inside_the_run_folder(told):
-    config, folder, segment, _ = told
-    by_type = {artifact["type"]: artifact for artifact in segment.artifacts}
+def test_an_artifact_keeps_its_content_inside_the_run_folder(tracked):
+    config, folder, offline_run, _ = tracked
+    by_type = {artifact["type"]: artifact for artifact in offline_run.artifacts}
     model = by_type["model"]
     assert (model["name"], sorted(model["aliases"])) == ("my-run-model", ["best", "latest"])
     assert model["metadata"] == {"config": config.to_dict(), "acc": 0.2}
@@ -191,38 +191,38 @@ def test_an_artifact_keeps_its_content_inside_the_run_folder(told):
     assert staged.read_bytes() == b"weights"
     assert staged.resolve().is_relative_to(folder)
     assert Path(by_type["code"]["files"]["test_wandb.py"]).read_bytes() == Path(__file__).read_bytes()
-    assert segment.alerts == [("title", "text")]
+    assert offline_run.alerts == [("title", "text")]
 
 
-def test_wandbs_own_reader_sees_the_same_run(told):
-    _, _, segment, _ = told
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(segment.folder)]
+def test_the_reader_of_wandb_reads_the_same_run(tracked):
+    _, _, offline_run, _ = tracked
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--summary", "--json", str(offline_run.folder)]
     seen = json.loads(subprocess.run(command, capture_output=True, check=True, timeout=60).stdout)
     assert seen["summary"]["val/acc"] == 0.99
     assert seen["config"]["model_args"] == {"width": 16}
 
 
-def test_the_command_that_syncs_names_the_segment_even_with_a_space_in_its_path(told):
-    _, _, segment, tracker = told
+def test_the_sync_command_quotes_an_offline_run_directory_with_a_space_in_its_path(tracked):
+    _, _, offline_run, tracker = tracked
     assert tracker.state == "offline"
-    assert tracker.sync_command == f"wandb sync '{segment.folder}'"
+    assert tracker.sync_command == f"wandb sync '{offline_run.folder}'"
 
 
-# --- W&B: resuming, falling back, dying
+# --- resuming, going offline, dying
 
 
-def test_segments_of_a_resumed_run_touch_and_never_overlap(tmp_path):
+def test_offline_run_directories_of_a_resumed_run_have_no_gap_and_no_overlap(tmp_path):
     tracker = start(tmp_path, wandb="offline", epochs=4)
     for number in (1, 2):
         tracker.record(epoch(number))
     tracker.finish("stopped", 143)
-    # The last checkpoint was the one after the first epoch, so the second epoch is done again.
+    # The last checkpoint is that of the first epoch, so the second epoch is trained again.
     tracker = start(tmp_path, wandb="offline", epochs=4, resumed_step=3, earlier=[epoch(1)])
     for number in (2, 3, 4):
         tracker.record(epoch(number))
     tracker.record(Record(12, 4, {"result/acc": 0.5}, kind="final"))
     tracker.finish("finished", 0)
-    first, second = wandb_files.segments(tmp_path)
+    first, second = wandb_files.offline_runs(tmp_path)
     assert first.run_id == second.run_id
     assert (first.steps, second.steps) == ([1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12])
     assert second.rows[-1]["result/acc"] == 0.5
@@ -230,28 +230,28 @@ def test_segments_of_a_resumed_run_touch_and_never_overlap(tmp_path):
     assert tracker.sync_command == f"wandb sync {tmp_path}/wandb/offline-run-*-{first.run_id}*"
 
 
-def test_a_resumed_run_gives_wandb_the_records_that_it_missed(tmp_path):
+def test_a_resumed_run_sends_the_records_that_wandb_does_not_have(tmp_path):
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / session.SENT).write_text('{"run_id": "old", "step": 3}')
     tracker = start(tmp_path, wandb="offline", resumed_step=6, epochs=9, earlier=[epoch(1), epoch(2)])
     tracker.record(epoch(3))
-    # Without a final record in sight this row is closed, so it gets the next number.
+    # Before the last epoch this row is closed at once, so the final record gets the next step.
     tracker.record(Record(9, 3, {"result/acc": 0.5}, kind="final"))
     tracker.finish("finished", 0)
-    (segment,) = wandb_files.segments(tmp_path)
-    assert segment.run_id == "old"
-    assert segment.steps == [4, 5, 6, 7, 8, 9, 10]
-    assert [row.get("val/acc") for row in segment.rows] == [None, None, 0.2, None, None, 0.3, None]
+    (offline_run,) = wandb_files.offline_runs(tmp_path)
+    assert offline_run.run_id == "old"
+    assert offline_run.steps == [4, 5, 6, 7, 8, 9, 10]
+    assert [row.get("val/acc") for row in offline_run.rows] == [None, None, 0.2, None, None, 0.3, None]
 
 
-def test_training_goes_on_when_wandbs_process_is_killed(tmp_path):
+def test_training_continues_when_the_process_of_wandb_is_killed(tmp_path):
     lines: list[str] = []
     before = set(children(os.getpid()))
     tracker = start(tmp_path, lines, wandb="offline", epochs=9)
     tracker.record(epoch(1))
     (tmp_path / "file").write_text("x")
     tracker.artifact(Artifact("a", "model", {"file": tmp_path / "file"}))  # waits until everything before it is sent
-    time.sleep(1.5)  # W&B's log is flushed every second
+    time.sleep(1.5)  # W&B flushes its log every second
     cores = [
         pid for pid in set(children(os.getpid())) - before if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
@@ -262,10 +262,10 @@ def test_training_goes_on_when_wandbs_process_is_killed(tmp_path):
         tracker.record(epoch(number))
     tracker.summary({"val/acc": 0.3})
     tracker.finish("finished", 0)
-    first, second = wandb_files.segments(tmp_path)
+    first, second = wandb_files.offline_runs(tmp_path)
     assert first.run_id == second.run_id
     assert first.steps == [1, 2, 3]
-    assert set(range(5, 10)) <= set(second.steps) <= set(range(4, 10))  # what was on its way is lost
+    assert set(range(5, 10)) <= set(second.steps) <= set(range(4, 10))  # the row that was being sent is lost
     assert second.rows[-1]["val/acc"] == 0.3
     assert second.exit_code == 0
     assert tracker.state == "incomplete"
@@ -275,18 +275,16 @@ def test_training_goes_on_when_wandbs_process_is_killed(tmp_path):
     assert tracker.sync_command in lines[0]
 
 
-def test_auto_without_a_key_is_offline_with_one_line_that_tells_how_to_sync(tmp_path, home, monkeypatch):
+def test_auto_without_a_key_is_offline_with_one_line_and_the_sync_command(tmp_path, home, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     lines: list[str] = []
     tracker = start(tmp_path / "run", lines)
     tracker.record(epoch(1))
     tracker.finish("failed", 5)
-    (segment,) = wandb_files.segments(tmp_path / "run")
-    assert lines == [
-        f"there is no W&B API key here, so the run is tracked offline; upload it later with: wandb sync {segment.folder}"
-    ]
-    assert segment.exit_code == 5
+    (offline_run,) = wandb_files.offline_runs(tmp_path / "run")
+    assert lines == [f"W&B is offline (no API key was found). Upload later with: wandb sync {offline_run.folder}"]
+    assert offline_run.exit_code == 5
     assert not list(home.iterdir())
     assert not list((tmp_path / "elsewhere").iterdir())
 
@@ -301,12 +299,12 @@ def test_wandb_prints_nothing_of_its_own(tmp_path):
         [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=60, check=True
     )
     assert (done.stdout, done.stderr) == ("", "")
-    assert math.isnan(wandb_files.segments(tmp_path)[0].rows[0]["val/acc"])
+    assert math.isnan(wandb_files.offline_runs(tmp_path)[0].rows[0]["val/acc"])
 
 
 @pytest.fixture
 def closed_server(monkeypatch):
-    """W&B's server is a loopback port where nobody listens, and the environment has a key for it."""
+    """The environment of a W&B server that is a closed port, with a key."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -315,15 +313,15 @@ def closed_server(monkeypatch):
     monkeypatch.setattr(session, "INIT_TIMEOUT", 1.0)
 
 
-def test_auto_goes_offline_in_the_same_process_when_the_server_is_away(tmp_path, closed_server):
+def test_auto_goes_offline_in_the_same_process_when_the_server_is_unavailable(tmp_path, closed_server):
     lines: list[str] = []
     began = time.monotonic()
     tracker = start(tmp_path, lines, run_id="abc")
     assert time.monotonic() - began < 60
     tracker.record(epoch(1))
     tracker.finish("finished", 0)
-    (segment,) = wandb_files.segments(tmp_path)
-    assert (segment.run_id, segment.steps) == ("abc", [1, 2, 3])
+    (offline_run,) = wandb_files.offline_runs(tmp_path)
+    assert (offline_run.run_id, offline_run.steps) == ("abc", [1, 2, 3])
     assert len(lines) == 1
     assert "wandb sync" in lines[0]
     assert not files_with(KEY, tmp_path)
@@ -348,7 +346,7 @@ def test_a_malformed_key_is_no_reason_to_stop_and_is_not_shown(tmp_path, closed_
 
 
 def test_online_without_a_key_is_refused_at_once(tmp_path):
-    with pytest.raises(TrackingError, match="no W&B API key"):
+    with pytest.raises(TrackingError, match="no W&B API key was found"):
         start(tmp_path, wandb="online")
 
 
@@ -366,13 +364,13 @@ def test_a_sweep_decides_the_run_id_and_the_project(tmp_path, monkeypatch):
     tracker = start(tmp_path, lines, wandb="offline", run_id="ours", project="ours")
     tracker.record(epoch(1))
     tracker.finish("finished", 0)
-    (segment,) = wandb_files.segments(tmp_path)
-    assert (segment.run_id, segment.project) == ("fromsweep", "theirs")
+    (offline_run,) = wandb_files.offline_runs(tmp_path)
+    assert (offline_run.run_id, offline_run.project) == ("fromsweep", "theirs")
     assert not lines
 
 
-def test_where_wandb_can_not_write_an_auto_run_goes_on_and_an_offline_one_does_not(tmp_path):
-    (tmp_path / "wandb").write_text("a file where the folder should be")
+def test_where_wandb_cannot_write_an_auto_run_continues_and_an_offline_one_does_not(tmp_path):
+    (tmp_path / "wandb").write_text("a file in place of the folder")
     lines: list[str] = []
     tracker = start(tmp_path, lines)
     tracker.record(epoch(1))
@@ -382,34 +380,34 @@ def test_where_wandb_can_not_write_an_auto_run_goes_on_and_an_offline_one_does_n
         start(tmp_path, wandb="offline")
 
 
-def test_a_value_that_wandb_does_not_take_is_named_and_the_rest_arrives(tmp_path):
+def test_a_value_that_wandb_does_not_accept_is_named_and_the_rest_arrives(tmp_path):
     lines: list[str] = []
     many = tuple(f"class {number}" for number in range(101))
     tracker = start(tmp_path, lines, wandb="offline", epochs=9)
     tracker.record(Record(1, 1, {"val/acc": 0.5, "test": Scores(np.zeros(1, int), np.zeros((1, 101)), many)}))
     tracker.record(Record(2, 2, {"mixed": Table(("x",), [(1,), ("one",)])}))
     tracker.finish("finished", 0)
-    (segment,) = wandb_files.segments(tmp_path)
-    assert (segment.rows[0]["val/acc"], segment.rows[1]["mixed.nrows"]) == (0.5, 2)
+    (offline_run,) = wandb_files.offline_runs(tmp_path)
+    assert (offline_run.rows[0]["val/acc"], offline_run.rows[1]["mixed.nrows"]) == (0.5, 2)
     assert len(lines) == 1
     assert "test" in lines[0]
 
 
-def test_the_mode_is_found_without_the_network(monkeypatch):
+def test_the_mode_is_resolved_without_the_network(monkeypatch):
     assert init.resolve_mode("offline") == "offline"
-    for word, mode in {
+    for variable, mode in {
         "disabled": "disabled",
         "offline": "offline",
         "dryrun": "offline",
         "online": "online",
         "": "auto",
     }.items():
-        monkeypatch.setenv("WANDB_MODE", word)
+        monkeypatch.setenv("WANDB_MODE", variable)
         assert init.resolve_mode("auto") == mode
         assert init.resolve_mode("online") == "online"
 
 
-def test_a_disabled_tracker_takes_everything_and_writes_nothing(tmp_path):
+def test_a_disabled_tracker_accepts_everything_and_writes_nothing(tmp_path):
     tracker = start(tmp_path, wandb="disabled")
     tracker.record(final(1))
     tracker.finish("finished", 0)
@@ -418,11 +416,11 @@ def test_a_disabled_tracker_takes_everything_and_writes_nothing(tmp_path):
 
 
 def test_importing_the_module_does_not_import_wandb():
-    script = "import sys, harness.tracking.wandb_run; sys.exit('wandb' in sys.modules)"
+    script = "import sys, harness.tracking.wandb.init; sys.exit('wandb' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], timeout=60).returncode == 0
 
 
-# --- W&B with a server, on the loopback
+# --- with a server on the loopback
 
 
 def test_an_online_run_that_lost_its_tail_has_every_step_once_after_a_resume(tmp_path, server):
@@ -433,7 +431,7 @@ def test_an_online_run_that_lost_its_tail_has_every_step_once_after_a_resume(tmp
         tracker.record(epoch(number))
     tracker.finish("stopped", 143)
     assert (server.steps, server.exit_code) == ([1, 2, 3, 4, 5, 6], 143)
-    del server.rows[4], server.rows[5]  # counted from 0; the upload of the last two was lost in the crash
+    del server.rows[4], server.rows[5]  # counted from 0: the last two were lost in a crash
     tracker = start(tmp_path, epochs=4, resumed_step=6, earlier=[epoch(1), epoch(2)])
     for number in (3, 4):
         tracker.record(epoch(number))
@@ -445,7 +443,7 @@ def test_an_online_run_that_lost_its_tail_has_every_step_once_after_a_resume(tmp
     assert not files_with(KEY, tmp_path)
 
 
-def test_offline_segments_of_a_resumed_run_sync_into_one_history_with_every_step_once(tmp_path, server):
+def test_offline_run_directories_of_a_resumed_run_sync_into_one_history_with_every_step_once(tmp_path, server):
     tracker = start(tmp_path, wandb="offline", epochs=3)
     for number in (1, 2):
         tracker.record(epoch(number))
@@ -466,7 +464,7 @@ def test_offline_segments_of_a_resumed_run_sync_into_one_history_with_every_step
     assert [row["val/acc"] for row in server.history if "val/acc" in row] == [0.1, 0.2, 0.3]
 
 
-def test_a_server_that_refuses_the_rows_is_noticed_at_the_end(tmp_path, server):
+def test_a_server_that_refuses_the_rows_is_reported_at_the_end(tmp_path, server):
     server.stream_status = 404
     lines: list[str] = []
     tracker = start(tmp_path, lines)
@@ -478,7 +476,7 @@ def test_a_server_that_refuses_the_rows_is_noticed_at_the_end(tmp_path, server):
     assert tracker.sync_command in lines[0]
 
 
-def test_a_server_that_never_answers_rightly_delays_the_end_by_the_finish_timeout_only(tmp_path, server):
+def test_a_server_that_only_fails_delays_the_end_by_the_finish_timeout_at_most(tmp_path, server):
     server.stream_status = 500
     tracker = start(tmp_path, wandb="online", finish_timeout=2)
     tracker.record(epoch(1))
@@ -498,13 +496,13 @@ def test_a_run_of_a_sweep_that_gets_sigterm_is_queued_again_unless_the_server_st
     tracker.record(epoch(1))
     server.runs["run1"].stopped = stopped
     assert tracker.stopped_by_server() == stopped
-    assert server.runs["run1"].stops > 0  # it was asked: no row has told the SDK yet
+    assert server.runs["run1"].stops > 0  # it was asked: no reply to a row has informed the SDK yet
     tracker.finish("stopped", 143)
     assert server.runs["run1"].preempting != stopped
     assert server.runs["run1"].exit_code == 143
 
 
-def test_outside_a_sweep_nobody_is_asked_who_sent_sigterm(tmp_path, server):
+def test_outside_a_sweep_the_server_is_not_asked_who_sent_sigterm(tmp_path, server):
     tracker = start(tmp_path, wandb="online", run_id="run1")
     assert not tracker.stopped_by_server()
     tracker.finish("stopped", 143)

@@ -1,4 +1,4 @@
-"""W&B reports: built from what a run really logged, and saved to a stand-in for W&B's server on the loopback."""
+"""W&B reports are built from what a run logged, and saved to a W&B server on the loopback."""
 
 import json
 import socket
@@ -16,7 +16,7 @@ from harness.tracking.wandb.api import RunFacts, SweepFacts, Target, parse
 from harness.utils.errors import TrackingError, UsageError
 from tests.support.records import epoch, final
 from tests.support.report_server import ReportServer
-from tests.support.wandb_files import segments
+from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY
 
 pytest.importorskip("wandb_workspaces")
@@ -36,7 +36,7 @@ SWEEP = {
 
 
 def tracked(folder, mode, name="a run", **summary):
-    """A run of ours in W&B with one value of each kind; its run folder."""
+    """Track a run with one value of each kind, and return its run directory."""
     config = Config(output=str(folder), wandb=mode, name=name, project="p", entity="e")
     claimed = claim_run_dir(config)
     (claimed.path / "config.yaml").write_text(config.to_yaml())
@@ -51,40 +51,42 @@ def tracked(folder, mode, name="a run", **summary):
 
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory):
-    """What an offline run left for W&B, as `RunFacts`; and all keys of its rows."""
+    """An offline run as `RunFacts`, and all keys of its rows."""
     return facts_of(tracked(tmp_path_factory.mktemp("offline"), "offline"))
 
 
 def facts_of(folder):
-    """What W&B's own log of an offline run holds, as `RunFacts`; and all keys of its rows."""
-    (segment,) = segments(folder)
-    values = whole(item for row in segment.rows for item in row.items())
+    """Return an offline run as `RunFacts`, and all keys of its rows."""
+    (offline_run,) = offline_runs(folder)
+    values = joined(item for row in offline_run.rows for item in row.items())
     charts = {
         path.removeprefix("_wandb.visualize."): value["panel_config"]
-        for path, value in segment.config.items()
+        for path, value in offline_run.config.items()
         if path.startswith("_wandb.visualize.")
     }
-    summary = values | whole(segment.summary.items())
-    config = {key: value for key, value in segment.config.items() if not key.startswith("_wandb")}
-    facts = RunFacts("e", "p", segment.run_id, segment.name, config, summary, charts, url="https://w/e/p/runs/x")
+    summary = values | joined(offline_run.summary.items())
+    config = {key: value for key, value in offline_run.config.items() if not key.startswith("_wandb")}
+    facts = RunFacts(
+        "e", "p", offline_run.run_id, offline_run.name, config, summary, charts, url="https://w/e/p/runs/x"
+    )
     return facts, set(values)
 
 
-def whole(items):
-    """key -> value, where the log has the parts of a picture or table under `key.part`."""
-    found = {}
+def joined(items):
+    """Return key -> value, where the log has the parts of an image or table under `key.part`."""
+    values = {}
     for key, value in items:
         name, _, part = key.rpartition(".")
         if name:
-            found.setdefault(name, {})[part] = value
+            values.setdefault(name, {})[part] = value
         else:
-            found[key] = value
-    return found
+            values[key] = value
+    return values
 
 
 @pytest.fixture
 def online(monkeypatch):
-    """A server for reports and the environment that leads to it."""
+    """A server for reports, and the environment variables that lead to it."""
     with ReportServer() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         monkeypatch.setenv("WANDB_API_KEY", KEY)
@@ -100,7 +102,7 @@ def panels(report):
 
 
 def shown(report):
-    """Every key that a panel of the report shows."""
+    """Return every key that a panel of the report shows."""
     keys = set()
     for panel in panels(report):
         keys |= set(getattr(panel, "media_keys", ())) | set(
@@ -112,7 +114,7 @@ def shown(report):
 
 
 def spec_of(report):
-    """The report's JSON; without a project its run sets are looked up nowhere."""
+    """Return the report's JSON; run sets without a project are not looked up."""
     for grid in grids(report):
         for runs in grid.runsets:
             runs.entity = runs.project = ""
@@ -136,7 +138,7 @@ def test_the_report_of_a_run_shows_what_the_run_logged_and_nothing_that_it_did_n
     assert {"finder/chart_table", "test/confusion_table", "test/pr_table"} <= shown(report)
 
 
-def test_each_picture_of_a_whole_run_stands_in_the_section_that_it_belongs_to(finished):
+def test_each_image_of_a_run_is_in_its_section(finished):
     facts, keys = facts_of(finished[1])
     report = wandb_report.build(facts)
     assert shown(report) <= keys
@@ -146,36 +148,36 @@ def test_each_picture_of_a_whole_run_stands_in_the_section_that_it_belongs_to(fi
         for panel in getattr(block, "panels", ()):
             for key in getattr(panel, "media_keys", ()) or [getattr(panel, "table_name", "")]:
                 sections[key] = title
-    assert sections["gallery/correct"] == sections["gallery/misclassified"] == "What it gets right and wrong"
-    assert sections["gallery/gradcam"] == sections["explain/gradcam"] == "Where it looks"
-    assert sections["predictions/confusion"] == sections["predictions/per_class"] == "Class by class"
+    assert sections["gallery/correct"] == sections["gallery/misclassified"] == "Correct and misclassified images"
+    assert sections["gallery/gradcam"] == sections["explain/gradcam"] == "Grad-CAM"
+    assert sections["predictions/confusion"] == sections["predictions/per_class"] == "Classes"
     assert {"train/loss", "test/loss", "train/acc", "test/acc", "lr", "train/step_loss"} <= shown(report)
     assert {key for key in keys if key.startswith(("gallery/", "predictions/", "explain/"))} <= shown(report)
     assert f"{100 * facts.summary['result/test/acc']:.2f} %" in wandb_report.headline(facts)
 
 
-def test_no_two_panels_of_a_grid_lie_over_each_other_and_none_is_wider_than_the_page(offline):
+def test_no_two_panels_of_a_grid_overlap_and_none_is_wider_than_the_page(offline):
     for grid in grids(wandb_report.build(offline[0])):
         taken = set()
         for panel in grid.panels:
-            place = panel.layout
-            cells = {(x, y) for x in range(place.x, place.x + place.w) for y in range(place.y, place.y + place.h)}
+            layout = panel.layout
+            cells = {(x, y) for x in range(layout.x, layout.x + layout.w) for y in range(layout.y, layout.y + layout.h)}
             assert not cells & taken
             assert max(x for x, _ in cells) < wandb_report.COLUMNS
             taken |= cells
 
 
-def test_the_first_words_of_a_report_say_the_result_and_how_it_was_chosen(offline):
+def test_a_report_begins_with_the_result_and_how_it_was_chosen(offline):
     text = wandb_report.headline(offline[0])
     assert "| test/acc | 91.25 % |" in text
     assert "best val/acc, epoch 2" in text
-    assert "model custom\\_resnet, data cifar10" in text
+    assert "model custom&#95;resnet, data cifar10" in text
     spec = json.dumps(spec_of(wandb_report.build(offline[0])))
     assert '"type": "table-of-contents"' in spec
     assert offline[0].run_id in spec
 
 
-def test_the_report_of_a_sweep_compares_what_was_searched(offline):
+def test_the_report_of_a_sweep_compares_its_parameters(offline):
     facts, keys = offline
     sweep = SweepFacts("e", "p", "s1", "rates", SWEEP, 7, facts)
     report = wandb_report.build(sweep)
@@ -200,7 +202,7 @@ def test_a_sweep_without_runs_or_metric_has_a_report_too():
 
 
 @pytest.mark.parametrize(
-    ("word", "target"),
+    ("text", "target"),
     [
         ("e/p/abc", Target("e", "p", "abc")),
         ("p/abc", Target("", "p", "abc")),
@@ -211,28 +213,28 @@ def test_a_sweep_without_runs_or_metric_has_a_report_too():
         ("https://wandb.ai/e/runs/runs/abc", Target("e", "runs", "abc", "run")),
     ],
 )
-def test_a_target_is_understood_in_each_of_its_forms(word, target):
-    assert parse(word) == target
+def test_a_target_is_parsed_in_each_of_its_forms(text, target):
+    assert parse(text) == target
 
 
-@pytest.mark.parametrize("word", ["", "abc", "a/b/c/d", "https://wandb.ai/e/p", "runs/x/", "e/p/runs"])
-def test_what_names_nothing_is_refused_or_looked_up_as_project_and_run(word):
-    if word in ("runs/x/", "e/p/runs"):
-        assert parse(word).kind == ""
+@pytest.mark.parametrize("text", ["", "abc", "a/b/c/d", "https://wandb.ai/e/p", "runs/x/", "e/p/runs"])
+def test_an_invalid_target_is_refused_or_looked_up_as_project_and_run(text):
+    if text in ("runs/x/", "e/p/runs"):
+        assert parse(text).kind == ""
         return
-    with pytest.raises(UsageError, match="names no run or sweep"):
-        parse(word)
+    with pytest.raises(UsageError, match="is no run or sweep"):
+        parse(text)
 
 
 def test_a_run_folder_names_its_run_in_wandb(tmp_path):
     folder = tracked(tmp_path, "offline")
-    (segment,) = segments(folder)
-    assert parse(str(folder)) == Target("e", "p", segment.run_id, "run", folder)
-    with pytest.raises(UsageError, match="is no run folder"):
+    (offline_run,) = offline_runs(folder)
+    assert parse(str(folder)) == Target("e", "p", offline_run.run_id, "run", folder)
+    with pytest.raises(UsageError, match="is no run directory"):
         parse(str(tmp_path))
 
 
-def test_a_saved_report_is_in_wandb_under_the_address_that_is_given(online, tmp_path, capfd):
+def test_a_saved_report_is_in_wandb_under_the_returned_url(online, tmp_path, capfd):
     folder = tracked(tmp_path, "online")
     (run_id,) = online.runs
     link = wandb_report.save(f"e/p/{run_id}")
@@ -246,13 +248,13 @@ def test_a_saved_report_is_in_wandb_under_the_address_that_is_given(online, tmp_
         assert f'"{key}"' in text, key
     assert "wandb/confusion_matrix/v1" in text
     assert run_id in text and "91.25 %" in text
-    # By its folder it is the same; a draft is said to be one.
+    # The run directory names the same run; a draft is saved as one.
     assert wandb_report.save(str(folder), draft=True) != link
     assert online.saved[1].kind == "runs/draft"
     assert not capfd.readouterr().out
 
 
-def test_a_sweep_is_told_from_a_run_and_its_best_run_is_shown(online, tmp_path, monkeypatch, capfd):
+def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monkeypatch, capfd):
     for number in (1, 2):
         tracked(tmp_path, "online", f"trial {number}", **{"best/val_acc": number / 10})
     for run in online.runs.values():
@@ -267,10 +269,10 @@ def test_a_sweep_is_told_from_a_run_and_its_best_run_is_shown(online, tmp_path, 
     assert not list((tmp_path / "temporary").iterdir())
     text = json.dumps(online.saved[0].spec)
     assert online.saved[0].title == "Sweep rates"
-    assert "2 runs, method bayes" in text and "The best: trial 2" in text and best in text
+    assert "2 runs, method bayes" in text and "Best run: trial 2" in text and best in text
 
 
-def test_what_wandb_has_not_is_said_in_one_line(online, tmp_path):
+def test_a_run_that_wandb_does_not_have_is_reported_in_one_line(online, tmp_path):
     with pytest.raises(UsageError, match="W&B has no run or sweep e/p/none; give ENTITY"):
         wandb_report.save("e/p/none")
     with pytest.raises(UsageError, match="W&B has no run or sweep e/p/none"):
@@ -283,29 +285,29 @@ def test_what_wandb_has_not_is_said_in_one_line(online, tmp_path):
     assert not online.saved
 
 
-def test_no_key_is_said_with_its_remedy(monkeypatch):
-    with pytest.raises(TrackingError, match="no W&B API key here; try `wandb login`"):
+def test_a_missing_key_is_reported_with_its_remedy(monkeypatch):
+    with pytest.raises(TrackingError, match="no W&B API key was found; run `wandb login`"):
         wandb_report.save("e/p/abc")
 
 
-def test_no_server_is_said_soon(monkeypatch):
+def test_an_unavailable_server_is_reported_soon(monkeypatch):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # nobody listens
+        taken.bind(("127.0.0.1", 0))  # but not listening
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{taken.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         began = time.monotonic()
-        with pytest.raises(TrackingError, match=r"W&B can not be had .* look at the network"):
+        with pytest.raises(TrackingError, match=r"W&B is unavailable .* check the network"):
             wandb_report.save("e/p/abc")
     assert time.monotonic() - began < 40
 
 
 @pytest.mark.slow
-def test_a_server_that_never_answers_is_given_up(monkeypatch):
+def test_a_server_that_never_answers_times_out(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         began = time.monotonic()
-        with pytest.raises(TrackingError, match="W&B can not be had"):
+        with pytest.raises(TrackingError, match="W&B is unavailable"):
             wandb_report.save("e/p/abc")
     assert time.monotonic() - began < 90
 

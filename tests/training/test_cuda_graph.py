@@ -67,7 +67,7 @@ def test_a_run_resumed_with_recorded_updates_ends_in_the_same_bits():
 def test_results_are_kept_when_the_buffers_are_used_again():
     recorded = graphed(learner(net(dropout=0.0)))
     batches = [batch for epoch in range(3) for batch in Batches((8, 8, 8)).epoch(epoch)]
-    outcomes = [recorded.update(*batch, step, 0.05, 0.9) for step, batch in enumerate(batches)]
+    outcomes = [recorded.train_step(*batch, step, 0.05, 0.9) for step, batch in enumerate(batches)]
     assert len({outcome.loss.data_ptr() for outcome in outcomes[WARM:]}) == len(outcomes) - WARM
     assert len({float(outcome.loss) for outcome in outcomes}) == len(outcomes)
 
@@ -88,5 +88,5 @@ def test_a_graph_of_a_gpu_equals_the_plain_update():
     for cuda_graph in (False, True):
         made = make_learner(Config(cuda_graph=cuda_graph, precision="fp32"), net(dropout=0.0), device, None)
         batches = [(i.to(device), k.to(device)) for epoch in range(3) for i, k in Batches((8, 8, 8)).epoch(epoch)]
-        found.append([float(made.update(*batch, step, 0.05, 0.9).loss) for step, batch in enumerate(batches)])
+        found.append([float(made.train_step(*batch, step, 0.05, 0.9).loss) for step, batch in enumerate(batches)])
     assert found[0] == pytest.approx(found[1], rel=1e-4)

@@ -123,7 +123,7 @@ def test_clipping_bounds_the_norm_of_the_step():
     before = weights(model)
     one = learner(model, clip_grad=1e-3, momentum=0.0, nesterov=False, weight_decay=0.0)
     images, labels = next(Batches().epoch(0))
-    one.update(images, labels, 0, 1.0, 0.0)
+    one.train_step(images, labels, 0, 1.0, 0.0)
     parameters = dict(model.named_parameters())
     moved = math.sqrt(sum(float((parameters[name].detach() - before[name]).square().sum()) for name in parameters))
     assert moved == pytest.approx(1e-3, rel=1e-3)
@@ -134,7 +134,7 @@ def test_the_moving_average_is_the_recursion_over_the_weights():
     one = learner(model, ema=0.8)
     expected = None
     for step, (images, labels) in enumerate(Batches().epoch(0)):
-        one.update(images, labels, step, 0.1, 0.9)
+        one.train_step(images, labels, step, 0.1, 0.9)
         now = weights(model)["0.weight"]
         expected = now if expected is None else 0.8 * expected + 0.2 * now
     torch.testing.assert_close(one.eval_model.state_dict()["0.weight"], expected)

@@ -1,40 +1,34 @@
-"""Which pictures to look at, and the gallery of them with truth, prediction and confidence."""
+"""The gallery of images with truth, prediction and confidence, as a figure and as a table."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from harness.reporting.figures import style
-from harness.reporting.figures.sheet import Sheet, enlarge
 from harness.tracking.records import Cell, Image, Table
-from harness.utils.errors import UsageError, did_you_mean
-from harness.utils.seeding import seed_for
 from harness.utils.text import percent, truncate
 
 if TYPE_CHECKING:
     from harness.evaluation.metrics import Predictions
 
-WRONG_RULES = ("confident", "random", "per-class", "confusion")
-RIGHT_RULES = ("mixed", "confident", "random", "per-class")
-# Inches: a picture's side, the room between two, and what a tile takes with its words and that room.
-_SIDE, _APART, _EDGE = 1.85, 0.16, 0.16
-_COLUMN, _ROW = _SIDE + _APART, _SIDE + 0.68
+_PIXELS = 320  # approximate side that a shown image is enlarged or reduced to
+# Inches: side of an image, between two, margin; a tile with its texts and the gap to the next one.
+_SIDE, _GAP, _EDGE = 1.85, 0.16, 0.16
+_COLUMN, _ROW = _SIDE + _GAP, _SIDE + 0.68
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture and what the model said of it.
+    """One image with its true and its predicted class.
 
     Attributes:
-        picture: uint8 [H, W, 3], as a person sees it.
+        picture: uint8 [H, W, 3].
         confidence: probability of the predicted class, 0..1.
     """
 
@@ -42,82 +36,41 @@ class Tile:
     truth: str
     prediction: str
     confidence: float
-    right: bool
+    correct: bool
 
     @property
     def verdict(self) -> str:
-        """The prediction with a sign that says whether it is right, and its confidence."""
-        sign = style.RIGHT_SIGN if self.right else style.WRONG_SIGN
+        """The prediction and its confidence, after a sign for correct or wrong."""
+        sign = style.RIGHT_SIGN if self.correct else style.WRONG_SIGN
         return f"{sign} {truncate(self.prediction, 17)}  {percent(self.confidence)}"
 
     @property
     def colour(self) -> str:
-        return style.RIGHT if self.right else style.WRONG
-
-
-def choose_images(
-    predictions: Predictions, *, wrong: bool, rule: str = "", count: int = 25, seed: int = 0
-) -> np.ndarray:
-    """Positions int64 [<= count] of the images to show, the first ones first; fewer where there are not as many.
-
-    Args:
-        wrong: choose among the misclassified images, or among the rightly classified ones.
-        rule: how; the first of `WRONG_RULES` and of `RIGHT_RULES` where it is empty.
-
-            confident: greatest confidence first: errors that a threshold would not stop.
-            random: any, the same for equal `seed`.
-            per-class: the true classes in turn, each giving its most confident one.
-            confusion: the pairs of (truth, prediction) in turn, most frequent first, each giving its most confident one.
-            mixed: the true classes in turn, each giving its surest image, then the one it only just got right, and so
-                on: what is typical of a class beside what is barely so.
-
-    Raises:
-        UsageError: there is no such rule.
-    """
-    rules = WRONG_RULES if wrong else RIGHT_RULES
-    rule = rule or rules[0]
-    if rule not in rules:
-        raise UsageError(f"there is no rule {rule!r}{did_you_mean(rule, rules)}; need one of {', '.join(rules)}")
-    candidates = np.flatnonzero(predictions.right != wrong)
-    if rule == "random":
-        return np.random.default_rng(seed_for(seed, "gallery", int(wrong))).permutation(candidates)[:count]
-    order: Sequence[int]
-    surest = candidates[np.argsort(-predictions.confidence[candidates], kind="stable")]
-    labels, said = predictions.labels, predictions.predicted
-    if rule in ("per-class", "mixed"):
-        groups = _grouped(surest, lambda i: int(labels[i]))
-        queues = [groups[label] for label in sorted(groups)]
-        order = _in_turn([_from_both_ends(queue) for queue in queues] if rule == "mixed" else queues)
-    elif rule == "confusion":
-        pairs = _grouped(surest, lambda i: (int(labels[i]), int(said[i])))
-        order = _in_turn([pairs[pair] for pair in sorted(pairs, key=lambda pair: (-len(pairs[pair]), pair))])
-    else:
-        order = surest.tolist()
-    return np.array(order[:count], dtype=np.int64)
+        return style.RIGHT if self.correct else style.WRONG
 
 
 def gallery(
-    tiles: Sequence[Tile], path: Path | str, *, title: str = "", columns: int = 5, empty: str = "Nothing to show."
+    tiles: Sequence[Tile], path: Path | str, *, title: str = "", columns: int = 5, empty: str = "No images."
 ) -> Path:
-    """The picture of tiles in a grid, each under its truth, its prediction and the confidence.
+    """Draw tiles in a grid, each with its prediction, its confidence and its true class.
 
     Args:
-        empty: what the picture says when there are no tiles.
+        empty: the message of the figure when there are no tiles.
     """
     if not tiles:
         return style.save(style.message_figure(empty), path)
     columns = max(1, min(columns, len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     width = max(columns * _COLUMN + _EDGE, 4.2)
-    words = style.wrap(title, int(width * 7.5))
-    head = 0.15 + 0.26 * len(words.splitlines())
-    sheet = Sheet(width, head + rows * _ROW)
-    sheet.write(width / 2, 0.12, words, ha="center", fontsize=13, fontweight="bold")
-    start = (width - columns * _COLUMN + _APART) / 2
+    heading = style.wrap(title, int(width * 7.5))
+    top = 0.15 + 0.26 * len(heading.splitlines())
+    canvas = Canvas(width, top + rows * _ROW)
+    canvas.write(width / 2, 0.12, heading, ha="center", fontsize=13, fontweight="bold")
+    start = (width - columns * _COLUMN + _GAP) / 2
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        _draw(sheet, start + column * _COLUMN, head + row * _ROW, tile)
-    return sheet.save(path)
+        _draw_tile(canvas, start + column * _COLUMN, top + row * _ROW, tile)
+    return canvas.save(path)
 
 
 def table(
@@ -127,56 +80,107 @@ def table(
     ids: Sequence[str],
     classes: Sequence[str],
 ) -> Table:
-    """The same images as rows: picture, id, truth, prediction, confidence, loss, margin and a column of scores a class.
+    """Return the images of a gallery as rows: image, id, truth, prediction, confidence, loss, margin, a score per class.
 
     Args:
+        positions: of the images in the split.
         pictures: uint8 [H, W, 3], one for each of `positions`.
-        ids: of all images.
+        ids: of all images of the split.
     """
-    columns = (
-        "image",
-        "id",
-        "truth",
-        "prediction",
-        "confidence",
-        "loss",
-        "margin",
-        *(f"score/{name}" for name in classes),
-    )
-    confidence, margin, said = predictions.confidence, predictions.margin, predictions.predicted
+    scores = (f"score/{name}" for name in classes)
+    columns = ("image", "id", "truth", "prediction", "confidence", "loss", "margin", *scores)
+    confidence, margin, predicted = predictions.confidence, predictions.margin, predictions.predicted
     rows: list[tuple[Cell, ...]] = []
     for index, picture in zip(positions, pictures, strict=True):
         numbers = (confidence[index], predictions.losses[index], margin[index], *predictions.probabilities[index])
-        names = (str(ids[index]), classes[predictions.labels[index]], classes[said[index]])
+        names = (str(ids[index]), classes[predictions.labels[index]], classes[predicted[index]])
         rows.append((Image(picture), *names, *map(float, numbers)))
     return Table(columns, rows)
 
 
-def _draw(sheet: Sheet, left: float, top: float, tile: Tile) -> None:
-    """The verdict above the picture, the truth below it."""
-    middle = left + _SIDE / 2
-    sheet.write(
-        middle, top + 0.2, tile.verdict, ha="center", va="bottom", fontsize=10, color=tile.colour, fontweight="bold"
+def _draw_tile(canvas: Canvas, left: float, top: float, tile: Tile) -> None:
+    """Draw an image with its verdict above and its true class below."""
+    middle, colour = left + _SIDE / 2, tile.colour
+    canvas.write(
+        middle, top + 0.2, tile.verdict, ha="center", va="bottom", fontsize=10, color=colour, fontweight="bold"
     )
-    sheet.picture(
-        left, top + 0.25, _SIDE, _SIDE, enlarge(tile.picture), colour=tile.colour, thick=2.2, dashed=not tile.right
-    )
-    sheet.write(middle, top + _SIDE + 0.3, f"truth: {truncate(tile.truth, 20)}", ha="center", fontsize=10)
+    picture = enlarge(tile.picture)
+    canvas.picture(left, top + 0.25, _SIDE, _SIDE, picture, colour=colour, linewidth=2.2, dashed=not tile.correct)
+    canvas.write(middle, top + _SIDE + 0.3, f"truth: {truncate(tile.truth, 20)}", ha="center", fontsize=10)
 
 
-def _grouped(positions: np.ndarray, key: Callable[[int], Hashable]) -> dict:
-    groups: dict[Hashable, list[int]] = defaultdict(list)
-    for position in positions.tolist():
-        groups[key(position)].append(position)
-    return groups
+class Canvas:
+    """A figure of `width` x `height` inches to place images and texts on, measured from its top left corner.
+
+    One pair of axes holds everything: with axes for each image, a gallery takes several times as long to draw.
+    """
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = style.figure(width, height)
+        self.figure.set_layout_engine("none")  # every artist has its position
+        self._axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
+        self._axes.axis("off")
+        self._axes.set_autoscale_on(False)
+
+    def write(self, left: float, top: float, text: str, **options: Any) -> None:
+        """Write `text` from that point to the right and down, unless `options` align it otherwise."""
+        self._axes.text(left, top, style.plain(text), **{"color": style.INK, "ha": "left", "va": "top", **options})
+
+    def picture(
+        self,
+        left: float,
+        top: float,
+        width: float,
+        height: float,
+        pixels: np.ndarray,
+        *,
+        colour: str,
+        linewidth: float = 1.4,
+        dashed: bool = False,
+    ) -> None:
+        """Draw an image in the middle of the box, as large as fits, in a frame.
+
+        Args:
+            pixels: uint8 [H, W, 3].
+        """
+        rows, columns = pixels.shape[:2]
+        scale = min(width / columns, height / rows)
+        left, top = left + (width - columns * scale) / 2, top + (height - rows * scale) / 2
+        extent = (left, left + columns * scale, top + rows * scale, top)
+        self._axes.imshow(pixels, extent=extent, aspect="auto", interpolation="nearest", resample=False)
+        self._frame(extent, colour, linewidth, dashed)
+
+    def hatched(self, left: float, top: float, width: float, height: float, text: str, *, colour: str) -> None:
+        """Draw a grey, hatched box with a text, where there is no image."""
+        extent = (left, left + width, top + height, top)
+        self._rectangle(extent, facecolor="#F0F0F0", edgecolor="#BDBDBD", hatch="////", linewidth=0)
+        background = {"facecolor": style.PAPER, "edgecolor": "none", "pad": 2}
+        self.write(left + width / 2, top + height / 2, text, ha="center", va="center", fontsize=9, bbox=background)
+        self._frame(extent, colour, 1.4, False)
+
+    def save(self, path: Path | str) -> Path:
+        """Write the figure as `style.save` does."""
+        return style.save(self.figure, path)
+
+    def _frame(self, extent: tuple[float, ...], colour: str, linewidth: float, dashed: bool) -> None:
+        dashes: Any = (0, (3, 1.5)) if dashed else "-"
+        self._rectangle(extent, facecolor="none", edgecolor=colour, linewidth=linewidth, linestyle=dashes)
+
+    def _rectangle(self, extent: tuple[float, ...], **options: Any) -> None:
+        from matplotlib.patches import Rectangle
+
+        left, right, bottom, top = extent
+        self._axes.add_patch(Rectangle((left, top), right - left, bottom - top, **options))
 
 
-def _in_turn(queues: Sequence[Sequence[int]]) -> list[int]:
-    """One of each queue, then the next of each, until all are used up."""
-    return [position for position in chain.from_iterable(zip_longest(*queues)) if position is not None]
+def enlarge(picture: np.ndarray, side: int = _PIXELS) -> np.ndarray:
+    """Return the image, uint8 [h, w, 3], at about `side` pixels: a small one by repeating pixels, a large one reduced."""
+    from PIL import Image as Pillow
 
-
-def _from_both_ends(queue: Sequence[int]) -> list[int]:
-    """First, last, second, last but one, ..."""
-    half = (len(queue) + 1) // 2
-    return _in_turn([queue[:half], queue[half:][::-1]])
+    height, width = picture.shape[:2]
+    longest = max(height, width)
+    if longest <= side:
+        factor = max(1, side // longest)
+        return picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    size = (max(1, round(width * side / longest)), max(1, round(height * side / longest)))
+    return np.asarray(Pillow.fromarray(picture).resize(size, Pillow.Resampling.LANCZOS))

@@ -1,4 +1,4 @@
-"""The picture of a learning-rate range test: loss and accuracy over the rate, what was chosen, and what else could be."""
+"""The figure of an LR range test: loss and accuracy over the learning rate, the chosen rates and the alternatives."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ def draw(
     others: Mapping[str, float],
     interval: tuple[float, float] | None = None,
     trials: Sequence[tuple[float, float]] = (),
-    title: str = "Learning rate range test",
+    title: str = "LR range test",
     note: str = "",
 ) -> Path:
-    """The picture, PNG or SVG by the suffix of `path`.
+    """Draw a range test, PNG or SVG by the suffix of `path`.
 
     Args:
-        seeds: one curve of each seed with its raw `loss`, drawn thin.
-        loss, acc: `median`, `low` and `high` over the seeds; loss (nats) and batch accuracy (share 0..1).
-        chosen: the suggested rates, name -> rate. others: what other rules say.
-        interval: least and greatest LRMAX of the seeds.
-        trials: (LRMAX, held-out accuracy) of short runs.
+        seeds: for each seed a curve of its unsmoothed `loss`, drawn thin.
+        loss, acc: `median`, `low` and `high` over the seeds; loss (nats) and batch accuracy (0..1).
+        chosen: the suggested rates, name -> rate. others: the suggestions of other rules.
+        interval: least and greatest LRMAX over the seeds.
+        trials: (LRMAX, held-out accuracy) of short training runs.
         note: small print under the title.
     """
     if not any(math.isfinite(value) for value in loss.lines.get("median", ())):
-        return style.save(style.message_figure("The range test measured no finite loss."), path)
+        return style.save(style.message_figure("No loss of the LR range test is finite."), path)
     figure = style.figure(9.0, 7.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for number, curve in enumerate(seeds):
-        name = "loss of each seed, raw" if number == 0 else None
+        name = "loss of each seed, unsmoothed" if number == 0 else None
         upper.plot(curve.x, curve.lines["loss"], color=style.SKY, linewidth=0.7, alpha=0.6, label=name)
-    _band(upper, loss, 1.0, style.BLUE, "smoothed loss, median of the seeds")
-    _band(lower, acc, 100.0, style.GREEN, "batch accuracy, median of the seeds")
+    _band(upper, loss, 1.0, style.BLUE, "smoothed loss, median over seeds")
+    _band(lower, acc, 100.0, style.GREEN, "batch accuracy, median over seeds")
     if trials:
-        rates, scores = zip(*sorted(trials), strict=True)
+        lrs, scores = zip(*sorted(trials), strict=True)
         lower.plot(
-            rates, [100 * score for score in scores], color=style.VERMILLION, marker="D", markersize=5, linewidth=1,
-            linestyle=":", label="short runs: held-out accuracy over LRMAX",
+            lrs, [100 * score for score in scores], color=style.VERMILLION, marker="D", markersize=5, linewidth=1,
+            linestyle=":", label="short training runs: held-out accuracy at LRMAX",
         )  # fmt: skip
     upper.set_xscale("log")
     style.style_axes(upper, y="loss (nats)", title=title)
-    style.style_axes(lower, x="learning rate", y="images classified rightly (%)")
+    style.style_axes(lower, x="learning rate", y="accuracy (%)")
     if note:
         upper.set_title(style.plain(truncate(note, 100)), fontsize=9, color=style.SOFT, loc="right")
     _fit(upper, loss)
@@ -70,6 +70,7 @@ def draw(
 
 
 def _band(axes: Axes, curve: Curve, scale: float, colour: str, name: str) -> None:
+    """Draw the median and the range over the seeds."""
     x, low, middle, high = (
         np.asarray(part, dtype=float) for part in (curve.x, *(curve.lines[key] for key in ("low", "median", "high")))
     )
@@ -87,30 +88,24 @@ def _mark_all(
     for axes in (upper, lower):
         if interval is not None and interval[1] > interval[0]:
             axes.axvspan(*interval, color=style.VERMILLION, alpha=0.10, linewidth=0)
-        for place in chosen.values():
-            axes.axvline(place, color=style.VERMILLION, linewidth=1.8)
-    for name, place in chosen.items():
+        for lr in chosen.values():
+            axes.axvline(lr, color=style.VERMILLION, linewidth=1.8)
+    for name, lr in chosen.items():
         upper.annotate(
-            style.plain(f"{name} = {place:.2g}"), (place, 0.99), (-3, 0), xycoords=("data", "axes fraction"),
+            style.plain(f"{name} = {lr:.2g}"), (lr, 0.99), (-3, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", rotation=90, ha="right", va="top", fontsize=11, color=style.VERMILLION,
             fontweight="bold", bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 1},
         )  # fmt: skip
-    for number, (name, place) in enumerate(others.items()):
+    for number, (name, lr) in enumerate(others.items()):
         colour = _OTHERS[number % len(_OTHERS)]
-        upper.axvline(
-            place,
-            color=colour,
-            linewidth=1,
-            linestyle=(0, (4, 3)),
-            label=style.plain(f"{name} {place:.2g}"),
-            zorder=1.5,
-        )
+        label = style.plain(f"{name} {lr:.2g}")
+        upper.axvline(lr, color=colour, linewidth=1, linestyle=(0, (4, 3)), label=label, zorder=1.5)
 
 
 def _fit(axes: Axes, loss: Curve) -> None:
-    """Limits the loss axis to what happened before the explosion, so that the fall stays to be seen."""
+    """Limit the loss axis to the values before divergence, so that the decrease stays visible."""
     values = np.asarray(loss.lines["median"], dtype=float)
     values = values[np.isfinite(values)]
     low, start = float(values.min()), float(values[: max(1, len(values) // 10)].max())
-    fall = max(start - low, 0.1 * abs(start), 1e-3)
-    axes.set_ylim(low - 0.2 * fall, min(float(values.max()), start + 0.6 * fall) + 0.15 * fall)
+    decrease = max(start - low, 0.1 * abs(start), 1e-3)
+    axes.set_ylim(low - 0.2 * decrease, min(float(values.max()), start + 0.6 * decrease) + 0.15 * decrease)

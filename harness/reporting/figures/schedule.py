@@ -1,8 +1,8 @@
-"""`harness plot`: the curve of a schedule, drawn without training."""
+"""`harness plot`: the learning rate schedule of a configuration, drawn without training."""
 
 from __future__ import annotations
 
-import tempfile
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,41 +11,16 @@ from typing import Any
 from harness.config.recipe import make_config
 from harness.config.settings import Config, canonical_name, coerce
 from harness.reporting.figures import training_curves
-from harness.tracking.records import Curve, Record
 from harness.training.schedule import Schedule, make_schedule
 
-# The drawn triangular curve that this project grew from: Smith's 0.08 to 0.8.
+# The triangular schedule that is drawn where a cyclic one is asked for without rates.
 CYCLIC = {"lr_min": 0.08, "lr_max": 0.8}
 ITERATIONS, STEP_SIZE = 100, 10
 
 
-def draw(
-    given: Mapping[str, Any],
-    out: Path,
-    steps_per_epoch: int,
-    iterations: int | None = None,
-    step_size: int | None = None,
-) -> str:
-    """Draw the schedule that the settings describe into `out`; what was drawn, in words.
-
-    Args:
-        given: settings given by hand. A cyclic schedule without its own is the classic one: 0.08 to 0.8.
-        iterations, step_size: length and half-cycle of a cyclic curve, in updates.
-    """
-    drawn = curve(given, steps_per_epoch, iterations, step_size)
-    x, lr, schedule = drawn.x, drawn.lr, drawn.schedule
-    moves = schedule.momentum_min is not None
-    momentum = [schedule.momentum_at(step) for step in x] if moves else None
-    title = f"{schedule.kind.replace('_', ' ')}: LR between {min(lr):g} and {max(lr):g}"
-    training_curves.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
-    if "wandb" in {canonical_name(key) for key in given} and drawn.config.wandb != "disabled":
-        _track(drawn.config, x, lr, out)
-    return f"{out}: {title}, {schedule.steps} iterations"
-
-
 @dataclass(frozen=True)
 class ScheduleCurve:
-    """What is drawn: the learning rate `lr` at each step `x`, the end included."""
+    """The learning rate `lr` at each step `x`, the last one included."""
 
     config: Config
     schedule: Schedule
@@ -53,43 +28,51 @@ class ScheduleCurve:
     lr: list[float]
 
 
+def draw(
+    overrides: Mapping[str, Any],
+    out: Path,
+    steps_per_epoch: int,
+    iterations: int | None = None,
+    step_size: int | None = None,
+) -> str:
+    """Draw the schedule that the settings describe into `out` and return one line that describes it.
+
+    Args:
+        overrides: the user's settings. A cyclic schedule without rates runs from 0.08 to 0.8.
+        iterations, step_size: length and half-cycle of a cyclic schedule, in optimizer updates.
+    """
+    drawn = curve(overrides, steps_per_epoch, iterations, step_size)
+    x, lr, schedule = drawn.x, drawn.lr, drawn.schedule
+    has_momentum = schedule.momentum_min is not None
+    momentum = [schedule.momentum_at(step) for step in x] if has_momentum else None
+    title = f"{schedule.kind.replace('_', ' ')}: learning rate {min(lr):g} to {max(lr):g}"
+    training_curves.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
+    return f"{out}: {title}, {schedule.steps} iterations"
+
+
 def curve(
-    given: Mapping[str, Any], steps_per_epoch: int, iterations: int | None = None, step_size: int | None = None
+    overrides: Mapping[str, Any], steps_per_epoch: int, iterations: int | None = None, step_size: int | None = None
 ) -> ScheduleCurve:
-    """The curve that `draw` draws, with the same arguments."""
-    given = {canonical_name(key): value for key, value in given.items()}
-    classic = given.get("schedule") == "cyclic" and "recipe" not in given
-    config = make_config({**(_classic(given) if classic else {}), **given})
+    """Return the curve that `draw` draws for the same arguments."""
+    overrides = {canonical_name(key): value for key, value in overrides.items()}
+    is_default_cyclic = overrides.get("schedule") == "cyclic" and "recipe" not in overrides
+    config = make_config({**(_cyclic_rates(overrides) if is_default_cyclic else {}), **overrides})
     schedule = make_schedule(config, steps_per_epoch)
-    if iterations or step_size or (classic and not {"epochs", "cycles"} & given.keys()):
-        schedule = triangles(schedule, iterations or ITERATIONS, step_size or STEP_SIZE)
+    if iterations or step_size or (is_default_cyclic and not {"epochs", "cycles"} & overrides.keys()):
+        schedule = triangular(schedule, iterations or ITERATIONS, step_size or STEP_SIZE)
     x = list(range(schedule.steps + 1))
     return ScheduleCurve(config, schedule, x, [schedule.lr(step) for step in x])
 
 
-def _classic(given: Mapping[str, Any]) -> dict[str, float]:
-    """The classic 0.08 and 0.8, or a tenth and ten times of the one that is given."""
-    if "lr_max" in given:
-        return {"lr_min": float(coerce("lr_max", given["lr_max"])) / 10}
-    if "lr_min" in given:
-        return {"lr_max": float(coerce("lr_min", given["lr_min"])) * 10}
+def _cyclic_rates(overrides: Mapping[str, Any]) -> dict[str, float]:
+    """Return 0.08 and 0.8, or the missing rate as a tenth or ten times of the given one."""
+    if "lr_max" in overrides:
+        return {"lr_min": float(coerce("lr_max", overrides["lr_max"])) / 10}
+    if "lr_min" in overrides:
+        return {"lr_max": float(coerce("lr_min", overrides["lr_min"])) * 10}
     return CYCLIC
 
 
-def triangles(schedule: Schedule, iterations: int, step_size: int) -> Schedule:
-    """A cyclic schedule of `iterations` updates, rising for `step_size` and falling for as many."""
-    from dataclasses import replace
-
-    return replace(schedule, steps=iterations, cycles=iterations / (2 * step_size))
-
-
-def _track(config: Any, x: list[int], lr: list[float], out: Path) -> None:
-    from harness.tracking.wandb import init
-
-    folder = (
-        Path(config.output).expanduser() / f"plot-{out.stem}" if config.wandb == "offline" else Path(tempfile.mkdtemp())
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    tracker = init.start(config.replace(job_type="plot"), folder, run_name=f"plot-{out.stem}")
-    tracker.record(Record(0, 0, {"plot/lr": Curve("iteration", x, {"lr": lr}, title="learning rate")}, kind="final"))
-    tracker.finish("finished", 0)
+def triangular(schedule: Schedule, iterations: int, step_size: int) -> Schedule:
+    """Return a cyclic schedule of `iterations` updates that rises for `step_size` updates and falls for as many."""
+    return dataclasses.replace(schedule, steps=iterations, cycles=iterations / (2 * step_size))

@@ -1,4 +1,4 @@
-"""The look of every figure of the project: one light style, drawn without a screen and without pyplot's global state."""
+"""The style of every figure: one light theme, drawn without a display and without pyplot's global state."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ DPI = 150
 SUFFIXES = (".png", ".svg")
 # The first has Latin, Greek and Cyrillic and comes with matplotlib; the others are used where they are installed.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS")
-_MISSING = "□"
+_NO_GLYPH = "□"
 
 
 def figure(width: float = 8.0, height: float = 4.5) -> Figure:
-    """An empty figure, `width` x `height` inches, whose parts make room for each other."""
+    """Return an empty figure of `width` x `height` inches, with constrained layout."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
 
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: bool = True) -> Axes:
-    """`axes` in the project's style, with names for its axes and a title that starts at its left edge."""
+    """Apply the style to `axes`, with axis labels and a title aligned to the left."""
     axes.set_facecolor(PAPER)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -57,60 +57,60 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: b
     return axes
 
 
-def legend(axes: Axes, **where: Any) -> None:
-    """The legend of `axes`, if there is anything to name."""
+def legend(axes: Axes, **options: Any) -> None:
+    """Add a legend to `axes` if any artist has a label."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            **{"fontsize": 10, "frameon": True, "framealpha": 0.9, "edgecolor": GRID, "labelcolor": INK, **where}
+            **{"fontsize": 10, "frameon": True, "framealpha": 0.9, "edgecolor": GRID, "labelcolor": INK, **options}
         )
 
 
 def plain(text: object) -> str:
-    """`text` as matplotlib draws it letter by letter.
+    """Return `text` so that matplotlib draws it literally.
 
-    A dollar sign starts no formula; a control character, and a letter that no font here has, becomes a box.
+    A dollar sign starts no formula; a control character, and a letter that no installed font has, becomes a box.
     """
     letters = _letters()
     shown = "".join(
-        letter if letter == "\n" or (letter.isprintable() and ord(letter) in letters) else _MISSING
+        letter if letter == "\n" or (letter.isprintable() and ord(letter) in letters) else _NO_GLYPH
         for letter in str(text)
     )
     return shown.replace("$", r"\$")
 
 
 def wrap(text: object, width: int, lines: int = 2) -> str:
-    """`text` on at most `lines` lines of at most `width` letters."""
+    """Return `text` on at most `lines` lines of at most `width` characters."""
     return "\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder=" …")) or ""
 
 
 def message_figure(text: str, *, width: float = 8.0, height: float = 3.0) -> Figure:
-    """A figure that only says something, for where there is nothing to draw."""
+    """Return a figure that holds only a message, for where there is nothing to draw."""
     empty = figure(width, height)
     empty.text(0.5, 0.5, plain(wrap(text, 60, lines=4)), ha="center", va="center", fontsize=13, color=SOFT)
     return empty
 
 
 def save(drawn: Figure, path: Path | str) -> Path:
-    """The figure written to `path`, PNG or SVG by its suffix, whole or not at all; folders are made.
+    """Write a figure to `path`, PNG or SVG by its suffix, in one atomic step; missing folders are created.
 
     Raises:
-        UsageError: another suffix.
+        UsageError: the path has another suffix.
     """
     path = Path(path)
     kind = path.suffix.lower()
     if kind not in SUFFIXES:
-        raise UsageError(f"can not draw {path.name!r}: need a name that ends in .png or .svg")
+        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
     _set_fonts(drawn)
-    more: dict[str, Any] = {"metadata": {"Date": None}} if kind == ".svg" else {"pil_kwargs": {"compress_level": 4}}
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == ".svg" else {"pil_kwargs": {"compress_level": 4}}
     with warnings.catch_warnings():
-        # A tiny or crowded figure is still drawn, only less well laid out: no reason to stop a run.
+        # A tiny or crowded figure is still drawn, only laid out less well: no reason to stop a run.
         warnings.filterwarnings("ignore", message=".*constrained_layout not applied.*")
-        write_atomically(path, lambda file: drawn.savefig(file, format=kind[1:], dpi=DPI, **more))
+        write_atomically(path, lambda file: drawn.savefig(file, format=kind[1:], dpi=DPI, **options))
     return path
 
 
 def warm_up() -> None:
-    """Find the fonts and draw once into memory, for a process that waits for work."""
+    """Find the fonts and draw once into memory, so that the next figure of this process is fast."""
     drawn = figure(2, 2)
     style_axes(drawn.add_subplot(), x=plain("x"), y="y", title="title")
     _set_fonts(drawn)
@@ -118,7 +118,7 @@ def warm_up() -> None:
 
 
 def _set_fonts(drawn: Figure) -> None:
-    """Our fonts in every text, whatever the user's matplotlibrc says."""
+    """Set the fonts of every text, whatever the user's matplotlibrc says."""
     from matplotlib.text import Text
 
     for text in drawn.findobj(Text):
@@ -135,7 +135,7 @@ def _families() -> tuple[str, ...]:
 
 @cache
 def _letters() -> frozenset[int]:
-    """The code points that can be drawn."""
+    """Return the code points that can be drawn."""
     from matplotlib import font_manager
 
     letters: set[int] = set()

@@ -1,4 +1,4 @@
-"""Pictures of numbers: losses and accuracies by epoch, the learning rate by step, a schedule."""
+"""Curves of a run: loss and accuracy by epoch, the learning rate by step, a schedule."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
 
 Points: TypeAlias = Sequence[float] | np.ndarray
 
-_LOOKS = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (style.VERMILLION, "-")}
-_MANY = 40  # points beyond which markers would hide the line
+_STYLES = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (style.VERMILLION, "-")}
+_MAX_MARKERS = 40  # more of them would hide the line
 
 
 def losses(records: Sequence[Record], path: Path | str) -> Path:
-    """The picture of every `*/loss` by epoch; the lowest and the last value of each are marked."""
+    """Draw every `*/loss` by epoch; the lowest and the last value of each are marked."""
     return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True)
 
 
 def accuracy(records: Sequence[Record], path: Path | str) -> Path:
-    """The picture of every `*/acc` by epoch, in percent; the highest and the last value of each are marked."""
-    return _by_epoch(records, path, "acc", "Accuracy", "images classified rightly (%)", lowest=False)
+    """Draw every `*/acc` by epoch, in percent; the highest and the last value of each are marked."""
+    return _by_epoch(records, path, "acc", "Accuracy", "accuracy (%)", lowest=False)
 
 
 def learning_rate(
@@ -43,12 +43,12 @@ def learning_rate(
     marks: Mapping[str, float] | None = None,
     title: str = "Learning rate",
 ) -> Path:
-    """The picture of the learning rate at every step, with its extremes named.
+    """Draw the learning rate at every step, with its minimum and maximum labelled.
 
     Args:
-        momentum: drawn in a panel of its own below.
-        steps_per_epoch: gives a second axis in epochs.
-        marks: name -> step, drawn as upright lines.
+        momentum: drawn in a second panel below.
+        steps_per_epoch: adds a second axis in epochs.
+        marks: name -> step, drawn as vertical lines.
     """
     if not len(steps):
         return style.save(style.message_figure("No learning rate was recorded."), path)
@@ -57,8 +57,8 @@ def learning_rate(
     _line(upper, steps, lrs, style.BLUE)
     style.style_axes(upper, x="" if lower else "step (optimizer updates)", y="learning rate", title=title)
     _name_extremes(upper, steps, lrs)
-    for name, place in (marks or {}).items():
-        _mark(upper, name, place)
+    for name, step in (marks or {}).items():
+        _mark(upper, name, step)
     if steps_per_epoch:
         _epoch_axis(upper, steps_per_epoch)
     if lower is not None and momentum is not None:
@@ -78,9 +78,9 @@ def schedule_curve(
     title: str = "Learning rate schedule",
     x_name: str = "iteration",
 ) -> Path:
-    """The picture of a schedule between two lines that name its least and its greatest learning rate."""
+    """Draw a schedule between two lines at its minimum and its maximum learning rate."""
     if not len(x):
-        return style.save(style.message_figure("The schedule has no steps: nothing to draw."), path)
+        return style.save(style.message_figure("The schedule has no steps."), path)
     figure = style.figure(8.0, 4.5 if momentum is None else 6.0)
     upper, lower = _panels(figure, momentum is not None)
     for name, height, side in (("lr_max", lr_max, "bottom"), ("lr_min", lr_min, "top")):
@@ -92,8 +92,8 @@ def schedule_curve(
         )  # fmt: skip
     _line(upper, x, lr, style.BLUE)
     style.style_axes(upper, x="" if lower else x_name, y="learning rate", title=title)
-    room = 0.12 * (max(lr_max, *lr) - min(lr_min, *lr)) or 0.1 * abs(lr_max) or 0.1
-    upper.set_ylim(min(lr_min, *lr) - room, max(lr_max, *lr) + room)
+    margin = 0.12 * (max(lr_max, *lr) - min(lr_min, *lr)) or 0.1 * abs(lr_max) or 0.1
+    upper.set_ylim(min(lr_min, *lr) - margin, max(lr_max, *lr) + margin)
     if lower is not None and momentum is not None:
         _line(lower, x, momentum, style.ORANGE)
         style.style_axes(lower, x=x_name, y="momentum")
@@ -101,64 +101,66 @@ def schedule_curve(
 
 
 def as_image(path: Path | str, caption: str = "") -> Image:
-    """A drawn PNG as a value that a tracker can write."""
+    """Return a PNG file as a value that a tracker can write."""
     from PIL import Image as Pillow
 
     with Pillow.open(path) as picture:
         return Image(np.array(picture.convert("RGB")), caption)
 
 
-def _by_epoch(records: Sequence[Record], path: Path | str, what: str, title: str, y: str, *, lowest: bool) -> Path:
+def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: str, y: str, *, lowest: bool) -> Path:
     from matplotlib.ticker import MaxNLocator
 
-    lines, single = _lines(records, what)
-    if not lines and not single:
+    lines, final = values_by_epoch(records, metric)
+    if not lines and not final:
         return style.save(style.message_figure(f"No {title.lower()} was recorded."), path)
     figure = style.figure()
     axes = figure.subplots()
     scale = 1.0 if lowest else 100.0
     for index, (split, points) in enumerate(lines.items()):
-        colour, dash = _LOOKS.get(split, (style.PALETTE[(3 + index) % len(style.PALETTE)], "-."))
+        colour, dash = _STYLES.get(split, (style.PALETTE[(3 + index) % len(style.PALETTE)], "-."))
         epochs, values = np.array(list(points)), scale * np.array(list(points.values()))
         _line(axes, epochs, values, colour, dash=dash, name=_summary(split, epochs, values, lowest))
         _mark_best_and_last(axes, epochs, values, colour, lowest)
-    for split, (epoch, value) in single.items():
-        colour = _LOOKS.get(split, (style.PURPLE, ""))[0]
-        label = f"{split}, once at the end: {_number(scale * value, lowest)}"
+    for split, (epoch, value) in final.items():
+        colour = _STYLES.get(split, (style.PURPLE, ""))[0]
+        label = f"{split}, final: {_number(scale * value, lowest)}"
         axes.plot(
             [epoch], [scale * value], marker="*", markersize=13, linestyle="", color=colour, label=style.plain(label)
         )
     style.style_axes(axes, x="epoch", y=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.03, y=0.08)
-    reached = {epoch for points in lines.values() for epoch in points} | {epoch for epoch, _ in single.values()}
-    if len(reached) == 1:  # one point has no extent that an axis could be fitted to
-        (only,) = reached
+    epochs_drawn = {epoch for points in lines.values() for epoch in points} | {epoch for epoch, _ in final.values()}
+    if len(epochs_drawn) == 1:  # one point has no extent that an axis could be fitted to
+        (only,) = epochs_drawn
         axes.set_xlim(only - 1, only + 1)
     style.legend(axes, loc="best", title="ring: best, dot: last", title_fontsize=9)
     return style.save(figure, path)
 
 
-def _lines(records: Sequence[Record], what: str) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
-    """Split -> {epoch: value} of the epochs' records, and split -> (epoch, value) of what was measured once at the end.
+def values_by_epoch(
+    records: Sequence[Record], metric: str
+) -> tuple[dict[str, dict[int, float]], dict[str, tuple[int, float]]]:
+    """Return split -> {epoch: value} of the epochs, and split -> (epoch, value) of what was measured only at the end.
 
-    A value that is not finite leaves a gap; an epoch that was measured again after a resume counts once, the last time.
+    A value that is not finite is a gap; of an epoch that was repeated after a resume the last value counts.
     """
     lines: dict[str, dict[int, float]] = {}
-    once: dict[str, tuple[int, float]] = {}
+    final: dict[str, tuple[int, float]] = {}
     for record in records:
         for key, value in record.scalars().items():
             split, _, name = key.rpartition("/")
-            if name != what or not split or isinstance(value, str | bool):
+            if name != metric or not split or isinstance(value, str | bool):
                 continue
             if record.kind == "epoch":
                 lines.setdefault(split, {})[record.epoch] = float(value) if math.isfinite(value) else math.nan
             elif record.kind == "final" and math.isfinite(value):
-                once[split] = (record.epoch, float(value))
+                final[split] = (record.epoch, float(value))
     lines = {split: points for split, points in lines.items() if not all(map(math.isnan, points.values()))}
-    order = [*(split for split in _LOOKS if split in lines), *sorted(set(lines) - set(_LOOKS))]
+    order = [*(split for split in _STYLES if split in lines), *sorted(set(lines) - set(_STYLES))]
     return {split: dict(sorted(lines[split].items())) for split in order}, {
-        s: p for s, p in once.items() if s not in lines
+        s: p for s, p in final.items() if s not in lines
     }
 
 
@@ -189,7 +191,7 @@ def _panels(figure: Figure, two: bool) -> tuple[Axes, Axes | None]:
 
 
 def _line(axes: Axes, x: Points, y: Points, colour: str, *, dash: str = "-", name: str = "") -> None:
-    few = len(x) <= _MANY
+    few = len(x) <= _MAX_MARKERS
     axes.plot(
         x, y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if few else "", markersize=3 if len(x) > 1 else 6,
         solid_joinstyle="round", label=style.plain(name) if name else None,
@@ -197,24 +199,24 @@ def _line(axes: Axes, x: Points, y: Points, colour: str, *, dash: str = "-", nam
 
 
 def _name_extremes(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
-    """The greatest and the least value written beside their points."""
+    """Write the greatest and the least value beside their points."""
     greatest, least = int(np.argmax(y)), int(len(y) - 1 - np.argmin(np.asarray(y)[::-1]))
     axes.margins(y=0.14)
-    for index, word, offset in ((greatest, "max", 7), (least, "min", -7)):
-        if index == least and y[greatest] == y[least] and word == "min":
+    for index, name, offset in ((greatest, "max", 7), (least, "min", -7)):
+        if index == least and y[greatest] == y[least] and name == "min":
             return
         late = x[index] > (x[0] + x[-1]) / 2
         axes.annotate(
-            f"{word} {y[index]:.4g}", (x[index], y[index]), (-6 if late else 6, offset), textcoords="offset points",
+            f"{name} {y[index]:.4g}", (x[index], y[index]), (-6 if late else 6, offset), textcoords="offset points",
             ha="right" if late else "left", va="bottom" if offset > 0 else "top", fontsize=10, color=style.INK,
         )  # fmt: skip
         axes.plot(x[index], y[index], marker="o", markersize=5, color=style.BLUE)
 
 
-def _mark(axes: Axes, name: str, place: float) -> None:
-    axes.axvline(place, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)))
+def _mark(axes: Axes, name: str, step: float) -> None:
+    axes.axvline(step, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)))
     axes.annotate(
-        style.plain(truncate(name, 40)), (place, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
+        style.plain(truncate(name, 40)), (step, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
         textcoords="offset points", ha="left", va="top", fontsize=10, color=style.VERMILLION,
         bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip

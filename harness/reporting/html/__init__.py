@@ -1,5 +1,5 @@
-"""Pages that explain runs and sweeps: one HTML file each, which needs no network and no server.
+"""Self-contained HTML pages of runs and sweeps, which need no network and no server.
 
-`reading` finds out what a folder holds; `predictions`, `spread` and `sweeps` compute what is shown of it; `curves` and
-`landscape` say it in Plotly's words; `pages` puts it together. The look and the little script are in `templates/`.
+`run_data` and `sweep_data` read a folder back; `facts`, `groups` and `galleries` prepare what is shown; `run_charts` and
+`sweep_charts` make Plotly charts; `pages` fills the templates. Style and script of the page are in `templates/`.
 """

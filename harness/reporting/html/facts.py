@@ -1,4 +1,4 @@
-"""What stands in a run's page as words and numbers: headline, settings, time, how to repeat it."""
+"""The text and numbers of a run's page: results, configuration, time by phase, environment, commands to reproduce it."""
 
 from __future__ import annotations
 
@@ -13,161 +13,159 @@ from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
 from harness.reporting.html.groups import share_interval
 from harness.reporting.html.run_data import RunData, number, sub_mapping
+from harness.tracking.run_dir import RunState
 from harness.utils.errors import HarnessError
 from harness.utils.text import percent
 
-FINISHED = "finished"
-STATES = {
-    "finished": "It came to its end.",
-    "running": "It is still running: this page shows what it had said when the page was made.",
-    "failed": "It failed.",
-    "crashed": "It died without a word: its process is gone, and it did not say why.",
-    "preempted": "It was stopped from outside, and has saved.",
-    "interrupted": "It was interrupted, and has saved.",
+FINISHED = RunState.FINISHED
+SPLIT_NAMES = {"test": "Test", "val": "Validation"}
+STATES: dict[str, str] = {
+    RunState.FINISHED: "The run finished.",
+    RunState.RUNNING: "The run is still running: this page shows what was logged when it was generated.",
+    RunState.FAILED: "The run failed.",
+    RunState.CRASHED: "The run crashed: its process ended without recording why.",
+    RunState.PREEMPTED: "The run was preempted; its state is saved.",
+    RunState.INTERRUPTED: "The run was interrupted; its state is saved.",
 }
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One headline figure: its name, the figure, and how it came about."""
+    """One headline number: its name, the formatted value, and how it was obtained."""
 
     name: str
     value: str
-    how: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting of the run; `usual` is what its recipe has where that is something else."""
+    """A setting of the run; `recipe_value` is its recipe's value where that differs."""
 
     name: str
     value: str
-    usual: str = ""
+    recipe_value: str = ""
     changed: bool = False
 
 
 def headline(run: RunData) -> list[Fact]:
-    """The figures that stand for the run, each with how it was chosen."""
-    found = []
-    for split, name in (("test", "Test"), ("val", "Validation")):
-        if math.isfinite(share := run.figure(f"{split}/acc")):
-            found.append(Fact(f"{name} accuracy", f"{100 * share:.2f} %", _chosen(run) + _interval(run, split, share)))
-        for key, what in (("acc_tta", "with flip TTA"), ("acc5", "top 5")):
-            if math.isfinite(share := run.figure(f"{split}/{key}")):
-                found.append(Fact(f"{name} accuracy, {what}", f"{100 * share:.2f} %"))
-    split = run.split
-    if math.isfinite(loss := run.figure(f"{split}/loss")):
-        found.append(Fact(f"{split} loss", f"{loss:.4f}", "cross entropy, nats"))
-    if math.isfinite(error := run.figure(f"{split}/ece")):
-        found.append(
-            Fact("Calibration error", f"{100 * error:.1f} points", "how far confidence is from the share right")
-        )
-    found += _so_far(run) if not run.result else _best(run)
+    """Return the headline numbers of a run, each with how it was chosen."""
+    facts = []
+    for split, name in SPLIT_NAMES.items():
+        if math.isfinite(acc := run.figure(f"{split}/acc")):
+            facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split, acc)))
+        for key, variant in (("acc_tta", "with flip TTA"), ("acc5", "top-5")):
+            if math.isfinite(acc := run.figure(f"{split}/{key}")):
+                facts.append(Fact(f"{name} accuracy, {variant}", f"{100 * acc:.2f} %"))
+    name = SPLIT_NAMES[run.split]
+    if math.isfinite(loss := run.figure(f"{run.split}/loss")):
+        facts.append(Fact(f"{name} loss", f"{loss:.4f}", "cross entropy (nats)"))
+    if math.isfinite(error := run.figure(f"{run.split}/ece")):
+        note = "expected calibration error: mean gap between confidence and accuracy"
+        facts.append(Fact(f"{name} ECE", f"{100 * error:.2f} %", note))
+    facts += _best_epoch(run) if run.result else _so_far(run)
     if not run.epochs and run.finder.get("lr_max"):
-        sure = str(run.finder.get("sure", ""))
-        found += [
-            Fact("LRMAX", f"{number(run.finder['lr_max']):.3g}", sure),
+        facts += [
+            Fact("LRMAX", f"{number(run.finder['lr_max']):.3g}", run.finder_confidence),
             Fact("LRMIN", f"{number(run.finder.get('lr_min')):.3g}"),
         ]
     if parameters := run.summary.get("parameters") or run.header.get("parameters"):
-        found.append(Fact("Parameters", f"{number(parameters):,.0f}"))
+        facts.append(Fact("Parameters", f"{number(parameters):,.0f}"))
     if seconds := sum(times(run).values()):
-        found.append(Fact("Time", duration(seconds), f"{len(run.epochs)} epochs, {_steps(run):,} steps"))
-    return found
+        facts.append(Fact("Duration", duration(seconds), f"{len(run.epochs)} epochs, {_steps(run):,} steps"))
+    return facts
 
 
 def _chosen(run: RunData) -> str:
-    epoch, chosen = run.result.get("epoch", "?"), run.result.get("chosen", "?")
-    return f"of epoch {epoch} of {run.config.get('epochs', '?')}: {chosen}"
+    epoch, rule = run.result.get("epoch", "?"), run.result.get("chosen", "?")
+    return f"epoch {epoch} of {run.config.get('epochs', '?')} ({rule})"
 
 
-def _interval(run: RunData, split: str, share: float) -> str:
+def _interval(run: RunData, split: str, accuracy: float) -> str:
     images = sub_mapping(run.dataset, "images").get(split)
     if not isinstance(images, int) or images < 1:
         return ""
-    low, high = share_interval(share, images)
-    return f"; {100 * low:.1f} to {100 * high:.1f} % with 95 % certainty over {images:,} images"
+    low, high = share_interval(accuracy, images)
+    return f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} % for {images:,} images"
 
 
-def _best(run: RunData) -> list[Fact]:
+def _best_epoch(run: RunData) -> list[Fact]:
     best = sub_mapping(run.summary, "best")
     key = next((key for key in best if key.endswith("/acc")), "")
     if not key or best.get("epoch") == run.result.get("epoch"):
         return []
-    return [Fact("Best epoch", f"{100 * number(best[key]):.2f} %", f"epoch {best.get('epoch')}: {best.get('chosen')}")]
+    note = f"epoch {best.get('epoch')}: {best.get('chosen')}"
+    return [Fact("Best epoch", f"{100 * number(best[key]):.2f} %", note)]
 
 
 def _so_far(run: RunData) -> list[Fact]:
     epochs, values = run.line(f"{run.watched}/acc")
     if not values:
         return []
-    best = max(range(len(values)), key=lambda place: values[place])
-    how = f"epoch {epochs[-1]} of {run.config.get('epochs', '?')}, not the result; best so far {percent(values[best])} in epoch {epochs[best]}"
-    return [Fact(f"{run.watched} accuracy so far", f"{100 * values[-1]:.2f} %", how)]
+    best = max(range(len(values)), key=lambda index: values[index])
+    note = (
+        f"epoch {epochs[-1]} of {run.config.get('epochs', '?')}, not a final result; "
+        f"best so far {percent(values[best])} in epoch {epochs[best]}"
+    )
+    return [Fact(f"{SPLIT_NAMES[run.watched]} accuracy so far", f"{100 * values[-1]:.2f} %", note)]
 
 
 def _steps(run: RunData) -> int:
     return max((record.step for record in run.records), default=0)
 
 
-def essentials(run: RunData) -> list[tuple[str, str]]:
-    """(what, value): what was trained, on what, how."""
-    own, data = run.config, run.dataset
+def configuration(run: RunData) -> list[tuple[str, str]]:
+    """Return (name, value) of what was trained, on what data and how."""
+    config, data, classes = run.config, run.dataset, run.classes
     images = ", ".join(
         f"{count:,} {split}" for split, count in sub_mapping(data, "images").items() if isinstance(count, int)
     )
-    classes = run.classes
-    shown = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
-    arguments = sub_mapping(own, "model_args")
-    rates = (sub_mapping(run.summary, "result") and run.summary) or own
-    found = [
-        ("Recipe", own.get("recipe")),
-        ("Model", f"{own.get('model')}{f' ({_plain(arguments)})' if arguments else ''}"),
-        ("Data", f"{own.get('data')}: {images} images" if images else own.get("data")),
-        ("Classes", f"{len(classes)}: {shown}" if classes else ""),
-        ("Training", f"{own.get('epochs')} epochs, batch {own.get('batch_size')}, seed {own.get('seed')}"),
-        ("Optimizer", f"{own.get('optimizer')}, momentum {_plain(own.get('momentum'))}, weight decay {_plain(own.get('weight_decay'))}"),
-        ("Learning rate", f"{own.get('schedule')} between {_rate(rates, 'lr_min')} and {_rate(rates, 'lr_max')}{_sought(own)}"),
-        ("Augmentation", _augmentation(own)),
-        ("Tags", ", ".join(map(str, own.get("tags") or []))),
-        ("Notes", own.get("notes")),
+    class_names = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
+    arguments = sub_mapping(config, "model_args")
+    rates = run.summary if run.result else config
+    rows = [
+        ("Recipe", config.get("recipe")),
+        ("Model", f"{config.get('model')}{f' ({_plain(arguments)})' if arguments else ''}"),
+        ("Data", f"{config.get('data')}: {images} images" if images else config.get("data")),
+        ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
+        ("Training", f"{config.get('epochs')} epochs, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
+        ("Optimizer", f"{config.get('optimizer')}, momentum {_plain(config.get('momentum'))}, weight decay {_plain(config.get('weight_decay'))}"),
+        ("Learning rate", f"{config.get('schedule')}, {_plain(rates.get('lr_min'))} to {_plain(rates.get('lr_max'))}{_found_by_range_test(config)}"),
+        ("Augmentation", _augmentation(config)),
+        ("Tags", ", ".join(map(str, config.get("tags") or []))),
+        ("Notes", config.get("notes")),
     ]  # fmt: skip
-    return [(name, str(value)) for name, value in found if value and "None" not in str(value)]
+    return [(name, str(value)) for name, value in rows if value and "None" not in str(value)]
 
 
-def _rate(rates: Mapping[str, Any], key: str) -> str:
-    return _plain(rates.get(key))
+def _found_by_range_test(config: Mapping[str, Any]) -> str:
+    names = [key for key in ("lr_min", "lr_max") if config.get(key) == "find"]
+    return f" ({' and '.join(names)} from an LR range test)" if names else ""
 
 
-def _sought(own: Mapping[str, Any]) -> str:
-    sought = [key for key in ("lr_min", "lr_max") if own.get(key) == "find"]
-    return f" ({' and '.join(sought)} by a range test)" if sought else ""
-
-
-def _augmentation(own: Mapping[str, Any]) -> str:
-    if own.get("augment") == "none":
+def _augmentation(config: Mapping[str, Any]) -> str:
+    if config.get("augment") == "none":
         return "none"
     parts = [
-        f"crop {own.get('crop')}",
-        "flip" if own.get("flip") else "",
-        f"cutout {own.get('cutout')}" if own.get("cutout") else "",
-        f"mixup {own.get('mixup')}" if own.get("mixup") else "",
-        f"cutmix {own.get('cutmix')}" if own.get("cutmix") else "",
+        f"crop {config.get('crop')}",
+        "flip" if config.get("flip") else "",
+        *(f"{name} {config.get(name)}" if config.get(name) else "" for name in ("cutout", "mixup", "cutmix")),
     ]
-    return f"{', '.join(text for text in parts if text)} ({own.get('augment')})"
+    return f"{', '.join(text for text in parts if text)} ({config.get('augment')})"
 
 
 def all_settings(run: RunData) -> list[Setting]:
-    """Every setting; those that differ from its recipe are told with what the recipe has."""
-    usual: Mapping[str, Any] = {}
+    """Return every setting; one that differs from its recipe has the recipe's value too."""
+    recipe_values: Mapping[str, Any] = {}
     recipe = str(run.config.get("recipe", ""))
     with contextlib.suppress(HarnessError):  # a damaged recipe: nothing to compare with
-        usual = make_config({}, recipe if recipe in recipe_paths() else Config().recipe).to_dict()
-    found = []
+        recipe_values = make_config({}, recipe if recipe in recipe_paths() else Config().recipe).to_dict()
+    settings = []
     for name, value in run.config.items():
-        changed = name in usual and name in setting_fields() and usual[name] != value and name != "recipe"
-        found.append(Setting(name, _plain(value), _plain(usual[name]) if changed else "", changed))
-    return found
+        comparable = name in recipe_values and name in setting_fields() and name != "recipe"
+        changed = comparable and recipe_values[name] != value
+        settings.append(Setting(name, _plain(value), _plain(recipe_values[name]) if changed else "", changed))
+    return settings
 
 
 def _plain(value: Any) -> str:
@@ -179,63 +177,63 @@ def _plain(value: Any) -> str:
 
 
 def times(run: RunData) -> dict[str, float]:
-    """Seconds by part; of the epochs there are where the run has not come to its end."""
-    told = sub_mapping(run.summary, "seconds")
+    """Return the seconds of each phase; for a run that has not finished, of the epochs so far."""
+    totals = sub_mapping(run.summary, "seconds")
 
-    def summed(key: str) -> float:
-        known = [number(value) for value in run.line(f"time/{key}_s")[1]]
-        return number(told[key]) if key in told else sum(value for value in known if math.isfinite(value))
+    def total(key: str) -> float:
+        values = [number(value) for value in run.line(f"time/{key}_s")[1]]
+        return number(totals[key]) if key in totals else sum(value for value in values if math.isfinite(value))
 
-    train, evaluate, epoch = summed("train"), summed("eval"), summed("epoch")
-    parts = {
-        "starting": number(run.environment.get("seconds before")),
+    train, evaluate, epoch = total("train"), total("eval"), total("epoch")
+    phases = {
+        "startup": number(run.environment.get("seconds_before")),
         "training": train,
-        "evaluating": evaluate,
+        "evaluation": evaluate,
         "rest of the epochs": epoch - train - evaluate,
-        "explaining": number(told.get("explain")),
+        "final evaluation and figures": number(totals.get("explain")),
     }
-    return {name: seconds for name, seconds in parts.items() if math.isfinite(seconds) and seconds > 0.05}
+    return {name: seconds for name, seconds in phases.items() if math.isfinite(seconds) and seconds > 0.05}
 
 
-def machine_facts(run: RunData) -> list[tuple[str, str]]:
-    """(what, value): where it ran and with which code."""
+def environment_facts(run: RunData) -> list[tuple[str, str]]:
+    """Return (name, value) of the machine, the software versions and the code."""
     about, git = run.environment, sub_mapping(run.environment, "git")
     packages = ", ".join(f"{name} {version}" for name, version in sub_mapping(about, "packages").items())
-    commit = f"{git.get('commit')}{', with changes that are not in it' if git.get('changed') else ''}"
-    found = [
+    commit = f"{git.get('commit')}{', with uncommitted changes' if git.get('changed') else ''}"
+    rows = [
         ("Device", about.get("device")),
         ("Threads", f"{about.get('threads')} of {about.get('cores')} cores" if about.get("cores") else ""),
         ("System", about.get("platform")),
         ("Python", about.get("python")),
         ("Packages", packages),
-        ("Git", commit if git else "the command was not given in a checkout"),
+        ("Git", commit if git else "not run in a Git checkout"),
         ("Data fingerprint", str(run.dataset.get("fingerprint") or "")[:16]),
-        ("Run folder", run.path.name),
+        ("Run directory", run.path.name),
         ("Host", run.status.get("host")),
     ]
-    return [(name, str(value)) for name, value in found if value]
+    return [(name, str(value)) for name, value in rows if value]
 
 
-def repeat_commands(run: RunData) -> list[tuple[str, str]]:
-    """(when, command): how to do it again, or go on with it."""
-    found = []
-    if run.state not in (FINISHED, "running") and run.status.get("resume"):
-        found.append(("Go on with it", str(run.status["resume"])))
-    said = str(run.environment.get("command", ""))
-    if said:
-        program, _, rest = said.partition(" ")
-        own = program if program.startswith("harness") else "harness"
-        found.append(("As it was given", f"{own} {rest}".strip()))
+def reproduce_commands(run: RunData) -> list[tuple[str, str]]:
+    """Return (title, command) of the ways to repeat or to resume the run."""
+    commands = []
+    if run.state not in (FINISHED, RunState.RUNNING) and run.status.get("resume"):
+        commands.append(("Resume", str(run.status["resume"])))
+    original = str(run.environment.get("command", ""))
+    if original:
+        program, _, arguments = original.partition(" ")
+        program = program if program.startswith("harness") else "harness"
+        commands.append(("Original command", f"{program} {arguments}".strip()))
     config = shlex.quote(str(run.path / "config.yaml"))
     if run.epochs or not run.finder:
-        found.append(("From its settings, as a run of its own", f"harness run --recipe {config} --resume never"))
+        commands.append(("As a new run with the same settings", f"harness run --recipe {config} --resume never"))
     if run.finder.get("command"):
-        found.append(("Train with the rates found", str(run.finder["command"])))
-    return found
+        commands.append(("Train with the suggested learning rates", str(run.finder["command"])))
+    return commands
 
 
 def duration(seconds: float) -> str:
-    """A time for a person."""
+    """Return a duration as a person reads it."""
     if seconds < 90:
         return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,6 +1,6 @@
-"""A chart in Plotly's own words, as plain data: what the page's script hands to plotly.js.
+"""Charts as plain data in Plotly's JSON format, which the page's script passes to plotly.js.
 
-Colours are names of the page's CSS variables (`var(--blue)`), so that a chart follows light, dark and print.
+Colours are names of the page's CSS variables (`var(--blue)`), so that a chart follows the light, dark and print themes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-# Okabe and Ito's palette, as variables of `page.css`, which has a darker and a lighter form of each.
+# Okabe and Ito's palette, as variables of `page.css`, which has a dark and a light variant of each.
 BLUE, VERMILLION, GREEN, ORANGE = "var(--blue)", "var(--vermillion)", "var(--green)", "var(--orange)"
 PURPLE, SKY, INK, SOFT, GRID, PAPER = (
     "var(--purple)",
@@ -24,9 +24,8 @@ PURPLE, SKY, INK, SOFT, GRID, PAPER = (
 PALETTE = (BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, INK)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 SCALE: list[list[Any]] = [[0.0, PAPER], [1.0, BLUE]]
-# Light where little, dark where much; both ends can be told from either paper.
 VIRIDIS: list[list[Any]] = [[0.0, "#440154"], [0.25, "#3b528b"], [0.5, "#21918c"], [0.75, "#5ec962"], [1.0, "#fde725"]]
-MOST_POINTS = 3000
+MAX_POINTS = 3000
 
 
 @dataclass(frozen=True)
@@ -34,13 +33,13 @@ class Chart:
     """One chart of a page.
 
     Attributes:
-        key: its id in the page. title: above it. says: what is to be seen, for those who do not see it and those who do.
+        key: its id in the page. title: above it. caption: below the title, and the text for screen readers.
         data, layout: Plotly's traces and layout. height: pixels.
     """
 
     key: str
     title: str
-    says: str
+    caption: str
     data: list[dict[str, Any]]
     layout: dict[str, Any] = field(default_factory=dict)
     height: int = 340
@@ -50,7 +49,7 @@ class Chart:
 
 
 def escape_text(text: object) -> str:
-    """A text that Plotly, which reads a little HTML, shows letter by letter."""
+    """Escape a text for Plotly, which interprets some HTML tags."""
     return html.escape(str(text), quote=False)
 
 
@@ -62,44 +61,45 @@ def line(
     *,
     dash: str = "solid",
     width: float = 2,
-    **more: Any,
+    **options: Any,
 ) -> dict[str, Any]:
-    """A line; points that are not finite are gaps."""
+    """Return a line; points that are not finite are gaps."""
     few = len(x) <= 40
     return {
         "type": "scatter", "mode": "lines+markers" if few else "lines", "name": escape_text(name),
-        "x": plain(x), "y": plain(y), "line": {"color": colour, "dash": dash, "width": width}, "marker": {"size": 5}, **more,
+        "x": plain(x), "y": plain(y), "line": {"color": colour, "dash": dash, "width": width}, "marker": {"size": 5}, **options,
     }  # fmt: skip
 
 
-def axis(title: str = "", *, log: bool = False, percent: bool = False, **more: Any) -> dict[str, Any]:
-    """An axis with its name."""
+def axis(title: str = "", *, log: bool = False, percent: bool = False, **options: Any) -> dict[str, Any]:
+    """Return an axis with its title."""
     kind = {"type": "log"} if log else {}
     return {
         "title": {"text": escape_text(title), "standoff": 10},
         **kind,
         **({"tickformat": ".0%"} if percent else {}),
-        **more,
+        **options,
     }
 
 
 def log_ticks(values: Iterable[float]) -> dict[str, Any]:
-    """1, 2, 5, 10, ... as far as these values reach; only the tens where they reach far."""
+    """Return ticks at 1, 2, 5, 10, ... over the range of the values; only powers of ten where it is wide."""
     known = [value for value in values if math.isfinite(value) and value > 0]
     if not known:
         return {}
     low, high = math.floor(math.log10(min(known))), math.ceil(math.log10(max(known)))
     steps = (1, 2, 5) if high - low <= 2 else (1, 3) if high - low <= 4 else (1,)
-    places = [step * 10.0**power for power in range(low, high + 1) for step in steps]
-    return {"tickmode": "array", "tickvals": places, "ticktext": [f"{place:g}" for place in places]}
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
-def layout(x: dict[str, Any], y: dict[str, Any], **more: Any) -> dict[str, Any]:
-    return {"xaxis": x, "yaxis": y, **more}
+def layout(x: dict[str, Any], y: dict[str, Any], **options: Any) -> dict[str, Any]:
+    """Return a layout with two axes."""
+    return {"xaxis": x, "yaxis": y, **options}
 
 
 def plain(values: Iterable[float]) -> list[float | int | None]:
-    """Numbers for JSON: six digits, None where not finite."""
+    """Return numbers for JSON: six significant digits, None where not finite."""
     return [_short(value) for value in values]
 
 
@@ -112,25 +112,15 @@ def _short(value: float) -> float | int | None:
     return int(short) if short.is_integer() and abs(short) < 1e15 else short
 
 
-def thin(x: Sequence[float], y: Sequence[float], most: int = MOST_POINTS) -> tuple[list[float], list[float]]:
-    """At most about `most` points of a long line: the lowest and the highest one of each stretch, so no spike is lost."""
-    if len(x) <= most:
+def thin(x: Sequence[float], y: Sequence[float], limit: int = MAX_POINTS) -> tuple[list[float], list[float]]:
+    """Return about `limit` points of a long line: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(x) <= limit:
         return list(x), list(y)
-    stretch = math.ceil(2 * len(x) / most)
+    stretch = math.ceil(2 * len(x) / limit)
     kept: list[int] = []
     for start in range(0, len(x), stretch):
-        inside = [place for place in range(start, min(start + stretch, len(x))) if not math.isnan(y[place])]
+        inside = [index for index in range(start, min(start + stretch, len(x))) if not math.isnan(y[index])]
         if inside:
-            low, high = min(inside, key=lambda place: y[place]), max(inside, key=lambda place: y[place])
+            low, high = min(inside, key=lambda index: y[index]), max(inside, key=lambda index: y[index])
             kept += sorted({low, high})
-    return [x[place] for place in kept], [y[place] for place in kept]
-
-
-def moving_average(values: Sequence[float], keep: float = 0.9) -> list[float]:
-    """The exponential moving average, corrected for its start; what is not finite is left out of it."""
-    mean, weight, found = 0.0, 0.0, []
-    for value in values:
-        if math.isfinite(value):
-            mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
-        found.append(mean / weight if weight else math.nan)
-    return found
+    return [x[index] for index in kept], [y[index] for index in kept]

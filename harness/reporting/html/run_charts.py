@@ -1,4 +1,4 @@
-"""The charts of runs: curves by epoch and by step, range test, confusion, calibration, time."""
+"""The charts of runs: curves by epoch and by step, LR range test, confusion matrix, calibration, time."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.evaluation.metrics import Reliability, SavedPredictions, confusion_matrix
 from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
     BLUE,
@@ -25,85 +26,91 @@ from harness.reporting.html.plotly import (
     layout,
     line,
     log_ticks,
-    moving_average,
     plain,
     thin,
 )
 from harness.reporting.html.run_data import RunData
-from harness.reporting.html.run_predictions import Bin, Predictions, calibration_error
 from harness.tracking.records import Curve
+from harness.utils.stats import moving_average
 from harness.utils.text import percent, truncate
 
-LOOKS = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
+STYLES = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
 NAMES = {"train": "training", "val": "validation", "test": "test"}
-MOST_CLASSES, MOST_NUMBERS = 200, 12  # of a confusion matrix: drawn at all, with its numbers in the cells
+MAX_CLASSES, MAX_NUMBERS = 200, 12  # up to which a confusion matrix is drawn, and has numbers in its cells
 
 
-def whole(epochs: Sequence[int]) -> dict[str, Any]:
-    """Whole epochs at the ticks of an axis."""
+def integer_ticks(epochs: Sequence[int]) -> dict[str, Any]:
+    """Return options of an axis of epochs that put its ticks at integers."""
     return {"dtick": max(1, math.ceil((max(epochs, default=1) - min(epochs, default=1)) / 8))}
 
 
 def by_epoch(run: RunData) -> list[Chart]:
-    """Loss, accuracy and learning rate of every epoch."""
+    """Return loss, accuracy and learning rate by epoch."""
     if not run.epochs:
         return []
     loss = _splits(run, "loss", "Loss", "cross entropy (nats)", min)
-    acc = _splits(run, "acc", "Accuracy", "images classified rightly", max)
-    x, rates = run.line("lr")
-    says = f"At the end of each epoch, from {rates[0]:.3g} to {rates[-1]:.3g}." if rates else "Not recorded."
-    rate = Chart(
+    acc = _splits(run, "acc", "Accuracy", "accuracy", max)
+    x, lrs = run.line("lr")
+    caption = f"At the end of each epoch, from {lrs[0]:.3g} to {lrs[-1]:.3g}." if lrs else "Not recorded."
+    lr = Chart(
         "epoch-lr",
         "Learning rate",
-        says,
-        [line(x, rates, "learning rate", PURPLE, showlegend=False)],
-        layout(axis("epoch", **whole(x)), axis("learning rate", rangemode="tozero")),
+        caption,
+        [line(x, lrs, "learning rate", PURPLE, showlegend=False)],
+        layout(axis("epoch", **integer_ticks(x)), axis("learning rate", rangemode="tozero")),
         260,
     )
-    return [loss, acc, rate]
+    return [loss, acc, lr]
 
 
-def _splits(run: RunData, what: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
-    data, told = [], []
+def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
+    data, parts = [], []
     x: list[int] = []
-    for split, (colour, dash) in LOOKS.items():
-        x, values = run.line(f"{split}/{what}")
+    for split, (colour, dash) in STYLES.items():
+        x, values = run.line(f"{split}/{metric}")
         known = [(value, epoch) for epoch, value in zip(x, values, strict=True) if math.isfinite(value)]
         if not known:
             continue
         data.append(line(x, values, NAMES[split], colour, dash=dash))
         best, epoch = pick(known, key=lambda pair: pair[0])
-        show = percent if what == "acc" else lambda value: f"{value:.4g}"
-        told.append(f"{NAMES[split]} {show(known[-1][0])} at the end, best {show(best)} in epoch {epoch}")
-    says = "; ".join(told).capitalize() + "." if told else "Nothing was recorded."
-    return Chart(f"epoch-{what}", title, says, data, layout(axis("epoch", **whole(x)), axis(y, percent=what == "acc")))
+        show = percent if metric == "acc" else lambda value: f"{value:.4g}"
+        parts.append(f"{NAMES[split]}: last {show(known[-1][0])}, best {show(best)} (epoch {epoch})")
+    caption = "; ".join(parts).capitalize() + "." if parts else "Not recorded."
+    return Chart(
+        f"epoch-{metric}", title, caption, data,
+        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric == "acc")),
+    )  # fmt: skip
 
 
 def by_step(run: RunData) -> list[Chart]:
-    """Training loss and learning rate of every step."""
+    """Return training loss and learning rate by step."""
     charts = []
     x, losses = run.steps("train/step_loss")
     if x:
-        raw, smoothed = thin(x, losses), thin(x, moving_average(losses))
+        raw, smoothed = thin(x, losses), thin(x, moving_average(losses, 0.9, skip_non_finite=True))
         data = [
             {**line(*raw, "each step", SKY, width=1), "mode": "lines"},
             {**line(*smoothed, "smoothed", BLUE), "mode": "lines"},
         ]
-        says = f"The loss of each of {len(x):,} batches, and its moving average (about 10 steps)."
+        caption = f"Loss of each of {len(x):,} batches, and its exponential moving average (about 10 steps)."
         charts.append(
             Chart(
-                "step-loss", "Training loss", says, data, layout(axis("step (optimizer updates)"), axis("loss (nats)"))
+                "step-loss",
+                "Training loss",
+                caption,
+                data,
+                layout(axis("step (optimizer updates)"), axis("loss (nats)")),
             )
         )
-    x, rates = run.steps("lr")
+    x, lrs = run.steps("lr")
     if x:
-        low, high = min(rates), max(rates)
-        peak = int(x[rates.index(high)])
-        says = f"Between {low:.3g} and {high:.3g}; highest at step {peak:,} of {int(x[-1]):,}."
-        data = [{**line(*thin(x, rates), "learning rate", PURPLE, showlegend=False), "mode": "lines"}]
+        low, high = min(lrs), max(lrs)
+        peak = int(x[lrs.index(high)])
+        caption = f"From {low:.3g} to {high:.3g}; highest at step {peak:,} of {int(x[-1]):,}."
+        data = [{**line(*thin(x, lrs), "learning rate", PURPLE, showlegend=False), "mode": "lines"}]
         charts.append(
             Chart(
-                "step-lr", "Learning rate", says, data,
+                "step-lr", "Learning rate", caption, data,
                 layout(axis("step (optimizer updates)"), axis("learning rate", rangemode="tozero")), 260,
             )
         )  # fmt: skip
@@ -111,30 +118,31 @@ def by_step(run: RunData) -> list[Chart]:
 
 
 def range_test(run: RunData) -> list[Chart]:
-    """Loss and accuracy over the learning rate, with the chosen rates marked."""
+    """Return loss and accuracy over the learning rate, with the chosen rates marked."""
     charts = []
     for key, title, y, colour in (
         ("loss", "Loss over the learning rate", "smoothed loss (nats)", BLUE),
-        ("acc", "Batch accuracy over the learning rate", "images classified rightly", GREEN),
+        ("acc", "Batch accuracy over the learning rate", "accuracy", GREEN),
     ):
         curve = run.value(f"find/{key}")
         if not isinstance(curve, Curve) or not len(curve.x):
             continue
-        chosen = {name: place for name, place in curve.marks.items() if name in ("LRMIN", "LRMAX")}
-        says = "; ".join(f"{name} {place:.3g}" for name, place in chosen.items()) or "No rate was chosen"
-        more = {"shapes": _uprights(chosen), "annotations": _names(chosen)}
+        chosen = {name: lr for name, lr in curve.marks.items() if name in ("LRMIN", "LRMAX")}
+        rates = ", ".join(f"{name} {lr:.3g}" for name, lr in chosen.items()) or "No learning rate was chosen"
+        marks = {"shapes": _vertical_lines(chosen), "annotations": _names(chosen)}
         scale = axis("learning rate", log=True, **log_ticks(curve.x))
-        limits: dict[str, Any] = {"range": _fall(curve)} if key == "loss" and _fall(curve) else {}
+        limits: dict[str, Any] = {"range": _loss_limits(curve)} if key == "loss" and _loss_limits(curve) else {}
         charts.append(
             Chart(
-                f"find-{key}", title, f"Median over the seeds and their range. {says}.", _band(curve, colour),
-                layout(scale, axis(y, percent=key == "acc", **limits), **more),
+                f"find-{key}", title, f"Median over the seeds, and their range. {rates}.", _band(curve, colour),
+                layout(scale, axis(y, percent=key == "acc", **limits), **marks),
             )
         )  # fmt: skip
     return charts
 
 
 def _band(curve: Curve, colour: str) -> list[dict]:
+    """Return the median and the range over the seeds."""
     edge = {"type": "scatter", "mode": "lines", "x": plain(curve.x), "line": {"width": 0, "color": colour}}
     data: list[dict] = []
     if "low" in curve.lines and "high" in curve.lines:
@@ -149,82 +157,82 @@ def _band(curve: Curve, colour: str) -> list[dict]:
     return data
 
 
-def _fall(curve: Curve) -> list[float] | None:
-    """Limits of the loss before it explodes, so that its fall stays to be seen."""
+def _loss_limits(curve: Curve) -> list[float] | None:
+    """Return limits of the loss before it diverges, so that its decrease stays visible."""
     values = [value for value in curve.lines.get("median", ()) if math.isfinite(value)]
     if not values:
         return None
     low, start = min(values), max(values[: max(1, len(values) // 10)])
-    fall = max(start - low, 0.1 * abs(start), 1e-3)
-    return [low - 0.2 * fall, min(max(values), start + 0.6 * fall) + 0.15 * fall]
+    decrease = max(start - low, 0.1 * abs(start), 1e-3)
+    return [low - 0.2 * decrease, min(max(values), start + 0.6 * decrease) + 0.15 * decrease]
 
 
-def _uprights(marks: Mapping[str, float]) -> list[dict]:
+def _vertical_lines(marks: Mapping[str, float]) -> list[dict]:
     return [
-        {"type": "line", "x0": place, "x1": place, "y0": 0, "y1": 1, "yref": "paper",
+        {"type": "line", "x0": lr, "x1": lr, "y0": 0, "y1": 1, "yref": "paper",
          "line": {"color": VERMILLION, "width": 2, "dash": "dash"}}
-        for place in marks.values()
+        for lr in marks.values()
     ]  # fmt: skip
 
 
 def _names(marks: Mapping[str, float]) -> list[dict]:
     return [
-        {"x": math.log10(place), "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "right", "showarrow": False,
-         "text": escape_text(f"{name} {place:.2g}"), "textangle": -90, "font": {"color": VERMILLION}}
-        for name, place in marks.items() if place > 0
+        {"x": math.log10(lr), "y": 1, "yref": "paper", "yanchor": "top", "xanchor": "right", "showarrow": False,
+         "text": escape_text(f"{name} {lr:.2g}"), "textangle": -90, "font": {"color": VERMILLION}}
+        for name, lr in marks.items() if lr > 0
     ]  # fmt: skip
 
 
-def confusion(said: Predictions) -> Chart | None:
-    """How many images of each class were given each class; None for more classes than can be seen."""
-    size = len(said.classes)
-    if size > MOST_CLASSES:
+def confusion(predictions: SavedPredictions) -> Chart | None:
+    """Return the confusion matrix; None for more classes than can be told apart."""
+    size = len(predictions.classes)
+    if size > MAX_CLASSES:
         return None
-    matrix = said.matrix
-    own = matrix.sum(1, keepdims=True)
-    shares = (matrix / own.clip(min=1)).tolist()
-    names = [escape_text(truncate(name, 22)) for name in said.classes]
-    places = list(range(size))
+    matrix = confusion_matrix(predictions)
+    shares = (matrix / matrix.sum(1, keepdims=True).clip(min=1)).tolist()
+    names = [escape_text(truncate(name, 22)) for name in predictions.classes]
+    indices = list(range(size))
     ticks: dict[str, Any] = (
-        {"tickmode": "array", "tickvals": places, "ticktext": names} if size <= 40 else {"showticklabels": False}
+        {"tickmode": "array", "tickvals": indices, "ticktext": names} if size <= 40 else {"showticklabels": False}
     )
     heat = {
-        "type": "heatmap", "x": places, "y": places, "z": [plain(row) for row in shares], "colorscale": SCALE, "zmin": 0, "zmax": 1,
-        "customdata": [[[names[row], names[column], int(matrix[row, column])] for column in places] for row in places],
-        "hovertemplate": "truth %{customdata[0]}<br>prediction %{customdata[1]}<br>%{customdata[2]} images, %{z:.1%}<extra></extra>",
-        "xgap": 1, "ygap": 1, "showscale": size > MOST_NUMBERS, "colorbar": {"tickformat": ".0%", "title": {"text": "share"}},
+        "type": "heatmap", "x": indices, "y": indices, "z": [plain(row) for row in shares], "colorscale": SCALE, "zmin": 0, "zmax": 1,
+        "customdata": [[[names[row], names[column], int(matrix[row, column])] for column in indices] for row in indices],
+        "hovertemplate": "%{customdata[0]}<br>predicted as %{customdata[1]}<br>%{customdata[2]} images, %{z:.1%}<extra></extra>",
+        "xgap": 1, "ygap": 1, "showscale": size > MAX_NUMBERS, "colorbar": {"tickformat": ".0%", "title": {"text": "fraction"}},
     }  # fmt: skip
-    if size <= MOST_NUMBERS:
+    if size <= MAX_NUMBERS:
         heat |= {"text": matrix.tolist(), "texttemplate": "%{text}"}
-    right = int(matrix.trace())
-    says = (
-        f"{right:,} of {int(matrix.sum()):,} images are on the diagonal. Rows are the truth, columns the prediction; the colour is "
-        "the share of the row" + (", the number counts images." if size <= MOST_NUMBERS else ".")
+    numbers = "; the number counts images" if size <= MAX_NUMBERS else ""
+    caption = (
+        f"{int(matrix.trace()):,} of {int(matrix.sum()):,} images are correctly classified (the diagonal). "
+        f"The colour is the fraction of the true class{numbers}."
     )
     grid: dict[str, Any] = {"showgrid": False, "zeroline": False, **ticks}
     return Chart(
         "confusion",
         "Confusion matrix",
-        says,
+        caption,
         [heat],
-        layout(axis("prediction", **grid, tickangle=-45), axis("truth", **grid, autorange="reversed")),
+        layout(axis("predicted class", **grid, tickangle=-45), axis("true class", **grid, autorange="reversed")),
         max(360, min(680, 220 + 34 * size)),
     )
 
 
-def calibration(bins: Sequence[Bin]) -> Chart:
-    """Share right over confidence, and how many images have it."""
+def calibration(measured: Reliability) -> Chart:
+    """Return a reliability diagram: accuracy by confidence, and the number of images in each bin."""
+    bins = measured.bins
     middles = [(each.low + each.high) / 2 for each in bins]
     width = bins[0].high - bins[0].low if bins else 1.0
-    about = [[each.images, each.confidence] for each in bins]
+    hover = [[each.images, each.confidence] for each in bins]
     data: list[dict[str, Any]] = [
         {
             "type": "bar", "x": plain(middles), "y": plain([each.accuracy for each in bins]), "width": width * 0.92,
-            "name": "share right", "marker": {"color": BLUE}, "customdata": about,
-            "hovertemplate": "confidence %{customdata[1]:.1%}<br>right %{y:.1%}<br>%{customdata[0]} images<extra></extra>",
+            "name": "accuracy", "marker": {"color": BLUE}, "customdata": hover,
+            "hovertemplate": "confidence %{customdata[1]:.1%}<br>accuracy %{y:.1%}<br>%{customdata[0]} images<extra></extra>",
         },
         {
-            "type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "name": "as right as sure",
+            "type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "name": "perfectly calibrated",
             "line": {"color": INK, "dash": "dash", "width": 1.5}, "hoverinfo": "skip",
         },
         {
@@ -233,21 +241,23 @@ def calibration(bins: Sequence[Bin]) -> Chart:
             "hovertemplate": "%{y} images<extra></extra>",
         },
     ]  # fmt: skip
-    sure = sum(each.images * each.confidence for each in bins) / max(sum(each.images for each in bins), 1)
-    right = sum(each.images * each.accuracy for each in bins) / max(sum(each.images for each in bins), 1)
-    too = "too sure" if sure > right else "not sure enough"
-    says = (
-        f"It says {percent(sure)} on average and is right in {percent(right)}: {too} by {100 * abs(sure - right):.1f} points on the "
-        f"whole, off by {100 * calibration_error(bins):.1f} points bin by bin (ECE). Below: how many images have such a confidence."
+    images = max(sum(each.images for each in bins), 1)
+    confidence = sum(each.images * each.confidence for each in bins) / images
+    accuracy = sum(each.images * each.accuracy for each in bins) / images
+    direction = "overconfident" if confidence > accuracy else "underconfident"
+    caption = (
+        f"Mean confidence {percent(confidence)}, accuracy {percent(accuracy)}: {direction} by "
+        f"{100 * abs(confidence - accuracy):.1f} percentage points on average. Expected calibration error (ECE): "
+        f"{100 * measured.ece:.1f} %. Below: number of images per bin."
     )
     return Chart(
         "calibration",
-        "Calibration",
-        says,
+        "Reliability diagram",
+        caption,
         data,
         layout(
             axis("confidence", percent=True, range=[0, 1], anchor="y2"),
-            axis("share right", percent=True, range=[0, 1], domain=[0.32, 1]),
+            axis("accuracy", percent=True, range=[0, 1], domain=[0.32, 1]),
             yaxis2=axis("images", domain=[0, 0.22], nticks=3),
         ),
         420,
@@ -255,20 +265,20 @@ def calibration(bins: Sequence[Bin]) -> Chart:
 
 
 def time(parts: Mapping[str, float]) -> Chart:
-    """Seconds of each part of the run in one bar."""
+    """Return the seconds of each phase of a run in one bar."""
     colours = (BLUE, GREEN, SOFT, ORANGE, PURPLE)
-    whole = sum(parts.values()) or 1.0
+    total = sum(parts.values()) or 1.0
     data = [
         {"type": "bar", "orientation": "h", "y": [""], "x": plain([seconds]), "name": escape_text(name), "marker": {"color": colour},
-         "hovertemplate": f"{escape_text(name)}: %{{x:.1f}} s ({percent(seconds / whole, 0)})<extra></extra>"}
+         "hovertemplate": f"{escape_text(name)}: %{{x:.1f}} s ({percent(seconds / total, 0)})<extra></extra>"}
         for (name, seconds), colour in zip(parts.items(), colours, strict=False)
     ]  # fmt: skip
-    first = max(parts, key=lambda name: parts[name])
-    says = f"{whole:.1f} s in all, most of it {first} ({percent(parts[first] / whole, 0)})."
+    longest = max(parts, key=lambda name: parts[name])
+    caption = f"{total:.1f} s in total, most of it {longest} ({percent(parts[longest] / total, 0)})."
     return Chart(
         "time",
-        "Time by part",
-        says,
+        "Time by phase",
+        caption,
         data,
         layout(
             axis("seconds"),
@@ -288,32 +298,32 @@ def time(parts: Mapping[str, float]) -> Chart:
 
 
 def overlaid(groups: Sequence[RunGroup]) -> list[Chart]:
-    """Accuracy, losses and learning rate of several runs; one colour a group, one dash a seed."""
+    """Return accuracy, losses and learning rate of several runs: one colour per group, one dash per seed."""
     runs = [run for group in groups for run in group.runs]
     splits = {run.watched for run in runs}
-    wanted = [
-        *((f"{split}/{what}", f"{NAMES[split].capitalize()} {title}", y, what == "acc")
-          for what, title, y in (("acc", "accuracy", "images classified rightly"), ("loss", "loss", "loss (nats)"))
+    charted = [
+        *((f"{split}/{metric}", f"{NAMES[split].capitalize()} {title}", y, metric == "acc")
+          for metric, title, y in (("acc", "accuracy", "accuracy"), ("loss", "loss", "loss (nats)"))
           for split in ("val", "test") if split in splits),
         ("train/loss", "Training loss", "loss (nats)", False),
         ("lr", "Learning rate", "learning rate", False),
     ]  # fmt: skip
     charts = []
-    for key, title, y, share in wanted:
+    for key, title, y, is_fraction in charted:
         data = []
         x: list[int] = []
         for number, group in enumerate(groups):
-            for place, run in enumerate(group.runs):
+            for index, run in enumerate(group.runs):
                 x, values = run.line(key)
-                dash = DASHES[place % len(DASHES)]
+                dash = DASHES[index % len(DASHES)]
                 if x:
                     data.append(line(x, values, run.name, PALETTE[number % len(PALETTE)], dash=dash))
         if data:
-            says = f"{len(data)} of {len(runs)} runs by epoch; one colour for runs that differ in nothing but the seed."
+            caption = f"{len(data)} of {len(runs)} runs by epoch. Runs that differ only in the seed have one colour."
             charts.append(
                 Chart(
-                    f"all-{key.replace('/', '-')}", title, says, data,
-                    layout(axis("epoch", **whole(x)), axis(y, percent=share), showlegend=len(runs) <= 20), 360,
+                    f"all-{key.replace('/', '-')}", title, caption, data,
+                    layout(axis("epoch", **integer_ticks(x)), axis(y, percent=is_fraction), showlegend=len(runs) <= 20), 360,
                 )
             )  # fmt: skip
     return charts

@@ -1,4 +1,4 @@
-"""What a run folder says of its run, as far as it can be read."""
+"""Read a run directory back, as far as it can be read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.reporting.html.run_predictions import Predictions, read_predictions
+from harness.evaluation.metrics import SavedPredictions, read_predictions
 from harness.tracking import journal, run_dir
 from harness.tracking.records import Record, Scalar, Table, Value
+from harness.tracking.run_dir import RunState
 from harness.utils.errors import DataError, HarnessError, UsageError
 from harness.utils.files import read_json
 
@@ -23,11 +24,11 @@ SPLITS = ("test", "val")
 
 @dataclass(frozen=True)
 class RunData:
-    """What one run left behind; what could not be read is empty, and named in `missing`.
+    """The contents of a run directory; what could not be read is empty, and named in `missing`.
 
     Attributes:
-        state: finished, running, failed, preempted, interrupted, or crashed (it died without a word).
-        config: the settings by name, as the run was given them.
+        state: finished, running, failed, preempted, interrupted, or crashed (its process ended without recording why).
+        config: the settings by name.
         header: the journal's first line. summary: `summary.json`. status: `status.json`.
         finder: `lr_finder.json`. records: of the journal. alerts: (title, text).
     """
@@ -41,12 +42,12 @@ class RunData:
     finder: Mapping[str, Any] = field(default_factory=dict)
     records: Sequence[Record] = ()
     alerts: Sequence[tuple[str, str]] = ()
-    predictions: Predictions | None = None
+    predictions: SavedPredictions | None = None
     missing: Sequence[str] = ()
 
     @property
     def name(self) -> str:
-        """The name that the user gave it, else that of its folder."""
+        """The name that the user chose, else that of the directory."""
         return str(self.config.get("name") or self.path.name)
 
     @property
@@ -56,10 +57,7 @@ class RunData:
 
     @property
     def classes(self) -> list[str]:
-        found = sub_mapping(self.header, "dataset").get("classes") or sub_mapping(self.summary, "dataset").get(
-            "classes"
-        )
-        return [str(name) for name in found] if isinstance(found, list) else []
+        return _classes(self.header, self.summary)
 
     @property
     def environment(self) -> Mapping[str, Any]:
@@ -71,12 +69,12 @@ class RunData:
 
     @property
     def result(self) -> Mapping[str, Any]:
-        """The figures of the result; empty where the run has not come to it."""
+        """The metrics of the result; empty where the run has not finished."""
         return sub_mapping(self.summary, "result")
 
     @property
     def split(self) -> str:
-        """The split that is reported: test where it was read, else validation."""
+        """The split that is reported: test where it was evaluated, else validation."""
         known = set(self.result) | {key for record in self.epochs for key in record.values}
         return next((split for split in SPLITS if f"{split}/acc" in known), "test")
 
@@ -87,16 +85,16 @@ class RunData:
         return next((split for split in ("val", "test") if f"{split}/acc" in known), "test")
 
     def figure(self, key: str) -> float:
-        """A figure of the result such as `test/acc`; NaN where there is none."""
+        """Return a metric of the result such as `test/acc`; NaN where there is none."""
         return number(self.result.get(key))
 
     def line(self, key: str) -> tuple[list[int], list[float]]:
-        """(epochs, values) of a metric."""
+        """Return (epochs, values) of a metric."""
         pairs = [(record.epoch, number(record.values[key])) for record in self.epochs if key in record.values]
         return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
     def steps(self, key: str) -> tuple[list[float], list[float]]:
-        """(steps, values) of what was measured at every step."""
+        """Return (steps, values) of a metric that is logged at every step."""
         x: list[float] = []
         y: list[float] = []
         for record in self.records:
@@ -106,95 +104,103 @@ class RunData:
         return x, y
 
     def value(self, key: str) -> Value | None:
-        """What was last said under this key."""
+        """Return what was last logged under this key."""
         return next((record.values[key] for record in reversed(self.records) if key in record.values), None)
 
     def table(self, key: str) -> Table | None:
-        found = self.value(key)
-        return found if isinstance(found, Table) and found.rows else None
+        """Return the table that was last logged under this key; None where it is empty."""
+        value = self.value(key)
+        return value if isinstance(value, Table) and value.rows else None
+
+    @property
+    def finder_confidence(self) -> str:
+        """How far the seeds of the LR range test agree; the key was `sure` before."""
+        return str(self.finder.get("confidence") or self.finder.get("sure") or "")
 
     def scalars(self) -> list[Mapping[str, Scalar]]:
-        """The plain values of each epoch."""
+        """Return the scalar values of each epoch."""
         return [record.scalars() for record in self.epochs]
 
 
 def sub_mapping(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """The mapping in a mapping; empty where there is none."""
-    found = mapping.get(key)
-    return found if isinstance(found, Mapping) else {}
+    """Return the mapping under a key of a mapping; empty where there is none."""
+    value = mapping.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def number(value: Any) -> float:
-    """A plain number, else NaN."""
+    """Return a plain number as a float, anything else as NaN."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run, be it a damaged one."""
+    """Return whether a folder is a run directory, even a damaged one."""
     return any((path / name).is_file() for name in (run_dir.CONFIG, journal.NAME))
 
 
 def is_sweep(path: Path) -> bool:
-    """Whether a folder is a sweep's."""
+    """Return whether a folder is a sweep's."""
     return any((path / name).is_file() for name in (TRIALS, SWEEP))
 
 
-def check(path: Path) -> None:
-    """Refuse what no page can be made of.
+def check_folder(path: Path) -> None:
+    """Raise unless a page can be made of a folder.
 
     Raises:
-        UsageError: it is neither a run's folder nor a sweep's.
+        UsageError: it is neither a run directory nor a sweep's folder.
     """
     if is_run(path) or is_sweep(path):
         return
     if not path.is_dir():
-        raise UsageError(f"there is no folder {path}; `harness runs` lists what there is")
+        raise UsageError(f"no such directory: {path}; `harness runs` lists the runs")
     inside = sum(is_run(inner) or is_sweep(inner) for inner in path.iterdir() if inner.is_dir())
     remedy = (
-        f"it holds {inside}: harness report {path}/*" if inside else f"`harness runs {path.parent}` lists what there is"
+        f"it contains {inside}: harness report {path}/*" if inside else f"`harness runs {path.parent}` lists the runs"
     )
-    raise UsageError(f"{path} is no run's or sweep's folder; {remedy}")
+    raise UsageError(f"{path} is neither a run nor a sweep; {remedy}")
 
 
 def read_run(path: Path, state: str = "") -> RunData:
-    """What a run folder holds; damage is no error but is told in `missing`.
+    """Read a run directory; damage raises nothing, but is named in `missing`.
 
     Args:
-        state: of a run that is about to say so itself; by default what its status says.
+        state: of a run that is about to write it itself; by default the one of `status.json`.
     """
     missing: list[str] = []
-    story = journal.JournalContents()
+    contents = journal.JournalContents()
     try:
-        story = journal.read_journal(path)
+        contents = journal.read_journal(path)
     except DataError as error:
-        missing.append(f"the journal, and with it curves and pictures ({error})")
+        missing.append(f"the journal, and with it the curves and images ({error})")
     state = state or _state(path)
-    ended = state not in ("running", "crashed")
-    if story.records and ended and not story.whole:
-        missing.append("the end of the journal: it is torn or damaged, and what follows the damage is not shown")
-    summary = read_json(path / run_dir.SUMMARY)
-    if not summary and state == "finished" and not any(record.kind == "find" for record in story.records):
-        missing.append("summary.json, and with it the headline figures")
-    config = _config(path, story.header, missing)
-    classes = (
-        sub_mapping(story.header, "dataset").get("classes") or sub_mapping(summary, "dataset").get("classes") or []
-    )
-    predictions, why = read_predictions(path / "predictions.csv", [str(name) for name in classes])
-    if why and (state == "finished" and summary):
+    ended = state not in (RunState.RUNNING, RunState.CRASHED)
+    if contents.records and ended and not contents.whole:
+        missing.append("the end of the journal: it is damaged, and what follows is not shown")
+    summary = run_dir.read_summary(path)
+    if not summary and state == RunState.FINISHED and not any(record.kind == "find" for record in contents.records):
+        missing.append("summary.json, and with it the results")
+    config = _config(path, contents.header, missing)
+    predictions, why = read_predictions(path / "predictions.csv", _classes(contents.header, summary))
+    if why and (state == RunState.FINISHED and summary):
         missing.append(f"predictions.csv, and with it the confusion matrix ({why})")
     return RunData(
         path=path,
         state=state,
         config=config,
-        header=story.header,
+        header=contents.header,
         summary=summary,
         status=read_json(path / run_dir.STATUS),
         finder=read_json(path / FINDER),
-        records=story.records,
-        alerts=story.alerts,
+        records=contents.records,
+        alerts=contents.alerts,
         predictions=predictions,
         missing=missing,
     )
+
+
+def _classes(header: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:
+    names = sub_mapping(header, "dataset").get("classes") or sub_mapping(summary, "dataset").get("classes")
+    return [str(name) for name in names] if isinstance(names, list) else []
 
 
 def _config(path: Path, header: Mapping[str, Any], missing: list[str]) -> Mapping[str, Any]:
@@ -206,17 +212,17 @@ def _config(path: Path, header: Mapping[str, Any], missing: list[str]) -> Mappin
 
 
 def _state(path: Path) -> str:
-    state = str(read_json(path / run_dir.STATUS).get("state", "crashed"))
-    if state == "running":
-        with contextlib.suppress(OSError):  # a folder that can not be written has no one writing in it
+    state = str(read_json(path / run_dir.STATUS).get("state", RunState.CRASHED))
+    if state == RunState.RUNNING:
+        with contextlib.suppress(OSError):  # nobody writes in a directory that cannot be written
             if run_dir.is_locked(path):
                 return state
-        return "crashed"
+        return RunState.CRASHED
     return state
 
 
 def affecting_settings(run: RunData) -> Mapping[str, Any]:
-    """The settings that a run's numbers depend on; all of them where they can not be understood."""
+    """Return the settings that affect a run's results; all of them where they cannot be parsed."""
     try:
         return Config(**dict(run.config)).affecting_results()
     except (HarnessError, TypeError):

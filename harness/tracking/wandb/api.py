@@ -1,4 +1,4 @@
-"""What W&B knows of a run or a sweep that somebody names: by path, by address, or by its run folder."""
+"""Look up a run or a sweep in W&B by its path, its URL, or its run directory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from harness.tracking.wandb.session import in_use, known_run_id, reason, variabl
 from harness.utils.errors import HarnessError, TrackingError, UsageError
 
 Kind: TypeAlias = Literal["run", "sweep", ""]
-FORMS = "ENTITY/PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, its address, or a run folder"
-TIMEOUT = 10  # seconds of one question
-# A server that is away is said to be within half a minute.
-IMPATIENT = {
+FORMS = "ENTITY/PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, a URL, or a run directory"
+TIMEOUT = 10  # seconds of one request
+# An unavailable server is reported within half a minute.
+SHORT_TIMEOUTS = {
     "WANDB_SILENT": "true",
     "WANDB_HTTP_TIMEOUT": str(TIMEOUT),
     "WANDB_X_GRAPHQL_RETRY_MAX": "1",
@@ -31,10 +31,12 @@ IMPATIENT = {
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked for; an empty `entity` is the user's own, an empty `kind` a run or else a sweep.
+    """A run or sweep that the user named.
 
     Attributes:
-        folder: the run folder that it was named by.
+        entity: empty: the user's default entity.
+        kind: empty: a run, or else a sweep.
+        folder: the run directory that named it.
     """
 
     entity: str
@@ -46,11 +48,11 @@ class Target:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What W&B has of one run.
+    """A run as W&B has it.
 
     Attributes:
-        run_id: W&B's; `name` is the shown one.
-        summary: key -> last value; pictures and tables are mappings with a `_type`.
+        run_id: W&B's id; `name` is the displayed name.
+        summary: key -> last value; images and tables are mappings with a `_type`.
         charts: key -> `panel_config` of each chart that the run logged with `wandb.plot`.
     """
 
@@ -67,11 +69,12 @@ class RunFacts:
 
 @dataclass(frozen=True)
 class SweepFacts:
-    """What W&B has of one sweep.
+    """A sweep as W&B has it.
 
     Attributes:
-        config: the sweep's file.
-        runs: how many. best: the best of them by the sweep's metric; None where there is none.
+        config: the sweep's configuration (its YAML file).
+        runs: the number of runs.
+        best: the best run by the sweep's metric; None where there is none.
     """
 
     entity: str
@@ -85,92 +88,91 @@ class SweepFacts:
 
 
 def parse(target: str) -> Target:
-    """The target that a word names; no network.
+    """Return the run or sweep that a path, URL or run directory names; no network.
 
     Raises:
-        UsageError: it is none, or the folder was never tracked by W&B.
+        UsageError: it names none, or the directory's run was never tracked in W&B.
     """
     folder = Path(target).expanduser()
     if target and folder.is_dir():
-        return _of_folder(folder)
-    words = [unquote(word) for word in urlsplit(target).path.strip("/").split("/") if word]
-    # .../ENTITY/PROJECT/runs/ID, and whatever page of it follows
-    marked = [place for place in range(1, len(words) - 1) if words[place] in ("runs", "sweeps")]
-    if marked:
-        place = marked[-1]
-        entity = words[place - 2] if place > 1 else ""
-        return Target(entity, words[place - 1], words[place + 1], "run" if words[place] == "runs" else "sweep")
-    if "://" not in target and len(words) in (2, 3):
-        return Target("" if len(words) == 2 else words[0], words[-2], words[-1])
-    raise UsageError(f"{target!r} names no run or sweep of W&B; give {FORMS}")
+        return _target_of_folder(folder)
+    parts = [unquote(part) for part in urlsplit(target).path.strip("/").split("/") if part]
+    # .../ENTITY/PROJECT/runs/ID, with any page of it after that
+    markers = [index for index in range(1, len(parts) - 1) if parts[index] in ("runs", "sweeps")]
+    if markers:
+        index = markers[-1]
+        entity = parts[index - 2] if index > 1 else ""
+        return Target(entity, parts[index - 1], parts[index + 1], "run" if parts[index] == "runs" else "sweep")
+    if "://" not in target and len(parts) in (2, 3):
+        return Target("" if len(parts) == 2 else parts[0], parts[-2], parts[-1])
+    raise UsageError(f"{target!r} is no run or sweep of W&B; give {FORMS}")
 
 
-def _of_folder(folder: Path) -> Target:
+def _target_of_folder(folder: Path) -> Target:
     run_id = known_run_id(folder)
     try:
         config = Config(**yaml_io.read_yaml(folder / "config.yaml"))
     except (HarnessError, TypeError):
-        raise UsageError(f"{folder} is no run folder; give {FORMS}") from None
+        raise UsageError(f"{folder} is no run directory; give {FORMS}") from None
     if run_id is None:
-        raise UsageError(f"{folder} was not tracked by W&B; bring it there with: harness sync {folder}")
+        raise UsageError(f"{folder} is not in W&B; upload it with: harness sync {folder}")
     return Target(config.entity, config.project, run_id, "run", folder)
 
 
 @contextlib.contextmanager
 def wandb_api_errors() -> Iterator[None]:
-    """A context in which W&B answers soon or not at all; its own errors become one line with the remedy.
+    """Shorten W&B's timeouts inside the context, and turn its exceptions into one line with the remedy.
 
     Raises:
-        TrackingError: W&B is not installed, there is no key, or the server can not be had.
+        TrackingError: W&B is not installed, there is no API key, or the server is unavailable.
     """
     try:
         import wandb
     except ImportError as error:
         raise TrackingError(f"W&B is not installed ({error}); pip install wandb") from error
-    ours = not in_use(wandb)
+    is_ours = not in_use(wandb)
     # W&B makes a folder for every run that is looked up.
-    with tempfile.TemporaryDirectory() as folder, variables(**IMPATIENT, WANDB_DIR=folder):
+    with tempfile.TemporaryDirectory() as folder, variables(**SHORT_TIMEOUTS, WANDB_DIR=folder):
         if not has_api_key():
-            raise TrackingError("there is no W&B API key here; try `wandb login`, or set WANDB_API_KEY")
+            raise TrackingError("no W&B API key was found; run `wandb login`, or set WANDB_API_KEY")
         try:
             yield
         except HarnessError:
             raise
         except Exception as error:
             raise TrackingError(
-                f"W&B can not be had ({reason(error)}); look at the network, `wandb login` and WANDB_BASE_URL"
+                f"W&B is unavailable ({reason(error)}); check the network, `wandb login` and WANDB_BASE_URL"
             ) from error
         finally:
-            if ours:
+            if is_ours:
                 wandb.teardown()
 
 
 def look_up(target: Target) -> RunFacts | SweepFacts:
-    """What W&B has of a target; to be called within `asking`.
+    """Return what W&B has of a target; called inside `wandb_api_errors`.
 
     Raises:
-        UsageError: there is no such run and no such sweep.
+        UsageError: there is no such run or sweep.
     """
     import wandb
 
     api = wandb.Api(timeout=TIMEOUT)
     entity = target.entity or str(api.default_entity or "")
     path = f"{entity}/{target.project}/{target.name}"
-    if target.kind != "sweep" and (run := _if_there(lambda: api.run(path))) is not None:
+    if target.kind != "sweep" and (run := _or_none(lambda: api.run(path))) is not None:
         return _run(run, entity, target.project)
-    if target.kind != "run" and (sweep := _if_there(lambda: api.sweep(path))) is not None:
+    if target.kind != "run" and (sweep := _or_none(lambda: api.sweep(path))) is not None:
         return _sweep(sweep, entity, target.project)
-    what = target.kind or "run or sweep"
-    remedy = f"; bring it there with: harness sync {target.folder}" if target.folder else f"; give {FORMS}"
-    raise UsageError(f"W&B has no {what} {path}{remedy}")
+    remedy = f"upload it with: harness sync {target.folder}" if target.folder else f"give {FORMS}"
+    raise UsageError(f"W&B has no {target.kind or 'run or sweep'} {path}; {remedy}")
 
 
-def _if_there(ask: Callable[[], Any]) -> Any:
-    """The answer; None where W&B says that there is no such thing."""
+def _or_none(request: Callable[[], Any]) -> Any:
+    """Return the result of a request; None where W&B answers that it does not exist."""
     try:
-        return ask()
+        return request()
     except Exception as error:
-        cause = getattr(error, "exc", error)  # W&B wraps its own
+        cause = getattr(error, "exc", error)  # W&B wraps its exceptions
         if isinstance(cause, ValueError) and "could not find" in str(cause).lower():
             return None
         raise

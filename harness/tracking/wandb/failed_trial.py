@@ -1,4 +1,4 @@
-"""A run of a sweep that fails before it is opened in W&B is told to W&B, so that the sweep sees why."""
+"""Report a run of a sweep that fails before it is opened in W&B, so that the sweep shows why."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def report_failed_trial() -> Iterator[None]:
-    """A context around what comes before a run is opened in W&B; an error in it is told to the sweep and goes on."""
+    """Report an error inside the context to the sweep, and raise it again."""
     try:
         yield
-    except (AlreadyFinished, BusyError):  # that run is W&B's already, or another process is about to tell
+    except (AlreadyFinished, BusyError):  # W&B has that run already, or another process reports it
         raise
     except Exception as error:
-        meant = as_harness_error(error)
-        send_failure(str(meant or error) or type(error).__name__, meant.exit_code if meant else 1)
+        user_error = as_harness_error(error)
+        send_failure(str(user_error or error) or type(error).__name__, user_error.exit_code if user_error else 1)
         raise
 
 
 def send_failure(reason: str, exit_code: int) -> None:
-    """Open the run that a sweep's agent started as a failed one, with its reason in its summary; elsewhere nothing."""
+    """Record the run that a sweep's agent started as failed, with the reason in its summary; do nothing elsewhere."""
     if not os.environ.get("WANDB_SWEEP_ID") or rank() > 0:
         return
     from harness.config.settings import Config
@@ -43,7 +43,7 @@ def send_failure(reason: str, exit_code: int) -> None:
         if resolve_mode("auto") in ("offline", "disabled") or not has_api_key():
             return
         with tempfile.TemporaryDirectory() as folder:
-            # W&B adds the parameters that the sweep drew, so the settings, which may be wrong, stay out.
+            # W&B adds the parameters that the sweep chose; the settings may be what is wrong, so they stay out.
             config = Config(wandb="online", finish_timeout=20)
             session = Session(wandb, config, Path(folder), {"resume": "allow"}, on_stop=None, say=log.warning)
             session.enter()
@@ -55,4 +55,4 @@ def send_failure(reason: str, exit_code: int) -> None:
             tracker.summary({"status": "failed", "reason": reason})
             tracker.finish("failed", exit_code)
     except Exception:
-        log.exception("while telling W&B of a run that failed")  # the first error is the one that is raised
+        log.exception("failed to report the failed run to W&B")  # the first error is the one that is raised

@@ -1,6 +1,6 @@
-"""Weights & Biases, imported only when a run is started.
+"""Start a run in W&B: mode, API key, arguments of `wandb.init`. W&B is imported only here and when it is needed.
 
-W&B being away, slow or dying never ends a run that asked for `wandb=auto`; what it missed is in the journal.
+Under `wandb=auto` no failure of W&B ends a run; whatever W&B misses is in the journal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness.utils.errors import TrackingError, UsageError, did_you_mean
 
 Mode: TypeAlias = Literal["auto", "online", "offline", "disabled"]
 
-MODES = ("online", "offline", "disabled", "dryrun", "run", "shared", "")  # the words that WANDB_MODE may be
+MODES = ("online", "offline", "disabled", "dryrun", "run", "shared", "")  # the values that WANDB_MODE may have
 
 log = logging.getLogger(__name__)
 
@@ -44,21 +44,21 @@ def start(
     on_stop: Callable[[], None] | None = None,
     say: Callable[[str], None] = log.warning,
 ) -> WandbTracker | NullTracker:
-    """The tracker that writes to W&B as `config.wandb` asks, with W&B's own files under `folder`/wandb.
+    """Return a tracker that writes to W&B in the mode of `config.wandb`, with W&B's own files under `folder`/wandb.
 
     Args:
-        run_id: letters, digits and dashes, 64 at most; when None, the one that the folder's run had before, or a
-            new one. Inside a sweep W&B's own id counts instead.
-        resumed_step: the step that a resumed run goes on from.
-        earlier: the journal's records of a resumed run; W&B is given those that it missed.
+        run_id: letters, digits and dashes, 64 at most; when None, the id that the directory's run had before, or a
+            new one. In a sweep W&B chooses the id.
+        resumed_step: the step from which a run is resumed.
+        earlier: the journal's records of a resumed run; W&B is sent those that it does not have.
         job_type: `config.job_type` when None.
         code: source files to keep, when `config.log_code` is on.
-        extra: plain values that go beside the settings in W&B's config: the environment, facts of the data.
-        on_stop: called, in another thread, when somebody stops the run in W&B; otherwise it is a SIGINT.
-        say: takes each line meant for the user.
+        extra: plain values beside the settings in W&B's config: the environment, facts of the data.
+        on_stop: called, in another thread, when somebody stops the run in W&B; when None, W&B sends a SIGINT.
+        say: receives each line for the user.
 
     Raises:
-        TrackingError: `wandb` is `online` or `offline` by name and W&B can not be had so.
+        TrackingError: `wandb` is `online` or `offline` by name, and W&B is unavailable in that mode.
     """
     mode = resolve_mode(config.wandb)
     if mode == "disabled":
@@ -70,7 +70,7 @@ def start(
             raise TrackingError(
                 f"wandb={config.wandb}, but W&B is not installed ({error}); pip install wandb"
             ) from error
-        say("W&B is not installed, so the run is not tracked by it; pip install wandb")
+        say("W&B is not installed, so the run is not in W&B. Install it with: pip install wandb")
         return NullTracker()
     folder = Path(folder).resolve()
     session = Session(
@@ -103,18 +103,23 @@ def start(
 
 
 def preload() -> None:
-    """Import W&B now, with what it would import when a run begins, for a process that waits for work."""
+    """Import W&B now, with all that it imports when a run starts; for a process that waits for work."""
     with contextlib.suppress(ImportError):
         import wandb.apis.public
         import wandb.sdk.launch  # noqa: F401
 
 
 def count_arrived_rows(url: str, expected: int, patience: float = 20.0) -> int | None:
-    """How many history rows W&B has of a run, asked until there are as many as expected; None where it does not say."""
+    """Return how many history rows W&B has of a run; None where it does not report them.
+
+    Args:
+        url: the run's page.
+        patience: seconds to wait until there are as many rows as expected.
+    """
     import wandb
 
     entity, project, _, run_id = urlsplit(url).path.strip("/").split("/")
-    ours, count, began = not in_use(wandb), None, time.monotonic()
+    is_ours, count, began = not in_use(wandb), None, time.monotonic()
     with variables(WANDB_SILENT="true"):
         try:
             while time.monotonic() - began < patience:
@@ -124,29 +129,29 @@ def count_arrived_rows(url: str, expected: int, patience: float = 20.0) -> int |
                     break
                 time.sleep(2)
         except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
-            log.debug("W&B does not say how many rows it has: %s", reason(error))
+            log.debug("W&B does not report how many rows it has: %s", reason(error))
         finally:
-            if ours:
+            if is_ours:
                 wandb.teardown()
     return count
 
 
 def resolve_mode(setting: str) -> Mode:
-    """The mode that `config.wandb` means here; WANDB_MODE, where that is set, decides what `auto` means.
+    """Return the mode for a value of `config.wandb`; `auto` follows WANDB_MODE where that is set.
 
     Raises:
-        UsageError: WANDB_MODE is no mode, which W&B itself would not start with.
+        UsageError: WANDB_MODE is no mode; W&B itself would not start.
     """
-    by_environment = os.environ.get("WANDB_MODE", "")
-    if by_environment.lower() not in MODES and setting != "disabled":
+    variable = os.environ.get("WANDB_MODE", "")
+    if variable.lower() not in MODES and setting != "disabled":
         raise UsageError(
-            f"WANDB_MODE={by_environment!r}: need online, offline or disabled{did_you_mean(by_environment, MODES)}; unset it, or set --wandb disabled"
+            f"WANDB_MODE={variable!r}: need online, offline or disabled{did_you_mean(variable, MODES)}; "
+            "unset it, or set --wandb disabled"
         )
-    word = setting if setting != "auto" else by_environment.lower()
-    match word:
+    match setting if setting != "auto" else variable.lower():
         case "online":
             return "online"
-        case "offline" | "dryrun":  # the latter is W&B's older word
+        case "offline" | "dryrun":  # the latter is W&B's former name
             return "offline"
         case "disabled":
             return "disabled"
@@ -154,36 +159,37 @@ def resolve_mode(setting: str) -> Mode:
 
 
 def has_api_key() -> bool:
-    """Whether an API key lies where W&B looks for one: the environment, its own settings, a netrc file. No network."""
+    """Return whether there is an API key where W&B looks: environment, its settings, a netrc file. No network."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
         import wandb
     except ImportError:
         return False
-    ours = not in_use(wandb)
+    is_ours = not in_use(wandb)
     with variables(WANDB_SILENT="true"):
-        known = wandb.setup().settings  # starts W&B's process
+        settings = wandb.setup().settings  # starts W&B's process
     try:
-        return bool(known.api_key) or _in_netrc(known.base_url, usual=known.base_url == wandb.Settings().base_url)
+        is_default = settings.base_url == wandb.Settings().base_url
+        return bool(settings.api_key) or _in_netrc(settings.base_url, is_default)
     finally:
-        if ours:
+        if is_ours:
             wandb.teardown()
 
 
-def _in_netrc(server: str, usual: bool) -> bool:
-    """Whether a netrc file has a key for the server; the usual one has two names."""
-    hosts = [urlsplit(server).netloc, *(["api.wandb.ai"] if usual else [])]
+def _in_netrc(server: str, is_default: bool) -> bool:
+    """Return whether a netrc file has a key for the server; the default one has two names."""
+    hosts = [urlsplit(server).netloc, *(["api.wandb.ai"] if is_default else [])]
     for name in [os.environ["NETRC"]] if "NETRC" in os.environ else ["~/.netrc", "~/_netrc"]:
         with contextlib.suppress(OSError, netrc.NetrcParseError):
-            known = netrc.netrc(os.path.expanduser(name))
-            if any(entry[2] for host in hosts if (entry := known.authenticators(host))):
+            entries = netrc.netrc(os.path.expanduser(name))
+            if any(entry[2] for host in hosts if (entry := entries.authenticators(host))):
                 return True
     return False
 
 
 def _why_offline(config: Config, mode: Mode) -> str:
-    """Why the run is offline from the start although `config.wandb` does not say so; else nothing.
+    """Return why the run is offline from the start although `config.wandb` does not ask for it; empty otherwise.
 
     Raises:
         TrackingError: `wandb` is `online` by name and there is no key.
@@ -193,16 +199,16 @@ def _why_offline(config: Config, mode: Mode) -> str:
     if has_api_key():
         return ""
     if config.wandb == "online":  # W&B itself would ask for the key on a terminal, and wait
-        raise TrackingError("wandb=online, but there is no W&B API key here; try `wandb login`, or set --wandb offline")
-    return "there is no W&B API key here"
+        raise TrackingError("wandb=online, but no W&B API key was found; run `wandb login`, or set --wandb offline")
+    return "no API key was found"
 
 
 def _arguments(
     config: Config, run_name: str, run_id: str, job_type: str | None, extra: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The arguments of `wandb.init` that say which run this is."""
+    """Return the arguments of `wandb.init` that identify and describe the run."""
     arguments: dict[str, Any] = dict(
-        name=(config.name or None) if in_sweep() else run_name,  # W&B names a sweep's runs, which the id does not
+        name=(config.name or None) if in_sweep() else run_name,  # a sweep's runs get W&B's names
         group=config.group or None,
         job_type=job_type or config.job_type or None,
         tags=list(config.tags) or None,
@@ -211,6 +217,6 @@ def _arguments(
         resume="allow",
     )
     if not in_sweep():  # there W&B decides these
-        by_environment = "WANDB_PROJECT" in os.environ and config.project == setting_fields()["project"].default
-        arguments.update(id=run_id, entity=config.entity or None, project=None if by_environment else config.project)
+        by_variable = "WANDB_PROJECT" in os.environ and config.project == setting_fields()["project"].default
+        arguments.update(id=run_id, entity=config.entity or None, project=None if by_variable else config.project)
     return arguments

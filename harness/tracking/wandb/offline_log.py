@@ -1,7 +1,7 @@
-"""How far W&B's own log of an offline run goes: a killed process takes its unwritten end with it.
+"""Read the log (`run-*.wandb`) of an offline run directory: a killed process loses the part that was not flushed.
 
-The log is in LevelDB's form: blocks of 32 KiB, chunks with a checksum, protobuf records. W&B has no reader of it in
-Python any more.
+The log has LevelDB's format: blocks of 32 KiB, chunks with a checksum, protobuf records. W&B no longer ships a Python
+reader of it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FULL, FIRST, LAST = 1, 2, 4
 
 
 def last_step(log: Path) -> int:
-    """The highest step among the history rows that are whole in a log; -1 where there is none."""
+    """Return the highest step among the whole history rows of a log; -1 where there is none."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from wandb.proto import wandb_internal_pb2
 
@@ -34,25 +34,25 @@ def last_step(log: Path) -> int:
             continue
         if record.WhichOneof("record_type") != "history":
             continue
-        named = [item.value_json for item in record.history.item if (item.key or "".join(item.nested_key)) == "_step"]
-        highest = max(highest, int(json.loads(named[0])) if named else record.history.step.num)
+        steps = [item.value_json for item in record.history.item if (item.key or "".join(item.nested_key)) == "_step"]
+        highest = max(highest, int(json.loads(steps[0])) if steps else record.history.step.num)
     return highest
 
 
 def records(log: bytes) -> Iterator[bytes]:
-    """The records in a log up to the first that is torn or damaged."""
-    place = HEADER
+    """Yield the records of a log up to the first that is cut or damaged."""
+    offset = HEADER
     parts: list[bytes] = []
-    while place + HEADER <= len(log):
-        room = BLOCK - place % BLOCK
-        checksum, length, kind = struct.unpack("<IHB", log[place : place + HEADER]) if room >= HEADER else (0, 0, 0)
+    while offset + HEADER <= len(log):
+        left = BLOCK - offset % BLOCK  # in this block
+        checksum, length, kind = struct.unpack("<IHB", log[offset : offset + HEADER]) if left >= HEADER else (0, 0, 0)
         if kind == 0:  # the rest of a block is padding
-            place += room
+            offset += left
             continue
-        data = log[place + HEADER : place + HEADER + length]
+        data = log[offset + HEADER : offset + HEADER + length]
         if len(data) < length or zlib.crc32(bytes([kind]) + data) != checksum:
             return
-        place += HEADER + length
+        offset += HEADER + length
         parts = [data] if kind in (FULL, FIRST) else [*parts, data]
         if kind in (FULL, LAST):
             yield b"".join(parts)

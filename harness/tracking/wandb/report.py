@@ -1,6 +1,6 @@
-"""A W&B report of a run or a sweep, made from what was logged: no list of keys is kept here.
+"""Build a W&B report of a run or a sweep from the keys that were logged.
 
-The one importer of wandb-workspaces (extra: reports).
+The only importer of wandb-workspaces (extra: reports).
 """
 
 from __future__ import annotations
@@ -15,55 +15,56 @@ from harness.config.settings import canonical_name
 from harness.tracking.wandb.api import RunFacts, SweepFacts, look_up, parse, wandb_api_errors
 from harness.tracking.wandb.session import reason
 from harness.utils.errors import TrackingError, UsageError
+from harness.utils.text import markdown, percent
 
 COLUMNS = 24  # of a W&B panel grid
-LONGEST = 128  # letters of a title that W&B takes
+MAX_TITLE = 128  # characters
 SPLITS = ("train", "val", "test")
-PICTURES = ("image-file", "images/separated")
-# Sections in which pictures, tables and charts are shown, by what their keys begin with.
+IMAGES = ("image-file", "images/separated")
+# Sections of images, tables and charts, and the prefixes of their keys.
 SECTIONS = (
-    ("Which learning rate", ("find/",)),
+    ("Learning-rate range test", ("find/",)),
     (
-        "What it gets right and wrong",
+        "Correct and misclassified images",
         ("gallery/correct", "gallery/misclassified", "predictions/correct", "predictions/misclassified"),
     ),
-    ("Where it looks", ("gallery/gradcam", "explain/")),
-    ("Class by class", ("predictions/",)),
+    ("Grad-CAM", ("gallery/gradcam", "explain/")),
+    ("Classes", ("predictions/",)),
     ("More", ("",)),
 )
 
 
 def save(target: str, draft: bool = False) -> str:
-    """The address of a new report in W&B.
+    """Save a new report in W&B and return its URL.
 
     Args:
-        target: ENTITY/PROJECT/RUN_ID, PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, an address, or a run folder.
+        target: ENTITY/PROJECT/RUN_ID, PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, a URL, or a run directory.
         draft: only its author sees it.
 
     Raises:
-        UsageError: the target names nothing, or W&B has no such run or sweep.
-        TrackingError: wandb-workspaces is not installed, there is no key, or W&B can not be had.
+        UsageError: the target is invalid, or W&B has no such run or sweep.
+        TrackingError: wandb-workspaces is not installed, there is no API key, or W&B is unavailable.
     """
-    asked = parse(target)
+    requested = parse(target)
     reports()
     with wandb_api_errors():
-        report = build(look_up(asked))
+        report = build(look_up(requested))
         try:
             report.save(draft=draft)
         except ValueError as error:
-            raise UsageError(f"W&B does not take the report: {reason(error)}") from error
+            raise UsageError(f"W&B does not accept the report: {reason(error)}") from error
         return str(report.url)
 
 
 def reports() -> Any:
-    """The module `wandb_workspaces.reports.v2`.
+    """Return the module `wandb_workspaces.reports.v2`.
 
     Raises:
         TrackingError: it is not installed.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its own use of pydantic's old forms
+            warnings.simplefilter("ignore")  # it uses deprecated features of pydantic
             import wandb_workspaces.reports.v2 as module
     except ImportError as error:
         raise TrackingError(
@@ -73,7 +74,7 @@ def reports() -> Any:
 
 
 def build(facts: RunFacts | SweepFacts) -> Any:
-    """The report of a run or a sweep, not saved yet; no network."""
+    """Return the report of a run or a sweep, not saved yet; no network."""
     wr = reports()
     if isinstance(facts, SweepFacts):
         title, blocks = f"Sweep {facts.name}", _sweep_blocks(wr, facts)
@@ -82,7 +83,7 @@ def build(facts: RunFacts | SweepFacts) -> Any:
     return wr.Report(
         entity=facts.entity,
         project=facts.project,
-        title=title[:LONGEST],
+        title=title[:MAX_TITLE],
         description=facts.url,
         blocks=blocks,
         width="fluid",
@@ -90,13 +91,13 @@ def build(facts: RunFacts | SweepFacts) -> Any:
 
 
 def _run_blocks(wr: Any, run: RunFacts) -> list[Any]:
-    runs = _only(wr, run)
+    runs = _runset_of(wr, run)
     return [
         wr.MarkdownBlock(text=headline(run)),
         wr.TableOfContents(),
-        *_section(wr, "How it trained", [runs], _lines(wr, run.summary)),
-        *_seen(wr, run, runs),
-        *_section(wr, "Machine", [runs], _machine(wr, run.summary)),
+        *_section(wr, "Training", [runs], _lines(wr, run.summary)),
+        *_media(wr, run, runs),
+        *_section(wr, "Time and memory", [runs], _machine(wr, run.summary)),
         wr.H2(text="Settings"),
         wr.CodeBlock(code=yaml_io.dump_yaml(_settings(run.config)), language="yaml"),
     ]
@@ -107,40 +108,40 @@ def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
         name="runs of the sweep", entity=sweep.entity, project=sweep.project, filters=f"Sweep == {sweep.sweep_id!r}"
     )
     metric, best = metric_of(sweep.config)[0], sweep.best
-    searched = swept_parameters(sweep.config)
+    parameters = swept_parameters(sweep.config)
     panels = [(_line(wr, metric, [metric], "epoch"), 12, 8)] if metric else []
     if best is not None:
         panels += _lines(wr, best.summary)
     columns = [
-        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name), log=is_log) for name, is_log in searched.items()
+        wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name), log=is_log) for name, is_log in parameters.items()
     ]
-    shown = wr.SummaryMetric(metric)
-    compared = [
-        (wr.ParallelCoordinatesPlot(columns=[*columns, wr.ParallelCoordinatesPlotColumn(metric=shown)]), 24, 9),
+    objective = wr.SummaryMetric(metric)
+    comparison = [
+        (wr.ParallelCoordinatesPlot(columns=[*columns, wr.ParallelCoordinatesPlotColumn(metric=objective)]), 24, 9),
         (wr.ParameterImportancePlot(with_respect_to=metric), 12, 8),
-        *([(_scatter(wr, searched, shown), 12, 8)] if len(searched) > 1 else []),
-        (wr.ScalarChart(title=metric, metric=shown), 8, 6),
+        *([(_scatter(wr, parameters, objective), 12, 8)] if len(parameters) > 1 else []),
+        (wr.ScalarChart(title=metric, metric=objective), 8, 6),
         (wr.RunComparer(diff_only="split"), 24, 12),
     ]
     blocks = [
         wr.MarkdownBlock(text=sweep_headline(sweep)),
         wr.TableOfContents(),
-        *_section(wr, "Which parameters matter", [runs], compared if metric and searched else compared[-1:]),
-        *_section(wr, "How the runs trained", [runs], panels),
+        *_section(wr, "Parameters", [runs], comparison if metric and parameters else comparison[-1:]),
+        *_section(wr, "Training", [runs], panels),
     ]
     if best is not None:
-        blocks += [wr.H1(text=_plain(f"The best: {best.name}")), *_seen(wr, best, _only(wr, best))]
+        blocks += [wr.H1(text=markdown(f"Best run: {best.name}")), *_media(wr, best, _runset_of(wr, best))]
     return [
         *blocks,
-        wr.H2(text="The sweep's file"),
+        wr.H2(text="Sweep configuration"),
         wr.CodeBlock(code=yaml_io.dump_yaml(dict(sweep.config)), language="yaml"),
     ]
 
 
 def headline(run: RunFacts) -> str:
-    """What the run is, how its result was chosen, and the numbers; Markdown."""
+    """Return the run's main settings, its results and how they were chosen, as Markdown."""
     config, summary = run.config, run.summary
-    what = ", ".join(
+    settings = ", ".join(
         f"{name.replace('_', ' ')} {config[name]}"
         for name in ("model", "data", "epochs", "batch_size", "optimizer", "schedule", "seed")
         if config.get(name) not in (None, "")
@@ -151,79 +152,85 @@ def headline(run: RunFacts) -> str:
         for name in ("lr_min", "lr_max")
         if _is_number(summary.get(name))
     )
-    chosen, sure = summary.get("result/chosen"), summary.get("find/sure")
+    chosen, confidence = summary.get("result/chosen"), summary.get("find/sure")
     lines = [
-        f"[{_plain(run.name)}]({run.url}): {_plain(what)}. State: {run.state}.",
-        *(["| figure | value |\n| --- | --- |\n" + "\n".join(rows)] if rows else ["No result yet."]),
-        *([f"Result: {_plain(chosen)}, epoch {summary.get('result/epoch')}."] if chosen else []),
-        *([f"Learning rates: {rates}" + (f"; range test: {_plain(sure)}." if sure else ".")] if rates else []),
+        f"[{markdown(run.name)}]({run.url}): {markdown(settings)}. State: {run.state}.",
+        *(["| metric | value |\n| --- | --- |\n" + "\n".join(rows)] if rows else ["No result yet."]),
+        *([f"Result: {markdown(chosen)}, epoch {summary.get('result/epoch')}."] if chosen else []),
+        *(
+            [f"Learning rates: {rates}" + (f"; range test: {markdown(confidence)}." if confidence else ".")]
+            if rates
+            else []
+        ),
     ]
     return "\n\n".join(lines)
 
 
 def sweep_headline(sweep: SweepFacts) -> str:
-    """What was searched, by what, and what came out; Markdown."""
+    """Return the sweep's method, metric and parameters, and its best run, as Markdown."""
     metric, goal = metric_of(sweep.config)
+    names = swept_parameters(sweep.config)
     lines = [
-        f"[{_plain(sweep.name)}]({sweep.url}): {sweep.runs} runs, method {sweep.config.get('method')}, {goal} `{metric}` over {', '.join(f'`{name}`' for name in swept_parameters(sweep.config))}."
+        f"[{markdown(sweep.name)}]({sweep.url}): {sweep.runs} runs, method {sweep.config.get('method')}, "
+        f"{goal} `{metric}` over {', '.join(f'`{name}`' for name in names)}."
     ]
     if sweep.best is not None:
         value = sweep.best.summary.get(metric)
-        params = ", ".join(f"{name} {_plain(sweep.best.config.get(name))}" for name in swept_parameters(sweep.config))
-        told = _number(metric, value) if _is_number(value) else "?"
-        lines.append(f"Best: [{_plain(sweep.best.name)}]({sweep.best.url}) with {metric} {told}: {params}.")
+        shown = _number(metric, value) if _is_number(value) else "?"
+        parameters = ", ".join(f"{name} {markdown(sweep.best.config.get(name))}" for name in names)
+        lines.append(f"Best: [{markdown(sweep.best.name)}]({sweep.best.url}) with {metric} {shown}: {parameters}.")
     return "\n\n".join(lines)
 
 
 def metric_of(sweep: Mapping[str, Any]) -> tuple[str, str]:
-    """The metric of a sweep's file and its goal; empty where it has none."""
+    """Return the metric of a sweep's configuration and its goal; an empty metric where it has none."""
     metric = sweep.get("metric") or {}
     return str(metric.get("name", "")), str(metric.get("goal", "minimize"))
 
 
 def swept_parameters(sweep: Mapping[str, Any]) -> dict[str, bool]:
-    """The searched parameters of a sweep's file, under the settings' names; whether each is on a log scale."""
-    found: dict[str, bool] = {}
-    for key, about in (sweep.get("parameters") or {}).items():
-        if not isinstance(about, Mapping) or "value" in about or len(about.get("values", (1, 2))) < 2:
+    """Return the parameters that a sweep varies, under the settings' names -> whether each has a log scale."""
+    parameters: dict[str, bool] = {}
+    for key, spec in (sweep.get("parameters") or {}).items():
+        if not isinstance(spec, Mapping) or "value" in spec or len(spec.get("values", (1, 2))) < 2:
             continue
         try:
             name = canonical_name(key)
         except UsageError:
             name = str(key)
-        found[name] = "log" in str(about.get("distribution", ""))
-    return found
+        parameters[name] = "log" in str(spec.get("distribution", ""))
+    return parameters
 
 
-def _only(wr: Any, run: RunFacts) -> Any:
+def _runset_of(wr: Any, run: RunFacts) -> Any:
     return wr.Runset(name=run.name, entity=run.entity, project=run.project, filters=f"ID == {run.run_id!r}")
 
 
-def _seen(wr: Any, run: RunFacts, runs: Any) -> list[Any]:
-    """The sections with the pictures, tables and charts of one run, each shown once."""
+def _media(wr: Any, run: RunFacts, runs: Any) -> list[Any]:
+    """Return the sections with the images, tables and charts of one run, each shown once."""
     kinds = {
         key: str(value["_type"])
         for key, value in sorted(run.summary.items())
         if isinstance(value, Mapping) and "_type" in value
     }
-    left = [key for key in kinds if not _is_of_a_chart(key, run.charts)] + sorted(run.charts)
+    left = [key for key in kinds if not _belongs_to_chart(key, run.charts)] + sorted(run.charts)
     blocks: list[Any] = []
-    for title, beginnings in SECTIONS:
-        here = [key for key in left if key.startswith(beginnings)]
-        left = [key for key in left if key not in here]
-        here.sort(key=lambda key: (kinds.get(key) == "table-file", key in run.charts, key))  # the widest last
-        panels = [panel for key in here if (panel := _panel(wr, key, kinds, run.charts)) is not None]
+    for title, prefixes in SECTIONS:
+        keys = [key for key in left if key.startswith(prefixes)]
+        left = [key for key in left if key not in keys]
+        keys.sort(key=lambda key: (kinds.get(key) == "table-file", key in run.charts, key))  # the widest last
+        panels = [panel for key in keys if (panel := _panel(wr, key, kinds, run.charts)) is not None]
         blocks += _section(wr, title, [runs], panels)
     return blocks
 
 
-def _is_of_a_chart(key: str, charts: Mapping[str, Any]) -> bool:
-    """Whether a table only feeds a chart, or holds the points of one."""
+def _belongs_to_chart(key: str, charts: Mapping[str, Any]) -> bool:
+    """Return whether a table is the data of a chart, or holds the points of one."""
     return key.removesuffix("_table") in charts or re.sub(r"/table$", "/chart", key) in charts
 
 
 def _panel(wr: Any, key: str, kinds: Mapping[str, str], charts: Mapping[str, Any]) -> tuple[Any, int, int] | None:
-    """A panel for what was logged under a key, with its width and height; None for what has no panel."""
+    """Return a panel for what was logged under a key, with its width and height; None for what has no panel."""
     if key in charts:
         chart = charts[key]
         fields, strings = dict(chart.get("fieldSettings") or {}), dict(chart.get("stringSettings") or {})
@@ -232,7 +239,7 @@ def _panel(wr: Any, key: str, kinds: Mapping[str, str], charts: Mapping[str, Any
             query=table, chart_name=str(chart.get("panelDefId", "")), chart_fields=fields, chart_strings=strings
         )
         return panel, 12, 10
-    if kinds[key] in PICTURES:
+    if kinds[key] in IMAGES:
         return wr.MediaBrowser(title=key, media_keys=[key], num_columns=1), 12, 12
     if kinds[key] == "table-file":
         return wr.WeavePanelSummaryTable(table_name=key), 24, 12
@@ -240,7 +247,7 @@ def _panel(wr: Any, key: str, kinds: Mapping[str, str], charts: Mapping[str, Any
 
 
 def _lines(wr: Any, summary: Mapping[str, Any]) -> list[tuple[Any, int, int]]:
-    """Loss and accuracy of each split by epoch, and what was measured by step."""
+    """Return line plots of loss and accuracy by epoch, and of what was measured by step."""
     numbers = [key for key, value in sorted(summary.items()) if _is_number(value)]
     by_epoch = {
         what: [f"{split}/{what}" for split in SPLITS if f"{split}/{what}" in numbers] for what in ("loss", "acc")
@@ -260,22 +267,22 @@ def _line(wr: Any, title: str, keys: Sequence[str], x: str, log: bool = False) -
     return wr.LinePlot(title=title, x=x, y=list(keys), log_y=log or None)
 
 
-def _scatter(wr: Any, searched: Mapping[str, bool], metric: Any) -> Any:
-    """LRMIN against LRMAX where both were searched, else the first two parameters; the metric is the colour."""
-    rates = [name for name in ("lr_min", "lr_max") if name in searched]
-    x, y, *_ = [*rates, *(name for name in searched if name not in rates)]
+def _scatter(wr: Any, parameters: Mapping[str, bool], metric: Any) -> Any:
+    """Return a scatter plot of LRMIN and LRMAX, or else of the first two parameters; the metric is the colour."""
+    rates = [name for name in ("lr_min", "lr_max") if name in parameters]
+    x, y, *_ = [*rates, *(name for name in parameters if name not in rates)]
     return wr.ScatterPlot(
         title=f"{x} and {y}",
         x=wr.Config(x),
         y=wr.Config(y),
         z=metric,
-        log_x=searched[x] or None,
-        log_y=searched[y] or None,
+        log_x=parameters[x] or None,
+        log_y=parameters[y] or None,
     )
 
 
 def _section(wr: Any, title: str, runsets: Iterable[Any], panels: Sequence[tuple[Any, int, int]]) -> list[Any]:
-    """A heading and its panels in rows from left to right; nothing where there are none."""
+    """Return a heading and its panels in rows from left to right; nothing where there are no panels."""
     if not panels:
         return []
     x = y = tallest = 0
@@ -288,7 +295,7 @@ def _section(wr: Any, title: str, runsets: Iterable[Any], panels: Sequence[tuple
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by name; the long lists of the data and the machine last."""
+    """Return the settings sorted by name, the long sections of data and environment last."""
     long = ("dataset", "environment")
     return {key: config[key] for key in [*sorted(set(config) - set(long)), *(key for key in long if key in config)]}
 
@@ -306,10 +313,5 @@ def _is_number(value: Any) -> bool:
 
 
 def _number(key: str, value: Any) -> str:
-    is_share = bool(re.search(r"(acc|ece)(\d|_tta)?$", key)) and 0 <= value <= 1
-    return f"{100 * value:.2f} %" if is_share else f"{value:.4g}"
-
-
-def _plain(text: Any) -> str:
-    """Text that Markdown shows as it is, on one line."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+    is_fraction = bool(re.search(r"(acc|ece)(\d|_tta)?$", key)) and 0 <= value <= 1
+    return percent(value, 2) if is_fraction else f"{value:.4g}"

@@ -1,4 +1,4 @@
-"""Records as the rows and tables of a tracker that has one row a step; plain data, no tracker yet."""
+"""Records as one history row a step, and curves as tables: plain data, without W&B."""
 
 from __future__ import annotations
 
@@ -9,70 +9,70 @@ import numpy as np
 
 from harness.tracking.records import Curve, Record, Scores, Value
 
-# Beyond these W&B's charts are cut or resampled; tables hold everything.
+# Beyond these, W&B cuts or resamples its charts; tables hold everything.
 MAX_CHART_POINTS = 10_000
 MAX_CHART_CLASSES = 100
 RECALLS = 21
 
 
 def rows(record: Record) -> Iterator[tuple[int, dict[str, Value]]]:
-    """(step, values) for every step that the record speaks of, one row a step, upwards.
+    """Yield (step, values) for every step of a record, in increasing order.
 
     The row of the record's own step holds its values, its epoch and what was measured at that step.
     """
     by_step: dict[int, dict[str, Value]] = {}
     if record.steps is not None:
-        for place, step in enumerate(record.steps.x):
+        for index, step in enumerate(record.steps.x):
             row = by_step.setdefault(min(round(step), record.step), {})
-            row.update({name: float(line[place]) for name, line in record.steps.lines.items()})
+            row.update({name: float(line[index]) for name, line in record.steps.lines.items()})
     by_step.setdefault(record.step, {}).update({"epoch": record.epoch, **record.values})
     yield from sorted(by_step.items())
 
 
 def curve_rows(curve: Curve) -> tuple[list[str], list[list[float | str | None]]]:
-    """Columns and rows of a curve: its axis, its lines, and the name of the mark on the row nearest to it."""
+    """Return columns and rows of a curve: its axis, its lines, and the name of each mark in the row nearest to it."""
     marked: dict[int, str] = {}
     for name, position in curve.marks.items():
         if len(curve.x) and math.isfinite(position):
-            place = min(range(len(curve.x)), key=lambda i: abs(curve.x[i] - position))
-            marked[place] = f"{marked[place]}, {name}" if place in marked else name
+            index = min(range(len(curve.x)), key=lambda i: abs(curve.x[i] - position))
+            marked[index] = f"{marked[index]}, {name}" if index in marked else name
     columns = [curve.x_name, *curve.lines, *(["mark"] if curve.marks else [])]
     cells: list[list[float | str | None]] = []
-    for place, x in enumerate(curve.x):
-        mark = [marked.get(place)] if curve.marks else []
-        cells.append([float(x), *(float(line[place]) for line in curve.lines.values()), *mark])
+    for index, x in enumerate(curve.x):
+        mark = [marked.get(index)] if curve.marks else []
+        cells.append([float(x), *(float(line[index]) for line in curve.lines.values()), *mark])
     return columns, cells
 
 
 def curve_title(curve: Curve, stride: int = 1) -> str:
-    """The curve's title with its marks, and how many points are left out of the chart."""
+    """Return the curve's title with its marks, and the stride of the chart where it leaves points out."""
     marks = ", ".join(f"{name} {position:.3g}" for name, position in curve.marks.items())
     title = f"{curve.title or ', '.join(curve.lines)}{f' ({marks})' if marks else ''}"
     return title if stride == 1 else f"{title}, every {stride}th point"
 
 
 def chart_stride(curve: Curve) -> int:
-    """Take every so many-th point of the curve, to stay under the limit of a chart."""
+    """Return the stride with which a curve stays under the limit of a chart's points."""
     return max(1, math.ceil(len(curve.x) * len(curve.lines) / MAX_CHART_POINTS))
 
 
 def precision_recall(scores: Scores) -> list[list[float | str]]:
-    """Rows [class, recall, precision] at `RECALLS` recalls 0..1, for each class that has images.
+    """Return rows [class, recall, precision] at `RECALLS` recalls 0..1, for each class that has images.
 
     The precision at a recall is the best one at that recall or a higher one (interpolated precision).
     """
     rows: list[list[float | str]] = []
-    wanted = np.linspace(0, 1, RECALLS)
+    recalls = np.linspace(0, 1, RECALLS)
     for number, name in enumerate(scores.classes):
-        truth = scores.labels == number  # [N]
-        if not truth.any():
+        is_class = scores.labels == number  # [N]
+        if not is_class.any():
             continue
         order = np.argsort(-scores.probabilities[:, number], kind="stable")
-        score, hits = scores.probabilities[order, number], np.cumsum(truth[order])
+        score, hits = scores.probabilities[order, number], np.cumsum(is_class[order])
         last = np.append(score[1:] != score[:-1], True)  # equal scores are one threshold
         precision = (hits / np.arange(1, len(hits) + 1))[last]
         recall = hits[last] / hits[-1]
         best = np.maximum.accumulate(precision[::-1])[::-1]
-        at = np.searchsorted(recall, wanted - 1e-12)
-        rows += [[name, float(r), float(p)] for r, p in zip(wanted, best[at], strict=True)]
+        nearest = np.searchsorted(recall, recalls - 1e-12)
+        rows += [[name, float(r), float(p)] for r, p in zip(recalls, best[nearest], strict=True)]
     return rows

@@ -1,6 +1,7 @@
-"""What all segments of one run in W&B share: where its files go, how it is opened, opened again, and closed.
+"""Open, reopen and close one W&B run, whose history may lie in several offline run directories.
 
-The `wandb` module is handed in; only `wandb_run` imports it.
+A resumed run, and one whose W&B process died, gets another offline run directory under the same run id. The `wandb`
+module is passed in, so that importing this stays cheap.
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ State: TypeAlias = Literal["online", "offline", "incomplete"]
 
 INIT_TIMEOUT = 20.0  # seconds that the start of a run waits for a server
 CLUSTER_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_COMPLETION_INDEX")  # set in the jobs of a cluster
-SENT = "harness-sent.json"  # beside W&B's files: the highest step handed over, so that segments never overlap
+SENT = "harness-sent.json"  # beside W&B's files: the highest step sent, so that offline run directories never overlap
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class Session:
-    """One run in W&B over all its segments.
+    """One run in W&B, over all its connections and offline run directories.
 
     Attributes:
         wandb: the module.
-        folder: the run folder, absolute.
-        arguments: of `wandb.init`: which run this is.
-        why_offline: what to tell the user where the run is offline from the start.
-        say: takes each line meant for the user.
-        online: whether the present segment has a server.
+        folder: the run directory, absolute.
+        arguments: of `wandb.init`; they identify the run.
+        why_offline: why the run is offline from the start; empty when it is not, or was requested so.
+        say: receives each line for the user.
+        online: whether the run is connected to a server.
         stopped: whether W&B is known to have stopped the run.
     """
 
@@ -54,33 +55,33 @@ class Session:
     online: bool = False
     stopped: bool = False
     run_id: str = ""
-    _ours: bool = True
+    _is_ours: bool = True  # whether W&B's process was started by this session
     _step_lines: set[str] = field(default_factory=set)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
     @property
     def files(self) -> Path:
-        """Where W&B's own files of this run lie."""
+        """W&B's own directory of this run."""
         return self.folder / "wandb"
 
     def enter(self) -> None:
-        """Point W&B at the run folder: an offline run is whole only with its artifacts' files beside it."""
-        self._ours = not in_use(self.wandb)
+        """Point W&B at the run directory: an offline run is complete only with its artifacts' files beside it."""
+        self._is_ours = not in_use(self.wandb)
         cache = os.environ.get("WANDB_CACHE_DIR") or str(self.files / "cache")
         folders = {"WANDB_DATA_DIR": str(self.files / "data"), "WANDB_CACHE_DIR": cache}
         self._stack.enter_context(variables(**folders, WANDB_SILENT="true"))
 
     def leave(self) -> None:
-        """End W&B's process, unless it was there before (with a notebook's runs and login), and restore the environment."""
-        if self._ours:
+        """End W&B's process unless it ran before (with a notebook's runs and login), and restore the environment."""
+        if self._is_ours:
             self._teardown()
         self._stack.close()
 
     def connect(self, online: bool) -> tuple[Any, State]:
-        """The opened run and its state; offline where the server can not be had and `wandb=auto` allows it.
+        """Return the opened run and its state; offline where the server is unavailable and `wandb=auto` allows it.
 
         Raises:
-            TrackingError: `wandb` is `online` or `offline` by name and the run can not be had so.
+            TrackingError: `wandb` is `online` or `offline` by name, and W&B is unavailable in that mode.
         """
         why = self.why_offline
         if online:
@@ -90,52 +91,52 @@ class Session:
                 self._teardown(kill=True)
                 raise
             except Exception as error:  # noqa: BLE001 - W&B raises its own, asyncio's and the system's alike
-                self._teardown(kill=True)  # else W&B's process holds on to the run id
-                why = f"W&B can not be had online ({reason(error)})"
+                self._teardown(kill=True)  # else W&B's process keeps the run id
+                why = reason(error)
             if self.config.wandb == "online":
-                raise TrackingError(f"{why}; try `wandb login`, or set --wandb auto")
+                raise TrackingError(f"W&B is unavailable ({why}); run `wandb login`, or set --wandb auto")
         try:
             run = self._open("offline")
         except Exception as error:  # noqa: BLE001 - as above
-            why = f"W&B can not write to {self.files} ({reason(error)})"
+            why = f"W&B cannot write to {self.files} ({reason(error)})"
             if self.config.wandb != "auto":
-                raise TrackingError(f"{why}; set --wandb disabled to do without") from None
-            self.say(f"{why}, so the run is not tracked by it; the journal has everything")
+                raise TrackingError(f"{why}; set --wandb disabled to train without W&B") from None
+            self.say(f"{why}. The run is not in W&B; its journal is complete.")
             return None, "incomplete"
         if why:
-            self.say(f"{why}, so the run is tracked offline; upload it later with: {self.sync_command()}")
+            self.say(f"W&B is offline ({why}). Upload later with: {self.sync_command()}")
         return run, "offline"
 
     def restart(self) -> Any:
-        """A new offline segment after W&B's process died; None when even that can not be had."""
+        """Return the run in a new offline run directory, after W&B's process died; None when that fails too."""
         self._teardown()
         try:
             return self._open("offline")
-        except Exception:  # the user was told already
-            log.debug("no new segment", exc_info=True)
+        except Exception:  # the user has had a message already
+            log.debug("no new offline run directory", exc_info=True)
             return None
 
     def _open(self, mode: Literal["online", "offline"]) -> Any:
         self.files.mkdir(parents=True, exist_ok=True)
-        chosen: dict[str, Any] = dict(
+        settings: dict[str, Any] = dict(
             root_dir=str(self.folder),
             init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_TIMEOUT),
             finish_timeout=float(self.config.finish_timeout),
             finish_timeout_raises=False,
-            x_transaction_log_flush_interval=1.0,  # what a killed run loses; 15 s by default
+            x_transaction_log_flush_interval=1.0,  # seconds that a killed run loses; 15 by default
             x_file_stream_transmit_interval=5.0,
-            console="off",  # a progress bar makes thousands of console lines
+            console="off",  # a progress bar writes thousands of console lines
             silent=True,
             save_code=False,
             reinit="create_new",  # never the run that a notebook has open
         )
         if self.on_stop is not None:
-            # A plain function: W&B copies its settings deeply, and a method would bring this object and its threads along.
-            chosen["stop_fn"] = lambda: self._stop()
-        run = self.wandb.init(mode=mode, settings=self.wandb.Settings(**chosen), **self.arguments)
+            # A plain function: W&B makes deep copies of its settings, and a method would include this object's threads.
+            settings["stop_fn"] = lambda: self._stop()
+        run = self.wandb.init(mode=mode, settings=self.wandb.Settings(**settings), **self.arguments)
         self.run_id, self.online = str(run.id), mode == "online"
         run.define_metric("epoch", hidden=True)
-        # No summary= here: it would make the summary's value a mapping, which a sweep can not read.
+        # No summary= here: it would make the summary's value a mapping, which a sweep cannot read.
         for pattern in ("train/*", "val/*", "test/*", "best/*", "time/*", "throughput*"):
             run.define_metric(pattern, step_metric="epoch")
         run.define_metric("memory/*", step_metric="epoch", summary="max")
@@ -149,58 +150,58 @@ class Session:
             self.on_stop()
 
     def stopped_by_server(self, run: Any) -> bool:
-        """Whether W&B stopped the run: early termination, or somebody in the browser. No, where it can not be asked.
+        """Return whether W&B stopped the run (early termination, or a user in the browser); False where it is unknown.
 
-        The SDK hears of it with the answers to its rows, which an agent's SIGTERM comes before.
+        The SDK learns of it from the replies to its rows, and an agent's SIGTERM comes before them.
         """
         if not self.stopped and self.online and in_sweep():
             try:
-                from wandb.sdk.launch.api import LaunchApi  # the one place that W&B has this question in
+                from wandb.sdk.launch.api import LaunchApi  # the only public class of W&B with this query
 
-                asker = LaunchApi(timeout=10)
-                self.stopped = bool(asker.check_stop_requested(run.project, run.entity, run.id))
+                api = LaunchApi(timeout=10)
+                self.stopped = bool(api.check_stop_requested(run.project, run.entity, run.id))
             except Exception:  # W&B raises its own, asyncio's and the system's alike
-                log.debug("W&B did not say whether it stopped the run", exc_info=True)
+                log.debug("W&B did not answer whether it stopped the run", exc_info=True)
         return self.stopped
 
-    def by_step(self, run: Any, names: Iterable[str]) -> None:
-        """Have W&B draw these over the step, also those whose names are like the ones drawn over the epoch."""
+    def plot_by_step(self, run: Any, names: Iterable[str]) -> None:
+        """Have W&B plot these metrics over the step, even where their names match a pattern of epoch metrics."""
         for name in set(names) - self._step_lines:
             run.define_metric(name)
             self._step_lines.add(name)
 
     def sync_command(self) -> str:
-        """What uploads every offline segment of the run."""
-        segments = sorted(self.files.glob(f"offline-run-*-{self.run_id}*"))
-        if len(segments) == 1:
-            return f"wandb sync {shlex.quote(str(segments[0]))}"
+        """Return the command that uploads every offline run directory of the run."""
+        folders = sorted(self.files.glob(f"offline-run-*-{self.run_id}*"))
+        if len(folders) == 1:
+            return f"wandb sync {shlex.quote(str(folders[0]))}"
         return f"wandb sync {shlex.quote(str(self.files))}/offline-run-*-{self.run_id}*"
 
     def first_step(self, run: Any, resumed_step: int | None) -> int:
-        """The lowest step that W&B was not given by an earlier segment."""
+        """Return the lowest step that W&B does not have yet."""
         if self.online:
             return int(run.starting_step)
         sent = read_json(self.files / SENT)
         if sent.get("run_id") == self.run_id and isinstance(sent.get("step"), int):
-            return min(int(sent["step"]), self._kept(int(sent["step"]))) + 1
+            return min(int(sent["step"]), self._stored_step(int(sent["step"]))) + 1
         return 0 if resumed_step is None else resumed_step + 1
 
-    def _kept(self, sent: int) -> int:
-        """The highest step that the offline segments before this one really hold; `sent` where a server has some."""
+    def _stored_step(self, sent: int) -> int:
+        """Return the highest step in the earlier offline run directories; `sent` where a server has some of the run."""
         earlier = sorted(self.files.glob(f"*run-*-{self.run_id}*"))[:-1]
         if not earlier or any(not folder.name.startswith("offline-") for folder in earlier):
             return sent
         return max(offline_log.last_step(log) for folder in earlier for log in folder.glob("run-*.wandb"))
 
     def note_sent(self, step: int) -> None:
-        """Remember the highest step handed to W&B."""
+        """Store the highest step sent to W&B."""
         temporary = self.files / f".{SENT}.tmp"
-        with contextlib.suppress(OSError):  # W&B's folder may be full; the run goes on
+        with contextlib.suppress(OSError):  # the disk may be full; training continues
             temporary.write_text(json.dumps({"run_id": self.run_id, "step": step}))
             os.replace(temporary, self.files / SENT)
 
     def refusal(self, run: Any) -> str:
-        """Why W&B gave up uploading, which it tells only its own log; empty when it did not."""
+        """Return why W&B gave up uploading, which only its own log says; empty when it did not."""
         with contextlib.suppress(OSError):
             for line in Path(run.settings.log_internal).read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError):
@@ -210,14 +211,14 @@ class Session:
         return ""
 
     def _teardown(self, kill: bool = False) -> None:
-        """End W&B's process; with `kill` without waiting for what it is doing, which is nothing that counts."""
+        """End W&B's process; with `kill` at once, without waiting for its work."""
         core = _core(self.wandb)
-        if kill and self._ours and core is not None:
+        if kill and self._is_ours and core is not None:
             core.kill()
         try:
             self.wandb.teardown()
-        except (Exception, SystemExit):  # W&B's process is gone already; W&B leaves it as a zombie
-            log.debug("W&B did not end in good order", exc_info=True)
+        except (Exception, SystemExit):  # W&B's process has died already; W&B leaves it as a zombie
+            log.debug("W&B failed to shut down", exc_info=True)
             if core is not None:
                 core.kill()
                 core.wait()
@@ -225,7 +226,7 @@ class Session:
 
 @contextlib.contextmanager
 def variables(**values: str) -> Iterator[None]:
-    """Environment variables that are set while it lasts."""
+    """Set environment variables inside the context."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:
@@ -239,36 +240,36 @@ def variables(**values: str) -> Iterator[None]:
 
 
 def known_run_id(folder: Path) -> str | None:
-    """The W&B run id of the run that was tracked in a run folder before."""
-    known = read_json(folder / "wandb" / SENT).get("run_id")
-    return known if isinstance(known, str) and known else None
+    """Return the W&B run id of the run in a run directory; None where it was not tracked."""
+    run_id = read_json(folder / "wandb" / SENT).get("run_id")
+    return run_id if isinstance(run_id, str) and run_id else None
 
 
 def in_use(wandb: Any) -> bool:
-    """Whether W&B has been set up in this process already. It has no public word for it; False is the safe guess."""
+    """Return whether W&B is set up in this process. It has no public API for that; False is the safe guess."""
     return getattr(getattr(wandb.sdk, "wandb_setup", None), "_singleton", None) is not None
 
 
 def _core(wandb: Any) -> subprocess.Popen[bytes] | None:
-    """W&B's process, where it can be found."""
-    found: Any = wandb.sdk
+    """Return W&B's process; None where this version of W&B keeps it elsewhere."""
+    value: Any = wandb.sdk
     for name in ("wandb_setup", "_singleton", "_connection", "_proc", "_process"):
-        found = getattr(found, name, None)
-    return found if isinstance(found, subprocess.Popen) else None
+        value = getattr(value, name, None)
+    return value if isinstance(value, subprocess.Popen) else None
 
 
 def in_sweep() -> bool:
-    """Whether a W&B sweep agent started this process."""
+    """Return whether a W&B sweep agent started this process."""
     return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
 def is_preemption(exit_code: int) -> bool:
-    """Whether somebody runs a stopped run again: a sweep, or a cluster that needed the machine (only one sends SIGUSR1)."""
+    """Return whether a stopped run will be started again: by a sweep, or by a cluster (only clusters send SIGUSR1)."""
     return in_sweep() or exit_code == 138 or any(name in os.environ for name in CLUSTER_JOBS)
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, without the API key."""
+    """Return the first line of an error, without the API key."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     key = os.environ.get("WANDB_API_KEY")
     return (text.replace(key, "***") if key else text)[:300]

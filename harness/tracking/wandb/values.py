@@ -1,4 +1,4 @@
-"""Values in W&B's own forms. The `wandb` module is handed in; only `wandb_run` imports it."""
+"""Values of records as W&B's own types. The `wandb` module is passed in, so that importing this stays cheap."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from harness.tracking.records import Curve, Image, Scores, Table, Value
 from harness.tracking.wandb import rows
 
-MAX_IMAGES = 108  # W&B drops what a list of images has beyond these
+MAX_IMAGES = 108  # W&B drops the rest of a longer list
 
 
 def to_wandb(wandb: Any, key: str, value: Value) -> dict[str, Any]:
-    """What to log for one value: usually under its own key, a chart and its table under keys that begin with it."""
+    """Return what to log for one value: under its own key, or a chart and its table under keys that begin with it."""
     match value:
         case Image():
             return {key: _image(wandb, value)}
         case tuple():
             parts = [value[start : start + MAX_IMAGES] for start in range(0, len(value), MAX_IMAGES)]
             return {
-                key if number == 0 else f"{key} ({number + 1})": [_image(wandb, image) for image in part]
+                key if number == 0 else f"{key}_{number + 1}": [_image(wandb, image) for image in part]
                 for number, part in enumerate(parts)
             }
         case Table():
@@ -40,7 +40,7 @@ def _table(wandb: Any, value: Table) -> Any:
     cells = [[_image(wandb, cell) if isinstance(cell, Image) else cell for cell in row] for row in value.rows]
     try:
         return wandb.Table(columns=list(value.columns), data=cells)
-    except TypeError:  # a column of, say, words and numbers
+    except TypeError:  # a column of, say, text and numbers
         return wandb.Table(columns=list(value.columns), data=cells, allow_mixed_types=True)
 
 
@@ -58,9 +58,13 @@ def _curve(wandb: Any, key: str, curve: Curve) -> dict[str, Any]:
 
 
 def _scores(wandb: Any, key: str, scores: Scores) -> dict[str, Any]:
-    """Both charts; a `ValueError` where there are more classes than a chart can show."""
+    """Return the confusion matrix and the precision-recall curves.
+
+    Raises:
+        ValueError: there are more classes than a chart can show.
+    """
     if len(scores.classes) > rows.MAX_CHART_CLASSES:
-        raise ValueError(f"its charts hold {rows.MAX_CHART_CLASSES} classes at most, got {len(scores.classes)}")
+        raise ValueError(f"its charts show {rows.MAX_CHART_CLASSES} classes at most, got {len(scores.classes)}")
     confusion = wandb.plot.confusion_matrix(
         y_true=scores.labels.tolist(),
         preds=scores.probabilities.argmax(axis=1).tolist(),

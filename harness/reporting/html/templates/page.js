@@ -1,26 +1,26 @@
 "use strict";
-// The page's own script: charts in the page's colours, tabs, sorting, filtering. Everything else is plain HTML.
+// Charts in the page's colours, tabs, sorting and filtering. Everything else is plain HTML.
 
-const all = (where, what) => Array.from(where.querySelectorAll(what));
+const all = (root, selector) => Array.from(root.querySelectorAll(selector));
 const charts = JSON.parse(document.getElementById("chart-data").textContent);
 let printing = false;
 
 // --- charts -----------------------------------------------------------------------------------------------------------
 
-// Every "var(--name)" in a chart as the colour that the page has now.
-function painted(value, style) {
+// Replace every "var(--name)" in a chart by the colour that the page has now.
+function resolveColours(value, style) {
   if (typeof value === "string") {
-    const found = /^var\((--[a-z]+)\)$/.exec(value);
-    return found ? style.getPropertyValue(found[1]).trim() : value;
+    const match = /^var\((--[a-z]+)\)$/.exec(value);
+    return match ? style.getPropertyValue(match[1]).trim() : value;
   }
-  if (Array.isArray(value)) return value.map(part => painted(part, style));
+  if (Array.isArray(value)) return value.map(part => resolveColours(part, style));
   if (value && typeof value === "object") {
-    return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, painted(part, style)]));
+    return Object.fromEntries(Object.entries(value).map(([key, part]) => [key, resolveColours(part, style)]));
   }
   return value;
 }
 
-function dressed(chart, plot) {
+function themed(chart, plot) {
   const touch = matchMedia("(pointer: coarse)").matches;
   const bar = { bgcolor: "rgba(0,0,0,0)", color: "var(--soft)", activecolor: "var(--blue)" };
   const line = { gridcolor: "var(--grid)", zerolinecolor: "var(--grid)", linecolor: "var(--soft)", automargin: true };
@@ -32,22 +32,22 @@ function dressed(chart, plot) {
     modebar: bar, ...chart.layout,
   };
   for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) layout[key] = { ...line, ...layout[key] };
-  return painted({ data: chart.data, layout }, getComputedStyle(document.documentElement));
+  return resolveColours({ data: chart.data, layout }, getComputedStyle(document.documentElement));
 }
 
 function draw(plot) {
   const chart = charts[plot.id];
   if (!window.Plotly || !chart || (!printing && !plot.offsetWidth)) return;
-  const { data, layout } = dressed(chart, plot);
+  const { data, layout } = themed(chart, plot);
   if (printing) Object.assign(layout, { autosize: false, width: 660 });
   if (!plot.classList.contains("js-plotly-plot")) plot.replaceChildren();
-  // Nothing that leaves the page: newer versions of Plotly have a button that uploads a chart.
+  // Only buttons that stay within the page: newer versions of Plotly have one that uploads the chart.
   Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] });
 }
 
-const drawAll = where => all(where, ".plot").forEach(draw);
+const drawAll = root => all(root, ".plot").forEach(draw);
 
-// plotly.js lies in the page compressed; a browser that can not unpack it shows the tables only.
+// plotly.js is in the page, compressed; a browser that cannot decompress it shows the tables only.
 async function unpack() {
   const packed = document.getElementById("plotly");
   if (!packed) return;
@@ -60,9 +60,9 @@ async function unpack() {
   document.documentElement.dataset.charts = "drawn";
 }
 
-function told() {
+function reportFailure() {
   all(document, ".plot .wait").forEach(text => {
-    text.textContent = "This browser can not draw the chart (it needs one of 2023 or later); the tables have its numbers.";
+    text.textContent = "This browser cannot draw the chart (a version of 2023 or later can). The tables have the same numbers.";
   });
 }
 
@@ -108,7 +108,7 @@ all(document, "[role=tablist]").forEach(list => {
   });
 });
 
-// --- sorting: numbers as numbers, words as words, nothing last ----------------------------------------------------------
+// --- sorting: numbers as numbers, text as text, empty cells last ---------------------------------------------------------
 
 function compare(one, two, sign) {
   if (one === "" || two === "") return (one === "") - (two === "");
@@ -143,9 +143,9 @@ all(document, "[data-gallery]").forEach(gallery => {
     const tiles = Array.from(list.children);
     let shown = 0;
     tiles.forEach(tile => {
-      const own = tile.dataset;
-      tile.hidden = !((!cls || own.truth === cls || own.prediction === cls)
-        && (!truth || own.truth === truth) && (!prediction || own.prediction === prediction));
+      const data = tile.dataset;
+      tile.hidden = !((!cls || data.truth === cls || data.prediction === cls)
+        && (!truth || data.truth === truth) && (!prediction || data.prediction === prediction));
       shown += !tile.hidden;
     });
     const [key, way] = control("sort").value.split(" ");
@@ -160,4 +160,4 @@ all(document, "[data-gallery]").forEach(gallery => {
   });
 });
 
-unpack().catch(told);
+unpack().catch(reportFailure);

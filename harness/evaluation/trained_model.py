@@ -1,0 +1,110 @@
+"""Load a trained model from a run directory or one of its checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from harness.config.settings import Config, canonical_name
+from harness.data.preprocess import Preprocess
+from harness.models import factory
+from harness.training import checkpoint
+from harness.training.device import configure_torch, pick_device, pick_precision
+from harness.utils.errors import CheckpointError, HarnessError, UsageError
+
+# Settings that a checkpoint decides and that no option can change.
+FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model from a checkpoint, in evaluation mode on its device, and what is known of it.
+
+    Attributes:
+        path: of the checkpoint.
+        config: the settings it was trained with, device and precision resolved, overrides applied.
+        facts: what stands in the checkpoint beside the weights.
+    """
+
+    path: Path
+    config: Config
+    model: nn.Module
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    device: torch.device
+    facts: Mapping[str, Any]
+
+
+def load_trained_model(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
+    """Return the model in a `model.safetensors`, a `last.pt` or a run directory, with its training configuration.
+
+    Args:
+        overrides: settings that replace the checkpoint's (device, precision, data, galleries ...).
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, not written by harness, or unsafe.
+        UsageError: an override is fixed by the checkpoint.
+    """
+    path = find_checkpoint(Path(path).expanduser())
+    weights, facts = checkpoint.load_weights(path) if path.suffix == ".safetensors" else _from_state(path)
+    try:
+        saved = Config(**facts["config"])
+        preprocess = Preprocess(**facts["preprocess"])
+        classes = tuple(map(str, facts["classes"]))
+        if not (isinstance(preprocess.size, int) and len(preprocess.mean) == len(preprocess.std) == 3 and classes):
+            raise ValueError("its preprocessing or its classes make no sense")
+    except (HarnessError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} has no usable configuration ({error}); it is not a checkpoint of this harness"
+        ) from None
+    named = {canonical_name(key): value for key, value in (overrides or {}).items()}
+    if fixed := FIXED_BY_CHECKPOINT & named.keys():
+        raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
+    config = saved.replace(**{"device": "auto", **named})
+    device = pick_device(config.device)
+    config = config.replace(precision=pick_precision(config.precision, device))
+    configure_torch(config, device)
+    model = factory.create_model(saved.replace(pretrained=False), saved.classes or len(classes))
+    checkpoint.load_weights_strict(model, weights, path)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    model = model.to(memory_format=layout).to(device).eval()
+    return TrainedModel(path, config, model, classes, preprocess, device, facts)
+
+
+def find_checkpoint(path: Path) -> Path:
+    """Return the checkpoint that a path names: itself, or the resulting weights in a run directory.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if path.is_dir():
+        for file in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):
+            if file.is_file():
+                return file
+        newest = checkpoint.newest_checkpoint(path / "checkpoints")
+        if newest is None:
+            raise CheckpointError(f"no checkpoint in {path}: need a run directory, a model.safetensors or a last.pt")
+        return newest
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint {path}: need a run directory, a model.safetensors or a last.pt; `harness runs` lists the runs"
+        )
+    return path
+
+
+def _from_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Return the weights in a `last.pt` that would be the result (the EMA where there is one), and the whole state."""
+    state = checkpoint.load_checkpoint(path)
+    try:
+        learner = state["learner"]
+        if learner.get("ema"):
+            averaged = {key: value for key, value in learner["ema"].items() if key.startswith("module.")}
+            return {key.removeprefix("module."): value for key, value in averaged.items()}, state
+        return dict(learner["model"]), state
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is not a checkpoint of harness: it holds no model's weights") from None

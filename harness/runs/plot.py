@@ -1,0 +1,40 @@
+"""`harness plot`: draw a learning-rate schedule without training, and record it in W&B where asked."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config.settings import canonical_name
+from harness.reporting.figures import schedule
+from harness.runs.tracked_run import tracked_output
+from harness.tracking.records import Curve, Record
+
+
+def plot_schedule(
+    settings: Mapping[str, Any],
+    out: Path,
+    steps_per_epoch: int,
+    iterations: int | None = None,
+    step_size: int | None = None,
+) -> str:
+    """Draw the schedule that the settings describe into `out`; return what was drawn, as text.
+
+    Args:
+        settings: as given by the user. A cyclic schedule without rates of its own is the classic one: 0.08 to 0.8.
+        out: PNG or SVG, by its suffix.
+        steps_per_epoch: updates in an epoch.
+        iterations, step_size: length and half-cycle of a cyclic curve, in updates.
+    """
+    text = schedule.draw(settings, out, steps_per_epoch, iterations, step_size)
+    curve = schedule.curve(settings, steps_per_epoch, iterations, step_size)
+    config, name = curve.config, f"plot-{out.stem}"
+    if "wandb" not in {canonical_name(key) for key in settings} or config.wandb == "disabled":
+        return text
+    folder = Path(config.output).expanduser() / name if config.wandb == "offline" else Path(tempfile.mkdtemp())
+    with tracked_output(config.replace(job_type="plot"), folder, job_type="plot", name=name) as tracker:
+        line = Curve("iteration", curve.x, {"lr": curve.lr}, title="learning rate")
+        tracker.record(Record(0, 0, {"plot/lr": line}, kind="final"))
+    return text

@@ -1,0 +1,200 @@
+"""`harness predict`: class probabilities of pictures that need no labels, and their files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from harness.data.image_io import image_files, read_image
+from harness.data.preprocess import Preprocess
+from harness.evaluation.trained_model import TrainedModel, load_trained_model
+from harness.training.device import autocast, autocast_dtype
+from harness.utils.environment import usable_cpus
+from harness.utils.errors import DataError, DivergedError, UsageError
+from harness.utils.files import write_atomically
+from harness.utils.text import csv_text
+
+FORMATS = (".csv", ".jsonl")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A model's answer to one picture.
+
+    Attributes:
+        path: the picture's file.
+        classes: names of the C classes.
+        probabilities: float32 [C], in the order of `classes`.
+    """
+
+    path: Path
+    classes: tuple[str, ...]
+    probabilities: np.ndarray
+
+    @property
+    def prediction(self) -> str:
+        """The class with the greatest probability."""
+        return self.classes[int(self.probabilities.argmax())]
+
+    @property
+    def confidence(self) -> float:
+        """The probability of the predicted class, 0..1."""
+        return float(self.probabilities.max())
+
+    def top(self, count: int) -> list[tuple[str, float]]:
+        """Return the `count` most probable classes with their probabilities, the most probable first."""
+        order = np.argsort(-self.probabilities, kind="stable")[:count]
+        return [(self.classes[index], float(self.probabilities[index])) for index in order]
+
+
+def predict(
+    run: Path | str, paths: Path | str | Sequence[Path | str], given: Mapping[str, Any] | None = None
+) -> Iterator[Prediction]:
+    """Yield the class probabilities of pictures, in order, without labels.
+
+    Pictures of any size, mode or orientation are read in threads and predicted in batches of `eval_batch_size` on the
+    device, prepared as the evaluation of the run prepared its images.
+
+    Args:
+        run: a run directory, a `model.safetensors` or a `last.pt`.
+        paths: picture files, and folders that are searched at any depth, in the order of their paths.
+        given: settings that replace the checkpoint's, such as `device`, `precision` or `bad_images` (`fail`, or
+            `skip` to leave unreadable pictures out with a warning).
+
+    Raises:
+        CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
+        DataError: a picture is missing, or can not be read under `bad_images=fail`; a folder has none; all are skipped.
+        DivergedError: the model answers with NaN or infinite numbers.
+    """
+    trained = load_trained_model(Path(run), given)
+    names = [paths] if isinstance(paths, Path | str) else paths
+    files = list(image_files([Path(name).expanduser() for name in names]))
+    pictures = _read_pictures(files, trained.preprocess, trained.config.eval_batch_size, trained.config.bad_images)
+    any_read = False
+    while batch := list(islice(pictures, trained.config.eval_batch_size)):
+        any_read = True
+        probabilities = _probabilities(trained, torch.stack([pixels for _, pixels in batch]))
+        for (file, _), row in zip(batch, probabilities, strict=True):
+            if not np.isfinite(row).all():
+                raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
+            yield Prediction(file, trained.classes, row)
+    if not any_read:
+        raise DataError(f"none of the {len(files)} pictures can be read")
+
+
+def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
+    """Return float32 [B, C] for prepared pictures, uint8 [B, 3, H, W]."""
+    layout = torch.channels_last if trained.config.channels_last else torch.contiguous_format
+    images = trained.preprocess.normalise(pixels.to(trained.device, non_blocking=True)).contiguous(memory_format=layout)
+    with torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
+        return trained.model(images).float().softmax(1).cpu().numpy()
+
+
+def _read_pictures(
+    files: Sequence[Path], preprocess: Preprocess, ahead: int, bad_images: str
+) -> Iterator[tuple[Path, Tensor]]:
+    """Yield each picture with its pixels, uint8 [3, size, size], in order; threads decode up to `ahead` of them before."""
+
+    def decode(file: Path) -> Tensor:
+        return preprocess.pixels(read_image(file))
+
+    rest, pending = iter(files), deque[tuple[Path, Future[Tensor]]]()
+    pool = ThreadPoolExecutor(min(usable_cpus(), 16), "decode")
+    try:
+        while True:
+            pending.extend((file, pool.submit(decode, file)) for file in islice(rest, max(1, ahead - len(pending))))
+            if not pending:
+                return
+            file, future = pending.popleft()
+            try:
+                yield file, future.result()
+            except DataError as error:
+                if bad_images == "fail":
+                    raise
+                log.warning("skipped: %s", error)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def file_format(out: Path | None) -> str:
+    """Return `.csv` or `.jsonl`: the suffix of a file, and `.csv` for standard output.
+
+    Raises:
+        UsageError: the suffix is of no format that is written.
+    """
+    suffix = ".csv" if out is None else out.suffix.lower()
+    if suffix not in FORMATS:
+        raise UsageError(
+            f"--out {out}: need a file that ends in {' or '.join(FORMATS)}, or - for CSV on standard output"
+        )
+    return suffix
+
+
+def write_predictions(predictions: Iterable[Prediction], out: Path | BinaryIO, suffix: str, top: int = 0) -> int:
+    """Write predictions to a file, in one atomic step, or to a stream as they come; return how many there were.
+
+    Args:
+        out: a path, or an open binary stream.
+        suffix: `.csv` (a row a picture: file, prediction, confidence, a probability per class, or pairs of class and
+            probability) or `.jsonl` (an object a line with the same; `probabilities` maps class to probability).
+        top: write only the N most probable classes; 0: all, in the model's order.
+    """
+    count = 0
+
+    def write(stream: BinaryIO) -> None:
+        nonlocal count
+        encode = _csv_lines if suffix == ".csv" else _json_line
+        for prediction in predictions:
+            # A file name need not be valid Unicode; what is not is written as an escape.
+            stream.write(encode(prediction, top, count == 0).encode("utf-8", "backslashreplace"))
+            count += 1
+
+    if isinstance(out, Path):
+        write_atomically(out, write)
+    else:
+        write(out)
+    return count
+
+
+def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
+    """Return a row of the table, below its header where it is the first."""
+    row: list[Any] = [os.fspath(prediction.path), prediction.prediction, _rounded(prediction.confidence)]
+    header = ["file", "prediction", "confidence"]
+    if top:
+        for rank, (name, probability) in enumerate(prediction.top(top), 1):
+            header += [f"class_{rank}", f"probability_{rank}"]
+            row += [name, _rounded(probability)]
+    else:
+        header += prediction.classes
+        row += map(_rounded, prediction.probabilities.tolist())
+    text = csv_text(header, [row])
+    return text if is_first else csv_text(row, [])
+
+
+def _json_line(prediction: Prediction, top: int, is_first: bool) -> str:
+    listed = prediction.top(top) if top else zip(prediction.classes, prediction.probabilities.tolist(), strict=True)
+    record = {
+        "file": os.fspath(prediction.path),
+        "prediction": prediction.prediction,
+        "confidence": _rounded(prediction.confidence),
+        "probabilities": {name: _rounded(probability) for name, probability in listed},
+    }
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _rounded(probability: float) -> float:
+    """Return a probability with six significant digits, as `predictions.csv` has it."""
+    return float(f"{probability:.6g}")

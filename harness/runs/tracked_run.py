@@ -1,0 +1,239 @@
+"""One lifecycle for everything that is recorded: open the trackers, close them whatever happens."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.config.settings import Config
+from harness.reporting.html.pages import write_run_page
+from harness.tracking import run_dir
+from harness.tracking.journal import Journal, NullJournal, read_journal
+from harness.tracking.run_dir import RunDir, RunState
+from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
+from harness.tracking.wandb import init
+from harness.tracking.wandb.session import in_sweep
+from harness.utils import environment
+from harness.utils.errors import DivergedError, as_harness_error
+from harness.utils.files import write_atomically, write_json
+from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
+
+if TYPE_CHECKING:
+    from harness.runs.progress import ProgressReporter
+    from harness.tracking.wandb.tracker import WandbTracker
+    from harness.training.loop import TrainerState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """The open trackers of a run.
+
+    Attributes:
+        tracker: the journal, where the run has a directory of its own, and W&B.
+        journal: writes `journal.jsonl`; a NullJournal where only W&B is written.
+        wandb: writes to W&B; a NullTracker where W&B is disabled.
+    """
+
+    tracker: Tracker
+    journal: Journal | NullJournal
+    wandb: WandbTracker | NullTracker
+
+
+@contextlib.contextmanager
+def tracked_run(
+    config: Config,
+    directory: RunDir,
+    reporter: ProgressReporter,
+    stop_requests: StopRequests,
+    *,
+    header: Mapping[str, Any],
+    state: TrainerState | None = None,
+) -> Iterator[TrackedRun]:
+    """Open the journal and W&B of a run directory; close both and write `status.json`, whatever happens.
+
+    Args:
+        config: as it was asked for; written to `config.yaml`.
+        header: plain facts that stand beside the settings in the journal and in W&B: environment, data, parameters.
+        state: of the training, which says where a resumed run continues and where a stopped one ended. None: a range test.
+
+    Raises:
+        Interrupted: with exit code 0 in place of the caught one when a W&B sweep stopped the run early.
+        TrackingError: W&B was required and can not be had.
+    """
+    write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
+    directory.status(RunState.RUNNING, **_position(directory, state))
+    try:
+        with stop_requests.at_once():
+            tracked = _open(config, directory, reporter, stop_requests, header, state)
+    except BaseException as error:
+        directory.status(_state_after(error), **_failure(directory, state, error))
+        raise
+    if tracked.wandb.url:
+        reporter.message(f"W&B: {tracked.wandb.url}")
+    try:
+        yield tracked
+        tracked.tracker.finish("finished", 0)
+    except BaseException as error:
+        final = _early_stop_of_sweep(tracked, error) or error
+        _close_failed(config, directory, tracked, reporter, state, final)
+        if final is not error:
+            raise final from error
+        raise
+    if config.report:  # before the state is `finished`: a run that is killed here is resumed and writes the page then
+        write_run_page(directory.path, reporter.message, RunState.FINISHED)
+    sync = {"sync": tracked.wandb.sync_command} if tracked.wandb.sync_command else {}
+    directory.status(
+        RunState.FINISHED, exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync
+    )  # `resume` is left out: there is nothing to resume
+    _report_paths(directory, tracked, reporter)
+
+
+@contextlib.contextmanager
+def tracked_output(
+    config: Config, folder: Path, *, job_type: str, name: str, enabled: bool = True
+) -> Iterator[Tracker]:
+    """Open a W&B run of its own for what an evaluation, an explanation or a plot shows; nothing unless `enabled`.
+
+    Args:
+        folder: where W&B's own files go.
+    """
+    if not enabled or config.wandb == "disabled":
+        yield NullTracker()
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    tracker = init.start(config, folder, run_name=name, job_type=job_type)
+    try:
+        yield tracker
+    except BaseException as error:
+        known = as_harness_error(error)
+        with contextlib.suppress(Exception):  # the first error is the one that is raised
+            tracker.finish("failed", known.exit_code if known else 1)
+        raise
+    tracker.finish("finished", 0)
+
+
+def resume_command(directory: RunDir) -> str:
+    """Return the command line that resumes a run."""
+    config = str(directory.path / run_dir.CONFIG)
+    return shlex.join(
+        [*environment.launch_command(), "run", "--recipe", config, "--resume", str(directory.path)]
+    )
+
+
+def _open(
+    config: Config,
+    directory: RunDir,
+    reporter: ProgressReporter,
+    stop_requests: StopRequests,
+    header: Mapping[str, Any],
+    state: TrainerState | None,
+) -> TrackedRun:
+    """Open the journal and W&B; those of a resumed run continue from `state.step`."""
+    resumed_step = state.step if directory.resumed and state is not None else None
+    whole_header = {"config": config.to_dict(), **header}
+    if resumed_step is None:
+        journal, earlier = Journal(directory.path, whole_header), []
+    else:
+        journal = Journal.resume(directory.path, resumed_step, whole_header)
+        earlier = read_journal(directory.path).records
+    wandb = init.start(
+        config,
+        directory.path,
+        run_name=config.name or directory.name,
+        resumed_step=resumed_step,
+        earlier=earlier,
+        code=_plugin_files(config),
+        extra=header,
+        on_stop=stop_requests.stop,
+        say=reporter.message,
+    )
+    return TrackedRun(MultiTracker([journal, wandb]), journal, wandb)
+
+
+def _plugin_files(config: Config) -> list[Path]:
+    """Return the source files of the user's plug-in modules."""
+    modules = (sys.modules.get(name) for name in config.plugin)
+    return [Path(module.__file__) for module in modules if module is not None and module.__file__]
+
+
+def _early_stop_of_sweep(tracked: TrackedRun, error: BaseException) -> Interrupted | None:
+    """Return what to raise for a run that W&B stopped: inside a sweep an early end is no failure, and exits with 0."""
+    if isinstance(error, Interrupted) and tracked.wandb.stopped_by_server():
+        return Interrupted("stopped by W&B", 0 if in_sweep() else error.exit_code)
+    return None
+
+
+def _close_failed(
+    config: Config,
+    directory: RunDir,
+    tracked: TrackedRun,
+    reporter: ProgressReporter,
+    state: TrainerState | None,
+    error: BaseException,
+) -> None:
+    """Write how the run ended to `status.json`, `summary.json` and the trackers, without hiding why."""
+    stopped, diverged = isinstance(error, Interrupted), isinstance(error, DivergedError)
+    failure = _failure(directory, state, error)
+    outcome: dict[str, Any] = {"status": "stopped" if stopped else "failed", "reason": failure["reason"]}
+    try:
+        directory.status(_state_after(error), **failure)
+        if state is not None:
+            last = state.history[-1] if state.history else {}
+            counters = {"epochs": len(state.history), "steps": state.step}
+            write_json(directory.path / run_dir.SUMMARY, {**outcome, "last": last, **counters})
+        if diverged:
+            tracked.tracker.alert("training diverged", failure["reason"])
+        tracked.tracker.summary(outcome)
+        tracked.tracker.finish("stopped" if stopped else "failed", failure["exit_code"])
+        if config.report and diverged:  # its curves show where
+            write_run_page(directory.path, reporter.message)
+    except Exception:
+        log.exception("while closing a run that had failed")  # the first error is the one that is raised
+    if stopped and state is not None:
+        reporter.message(f"Stopped at step {state.step}. Resume with: {resume_command(directory)}")
+
+
+def _state_after(error: BaseException) -> RunState:
+    """Return the state of a run that this error ended."""
+    if not isinstance(error, Interrupted):
+        return RunState.FAILED
+    return RunState.PREEMPTED if error.exit_code in PREEMPTED else RunState.INTERRUPTED
+
+
+def _failure(directory: RunDir, state: TrainerState | None, error: BaseException) -> dict[str, Any]:
+    """Return what `status.json` holds of a run that did not finish."""
+    known = as_harness_error(error)
+    return {
+        "reason": str(known or error) or type(error).__name__,
+        "exit_code": 1 if known is None else known.exit_code,
+        **_position(directory, state),
+    }
+
+
+def _position(directory: RunDir, state: TrainerState | None) -> dict[str, Any]:
+    """Return how far the run is, and how to resume it; a range test is not resumed."""
+    return {"step": 0} if state is None else {**_counters(state), "resume": resume_command(directory)}
+
+
+def _counters(state: TrainerState | None) -> dict[str, int]:
+    return {"step": 0} if state is None else {"step": state.step, "epoch": len(state.history)}
+
+
+def _report_paths(directory: RunDir, tracked: TrackedRun, reporter: ProgressReporter) -> None:
+    """Say where the results are."""
+    lines = [f"Run directory: {directory.path}"]
+    if (page := directory.path / "report.html").is_file():
+        lines.append(f"Page: {page}")
+    if tracked.wandb.sync_command:
+        lines.append(f"W&B is offline. Upload later with: {tracked.wandb.sync_command}")
+    elif tracked.wandb.url:
+        lines.append(f"W&B: {tracked.wandb.url}")
+    reporter.message("\n".join(lines))

@@ -1,0 +1,92 @@
+"""The metric that a sweep optimises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config.settings import FOLDER_LIKE, Config
+from harness.utils.errors import UsageError, did_you_mean
+
+# What the record of every epoch holds beside loss and accuracy of the splits; a test compares it with a real run.
+OTHER_METRICS = ("lr", "epoch", "time/train_s", "time/eval_s", "time/epoch_s", "throughput/images_per_s")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric that a sweep optimises.
+
+    Attributes:
+        target: the value at which the sweep ends; None: it does not.
+    """
+
+    name: str
+    maximise: bool
+    target: float | None = None
+
+    def better(self, value: float, other: float) -> bool:
+        """Return whether `value` is better than `other`."""
+        return value > other if self.maximise else value < other
+
+    def reached(self, value: float) -> bool:
+        """Return whether `value` is as good as the target."""
+        return self.target is not None and not self.better(self.target, value)
+
+    def best(self, values: Sequence[float]) -> float:
+        """Return the best of one or more values."""
+        return max(values) if self.maximise else min(values)
+
+
+def read_metric(block: Any, method: str) -> Metric:
+    """Return the `metric:` block of a sweep file.
+
+    Raises:
+        UsageError: it is not valid, or missing where the method needs it.
+    """
+    if block is None and method != "bayes":  # W&B needs none for a grid or a random search
+        return Metric("best/val_acc", True)
+    if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
+        raise UsageError("metric: need `name:` and `goal:`, such as {name: best/val_acc, goal: maximize}")
+    known = ("name", "goal", "target", "impute", "impute_while_running")
+    if unknown := [str(key) for key in block if key not in known]:
+        raise UsageError(f"metric: unknown key {unknown[0]!r}{did_you_mean(unknown[0], known)}")
+    goal, target = block.get("goal", "minimize"), block.get("target")
+    if goal not in ("minimize", "maximize"):
+        raise UsageError(
+            f"metric: goal={goal!r}: need minimize or maximize{did_you_mean(str(goal), ('minimize', 'maximize'))}"
+        )
+    if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
+        raise UsageError(f"metric: target={target!r}: need a number")
+    return Metric(block["name"], goal == "maximize", None if target is None else float(target))
+
+
+def check_metric(name: str, config: Config, on_test: bool) -> None:
+    """Check that runs with these settings log the metric `name`, and that it may choose between them.
+
+    Args:
+        on_test: allow a metric of the test set.
+
+    Raises:
+        UsageError: no run logs it, or it is one of the test set.
+    """
+    has_val = config.val_fraction > 0 or config.data in FOLDER_LIKE
+    splits = ["train", *(["val"] if has_val else []), *(["test"] if not has_val or config.data in FOLDER_LIKE else [])]
+    known = [f"{split}/{key}" for split in splits for key in ("acc", "loss")]
+    known += [f"best/{split}_acc" for split in splits if split != "train"]
+    reads_test = name in ("test/acc", "test/loss", "best/test_acc")
+    if name not in (*known, *OTHER_METRICS):
+        if name in ("val/acc", "val/loss", "best/val_acc"):
+            raise UsageError(
+                f"metric: {name} needs a validation split; add val_fraction: {{value: 0.1}} to the parameters"
+            )
+        if not reads_test:
+            raise UsageError(
+                f"metric: no run logs {name!r}{did_you_mean(name, (*known, *OTHER_METRICS))}; metrics are {', '.join(known)}"
+            )
+    if reads_test and has_val and config.data not in FOLDER_LIKE:
+        raise UsageError(f"metric: {name} is not logged with a validation split; use best/val_acc")
+    if reads_test and not on_test:
+        raise UsageError(
+            f"metric: {name} would choose by the test set; use best/val_acc with val_fraction: {{value: 0.1}}, or give --choose-on-test"
+        )

@@ -1,0 +1,164 @@
+"""The command line: names of commands and options, helps, errors, exit statuses."""
+
+import re
+import signal
+from pathlib import Path
+
+import click
+import pytest
+
+from harness.cli.commands import ALIASES, DAILY, NAMES_ELSEWHERE
+from harness.cli.main import EPILOG, EXIT_STATUSES, cli
+from harness.config.settings import SHORT_NAMES, canonical_name, normalize_name, setting_fields
+from harness.utils import errors
+from tests.support.commands import command
+
+ROOT = Path(__file__).parents[2]
+WITH_SETTINGS = sorted(name for name, one in cli.commands.items() if any(hasattr(part, "group") for part in one.params))
+
+
+def parsed(name, *arguments):
+    """The parameters of a command as click reads them."""
+    return cli.commands[name].make_context(name, list(arguments), token_normalize_func=normalize_name).params
+
+
+def error_line(*arguments, cwd, check):
+    [line] = command(*arguments, cwd=cwd, check=check).stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def documented(text):
+    """The settings that a help text lists."""
+    return {
+        canonical_name(found[1])
+        for found in re.finditer(r"^  (?:-\w, )?--([a-z-]+)", text, re.M)
+        if normalize_name(found[1]) in {normalize_name(name) for name in setting_fields()}
+    }
+
+
+@pytest.mark.parametrize("alias", sorted(ALIASES))
+def test_an_alias_is_its_command(alias, tmp_path):
+    text = command(alias, "--help", cwd=tmp_path, check=0).stdout
+    assert text.startswith(f"Usage: harness {ALIASES[alias]} ")
+    assert f"harness {alias}" in text
+
+
+@pytest.mark.parametrize("name", ["lr-find", "LR_FIND", "lrfind", "Find", "PLOT_SCHEDULE", "Run"])
+def test_any_spelling_of_a_command_is_that_command(name):
+    with click.Context(cli) as context:
+        assert cli.get_command(context, name).name in ("lr-find", "plot", "run")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "setting", "value"),
+    [
+        (["--lr", "0.1"], "lr_max", "0.1"),
+        (["--LR=0.1"], "lr_max", "0.1"),
+        (["--LRMAX=0.1"], "lr_max", "0.1"),
+        (["--lr_max", "0.1"], "lr_max", "0.1"),
+        (["--Lr-Max", "find"], "lr_max", "find"),
+        (["--opt", "adamw"], "optimizer", "adamw"),
+        (["--wd", "0"], "weight_decay", "0"),
+        (["-b", "64"], "batch_size", "64"),
+        (["-b64"], "batch_size", "64"),
+        (["-c", "digits"], "recipe", "digits"),
+        (["--config=mine.yaml"], "recipe", "mine.yaml"),
+        (["--compile=True"], "compile", "True"),
+        (["--compile"], "compile", "true"),
+        (["--Compile", "no"], "compile", "no"),
+    ],
+)
+def test_short_forms_and_any_spelling_of_an_option_are_the_setting(arguments, setting, value):
+    assert parsed("run", *arguments)[setting] == value
+
+
+def test_a_short_name_is_the_setting_in_a_recipe_and_in_a_sweep_too():
+    for short, name in SHORT_NAMES.items():
+        assert canonical_name(short) == canonical_name(short.upper()) == name
+        assert short not in setting_fields()
+
+
+def test_the_help_of_run_shows_the_settings_of_daily_use_and_says_so(tmp_path):
+    text = command("run", "--help", cwd=tmp_path, check=0).stdout
+    assert documented(text) == set(DAILY)
+    assert 20 <= len(DAILY) <= 30
+    rest = len(setting_fields()) - len(DAILY)
+    assert text.rstrip().endswith(f"These are the settings of daily use; {rest} more: harness run --help-all")
+
+
+@pytest.mark.parametrize("name", WITH_SETTINGS)
+def test_help_all_shows_every_setting_by_group_and_help_fewer(name):
+    with click.Context(cli.commands[name], info_name=name) as context:
+        short = cli.commands[name].get_help(context)
+        context.meta["harness.help_all"] = True
+        full = cli.commands[name].get_help(context)
+    settings = {one.name for one in cli.commands[name].params if getattr(one, "group", "hidden") != "hidden"}
+    own = {one.name for one in cli.commands[name].params} - settings | {"workers"} - settings
+    assert documented(full) - own == settings
+    shown = documented(short) - own
+    assert (shown < settings and "--help-all" in short) or (shown == settings and "--help-all" not in short)
+    for group in {setting_fields()[setting].metadata["group"] for setting in settings}:
+        assert f"\n{group}:\n" in full
+
+
+def test_help_all_is_an_option(tmp_path):
+    text = command("run", "--help_all", cwd=tmp_path, check=0).stdout
+    assert documented(text) == set(setting_fields())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--epcohs", "3"], "no such option --epcohs (did you mean '--epochs'?)"),
+        (["run", "--Batch_Sise=3"], "no such option --Batch_Sise (did you mean '--batch-size'?)"),
+        (["run", "--learning-rate", "1"], "no such option --learning-rate (did you mean '--lr-max'?)"),
+        (["run", "--num_workers", "1"], "no such option --num_workers (did you mean '--workers'?)"),
+        (["evaluate", "x", "--spilt", "val"], "(did you mean '--split'?)"),
+        (["trian"], "no such command 'trian' (did you mean 'train'?); see harness --help"),
+        (["predct", "x"], "(did you mean 'predict'?)"),
+        (["predict", "x"], "missing argument 'PATH...'; see harness predict --help"),
+        (["run", "--epochs", "many"], "epochs='many': need a number"),
+        (["run", "--schedule", "onecycle"], "did you mean 'one_cycle'"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_nearest_remedy(arguments, says, tmp_path):
+    assert says in error_line(*arguments, cwd=tmp_path, check=2)
+
+
+def test_names_that_other_trainers_use_lead_to_settings():
+    for elsewhere, name in NAMES_ELSEWHERE.items():
+        assert canonical_name(name) in setting_fields()
+        assert elsewhere == normalize_name(elsewhere)
+        with pytest.raises(errors.UsageError):
+            canonical_name(elsewhere)
+
+
+def test_a_traceback_is_shown_under_debug_only(tmp_path):
+    arguments = ["run", "--epochs", "many"]
+    assert "Traceback" not in command(*arguments, cwd=tmp_path, check=2).stderr
+    for place in ([*arguments, "--debug"], ["--debug", *arguments]):
+        stderr = command(*place, cwd=tmp_path, check=2).stderr
+        assert "Traceback" in stderr
+        assert stderr.rstrip().splitlines()[-1] == "error: epochs='many': need a number"
+
+
+def test_every_exit_status_is_documented():
+    classes = [one for one in vars(errors).values() if isinstance(one, type) and issubclass(one, errors.HarnessError)]
+    statuses = {one.exit_code for one in classes} | {errors.CHECK_FAILED}
+    statuses |= {128 + number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    assert statuses <= EXIT_STATUSES.keys() <= statuses | {0, 1, 2}
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    for status, meaning in EXIT_STATUSES.items():
+        assert f"{status} {meaning}" in " ".join(EPILOG.split())
+        assert f"| {status} | {meaning} |" in page
+
+
+def test_the_result_is_on_stdout_and_the_progress_on_stderr(finished):
+    done, _ = finished
+    assert "test accuracy" in done.stdout and "epoch 1" not in done.stdout.replace("epoch 1,", "")
+    assert "epoch" in done.stderr and "test accuracy" not in done.stderr
+
+
+def test_the_version_is_that_of_the_distribution(tmp_path):
+    assert re.fullmatch(r"vision-harness \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path, check=0).stdout)

@@ -1,0 +1,82 @@
+"""Prediction is a plain forward pass in evaluation mode, and leaves the model as it was."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from harness.evaluation.predict import predict
+from harness.utils.errors import DataError, DivergedError
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.convolution = nn.Conv2d(3, 4, 3)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images):
+        return self.head(self.drop(self.norm(self.convolution(images)).relu().mean((2, 3))))
+
+
+def batches(sizes=(7, 7, 3)):
+    draw = torch.Generator().manual_seed(1)
+    return [(torch.randn(n, 3, 8, 8, generator=draw), torch.randint(0, 5, (n,), generator=draw)) for n in sizes]
+
+
+def test_predicting_equals_a_plain_forward_pass_in_evaluation_mode():
+    model = Net().eval()
+    predictions = predict(model, batches(), "cpu", tta=True)
+    images, labels = (torch.cat(part) for part in zip(*batches(), strict=True))
+    with torch.no_grad():
+        logits, mirrored = model(images), model(images.flip(3))
+    np.testing.assert_allclose(predictions.probabilities, logits.softmax(1), atol=1e-6)
+    np.testing.assert_allclose(
+        predictions.losses, nn.functional.cross_entropy(logits, labels, reduction="none"), atol=1e-5
+    )
+    np.testing.assert_allclose(predictions.tta_probabilities, ((logits + mirrored) / 2).softmax(1), atol=1e-6)
+    assert (predictions.labels == labels.numpy()).all() and predictions.labels.dtype == np.int64
+    half = predict(model, batches(), "cpu", autocast=torch.bfloat16)
+    assert half.probabilities.dtype == half.losses.dtype == np.float32 and half.tta_probabilities is None
+    np.testing.assert_allclose(half.probabilities, predictions.probabilities, atol=0.02)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_predicting_leaves_each_module_in_its_own_mode_and_no_statistic_moved(fails):
+    model = Net().train()
+    model.norm.eval()  # a frozen norm in a training model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    if fails:
+        with pytest.raises(RuntimeError):
+            predict(model, [(torch.zeros(2, 9, 8, 8), torch.zeros(2))], "cpu")
+    else:
+        predict(model, batches(), "cpu")
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_can_be_trained_with_a_buffer_made_in_its_first_forward_pass():
+    class Lazy(Net):
+        table = None
+
+        def forward(self, images):
+            if self.table is None:
+                self.table = torch.ones(5, device=images.device)
+            return super().forward(images) * self.table
+
+    model = Lazy()
+    predict(model, batches(), "cpu")
+    model.train()(batches()[0][0]).sum().backward()
+    assert model.head.weight.grad is not None
+
+
+def test_no_images_and_predictions_that_are_not_finite_are_refused():
+    with pytest.raises(DataError, match="no images"):
+        predict(Net(), [], "cpu")
+    model = Net()
+    nn.init.constant_(model.head.bias, float("nan"))
+    with pytest.raises(DivergedError, match="17 of 17 images"):
+        predict(model, batches(), "cpu")

@@ -1,0 +1,45 @@
+"""A checkpoint is loaded only when it is whole, written by harness, and fits its model."""
+
+import json
+import shutil
+
+import pytest
+
+from harness.evaluation.trained_model import load_trained_model
+from harness.utils.errors import CheckpointError, UsageError
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no checkpoint"),
+        ({"x.safetensors": b"junk"}, "not one of ours"),
+        ({"x.pt": b"junk"}, "not a checkpoint of harness"),
+        (
+            {"x.safetensors": b"junk", "x.json": b'{"format": 1, "config": {}, "classes": ["a"], "preprocess": {}}'},
+            "damaged",
+        ),
+    ],
+)
+def test_a_checkpoint_that_harness_did_not_write_is_refused(content, message, tmp_path):
+    for name, data in (content or {}).items():
+        (tmp_path / name).write_bytes(data)
+    path = tmp_path / next(iter(content or {"nothing": 0}))
+    with pytest.raises(CheckpointError, match=message):
+        load_trained_model(path)
+
+
+def test_weights_for_another_model_are_refused_by_key(finished, tmp_path):
+    _, folder = finished
+    shutil.copytree(folder / "checkpoints", tmp_path / "c")
+    facts = json.loads((tmp_path / "c/model.json").read_text())
+    facts["config"]["model_args"] = {"width": 16}
+    (tmp_path / "c/model.json").write_text(json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"does not fit the model: .*instead of"):
+        load_trained_model(tmp_path / "c/model.safetensors")
+
+
+def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
+    _, folder = finished
+    with pytest.raises(UsageError, match="model: fixed by the checkpoint"):
+        load_trained_model(folder, {"model": "resnet18"})

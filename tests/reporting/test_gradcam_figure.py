@@ -1,0 +1,60 @@
+"""Overlays of class-activation maps: one scale for the maps of an image, and hatching for an empty one."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.evaluation import gradcam
+from harness.reporting.figures.gallery import Tile
+from harness.reporting.figures.gradcam import gradcam_figure, overlay, shared_scale
+from tests.support.tiny_net import random_images, tiny_net
+
+
+def test_equal_evidence_has_the_same_colour_in_every_panel_and_no_evidence_keeps_the_image():
+    draw = np.random.default_rng(0)
+    picture = draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    weak, strong = np.zeros((16, 16)), np.zeros((16, 16))
+    weak[:8] = strong[:8] = 0.4
+    strong[8:] = 1.0
+    assert (overlay(picture, weak)[:8] == overlay(picture, strong)[:8]).all()
+    none = overlay(picture, np.zeros((16, 16)))
+    assert (overlay(picture, weak)[8:] == none[8:]).all()
+    luma = picture @ [0.299, 0.587, 0.114]
+    assert np.corrcoef(none.mean(2).ravel(), luma.ravel())[0, 1] > 0.98
+    assert none.dtype == np.uint8 and overlay(picture, np.ones((4, 4))).shape == picture.shape
+    ramp = overlay(np.full((1, 64, 3), 60, np.uint8), np.linspace(0, 1, 64)[None]).astype(float) @ [0.299, 0.587, 0.114]
+    assert (np.diff(ramp[0]) > -2).all() and ramp[0, -1] > ramp[0, 0] + 100
+
+
+def test_two_maps_of_an_image_are_compared_on_one_scale():
+    model, images = tiny_net(), random_images()
+    first, second = gradcam.explain(model, images, [0, 1, 2, 3, 1]), gradcam.explain(model, images, [1, 3, 2, 1, 0])
+    ours, theirs = shared_scale(first, second)
+    for index in np.flatnonzero(~first.empty & ~second.empty):
+        stronger = max(first.peak[index], second.peak[index])
+        assert max(ours[index].max(), theirs[index].max()) <= 1 + 1e-6
+        np.testing.assert_allclose(ours[index], first.scaled[index] * first.peak[index] / stronger, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 6])
+def test_the_panel_draws_an_empty_map_as_a_hatched_box_and_never_as_an_image(tmp_path, count):
+    def maps(empty):
+        heat = np.tile(np.linspace(0, 1, 16, dtype=np.float32), (count, 16, 1))
+        flags = np.full(count, empty)
+        heat[flags] = 0
+        return gradcam.Maps(
+            "hirescam", "layer", heat, heat, flags, np.ones(count, np.float32), np.ones(count, np.float32)
+        )
+
+    tiles = [Tile(np.full((16, 16, 3), (250, 20, 20), np.uint8), "$a_b$", "dog", 0.9, False) for _ in range(count)]
+    pixels = {}
+    for empty in (False, True):
+        path = gradcam_figure(tiles, maps(False), maps(empty), tmp_path / f"{empty}.png", title="25 of $3")
+        with Image.open(path) as picture:
+            pixels[empty] = np.array(picture.convert("RGB")).astype(int)
+    hatched = (abs(pixels[True] - 0xF0) <= 2).all(2).sum()
+    assert hatched - (abs(pixels[False] - 0xF0) <= 2).all(2).sum() > 8_000 * count or count == 0
+    assert (pixels[False] == pixels[True]).all() == (count == 0)
+    if count:
+        with pytest.raises(ValueError, match="a map of each kind"):
+            gradcam_figure(tiles[1:] + tiles * 2, maps(False), maps(True), tmp_path / "x.png")

@@ -1,0 +1,101 @@
+"""The data model of a sweep, and the figures that are drawn of it."""
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.reporting.figures import sweep as figures
+from harness.reporting.html import sweep_charts
+from harness.reporting.html.sweep_data import ParameterAxis, SweepData, TrialData, read_sweep
+from harness.utils.files import write_json
+from tests.support.report_samples import sweep
+
+
+def write_trials(folder, name, texts, spec, scores=None, metric="val/loss"):
+    """Write the folder of a sweep over one parameter, with a trial for each of `texts`."""
+    folder.mkdir()
+    scores = scores or [float(index) for index in range(len(texts))]
+    rows = [
+        f"trial-{i},complete,{text},{score},1,1.0,1.0,runs/trial-{i},\n"
+        for i, (text, score) in enumerate(zip(texts, scores, strict=True))
+    ]
+    header = f"trial,state,{name},{metric},values,seconds,training seconds,folder,reason\n"
+    (folder / "trials.csv").write_text(header + "".join(rows))
+    (folder / "sweep.yaml").write_text(f"method: grid\nparameters: {{{name}: {spec}}}\n")
+    write_json(folder / "sweep.json", {"name": "s", "metric": {"name": metric, "goal": "minimize"}})
+    return read_sweep(folder)
+
+
+def test_a_sweep_is_drawn_as_four_figures_and_four_charts(tmp_path):
+    data = read_sweep(sweep(tmp_path / "sweep"))
+    paths = figures.draw(data, tmp_path / "figures")
+    names = {"history", "scatter", "parallel", "importance"}
+    assert {path.stem for path in paths} == names == {chart.key for chart in sweep_charts.charts(data)}
+    for path in paths:
+        with Image.open(path) as picture:
+            assert len(np.unique(np.array(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
+
+
+def test_a_sweep_without_values_is_drawn_as_a_message(tmp_path):
+    folder = sweep(tmp_path / "sweep")
+    (folder / "trials.csv").write_text(
+        "trial,state,lr_max,best/val_acc,values,seconds,training seconds,folder,reason\n"
+    )
+    assert [path.name for path in figures.draw(read_sweep(folder), tmp_path / "figures")] == ["history.png"]
+    assert sweep_charts.charts(read_sweep(folder)) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "spec", "expected"),
+    [
+        (["sgd", "adam"], "{values: [adam, lion, sgd]}", ("adam", "lion", "sgd")),
+        (["512", "128"], "{values: [128, 256, 512]}", ("128", "256", "512")),
+        (["4", "1", "2", "8"], "{values: [1, 2, 4, 8]}", ()),
+        (["True", "False"], "{values: [false, true]}", ("False", "True")),
+        (["'=x", "b"], '{values: ["b", "=x"]}', ("b", "'=x")),
+        (["0.1", "0.2"], "{min: 0.1, max: 0.3}", ()),
+    ],
+)
+def test_texts_and_short_lists_are_categories_in_the_order_of_the_file(tmp_path, texts, spec, expected):
+    (axis,) = write_trials(tmp_path / "sweep", "setting", texts, spec).axes
+    assert axis.categories == expected
+    assert figures.draw(read_sweep(tmp_path / "sweep"), tmp_path)
+
+
+def test_a_parameter_is_logarithmic_by_its_distribution_or_by_its_range(tmp_path):
+    for index, (texts, spec, expected) in enumerate(
+        [
+            (["0.1", "0.2"], "{distribution: log_uniform_values, min: 0.1, max: 0.2}", True),
+            (["0.01", "0.2"], "{min: 0.01, max: 0.2}", True),
+            (["0.1", "0.2"], "{min: 0.1, max: 0.2}", False),
+            (["0", "0.2"], "{distribution: log_uniform_values, min: 0.1, max: 0.2}", False),
+        ]
+    ):
+        (axis,) = write_trials(tmp_path / str(index), "lr", texts, spec).axes
+        assert axis.logarithmic == expected
+
+
+def trial(value, state="complete", **parameters):
+    return TrialData("t", state, {key: str(text) for key, text in parameters.items()}, value, 1, 1.0, "", "")
+
+
+def test_one_diverged_loss_does_not_flatten_the_others():
+    data = SweepData("", "val/loss", False, [trial(value) for value in (1.0, 1.2, 1.1, 900.0)], [])
+    low, high = data.limits
+    assert low == 1.0 and high < 2
+    assert [data.score_unit(value) for value in (1.0, high, 900.0)] == [0.0, 1.0, 1.0]
+    best_is_high = SweepData("", "val/acc", True, [trial(value) for value in (0.9, 0.88, 0.1)], [])
+    assert best_is_high.limits[1] == 0.9 and best_is_high.limits[0] > 0.7
+    assert SweepData("", "val/acc", True, [trial(0.5)], []).limits[0] == 0.5
+
+
+def test_units_span_0_to_1_and_a_missing_value_has_none():
+    axis = ParameterAxis("lr", logarithmic=True)
+    units = axis.units([trial(1.0, lr=0.01), trial(1.0, lr=0.1), trial(1.0, lr=1), trial(1.0)])
+    assert units[:3] == pytest.approx([0, 0.5, 1]) and math.isnan(units[3])
+    assert axis.ticks([trial(1.0, lr=0.01), trial(1.0, lr=0.1), trial(1.0, lr=1)]) == [
+        (0.0, "0.01"), (pytest.approx(0.5), "0.1"), (1.0, "1"),
+    ]  # fmt: skip
+    assert axis.units([trial(1.0, lr=0.1)]) == [0.5]

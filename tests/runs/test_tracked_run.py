@@ -1,0 +1,117 @@
+"""The one lifecycle of everything that is recorded: however the body ends, status, journal and W&B say so."""
+
+import json
+
+import pytest
+
+from harness.config.settings import Config
+from harness.runs.progress import ProgressReporter
+from harness.runs.tracked_run import resume_command, tracked_output, tracked_run
+from harness.tracking import run_dir
+from harness.tracking.journal import read_journal
+from harness.tracking.records import Record
+from harness.training.loop import TrainerState
+from harness.utils.errors import DivergedError, UsageError
+from harness.utils.signals import Interrupted, StopRequests
+from tests.support.wandb_files import offline_runs
+
+
+class Messages(ProgressReporter):
+    """Keeps what is shown."""
+
+    def __init__(self):
+        self.lines = []
+
+    def message(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return Config(recipe="digits", data="digits", output=str(tmp_path / "runs"), wandb="offline", name="one")
+
+
+def run_body(config, body, state=None):
+    """Run `body` inside a tracked run; the directory's path, its status and the messages shown."""
+    directory, reporter = run_dir.claim_run_dir(config), Messages()
+    try:
+        with (
+            StopRequests() as stop_requests,
+            tracked_run(config, directory, reporter, stop_requests, header={"environment": {}}, state=state) as tracked,
+        ):
+            body(tracked)
+    except BaseException as error:
+        raised = error
+    else:
+        raised = None
+    finally:
+        directory.close()
+    return directory, json.loads((directory.path / "status.json").read_text()), reporter.lines, raised
+
+
+def state_after_two_epochs():
+    return TrainerState(step=20, history=[{"epoch": 1.0, "train/loss": 2.0}, {"epoch": 2.0, "train/loss": 1.0}])
+
+
+def test_a_body_that_ends_well_leaves_a_finished_run(config):
+    directory, status, lines, raised = run_body(
+        config, lambda tracked: tracked.tracker.record(Record(20, 2, {"train/loss": 1.0})), state_after_two_epochs()
+    )
+    assert raised is None
+    assert (status["state"], status["exit_code"], status["step"], status["epoch"]) == ("finished", 0, 20, 2)
+    assert "resume" not in status and status["tracking"] == "offline" and status["sync"].startswith("wandb sync ")
+    contents = read_journal(directory.path)
+    assert contents.status == "finished" and contents.whole and [record.step for record in contents.records] == [20]
+    assert offline_runs(directory.path)[0].exit_code == 0
+    assert (directory.path / "report.html").is_file()
+    assert any(line.startswith("Run directory: ") and status["sync"] in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "exit_code"),
+    [
+        (UsageError("lr_max=7 is wrong"), "failed", 2),
+        (DivergedError("training diverged"), "failed", 5),
+        (RuntimeError("a mistake of ours"), "failed", 1),
+        (Interrupted("stopped by SIGINT", 130), "interrupted", 130),
+        (Interrupted("stopped by SIGTERM", 143), "preempted", 143),
+        (Interrupted("stopped by SIGUSR1", 138), "preempted", 138),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else str(value),
+)
+def test_a_body_that_fails_is_recorded_everywhere_and_its_error_is_raised(config, error, state, exit_code):
+    def body(tracked):
+        raise error
+
+    directory, status, lines, raised = run_body(config, body, state_after_two_epochs())
+    assert raised is error
+    assert (status["state"], status["exit_code"], status["reason"]) == (state, exit_code, str(error))
+    assert status["resume"] == resume_command(directory)
+    summary = json.loads((directory.path / "summary.json").read_text())
+    stopped = isinstance(error, Interrupted)
+    assert (summary["status"], summary["reason"]) == ("stopped" if stopped else "failed", str(error))
+    assert (summary["epochs"], summary["steps"], summary["last"]["train/loss"]) == (2, 20, 1.0)
+    assert read_journal(directory.path).exit_code == exit_code
+    assert offline_runs(directory.path)[0].exit_code == exit_code
+    assert any("Resume with: " in line for line in lines) == stopped
+    assert (directory.path / "report.html").is_file() == isinstance(error, DivergedError)
+
+
+def test_a_range_test_has_no_position_and_no_summary(config):
+    def body(tracked):
+        raise UsageError("no learning rate")
+
+    directory, status, _, _ = run_body(config, body)
+    assert (status["state"], status["step"]) == ("failed", 0) and "resume" not in status
+    assert not (directory.path / "summary.json").exists()
+
+
+def test_an_output_is_a_wandb_run_of_its_own_only_where_it_is_enabled(config, tmp_path):
+    with tracked_output(config, tmp_path / "out", job_type="plot", name="curve", enabled=False) as tracker:
+        tracker.record(Record(0, 0, {"x": 1.0}, kind="final"))
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(UsageError), tracked_output(config, tmp_path / "out", job_type="plot", name="curve") as tracker:
+        tracker.record(Record(0, 0, {"plot/x": 1.0}, kind="final"))
+        raise UsageError("a body that fails")
+    (segment,) = offline_runs(tmp_path / "out")
+    assert segment.exit_code == 2 and segment.rows[0]["plot/x"] == 1.0

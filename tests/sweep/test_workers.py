@@ -1,0 +1,39 @@
+"""The share of the machine that each worker gets."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from harness.sweep.workers import device_environments
+from harness.utils import environment
+
+NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize(("limit", "workers", "threads"), [(6.0, 2, "3"), (6.0, 4, "1"), (2.5, 1, "3"), (1.0, 3, "1")])
+def test_workers_share_the_cores_that_the_control_group_allows(monkeypatch, limit, workers, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr(environment, "cgroup_cpu_limit", lambda: limit)
+    assert device_environments(workers, NO_GPUS) == [{"OMP_NUM_THREADS": threads}] * workers
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
+def test_a_worker_has_no_more_threads_than_cores_to_run_on():
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from harness.sweep.workers import device_environments\n"
+        f"print([share['OMP_NUM_THREADS'] for share in device_environments(2, {NO_GPUS!r})])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['1', '1']"
+
+
+def test_the_threads_that_the_user_set_are_left_as_they_are():
+    assert device_environments(2, {**NO_GPUS, "OMP_NUM_THREADS": "5"}) == [{}, {}]
+
+
+def test_visible_gpus_are_dealt_out_in_turn():
+    shares = device_environments(3, {"CUDA_VISIBLE_DEVICES": "4, GPU-abc"})
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "GPU-abc", "4"]
