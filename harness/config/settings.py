@@ -265,7 +265,7 @@ def normalize_name(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def canonical_name(word: str) -> str:
+def canonical_name(spelling: str) -> str:
     """Return the name of a setting that is given in any case, with or without dashes and underscores (`LRMIN`, `lr-min`).
 
     Short names such as `wd` are understood too.
@@ -274,9 +274,9 @@ def canonical_name(word: str) -> str:
         UsageError: there is no such setting; the message names the closest one.
     """
     names = {normalize_name(name): name for name in setting_fields()} | SHORT_NAMES
-    key = normalize_name(str(word))
+    key = normalize_name(str(spelling))
     if key not in names:
-        raise UsageError(f"there is no setting {word!r}{did_you_mean(str(word).lower(), setting_fields())}")
+        raise UsageError(f"there is no setting {spelling!r}{did_you_mean(str(spelling).lower(), setting_fields())}")
     return names[key]
 
 

@@ -16,7 +16,7 @@ from harness.utils.errors import UsageError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
-PLAIN_TAGS = {f"tag:yaml.org,2002:{word}" for word in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
+PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
 class _Loader(yaml.SafeLoader):

@@ -76,7 +76,7 @@ class ConvertedImages:
 class TimmReaderImages:
     """The items of a timm reader of (open file, label), each decoded when it is accessed.
 
-    timm's own data set replaces an unreadable image by the next one; here it is an error.
+    timm's own data set replaces an unreadable image by the next one; this class raises instead.
     """
 
     def __init__(self, reader: Any, name: str, labels: np.ndarray) -> None:

@@ -9,9 +9,9 @@ from harness.config.settings import Config, canonical_name, coerce
 from harness.utils.errors import UsageError
 
 
-@pytest.mark.parametrize("word", ["LRMAX", "lr_max", "lr-max", "Lr_Max", "LRmax"])
-def test_any_spelling_of_a_setting_is_that_setting(word):
-    assert canonical_name(word) == "lr_max"
+@pytest.mark.parametrize("spelling", ["LRMAX", "lr_max", "lr-max", "Lr_Max", "LRmax", "lr"])
+def test_a_setting_is_understood_in_any_spelling(spelling):
+    assert canonical_name(spelling) == "lr_max"
 
 
 @pytest.mark.parametrize(
