@@ -1,4 +1,4 @@
-"""Whatever comes in, it is read as it was meant or refused in one line; whatever is cut, its whole part is read."""
+"""Any input is read correctly or refused in one line; of a damaged journal, everything before the damage is read."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ ANYTHING = st.recursive(
 @example("batch_size", "9" * 5000)
 def test_any_value_of_any_setting_is_converted_to_its_type_or_refused_in_one_line(name, value):
     try:
-        taken = coerce(name, value)
+        converted = coerce(name, value)
     except UsageError as error:
         assert name in str(error)
         return
-    assert coerce(name, taken) == taken, "what was taken is taken again as it is"
-    assert json.dumps(list(taken) if isinstance(taken, tuple) else taken, allow_nan=False) is not None
-    assert setting_types()[name] is not bool or isinstance(taken, bool)
+    assert coerce(name, converted) == converted, "a converted value stays as it is"
+    assert json.dumps(list(converted) if isinstance(converted, tuple) else converted, allow_nan=False) is not None
+    assert setting_types()[name] is not bool or isinstance(converted, bool)
 
 
 def legal(name):
@@ -137,7 +137,7 @@ def written(tmp_path_factory):
 
 
 def lines_before(content, cut):
-    """How many whole lines lie before a cut."""
+    """Return the number of complete lines before a cut."""
     return content[:cut].count(b"\n")
 
 
@@ -146,33 +146,33 @@ def lines_before(content, cut):
 def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_record(written, tmp_path_factory, data):
     content = (written / "journal.jsonl").read_bytes()
     cut = data.draw(
-        st.integers(0, len(content)) | st.sampled_from([place for place, byte in enumerate(content) if byte == 10])
+        st.integers(0, len(content)) | st.sampled_from([index for index, byte in enumerate(content) if byte == 10])
     )
     folder = tmp_path_factory.getbasetemp() / "cut"
     folder.mkdir(exist_ok=True)
     (folder / "journal.jsonl").write_bytes(content[:cut])
-    story, whole = read_journal(folder), lines_before(content, cut)
-    assert len(story.records) == max(0, min(3, whole - 1))
+    contents, lines = read_journal(folder), lines_before(content, cut)
+    assert len(contents.records) == max(0, min(3, lines - 1))
     assert all(
         map(
             same,
-            [record.values.keys() for record in story.records],
+            [record.values.keys() for record in contents.records],
             [record.values.keys() for record in (epoch(1), epoch(2), final(6))],
         )
     )
-    assert story.whole == (cut == len(content))
+    assert contents.whole == (cut == len(content))
     step = data.draw(st.sampled_from([0, 3, 6]))
     try:
         journal = Journal.resume(folder, step)
     except CheckpointError:
-        assert whole == 0
+        assert lines == 0
         return
     journal.record(epoch(3))
     journal.finish("finished", 0)
-    again = read_journal(folder)
-    assert again.whole
-    steps = [record.step for record in again.records if record.kind == "epoch"]
-    assert steps == [*[known for known in (3, 6)[: max(0, whole - 1)] if known <= step], 9]
+    resumed = read_journal(folder)
+    assert resumed.whole
+    steps = [record.step for record in resumed.records if record.kind == "epoch"]
+    assert steps == [*[known for known in (3, 6)[: max(0, lines - 1)] if known <= step], 9]
 
 
 @examples(max_examples=200)
@@ -180,13 +180,13 @@ def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_record(written, 
 def test_a_journal_with_any_damage_is_read_up_to_it_and_never_raises(written, tmp_path_factory, data):
     content = bytearray((written / "journal.jsonl").read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(content) - 1))
-        content[place : place + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=5))
+        index = data.draw(st.integers(0, len(content) - 1))
+        content[index : index + data.draw(st.integers(0, 3))] = data.draw(st.binary(max_size=5))
     folder = tmp_path_factory.getbasetemp() / "damaged"
     folder.mkdir(exist_ok=True)
     (folder / "journal.jsonl").write_bytes(bytes(content))
-    story = read_journal(folder)
-    assert len(story.records) <= 4
+    contents = read_journal(folder)
+    assert len(contents.records) <= 4
     try:
         Journal.resume(folder, 6).finish("failed", 1)
     except HarnessError as error:
