@@ -99,8 +99,8 @@ def redact(text: str) -> str:
 
 
 def _redacted(diagnosis: Diagnosis) -> Diagnosis:
-    texts = {name: redact(getattr(diagnosis, name)) for name in ("value", "problem", "remedy")}
-    return replace(diagnosis, **texts)
+    value, problem, remedy = map(redact, (diagnosis.value, diagnosis.problem, diagnosis.remedy))
+    return replace(diagnosis, value=value, problem=problem, remedy=remedy)
 
 
 def _fatal(group: str, name: str, value: str, error: HarnessError, remedy: str = "") -> Diagnosis:
