@@ -168,7 +168,7 @@ def graphs(bench: Bench) -> None:
         told.append([float(parts.learner.train_step(*next(steps), step, 0.001, 0.9).loss) for step in range(20)])
         work = lambda parts=parts, steps=steps: [
             parts.learner.train_step(*next(steps), 0, 0.001, 0.9) for _ in range(50)
-        ]  # noqa: E731
+        ]
         took = statistics.median(measure.seconds(work, bench.device) for _ in range(5))
         speeds.append(50 * parts.config.batch_size / took)
     worst = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*told, strict=True))
@@ -221,7 +221,7 @@ def stages(bench: Bench) -> None:
         saver = CheckpointWriter(device)
         save = lambda: saver.save(
             learner.state_dict(), lambda state: checkpoint.save_checkpoint(Path(folder), state, {"step": 0})
-        )  # noqa: E731
+        )
         bench.tell("checkpoint, as the loop sees it", 1000 * measure.seconds(save, device), "ms")
         bench.tell("checkpoint, until it is on the disk", 1000 * measure.seconds(saver.flush), "ms more")
 

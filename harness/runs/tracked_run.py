@@ -109,7 +109,7 @@ def tracked_output(
         yield NullTracker()
         return
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = init.start(config, folder, run_name=name, job_type=job_type)
+    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type)])
     try:
         yield tracker
     except BaseException as error:
