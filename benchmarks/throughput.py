@@ -179,7 +179,11 @@ def timm_step(components: Components, tuned: bool) -> Timed:
             ImageDataset(components.dataset.train), batch_size=config.batch_size, is_training=True, **options
         )
         test = create_loader(
-            ImageDataset(components.dataset.test), batch_size=config.batch_size, is_training=False, crop_pct=1.0, **options
+            ImageDataset(components.dataset.test),
+            batch_size=config.batch_size,
+            is_training=False,
+            crop_pct=1.0,
+            **options,
         )
     crop = [transforms.RandomCrop(32, 4), transforms.RandomHorizontalFlip(), ToNumpy()]
     train.loader.dataset.transform = transforms.Compose(crop)
