@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from harness.utils.lazy import lazy_attributes
+
 if TYPE_CHECKING:
     from harness.config.recipe import make_config as make_config
     from harness.config.settings import Config as Config
@@ -59,16 +61,15 @@ __all__ = [
     "run_sweep",
 ]
 
+_public = lazy_attributes(__name__, _PUBLIC)
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("vision-harness")
     if name == "sweep":  # the package of that name, which can be called
         return import_module("harness.sweep")
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    module, _, attribute = _PUBLIC[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return _public(name)
 
 
 def __dir__() -> list[str]:
