@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from harness.config.settings import Config
 from harness.models import cifar_resnet
 from harness.tracking.journal import read_journal
 from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
+from tests.support.forked import begin
 from tests.support.wandb_files import load
 
 
@@ -126,7 +126,7 @@ def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypat
             harness.make_config(
                 {
                     "recipe": "digits",
-                    "model_args": {"width": 8},
+                    "model_args": {"width": 4},
                     "epochs": 3,
                     "threads": 1,
                     "precision": "fp32",
@@ -163,7 +163,7 @@ def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_t
     ("name", "number", "code", "state"),
     [
         pytest.param("SIGINT", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
-        ("SIGTERM", signal.SIGTERM, 143, "preempted"),
+        pytest.param("SIGTERM", signal.SIGTERM, 143, "preempted", marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, tmp_path, name, number, code, state):
@@ -354,7 +354,7 @@ def test_the_classic_cyclic_picture_is_0_08_to_0_8_in_steps_of_10(tmp_path):
 
 
 def test_pictures_in_mid_run_cost_no_row_and_no_record(tmp_path):
-    words = ["--epochs", 3, "--explain-every", 1, "--gallery", 4, "--wandb", "offline", "--name", "e"]
+    words = ["--epochs", 3, "--batch-size", 128, "--explain-every", 1, "--gallery", 4, "--wandb", "offline", "--name", "e"]
     command("run", *QUICK, *words, cwd=tmp_path, check=0)
     folder = tmp_path / "runs/e"
     records = read_journal(folder / "journal.jsonl").records
@@ -380,16 +380,15 @@ def test_resuming_with_another_setting_is_refused_by_its_name(finished):
 
 
 def test_a_signal_before_the_run_has_begun_ends_in_an_exit_status(tmp_path):
-    process = begun("run", *QUICK, "--wandb", "disabled", cwd=tmp_path)
-    while not (tmp_path / "runs").exists():  # made first of all
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    running = begin("run", *QUICK, "--wandb", "disabled", cwd=tmp_path)
+    running.until((tmp_path / "runs").exists)  # made first of all
+    running.signal(signal.SIGTERM)
+    assert running.end(60).code == 143
 
 
 def test_a_run_finds_its_learning_rates_first_when_asked(tmp_path):
     words = ["--model-args", "width=4", "--epochs", 1, "--gallery", 0, "--wandb", "offline", "--name", "f"]
+    words += ["--threads", 1, "--batch-size", 128]
     command(
         "run",
         "--recipe",

@@ -185,7 +185,10 @@ def test_a_stop_sent_to_one_process_stops_both_after_the_same_update_and_they_go
     close(weights(folder), weights(two[1]), 1e-4)
 
 
-@pytest.mark.parametrize(("fault", "why"), [("kill", "is gone without a word"), ("raise", "deliberate fault")])
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [("kill", "is gone without a word"), pytest.param("raise", "deliberate fault", marks=pytest.mark.slow)],
+)
 def test_a_process_that_is_lost_ends_the_run_with_its_rank_and_reason_and_the_run_can_go_on(two, tmp_path, fault, why):
     first, second = ranks("run", *TINY, "--checkpoint-every", "5", cwd=tmp_path, faults={1: f"{fault}@step=14"})
     assert second.code == (-signal.SIGKILL if fault == "kill" else 1)
@@ -256,6 +259,7 @@ def test_a_command_for_one_process_is_refused_under_torchrun(tmp_path):
     assert len(first.errors) == 1 and "without torchrun" in first.errors[0] and second.err == ""
 
 
+@pytest.mark.slow
 def test_gradients_are_exchanged_once_an_update_however_many_parts_a_batch_has(tmp_path):
     """Counted in the process itself: a hook of DistributedDataParallel sees every exchange of a bucket."""
     script = """
