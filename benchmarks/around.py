@@ -17,7 +17,8 @@ from typing import Any
 
 import click
 
-from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
+from harness.cli.commands import CONTEXT, SettingsCommand
+from harness.cli.options import config_from_options, setting_options
 from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.lr_finder.range_test import short_run
 from harness.runs.components import build_components

@@ -18,7 +18,8 @@ import click
 import measure
 import torch
 
-from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
+from harness.cli.commands import CONTEXT, SettingsCommand
+from harness.cli.options import config_from_options, setting_options
 from harness.data import loaders
 from harness.runs.components import Components, build_components
 

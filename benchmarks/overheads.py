@@ -23,7 +23,8 @@ from typing import Any
 import click
 import measure
 
-from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
+from harness.cli.commands import CONTEXT, SettingsCommand
+from harness.cli.options import config_from_options, setting_options
 from harness.runs.components import build_components
 
 # Ends a run at its first update and prints the time.

@@ -15,7 +15,8 @@ from typing import Any
 import click
 import measure
 
-from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
+from harness.cli.commands import CONTEXT, SettingsCommand
+from harness.cli.options import config_from_options, setting_options
 from harness.runs.progress import LineReporter
 from harness.runs.run import run
 from harness.training.device import pick_device

@@ -31,7 +31,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from harness.cli.options import CONTEXT, SettingsCommand, config_from_options, setting_options
+from harness.cli.commands import CONTEXT, SettingsCommand
+from harness.cli.options import config_from_options, setting_options
 from harness.models import factory
 from harness.runs.components import Components, build_components
 from harness.training.device import autocast_dtype

@@ -39,8 +39,9 @@ def values_of(name: str, incomplete: str) -> list[CompletionItem]:
             return _plain((settings.FIND,), incomplete)
     choices = settings.setting_fields()[name].metadata["choices"]
     values = {"data": DATA, "device": DEVICES, "cam": CAMS}.get(name) or choices
-    if settings.setting_types()[name] is bool:
-        values = ("True", "False")
+    if settings.is_switch(name):
+        is_open = settings.setting_fields()[name].default is None
+        values = ("auto", "True", "False") if is_open else ("True", "False")
     return _plain(values, incomplete)
 
 

@@ -27,7 +27,6 @@ from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.schedule import make_schedule
-from harness.training.device import describe_environment
 from harness.utils.errors import CheckpointError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for

@@ -25,7 +25,7 @@ from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
-from harness.training.checkpoint_writer import CheckpointWriter, NullCheckpointWriter
+from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate, fit
 from harness.utils import fault_injection
 from harness.utils.files import read_json, write_atomically, write_json
@@ -112,7 +112,7 @@ class Trainer:
             epochs=config.epochs,
             evaluations={components.eval_split: self._eval_batches()},
             seed=config.seed,
-            progress=self.state,
+            state=self.state,
             on_step=self._on_step,
         )
         if self._stops_early():  # resumed after its last epoch
@@ -143,12 +143,15 @@ class Trainer:
         self.stop_requests.raise_for(self.processes.reduce_stop_flag(self.stop_requests.signal_number))
 
     def _on_step(self, info: StepInfo) -> None:
-        """Show progress, stop if requested, and save a checkpoint where `checkpoint_every` says so."""
+        """Show progress, stop if requested, and save a checkpoint after every `checkpoint_every` updates.
+
+        The loss is not read: that would wait for the device.
+        """
         self.reporter.on_step(info)
         every = self.components.config.checkpoint_every
         self._report_split_batches()
         self._check_stop()
-        if every and info.step % every == 0 and info.batch < info.batches and math.isfinite(info.loss()):
+        if every and info.step % every == 0 and info.batch < info.batches:
             self._save_checkpoint()
 
     def _on_epoch(self, record: Record) -> None:
@@ -195,6 +198,9 @@ class Trainer:
         }
 
         def write(state: dict[str, Any]) -> None:
+            losses = state["progress"]["losses"]  # of the unfinished epoch
+            if losses is not None and not math.isfinite(losses[-1]):
+                return
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
             self.directory.status(RunState.RUNNING, **facts, resume=resume_command(self.directory))
 
@@ -255,7 +261,7 @@ class Trainer:
 
     def _save_weights(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
         path, about = self.directory.checkpoints / WEIGHTS, {**self._describe_model(), **facts}
-        self.writer.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about))
+        self.writer.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about), "weights")
 
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
         """Write the weights of the result with a model card, in a folder that stock timm loads."""

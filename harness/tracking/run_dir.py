@@ -176,7 +176,12 @@ def differences(path: Path, config: Config) -> list[str]:
     except (HarnessError, TypeError):
         return [f"{CONFIG} cannot be read"]
     requested = config.affecting_results()
-    return [f"{key}: {stored[key]!r} -> {value!r}" for key, value in requested.items() if stored[key] != value]
+    every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
+    return [
+        f"{key}: {stored.get(key)!r} -> {requested.get(key)!r}"
+        for key in every
+        if stored.get(key) != requested.get(key)
+    ]
 
 
 def read_state(path: Path) -> RunState:
