@@ -16,12 +16,12 @@ from pathlib import Path
 import click
 import torch
 
+from harness.data.loaders import make_eval_loader
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam, metrics
 from harness.evaluation.predict import predict
 from harness.evaluation.selection import choose_images
 from harness.evaluation.trained_model import load_trained_model
-from harness.runs import inference
 from harness.training.device import autocast_dtype, describe_environment
 
 QUICK = [name for name, method in gradcam.METHODS.items() if not method.is_slow]
@@ -39,7 +39,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
     assert split is not None
     predictions = predict(
         trained.model,
-        inference.evaluation_loader(trained, split),
+        make_eval_loader(split, trained.preprocess, trained.config, trained.device),
         trained.device,
         autocast=autocast_dtype(trained.config.precision),
     )

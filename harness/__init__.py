@@ -16,6 +16,8 @@ from __future__ import annotations
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING, Any
 
+from harness.utils.lazy import lazy_attributes
+
 if TYPE_CHECKING:
     from harness.config.recipe import make_config as make_config
     from harness.config.settings import Config as Config
@@ -23,12 +25,12 @@ if TYPE_CHECKING:
     from harness.reporting.html.pages import write_page as report
     from harness.runs.inference import evaluate as evaluate
     from harness.runs.inference import explain as explain
-    from harness.runs.inference import predict as predict
     from harness.runs.lr_find import find_lr as find_lr
+    from harness.runs.predict import predict as predict
     from harness.runs.run import run as run
     from harness.runs.seeds import run_seeds as run_seeds
     from harness.runs.trainer import RunResult as RunResult
-    from harness.sweep.scheduler import run_sweep as run_sweep
+    from harness.sweep.run import run_sweep as run_sweep
 
 _PUBLIC = {
     "Config": "harness.config.settings:Config",
@@ -38,11 +40,11 @@ _PUBLIC = {
     "find_lr": "harness.runs.lr_find:find_lr",
     "load_model": "harness.evaluation.trained_model:load_trained_model",
     "make_config": "harness.config.recipe:make_config",
-    "predict": "harness.runs.inference:predict",
+    "predict": "harness.runs.predict:predict",
     "report": "harness.reporting.html.pages:write_page",
     "run": "harness.runs.run:run",
     "run_seeds": "harness.runs.seeds:run_seeds",
-    "run_sweep": "harness.sweep.scheduler:run_sweep",
+    "run_sweep": "harness.sweep.run:run_sweep",
 }
 __all__ = [
     "Config",
@@ -59,16 +61,15 @@ __all__ = [
     "run_sweep",
 ]
 
+_public = lazy_attributes(__name__, _PUBLIC)
+
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return metadata.version("vision-harness")
     if name == "sweep":  # the package of that name, which can be called
         return import_module("harness.sweep")
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'harness' has no attribute {name!r}")
-    module, _, attribute = _PUBLIC[name].partition(":")
-    return getattr(import_module(module), attribute)
+    return _public(name)
 
 
 def __dir__() -> list[str]:

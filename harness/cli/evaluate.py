@@ -53,9 +53,9 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     from harness.runs import inference
 
     with _no_warnings():
-        result, name, folder = inference.evaluate(checkpoint, settings, out, split)
-    click.echo(inference.evaluation_text(result, name))
-    click.echo(f"files: {folder}", err=True)
+        evaluation = inference.evaluate(checkpoint, settings, split=split, out=out)
+    click.echo(inference.evaluation_text(evaluation))
+    click.echo(f"files: {evaluation.folder}", err=True)
 
 
 @click.command(cls=SettingsCommand, shown=PREDICTION)
@@ -116,7 +116,7 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     """
     from harness.runs import inference
 
-    for explanation in inference.explain(checkpoint, pictures, settings, out, top):
+    for explanation in inference.explain(checkpoint, pictures, settings, out=out, top=top):
         guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
         click.echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
     click.echo(f"overlays: {out}", err=True)

@@ -56,20 +56,13 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     """
     if options["storage"].startswith("postgresql+psycopg:") and find_spec("psycopg") is None:
         raise UsageError("--storage postgresql+psycopg://... needs an extra: pip install 'vision-harness[postgres]'")
-    from harness.config.settings import Config, coerce
-    from harness.reporting.html.pages import write_run_page
-    from harness.sweep import scheduler, schema
+    from harness.sweep.run import run_sweep
 
-    output, name = settings.pop("output", Config().output), settings.pop("name", "")
-    parsed = schema.read_sweep_file(file, settings, on_test=choose_on_test)
-    folder, summary = scheduler.run_sweep(
-        parsed, file.read_bytes(), output=Path(output).expanduser(), name=name, seed=search_seed, **options
-    )
-    click.echo(summary)
-    if coerce("report", settings.get("report", True)):
-        write_run_page(folder, lambda text: click.echo(text, err=True))
+    result = run_sweep(file, settings, choose_on_test=choose_on_test, search_seed=search_seed, **options)
+    click.echo(result.summary)
     click.echo(
-        f"sweep directory: {folder} (report.html, best.yaml, trials.csv)\nupload: harness sync {folder}/runs/*",
+        f"Sweep directory: {result.folder} (report.html, best.yaml, trials.csv)\n"
+        f"Upload later with: harness sync {result.folder}/runs/*",
         err=True,
     )
 

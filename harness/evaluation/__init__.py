@@ -1,0 +1,52 @@
+"""Predictions, metrics, class-activation maps and trained models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.utils.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from harness.evaluation.gradcam import explain as explain
+    from harness.evaluation.metrics import Predictions as Predictions
+    from harness.evaluation.metrics import accuracy as accuracy
+    from harness.evaluation.metrics import confusion_matrix as confusion_matrix
+    from harness.evaluation.metrics import per_class as per_class
+    from harness.evaluation.metrics import read_predictions as read_predictions
+    from harness.evaluation.metrics import reliability as reliability
+    from harness.evaluation.metrics import write_predictions as write_predictions
+    from harness.evaluation.selection import choose_images as choose_images
+    from harness.evaluation.trained_model import TrainedModel as TrainedModel
+    from harness.evaluation.trained_model import load_trained_model as load_trained_model
+    from harness.training.device import eval_mode as eval_mode
+
+_MODULES = {
+    "Predictions": "harness.evaluation.metrics",
+    "TrainedModel": "harness.evaluation.trained_model",
+    "accuracy": "harness.evaluation.metrics",
+    "choose_images": "harness.evaluation.selection",
+    "confusion_matrix": "harness.evaluation.metrics",
+    "eval_mode": "harness.training.device",
+    "explain": "harness.evaluation.gradcam",
+    "load_trained_model": "harness.evaluation.trained_model",
+    "per_class": "harness.evaluation.metrics",
+    "read_predictions": "harness.evaluation.metrics",
+    "reliability": "harness.evaluation.metrics",
+    "write_predictions": "harness.evaluation.metrics",
+}
+__all__ = [
+    "Predictions",
+    "TrainedModel",
+    "accuracy",
+    "choose_images",
+    "confusion_matrix",
+    "eval_mode",
+    "explain",
+    "load_trained_model",
+    "per_class",
+    "read_predictions",
+    "reliability",
+    "write_predictions",
+]
+
+__getattr__ = lazy_attributes(__name__, _MODULES)

@@ -109,7 +109,7 @@ def tracked_output(
         yield NullTracker()
         return
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = init.start(config, folder, run_name=name, job_type=job_type)
+    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type)])
     try:
         yield tracker
     except BaseException as error:
@@ -233,7 +233,7 @@ def _report_paths(directory: RunDir, tracked: TrackedRun, reporter: ProgressRepo
     if (page := directory.path / "report.html").is_file():
         lines.append(f"Page: {page}")
     if tracked.wandb.sync_command:
-        lines.append(f"W&B is offline. Upload later with: {tracked.wandb.sync_command}")
+        lines.append(f"Upload later with: {tracked.wandb.sync_command}")
     elif tracked.wandb.url:
         lines.append(f"W&B: {tracked.wandb.url}")
     reporter.message("\n".join(lines))

@@ -242,7 +242,7 @@ def sweep_folder(sweep: SweepSpec, output: Path, name: str) -> Path:
     return output / run_dir.slug(name or f"{run_dir.slug(sweep.name)}-{sweep.digest()}")
 
 
-def run_sweep(
+def run_search(
     sweep: SweepSpec,
     source: bytes,
     *,

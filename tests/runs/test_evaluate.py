@@ -69,13 +69,13 @@ def test_the_journal_has_the_same_tables(finished):
 
 
 @pytest.mark.parametrize("name", ["", "checkpoints/model.safetensors", "checkpoints/last.pt"])
-def test_evaluate_says_of_any_checkpoint_what_the_run_said(finished, name, tmp_path):
+def test_evaluating_any_checkpoint_of_a_run_repeats_its_predictions(finished, name, tmp_path):
     _, folder = finished
-    seen, split, out = inference.evaluate(folder / name, {"threads": 1}, tmp_path / "out")
-    assert split == "test"
-    assert (out / "predictions.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
-    assert (out / "figures/gradcam.png").is_file()
-    assert "precision" in inference.evaluation_text(seen, split)
+    evaluation = inference.evaluate(folder / name, {"threads": 1}, out=tmp_path / "out")
+    assert evaluation.split == "test"
+    assert (tmp_path / "out/predictions.csv").read_bytes() == (folder / "predictions.csv").read_bytes()
+    assert (evaluation.folder / "figures/gradcam.png").is_file()
+    assert "precision" in inference.evaluation_text(evaluation)
 
 
 def test_the_evaluate_command_prints_a_line_a_class(finished, tmp_path):
@@ -116,16 +116,16 @@ def test_explain_takes_pictures_of_every_kind(finished, tmp_path):
     assert len(list((tmp_path / "out").glob("*.png"))) == 7
 
 
-def test_what_evaluate_and_explain_say_goes_to_wandb_when_asked(finished, tmp_path):
+def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished, tmp_path):
     _, folder = finished
     Image.new("RGB", (20, 30), (90, 20, 20)).save(tmp_path / "x.png")
-    answers = list(inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, tmp_path / "explained", top=3))
+    answers = list(inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, out=tmp_path / "explained", top=3))
     run = load(next((tmp_path / "explained").glob("wandb/offline-run-*")))
     assert (run.job_type, run.rows[-1]["explain/pictures.nrows"]) == ("explain", len(answers))
-    seen, _, out = inference.evaluate(folder, {"wandb": "offline", "gallery": 4}, tmp_path / "evaluated")
-    run = load(next(out.glob("wandb/offline-run-*")))
+    evaluation = inference.evaluate(folder, {"wandb": "offline", "gallery": 4}, out=tmp_path / "evaluated")
+    run = load(next(evaluation.folder.glob("wandb/offline-run-*")))
     assert run.job_type == "evaluate"
-    assert run.summary["test/acc"] == pytest.approx(seen.metrics["acc"])
+    assert run.summary["test/acc"] == pytest.approx(evaluation.metrics["acc"])
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_picture_that_can_not_be_read_is_one_line(finished, make, code, says, 
     _, folder = finished
     make(tmp_path / "x.png")
     with pytest.raises(DataError, match=says):
-        list(inference.explain(folder, [tmp_path / "x.png"], {}, tmp_path / "out"))
+        list(inference.explain(folder, [tmp_path / "x.png"], out=tmp_path / "out"))
 
 
 def test_data_with_other_classes_is_refused(finished, tmp_path):
@@ -155,7 +155,7 @@ def test_data_with_other_classes_is_refused(finished, tmp_path):
         for number in range(10):
             Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
     with pytest.raises(DataError, match="classes"):
-        inference.evaluate(folder, {"data": "folder", "data_dir": str(tmp_path / "pictures")}, tmp_path / "out")
+        inference.evaluate(folder, {"data": "folder", "data_dir": str(tmp_path / "pictures")}, out=tmp_path / "out")
 
 
 def test_stock_timm_builds_the_model_from_the_runs_own_folder(finished):

@@ -350,7 +350,7 @@ def test_plot_draws_a_schedule_without_training(words, suffix, tmp_path):
 
 def test_the_classic_cyclic_picture_is_0_08_to_0_8_in_steps_of_10(tmp_path):
     done = command("plot", "--schedule", "cyclic", "-o", tmp_path / "x.png", cwd=tmp_path, check=0)
-    assert "between 0.08 and 0.8, 100 iterations" in done.stdout
+    assert "learning rate 0.08 to 0.8, 100 iterations" in done.stdout
 
 
 def test_pictures_in_mid_run_cost_no_row_and_no_record(tmp_path):

@@ -1,0 +1,73 @@
+"""The Python API does what the command line does, with plain calls."""
+
+import csv
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import harness
+
+PACKAGES = ["harness", "harness.training", "harness.data", "harness.models", "harness.evaluation"]
+QUICK = {"recipe": "digits", "model_args": "width=4", "threads": 1, "precision": "fp32", "epochs": 1, "gallery": 0}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_exists_and_has_a_docstring(package):
+    module = importlib.import_module(package)
+    assert module.__all__ == sorted(module.__all__)
+    for name in module.__all__:
+        value = getattr(module, name)
+        assert inspect.getdoc(value), name
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        module.nothing  # noqa: B018
+
+
+def test_importing_harness_imports_no_heavy_library():
+    code = "import sys, harness; print(sorted({'torch', 'timm', 'wandb', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_the_version_is_that_of_the_distribution():
+    assert harness.__version__ == importlib.metadata.version("vision-harness")
+
+
+def test_a_run_is_trained_evaluated_predicted_explained_and_reported(tmp_path):
+    config = harness.make_config({**QUICK, "wandb": "disabled", "output": str(tmp_path / "runs"), "report": False})
+    result = harness.run(config)
+    accuracy = result.summary["result"]["test/acc"]
+    evaluation = harness.evaluate(result.folder, out=tmp_path / "evaluation")
+    assert (evaluation.split, evaluation.folder) == ("test", tmp_path / "evaluation")
+    assert evaluation.metrics["acc"] == pytest.approx(accuracy, abs=1e-12)
+    trained = harness.load_model(result.folder)
+    assert not trained.model.training and len(trained.classes) == 10
+
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    (prediction,) = harness.predict(result.folder, tmp_path / "x.png")
+    (explanation,) = harness.explain(result.folder, [tmp_path / "x.png"], out=tmp_path / "explained", top=3)
+    assert prediction.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    assert explanation.guesses[0][0] == prediction.prediction and len(explanation.guesses) == 3
+    page = harness.report([result.folder], tmp_path / "page.html")
+    assert f"{100 * accuracy:.2f}" in page.read_text(encoding="utf-8")
+
+
+def test_a_sweep_is_a_function_call(tmp_path):
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        "method: grid\nmetric: {name: best/val_acc, goal: maximize}\n"
+        "parameters:\n  lr_max: {values: [0.01, 0.02]}\n  val_fraction: {value: 0.2}\n"
+        "command: ['${env}', '${interpreter}', -m, harness, run, '${args}']\n"
+    )
+    settings = {**QUICK, "wandb": "disabled", "output": str(tmp_path / "runs"), "report": False}
+    result = harness.sweep(file, settings)  # the package, which calls `harness.run_sweep`
+    rows = list(csv.DictReader((result.folder / "trials.csv").read_text().splitlines()))
+    assert sorted(row["lr_max"] for row in rows) == ["0.01", "0.02"] and {row["state"] for row in rows} == {"complete"}
+    best = json.loads((result.folder / "sweep.json").read_text())["best"]
+    assert f"{best['value']:.4f}" in result.summary
