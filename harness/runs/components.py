@@ -133,7 +133,7 @@ def _check_model_output(components: Components) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"{config.model} can not take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
+            f"{config.model} cannot take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
         ) from None
     if len(shape) != 2:
         raise UsageError(

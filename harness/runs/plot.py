@@ -1,4 +1,4 @@
-"""`harness plot`: draw a learning-rate schedule without training, and record it in W&B where asked."""
+"""`harness plot`: draw a learning-rate schedule without training, and record it in W&B on request."""
 
 from __future__ import annotations
 

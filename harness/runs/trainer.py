@@ -53,7 +53,7 @@ class RunResult:
 
 @dataclass
 class Trainer:
-    """Trains the components of one run and records what comes of it."""
+    """Trains the components of one run and records the results."""
 
     components: Components
     directory: RunDir
@@ -62,11 +62,11 @@ class Trainer:
     reporter: ProgressReporter
     state: TrainerState
     stop_requests: StopRequests
-    reported_parts: int = 1
+    reported_micro_batches: int = 1
 
     def __post_init__(self) -> None:
         learner = self.components.learner
-        self.reported_parts = learner.grad_accumulation
+        self.reported_micro_batches = learner.grad_accumulation
         self.processes = learner.processes
         self.writer = CheckpointWriter(learner.device) if self.processes.is_main else NullCheckpointWriter()
 
@@ -177,12 +177,12 @@ class Trainer:
         return self._evaluator(components.learner.eval_model).evaluate(split, batches, folder).values
 
     def _report_split_batches(self) -> None:
-        """Say once that batches are computed in more parts, since memory ran out."""
-        parts = self.components.learner.grad_accumulation
-        if parts != self.reported_parts:
-            self.reported_parts = parts
+        """Report that batches are computed in more micro-batches, after memory ran out."""
+        micro_batches = self.components.learner.grad_accumulation
+        if micro_batches != self.reported_micro_batches:
+            self.reported_micro_batches = micro_batches
             batch_size = self.components.config.batch_size
-            text = f"out of memory: each batch of {batch_size} images is now computed in {parts} parts"
+            text = f"out of memory: each batch of {batch_size} images is now computed in {micro_batches} micro-batches"
             self.reporter.message(text)
             self.tracker.alert("out of memory", text)
 
@@ -251,7 +251,7 @@ class Trainer:
         )
 
     def _describe_model(self) -> dict[str, Any]:
-        """Return what is stored beside the weights, so that they can be loaded again."""
+        """Return what is stored with the weights, so that they can be loaded again."""
         components = self.components
         return {
             "config": components.config.to_dict(),
@@ -301,7 +301,7 @@ class Trainer:
 
 
 def tracking_header(components: Components, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain facts that stand beside the settings in the journal and in W&B."""
+    """Return the plain facts that the journal and W&B store with the settings."""
     return {
         "environment": dict(environment),
         "dataset": describe_data(components),

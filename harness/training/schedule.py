@@ -17,7 +17,7 @@ class Schedule:
 
     Attributes:
         kind: one_cycle, cyclic, cosine, plateau or constant.
-        steps: updates of the whole run.
+        steps: updates of the run.
         peak: step at which one_cycle reaches `lr_max` and cosine ends its warm-up.
         momentum_min: momentum at the LR's maximum; None: constant momentum.
     """
