@@ -76,7 +76,7 @@ def predict(
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: an image is missing, or cannot be read under `bad_images=fail`; a folder has none; all are skipped.
+        DataError: a picture is missing, or cannot be read under `bad_images=fail`; a folder has none; all are skipped.
         DivergedError: the model answers with NaN or infinite numbers.
     """
     trained = load_trained_model(Path(run), given)
