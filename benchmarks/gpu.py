@@ -43,7 +43,7 @@ from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter
 from harness.training.cuda_graph import GraphedStep
 from harness.training.device import autocast
-from harness.training.loop import TrainerState, evaluate, fit
+from harness.training.loop import TrainerState, evaluate_batches, fit
 
 # FLOP per image of the custom ResNet at 32 x 32, two per multiply-add, convolutions and the last layer.
 FORWARD, UPDATE = 758.524e6, 2272.033e6
@@ -332,7 +332,7 @@ def time_parts(bench: Bench) -> None:
     tests = getattr(parts.loaders, parts.eval_split)
 
     def score() -> None:
-        evaluate(learner.model, tests, device, learner.precision)
+        evaluate_batches(learner.model, tests, device, learner.precision)
 
     score()
     took = statistics.median(measure.seconds(score, device) for _ in range(5 if bench.on_gpu else 1))

@@ -32,7 +32,7 @@ def values_of(name: str, incomplete: str) -> list[CompletionItem]:
         case "model":
             return _plain([*OURS, *timm_models()], incomplete)
         case "resume":
-            return [*_plain(("auto", "never"), incomplete), *runs(incomplete)]
+            return [*_plain(("auto", "never"), incomplete), *run_completions(incomplete)]
         case "data_dir" | "output":
             return _other("dir", incomplete)
         case "lr_min" | "lr_max":
@@ -60,7 +60,7 @@ def options_of(command: click.Command, context: click.Context, incomplete: str) 
     return items
 
 
-def runs(incomplete: str) -> list[CompletionItem]:
+def run_completions(incomplete: str) -> list[CompletionItem]:
     """Return run directories: those in `runs`, or in the folder that is being typed; else any path."""
     folder = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
     directories = [str(path.parent) for path in sorted(folder.expanduser().glob("*/config.yaml"))]
@@ -69,7 +69,7 @@ def runs(incomplete: str) -> list[CompletionItem]:
 
 def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete an argument that is a run directory; click's `shell_complete`."""
-    return runs(incomplete)
+    return run_completions(incomplete)
 
 
 def complete_sweep(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

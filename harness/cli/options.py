@@ -33,7 +33,7 @@ class SettingOption(click.Option):
             [*option_names(name), name],
             type=str,
             default=None,
-            help=describe(name),
+            help=setting_help(name),
             metavar=_metavar(name),
             shell_complete=lambda context, parameter, incomplete: completion.values_of(name, incomplete),
             **extra,
@@ -56,7 +56,7 @@ def option_names(setting: str) -> list[str]:
     return [*letter, f"--{setting.replace('_', '-')}", *short]
 
 
-def describe(name: str) -> str:
+def setting_help(name: str) -> str:
     """Return a setting's help with its choices and its default."""
     about, default = config.setting_fields()[name].metadata, config.setting_fields()[name].default
     parts = [about["help"]]

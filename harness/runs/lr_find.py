@@ -167,7 +167,7 @@ def finder_inputs(config: Config, components: Components) -> LRFinderInputs:
 def draw_lr_finder(result: LRFinderResult, path: Path) -> Path:
     """Draw the figure of a range test."""
     hidden = ("accuracy peak", "learning begins")
-    return lr_finder.draw(
+    return lr_finder.draw_range_test(
         path,
         seeds=[seed_curve(curve) for curve in result.curves],
         loss=median_curve(result.curves, "level"),

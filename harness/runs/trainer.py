@@ -26,7 +26,7 @@ from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
-from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate, fit
+from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.utils import fault_injection
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
@@ -229,7 +229,7 @@ class Trainer:
         if loaders.val is not None and loaders.test is not None:
             held_out = Interruptible(loaders.val, self.stop_requests)
             device, precision = components.learner.device, components.learner.precision
-            metrics |= prefixed(evaluate(model, held_out, device, precision), "val")
+            metrics |= prefixed(evaluate_batches(model, held_out, device, precision), "val")
         split = components.dataset.test or components.dataset.val
         batches = loaders.test or loaders.val
         assert split is not None and batches is not None
@@ -279,11 +279,11 @@ class Trainer:
         if not epochs:
             return
         figures = self.directory.figures
-        training_curves.losses(epochs, figures / "losses.png")
-        training_curves.accuracy(epochs, figures / "accuracy.png")
+        training_curves.draw_losses(epochs, figures / "losses.png")
+        training_curves.draw_accuracy(epochs, figures / "accuracy.png")
         steps = [int(step) for record in epochs if record.steps for step in record.steps.x]
         lrs = [lr for record in epochs if record.steps for lr in record.steps.lines["lr"]]
-        training_curves.learning_rate(
+        training_curves.draw_learning_rate(
             steps, lrs, figures / "lr.png", steps_per_epoch=self.components.loaders.train.steps
         )
 

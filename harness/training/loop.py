@@ -184,7 +184,9 @@ def fit(
         values, steps = _epoch_values(state)
         learner.average_buffers()
         for name, batches in (evaluations or {}).items():
-            metrics = evaluate(learner.eval_model, batches, learner.device, learner.precision, learner.processes)
+            metrics = evaluate_batches(
+                learner.eval_model, batches, learner.device, learner.precision, learner.processes
+            )
             values |= {f"{name}/{key}": value for key, value in metrics.items()}
         state.forget_epoch()
         epoch_seconds = time.monotonic() - started_at
@@ -200,7 +202,7 @@ def fit(
         yield Record(step=state.step, epoch=epoch + 1, values=values, steps=steps)
 
 
-def evaluate(
+def evaluate_batches(
     model: nn.Module,
     batches: EvalBatches,
     device: torch.device,

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.training import checkpoint
-from harness.training.loop import TrainerState, evaluate, fit
+from harness.training.loop import TrainerState, evaluate_batches, fit
 from harness.training.schedule import Schedule
 from harness.utils.errors import DivergedError
 from tests.support.training import CPU, Batches, assert_equal, eval_batches, learner, net, schedule, weights
@@ -91,7 +91,7 @@ def test_evaluation_is_exact_for_a_smaller_last_batch_and_does_not_change_the_mo
     model[1].eval()
     batches = eval_batches()
     before = weights(model)
-    metrics = evaluate(model, batches, CPU)
+    metrics = evaluate_batches(model, batches, CPU)
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     logits = copy.deepcopy(model).eval()(images)
     assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
