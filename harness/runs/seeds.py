@@ -99,7 +99,9 @@ class SeedsResult:
             key for seed in self.finished for key, value in seed.result.items() if _is_metric(key, value)
         )
         return {
-            name: mean_interval([seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))])
+            name: mean_interval(
+                [seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))]
+            )
             for name in names
         }
 
@@ -308,9 +310,7 @@ def _update(result: SeedsResult, index: int, seed: SeedRun) -> SeedsResult:
     ]
     write_csv(result.folder / TABLE, ["seed", "state", "folder", "lr_min", "lr_max", *names], rows)
     columns = [field.name for field in dataclasses.fields(MeanInterval)]
-    figures = [
-        [name, *(getattr(interval, column) for column in columns)] for name, interval in result.figures.items()
-    ]
+    figures = [[name, *(getattr(interval, column) for column in columns)] for name, interval in result.figures.items()]
     write_csv(result.folder / FIGURES, ["figure", *columns], figures)
     return result
 

@@ -123,9 +123,7 @@ def tracked_output(
 def resume_command(directory: RunDir) -> str:
     """Return the command line that resumes a run."""
     config = str(directory.path / run_dir.CONFIG)
-    return shlex.join(
-        [*environment.launch_command(), "run", "--recipe", config, "--resume", str(directory.path)]
-    )
+    return shlex.join([*environment.launch_command(), "run", "--recipe", config, "--resume", str(directory.path)])
 
 
 def _open(

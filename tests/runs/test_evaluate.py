@@ -26,7 +26,9 @@ def test_predictions_and_per_class_table_agree_with_the_summary(finished):
     assert len(predictions) == summary["dataset"]["images"]["test"]
     accuracy = np.mean([row["label"] == row["prediction"] for row in predictions])
     assert accuracy == pytest.approx(summary["result"]["test/acc"])
-    assert np.mean([float(row["loss"]) for row in predictions]) == pytest.approx(summary["result"]["test/loss"], rel=1e-4)
+    assert np.mean([float(row["loss"]) for row in predictions]) == pytest.approx(
+        summary["result"]["test/loss"], rel=1e-4
+    )
     table = rows(folder / "per_class.csv")
     for line in table:
         of_class = [row for row in predictions if row["label"] == line["class"]]
@@ -108,7 +110,15 @@ def unusual_images(folder):
 def test_explain_reads_images_of_every_kind(finished, tmp_path):
     _, folder = finished
     done = command(
-        "explain", folder, unusual_images(tmp_path / "images"), "-o", tmp_path / "out", "--top", 3, cwd=tmp_path, check=0
+        "explain",
+        folder,
+        unusual_images(tmp_path / "images"),
+        "-o",
+        tmp_path / "out",
+        "--top",
+        3,
+        cwd=tmp_path,
+        check=0,
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 7
@@ -119,7 +129,9 @@ def test_explain_reads_images_of_every_kind(finished, tmp_path):
 def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished, tmp_path):
     _, folder = finished
     Image.new("RGB", (20, 30), (90, 20, 20)).save(tmp_path / "x.png")
-    answers = list(inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, out=tmp_path / "explained", top=3))
+    answers = list(
+        inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, out=tmp_path / "explained", top=3)
+    )
     run = load(next((tmp_path / "explained").glob("wandb/offline-run-*")))
     assert (run.job_type, run.rows[-1]["explain/pictures.nrows"]) == ("explain", len(answers))
     evaluation = inference.evaluate(folder, {"wandb": "offline", "gallery": 4}, out=tmp_path / "evaluated")

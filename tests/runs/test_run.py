@@ -189,7 +189,11 @@ def test_a_stopped_run_is_resumed_by_the_same_command_with_bit_identical_results
         uninterrupted / "checkpoints/model.safetensors"
     ).read_bytes()
     losses, expected = (
-        [record.values["train/loss"] for record in read_journal(path / "journal.jsonl").records if record.kind == "epoch"]
+        [
+            record.values["train/loss"]
+            for record in read_journal(path / "journal.jsonl").records
+            if record.kind == "epoch"
+        ]
         for path in (folder, uninterrupted)
     )
     assert losses == expected
@@ -278,7 +282,9 @@ def test_a_wrong_option_gives_one_line_and_its_exit_status(arguments, code, mess
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        sys, "argv", ["harness", "run", "--recipe", "digits", "--model-args", "width=8", "--wandb", "disabled", *arguments]
+        sys,
+        "argv",
+        ["harness", "run", "--recipe", "digits", "--model-args", "width=8", "--wandb", "disabled", *arguments],
     )
     with pytest.raises(SystemExit) as stop:
         main()

@@ -62,7 +62,9 @@ def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(values):
 def test_the_interval_contains_the_true_mean_in_95_of_100_experiments():
     generator = np.random.default_rng(0)
     intervals = [mean_interval(row) for row in generator.normal(0.9, 0.01, (4000, 4))]
-    assert np.mean([interval.low < 0.9 < interval.high for interval in intervals]) == pytest.approx(0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000))
+    assert np.mean([interval.low < 0.9 < interval.high for interval in intervals]) == pytest.approx(
+        0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000)
+    )
 
 
 def test_one_value_has_no_interval_and_no_or_infinite_values_are_refused():
@@ -236,7 +238,8 @@ def test_a_command_stopped_in_the_second_seed_resumes_with_the_same_results(tmp_
     assert "already finished" in resumed.stderr
     assert first.stat().st_mtime_ns == modified
     seeds, expected = (
-        json.loads(next(folder.glob("runs/*/seeds.json")).read_text())["seeds"] for folder in (interrupted, uninterrupted)
+        json.loads(next(folder.glob("runs/*/seeds.json")).read_text())["seeds"]
+        for folder in (interrupted, uninterrupted)
     )
     assert seeds == expected
     assert len(list(interrupted.glob("runs/digits-*-s?-*"))) == 2
