@@ -19,7 +19,7 @@ import torch
 from harness.data.loaders import make_eval_loader
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam, metrics
-from harness.evaluation.predict import predict
+from harness.evaluation.predict import predict_batches
 from harness.evaluation.selection import choose_images
 from harness.evaluation.trained_model import load_trained_model
 from harness.training.device import autocast_dtype, describe_environment
@@ -37,7 +37,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
     data = load_dataset(trained.config)
     split = data.test or data.val
     assert split is not None
-    predictions = predict(
+    predictions = predict_batches(
         trained.model,
         make_eval_loader(split, trained.preprocess, trained.config, trained.device),
         trained.device,
@@ -50,7 +50,7 @@ def main(run: Path, count: int, layers: str, data_dir: str) -> None:
         for method in QUICK:
             began = time.monotonic()
             maps = [
-                gradcam.explain(trained.model, images, classes, method=method, layer=layer)
+                gradcam.compute_maps(trained.model, images, classes, method=method, layer=layer)
                 for classes in (predictions.predicted[selected], predictions.labels[selected])
             ]
             rows.append(

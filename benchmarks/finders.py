@@ -33,7 +33,7 @@ from harness.lr_finder.suggestion import suggest
 from harness.runs.components import build_components
 from harness.runs.lr_find import finder_inputs
 from harness.runs.progress import LineReporter
-from harness.training.optimizer import make_optimizer
+from harness.training.learner import make_optimizer
 from harness.training.schedule import Schedule
 
 Finder = Callable[["Repetition"], float | None]

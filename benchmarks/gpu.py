@@ -1,19 +1,23 @@
-"""All that is to be known of one GPU, in under ten minutes and with no network: is it right there, and how fast.
+"""Check one GPU for correct results and measure its speed, in under ten minutes and without a network.
 
-    python benchmarks/gpu.py --data-dir cifar10.tar.xz          # pictures as train/CLASS/*.jpg and test/CLASS/*.jpg
-    python benchmarks/gpu.py --device cpu --quick               # the same lines on a CPU, shrunk: what CI runs
+    python benchmarks/gpu.py --data-dir cifar10.tar.xz          # images as train/CLASS/*.jpg and test/CLASS/*.jpg
+    python benchmarks/gpu.py --device cpu --quick               # the same stages on a CPU, shrunk: what CI runs
 
-Stages: versions and ceilings; whether augmentation, resuming, background saves and the CUDA graph give what they should, and
-whether an epoch ever waits for the device; each part of a step against the ceilings; whole runs of the default recipe and of
-Page's over several seeds; where the time goes; the peers side by side. A stage that no longer fits into --minutes is left out,
-and said to be. Works with torch 2.10 and newer.
+Stages, the most important first: measured peak rates; whether augmentation, CUDA graph and resuming give the right numbers and
+whether an epoch waits for the device; each part of an update against the peak rates; the whole command from start to exit,
+with and without a CUDA graph; a profile; other ways to run the same update; other libraries in turns; accuracy and time of
+several seeds. A stage that does not fit into --minutes is skipped and listed. The JSON file is rewritten after every stage.
+Works with torch 2.10 and newer.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import json
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -25,167 +29,279 @@ from typing import Any
 import click
 import measure
 import throughput
+import timeline
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
+import harness.runs.components
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data.loaders import make_loaders
-from harness.runs import run
 from harness.runs.components import Components, build_components
-from harness.runs.progress import LineReporter
 from harness.training import checkpoint
-from harness.training.checkpoint_writer import CheckpointWriter
+from harness.training.checkpoint import CheckpointWriter
+from harness.training.cuda_graph import GraphedStep
 from harness.training.device import autocast
-from harness.training.loop import TrainerState, evaluate, fit
+from harness.training.loop import TrainerState, evaluate_batches, fit
 
-# Of the custom ResNet at 32 x 32, counted: 2 FLOP a multiply-add, convolutions and the last layer.
-FORWARD, STEP = 758.524e6, 2272.033e6
+# FLOP per image of the custom ResNet at 32 x 32, two per multiply-add, convolutions and the last layer.
+FORWARD, UPDATE = 758.524e6, 2272.033e6
+# Kernel names -> what they belong to, the first that matches.
+KERNELS = {
+    "pooling": r"pool|adaptivemax",
+    "batch normalisation": r"batch_norm|bn_|_(sum|statistics|normalise|gradient|total)_kernel",
+    "convolution and matrix product": r"cudnn|cutlass|xmma|gemm|conv|wgrad|dgrad|nvjet|sm\d\d_",
+    "optimizer and moving average": r"multi_tensor|fused|lerp",
+    "augmentation: gather and flip": r"index|flip|gather",
+    "copies and casts": r"copy|Memcpy|Memset|cast",
+    "elementwise": r"elementwise|vectorized",
+    "reductions, softmax and loss": r"reduce|softmax|nll",
+}
 
 
 class Bench:
-    """One session on one device: what was measured, and how much time is left."""
+    """The measurements of one device, and how much time is left.
 
-    def __init__(self, settings: dict[str, Any], device: str, quick: bool, minutes: float) -> None:
-        self.settings, self.quick = {**settings, "device": device, "wandb": "offline"}, quick
+    Attributes:
+        data_dir: where a command that runs in a process of its own reads the images.
+        curves: recipe -> figures of every epoch, a list for each seed.
+    """
+
+    def __init__(self, settings: dict[str, Any], device: str, quick: bool, minutes: float, out: Path | None) -> None:
         self.ends = time.monotonic() + 60 * minutes
+        self.peers = ""
+        self.settings, self.quick, self.out = {**settings, "device": device, "wandb": "offline"}, quick, out
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[str] = []
-        self.profile = ""
-        self.parts = build_components(self.config())
-        self.device = self.parts.learner.device
+        self.profile: list[str] = []
+        self.curves: dict[str, Any] = {}
+        self.timelines: dict[str, Any] = {}
+        self.stage_seconds: dict[str, float] = {}
+        self.components = build_components(self.config())
+        dataset, load_dataset = self.components.dataset, harness.runs.components.load_dataset
+        # Decode the images once: most stages build the same components again.
+        harness.runs.components.load_dataset = lambda config: load_dataset(config) if config.val_fraction else dataset
+        self.device = self.components.learner.device
         self.on_gpu = self.device.type == "cuda"
         self.matmul = self.copy = float("nan")
 
     def config(self, **more: Any) -> Config:
+        """Return the settings of this benchmark with some changed."""
         return make_config({**self.settings, **more})
 
     def fresh(self, **more: Any) -> Components:
-        """The parts of a run anew, with some settings changed."""
+        """Return the components of a new run, with some settings changed."""
         return build_components(self.config(**more))
 
-    def tell(self, what: str, value: Any, unit: str = "", remark: str = "", good: bool | None = None) -> None:
-        row = {
-            "what": what,
-            "value": value,
-            "unit": unit,
-            "remark": remark,
-            "right": {True: "yes", False: "NO", None: ""}[good],
-        }
-        self.rows.append(row)
-        click.echo(measure.table([row]).splitlines()[-1], err=True)
+    @property
+    def left(self) -> float:
+        """Seconds left."""
+        return self.ends - time.monotonic()
+
+    def add(self, what: str, value: Any, unit: str = "", remark: str = "", good: bool | None = None) -> None:
+        """Add a row and print it."""
+        right = {True: "yes", False: "NO", None: ""}[good]
+        self.rows.append({"what": what, "value": value, "unit": unit, "remark": remark, "right": right})
+        click.echo(measure.table(self.rows[-1:]).splitlines()[-1], err=True)
 
     def stage(self, name: str, work: Callable[[Bench], None], seconds: float) -> None:
-        """Do a stage when there is time for it; one that fails is a row, and the others go on."""
-        if not self.quick and time.monotonic() + seconds > self.ends:
+        """Run a stage if its usual time is left; a stage that fails becomes a row, and the next one runs."""
+        if not self.quick and self.left < seconds:
             self.left_out.append(f"{name}: no time left")
             return
+        started_at = time.monotonic()
         try:
             work(self)
         except Exception as error:
             traceback.print_exc()
-            self.tell(name, "failed", remark=f"{type(error).__name__}: {str(error)[:200]}", good=False)
+            self.add(name, "failed", remark=f"{type(error).__name__}: {str(error)[:300]}", good=False)
+        self.stage_seconds[name] = round(time.monotonic() - started_at, 2)
+        click.echo(f"--- {name}: {self.stage_seconds[name]} s, {self.left:.0f} s left", err=True)
+        if self.out is not None:
+            self.out.write_text(json.dumps({"partial": True, "rows": self.rows, **self.more()}, indent=1))
+
+    def more(self) -> dict[str, Any]:
+        """Return what the JSON file holds beside the rows."""
+        return {
+            "left_out": self.left_out,
+            "stage_seconds": self.stage_seconds,
+            "curves": self.curves,
+            "timelines": self.timelines,
+            "profile": self.profile,
+        }
+
+    def minimum(self, epochs: int) -> float:
+        """Return the theoretical minimum of so many epochs with evaluations in seconds: FLOPs at the measured matmul rate."""
+        train, test = self.components.loaders.train, len(self.components.dataset.test or ())
+        return epochs * (train.steps * self.components.config.batch_size * UPDATE + test * FORWARD) / self.matmul
+
+    def is_full(self, config: Config) -> bool:
+        """Return whether the FLOP counts above are those of this network."""
+        return config.model == "custom_resnet" and "width" not in config.model_args
 
 
 def ceilings(bench: Bench) -> None:
-    """What the device can do at best: bf16 products of large matrices, and copies in its memory."""
+    """Measure what the device can do at best: bf16 products of large matrices, and copies in its memory."""
     side, size = (8192, 2**30) if bench.on_gpu else (512, 2**24)
     a, b = (torch.randn(side, side, device=bench.device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.empty(size, dtype=torch.uint8, device=bench.device)
     target = torch.empty_like(source)
-    best = lambda work: min(measure.seconds(lambda: [work() for _ in range(5)], bench.device) / 5 for _ in range(4))  # noqa: E731
+
+    def best(work: Callable[[], Any]) -> float:
+        return min(measure.seconds(lambda: [work() for _ in range(5)], bench.device) / 5 for _ in range(4))
+
     bench.matmul = 2 * side**3 / best(lambda: a @ b)
     bench.copy = 2 * size / best(lambda: target.copy_(source))
-    bench.tell(f"matmul {side} bf16", bench.matmul / 1e12, "TFLOP/s")
-    bench.tell("copy, read and write", bench.copy / 1e9, "GB/s")
+    bench.add(f"matmul {side} bf16", bench.matmul / 1e12, "TFLOP/s")
+    bench.add("copy, read and write", bench.copy / 1e9, "GB/s")
 
 
-def augmentation_is_the_cpus(bench: Bench) -> None:
-    """The same crops, flips and holes on both devices, and pixels equal to rounding."""
-    config, parts = bench.config(loader="resident"), bench.parts
-    here, there = (make_loaders(config, parts.data, parts.preprocess, device).train for device in (bench.device, "cpu"))
+def check_augmentation(bench: Bench) -> None:
+    """Compare the augmented batches of the device with those of the CPU: crops, flips and cutouts, pixels up to rounding."""
+    config, components = bench.config(loader="resident"), bench.components
+    on_device, on_cpu = (
+        make_loaders(config, components.dataset, components.preprocess, device).train
+        for device in (bench.device, "cpu")
+    )
     worst = 0.0
-    for (images, labels), (others, truths), _ in zip(here.epoch(1), there.epoch(1), range(3), strict=False):
-        assert torch.equal(labels.cpu(), truths)
-        worst = max(worst, float((images.cpu() - others).abs().max()))
-    bench.tell("augmentation against the CPU's", worst, "greatest difference", good=worst < 1e-5)
+    for (images, labels), (expected, classes), _ in zip(on_device.epoch(1), on_cpu.epoch(1), range(3), strict=False):
+        assert torch.equal(labels.cpu(), classes)
+        worst = max(worst, float((images.cpu() - expected).abs().max()))
+    bench.add("augmentation against the CPU's", worst, "greatest difference", good=worst < 1e-5)
 
 
-def nothing_waits(bench: Bench) -> None:
-    """Updates and an evaluation with torch told to raise where the CPU waits for the device (CUDA only)."""
-    parts = bench.fresh()
-    steps = _stream(parts)
-    for step in range(3):
-        parts.learner.train_step(*next(steps), step, 0.001, 0.9)
+def check_waits(bench: Bench) -> None:
+    """Run two epochs of updates while torch raises wherever the CPU waits for the device (CUDA only)."""
     if not bench.on_gpu:
         bench.left_out.append("host synchronisation: needs CUDA")
         return
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for step in range(3, 3 + 2 * parts.batches.train.steps):  # over an epoch's end
+    for name, settings in (
+        ("plain", {"cuda_graph": False, "fused": False}),
+        ("default", {}),
+        ("moving average and clipping", {"ema": 0.99, "clip_grad": 1.0}),
+        ("mixup", {"mixup": 0.2}),
+    ):
+        parts = bench.fresh(**settings)
+        steps = _stream(parts)
+        for step in range(6):
             parts.learner.train_step(*next(steps), step, 0.001, 0.9)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    bench.tell("updates that wait for the device", 0, "in two epochs", good=True)
+        torch.cuda.set_sync_debug_mode("error")
+        where = ""
+        try:
+            for step in range(6, 6 + 2 * parts.loaders.train.steps):  # over the end of an epoch
+                parts.learner.train_step(*next(steps), step, 0.001, 0.9)
+        except RuntimeError as error:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "harness" in frame.filename]
+            where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}"
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        bench.add(f"updates wait for the device, {name}", "yes" if where else "no", remark=where, good=not where)
 
 
-def resuming(bench: Bench) -> None:
-    """Two epochs, against one epoch, saved, loaded and one more."""
-    told = []
+def check_fused(bench: Bench) -> None:
+    """Compare the gradients of the fused training pass and of torch's with those of float64, in the run's precision."""
+    if not bench.on_gpu:
+        bench.left_out.append("fused kernels: need CUDA; tests/models/test_fused.py has Triton interpret them")
+        return
+    from harness.models.fused import FusedForward
+
+    for name, args in (("custom-resnet", {}), ("dawnbench", {"order": "conv-bn-relu-pool", "logit_scale": 0.125})):
+        parts = bench.fresh(model_args=args, cuda_graph=False, fused=False)
+        images, labels = next(_stream(parts))
+        errors, exact = {}, copy.deepcopy(parts.learner.model).double()
+        F.cross_entropy(exact(images.double()), labels).backward()
+        for kernels in ("torch", "fused"):
+            model = copy.deepcopy(parts.learner.model).train()
+            with autocast(bench.device, parts.learner.precision):
+                logits = (FusedForward(model) if kernels == "fused" else model)(images)  # type: ignore[arg-type]
+            F.cross_entropy(logits.float(), labels).backward()
+            pairs = list(zip(model.parameters(), exact.parameters(), strict=True))
+            wrong = sum(float((a.grad - b.grad).square().sum()) for a, b in pairs)  # type: ignore[operator,union-attr]
+            errors[kernels] = (wrong / sum(float(b.grad.square().sum()) for _, b in pairs)) ** 0.5  # type: ignore[union-attr]
+        remark = f"torch's kernels {errors['torch']:.3g}"
+        good = errors["fused"] < 1.2 * errors["torch"]
+        bench.add(f"fused kernels, {name}", errors["fused"], "relative error of the gradient", remark, good=good)
+
+
+def check_resuming(bench: Bench) -> None:
+    """Compare two epochs with one epoch that is saved, loaded and followed by another."""
+    losses = []
     for stopped in (False, True):
-        parts, progress = bench.fresh(), TrainerState()
-        evaluated = {parts.watched: getattr(parts.batches, parts.watched)}
+        parts, state = bench.fresh(), TrainerState()
+        evaluated = {parts.eval_split: getattr(parts.loaders, parts.eval_split)}
         more = dict(epochs=2, evaluations=evaluated, seed=0)
         if stopped:
-            next(fit(parts.learner, parts.batches.train, parts.schedule, progress=progress, **more))
+            next(fit(parts.learner, parts.loaders.train, parts.schedule, state=state, **more))
             with tempfile.TemporaryDirectory() as folder:
-                saver = CheckpointWriter(bench.device)
-                state = {"learner": parts.learner.state_dict(), "progress": progress.state_dict()}
-                saver.save(state, lambda state: checkpoint.save_checkpoint(Path(folder), state, {"step": 1}))
-                for tensor in parts.learner.model.parameters():  # what follows must not reach the snapshot
+                writer = CheckpointWriter(bench.device)
+                whole = {"learner": parts.learner.state_dict(), "progress": state.state_dict()}
+                writer.save(whole, lambda whole: checkpoint.save_checkpoint(Path(folder), whole, {"step": 1}))
+                for tensor in parts.learner.model.parameters():  # later changes must not reach the snapshot
                     tensor.data.add_(1.0)
-                saver.flush()
-                kept = checkpoint.load_checkpoint(Path(folder) / "last.pt")
-            parts, progress = bench.fresh(), TrainerState()
-            parts.learner.load_state_dict(kept["learner"])
-            progress.load_state_dict(kept["progress"], bench.device)
-        records = list(fit(parts.learner, parts.batches.train, parts.schedule, progress=progress, **more))
-        told.append(records[-1].steps.lines["train/step_loss"])
-    worst = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*told, strict=True))
-    bench.tell("resumed run", worst, "greatest relative difference of a step's loss", good=worst < 0.05)
+                writer.flush()
+                stored = checkpoint.load_checkpoint(Path(folder) / "last.pt")
+            parts, state = bench.fresh(), TrainerState()
+            parts.learner.load_state_dict(stored["learner"])
+            state.load_state_dict(stored["progress"], bench.device)
+        records = list(fit(parts.learner, parts.loaders.train, parts.schedule, state=state, **more))
+        losses.append(records[-1].steps.lines["train/step_loss"])
+    worst = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*losses, strict=True))
+    bench.add("resumed run", worst, "greatest relative difference of a step's loss", good=worst < 0.05)
 
 
-def graphs(bench: Bench) -> None:
-    """The recorded update against the plain one, from the same weights on the same batches, and its speed."""
+def check_graph(bench: Bench) -> None:
+    """Compare the captured update with the plain one from the same weights on the same batches, and time both."""
     if not bench.on_gpu:
-        bench.left_out.append("CUDA graph: needs CUDA; its other half is tested in tests/test_graph.py")
+        bench.left_out.append(
+            "CUDA graph: needs CUDA; all but the capture is tested in tests/training/test_cuda_graph.py"
+        )
         return
-    told, speeds = [], []
+    losses, speeds = [], []
+    size, floor = bench.components.config.batch_size, 1000 * bench.components.config.batch_size * UPDATE / bench.matmul
     for cuda_graph in (False, True):
-        parts = bench.fresh(cuda_graph=cuda_graph)
+        parts = bench.fresh(cuda_graph=cuda_graph)  # the same kernels in both
         steps = _stream(parts)
-        told.append([float(parts.learner.train_step(*next(steps), step, 0.001, 0.9).loss) for step in range(20)])
-        work = lambda parts=parts, steps=steps: [
-            parts.learner.train_step(*next(steps), 0, 0.001, 0.9) for _ in range(50)
-        ]
-        took = statistics.median(measure.seconds(work, bench.device) for _ in range(5))
-        speeds.append(50 * parts.config.batch_size / took)
-    worst = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*told, strict=True))
-    bench.tell("CUDA graph against plain", worst, "greatest relative difference in 20 updates", good=worst < 0.02)
-    bench.tell("plain updates", speeds[0], "images/s")
-    bench.tell("recorded updates", speeds[1], "images/s", f"{speeds[1] / speeds[0]:.2f} x plain")
+        losses.append([float(parts.learner.train_step(*next(steps), step, 0.001, 0.9).loss) for step in range(20)])
+        host, whole = _host_and_whole(
+            lambda parts=parts, steps=steps: parts.learner.train_step(*next(steps), 0, 0.001, 0.9), bench
+        )
+        speeds.append(size / whole)
+        name = "captured" if cuda_graph else "plain"
+        remark = f"{1000 * host:.2f} ms of the CPU to launch it; {1000 * whole / floor:.2f} x the theoretical minimum"
+        bench.add(f"{name} update with its batch", 1000 * whole, "ms", remark)
+        if cuda_graph:
+            assert parts.learner.graph is not None
+            _, alone = _host_and_whole(parts.learner.graph.replay, bench)
+            bench.add("replay alone", 1000 * alone, "ms", f"{1000 * alone / floor:.2f} x the theoretical minimum")
+    worst = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*losses, strict=True))
+    bench.add("CUDA graph against plain", worst, "greatest relative difference in 20 updates", good=worst < 0.02)
+    bench.add("plain updates", speeds[0], "images/s")
+    bench.add("captured updates", speeds[1], "images/s", f"{speeds[1] / speeds[0]:.2f} x plain")
 
 
-def stages(bench: Bench) -> None:
-    """Each part of a step alone, against what its arithmetic needs at the rate of the matmul."""
-    parts = bench.parts
+def _host_and_whole(work: Callable[[], Any], bench: Bench, count: int = 50) -> tuple[float, float]:
+    """Return the seconds of one call until the CPU is free, and until the device is done: medians of five rounds."""
+    hosts, wholes = [], []
+    for _ in range(5):
+        torch.cuda.synchronize(bench.device)
+        started_at = time.perf_counter()
+        for _ in range(count):
+            work()
+        hosts.append((time.perf_counter() - started_at) / count)
+        torch.cuda.synchronize(bench.device)
+        wholes.append((time.perf_counter() - started_at) / count)
+    return statistics.median(hosts), statistics.median(wholes)
+
+
+def time_parts(bench: Bench) -> None:
+    """Time each part of an update alone, relative to its FLOPs at the matmul rate."""
+    parts = bench.components
     learner, size, device = parts.learner, parts.config.batch_size, bench.device
     steps = _stream(parts)
     images, labels = next(steps)
     model = copy.deepcopy(learner.model).train()
     optimizer = torch.optim.SGD(model.parameters(), 0.001, 0.9, nesterov=True, weight_decay=5e-4, fused=True)
-    full = parts.config.model == "custom_resnet" and not parts.config.model_args
 
     def forward() -> Tensor:
         with autocast(device, learner.precision):
@@ -203,7 +319,7 @@ def stages(bench: Bench) -> None:
     for name, work, flop in (
         ("augmentation of a batch", lambda: next(steps), 0.0),
         ("forward", only_forward, FORWARD),
-        ("forward and backward", both, STEP),
+        ("forward and backward", both, UPDATE),
         ("optimizer", optimizer.step, 0.0),
     ):
         both()
@@ -211,148 +327,288 @@ def stages(bench: Bench) -> None:
             measure.seconds(lambda work=work: [work() for _ in range(count)], device) / count for _ in range(3)
         )  # type: ignore[misc]
         share = flop * size / took / bench.matmul
-        remark = f"{100 * share:.0f} % of the matmul rate" if flop and full else ""
-        bench.tell(name, 1000 * took, "ms a batch", remark)
-    tests = getattr(parts.batches, parts.watched)
-    work = lambda: evaluate(learner.model, tests, device, learner.precision)  # noqa: E731
-    work()
-    bench.tell("evaluation", 1000 * measure.seconds(work, device), "ms", f"{tests.num_images} images")
+        remark = f"{100 * share:.0f} % of the matmul rate" if flop and bench.is_full(parts.config) else ""
+        bench.add(name, 1000 * took, "ms a batch", remark)
+    tests = getattr(parts.loaders, parts.eval_split)
+
+    def score() -> None:
+        evaluate_batches(learner.model, tests, device, learner.precision)
+
+    score()
+    took = statistics.median(measure.seconds(score, device) for _ in range(5 if bench.on_gpu else 1))
+    least = 1000 * tests.num_images * FORWARD / bench.matmul
+    remark = f"{tests.num_images} images" + (
+        f", {1000 * took / least:.2f} x the theoretical minimum" if bench.on_gpu else ""
+    )
+    bench.add("evaluation", 1000 * took, "ms", remark)
     with tempfile.TemporaryDirectory() as folder:
-        saver = CheckpointWriter(device)
-        save = lambda: saver.save(
-            learner.state_dict(), lambda state: checkpoint.save_checkpoint(Path(folder), state, {"step": 0})
-        )
-        bench.tell("checkpoint, as the loop sees it", 1000 * measure.seconds(save, device), "ms")
-        bench.tell("checkpoint, until it is on the disk", 1000 * measure.seconds(saver.flush), "ms more")
+        writer = CheckpointWriter(device)
+
+        def save() -> None:
+            writer.save(
+                learner.state_dict(), lambda state: checkpoint.save_checkpoint(Path(folder), state, {"step": 0})
+            )
+
+        save()
+        writer.flush()
+        bench.add("checkpoint, as the loop sees it", 1000 * measure.seconds(save, device), "ms")
+        bench.add("checkpoint, until it is on the disk", 1000 * measure.seconds(writer.flush), "ms more")
 
 
-def runs(recipe: str, seeds: int, **more: Any) -> Callable[[Bench], None]:
-    """Whole runs as `harness run` does them, W&B offline."""
+def whole_command(name: str, *options: str) -> Callable[[Bench], None]:
+    """Return a stage that times `harness run` from start to exit in a process of its own, W&B offline."""
 
     def work(bench: Bench) -> None:
-        told, count = [], 2 if bench.quick else seeds
-        for seed in range(count):
-            if not bench.quick and time.monotonic() > bench.ends:
-                break
-            with tempfile.TemporaryDirectory() as folder:
-                own = {"model_args": "width=4", "epochs": 1, "batch_size": 64} if bench.quick else {}
-                config = make_config(
-                    {
-                        **bench.settings,
-                        **own,
-                        **more,
-                        "recipe": recipe,
-                        "seed": seed,
-                        "output": folder,
-                        "resume": "never",
-                    }
-                )
-                began = time.perf_counter()
-                result = run.run(config, LineReporter(sys.stderr))
-                told.append({**result.summary["result"], **result.summary["seconds"], "whole": time.perf_counter() - began,
-                             "images/s": statistics.median(row["throughput/images_per_s"] for row in result.history)})  # fmt: skip
-        name = f"{recipe}{' with a CUDA graph' if more.get('cuda_graph') else ''}, {config.epochs} epochs"
-        middle = lambda key: statistics.median(row[key] for row in told)  # noqa: E731
-        accuracy = [100 * row["test/acc"] for row in told]
-        steps = bench.parts.batches.train.steps * config.batch_size
-        floor = (config.epochs * (steps * STEP + 10_000 * FORWARD)) / bench.matmul
-        full = not bench.quick and config.model == "custom_resnet" and not config.model_args
-        bench.tell(f"{name}: training", middle("train"), "s", f"{middle('images/s'):,.0f} images/s")
-        bench.tell(
-            f"{name}: training and evaluating",
-            middle("epoch"),
-            "s",
-            f"{middle('epoch') / floor:.2f} x the arithmetic" if full else "",
-        )
-        bench.tell(f"{name}: explaining", middle("explain"), "s")
-        bench.tell(f"{name}: in all, data included", middle("whole"), "s")
-        spread = statistics.stdev(accuracy) if len(accuracy) > 1 else 0.0
-        bench.tell(
-            f"{name}: test accuracy",
-            statistics.mean(accuracy),
-            "%",
-            f"{len(told)} seeds, standard deviation {spread:.2f} points",
-        )
+        shrunk = {"epochs": 1, "batch_size": 64, "model_args": "width=4"} if bench.quick else {"epochs": 24}
+        settings = {**bench.settings, **shrunk, "resume": "never"}
+        with tempfile.TemporaryDirectory() as folder:
+            words = [f"--{key.replace('_', '-')}={value}" for key, value in (settings | {"output": folder}).items()]
+            result = timeline.timeline(["run", *words, *options])
+        bench.timelines[name] = result
+        click.echo(measure.table(timeline.rows_of(result)), err=True)
+        click.echo("\n".join(result["output"][-4:]), err=True)
+        spans, stages = result["spans"], result["stages"]
+        total = lambda span: spans.get(span, {}).get("total", 0.0)  # noqa: E731
+        training = total("training and evaluation")
+        rows = {
+            "start and imports": sum(took for stage, took in stages.items() if "import" in stage or "start" in stage),
+            "data and components": total("components, data included"),
+            "training and evaluation": training,
+            "explaining": total("explaining"),
+            "page": total("page"),
+            "W&B finish": total("W&B finish"),
+            "exit": stages["exit"],
+            "start to exit": result["whole"],
+        }
+        for row, took in rows.items():
+            is_training = row == "training and evaluation" and not bench.quick
+            remark = f"{took / bench.minimum(24):.2f} x the theoretical minimum" if is_training else ""
+            bench.add(f"{name}: {row}", took, "s", remark)
+        for row in ("tracker records", "checkpoint, as the loop sees it"):
+            took = result["within"].get(f"end of an epoch > {row}", 0.0)
+            bench.add(f"{name}: {row}, every epoch's", 100 * took / max(training, 1e-9), "% of training and evaluation")
 
     return work
 
 
-def where_the_time_goes(bench: Bench) -> None:
-    """The ten dearest kernels of twenty updates."""
+def profiled(bench: Bench) -> None:
+    """Profile twenty plain updates: device time by kind of kernel and by kernel."""
     from torch.profiler import ProfilerActivity, profile
 
-    parts = bench.parts
+    count = 20 if bench.on_gpu else 2
+    parts = bench.fresh(cuda_graph=False)  # a replay's kernels have no names of their own
     steps = _stream(parts)
-    for step in range(3):
+    for step in range(5):
         parts.learner.train_step(*next(steps), step, 0.001, 0.9)
     kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.on_gpu else [])]
     with profile(activities=kinds) as seen:
-        for step in range(20 if bench.on_gpu else 2):
+        for step in range(count):
             parts.learner.train_step(*next(steps), step, 0.001, 0.9)
         if bench.on_gpu:
             torch.cuda.synchronize(bench.device)
     by = "self_device_time_total" if bench.on_gpu else "self_cpu_time_total"
-    bench.profile = seen.key_averages().table(sort_by=by, row_limit=12, max_name_column_width=60)
-    click.echo(bench.profile)
+    events = seen.key_averages()
+    if bench.on_gpu:
+        kernels = [event for event in events if str(event.device_type).endswith("CUDA")]
+        groups: dict[str, float] = {}
+        for event in kernels:
+            group = next((name for name, sign in KERNELS.items() if re.search(sign, event.key)), "other")
+            groups[group] = groups.get(group, 0.0) + event.self_device_time_total / count / 1000
+        whole = sum(groups.values())
+        bench.add("device time of an update", whole, "ms", f"{sum(e.count for e in kernels) / count:.0f} kernels")
+        for name, took in sorted(groups.items(), key=lambda pair: -pair[1]):
+            bench.add(f"of which {name}", took, "ms", f"{100 * took / whole:.0f} %")
+        for event in sorted(kernels, key=lambda event: -event.self_device_time_total)[:40]:
+            took = event.self_device_time_total / count
+            bench.profile.append(f"{took:9.1f} us  {event.count / count:5.1f} calls  {event.key[:150]}")
+    else:
+        bench.profile = events.table(sort_by=by, row_limit=12, max_name_column_width=60).splitlines()
+    click.echo("\n".join(bench.profile[:30]), err=True)
+
+
+def variants(compiled: bool) -> Callable[[Bench], None]:
+    """Return a stage that times other ways to run the same captured update."""
+
+    def work(bench: Bench) -> None:
+        if not bench.on_gpu:
+            if not compiled:
+                bench.left_out.append("variants of the update: need CUDA")
+            return
+        names = [
+            "torch's kernels",
+            "fused kernels",
+            "fused kernels, every cuDNN algorithm tried",
+            "fused kernels, fp16",
+        ]
+        for name in ["torch.compile"] if compiled else names:
+            parts = bench.fresh(cuda_graph=False, fused=None if "fused" in name else False)
+            learner = parts.learner
+            limit, torch.backends.cudnn.benchmark_limit = torch.backends.cudnn.benchmark_limit, 10
+            if "every cuDNN" in name:
+                torch.backends.cudnn.benchmark_limit = 0
+            if "fp16" in name:
+                learner.precision = torch.float16
+            if name == "torch.compile":
+                learner.forward = torch.compile(learner.model)
+            learner.graph = GraphedStep(learner.update, learner.optimizer, bench.device)
+            steps = _stream(parts)
+
+            def start(learner: Any = learner, steps: Any = steps) -> None:
+                for step in range(6):
+                    learner.train_step(*next(steps), step, 0.001, 0.9)
+
+            started = measure.seconds(start, bench.device)
+            _, took = _host_and_whole(learner.graph.replay, bench)
+            torch.backends.cudnn.benchmark_limit = limit
+            bench.add(f"replay, {name}", 1000 * took, "ms", f"first six updates {started:.1f} s")
+
+    return work
 
 
 def peers(bench: Bench) -> None:
-    """The loops of `throughput.py`, the same model and batches."""
-    steps, repeats = (30, 5) if bench.on_gpu else (2, 1)
-    only = "hand" if bench.quick else ""
-    rows, left = throughput.compare(bench.parts, warm=3 if bench.on_gpu else 1, steps=steps, repeats=repeats, only=only)
+    """Run the loops of `throughput.py`: the same model and batches in other libraries, in turns."""
+    steps, repeats = (20, 2) if bench.on_gpu else (2, 1)
+    only = "reference" if bench.quick else bench.peers
+    rows, left = throughput.compare(
+        bench.components, warm=4 if bench.on_gpu else 1, steps=steps, repeats=repeats, only=only
+    )
     bench.left_out += left
     for row in rows:
         remark = f"ours is {row['ours is, training']:.2f} x, the epoch {row['ours is, whole epoch']:.2f} x"
-        bench.tell(f"loop: {row['contender']}", row["train images/s"], "images/s", remark)
+        bench.add(f"loop: {row['contender']}", row["train images/s"], "images/s", remark)
+
+
+def seeds(count: int, *recipes: str) -> Callable[[Bench], None]:
+    """Return a stage that trains recipes over several seeds, in turns, with the figures of every epoch."""
+
+    def work(bench: Bench) -> None:
+        longest = 0.0
+        for seed, recipe in ((seed, recipe) for seed in range(count) for recipe in recipes):
+            if not bench.quick and bench.left < 1.1 * longest:
+                bench.left_out.append(f"{recipe}, seed {seed}: no time left")
+                continue
+            started_at = time.monotonic()
+            shrunk = {"model_args": "width=4", "epochs": 1, "batch_size": 64} if bench.quick else {}
+            settings = {key: value for key, value in bench.settings.items() if key not in ("model_args", "epochs")}
+            config = make_config({**settings, **shrunk, "recipe": recipe, "seed": seed})
+            parts = build_components(config)
+            evaluated = {parts.eval_split: getattr(parts.loaders, parts.eval_split)}
+            records = list(
+                fit(
+                    parts.learner,
+                    parts.loaders.train,
+                    parts.schedule,
+                    epochs=config.epochs,
+                    evaluations=evaluated,
+                    seed=seed,
+                )
+            )
+            curves = bench.curves.setdefault(recipe, {"epochs": config.epochs, "seeds": []})
+            curves["seeds"].append(seed)
+            for key in (
+                "train/loss",
+                "train/acc",
+                "test/loss",
+                "test/acc",
+                "time/train_s",
+                "time/eval_s",
+                "time/epoch_s",
+            ):
+                curves.setdefault(key, []).append([round(float(record.values[key]), 5) for record in records])
+            longest = max(longest, time.monotonic() - started_at)
+            click.echo(f"{recipe}, seed {seed}: {100 * curves['test/acc'][-1][-1]:.2f} %", err=True)
+        for recipe, curves in bench.curves.items():
+            _add_seeds(bench, recipe, curves)
+
+    return work
+
+
+def _add_seeds(bench: Bench, recipe: str, curves: dict[str, Any]) -> None:
+    """Add the rows of one recipe's seeds."""
+    columns = [[100 * value for value in column] for column in zip(*curves["test/acc"], strict=True)]
+    curves["mean test accuracy, %"] = [round(statistics.mean(column), 2) for column in columns]
+    last, count, name = columns[-1], len(curves["seeds"]), f"{recipe}, {curves['epochs']} epochs"
+    spread = statistics.stdev(last) if count > 1 else 0.0
+    bench.add(
+        f"{name}: test accuracy", statistics.mean(last), "%", f"{count} seeds, standard deviation {spread:.2f} points"
+    )
+    whole = statistics.median(sum(row) for row in curves["time/epoch_s"])
+    trained = statistics.median(sum(row) for row in curves["time/train_s"])
+    ratio = f"{whole / bench.minimum(curves['epochs']):.2f} x the theoretical minimum" if not bench.quick else ""
+    bench.add(f"{name}: training", trained, "s")
+    bench.add(f"{name}: training and evaluation", whole, "s", ratio)
 
 
 def _stream(parts: Components) -> Iterator[tuple[Tensor, Tensor]]:
     epoch = 0
     while True:
-        yield from parts.batches.train.epoch(epoch)
+        yield from parts.loaders.train.epoch(epoch)
         epoch += 1
 
 
-def _model_is_whole(model: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+def _card() -> str:
+    """Return the clocks, power and temperature of the card; empty without nvidia-smi."""
+    query = ["nvidia-smi", "--query-gpu=name,clocks.sm,clocks.mem,power.draw,temperature.gpu", "--format=csv,noheader"]
+    try:
+        return subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 @click.command()
-@click.option("--data-dir", type=click.Path(path_type=Path), help="A folder or archive of pictures. [made ones]")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="A folder or archive of images. [generated ones]")
 @click.option("--device", default="cuda", show_default=True)
-@click.option("--minutes", default=9.0, show_default=True, help="Stages that no longer fit are left out.")
-@click.option("--seeds", default=5, show_default=True, help="Runs of each recipe.")
+@click.option("--minutes", default=9.0, show_default=True, help="Stages that do not fit are skipped.")
+@click.option("--seeds", "count", default=5, show_default=True, help="Seeds of each recipe.")
+@click.option("--only", default="", help="Words of the names of other libraries' loops to run. [all]")
+@click.option("--skip", default="", help="Names of stages to skip, separated by semicolons.")
 @click.option("--quick", is_flag=True, help="Everything shrunk, to see that it works.")
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON file. [results/gpu-DATE.json]")
-def main(data_dir: Path | None, device: str, minutes: float, seeds: int, quick: bool, out: Path | None) -> None:
+def main(
+    data_dir: Path | None, device: str, minutes: float, count: int, only: str, skip: str, quick: bool, out: Path | None
+) -> None:
     with contextlib.ExitStack() as stack:
         if data_dir is None:
             data_dir = stack.enter_context(measure.pictures(512 if quick else 20_480, 128 if quick else 4096))
-        settings: dict[str, Any] = {"data": "folder", "data_dir": str(data_dir)}
+        settings: dict[str, Any] = {"data": "folder", "data_dir": str(data_dir.resolve())}
         if quick:
             settings |= {"model_args": "width=4", "batch_size": 64, "epochs": 2}
-        bench = Bench(settings, device, quick, minutes)
-        bench.tell("parameters", _model_is_whole(bench.parts.learner.model))
-        bench.tell("precision", bench.parts.config.precision, remark=f"{bench.parts.batches.kind} batches")
-        bench.stage("ceilings", ceilings, 5)
-        bench.stage("augmentation", augmentation_is_the_cpus, 10)
-        bench.stage("host synchronisation", nothing_waits, 10)
-        bench.stage("CUDA graph", graphs, 20)
-        bench.stage("stages", stages, 15)
-        bench.stage("resuming", resuming, 20)
-        bench.stage("default recipe, one seed", runs("custom-resnet", 1), 30)
-        bench.stage("profile", where_the_time_goes, 20)
-        bench.stage(
-            "CUDA graph, default recipe", runs("custom-resnet", 1, cuda_graph=True), 30
-        ) if bench.on_gpu else None
-        bench.stage("peers", peers, 90)
-        bench.stage("default recipe", runs("custom-resnet", seeds), 25 * seeds)
-        bench.stage("dawnbench recipe", runs("dawnbench", seeds), 25 * seeds)
+        started_at = time.monotonic()
+        bench = Bench(settings, device, quick, minutes, out)
+        bench.peers = only
+        bench.add("components, first time", time.monotonic() - started_at, "s")
+        bench.add("parameters", sum(parameter.numel() for parameter in bench.components.learner.model.parameters()))
+        bench.add("precision", bench.components.config.precision, remark=f"{bench.components.loaders.kind} batches")
+        stages: list[tuple[str, Callable[[Bench], None], float]] = [
+            ("ceilings", ceilings, 5),
+            ("augmentation", check_augmentation, 10),
+            ("host synchronisation", check_waits, 10),
+            ("CUDA graph", check_graph, 15),
+            ("fused kernels", check_fused, 10),
+            ("parts of an update", time_parts, 15),
+            ("resuming", check_resuming, 20),
+        ]
+        if bench.on_gpu:
+            plain = whole_command("custom-resnet, plain", "--cuda-graph=False", "--fused=False")
+            stages.append(("whole command, plain", plain, 60))
+        stages.append(("whole command", whole_command("custom-resnet"), 45))
+        stages += [
+            ("profile", profiled, 10),
+            ("variants", variants(compiled=False), 20),
+            ("peers", peers, 15 if only else 60),
+            ("seeds", seeds(2 if quick else count, "custom-resnet", "dawnbench"), 15),
+            ("torch.compile", variants(compiled=True), 60),
+        ]
+        for name, work, seconds in stages:
+            if name in skip.split(";"):
+                bench.left_out.append(f"{name}: skipped by --skip")
+            else:
+                bench.stage(name, work, seconds)
     for line in bench.left_out:
         click.echo(f"left out: {line}")
-    more = {"left_out": bench.left_out, "profile": bench.profile.splitlines()}
-    measure.keep("gpu", bench.device, bench.rows, out, **more)
+    if card := _card():
+        bench.add("card, at the end", card)
+    measure.keep("gpu", bench.device, bench.rows, out, **bench.more())
     sys.exit(1 if any(row["right"] == "NO" for row in bench.rows) else 0)
 
 

@@ -14,7 +14,7 @@ from harness.cli.commands import PlainCommand, SettingsCommand, aliases_of, help
 from harness.cli.main import EXIT_STATUSES, cli
 from harness.cli.options import option_names
 from harness.config.recipe import make_config, recipe_paths
-from harness.config.settings import Config, setting_fields, setting_types
+from harness.config.settings import Config, is_switch, setting_fields
 
 sys.path.insert(0, str(Path(__file__).parent))
 import api
@@ -95,13 +95,14 @@ def _setting_row(name: str, default: object) -> str:
     about = metadata["help"] + choices + _bounds(name)
     if others := [option for option in option_names(name) if option != f"--{name.replace('_', '-')}"]:
         about += f" Also {', '.join(f'`{option}`' for option in others)}."
-    shown = {"": "", "()": "", "{}": "", "None": "none"}.get(str(default), str(default))
+    empty = "auto" if is_switch(name) else "none"
+    shown = {"": "", "()": "", "{}": "", "None": empty}.get(str(default), str(default))
     return f"| `{name}`{' +' if metadata['affects_results'] else ''} | {shown} | {about.replace('|', '/')} |"
 
 
 def _bounds(name: str) -> str:
     metadata = setting_fields()[name].metadata
-    if setting_types()[name] is bool:
+    if is_switch(name):
         return ""
     signs = (("low", "≥"), ("above", ">"), ("high", "≤"), ("below", "<"))
     bounds = [f"{sign} {metadata[key]:g}" for key, sign in signs if metadata[key] is not None]

@@ -139,3 +139,15 @@ def test_nothing_runs_code_from_a_file():
                 assert words.get("weights_only") == "True", path
             if name.endswith(".extractall"):
                 assert "filter" in words, path
+
+
+def test_no_two_functions_or_classes_share_a_name():
+    """Commands of the command line are named after what they call; every other public name means one thing."""
+    places = {}
+    for path in FILES:
+        if relative(path).startswith("cli/"):
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(relative(path))
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}

@@ -12,7 +12,7 @@ from harness.checks.lr_schedule import EPOCHS, RateCurve
 from harness.checks.network import parameters_row
 from harness.checks.table import CheckRow, row
 from harness.config.settings import FIND, Config
-from harness.evaluation.metrics import read_predictions
+from harness.evaluation.metrics import read_predictions_csv
 from harness.evaluation.trained_model import load_trained_model
 from harness.models.factory import count_parameters
 from harness.tracking.journal import JournalContents, read_journal
@@ -116,7 +116,7 @@ def epochs_row(run: FinishedRun) -> CheckRow:
     return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == RunState.FINISHED)
 
 
-def batch_row(run: FinishedRun, per_epoch: int) -> CheckRow:
+def finished_batch_row(run: FinishedRun, per_epoch: int) -> CheckRow:
     """Return the row about the batch size, which is to agree with the number of updates per epoch."""
     train = run.images.get("train", 0)
     agrees = run.config.batch_size == BATCH_SIZE and per_epoch in (train // BATCH_SIZE, -(-train // BATCH_SIZE))
@@ -143,7 +143,7 @@ def accuracy_row(run: FinishedRun) -> CheckRow:
     if not isinstance(accuracy, int | float):
         return row("accuracy", ACCURACY_WANTED, "the test set was not evaluated", how, False)
     found = f"{percent(accuracy, 2)} ({result.get('chosen', '?')})"
-    predictions, _ = read_predictions(run.folder / "predictions.csv", run.classes)
+    predictions, _ = read_predictions_csv(run.folder / "predictions.csv", run.classes)
     if predictions is None:
         return row("accuracy", ACCURACY_WANTED, found, how, accuracy >= TARGET)
     how = "summary.json; predictions.csv, counted"

@@ -14,7 +14,7 @@ from harness.checks.table import CheckRow, row
 from harness.config.recipe import make_config
 from harness.config.settings import FIND, Config
 from harness.reporting.figures.schedule import curve
-from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
+from harness.training.learner import current_lr, make_optimizer, set_lr_and_momentum
 from harness.training.schedule import make_schedule
 from harness.utils.files import read_json
 from harness.utils.text import percent

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.checks.op_trace import Step, describe, trace
+from harness.checks.op_trace import Step, describe_steps, trace
 from harness.checks.table import CheckRow, row
 from harness.config.settings import Config
 from harness.models.factory import count_parameters
@@ -72,8 +72,10 @@ def _custom_rows(steps: list[Step]) -> list[CheckRow]:
         done += convs
     pools = [step for step in head if step.kind == "pool"]
     rest = [step for step in head if step.kind not in ("pool", "softmax")]
-    rows.append(row("pooling", "MaxPool 4", describe(pools) or "none", HOW, describe(pools) == "MaxPool 4"))
-    rows.append(row("classifier", "FC 512>10", describe(rest) or "none", HOW, describe(rest) == "FC 512>10"))
+    rows.append(row("pooling", "MaxPool 4", describe_steps(pools) or "none", HOW, describe_steps(pools) == "MaxPool 4"))
+    rows.append(
+        row("classifier", "FC 512>10", describe_steps(rest) or "none", HOW, describe_steps(rest) == "FC 512>10")
+    )
     return rows
 
 
@@ -110,13 +112,13 @@ def _resnet18_rows(steps: list[Step]) -> list[CheckRow]:
     body, head = _split(steps)
     blocks = [step for step in body if step.kind == "add"]
     convs = [index for index, step in enumerate(body) if step.kind == "conv"]
-    stem = describe(body[: convs[1]]) if len(convs) > 1 else describe(body)
+    stem = describe_steps(body[: convs[1]]) if len(convs) > 1 else describe_steps(body)
     convs3x3 = sum(step.text.startswith("conv3x3") for step in body)
     channels = sorted({step.shape[1] for step in blocks})
     sizes = sorted({step.shape[-1] for step in blocks}, reverse=True)
     found = f"{len(blocks)} blocks with {convs3x3 - 1} conv3x3, channels {channels}, sizes {sizes}"
     wanted = "8 blocks with 16 conv3x3, channels [64, 128, 256, 512], sizes [32, 16, 8, 4]"
-    classifier = describe([step for step in head if step.kind != "softmax"])
+    classifier = describe_steps([step for step in head if step.kind != "softmax"])
     return [
         row("stem", "conv3x3 3>64, BN, ReLU", stem, HOW, stem == "conv3x3 3>64, BN, ReLU"),
         row("blocks", wanted, found, HOW, found == wanted),

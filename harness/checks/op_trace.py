@@ -85,7 +85,7 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Step], Tensor]:
     return recorder.steps, out
 
 
-def describe(steps: list[Step]) -> str:
+def describe_steps(steps: list[Step]) -> str:
     """Return steps as text: `conv3x3 64>128, MaxPool 2, BN, ReLU`."""
     return ", ".join(step.text for step in steps)
 

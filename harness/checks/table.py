@@ -45,7 +45,7 @@ def row(name: str, wanted: str, found: str, how: str, agrees: bool | None) -> Ch
     return CheckRow(name, wanted, found, how, verdict)
 
 
-def table(rows: Sequence[CheckRow], title: str, width: int) -> str:
+def check_table(rows: Sequence[CheckRow], title: str, width: int) -> str:
     """Return the rows as a text table, in colour on a terminal.
 
     Args:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from harness.checks import augmentation, finished_run, lr_schedule, network
-from harness.checks.table import CheckRow, row, table
+from harness.checks.table import CheckRow, check_table, row
 from harness.config.recipe import make_config
 from harness.config.settings import FIND, Config
 from harness.data.device_loader import count_steps
@@ -55,7 +55,7 @@ class Verification:
 
     def text(self, width: int) -> str:
         """Return the table as text, for a terminal of `width` columns (0: no terminal)."""
-        return table(self.rows, f"{self.subject}, compared with the specification ({self.specification})", width)
+        return check_table(self.rows, f"{self.subject}, compared with the specification ({self.specification})", width)
 
     def summary(self) -> str:
         """Return one line: which points deviate."""
@@ -129,7 +129,7 @@ def _verify_run(run: finished_run.FinishedRun) -> Verification:
         data,
         *network_rows,
         weights,
-        finished_run.batch_row(run, rates.per_epoch),
+        finished_run.finished_batch_row(run, rates.per_epoch),
         finished_run.epochs_row(run),
         *lr_schedule.rate_rows(rates, *finished_run.used_rates(run)),
         lr_schedule.range_test_row(config, run.folder),

@@ -184,11 +184,11 @@ class SettingsCommand(PlainCommand):
         Raises:
             UsageError: an option or its value is wrong; a sweep whose trial this is hears of it.
         """
-        booleans = {normalize_name(name) for name, kind in settings.setting_types().items() if kind is bool}
+        booleans = {normalize_name(name) for name in settings.setting_fields() if settings.is_switch(name)}
         completed = []
         for argument, following in itertools.zip_longest(args, args[1:], fillvalue=""):
             stands_alone = argument.startswith("--") and normalize_name(argument) in booleans
-            is_true = stands_alone and following.lower() not in settings.BOOLEANS
+            is_true = stands_alone and following.lower() not in (*settings.BOOLEANS, settings.AUTO)
             completed.append(f"{argument}=true" if is_true else argument)
         takes_arguments = any(isinstance(parameter, click.Argument) for parameter in self.params)
         for argument, following in itertools.pairwise(completed):

@@ -32,15 +32,16 @@ def values_of(name: str, incomplete: str) -> list[CompletionItem]:
         case "model":
             return _plain([*OURS, *timm_models()], incomplete)
         case "resume":
-            return [*_plain(("auto", "never"), incomplete), *runs(incomplete)]
+            return [*_plain(("auto", "never"), incomplete), *run_completions(incomplete)]
         case "data_dir" | "output":
             return _other("dir", incomplete)
         case "lr_min" | "lr_max":
             return _plain((settings.FIND,), incomplete)
     choices = settings.setting_fields()[name].metadata["choices"]
     values = {"data": DATA, "device": DEVICES, "cam": CAMS}.get(name) or choices
-    if settings.setting_types()[name] is bool:
-        values = ("True", "False")
+    if settings.is_switch(name):
+        is_open = settings.setting_fields()[name].default is None
+        values = ("auto", "True", "False") if is_open else ("True", "False")
     return _plain(values, incomplete)
 
 
@@ -59,7 +60,7 @@ def options_of(command: click.Command, context: click.Context, incomplete: str) 
     return items
 
 
-def runs(incomplete: str) -> list[CompletionItem]:
+def run_completions(incomplete: str) -> list[CompletionItem]:
     """Return run directories: those in `runs`, or in the folder that is being typed; else any path."""
     folder = Path(incomplete.rpartition("/")[0] or "/") if "/" in incomplete else Path("runs")
     directories = [str(path.parent) for path in sorted(folder.expanduser().glob("*/config.yaml"))]
@@ -68,7 +69,7 @@ def runs(incomplete: str) -> list[CompletionItem]:
 
 def complete_run(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Complete an argument that is a run directory; click's `shell_complete`."""
-    return runs(incomplete)
+    return run_completions(incomplete)
 
 
 def complete_sweep(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
@@ -113,6 +114,7 @@ def main() -> None:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    gc.freeze()  # else the interpreter's last collection examines every object of the libraries, for about a second
     sys.exit(status if isinstance(status, int) else 0)
 
 

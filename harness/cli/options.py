@@ -23,10 +23,9 @@ class SettingOption(click.Option):
     """An option that stands for one setting; `Config` checks its value, not click."""
 
     def __init__(self, name: str) -> None:
-        kind, about = config.setting_types()[name], config.setting_fields()[name].metadata
-        self.group = about["group"]
+        self.group = config.setting_fields()[name].metadata["group"]
         extra: dict[str, Any] = {}
-        if kind is bool:
+        if config.is_switch(name):
             extra = {"is_flag": False, "flag_value": "true"}
         elif name in ("model_args", "plugin", "tags"):
             extra = {"multiple": True}
@@ -34,7 +33,7 @@ class SettingOption(click.Option):
             [*option_names(name), name],
             type=str,
             default=None,
-            help=describe(name),
+            help=setting_help(name),
             metavar=_metavar(name),
             shell_complete=lambda context, parameter, incomplete: completion.values_of(name, incomplete),
             **extra,
@@ -57,25 +56,26 @@ def option_names(setting: str) -> list[str]:
     return [*letter, f"--{setting.replace('_', '-')}", *short]
 
 
-def describe(name: str) -> str:
+def setting_help(name: str) -> str:
     """Return a setting's help with its choices and its default."""
     about, default = config.setting_fields()[name].metadata, config.setting_fields()[name].default
     parts = [about["help"]]
     if about["choices"]:
         parts.append(f"One of {', '.join(about['choices'])}.")
-    if isinstance(default, str | int | float) and default != "":
+    if config.is_switch(name) and default is None:
+        parts.append(f"[{config.AUTO}]")
+    elif isinstance(default, str | int | float) and default != "":
         parts.append(f"[{default:g}]" if isinstance(default, float) else f"[{default}]")
     return " ".join(parts)
 
 
 def _metavar(name: str) -> str:
-    kind = config.setting_types()[name]
-    if kind is bool:
+    if config.is_switch(name):
         return "BOOL"
     if name in ("data_dir", "output"):
         return "FOLDER"
     special = {"model_args": "KEY=VALUE,...", "plugin": "NAME,...", "tags": "NAME,..."}
-    return {int: "N", float: "NUMBER", str: "TEXT"}.get(kind, special.get(name, "NUMBER"))
+    return {int: "N", float: "NUMBER", str: "TEXT"}.get(config.setting_types()[name], special.get(name, "NUMBER"))
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,7 +109,7 @@ def _with_options(command: Callable[..., Any], names: Iterable[str]) -> Callable
     collect_options.__doc__, collect_options.__name__ = command.__doc__, command.__name__
     params = [*getattr(command, "__click_params__", [])]
     for name in reversed(names):
-        if config.setting_types()[name] is bool:
+        if config.is_switch(name):
             params.append(NoOption(name))
         params.append(SettingOption(name))
     setattr(collect_options, "__click_params__", params)  # noqa: B010 - where click's decorators look for them

@@ -56,4 +56,4 @@ def _save_in_wandb(target: str, draft: bool) -> str:
     """Save a W&B report and return its address."""
     from harness.tracking.wandb import report as wandb_report
 
-    return wandb_report.save(target, draft)
+    return wandb_report.save_report(target, draft)

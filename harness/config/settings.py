@@ -23,6 +23,7 @@ from harness.utils.errors import UsageError, did_you_mean
 
 # Data that may bring its own validation split, so that val_fraction=0 does not imply that there is none.
 FOLDER_LIKE = ("folder",)
+AUTO = "auto"  # written for None, the value of a switch that is neither on nor off
 # Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
 SHORT_NAMES = {"config": "recipe", "lr": "lr_max", "opt": "optimizer", "wd": "weight_decay"}
 
@@ -38,6 +39,7 @@ def _setting(
     high: float | None = None,
     below: float | None = None,
     affects_results: bool = True,
+    added_later: bool = False,
 ) -> Any:
     """Return a field of `Config`.
 
@@ -46,6 +48,8 @@ def _setting(
         high, below: upper bound, inclusive and exclusive.
         affects_results: whether the numbers of a run depend on the setting; a run is resumed only if all such settings
             are unchanged.
+        added_later: leave the setting out of `affecting_results` while it has its default, so that the names of runs
+            from before there was such a setting stay the same, and the runs can be resumed.
     """
     metadata = dict(
         help=help,
@@ -56,6 +60,7 @@ def _setting(
         high=high,
         below=below,
         affects_results=affects_results,
+        added_later=added_later,
     )
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -135,7 +140,8 @@ class Config:
     precision: str = _setting("auto", "Number format of the forward and backward pass; auto: bf16 where it is faster on this machine, else fp32.", group="Hardware", choices=("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = _setting(True, "Store images and weights in NHWC memory order, which is faster for convolutions.", group="Hardware")
     compile: bool = _setting(False, "Compile the model with torch.compile, which takes about a minute and pays off in long GPU runs.", group="Hardware")
-    cuda_graph: bool = _setting(False, "Capture the optimizer update as a CUDA graph, which is faster for small models; needs SGD and a single process.", group="Hardware")
+    cuda_graph: bool | None = _setting(None, "Capture the optimizer update as a CUDA graph, which is faster for small models (SGD, a single process); auto: where that is possible and all images are kept on the GPU.", group="Hardware")
+    fused: bool | None = _setting(None, "Train the custom ResNet with Triton kernels for pooling, batch normalisation and ReLU (CUDA, bf16 or fp16); auto: where they fit.", group="Hardware", added_later=True)
     sync_bn: bool = _setting(False, "Under torchrun on GPUs: compute batch normalisation over the whole batch instead of separately on each process.", group="Hardware")
     process_timeout: int = _setting(1800, "Under torchrun: seconds after which a process stops waiting for the others.", group="Hardware", low=1, high=1_000_000, affects_results=False)
     threads: int = _setting(0, "CPU threads of torch; 0: torch's default.", group="Hardware", low=0, high=4096, affects_results=False)
@@ -239,9 +245,16 @@ class Config:
 
     def affecting_results(self) -> dict[str, Any]:
         """Return the settings that the numbers of a run depend on (not where it writes, or how it is named or tracked)."""
-        return {
-            key: value for key, value in self.to_dict().items() if setting_fields()[key].metadata["affects_results"]
-        }
+        affecting = {}
+        for key, value in self.to_dict().items():
+            setting = setting_fields()[key]
+            if setting.metadata["affects_results"] and not (
+                setting.metadata["added_later"] and value == setting.default
+            ):
+                affecting[key] = value
+        # A captured update has the results of a plain one. Version 0.1 had False for today's auto.
+        affecting["cuda_graph"] = bool(self.cuda_graph)
+        return affecting
 
     def digest(self) -> str:
         """Return 8 hexadecimal digits that are equal for equal `affecting_results()`."""
@@ -258,6 +271,11 @@ def setting_fields() -> Mapping[str, dataclasses.Field[Any]]:
 def setting_types() -> Mapping[str, Any]:
     """Return name -> type annotation."""
     return get_type_hints(Config)
+
+
+def is_switch(name: str) -> bool:
+    """Return whether a setting is on or off (or auto); its option may stand alone."""
+    return setting_types()[name] in (bool, bool | None)
 
 
 def normalize_name(name: str) -> str:
@@ -283,8 +301,8 @@ def canonical_name(spelling: str) -> str:
 def coerce(name: str, value: Any) -> Any:
     """Convert a value from the command line, YAML or Python to the type of the setting `name`, and check its bounds.
 
-    Accepted are `"True"`, `true` and `1` for a boolean, `8.0` for the integer 8, `"a,b"` for a list, and
-    `{'width': 16}` or `width=16` for a mapping.
+    Accepted are `"True"`, `true` and `1` for a boolean (and `auto` for one that may be None), `8.0` for the integer 8,
+    `"a,b"` for a list, and `{'width': 16}` or `width=16` for a mapping.
 
     Raises:
         UsageError: the value is not allowed; the message names the setting, the value and what is allowed.
@@ -292,7 +310,7 @@ def coerce(name: str, value: Any) -> Any:
     kind, metadata = setting_types()[name], setting_fields()[name].metadata
     is_optional = get_origin(kind) is types.UnionType and type(None) in get_args(kind)
     if is_optional:
-        if value is None or value in ("", "None", "none", "null"):
+        if value is None or value in ("", "None", "none", "null") or (value == AUTO and is_switch(name)):
             return None
         kind = next(member for member in get_args(kind) if member is not type(None))
     try:

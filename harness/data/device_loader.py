@@ -5,17 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from harness.config.settings import Config
-from harness.data.augment import Augment, apply_augment, draw_parameters, pad
+from harness.data.augment import Augment, AugmentParameters, apply_augment, draw_parameters, pad
 from harness.data.dataset import Dataset, Split
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
+
+T = TypeVar("T")
 
 
 class Sharder(Protocol):
@@ -27,6 +29,10 @@ class Sharder(Protocol):
         """Return the items of this process."""
         ...
 
+    def broadcast(self, value: T) -> T:
+        """Return the main process's value."""
+        ...
+
 
 class NoSharding:
     """The division of a run of one process: all items."""
@@ -36,6 +42,10 @@ class NoSharding:
     def shard(self, num_items: int, /) -> slice:
         """Return all items."""
         return slice(0, num_items)
+
+    def broadcast(self, value: T) -> T:
+        """Return the value."""
+        return value
 
 
 NO_SHARDING = NoSharding()
@@ -94,17 +104,25 @@ class DeviceTrainLoader:
         self._padded = pad(torch.from_numpy(split.pixels).to(device), augment.padding, augment.padding_mode)
         self._labels = torch.from_numpy(split.labels).to(device)
         self._constants = preprocess.constants(device)
+        self._prepared: tuple[int, Tensor, AugmentParameters] | None = None  # the next epoch
+
+    def _prepare(self, epoch: int) -> tuple[int, Tensor, AugmentParameters]:
+        """Return the epoch, the order of its images and the parameters of their augmentation, on the device."""
+        num_images, seed = len(self._labels), self._config.seed
+        order = copy_to_device(epoch_order(num_images, seed, epoch)[: self.num_images], self._device)
+        parameters = draw_parameters(self._augment, self._size, num_images, seed, epoch)
+        return epoch, order, parameters.map(lambda values: copy_to_device(values, self._device))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
 
         The global random generators are not used.
         """
-        batch_size, seed = self._config.batch_size, self._config.seed
-        order = copy_to_device(epoch_order(len(self._labels), seed, epoch)[: self.num_images], self._device)
-        parameters = draw_parameters(self._augment, self._size, len(self._labels), seed, epoch).map(
-            lambda values: copy_to_device(values, self._device)
-        )
+        batch_size, prepared = self._config.batch_size, self._prepared
+        self._prepared = None
+        if prepared is None or prepared[0] != epoch:
+            prepared = self._prepare(epoch)
+        _, order, parameters = prepared
         for batch in range(start, self.steps):
             index = order[batch * batch_size : (batch + 1) * batch_size]
             index = index[self._sharder.shard(len(index))]
@@ -112,6 +130,8 @@ class DeviceTrainLoader:
                 self._padded, index, parameters[index], self._size, self._augment.cutout, self._constants
             )
             yield images if self._config.channels_last else images.contiguous(), self._labels[index]
+        if self._device.type == "cuda":  # it still computes the last updates; later it would wait for the next epoch
+            self._prepared = self._prepare(epoch + 1)
 
     def size(self, batch: int) -> int:
         """Return the number of images in a batch, over all processes."""

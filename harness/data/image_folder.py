@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.config.names import SPLIT_NAMES, SplitName
+from harness.data import decoded_cache
 from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory
 from harness.data.folder_scan import FolderScan, Layout, child_folders, scan_folder
 from harness.data.image_io import check_header, read_image
@@ -60,6 +61,9 @@ def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
     Raises:
         DataError: there is no data, an image cannot be read, or the classes are inconsistent.
     """
+    is_archive = root.is_file()
+    if is_archive and (cached := decoded_cache.load_decoded(root)) is not None:
+        return FolderData(*cached)
     scan, layout = scan_folder(root)
     class_folders = _group_by_class(scan, layout)
     _check_classes(class_folders, root)
@@ -75,6 +79,8 @@ def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
         )
     data.skipped.extend(escape_unprintable(path) for path in sorted(problems))
     _check_not_emptied(data, root)
+    if is_archive and not problems:
+        decoded_cache.save_decoded(root, data.classes, data.splits)
     return data
 
 

@@ -87,6 +87,8 @@ def make_loaders(
     device = torch.device(device)
     augment = make_augment(config, preprocess)
     reason = "loader=timm" if config.loader == "timm" else why_not_on_device(config, data, augment, preprocess, device)
+    # The main process decides for all: free memory differs between GPUs, and the two loaders' batches are not the same.
+    reason = sharder.broadcast(reason)
     if reason and config.loader == "resident":
         raise UsageError(f"loader=resident is not possible: {reason}; set --loader auto")
     is_resident = reason is None

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from harness.utils.lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from harness.evaluation.gradcam import explain as explain
+    from harness.evaluation.gradcam import compute_maps as compute_maps
     from harness.evaluation.metrics import Predictions as Predictions
     from harness.evaluation.metrics import accuracy as accuracy
     from harness.evaluation.metrics import confusion_matrix as confusion_matrix
     from harness.evaluation.metrics import per_class as per_class
-    from harness.evaluation.metrics import read_predictions as read_predictions
+    from harness.evaluation.metrics import read_predictions_csv as read_predictions_csv
     from harness.evaluation.metrics import reliability as reliability
-    from harness.evaluation.metrics import write_predictions as write_predictions
+    from harness.evaluation.metrics import write_predictions_csv as write_predictions_csv
     from harness.evaluation.selection import choose_images as choose_images
     from harness.evaluation.trained_model import TrainedModel as TrainedModel
     from harness.evaluation.trained_model import load_trained_model as load_trained_model
@@ -25,28 +25,28 @@ _MODULES = {
     "TrainedModel": "harness.evaluation.trained_model",
     "accuracy": "harness.evaluation.metrics",
     "choose_images": "harness.evaluation.selection",
+    "compute_maps": "harness.evaluation.gradcam",
     "confusion_matrix": "harness.evaluation.metrics",
     "eval_mode": "harness.training.device",
-    "explain": "harness.evaluation.gradcam",
     "load_trained_model": "harness.evaluation.trained_model",
     "per_class": "harness.evaluation.metrics",
-    "read_predictions": "harness.evaluation.metrics",
+    "read_predictions_csv": "harness.evaluation.metrics",
     "reliability": "harness.evaluation.metrics",
-    "write_predictions": "harness.evaluation.metrics",
+    "write_predictions_csv": "harness.evaluation.metrics",
 }
 __all__ = [
     "Predictions",
     "TrainedModel",
     "accuracy",
     "choose_images",
+    "compute_maps",
     "confusion_matrix",
     "eval_mode",
-    "explain",
     "load_trained_model",
     "per_class",
-    "read_predictions",
+    "read_predictions_csv",
     "reliability",
-    "write_predictions",
+    "write_predictions_csv",
 ]
 
 __getattr__ = lazy_attributes(__name__, _MODULES)

@@ -90,7 +90,7 @@ class Maps:
         return len(self.raw)
 
 
-def explain(
+def compute_maps(
     model: nn.Module,
     images: Tensor,
     targets: Sequence[int] | np.ndarray | Tensor,

@@ -246,7 +246,9 @@ def reliability(predictions: AnyPredictions, bins: int = BINS) -> Reliability:
     return Reliability(edges, counts, confidence, accuracy, ece)
 
 
-def write_predictions(predictions: Predictions, ids: Sequence[str], classes: Sequence[str], path: Path | str) -> Path:
+def write_predictions_csv(
+    predictions: Predictions, ids: Sequence[str], classes: Sequence[str], path: Path | str
+) -> Path:
     """Write `predictions.csv`: one row per image, in the order of the data; label and prediction are class names."""
     names = [csv_cell(name) for name in classes]
     columns = (
@@ -264,7 +266,7 @@ def write_predictions(predictions: Predictions, ids: Sequence[str], classes: Seq
     return Path(path)
 
 
-def read_predictions(path: Path, classes: Sequence[str]) -> tuple[SavedPredictions | None, str]:
+def read_predictions_csv(path: Path, classes: Sequence[str]) -> tuple[SavedPredictions | None, str]:
     """Return the predictions in a CSV file and an empty text, or None and why they can not be read.
 
     Args:

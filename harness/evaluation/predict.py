@@ -13,7 +13,7 @@ from harness.training.device import eval_mode
 from harness.utils.errors import DataError, DivergedError
 
 
-def predict(
+def predict_batches(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     device: torch.device | str,

@@ -198,7 +198,11 @@ class LRFinder:
         gc.collect()  # a learner of another seed, and what it holds on the device
         torch.manual_seed(seed)
         model = factory.create_model(config, self.num_classes)
-        return make_learner(config, model, inputs.device, inputs.precision, make_mixup(config, self.num_classes))
+        mixup, forward = (
+            make_mixup(config, self.num_classes),
+            factory.make_training_forward(config, model, inputs.device),
+        )
+        return make_learner(config, model, inputs.device, inputs.precision, mixup, forward=forward)
 
     def loader_factory(self, seed: int) -> TrainBatches:
         """Return the training batches of a run with that seed, without the held-out images."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from harness.lr_finder.analysis import DivergenceDetector, End, LRCurve
 from harness.tracking.records import Curve, Record
 from harness.training.learner import Learner
-from harness.training.loop import EvalBatches, StepInfo, TrainBatches, evaluate
+from harness.training.loop import EvalBatches, StepInfo, TrainBatches, evaluate_batches
 from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
@@ -161,7 +161,7 @@ def curve_of_seed(
                 break
             if val_loader is not None and step % every == every - 1:
                 with preserve_rng_state():  # a loader may draw; the curve must not depend on whether it is evaluated
-                    scores = evaluate(learner.model, val_loader, learner.device, learner.precision)
+                    scores = evaluate_batches(learner.model, val_loader, learner.device, learner.precision)
                 recorder.val_points[step] = (scores["loss"], scores["acc"])
         device = learner.device
         del learner, batches
@@ -267,7 +267,7 @@ def short_run(
                 check()
         if not has_diverged and bool(torch.isfinite(result.loss)):
             # The weights themselves: an EMA is still at its beginning after so few steps.
-            scores = evaluate(learner.model, val_loader, learner.device, learner.precision)
+            scores = evaluate_batches(learner.model, val_loader, learner.device, learner.precision)
             scores = scores if math.isfinite(scores["loss"]) else {"loss": math.nan, "acc": 0.0}
         device = learner.device
         del learner, batches

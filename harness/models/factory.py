@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from timm.models import get_pretrained_cfg, split_model_name_tag
-from torch import nn
+from torch import Tensor, nn
 
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
@@ -201,3 +202,29 @@ def with_sync_batchnorm(model: nn.Module) -> nn.Module:
 
     converted: nn.Module = convert_sync_batchnorm(model)
     return converted
+
+
+def make_training_forward(config: Config, model: nn.Module, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """Return a forward pass for training in kernels made for the model, or None where only torch's fit.
+
+    Raises:
+        UsageError: `fused=True`, and there are no such kernels for the model or the device.
+    """
+    if config.fused is False:
+        return None
+    reason: str | None = None
+    if device.type != "cuda":
+        reason = f"device={device} is not a CUDA GPU"
+    elif config.precision == "fp32":
+        reason = "precision=fp32"
+    elif importlib.util.find_spec("triton") is None:
+        reason = "Triton is not installed"
+    else:
+        from harness.models import fused  # imports Triton
+
+        reason = fused.why_not_fused(model, config.channels_last)
+        if reason is None:
+            return fused.FusedForward(model)  # type: ignore[arg-type]
+    if config.fused:
+        raise UsageError(f"fused=True, but {reason}; leave --fused out")
+    return None

@@ -17,7 +17,7 @@ from harness.data.dataset import Split
 from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam, metrics
 from harness.evaluation.metrics import Predictions
-from harness.evaluation.predict import predict
+from harness.evaluation.predict import predict_batches
 from harness.evaluation.selection import choose_images
 from harness.reporting.figures import confusion, gallery
 from harness.reporting.figures import gradcam as cam_figure
@@ -74,14 +74,14 @@ class Evaluator:
         Args:
             batches: of the same split, in its order.
         """
-        predictions = predict(
+        predictions = predict_batches(
             self.model, batches, self.device, autocast=autocast_dtype(self.config.precision), tta=self.config.tta
         )
         figures = folder / "figures"
         matrix = metrics.confusion_matrix(predictions)
         table = metrics.per_class(matrix).table(self.classes)
         calibration = metrics.reliability(predictions)
-        metrics.write_predictions(predictions, split.ids, self.classes, folder / "predictions.csv")
+        metrics.write_predictions_csv(predictions, split.ids, self.classes, folder / "predictions.csv")
         write_csv(folder / "per_class.csv", table.columns, table.rows)
         values: dict[str, Value] = {
             "predictions/scores": predictions.scores(self.classes),
@@ -128,7 +128,9 @@ class Evaluator:
             )  # fmt: skip
             values[f"gallery/{name}"] = as_image(path)
             if len(chosen):
-                values[f"predictions/{name}"] = gallery.table(predictions, chosen, pictures, split.ids, self.classes)
+                values[f"predictions/{name}"] = gallery.gallery_table(
+                    predictions, chosen, pictures, split.ids, self.classes
+                )
         return values
 
     def _choose(self, predictions: Predictions, *, wrong: bool, rule: str) -> np.ndarray:
@@ -144,8 +146,8 @@ class Evaluator:
         images = torch.stack([self.preprocess.image(split.picture(int(index))) for index in chosen])
         pictures = [to_uint8(image) for image in self.preprocess.denormalise(images)]
         options = dict(method=self.config.cam, layer=self.config.cam_layer)
-        predicted = gradcam.explain(self.model, images, predictions.predicted[chosen], **options)
-        true = gradcam.explain(self.model, images, predictions.labels[chosen], **options)
+        predicted = gradcam.compute_maps(self.model, images, predictions.predicted[chosen], **options)
+        true = gradcam.compute_maps(self.model, images, predictions.labels[chosen], **options)
         tiles = self._tiles(predictions, chosen, pictures)
         title = f"Class-activation maps of {len(chosen)} misclassified images"
         cam_figure.gradcam_figure(tiles, predicted, true, path, title=title)
@@ -225,7 +227,7 @@ def shrink(pixels: np.ndarray, side: int = MAX_SIDE) -> np.ndarray:
 
 def enlarge(pixels: np.ndarray, side: int) -> np.ndarray:
     """Return a small image with each pixel repeated, so that its longer side is about `side`."""
-    return gallery.enlarge(pixels, max(side, *pixels.shape[:2]))  # never reduced here
+    return gallery.fit_to_side(pixels, max(side, *pixels.shape[:2]))  # never reduced here
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

@@ -77,7 +77,16 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
 
     made = loaders.make_loaders(config, dataset, preprocess, device, processes)
     mixup = make_mixup(config, classes)
-    learner = make_learner(config, model, device, autocast_dtype(config.precision), mixup, processes)
+    learner = make_learner(
+        config,
+        model,
+        device,
+        autocast_dtype(config.precision),
+        mixup,
+        processes,
+        forward=factory.make_training_forward(config, model, device),
+        images_on_device=made.kind == "resident",
+    )
     schedule = make_schedule(config, made.train.steps)
     components = Components(config, dataset, learner, preprocess, made, schedule)
     _check(components)
@@ -124,7 +133,7 @@ def _check_model_output(components: Components) -> None:
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UsageError(
-            f"{config.model} can not take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
+            f"{config.model} cannot take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
         ) from None
     if len(shape) != 2:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""Taking a trained model elsewhere: a folder for stock timm, ONNX for other runtimes, a card that says what it is."""
+"""Export a trained model: as a folder for stock timm with a model card, or as ONNX for other runtimes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtim
 def export_timm(path: Path, folder: Path) -> str:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with a model card.
 
-    timm builds the model by its name, so `import harness.models.cifar_resnet` comes first for our own.
+    timm builds the model by its name; `import harness.models.cifar_resnet` registers the models of this package first.
+
+    Raises:
+        UsageError: timm cannot rebuild the model.
     """
     from timm.models import save_for_hf
 
     trained = load_trained_model(path, {"device": "cpu"})
     if not hasattr(trained.model, "pretrained_cfg"):
         raise UsageError(
-            f"{trained.config.model} has no timm configuration, so timm can not rebuild it; export --onnx instead"
+            f"{trained.config.model} has no timm configuration, so timm cannot rebuild it; use --onnx instead"
         )
     folder.mkdir(parents=True, exist_ok=True)
     save_for_hf(
-        trained.model.to(memory_format=torch.contiguous_format),  # safetensors takes no other
+        trained.model.to(memory_format=torch.contiguous_format),  # the only layout that safetensors writes
         str(folder),
         model_config={"label_names": list(trained.classes), "num_classes": len(trained.classes)},
         safe_serialization=True,
@@ -40,10 +43,11 @@ def export_timm(path: Path, folder: Path) -> str:
 
 
 def export_onnx(path: Path, file: Path) -> str:
-    """Write an ONNX file with a free batch size, and hold its logits against torch's.
+    """Write an ONNX file with a dynamic batch size, and compare its logits with torch's.
 
     Raises:
-        UsageError: the extra is not installed. HarnessError: the two disagree.
+        UsageError: the extra is not installed.
+        HarnessError: the logits differ.
     """
     try:
         import onnxruntime
@@ -61,8 +65,8 @@ def export_onnx(path: Path, file: Path) -> str:
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, dynamo=False, opset_version=17,
         )  # fmt: skip
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    got = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
-    difference = float((got - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
+    logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     if not difference <= TOLERANCE:
         raise HarnessError(
             f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; do not use this file"

@@ -170,7 +170,7 @@ def _explain_each(trained: TrainedModel, pictures: Sequence[Path], out: Path, to
         if not draws_maps:
             yield Explanation(file, guesses)
             continue
-        maps = gradcam.explain(
+        maps = gradcam.compute_maps(
             trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
         )
         picture = to_uint8(trained.preprocess.denormalise(image)[0])

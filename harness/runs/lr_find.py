@@ -87,11 +87,11 @@ def resolve_lr(
     reporter: ProgressReporter,
     check: Callable[[], None] | None = None,
 ) -> Config:
-    """Return `config` with numbers in place of the word `find`: of a range test, or of the one in the folder already.
+    """Return `config` with learning rates of an LR range test in place of `find`; a result in the folder is reused.
 
     Args:
-        components: built from `with_placeholder_lr(config)`. They are left as they are: training them afterwards gives
-            what it would have given without the test.
+        components: built from `with_placeholder_lr(config)`. They are not changed: training them afterwards gives the same
+            results as without the test.
         folder: the run directory; a resumed run finds the first test's result there and does not test again.
         check: called between updates; it may raise to stop.
 
@@ -110,7 +110,7 @@ def resolve_lr(
             f"the range test found no learning rate to train with (see {folder / 'figures' / FIGURE}); give --lr-max and --lr-min as numbers"
         )
     lr_min, lr_max = stored["lr_min"], stored["lr_max"]
-    if config.lr_max != FIND:  # only LRMIN was asked for: where learning begins, bounded by the given LRMAX
+    if config.lr_max != FIND:  # only LRMIN is wanted: where learning begins, bounded by the given LRMAX
         lr_max = float(config.lr_max)
         lr_min = lr_min_for(stored["begins"], lr_max)
     if config.lr_min == FIND:
@@ -167,7 +167,7 @@ def finder_inputs(config: Config, components: Components) -> LRFinderInputs:
 def draw_lr_finder(result: LRFinderResult, path: Path) -> Path:
     """Draw the figure of a range test."""
     hidden = ("accuracy peak", "learning begins")
-    return lr_finder.draw(
+    return lr_finder.draw_range_test(
         path,
         seeds=[seed_curve(curve) for curve in result.curves],
         loss=median_curve(result.curves, "level"),

@@ -1,4 +1,4 @@
-"""`harness plot`: draw a learning-rate schedule without training, and record it in W&B where asked."""
+"""`harness plot`: draw a learning-rate schedule without training, and record it in W&B on request."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def plot_schedule(
         steps_per_epoch: updates in an epoch.
         iterations, step_size: length and half-cycle of a cyclic curve, in updates.
     """
-    text = schedule.draw(settings, out, steps_per_epoch, iterations, step_size)
+    text = schedule.draw_schedule(settings, out, steps_per_epoch, iterations, step_size)
     curve = schedule.curve(settings, steps_per_epoch, iterations, step_size)
     config, name = curve.config, f"plot-{out.stem}"
     if "wandb" not in {canonical_name(key) for key in settings} or config.wandb == "disabled":

@@ -76,7 +76,7 @@ def predict(
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: a picture is missing, or can not be read under `bad_images=fail`; a folder has none; all are skipped.
+        DataError: a picture is missing, or cannot be read under `bad_images=fail`; a folder has none; all are skipped.
         DivergedError: the model answers with NaN or infinite numbers.
     """
     trained = load_trained_model(Path(run), given)
@@ -144,7 +144,7 @@ def file_format(out: Path | None) -> str:
 
 
 def write_predictions(predictions: Iterable[Prediction], out: Path | BinaryIO, suffix: str, top: int = 0) -> int:
-    """Write predictions to a file, in one atomic step, or to a stream as they come; return how many there were.
+    """Write predictions to a file atomically, or to a stream one by one; return their number.
 
     Args:
         out: a path, or an open binary stream.

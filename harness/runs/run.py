@@ -27,7 +27,6 @@ from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.schedule import make_schedule
-from harness.training.device import describe_environment
 from harness.utils.errors import CheckpointError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
@@ -67,7 +66,7 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         components = build_components(with_placeholder_lr(config), processes)
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
-        # The settings as they were asked for, the word `find` included, name the directory, and a resumed run must agree with them.
+        # The requested settings, with `find` where it stands, name the directory, and a resumed run must agree with them.
         config = config.replace(precision=components.config.precision)
         directory = run_dir.claim_run_dir(config)
         _report_other_name(config, directory, reporter)
@@ -101,7 +100,7 @@ def _train(
 
 
 def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
-    """Train beside the main process, which alone writes, evaluates the result and explains it."""
+    """Train as another process than the main one, which alone writes, evaluates the result and explains it."""
     _check_distributed(config, processes)
     components = build_components(with_placeholder_lr(config), processes)
     state = restore_state(components, processes.broadcast(None))
@@ -137,7 +136,8 @@ def _load_checkpoint(directory: RunDir, components: Components) -> dict[str, Any
     """Return the newest checkpoint of a run; None where it has none.
 
     Raises:
-        UsageError: the data has changed since. CheckpointError: no checkpoint is whole, or its weights do not fit.
+        UsageError: the data has changed since.
+        CheckpointError: every checkpoint is damaged, or its weights do not fit.
     """
     path = checkpoint.newest_checkpoint(directory.checkpoints)
     if path is None:
@@ -169,10 +169,10 @@ def _with_found_lr(
 
 
 def _check_distributed(config: Config, processes: SingleProcess) -> None:
-    """Refuse what several processes can not do together.
+    """Refuse what several processes cannot do together.
 
     Raises:
-        UsageError: a range test is asked for, which one process does.
+        UsageError: the settings require a range test, which runs in one process.
     """
     if processes.world_size > 1 and config.needs_lr_find:
         raise UsageError(
@@ -181,7 +181,7 @@ def _check_distributed(config: Config, processes: SingleProcess) -> None:
 
 
 def _report_other_name(config: Config, directory: RunDir, reporter: ProgressReporter) -> None:
-    """Say that the asked-for name belongs to another run, where it does."""
+    """Report that the requested name belongs to another run, if it does."""
     requested = run_dir.slug(config.name) if config.name else directory.name
     if directory.name.startswith(requested) and directory.name != requested:
         other = directory.path.parent / requested

@@ -1,7 +1,7 @@
 """The same settings over several seeds: ordinary runs in one W&B group, with mean, standard deviation and interval.
 
-Each run is what `harness run --seed K` makes, in a directory of its own; a directory beside them holds the summary.
-The runs train one after another in one process, which pays for imports and for the choice of precision once.
+Each run is the one of `harness run --seed K`, in a directory of its own; the summary has a directory beside them. The
+runs train one after another in one process, which imports libraries and chooses the precision once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,18 @@ from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
 from harness.tracking import run_dir
+from harness.tracking.run_dir import RunState
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training.device import configure_torch, pick_device, pick_precision, release_memory
 from harness.utils import environment
 from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, StopRequests
-from harness.tracking.run_dir import RunState
-from harness.utils.text import write_csv
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
 from harness.utils.text import write_csv
 
 SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", "recipe.yaml"
-# Settings beside those that affect the results which must be equal for a finished run to be reused.
+# Settings that must be equal for a finished run to be reused, besides those that affect the results.
 REUSE_KEYS = ("group", "data_dir", "test", "tta")
 # Errors of a single seed. Any other error would end the next seed as well.
 SINGLE_SEED_ERRORS = (DivergedError, CheckpointError, BusyError, ResourceError)
@@ -100,7 +99,9 @@ class SeedsResult:
             key for seed in self.finished for key, value in seed.result.items() if _is_metric(key, value)
         )
         return {
-            name: mean_interval([seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))])
+            name: mean_interval(
+                [seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))]
+            )
             for name in names
         }
 
@@ -172,7 +173,7 @@ def seeds_table(result: SeedsResult) -> str:
         text = f"{name:<10} mean {_number(name, interval.mean)} of {interval.n} seed{'s' * (interval.n > 1)}"
         if interval.sd is not None and interval.low is not None and interval.high is not None:
             ends = interval.low, interval.high
-            if _is_share(name):  # no share lies outside, whatever Student's interval of few seeds says
+            if _is_share(name):  # Student's interval of few seeds may be wider
                 ends = max(0.0, interval.low), min(1.0, interval.high)
             points = f"{100 * interval.sd:.2f} points" if _is_share(name) else f"{interval.sd:.4f}"
             text += (
@@ -181,7 +182,8 @@ def seeds_table(result: SeedsResult) -> str:
             )
         lines.append(text)
     if result.failed and result.finished:
-        lines.append(f"The {len(result.failed)} failed seeds are left out of these figures, which may flatter them.")
+        count = "1 failed seed is" if len(result.failed) == 1 else f"{len(result.failed)} failed seeds are"
+        lines.append(f"{count} left out of these figures, which may therefore look too good.")
     return "\n".join(lines)
 
 
@@ -308,9 +310,7 @@ def _update(result: SeedsResult, index: int, seed: SeedRun) -> SeedsResult:
     ]
     write_csv(result.folder / TABLE, ["seed", "state", "folder", "lr_min", "lr_max", *names], rows)
     columns = [field.name for field in dataclasses.fields(MeanInterval)]
-    figures = [
-        [name, *(getattr(interval, column) for column in columns)] for name, interval in result.figures.items()
-    ]
+    figures = [[name, *(getattr(interval, column) for column in columns)] for name, interval in result.figures.items()]
     write_csv(result.folder / FIGURES, ["figure", *columns], figures)
     return result
 

@@ -1,4 +1,4 @@
-"""One lifecycle for everything that is recorded: open the trackers, close them whatever happens."""
+"""The lifecycle of everything that is recorded: open the trackers, and close them however it ends."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def tracked_run(
     """Open the journal and W&B of a run directory; close both and write `status.json`, whatever happens.
 
     Args:
-        config: as it was asked for; written to `config.yaml`.
-        header: plain facts that stand beside the settings in the journal and in W&B: environment, data, parameters.
-        state: of the training, which says where a resumed run continues and where a stopped one ended. None: a range test.
+        config: the requested settings; written to `config.yaml`.
+        header: plain facts that the journal and W&B store with the settings: environment, data, parameters.
+        state: position of the training; a resumed run continues from it, a stopped one ended at it. None: a range test.
 
     Raises:
         Interrupted: with exit code 0 in place of the caught one when a W&B sweep stopped the run early.
-        TrackingError: W&B was required and can not be had.
+        TrackingError: W&B was required and is not available.
     """
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     directory.status(RunState.RUNNING, **_position(directory, state))
@@ -100,10 +100,10 @@ def tracked_run(
 def tracked_output(
     config: Config, folder: Path, *, job_type: str, name: str, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """Open a W&B run of its own for what an evaluation, an explanation or a plot shows; nothing unless `enabled`.
+    """Open a W&B run for the results of an evaluation, an explanation or a plot; do nothing unless `enabled`.
 
     Args:
-        folder: where W&B's own files go.
+        folder: for W&B's own files.
     """
     if not enabled or config.wandb == "disabled":
         yield NullTracker()
@@ -123,9 +123,7 @@ def tracked_output(
 def resume_command(directory: RunDir) -> str:
     """Return the command line that resumes a run."""
     config = str(directory.path / run_dir.CONFIG)
-    return shlex.join(
-        [*environment.launch_command(), "run", "--recipe", config, "--resume", str(directory.path)]
-    )
+    return shlex.join([*environment.launch_command(), "run", "--recipe", config, "--resume", str(directory.path)])
 
 
 def _open(
@@ -138,11 +136,11 @@ def _open(
 ) -> TrackedRun:
     """Open the journal and W&B; those of a resumed run continue from `state.step`."""
     resumed_step = state.step if directory.resumed and state is not None else None
-    whole_header = {"config": config.to_dict(), **header}
+    full_header = {"config": config.to_dict(), **header}
     if resumed_step is None:
-        journal, earlier = Journal(directory.path, whole_header), []
+        journal, earlier = Journal(directory.path, full_header), []
     else:
-        journal = Journal.resume(directory.path, resumed_step, whole_header)
+        journal = Journal.resume(directory.path, resumed_step, full_header)
         earlier = read_journal(directory.path).records
     wandb = init.start(
         config,
@@ -228,7 +226,7 @@ def _counters(state: TrainerState | None) -> dict[str, int]:
 
 
 def _report_paths(directory: RunDir, tracked: TrackedRun, reporter: ProgressReporter) -> None:
-    """Say where the results are."""
+    """Report where the results are."""
     lines = [f"Run directory: {directory.path}"]
     if (page := directory.path / "report.html").is_file():
         lines.append(f"Page: {page}")

@@ -25,8 +25,8 @@ from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
-from harness.training.checkpoint_writer import CheckpointWriter, NullCheckpointWriter
-from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate, fit
+from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
+from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.utils import fault_injection
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
@@ -53,7 +53,7 @@ class RunResult:
 
 @dataclass
 class Trainer:
-    """Trains the components of one run and records what comes of it."""
+    """Trains the components of one run and records the results."""
 
     components: Components
     directory: RunDir
@@ -62,11 +62,11 @@ class Trainer:
     reporter: ProgressReporter
     state: TrainerState
     stop_requests: StopRequests
-    reported_parts: int = 1
+    reported_micro_batches: int = 1
 
     def __post_init__(self) -> None:
         learner = self.components.learner
-        self.reported_parts = learner.grad_accumulation
+        self.reported_micro_batches = learner.grad_accumulation
         self.processes = learner.processes
         self.writer = CheckpointWriter(learner.device) if self.processes.is_main else NullCheckpointWriter()
 
@@ -112,7 +112,7 @@ class Trainer:
             epochs=config.epochs,
             evaluations={components.eval_split: self._eval_batches()},
             seed=config.seed,
-            progress=self.state,
+            state=self.state,
             on_step=self._on_step,
         )
         if self._stops_early():  # resumed after its last epoch
@@ -143,12 +143,15 @@ class Trainer:
         self.stop_requests.raise_for(self.processes.reduce_stop_flag(self.stop_requests.signal_number))
 
     def _on_step(self, info: StepInfo) -> None:
-        """Show progress, stop if requested, and save a checkpoint where `checkpoint_every` says so."""
+        """Show progress, stop if requested, and save a checkpoint after every `checkpoint_every` updates.
+
+        The loss is not read: that would wait for the device.
+        """
         self.reporter.on_step(info)
         every = self.components.config.checkpoint_every
         self._report_split_batches()
         self._check_stop()
-        if every and info.step % every == 0 and info.batch < info.batches and math.isfinite(info.loss()):
+        if every and info.step % every == 0 and info.batch < info.batches:
             self._save_checkpoint()
 
     def _on_epoch(self, record: Record) -> None:
@@ -174,12 +177,12 @@ class Trainer:
         return self._evaluator(components.learner.eval_model).evaluate(split, batches, folder).values
 
     def _report_split_batches(self) -> None:
-        """Say once that batches are computed in more parts, since memory ran out."""
-        parts = self.components.learner.grad_accumulation
-        if parts != self.reported_parts:
-            self.reported_parts = parts
+        """Report that batches are computed in more micro-batches, after memory ran out."""
+        micro_batches = self.components.learner.grad_accumulation
+        if micro_batches != self.reported_micro_batches:
+            self.reported_micro_batches = micro_batches
             batch_size = self.components.config.batch_size
-            text = f"out of memory: each batch of {batch_size} images is now computed in {parts} parts"
+            text = f"out of memory: each batch of {batch_size} images is now computed in {micro_batches} micro-batches"
             self.reporter.message(text)
             self.tracker.alert("out of memory", text)
 
@@ -195,6 +198,9 @@ class Trainer:
         }
 
         def write(state: dict[str, Any]) -> None:
+            losses = state["progress"]["losses"]  # of the unfinished epoch
+            if losses is not None and not math.isfinite(losses[-1]):
+                return
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
             self.directory.status(RunState.RUNNING, **facts, resume=resume_command(self.directory))
 
@@ -223,7 +229,7 @@ class Trainer:
         if loaders.val is not None and loaders.test is not None:
             held_out = Interruptible(loaders.val, self.stop_requests)
             device, precision = components.learner.device, components.learner.precision
-            metrics |= prefixed(evaluate(model, held_out, device, precision), "val")
+            metrics |= prefixed(evaluate_batches(model, held_out, device, precision), "val")
         split = components.dataset.test or components.dataset.val
         batches = loaders.test or loaders.val
         assert split is not None and batches is not None
@@ -245,7 +251,7 @@ class Trainer:
         )
 
     def _describe_model(self) -> dict[str, Any]:
-        """Return what is stored beside the weights, so that they can be loaded again."""
+        """Return what is stored with the weights, so that they can be loaded again."""
         components = self.components
         return {
             "config": components.config.to_dict(),
@@ -255,7 +261,7 @@ class Trainer:
 
     def _save_weights(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
         path, about = self.directory.checkpoints / WEIGHTS, {**self._describe_model(), **facts}
-        self.writer.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about))
+        self.writer.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about), "weights")
 
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
         """Write the weights of the result with a model card, in a folder that stock timm loads."""
@@ -273,11 +279,11 @@ class Trainer:
         if not epochs:
             return
         figures = self.directory.figures
-        training_curves.losses(epochs, figures / "losses.png")
-        training_curves.accuracy(epochs, figures / "accuracy.png")
+        training_curves.draw_losses(epochs, figures / "losses.png")
+        training_curves.draw_accuracy(epochs, figures / "accuracy.png")
         steps = [int(step) for record in epochs if record.steps for step in record.steps.x]
         lrs = [lr for record in epochs if record.steps for lr in record.steps.lines["lr"]]
-        training_curves.learning_rate(
+        training_curves.draw_learning_rate(
             steps, lrs, figures / "lr.png", steps_per_epoch=self.components.loaders.train.steps
         )
 
@@ -295,7 +301,7 @@ class Trainer:
 
 
 def tracking_header(components: Components, environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the plain facts that stand beside the settings in the journal and in W&B."""
+    """Return the plain facts that the journal and W&B store with the settings."""
     return {
         "environment": dict(environment),
         "dataset": describe_data(components),

@@ -17,7 +17,7 @@ from harness.sweep.distributions import Parameter, as_text
 LOWEST_QUANTILE = 1e-12  # at 0 and 1 the normal distributions have no value
 
 
-def suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
+def suggest_values(trial: optuna.Trial, parameter: Parameter) -> Any:
     """Return the value that the sampler of `trial` chooses for a parameter."""
     match distribution(parameter):
         case CategoricalDistribution(choices=choices):

@@ -221,7 +221,7 @@ class Scheduler:
             recipe = results.best_recipe(self.sweep, best, self.sweep.name, len(records))
             write_atomically(self.folder / results.BEST, recipe)
         results.write_summary(self.folder / results.SUMMARY, self.sweep, records, best, importances, self.times())
-        figures.draw(read_sweep(self.folder), self.folder / results.FIGURES)
+        figures.draw_sweep(read_sweep(self.folder), self.folder / results.FIGURES)
 
     def _write_trials(self, records: Sequence[TrialRecord]) -> None:
         results.write_trials(self.folder / results.TRIALS, self.sweep, records, self.times(), results.RUNS)

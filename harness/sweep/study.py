@@ -124,7 +124,9 @@ class Study:
             trial = self._study.ask()
             trial.set_user_attr(OWNER, self._owner)
             self._storage.record_heartbeat(trial._trial_id)
-            values = {parameter.name: optuna_space.suggest(trial, parameter) for parameter in self.sweep.searched}
+            values = {
+                parameter.name: optuna_space.suggest_values(trial, parameter) for parameter in self.sweep.searched
+            }
             values = self._points[trial.user_attrs[POINT]] if POINT in trial.user_attrs else values
             trial.set_user_attr(VALUES, values)
         if self._is_surplus(trial):

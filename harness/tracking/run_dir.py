@@ -124,7 +124,7 @@ def claim_run_dir(config: Config) -> RunDir:
         state = read_state(path)
         if state == RunState.NONE:
             make_folder(path)
-        elif state not in UNFINISHED or config.resume == "never" or differences(path, config):
+        elif state not in UNFINISHED or config.resume == "never" or changed_settings(path, config):
             continue
         lock = lock_folder(path)
         if lock is not None and read_state(path) == state:  # not taken by another process in the meantime
@@ -141,14 +141,14 @@ def runs_with_settings(config: Config) -> Iterator[Path]:
         path = output / (base if number == 1 else f"{base}-{number}")
         if read_state(path) == RunState.NONE:
             return
-        if not differences(path, config):
+        if not changed_settings(path, config):
             yield path
 
 
 def _claim_named(config: Config, path: Path) -> RunDir:
     if read_state(path) == RunState.NONE:
         raise UsageError(f"--resume {path}: there is no run in that directory; `harness runs` lists the runs")
-    changed = differences(path, config)
+    changed = changed_settings(path, config)
     if changed:
         raise UsageError(
             f"--resume {path}: its settings differ: {'; '.join(changed)}; omit those options, or start a new run"
@@ -169,14 +169,19 @@ def _busy(path: Path) -> BusyError:
     )
 
 
-def differences(path: Path, config: Config) -> list[str]:
+def changed_settings(path: Path, config: Config) -> list[str]:
     """Return `setting: stored -> requested` for each setting that affects a run's numbers and is not equal."""
     try:
         stored = Config(**yaml_io.read_yaml(path / CONFIG)).affecting_results()
     except (HarnessError, TypeError):
         return [f"{CONFIG} cannot be read"]
     requested = config.affecting_results()
-    return [f"{key}: {stored[key]!r} -> {value!r}" for key, value in requested.items() if stored[key] != value]
+    every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
+    return [
+        f"{key}: {stored.get(key)!r} -> {requested.get(key)!r}"
+        for key in every
+        if stored.get(key) != requested.get(key)
+    ]
 
 
 def read_state(path: Path) -> RunState:

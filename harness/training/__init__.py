@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.training.loop import StepInfo as StepInfo
     from harness.training.loop import TrainBatches as TrainBatches
     from harness.training.loop import TrainerState as TrainerState
-    from harness.training.loop import evaluate as evaluate
+    from harness.training.loop import evaluate_batches as evaluate_batches
     from harness.training.loop import fit as fit
     from harness.training.schedule import Schedule as Schedule
     from harness.training.schedule import make_schedule as make_schedule
@@ -27,7 +27,7 @@ _MODULES = {
     "StepResult": "harness.training.learner",
     "TrainBatches": "harness.training.loop",
     "TrainerState": "harness.training.loop",
-    "evaluate": "harness.training.loop",
+    "evaluate_batches": "harness.training.loop",
     "fit": "harness.training.loop",
     "make_learner": "harness.training.learner",
     "make_schedule": "harness.training.schedule",
@@ -40,7 +40,7 @@ __all__ = [
     "StepResult",
     "TrainBatches",
     "TrainerState",
-    "evaluate",
+    "evaluate_batches",
     "fit",
     "make_learner",
     "make_schedule",

@@ -1,4 +1,4 @@
-"""What a machine can do for training: device, number format, threads, memory."""
+"""Device, number format, threads and memory of the machine that trains."""
 
 from __future__ import annotations
 
@@ -21,42 +21,43 @@ from torch import nn
 from harness.config.settings import Config
 from harness.utils.environment import PACKAGES, git_state, processor, usable_cpus, version, world_size
 from harness.utils.errors import ResourceError, UsageError
-from harness.utils.files import read_json, write_json
+from harness.utils.files import cache_folder, read_json, write_json
 
 
-def pick_device(word: str) -> torch.device:
-    """The device that a setting names; `auto` takes a GPU where there is one.
+def pick_device(name: str) -> torch.device:
+    """Return the device that a setting names; `auto` is a GPU where there is one.
 
     Raises:
-        UsageError: there is no such device here.
+        UsageError: this machine has no such device.
     """
-    if word == "auto":
+    if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
-        device = torch.device(word)
+        device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"device={word!r}: need auto, cpu, cuda, cuda:N or mps") from None
+        raise UsageError(f"device={name!r}: need auto, cpu, cuda, cuda:N or mps") from None
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise UsageError(f"device={word!r}: this machine has {count} CUDA devices; use --device cpu or auto")
+            raise UsageError(f"device={name!r}: this machine has {count} CUDA devices; use --device cpu or auto")
         return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("device='mps': there is no Metal device here; use --device cpu or auto")
+        raise UsageError("device='mps': this machine has no Metal device; use --device cpu or auto")
     if device.type not in ("cpu", "mps"):
-        raise UsageError(f"device={word!r}: need auto, cpu, cuda, cuda:N or mps")
+        raise UsageError(f"device={name!r}: need auto, cpu, cuda, cuda:N or mps")
     return device
 
 
-def pick_precision(word: str, device: torch.device) -> str:
-    """The number format that a setting means on a device: fp32, bf16 or fp16.
+def pick_precision(precision: str, device: torch.device) -> str:
+    """Return the number format of a setting on a device: fp32, bf16 or fp16.
 
-    `auto` is bf16 on a GPU that has it, and on a CPU the format in which a convolution really is quicker here.
+    `auto` is bf16 on a GPU that supports it, else fp16; on a CPU it is the format in which a convolution is measured to
+    be faster.
     """
-    if word != "auto":
-        return word
+    if precision != "auto":
+        return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     if device.type == "cpu" and cpu_has_bf16() and measure_bf16_speedup() > 1.1:
@@ -65,12 +66,12 @@ def pick_precision(word: str, device: torch.device) -> str:
 
 
 def autocast_dtype(precision: str) -> torch.dtype | None:
-    """What autocast casts to; None for float32 throughout."""
+    """Return the dtype of autocast; None for float32."""
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def cpu_has_bf16() -> bool:
-    """Whether this processor has instructions for bfloat16; it may still be slower in them."""
+    """Return whether this processor has instructions for bfloat16; they may still be slower."""
     if platform.system() != "Linux":
         return False
     try:
@@ -81,43 +82,43 @@ def cpu_has_bf16() -> bool:
 
 
 def measure_bf16_speedup() -> float:
-    """How many times as fast as in float32 a convolution and its gradients are in bfloat16 on this CPU.
+    """Return how many times as fast as in float32 a convolution and its gradients are in bfloat16 on this CPU.
 
-    Measured (about 0.1 s), since the flags do not tell: two Zen 4 cores train the custom ResNet twice as fast in
-    bfloat16, two Sapphire Rapids cores without AMX at 0.6 times the speed of float32. The verdict is kept in the
-    user's cache, so that every run on a machine is told the same.
+    It is measured (in about 0.1 s), since the processor's flags do not show it: two Zen 4 cores train the custom ResNet
+    twice as fast in bfloat16, two Sapphire Rapids cores without AMX at 0.6 times the speed of float32. The result is kept
+    in the user's cache, so that every run on a machine uses the same format.
     """
     key = f"{processor()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness" / "bf16_gain.json"
-    known = read_json(path)
-    if key not in known:
-        known = {**known, key: _measure_bf16_gain()}
-        with contextlib.suppress(ResourceError):  # a home that can not be written costs the next run 0.1 s
-            write_json(path, known)
-    return float(known[key])
+    path = cache_folder() / "bf16_gain.json"
+    results = read_json(path)
+    if key not in results:
+        results = {**results, key: _time_bf16_and_fp32()}
+        with contextlib.suppress(ResourceError):  # without a writable home the next run measures again
+            write_json(path, results)
+    return float(results[key])
 
 
-def _measure_bf16_gain() -> float:
+def _time_bf16_and_fp32() -> float:
     best = {torch.float32: float("inf"), torch.bfloat16: float("inf")}
     generator = torch.Generator().manual_seed(0)
     images, weights = torch.randn(64, 64, 16, 16, generator=generator), torch.randn(64, 64, 3, 3, generator=generator)
     for _ in range(6):
-        for precision in best:  # in turn, so that a busy moment meets both
+        for precision in best:  # in turn, so that a busy moment affects both
             x, w = (
                 t.to(precision).contiguous(memory_format=torch.channels_last).requires_grad_()
                 for t in (images, weights)
             )
-            began = time.perf_counter()
+            started_at = time.perf_counter()
             torch.nn.functional.conv2d(x, w, padding=1).sum().backward()
-            best[precision] = min(best[precision], time.perf_counter() - began)
+            best[precision] = min(best[precision], time.perf_counter() - started_at)
     return round(best[torch.float32] / best[torch.bfloat16], 3)
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep the memory of freed tensors for the next step; whether it was told.
+    """Make glibc keep the memory of freed tensors for the next step; return whether it does.
 
-    Each step at batch 512 otherwise maps and unmaps 64 to 134 MB tensors and pays for every page anew, 19 to 26 %
-    of a training step on two Zen 4 cores.
+    Otherwise each step at batch size 512 maps and unmaps tensors of 64 to 134 MB, whose page faults take 19 to 26 % of a
+    training step on two Zen 4 cores.
     """
     if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
         return False
@@ -127,7 +128,7 @@ def keep_freed_memory() -> bool:
 
 
 def configure_torch(config: Config, device: torch.device) -> None:
-    """Set up the process for one run: threads, memory, which kernels are allowed."""
+    """Set the threads, the memory and the allowed kernels of the process for one run."""
     if config.threads:
         torch.set_num_threads(config.threads)
     if device.type == "cpu":
@@ -142,7 +143,7 @@ def configure_torch(config: Config, device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> float:
-    """The most memory used so far, GiB: of the device's tensors on a GPU, of the process on a CPU."""
+    """Return the peak memory so far in GiB: of the device's tensors on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -150,7 +151,7 @@ def peak_memory(device: torch.device) -> float:
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was given, so that a clock read next is true."""
+    """Wait until the device has done all its work, so that a time measured next is right."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -159,12 +160,32 @@ def synchronise(device: torch.device) -> None:
 
 @contextlib.contextmanager
 def autocast(device: torch.device, precision: torch.dtype | None) -> Iterator[None]:
-    """Autocast to `precision`; nothing for None. Never yield records from inside: the mode would leak out."""
+    """Autocast to `precision`; do nothing for None. A generator must not yield inside: the mode would leak out."""
     if precision is None:
         yield
     else:
         with torch.autocast(device.type, dtype=precision):
             yield
+
+
+@contextlib.contextmanager
+def pause_garbage_collection() -> Iterator[None]:
+    """Disable Python's automatic garbage collection, and exempt the objects that exist already from any other one.
+
+    A full collection examines all objects of the imported libraries and takes a few tenths of a second, in which a GPU
+    runs out of work. Nested contexts are allowed; objects that were frozen before (`gc.freeze`) stay so.
+    """
+    was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
+    if not was_frozen:
+        gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+        if not was_frozen:
+            gc.unfreeze()
 
 
 @contextlib.contextmanager
@@ -180,9 +201,9 @@ def eval_mode(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def release_memory() -> None:
-    """Give back what a run that is over still holds: its cycles, the GPU's cached memory, its compiled code.
+    """Free what a finished run still holds: reference cycles, the GPU's cached memory, compiled code.
 
-    torch.compile counts the models that came through one forward, and gives up on it after a few.
+    torch.compile counts the models compiled from one forward method, and stops compiling it after a few.
     """
     gc.collect()
     if torch.cuda.is_initialized():

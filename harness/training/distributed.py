@@ -1,7 +1,7 @@
-"""One run in several processes, each with its share of every batch; and one process alone, to which all of this is nothing.
+"""One run in several processes, each with a shard of every batch, and the same interface for a single process.
 
-`torchrun` starts the processes. A batch is what the optimizer sees, so each takes a part of the very batch that one process
-would have taken. Gradients are averaged by torch's DistributedDataParallel, figures are sums that are divided once.
+`torchrun` starts the processes. Each takes a shard of the same batch that a single process would take. Gradients are
+averaged by torch's DistributedDataParallel; metrics are sums over all processes that are divided once.
 
 Source: https://docs.pytorch.org/docs/stable/notes/ddp.html
 """
@@ -13,7 +13,7 @@ import datetime
 import inspect
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,73 +25,78 @@ from harness.utils.errors import HarnessError, PeerLostError, UsageError
 from harness.utils.signals import die_with_parent
 
 T = TypeVar("T")
-Share = Callable[[int], slice]  # of so many things in a row, those that are this process'
 
 
 class SingleProcess:
-    """One process: everything is its own, and there is nobody to ask.
+    """A run in one process, where every exchange between processes does nothing.
 
     Attributes:
-        rank: 0 to count - 1; the process of rank 0 leads: it alone writes and talks to W&B.
+        rank: 0 to world_size - 1; only the main process, of rank 0, writes and uses W&B.
+        world_size: number of processes.
     """
 
     rank, world_size = 0, 1
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is the main process."""
         return self.rank == 0
 
     @property
     def rank_key(self) -> tuple[int, ...]:
-        """What the seed of a draw of this process' own has beside those of the run; the leader draws as one alone."""
+        """Keys that make a seed differ between processes; none for the main one, which draws as a single process does."""
         return () if self.is_main else (self.rank,)
 
-    def shard(self, things: int) -> slice:
-        """This process' part of so many things in a row: as equal as can be, none twice, none left out."""
-        return slice(self.rank * things // self.world_size, (self.rank + 1) * things // self.world_size)
+    def shard(self, num_items: int, /) -> slice:
+        """Return the items of this process: the shards are as equal as possible, disjoint and complete."""
+        return slice(self.rank * num_items // self.world_size, (self.rank + 1) * num_items // self.world_size)
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module | None:
-        """What averages the gradients over all processes; None: nothing is needed."""
+        """Return the model wrapped so that gradients are averaged over all processes; None in a single process."""
         return None
 
     def all_reduce_sum(self, *values: Tensor) -> tuple[Tensor, ...]:
-        """Each of some numbers [] summed over all processes, on its device, not waited for."""
+        """Return each of some tensors [] summed over all processes, on its device, without waiting for it."""
         return values
 
     def average_buffers(self, *modules: nn.Module | None) -> None:
-        """Have the running statistics of all processes averaged, so that all evaluate and save the same model."""
+        """Average the running statistics over all processes, so that all evaluate and save the same model."""
 
     def broadcast(self, value: T) -> T:
-        """The leader's value, a plain one or tensors on the CPU."""
+        """Return the main process's value, a plain one or tensors on the CPU."""
         return value
 
-    def reduce_stop_flag(self, asked: int) -> int:
-        """The greatest number that any process gave; of several processes, at the call before this one."""
-        return asked
+    def reduce_stop_flag(self, signal_number: int) -> int:
+        """Return the largest signal number of all processes; with several processes, of the previous call."""
+        return signal_number
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """What the first process of each machine does before the others (it may download)."""
+        """Run the context in the first process of each machine before the others, for example a download."""
         yield
 
     @contextlib.contextmanager
     def report_peer_failure(self) -> Iterator[None]:
-        """While it lasts, the end of another process is told as what it is."""
+        """Raise `PeerLostError` for connection errors in the context that another process's end has caused."""
         yield
 
     def close(self) -> None:
-        """Take leave of the others."""
+        """Close the connections to the other processes."""
 
 
 class DistributedContext(SingleProcess):
-    """This process among the others that torchrun started."""
+    """This process among the others that torchrun started.
+
+    Args:
+        device: of this process.
+        timeout: seconds that the processes wait for each other.
+    """
 
     def __init__(self, device: torch.device, timeout: float) -> None:
         import torch.distributed as dist
 
-        self._limit = datetime.timedelta(seconds=timeout)
-        store, self.rank, self.world_size = next(iter(dist.rendezvous("env://", timeout=self._limit)))
+        timeout_delta = datetime.timedelta(seconds=timeout)
+        store, self.rank, self.world_size = next(iter(dist.rendezvous("env://", timeout=timeout_delta)))
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         self._device = device
         self._notes = dist.PrefixStore("harness", store)
@@ -101,29 +106,29 @@ class DistributedContext(SingleProcess):
             store=dist.PrefixStore("ranks", store),
             rank=self.rank,
             world_size=self.world_size,
-            timeout=self._limit,
+            timeout=timeout_delta,
             device_id=device if device.type == "cuda" else None,
         )
-        self._control: Any = dist.new_group(backend="gloo", timeout=self._limit)
-        self._asking: tuple[Any, Tensor] | None = None
-        self._notes.set(f"place/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
+        self._control: Any = dist.new_group(backend="gloo", timeout=timeout_delta)
+        self._pending_flag: tuple[Any, Tensor] | None = None
+        self._notes.set(f"process/{self.rank}", f"{socket.gethostname()} {os.getpid()}")
 
     def wrap_ddp(self, model: nn.Module) -> nn.Module | None:
         from torch.nn.parallel import DistributedDataParallel
 
         ids = [self._device.index] if self._device.type == "cuda" else None
-        # Running statistics are averaged before they are used, not overwritten by the leader's in every step. From torch
-        # 2.14 on that has another name.
-        new = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
-        own: dict[str, Any] = {"forward_sync_buffers" if new else "broadcast_buffers": False}
-        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **own)
+        # Running statistics are averaged before they are used, instead of being overwritten by the main process's in every
+        # step. The argument has another name from torch 2.14 on.
+        is_renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel.__init__).parameters
+        options: dict[str, Any] = {"forward_sync_buffers" if is_renamed else "broadcast_buffers": False}
+        return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True, **options)
 
     def all_reduce_sum(self, *values: Tensor) -> tuple[Tensor, ...]:
         import torch.distributed as dist
 
-        together = torch.stack([value.detach().double() for value in values])
-        dist.all_reduce(together)
-        return tuple(total.to(value.dtype) for total, value in zip(together, values, strict=True))
+        totals = torch.stack([value.detach().double() for value in values])
+        dist.all_reduce(totals)
+        return tuple(total.to(value.dtype) for total, value in zip(totals, values, strict=True))
 
     def average_buffers(self, *modules: nn.Module | None) -> None:
         import torch.distributed as dist
@@ -131,48 +136,48 @@ class DistributedContext(SingleProcess):
         buffers = [b for module in modules if module is not None for b in module.buffers() if b.is_floating_point()]
         if not buffers:
             return
-        # In double precision: what is equal already comes back to the bit.
-        together = torch.cat([buffer.detach().double().flatten() for buffer in buffers])
-        dist.all_reduce(together)
-        parts = (together / self.world_size).split([buffer.numel() for buffer in buffers])
+        # In double precision, so that the mean of equal values is bit-identical to them.
+        flat = torch.cat([buffer.detach().double().flatten() for buffer in buffers])
+        dist.all_reduce(flat)
+        means = (flat / self.world_size).split([buffer.numel() for buffer in buffers])
         with torch.no_grad():
-            for buffer, mean in zip(buffers, parts, strict=True):
+            for buffer, mean in zip(buffers, means, strict=True):
                 buffer.copy_(mean.view_as(buffer))
 
     def broadcast(self, value: T) -> T:
         import torch.distributed as dist
 
-        box = [value if self.is_main else None]
-        dist.broadcast_object_list(box, src=0, group=self._control)
-        return box[0]  # type: ignore[return-value]
+        values = [value if self.is_main else None]
+        dist.broadcast_object_list(values, src=0, group=self._control)
+        return values[0]  # type: ignore[return-value]
 
-    def reduce_stop_flag(self, asked: int) -> int:
+    def reduce_stop_flag(self, signal_number: int) -> int:
         import torch.distributed as dist
 
-        agreed = self._answer()
-        number = torch.tensor([asked])
-        # Begun now, read at the next call: the answer travels while the next update is computed.
-        work = dist.all_reduce(number, dist.ReduceOp.MAX, group=self._control, async_op=True)
-        self._asking = (work, number)
-        return agreed
+        previous = self._wait_for_flag()
+        flag = torch.tensor([signal_number])
+        # The reduction runs while the next update is computed; its result is read by the next call.
+        work = dist.all_reduce(flag, dist.ReduceOp.MAX, group=self._control, async_op=True)
+        self._pending_flag = (work, flag)
+        return previous
 
-    def _answer(self) -> int:
-        if self._asking is None:
+    def _wait_for_flag(self) -> int:
+        if self._pending_flag is None:
             return 0
-        work, number = self._asking
+        work, flag = self._pending_flag
         work.wait()
-        self._asking = None
-        return int(number)
+        self._pending_flag = None
+        return int(flag)
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
         if self.local_rank:
-            self._meet()
+            self._barrier()
         yield
         if not self.local_rank:
-            self._meet()
+            self._barrier()
 
-    def _meet(self) -> None:
+    def _barrier(self) -> None:
         import torch.distributed as dist
 
         dist.barrier(group=self._control)
@@ -185,41 +190,42 @@ class DistributedContext(SingleProcess):
             self._leave_note(str(error))
             raise
         except Exception as error:
-            if not _is_of_a_connection(error):
+            if not _is_connection_error(error):
                 self._leave_note(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
                 raise
-            raise self._lost(error) from error
+            raise self._peer_lost(error) from error
 
     def _leave_note(self, text: str) -> None:
-        with contextlib.suppress(Exception):  # the store may be gone with the one who kept it
+        with contextlib.suppress(Exception):  # the store may be gone with its process
             self._notes.set(f"error/{self.rank}", text)
 
-    def _lost(self, error: Exception) -> PeerLostError:
-        """Who ended, and why as far as can be told, in one line."""
-        for rank in (rank for rank in range(self.world_size) if rank != self.rank):
-            if why := self._note_of(rank):
-                return PeerLostError(f"rank {rank} of {self.world_size} ended: {why}", is_reported=rank == 0)
-        for rank in (rank for rank in range(self.world_size) if rank != self.rank):
-            if self._is_gone(rank):
+    def _peer_lost(self, error: Exception) -> PeerLostError:
+        """Return the error that names the process that ended, with the reason where it is known."""
+        peers = [rank for rank in range(self.world_size) if rank != self.rank]
+        for rank in peers:
+            if reason := self._note_of(rank):
+                return PeerLostError(f"rank {rank} of {self.world_size} ended: {reason}", is_reported=rank == 0)
+        for rank in peers:
+            if self._has_ended(rank):
                 return PeerLostError(
-                    f"rank {rank} of {self.world_size} is gone without a word (killed, most often for lack of memory); the same command goes on from the last checkpoint"
+                    f"rank {rank} of {self.world_size} ended without an error message (killed, most often for lack of memory); the same command resumes from the last checkpoint"
                 )
         reason = " ".join(str(error).split())[:200]
         return PeerLostError(
-            f"rank {self.rank} lost its connection to the other processes: {reason}; the same command goes on from the last checkpoint"
+            f"rank {self.rank} lost its connection to the other processes: {reason}; the same command resumes from the last checkpoint"
         )
 
     def _note_of(self, rank: int) -> str:
         try:
             key = f"error/{rank}"
             return self._notes.get(key).decode() if self._notes.check([key]) else ""
-        except Exception:  # noqa: BLE001 - without the store there is nothing to read
+        except Exception:  # noqa: BLE001 - the store is gone
             return ""
 
-    def _is_gone(self, rank: int) -> bool:
-        """Whether a process of this machine has ended; its parent may not have noticed yet."""
+    def _has_ended(self, rank: int) -> bool:
+        """Return whether a process of this machine has ended, even if its parent has not waited for it yet."""
         try:
-            host, pid = self._notes.get(f"place/{rank}").decode().split()
+            host, pid = self._notes.get(f"process/{rank}").decode().split()
         except Exception:  # noqa: BLE001 - as above
             return False
         if host != socket.gethostname():
@@ -233,40 +239,40 @@ class DistributedContext(SingleProcess):
     def close(self) -> None:
         import torch.distributed as dist
 
-        with contextlib.suppress(Exception):  # of a lost connection there is nothing to take leave of
-            self._answer()
+        with contextlib.suppress(Exception):  # the connection is lost
+            self._wait_for_flag()
         with contextlib.suppress(Exception):
             dist.destroy_process_group()
 
 
 def init_distributed(device: str, timeout: float) -> SingleProcess:
-    """This process among those that torchrun started, or alone where it started none.
+    """Return this process's part in a run that torchrun started, or `SingleProcess` without torchrun.
 
     Args:
         device: the setting; `auto` and `cuda` become the GPU of the local rank.
-        timeout: seconds that the processes wait for each other at most.
+        timeout: seconds that the processes wait for each other.
 
     Raises:
-        UsageError: there are more processes than GPUs, or they can not all have the device that was named.
+        UsageError: there are more processes than GPUs, or the setting names one device for all processes.
     """
     if environment.world_size() == 1:
         return SingleProcess()
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # a torchrun that is killed tells its processes nothing
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # a killed torchrun does not end its processes
         die_with_parent()
-    place = torch.device("cpu")
+    process_device = torch.device("cpu")
     if device != "cpu" and torch.cuda.is_available():
         if device not in ("auto", "cuda"):
-            raise UsageError(f"device={device!r} can not be every process' own; under torchrun leave --device out")
+            raise UsageError(f"device={device!r} is one device for all processes; under torchrun leave --device out")
         local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
         if local >= gpus:
             raise UsageError(f"torchrun started more processes than this machine has GPUs; use --nproc-per-node {gpus}")
         torch.cuda.set_device(local)
-        place = torch.device("cuda", local)
-    return DistributedContext(place, timeout)
+        process_device = torch.device("cuda", local)
+    return DistributedContext(process_device, timeout)
 
 
-def _is_of_a_connection(error: Exception) -> bool:
-    """Whether an exception is what gloo, NCCL or the store say when another process is no more."""
+def _is_connection_error(error: Exception) -> bool:
+    """Return whether gloo, NCCL or the store raise such an exception when another process has ended."""
     text = str(error).lower()
     signs = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "nccl", "gloo")
     return isinstance(error, RuntimeError) and any(sign in text for sign in signs)

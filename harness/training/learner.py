@@ -1,22 +1,21 @@
-"""A model together with all that changes it: one `update` is one optimizer step, whoever asks for it."""
+"""A model together with all that changes it: one `train_step` is one optimizer update, whoever calls it."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from harness.config.settings import Config
-from harness.training.cuda_graph import GraphedStep
+from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
-from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
+from harness.training.ema import EMAModel
 from harness.utils import fault_injection
 from harness.utils.errors import UsageError, is_out_of_memory
 
@@ -26,11 +25,11 @@ Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one update saw, on the device and not yet waited for.
+    """The result of one update; the tensors are on the device, and nothing has waited for them.
 
     Attributes:
         loss: [] mean over the batch, nats.
-        correct: [] int, images whose highest logit was their label (the heavier one when mixed).
+        correct: [] int, images whose highest logit was their label (of mixed images, the label with the larger share).
         grad_norm: [] norm over all gradients before clipping; None where it was not measured.
     """
 
@@ -45,14 +44,15 @@ class Learner:
     """A model, its optimizer and the numerics of a step.
 
     Attributes:
-        model: the plain module; weights are saved from and loaded into it.
-        forward: what is called in training: the model itself, or compiled.
-        processes: who else computes parts of each batch.
-        parallel: the model wrapped so that gradients are averaged over the processes; None in one alone.
-        precision: autocast type; None for float32.
-        auto_batch: double `grad_accumulation`, down to one image a part, when memory runs out in a batch.
-        graph: what does an update's `_change` as a CUDA graph, where that was asked for.
-        ema: moving average of the weights; where there is one, it is what is evaluated and kept.
+        model: the plain module; weights are saved from it and loaded into it.
+        precision: dtype of autocast; None for float32.
+        auto_batch: double `grad_accumulation`, down to one image per micro-batch, when memory runs out in a batch.
+        measure_grad: measure the gradient norm even without clipping.
+        forward: called in training instead of `model`: compiled, wrapped, or in other kernels.
+        processes: the processes that compute the other shards of each batch.
+        parallel: the model wrapped so that gradients are averaged over the processes; None in a single process.
+        graph: does the update as a CUDA graph.
+        ema: moving average of the weights; if there is one, it is evaluated and saved.
     """
 
     model: nn.Module
@@ -69,22 +69,22 @@ class Learner:
     processes: SingleProcess = field(default_factory=SingleProcess)
     parallel: nn.Module | None = None
     graph: GraphedStep | None = None
-    ema: AveragedModel | None = None
+    ema: EMAModel | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
 
     def train_step(
-        self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, whole: int | None = None
+        self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, num_images: int | None = None
     ) -> StepResult:
-        """One optimizer step on one batch.
+        """Do one optimizer update on one batch.
 
         Args:
             images: float [B, 3, H, W]. labels: int64 [B].
-            step: updates done before; mixing draws from it.
-            whole: images of the batch in all processes together; None: these are all.
+            step: updates done before; mixing depends on it.
+            num_images: images of the batch over all processes; None: B.
 
         Raises:
-            FloatingPointError: the loss is not finite. On a CPU before anything was changed by it; elsewhere the
-                loss is not waited for, and whoever reads it has to look.
+            FloatingPointError: the loss is not finite. On a CPU it is raised before the weights change; other devices
+                are not waited for, and the reader of the loss has to check it.
         """
         set_lr_and_momentum(self.optimizer, lr, momentum)
         targets: Tensor = labels
@@ -93,16 +93,15 @@ class Learner:
         if self.graph is not None:
             loss, correct, norm = self.graph(images, labels, targets)
         else:
-            loss, correct, norm = self._change(images, labels, targets, whole)
+            loss, correct, norm = self.update(images, labels, targets, num_images)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return StepResult(loss, correct, current_lr(self.optimizer), norm)
 
-    def _change(
-        self, images: Tensor, labels: Tensor, targets: Tensor, whole: int | None = None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Gradients, clipping and the optimizer's step; loss, images that are right, and norm of the gradient."""
-        loss, correct = self.processes.all_reduce_sum(*self._gradients(images, labels, targets, whole or len(images)))
+    def update(self, images: Tensor, labels: Tensor, targets: Tensor, num_images: int | None = None) -> StepOutputs:
+        """Compute and clip gradients and let the optimizer step; return loss, correct predictions and gradient norm."""
+        loss, correct = self._gradients(images, labels, targets, num_images or len(images))
+        loss, correct = self.processes.all_reduce_sum(loss, correct)
         if self.device.type == "cpu" and not torch.isfinite(loss):
             raise FloatingPointError(f"loss {loss.item()}")
         norm = self._grad_norm()
@@ -113,57 +112,57 @@ class Learner:
             self.optimizer.step()
         return loss, correct, norm
 
-    def _gradients(self, images: Tensor, labels: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
-        """`_backward`, where asked for in as many parts as the memory needs."""
+    def _gradients(self, images: Tensor, labels: Tensor, targets: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+        """Call `_backward`; with `auto_batch`, in as many micro-batches as the memory requires."""
         if not self.auto_batch:
-            return self._backward(images, labels, targets, whole)
-        # What a pass that breaks off has changed already: running statistics and the random state.
-        buffers, random = [buffer.clone() for buffer in self.model.buffers()], torch.get_rng_state()
-        on_device = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+            return self._backward(images, labels, targets, num_images)
+        # An interrupted pass may have changed the running statistics and the random state.
+        buffers, cpu_rng = [buffer.clone() for buffer in self.model.buffers()], torch.get_rng_state()
+        cuda_rng = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
         while True:
             try:
-                return self._backward(images, labels, targets, whole)
+                return self._backward(images, labels, targets, num_images)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.grad_accumulation >= len(images):
                     raise
-            # Out of the except block, where the error would hold on to the tensors of the pass.
+            # Not in the except block, where the error would keep the tensors of the pass alive.
             self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
             self.optimizer.zero_grad(set_to_none=True)
-            if on_device is not None:
+            if cuda_rng is not None:
                 torch.cuda.empty_cache()
-                torch.cuda.set_rng_state(on_device, self.device)
-            torch.set_rng_state(random)
+                torch.cuda.set_rng_state(cuda_rng, self.device)
+            torch.set_rng_state(cpu_rng)
             with torch.no_grad():
-                for buffer, before in zip(self.model.buffers(), buffers, strict=True):
-                    buffer.copy_(before)
+                for buffer, former in zip(self.model.buffers(), buffers, strict=True):
+                    buffer.copy_(former)
 
-    def _backward(self, images: Tensor, labels: Tensor, targets: Tensor, whole: int) -> tuple[Tensor, Tensor]:
-        """Gradients of the mean loss over the whole batch, added up over its parts."""
+    def _backward(self, images: Tensor, labels: Tensor, targets: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
+        """Compute the gradients of the mean loss over the batch, added up over its micro-batches; return loss, correct."""
         self.optimizer.zero_grad(set_to_none=True)
         forward = self.model if self.forward is None else self.forward
         losses, corrects = [], []
         split = zip(*(t.tensor_split(self.grad_accumulation) for t in (images, labels, targets)), strict=True)
-        parts = [part for part in split if len(part[0])]
-        for number, (part, truth, target) in enumerate(parts, 1):
-            with self._quiet(number < len(parts)):
+        micro_batches = [micro_batch for micro_batch in split if len(micro_batch[0])]
+        for number, (inputs, classes, target) in enumerate(micro_batches, 1):
+            with self._delayed_all_reduce(number < len(micro_batches)):
                 with autocast(self.device, self.precision):
-                    logits = forward(part)  # [B / parts, classes]
+                    logits = forward(inputs)  # [B / micro-batches, classes]
                 loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-                loss = loss * (len(part) / whole)
-                # Gradients are averaged over the processes, and are to be summed.
+                loss = loss * (len(inputs) / num_images)
+                # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
                 (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
             fault_injection.point("micro_batch")
             losses.append(loss.detach())
-            corrects.append((logits.detach().argmax(1) == truth).sum())
+            corrects.append((logits.detach().argmax(1) == classes).sum())
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
-    def _quiet(self, more: bool) -> contextlib.AbstractContextManager[None]:
-        """While gradients of more parts follow, the processes need not exchange them."""
-        if self.parallel is None or not more:
+    def _delayed_all_reduce(self, is_delayed: bool) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which gradients are not exchanged, if more micro-batches follow."""
+        if self.parallel is None or not is_delayed:
             return contextlib.nullcontext()
-        quiet: contextlib.AbstractContextManager[None] = self.parallel.no_sync()  # type: ignore[operator]
-        return quiet
+        no_sync: contextlib.AbstractContextManager[None] = self.parallel.no_sync()  # type: ignore[operator]
+        return no_sync
 
     def _grad_norm(self) -> Tensor | None:
         if not self.clip_grad and not self.measure_grad:
@@ -173,16 +172,16 @@ class Learner:
         return nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad or float("inf"))
 
     def average_buffers(self) -> None:
-        """Have all processes hold the same model, before it is evaluated or saved."""
+        """Give all processes the same running statistics, before the model is evaluated or saved."""
         self.processes.average_buffers(self.model, self.ema)
 
     @property
     def eval_model(self) -> nn.Module:
-        """The module whose results count: the moving average where there is one."""
+        """The module that is evaluated and saved: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
 
     def state_dict(self) -> dict[str, Any]:
-        """All that training changes, as tensors and plain values."""
+        """Return all that training changes, as tensors and plain values."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -192,11 +191,11 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Back to what `state_dict` said."""
+        """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.graph is not None:
-            self.graph.forget()  # the optimizer's buffers are others now
+            self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
         if self.scaler is not None:
@@ -211,16 +210,25 @@ def make_learner(
     precision: torch.dtype | None,
     mix: Mix | None = None,
     processes: SingleProcess | None = None,
+    forward: Callable[[Tensor], Tensor] | None = None,
+    images_on_device: bool = False,
 ) -> Learner:
-    """The learner that the settings describe, its model moved to the device."""
+    """Return the learner that the settings describe, with its model moved to the device.
+
+    Args:
+        forward: called in training instead of the model; not under torchrun or with `compile`.
+        images_on_device: all images are in device memory; `cuda_graph=auto` captures the update only then, since other
+            loaders take longer than launching its kernels does.
+
+    Raises:
+        UsageError: the settings, the device and the processes contradict each other.
+    """
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model.to(device)
     model.to(memory_format=layout)
-    ema = None
-    if config.ema:
-        ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
     processes = processes or SingleProcess()
     _check_processes(config, processes, device)
+    ema = EMAModel(model, config.ema) if config.ema else None
     parallel = processes.wrap_ddp(model)
     trained = model if parallel is None else parallel
     learner = Learner(
@@ -235,42 +243,76 @@ def make_learner(
         grad_accumulation=config.grad_accumulation,
         auto_batch=config.auto_batch,
         mix=mix,
-        forward=torch.compile(trained) if config.compile else parallel,
+        forward=torch.compile(trained) if config.compile else parallel or forward,
         ema=ema,
         scaler=torch.amp.GradScaler(device.type) if precision == torch.float16 else None,
     )
-    if config.cuda_graph:
-        _check_graph(config, learner)
-        learner.graph = GraphedStep(learner._change, learner.optimizer, device)
+    reason = why_not_captured(config, learner)
+    if config.cuda_graph and reason:
+        raise UsageError(f"cuda_graph=True, but {reason}; leave --cuda-graph out")
+    if config.cuda_graph or (config.cuda_graph is None and images_on_device and not reason):
+        learner.graph = GraphedStep(learner.update, learner.optimizer, device, is_optional=config.cuda_graph is None)
     return learner
 
 
 def _check_processes(config: Config, processes: SingleProcess, device: torch.device) -> None:
-    """Refuse what several processes can not do together."""
+    """Refuse what several processes cannot do together."""
     if processes.world_size == 1:
         return
     if config.batch_size < 2 * processes.world_size:
         raise UsageError(
             f"batch_size={config.batch_size} is over all processes, and {processes.world_size} of them need two images each; set --batch-size {2 * processes.world_size} or more"
         )
-    obstacles = {
+    reasons = {
         "auto_batch=True would split the batch in one process and not in another": config.auto_batch,
-        "cuda_graph=True is for one process": config.cuda_graph,
+        "cuda_graph=True is for one process": config.cuda_graph is True,
         f"sync_bn=True needs GPUs, and this is {device.type}": config.sync_bn and device.type != "cuda",
     }
-    if told := [text for text, there in obstacles.items() if there]:
-        raise UsageError(f"{told[0]}; leave that option out under torchrun")
+    if reason := next((reason for reason, applies in reasons.items() if applies), None):
+        raise UsageError(f"{reason}; leave that option out under torchrun")
 
 
-def _check_graph(config: Config, learner: Learner) -> None:
-    """Refuse what a recorded update can not do."""
-    obstacles = {
+def why_not_captured(config: Config, learner: Learner) -> str | None:
+    """Return the reason why the update cannot be captured as a CUDA graph, or None where it can."""
+    reasons = {
         f"device={learner.device} has no CUDA graphs": learner.device.type != "cuda",
-        "compile=True brings graphs of its own": config.compile,
-        "precision=fp16 looks at the gradients between its kernels": learner.scaler is not None,
-        "auto_batch=True may change the parts of a batch": config.auto_batch,
-        "momentum_min moves the momentum, which is fixed in a graph": config.momentum_min is not None,
-        f"optimizer={config.optimizer} counts its steps outside": config.optimizer != "sgd",
+        "compile=True has graphs of its own": config.compile,
+        "precision=fp16 reads the gradients between its kernels": learner.scaler is not None,
+        "auto_batch=True may change the number of micro-batches": config.auto_batch,
+        "several processes exchange their gradients": learner.processes.world_size > 1,
+        "momentum_min changes the momentum, which is constant in a graph": config.momentum_min is not None,
+        f"optimizer={config.optimizer} counts its steps on the CPU": config.optimizer != "sgd",
     }
-    if told := [text for text, there in obstacles.items() if there]:
-        raise UsageError(f"cuda_graph=True, but {told[0]}; leave --cuda-graph out")
+    return next((reason for reason, applies in reasons.items() if applies), None)
+
+
+def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """Return the optimizer that the settings name, in its fused form where torch has one."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    lr, decay, momentum = config.rates()[1], config.weight_decay, config.momentum
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
+    match config.optimizer:
+        case "sgd":
+            return torch.optim.SGD(trained, lr, momentum, weight_decay=decay, nesterov=config.nesterov, fused=fused)
+        case "adam":
+            return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
+        case "adamw":
+            return torch.optim.AdamW(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
+        case "rmsprop":
+            return torch.optim.RMSprop(trained, lr, momentum=momentum, weight_decay=decay)
+    raise AssertionError(config.optimizer)
+
+
+def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
+    """Give every parameter group its learning rate and momentum for the next update."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if "betas" in group:
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum
+
+
+def current_lr(optimizer: torch.optim.Optimizer) -> float:
+    """Return the learning rate that the optimizer has now."""
+    return float(optimizer.param_groups[0]["lr"])

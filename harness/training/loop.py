@@ -1,10 +1,11 @@
-"""The loop: training and evaluation as generators of records that know no writer.
+"""Training and evaluation loops; `fit` is a generator of records and knows no tracker.
 
-Source of the shape: big_vision's evaluators yield names and values and leave the writing to their caller.
+The design follows big_vision's evaluators, which yield names and values and leave the writing to their caller.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,9 +18,9 @@ from torch.nn import functional as F
 
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Curve, Record, Value
-from harness.training.device import autocast, eval_mode, peak_memory, synchronise
+from harness.training.device import autocast, eval_mode, pause_garbage_collection, peak_memory, synchronise
 from harness.training.distributed import SingleProcess
-from harness.training.learner import Learner, StepResult
+from harness.training.learner import Learner
 from harness.training.schedule import Schedule
 from harness.utils import fault_injection
 from harness.utils.errors import DivergedError, ResourceError, is_out_of_memory
@@ -27,22 +28,22 @@ from harness.utils.seeding import seed_for
 
 
 class TrainBatches(Protocol):
-    """Training batches as a function of where they are used."""
+    """Training batches as a function of epoch and batch."""
 
-    steps: int  # batches an epoch
-    num_images: int  # images an epoch
+    steps: int  # batches in an epoch
+    num_images: int  # images in an epoch
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """From batch `start` on: float [B, 3, H, W] on the device, augmented and normalised; int64 [B]."""
+        """Yield images float [B, 3, H, W], augmented and normalised, and labels int64 [B] from batch `start` on."""
         ...
 
     def size(self, batch: int) -> int:
-        """Images of a batch, in all processes together."""
+        """Return the number of images in a batch, over all processes."""
         ...
 
 
 class EvalBatches(Protocol):
-    """Every image of a split exactly once, in order, not augmented."""
+    """Every image of a split once, in order and without augmentation."""
 
     num_images: int
 
@@ -51,12 +52,18 @@ class EvalBatches(Protocol):
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where training is, between two updates; given to `watch`.
+    """The position of training between two updates; passed to `on_step`.
 
     Attributes:
-        step: updates done in the run. epoch: epochs finished. batch: updates done in the epoch. images: images seen in the epoch.
-        loss: reads the loss of the newest update (waits for the device).
-        acc: reads the accuracy over the epoch so far (waits for the device).
+        step: updates done in the run.
+        epoch: epochs finished.
+        epochs: epochs of the run.
+        batch: updates done in the epoch.
+        batches: updates in an epoch.
+        images: images seen in the epoch.
+        lr: learning rate of the last update.
+        loss: returns the loss of the last update; waits for the device.
+        acc: returns the accuracy over the epoch so far; waits for the device.
     """
 
     step: int
@@ -70,18 +77,19 @@ class StepInfo:
     acc: Callable[[], float]
 
 
-PLAIN = ("step", "history", "lrs", "sizes", "seconds")
-STACKED = ("losses", "corrects", "norms")
+COLLECT_EVERY = 100  # updates between collections of the garbage of a long epoch
+PLAIN_FIELDS = ("step", "history", "lrs", "sizes", "seconds")
+TENSOR_FIELDS = ("losses", "corrects", "norms")
 
 
 @dataclass
 class TrainerState:
-    """How far a run is: what a checkpoint needs beside the learner's weights.
+    """The position of a run: what a checkpoint needs besides the learner's state.
 
     Attributes:
         step: updates done.
         history: the scalars of each finished epoch's record.
-        losses, corrects, lrs, norms, sizes (images): of the unfinished epoch's updates, so that it can go on.
+        losses, corrects, lrs, norms, sizes (images): of the unfinished epoch's updates, so that it can be resumed.
         seconds: time spent in the unfinished epoch so far.
     """
 
@@ -95,26 +103,29 @@ class TrainerState:
     seconds: float = 0.0
 
     def forget_epoch(self) -> None:
-        """Empty what is kept of the unfinished epoch: it is finished."""
-        for name in (*STACKED, "lrs", "sizes"):
+        """Empty what is kept of the unfinished epoch, which is finished now."""
+        for name in (*TENSOR_FIELDS, "lrs", "sizes"):
             setattr(self, name, [])
         self.seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """As tensors and plain values."""
-        stack = {name: torch.stack(parts).cpu() if (parts := getattr(self, name)) else None for name in STACKED}
+        """Return the state as tensors and plain values, and torch's random states.
+
+        The tensors stay on the device: the writer of a checkpoint copies them, on a GPU in a thread of its own.
+        """
+        tensors = {name: torch.stack(values) if (values := getattr(self, name)) else None for name in TENSOR_FIELDS}
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
-        plain = {name: getattr(self, name) for name in PLAIN}
-        return {**plain, **stack, "random": random}
+        plain = {name: getattr(self, name) for name in PLAIN_FIELDS}
+        return {**plain, **tensors, "random": random}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Back to what `state_dict` said, torch's random states included."""
-        for name in PLAIN:
+        """Restore what `state_dict` returned, including torch's random states."""
+        for name in PLAIN_FIELDS:
             setattr(self, name, state[name])
         self.history = [with_present_names(row) for row in self.history]
-        for name in STACKED:
+        for name in TENSOR_FIELDS:
             setattr(self, name, [] if state[name] is None else list(state[name].to(device)))
         torch.set_rng_state(state["random"]["cpu"])
         if "cuda" in state["random"] and torch.cuda.is_available():
@@ -129,77 +140,84 @@ def fit(
     epochs: int,
     evaluations: Mapping[str, EvalBatches] | None = None,
     seed: int = 0,
-    progress: TrainerState | None = None,
+    state: TrainerState | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
 ) -> Iterator[Record]:
     """Train, and yield one record at the end of each epoch.
 
     Args:
         evaluations: splits evaluated after every epoch, name (`val`, `test`) -> batches.
-        progress: where to go on; a fresh one starts. It is kept up to date while training goes on.
-        watch: called between updates; it may raise to stop, and then `progress` and `learner` are whole. So may
-            `evaluations` while they are read: the epoch then goes on with its evaluation.
+        state: the position to resume from, updated during training; None: the start.
+        on_step: called between updates. It may raise to stop; `state` and `learner` are consistent then. So may
+            `evaluations` during an evaluation, with which the epoch is then resumed.
 
     Yields:
-        `train/loss` (nats, mean over the images as trained on), `train/acc` (share 0..1), `<split>/loss`,
-        `<split>/acc`, `lr` (of the epoch's last update), `epoch`, times, throughput and memory; `steps` holds
-        loss and LR of every update. Gradients are enabled at each yield.
+        `train/loss` (nats, mean over the images as augmented), `train/acc` (fraction), `<split>/loss`, `<split>/acc`,
+        `lr` (of the epoch's last update), `epoch`, times, throughput and memory; `steps` holds loss and LR of every
+        update. Gradients are enabled at each yield.
 
     Raises:
         DivergedError: the loss is not finite.
     """
-    progress = progress or TrainerState()
-    while len(progress.history) < epochs:
-        epoch, done = len(progress.history), len(progress.lrs)
-        began = time.monotonic() - progress.seconds
+    state = state or TrainerState()
+    while len(state.history) < epochs:
+        epoch, done = len(state.history), len(state.lrs)
+        started_at = time.monotonic() - state.seconds
         if done == 0:
-            # Dropout and the like: a function of the epoch (and of the process).
+            # The random state of dropout and the like is a function of the epoch (and of the process).
             torch.manual_seed(seed_for(seed, "epoch", epoch, *learner.processes.rank_key))
         learner.model.train()
-        for batch, labels in train.epoch(epoch, done):
-            size = len(labels) if learner.processes.world_size == 1 else train.size(len(progress.lrs))
-            _step(learner, schedule, progress, batch, labels, size)
-            progress.seconds = time.monotonic() - began
-            fault_injection.point("step", progress.step)
-            if on_step is not None:
-                on_step(_tick(progress, epoch, epochs, train.steps))
+        with pause_garbage_collection():
+            for images, labels in train.epoch(epoch, done):
+                num_images = len(labels) if learner.processes.world_size == 1 else train.size(len(state.lrs))
+                _step(learner, schedule, state, images, labels, num_images)
+                state.seconds = time.monotonic() - started_at
+                fault_injection.point("step", state.step)
+                if on_step is not None:
+                    on_step(_step_info(state, epoch, epochs, train.steps))
+                if state.step % COLLECT_EVERY == 0:
+                    gc.collect(1)
         synchronise(learner.device)
-        trained = time.monotonic() - began
-        progress.seconds = trained
-        images = sum(progress.sizes)
-        values, steps = _epoch_values(progress)
+        train_seconds = time.monotonic() - started_at
+        state.seconds = train_seconds
+        images_seen = sum(state.sizes)
+        values, steps = _epoch_values(state)
         learner.average_buffers()
         for name, batches in (evaluations or {}).items():
-            scores = evaluate(learner.eval_model, batches, learner.device, learner.precision, learner.processes)
-            values |= {f"{name}/{key}": value for key, value in scores.items()}
-        progress.forget_epoch()
-        whole = time.monotonic() - began
+            metrics = evaluate_batches(
+                learner.eval_model, batches, learner.device, learner.precision, learner.processes
+            )
+            values |= {f"{name}/{key}": value for key, value in metrics.items()}
+        state.forget_epoch()
+        epoch_seconds = time.monotonic() - started_at
         values |= {
             "epoch": epoch + 1,
-            "time/epoch_s": whole,
-            "time/train_s": trained,
-            "time/eval_s": whole - trained,
-            "throughput/images_per_s": images / max(trained, 1e-9),
+            "time/epoch_s": epoch_seconds,
+            "time/train_s": train_seconds,
+            "time/eval_s": epoch_seconds - train_seconds,
+            "throughput/images_per_s": images_seen / max(train_seconds, 1e-9),
             "memory/peak_gib": peak_memory(learner.device),
         }
-        progress.history.append({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
-        yield Record(step=progress.step, epoch=epoch + 1, values=values, steps=steps)
+        state.history.append({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
+        yield Record(step=state.step, epoch=epoch + 1, values=values, steps=steps)
 
 
-def evaluate(
+def evaluate_batches(
     model: nn.Module,
     batches: EvalBatches,
     device: torch.device,
     precision: torch.dtype | None = None,
     processes: SingleProcess | None = None,
 ) -> dict[str, float]:
-    """`loss` (nats, mean over all images) and `acc` (share 0..1) of a model; exact for any batch sizes.
+    """Return `loss` (nats, mean over all images) and `acc` (fraction) of a model; exact for any batch sizes.
 
-    Of several processes each is given its own batches, and all are told the figures of all images.
+    With several processes, each passes its own batches, and all receive the metrics of all images. The model is in
+    evaluation mode meanwhile; afterwards each of its modules has its former mode.
 
-    The model is in evaluation mode while it is asked, and each of its modules in its old mode afterwards.
+    Raises:
+        ResourceError: out of memory.
     """
-    # Sums in float64 (float32 where the device has no other), read once.
+    # Sums in float64 (float32 where the device has no float64), read once.
     loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     correct = torch.zeros((), dtype=torch.int64, device=device)
     count = 0
@@ -218,73 +236,70 @@ def evaluate(
         raise ResourceError(
             f"out of memory while evaluating {batches.num_images:,} images; lower --eval-batch-size"
         ) from None
-    loss, correct, seen = (processes or SingleProcess()).all_reduce_sum(
+    loss, correct, total = (processes or SingleProcess()).all_reduce_sum(
         loss, correct, torch.full((), count, device=device)
     )
-    everywhere = int(seen)
-    if everywhere == 0:
+    num_images = int(total)
+    if num_images == 0:
         return {"loss": math.nan, "acc": math.nan}
-    return {"loss": loss.item() / everywhere, "acc": correct.item() / everywhere}
+    return {"loss": loss.item() / num_images, "acc": correct.item() / num_images}
 
 
 def _step(
-    learner: Learner, schedule: Schedule, progress: TrainerState, images: Tensor, labels: Tensor, whole: int
+    learner: Learner, schedule: Schedule, state: TrainerState, images: Tensor, labels: Tensor, num_images: int
 ) -> None:
-    seen = [epoch.get("val/loss", math.nan) for epoch in progress.history] if schedule.kind == "plateau" else ()
-    lr, momentum = schedule.lr(progress.step, seen), schedule.momentum_at(progress.step)
+    """Do one update and add its result to the state."""
+    losses = [epoch.get("val/loss", math.nan) for epoch in state.history] if schedule.kind == "plateau" else ()
+    lr, momentum = schedule.lr(state.step, losses), schedule.momentum_at(state.step)
     try:
-        outcome = learner.train_step(images, labels, progress.step, lr, momentum, whole)
+        result = learner.train_step(images, labels, state.step, lr, momentum, num_images)
     except FloatingPointError as error:
-        raise DivergedError(_diverged(str(error), len(progress.history), progress.step, lr)) from None
-    _note(progress, outcome, whole)
+        raise _divergence(str(error), len(state.history), state.step, lr) from None
+    state.step += 1
+    state.losses.append(result.loss)
+    state.corrects.append(result.correct)
+    state.lrs.append(result.lr)
+    state.sizes.append(num_images)
+    if result.grad_norm is not None:
+        state.norms.append(result.grad_norm)
 
 
-def _note(progress: TrainerState, outcome: StepResult, images: int) -> None:
-    progress.step += 1
-    progress.losses.append(outcome.loss)
-    progress.corrects.append(outcome.correct)
-    progress.lrs.append(outcome.lr)
-    progress.sizes.append(images)
-    if outcome.grad_norm is not None:
-        progress.norms.append(outcome.grad_norm)
-
-
-def _epoch_values(progress: TrainerState) -> tuple[dict[str, Value], Curve]:
-    """The epoch's training figures and per-step curves, read from the device at once."""
-    losses = torch.stack(progress.losses).cpu().double()  # [batches]; the one wait for the device in an epoch
-    first = progress.step - len(losses)
-    bad = (~torch.isfinite(losses)).nonzero()
-    if len(bad):
-        index = int(bad[0])
-        raise DivergedError(
-            _diverged(f"loss {losses[index].item()}", len(progress.history), first + index, progress.lrs[index])
-        )
-    sizes = torch.tensor(progress.sizes, dtype=torch.float64)
+def _epoch_values(state: TrainerState) -> tuple[dict[str, Value], Curve]:
+    """Return the epoch's training metrics and per-step curves, read from the device at once."""
+    losses = torch.stack(state.losses).cpu().double()  # [batches]; the only wait for the device in an epoch
+    first_step = state.step - len(losses)
+    not_finite = (~torch.isfinite(losses)).nonzero()
+    if len(not_finite):
+        index = int(not_finite[0])
+        raise _divergence(f"loss {losses[index].item()}", len(state.history), first_step + index, state.lrs[index])
+    sizes = torch.tensor(state.sizes, dtype=torch.float64)
     values: dict[str, Value] = {
         "train/loss": float((losses * sizes).sum() / sizes.sum()),
-        "train/acc": int(torch.stack(progress.corrects).sum()) / sum(progress.sizes),
-        "lr": progress.lrs[-1],
+        "train/acc": int(torch.stack(state.corrects).sum()) / sum(state.sizes),
+        "lr": state.lrs[-1],
     }
-    lines = {"train/step_loss": losses.tolist(), "lr": list(progress.lrs)}
-    if progress.norms:
-        lines["train/grad_norm"] = torch.stack(progress.norms).float().cpu().tolist()
-    return values, Curve("step", list(range(first + 1, progress.step + 1)), lines)
+    lines = {"train/step_loss": losses.tolist(), "lr": list(state.lrs)}
+    if state.norms:
+        lines["train/grad_norm"] = torch.stack(state.norms).float().cpu().tolist()
+    return values, Curve("step", list(range(first_step + 1, state.step + 1)), lines)
 
 
-def _diverged(what: str, epochs: int, step: int, lr: float) -> str:
-    return f"training diverged: {what} in epoch {epochs + 1} at step {step + 1}, learning rate {lr:.3g}; lower --lr-max (a range test finds one) or set --clip-grad 1"
+def _divergence(reason: str, epochs: int, step: int, lr: float) -> DivergedError:
+    return DivergedError(
+        f"training diverged: {reason} in epoch {epochs + 1} at step {step + 1}, learning rate {lr:.3g}; lower --lr-max (harness lr-find suggests one) or set --clip-grad 1"
+    )
 
 
-def _tick(progress: TrainerState, epoch: int, epochs: int, batches: int) -> StepInfo:
-    losses, corrects, images = progress.losses, progress.corrects, sum(progress.sizes)
+def _step_info(state: TrainerState, epoch: int, epochs: int, batches: int) -> StepInfo:
+    losses, corrects, images = state.losses, state.corrects, sum(state.sizes)
     return StepInfo(
-        step=progress.step,
+        step=state.step,
         epoch=epoch,
         epochs=epochs,
         batch=len(losses),
         batches=batches,
         images=images,
-        lr=progress.lrs[-1],
+        lr=state.lrs[-1],
         loss=lambda: float(losses[-1]),
         acc=lambda: int(torch.stack(corrects).sum()) / images,
     )

@@ -1,4 +1,4 @@
-"""Learning-rate schedules as pure functions of the step: nothing to save, trivial to draw and to test."""
+"""Learning-rate schedules as pure functions of the step: there is no state to save."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from harness.config.settings import Config
 class Schedule:
     """The learning rate (and momentum) of every optimizer update of a run.
 
-    `lr(k)` is what the update after k finished ones uses, k = 0 .. steps-1; `lr(steps)` is where the curve ends.
+    `lr(k)` is the learning rate of the update after k others, k = 0 .. steps-1; `lr(steps)` is the end of the curve.
 
     Attributes:
         kind: one_cycle, cyclic, cosine, plateau or constant.
-        steps: updates of the whole run.
-        peak: step at which one_cycle is at `lr_max` and cosine ends its warm-up.
-        momentum_min: momentum at the LR's maximum; None: momentum does not move.
+        steps: updates of the run.
+        peak: step at which one_cycle reaches `lr_max` and cosine ends its warm-up.
+        momentum_min: momentum at the LR's maximum; None: constant momentum.
     """
 
     kind: str
@@ -34,7 +34,7 @@ class Schedule:
     factor: float = 0.1
 
     def height(self, step: float) -> float:
-        """Where between lr_min (0) and lr_max (1) the curve is."""
+        """Return the position of the curve between lr_min (0) and lr_max (1)."""
         match self.kind:
             case "one_cycle":
                 return _triangle(step, self.peak, self.steps)
@@ -49,11 +49,11 @@ class Schedule:
         return 1.0
 
     def lr(self, step: int, losses: Sequence[float] = ()) -> float:
-        """The learning rate of one update.
+        """Return the learning rate of one update.
 
         Args:
             step: updates done before it.
-            losses: the validation loss after each finished epoch; only plateau looks at them.
+            losses: the validation loss after each finished epoch; only plateau uses them.
         """
         if self.kind == "plateau":
             drops = plateau_drops(losses, self.patience)
@@ -62,7 +62,7 @@ class Schedule:
         return self.lr_min * (1 - height) + self.lr_max * height  # exact at both ends
 
     def momentum_at(self, step: int) -> float:
-        """The momentum of one update: at its minimum where the learning rate is at its maximum."""
+        """Return the momentum of one update: at its minimum where the learning rate is at its maximum."""
         if self.momentum_min is None or self.kind in ("plateau", "constant"):
             return self.momentum
         height = self.height(step)
@@ -70,7 +70,7 @@ class Schedule:
 
 
 def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
-    """The schedule of a run that makes `steps_per_epoch` updates an epoch."""
+    """Return the schedule of a run with `steps_per_epoch` updates in an epoch."""
     lr_min, lr_max = config.rates()
     return Schedule(
         kind=config.schedule,
@@ -87,10 +87,9 @@ def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
 
 
 def plateau_drops(losses: Sequence[float], patience: int, threshold: float = 1e-4) -> int:
-    """How often the learning rate was lowered: once for each `patience` + 1 epochs in a row with no lower loss.
+    """Return how often the learning rate was lowered: once for each `patience` + 1 epochs in a row without a lower loss.
 
-    A loss is lower when it is below (1 - threshold) times the lowest so far. A loss that is not a number counts
-    as not lower. The counts are those of `torch.optim.lr_scheduler.ReduceLROnPlateau` with its defaults.
+    A loss is lower if it is below (1 - threshold) times the lowest so far; NaN is not lower. The counts are those of `torch.optim.lr_scheduler.ReduceLROnPlateau` with its defaults.
     """
     lowest, waited, drops = math.inf, 0, 0
     for loss in losses:
@@ -104,7 +103,7 @@ def plateau_drops(losses: Sequence[float], patience: int, threshold: float = 1e-
 
 
 def _triangle(step: float, peak: float, end: float) -> float:
-    """0 at 0, 1 at `peak`, 0 at `end`, straight between."""
+    """Return 0 at step 0, 1 at `peak`, 0 at `end`, and linear values between."""
     if step < peak:
         return step / peak
     if step >= end:

@@ -77,6 +77,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def cache_folder() -> Path:
+    """Return the folder of the user's cache in which this package keeps files; it may not exist yet."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
+
+
 def sync_folder(folder: Path) -> None:
     """Make a rename in `folder` durable, where the file system can sync folders."""
     try:

@@ -11,7 +11,7 @@ import torch
 
 from harness.checks import augmentation
 from harness.checks.network import describe_section
-from harness.checks.op_trace import describe, trace
+from harness.checks.op_trace import describe_steps, trace
 from harness.checks.verify import verify
 from harness.config.settings import Config
 from harness.data.preprocess import make_preprocess
@@ -102,7 +102,7 @@ def test_a_skip_connection_from_elsewhere_is_no_residual_block():
 
     steps, _ = trace(Wrong(), torch.randn(2, 3, 32, 32))
     correct, _ = trace(CustomResNet(width=2), torch.randn(2, 3, 32, 32))
-    assert describe(steps).count("conv") == 3
+    assert describe_steps(steps).count("conv") == 3
     assert describe_section(steps, 0).count("conv") == 3
     begin = next(index for index, step in enumerate(correct) if step.text == "conv3x3 2>4")
     assert describe_section(correct[begin : begin + 11], begin).count("conv") == 3

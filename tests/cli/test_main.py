@@ -1,14 +1,16 @@
 """The command line: names of commands and options, helps, errors, exit statuses."""
 
+import gc
 import re
 import signal
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
 from harness.cli.commands import ALIASES, DAILY, NAMES_ELSEWHERE
-from harness.cli.main import EPILOG, EXIT_STATUSES, cli
+from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
 from harness.config.settings import SHORT_NAMES, canonical_name, normalize_name, setting_fields
 from harness.utils import errors
 from tests.support.commands import command
@@ -162,3 +164,12 @@ def test_the_result_is_on_stdout_and_the_progress_on_stderr(finished):
 
 def test_the_version_is_that_of_the_distribution(tmp_path):
     assert re.fullmatch(r"vision-harness \d+\.\d+\.\d+\n", command("--version", cwd=tmp_path, check=0).stdout)
+
+
+def test_the_program_exits_without_a_last_collection_of_all_objects(monkeypatch, capsys):
+    frozen = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    monkeypatch.setattr(sys, "argv", ["harness", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    assert frozen and "harness" in capsys.readouterr().out

@@ -76,6 +76,24 @@ def test_the_digest_changes_only_with_settings_that_affect_the_results():
     assert plain.digest() != Config(lr_max=0.03).digest()
 
 
+@pytest.mark.parametrize(
+    ("values", "digest"),
+    [
+        ({"recipe": "digits", "data": "digits", "epochs": 2, "peak_epoch": 1}, "e863c8b9"),
+        ({"seed": 3, "cuda_graph": True}, "464fb78d"),
+        ({"seed": 3, "cuda_graph": False, "compile": True}, "8acc94a5"),
+    ],
+)
+def test_the_digest_of_settings_that_version_0_1_had_is_the_same(values, digest):
+    assert Config(**values).digest() == digest
+
+
+def test_an_automatic_cuda_graph_has_the_digest_of_none_and_fused_counts_only_where_it_is_set():
+    assert Config(cuda_graph="auto").digest() == Config(cuda_graph=False).digest() != Config(cuda_graph=True).digest()
+    assert "fused" not in Config().affecting_results() and "fused" in Config().to_dict()
+    assert len({Config(fused=value).digest() for value in (None, True, False)}) == 3
+
+
 def test_every_setting_has_help_and_its_default_passes_its_own_check():
     for name, field in settings.setting_fields().items():
         assert len(field.metadata["help"]) > 15, name
@@ -84,7 +102,7 @@ def test_every_setting_has_help_and_its_default_passes_its_own_check():
 
 
 @pytest.mark.parametrize(
-    ("words", "value", "rest"),
+    ("arguments", "value", "path"),
     [
         (["--tta", "run"], "true", "run"),
         (["--tta=False", "run"], "False", "run"),
@@ -93,7 +111,7 @@ def test_every_setting_has_help_and_its_default_passes_its_own_check():
         (["--no-tta", "run"], "false", "run"),
     ],
 )
-def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_path(words, value, rest):
+def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_path(arguments, value, path):
     import click
 
     from harness.cli.commands import CONTEXT, SettingsCommand
@@ -102,7 +120,36 @@ def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_pat
     @click.command(cls=SettingsCommand, context_settings=CONTEXT)
     @click.argument("path")
     @setting_options
-    def told(settings, path):
+    def command(settings, path):
         return settings, path
 
-    assert told.main(words, standalone_mode=False) == ({"tta": value}, rest)
+    assert command.main(arguments, standalone_mode=False) == ({"tta": value}, path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        ([], None),
+        (["--cuda-graph"], True),
+        (["--cuda_graph=True"], True),
+        (["--no-cuda-graph"], False),
+        (["--cuda-graph", "auto"], None),
+    ],
+)
+def test_the_option_of_a_setting_that_is_on_off_or_auto_takes_a_value_or_stands_alone(arguments, value):
+    import click
+
+    from harness.cli.commands import CONTEXT, SettingsCommand
+    from harness.cli.options import config_from_options, setting_options
+
+    @click.command(cls=SettingsCommand, context_settings=CONTEXT)
+    @setting_options
+    def command(settings):
+        return config_from_options(settings).cuda_graph
+
+    assert command.main(arguments, standalone_mode=False) is value
+
+
+def test_only_a_setting_that_may_be_none_can_be_auto():
+    with pytest.raises(UsageError, match="compile='auto': need True or False"):
+        Config(compile="auto")

@@ -276,3 +276,18 @@ def test_the_number_of_workers_depends_on_the_usable_cpus(monkeypatch):
     assert count_workers(-1, cpu) == 2
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert count_workers(-1, gpu) == 6
+
+
+@pytest.mark.parametrize(
+    ("bytes_free", "decision_of_main_process", "kind"),
+    [(10**12, "there is too little memory", "timm"), (1, None, "resident")],
+)
+def test_the_main_process_decides_for_all_whether_images_are_kept_on_the_device(
+    monkeypatch, bytes_free, decision_of_main_process, kind
+):
+    class OtherProcess(device_loader.NoSharding):
+        def broadcast(self, value):
+            return decision_of_main_process
+
+    monkeypatch.setattr(device_loader, "free_memory", lambda device: bytes_free)
+    assert make_loaders(Config(batch_size=8), DATA, PREPROCESS, "cpu", OtherProcess()).kind == kind

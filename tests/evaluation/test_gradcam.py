@@ -42,7 +42,7 @@ def test_gradcam_and_hirescam_equal_their_definitions(pool):
         "layercam": (gradient.relu() * activation).sum(1),
     }
     for method, expected in definitions.items():
-        maps = gradcam.explain(model, images, TARGETS, method=method)
+        maps = gradcam.compute_maps(model, images, TARGETS, method=method)
         assert maps.layer == "second" and maps.raw.dtype == maps.scaled.dtype == np.float32
         np.testing.assert_allclose(maps.raw, expected, atol=1e-5)
         for index in np.flatnonzero(~maps.empty):
@@ -59,7 +59,7 @@ def test_gradcam_and_hirescam_equal_their_definitions(pool):
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_the_sum_of_a_raw_hirescam_map_is_the_logit_without_its_bias(pool):
     model, images = tiny_net(pool=pool), random_images()
-    maps = gradcam.explain(model, images, TARGETS, method="hirescam")
+    maps = gradcam.compute_maps(model, images, TARGETS, method="hirescam")
     with torch.no_grad():
         logits = model.eval()(images)[range(5), TARGETS]
     np.testing.assert_allclose(maps.raw.sum((1, 2)), (logits - model.head.bias[TARGETS]).detach(), atol=1e-5)
@@ -78,7 +78,7 @@ def test_a_model_that_uses_one_corner_has_its_evidence_in_that_corner():
             return torch.stack([corner.sum((1, 2, 3)) for corner in corners], 1)
 
     for method in ("hirescam", "layercam", "gradcamelementwise"):
-        maps = gradcam.explain(Corner(), torch.ones(2, 3, 16, 16), [0, 1], method=method)
+        maps = gradcam.compute_maps(Corner(), torch.ones(2, 3, 16, 16), [0, 1], method=method)
         assert maps.scaled[0, :4, :4].min() > 0.99 and maps.scaled[0].sum() == pytest.approx(16, rel=1e-3)
         assert maps.scaled[1, -4:, -4:].min() > 0.99 and maps.scaled[1].sum() == pytest.approx(16, rel=1e-3)
         assert maps.share.tolist() == [1, 1] and not maps.empty.any()
@@ -124,7 +124,7 @@ def in_training():
 def test_a_model_is_left_unchanged(method):
     model = in_training()
     before = snapshot(model)
-    gradcam.explain(model, random_images(), TARGETS, method=method)
+    gradcam.compute_maps(model, random_images(), TARGETS, method=method)
     assert_same(before, snapshot(model))
 
 
@@ -133,7 +133,7 @@ def test_a_model_is_left_unchanged_when_the_maps_can_not_be_computed(layer):
     model = in_training()
     before = snapshot(model)
     with pytest.raises(UsageError):
-        gradcam.explain(model, random_images(), [0, 1, 2, 3, 4], layer=layer)
+        gradcam.compute_maps(model, random_images(), [0, 1, 2, 3, 4], layer=layer)
     assert_same(before, snapshot(model))
 
 
@@ -142,7 +142,7 @@ def test_a_model_is_left_unchanged_when_the_maps_can_not_be_computed(layer):
 )
 def test_maps_are_the_same_in_every_context_and_for_every_state_of_the_model(where):
     model, images = tiny_net(), random_images()
-    expected = gradcam.explain(model, images, TARGETS)
+    expected = gradcam.compute_maps(model, images, TARGETS)
     context, tested = (
         {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}.get(where, torch.enable_grad),
         model,
@@ -165,7 +165,7 @@ def test_maps_are_the_same_in_every_context_and_for_every_state_of_the_model(whe
         tested = nn.DataParallel(model)
     before = snapshot(tested)
     with context():
-        maps = gradcam.explain(tested, images * 1, TARGETS)
+        maps = gradcam.compute_maps(tested, images * 1, TARGETS)
         grad_enabled, autocast = torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")
     assert (grad_enabled, autocast) == (where not in ("no_grad", "inference_mode"), where == "autocast")
     np.testing.assert_allclose(maps.raw, expected.raw, atol=tolerance)
@@ -176,7 +176,7 @@ def test_a_model_created_in_inference_mode_or_with_weight_norm_can_be_explained(
     with torch.inference_mode():
         created = tiny_net()
     assert created.head.weight.is_inference()
-    assert len(gradcam.explain(created, random_images(), TARGETS)) == 5
+    assert len(gradcam.compute_maps(created, random_images(), TARGETS)) == 5
     normed = tiny_net()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the old kind of weight norm, which keeps a computed weight as an attribute
@@ -184,21 +184,21 @@ def test_a_model_created_in_inference_mode_or_with_weight_norm_can_be_explained(
     normed.eval()(random_images())
     assert not normed.head.weight.is_leaf
     np.testing.assert_allclose(
-        gradcam.explain(normed, random_images(), TARGETS).raw,
-        gradcam.explain(tiny_net(), random_images(), TARGETS).raw,
+        gradcam.compute_maps(normed, random_images(), TARGETS).raw,
+        gradcam.compute_maps(tiny_net(), random_images(), TARGETS).raw,
         atol=1e-5,
     )
 
 
 def test_a_layer_before_an_inplace_relu_shows_its_own_output():
     model, images = tiny_net(), random_images()
-    maps = gradcam.explain(model, images, TARGETS, layer="second.1", method="hirescam")
+    maps = gradcam.compute_maps(model, images, TARGETS, layer="second.1", method="hirescam")
     model.eval()
     activation = model.second[1](model.second[0](model.first(images)))
     logits = model.head(model.pool(model.second[3](activation.relu())).flatten(1))
     (gradient,) = torch.autograd.grad(logits[range(5), TARGETS].sum(), activation)
     np.testing.assert_allclose(maps.raw, (gradient * activation).sum(1).detach(), atol=1e-5)
-    eigen = gradcam.explain(model, images, TARGETS, layer="second.1", method="eigencam")
+    eigen = gradcam.compute_maps(model, images, TARGETS, layer="second.1", method="eigencam")
     flat = (activation - activation.mean((2, 3), keepdim=True)).detach().flatten(2)
     strongest = torch.linalg.svdvals(flat)[:, 0]
     np.testing.assert_allclose(np.linalg.norm(eigen.raw, axis=(1, 2)), strongest, rtol=1e-4)
@@ -207,11 +207,11 @@ def test_a_layer_before_an_inplace_relu_shows_its_own_output():
 def test_the_order_and_the_number_of_images_do_not_matter(monkeypatch):
     model, images = tiny_net(), random_images(7)
     targets = [0, 1, 2, 3, 0, 1, 2]
-    together = gradcam.explain(model, images, targets)
-    alone = np.concatenate([gradcam.explain(model, images[i : i + 1], targets[i : i + 1]).raw for i in range(7)])
+    together = gradcam.compute_maps(model, images, targets)
+    alone = np.concatenate([gradcam.compute_maps(model, images[i : i + 1], targets[i : i + 1]).raw for i in range(7)])
     np.testing.assert_allclose(together.raw, alone, atol=1e-5)
     monkeypatch.setattr(gradcam, "MAX_CHUNK", 3)
-    np.testing.assert_allclose(gradcam.explain(model, images, torch.tensor(targets)).raw, together.raw, atol=1e-5)
+    np.testing.assert_allclose(gradcam.compute_maps(model, images, torch.tensor(targets)).raw, together.raw, atol=1e-5)
 
 
 def test_maps_without_evidence_are_marked_empty():
@@ -220,7 +220,7 @@ def test_maps_without_evidence_are_marked_empty():
         model.head.weight[0] = -1.0  # all evidence is against class 0
         model.head.weight[1] = 0.0  # there is none about class 1
         model.head.weight[2] = 1.0
-    maps = gradcam.explain(model, images, [0, 1, 2, 2])
+    maps = gradcam.compute_maps(model, images, [0, 1, 2, 2])
     assert maps.empty.tolist() == [True, True, False, False]
     assert maps.share.tolist() == [0, 0, 1, 1]
     assert (maps.scaled[:2] == 0).all() and (maps.scaled[2:].max((1, 2)) > 0.9).all()
@@ -261,7 +261,7 @@ def test_the_default_layer_of_each_kind_of_network_gives_a_map(name):
     for part in head if isinstance(head, tuple) else [head]:
         nn.init.normal_(part.weight)  # some are initialised to zero, and no logit depends on any input
     assert gradcam.default_layer(model, images) == layer
-    maps = gradcam.explain(model, images, [0, 2])
+    maps = gradcam.compute_maps(model, images, [0, 2])
     assert maps.layer == layer and maps.raw.shape == (2, *size) and maps.scaled.shape == (2, side, side)
     assert np.isfinite(maps.raw).all() and (maps.raw != 0).any() and model.training
 
@@ -269,7 +269,7 @@ def test_the_default_layer_of_each_kind_of_network_gives_a_map(name):
 @pytest.mark.parametrize("method", FAST)
 def test_every_fast_method_explains_a_transformer(method):
     model = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, patch_size=8, depth=2)
-    maps = gradcam.explain(model, random_images(2, 32), [0, 1], method=method)
+    maps = gradcam.compute_maps(model, random_images(2, 32), [0, 1], method=method)
     assert maps.raw.shape == (2, 4, 4) and np.isfinite(maps.raw).all()
 
 
@@ -286,7 +286,7 @@ def test_tokens_become_a_map_of_an_image_that_need_not_be_square(prefix):
     assert torch.equal(layer.reshape(patches), as_map)
     tokens = torch.cat([torch.zeros(2, 5, patches.shape[2]), patches], 1)
     assert torch.equal(cam_layers.token_map(tokens, (4, 6)), as_map)
-    maps = gradcam.explain(model, images, [0, 1])
+    maps = gradcam.compute_maps(model, images, [0, 1])
     assert maps.raw.shape == (2, 4, 6) and maps.scaled.shape == (2, 32, 48)
     assert maps.layer == ("blocks.1.norm1" if prefix else "blocks.1")
 
@@ -297,7 +297,7 @@ def test_channels_last_outputs_are_read_with_the_right_axes():
     )
     images = random_images(1, 64, 96)
     for name, size in (("layers.1", (8, 12)), ("layers.3", (2, 3))):
-        maps = gradcam.explain(model, images, [0], layer=name, method="hirescam")
+        maps = gradcam.compute_maps(model, images, [0], layer=name, method="hirescam")
         model.eval()
         kept = []
         handle = model.get_submodule(name).register_forward_hook(
@@ -320,12 +320,12 @@ def test_a_stage_of_one_cell_is_skipped_and_a_model_unknown_to_timm_gives_its_la
         == "1"
     )
     with pytest.raises(UsageError, match="no layer of the model gives a map"):
-        gradcam.explain(nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4)), random_images(), TARGETS)
+        gradcam.compute_maps(nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4)), random_images(), TARGETS)
 
 
 def test_an_attention_matrix_is_not_mistaken_for_a_map():
     model = timm.create_model("crossvit_tiny_240", num_classes=3, depth=((1, 1, 0), (1, 1, 0)), num_heads=(1, 1))
-    maps = gradcam.explain(model, random_images(1, 240), [0])
+    maps = gradcam.compute_maps(model, random_images(1, 240), [0])
     assert maps.raw.shape[1] == maps.raw.shape[2] > 1 and (maps.raw != 0).any()
 
 
@@ -337,24 +337,24 @@ def test_what_can_not_be_explained_is_refused_with_the_remedy():
         ("first.9", "did you mean 'first"),
     ):
         with pytest.raises(UsageError, match=message):
-            gradcam.explain(model, images, TARGETS, layer=layer)
+            gradcam.compute_maps(model, images, TARGETS, layer=layer)
     for targets in ([0, 1, 2, 3, 4], [0, 1, 2, 3, -1]):
         with pytest.raises(UsageError, match=r"there is no class (4|-1).*0\.\.3"):
-            gradcam.explain(model, images, targets)
+            gradcam.compute_maps(model, images, targets)
     with pytest.raises(UsageError, match=r"5, 3, 16, 16.*2 classes"):
-        gradcam.explain(model, images, [0, 1])
+        gradcam.compute_maps(model, images, [0, 1])
     with pytest.raises(UsageError, match="did you mean 'gradcam"):
-        gradcam.explain(model, images, TARGETS, method="gradcm")
+        gradcam.compute_maps(model, images, TARGETS, method="gradcm")
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=32, patch_size=8, depth=2)
     with pytest.raises(UsageError, match="ablationcam cannot explain"):
-        gradcam.explain(vit, random_images(1, 32), [0], method="ablationcam")
+        gradcam.compute_maps(vit, random_images(1, 32), [0], method="ablationcam")
 
     class Twice(TinyNet):
         def forward(self, images):
             return self.head(self.pool(self.second(self.first[2](self.first(images)))).flatten(1))
 
     with pytest.raises(UsageError, match="run 2 times"):
-        gradcam.explain(Twice(), images, TARGETS, layer="first.2")
+        gradcam.compute_maps(Twice(), images, TARGETS, layer="first.2")
 
 
 def test_methods_are_known_in_any_spelling():
@@ -368,6 +368,6 @@ def test_methods_are_known_in_any_spelling():
 
 def test_the_slow_methods_draw_no_progress_bars(capfd):
     for method in ("scorecam", "ablationcam"):
-        maps = gradcam.explain(tiny_net(), random_images(2), [0, 1], method=method)
+        maps = gradcam.compute_maps(tiny_net(), random_images(2), [0, 1], method=method)
         assert maps.raw.shape == (2, 8, 8)
     assert capfd.readouterr().err == ""

@@ -81,7 +81,7 @@ def test_the_margin_is_negative_exactly_where_the_model_is_wrong():
 def test_the_csv_holds_every_image_and_no_formula(tmp_path):
     predictions = random_predictions(50)
     ids = [f"=cmd({i}).png" if i % 2 else f'test/a "quoted", name\n{i}' for i in range(49)] + ["broken\udcff"]
-    path = metrics.write_predictions(predictions, ids, CLASSES, tmp_path / "out" / "predictions.csv")
+    path = metrics.write_predictions_csv(predictions, ids, CLASSES, tmp_path / "out" / "predictions.csv")
     with open(path, newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert tuple(rows[0]) == metrics.COLUMNS and len(rows) == 50
@@ -102,8 +102,8 @@ def test_the_csv_holds_every_image_and_no_formula(tmp_path):
 
 def test_what_is_written_is_read_back(tmp_path):
     predictions, classes = random_predictions(50), ("\ncat", "dog\udcff", "=ship()", "-3", "never")
-    path = metrics.write_predictions(predictions, list(map(str, range(50))), classes, tmp_path / "predictions.csv")
-    read, problem = metrics.read_predictions(path, classes)
+    path = metrics.write_predictions_csv(predictions, list(map(str, range(50))), classes, tmp_path / "predictions.csv")
+    read, problem = metrics.read_predictions_csv(path, classes)
     assert problem == ""
     assert read.classes == classes
     assert read.labels.tolist() == predictions.labels.tolist()
@@ -126,7 +126,7 @@ def test_a_file_that_can_not_be_read_back_is_no_predictions_and_a_reason(tmp_pat
     path = tmp_path / "predictions.csv"
     if text is not None:
         path.write_text(text)
-    predictions, reason = metrics.read_predictions(path, ["a", "b"])
+    predictions, reason = metrics.read_predictions_csv(path, ["a", "b"])
     assert predictions is None
     assert problem in reason
 

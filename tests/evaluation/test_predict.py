@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from harness.evaluation.predict import predict
+from harness.evaluation.predict import predict_batches
 from harness.utils.errors import DataError, DivergedError
 
 
@@ -28,7 +28,7 @@ def batches(sizes=(7, 7, 3)):
 
 def test_predicting_equals_a_plain_forward_pass_in_evaluation_mode():
     model = Net().eval()
-    predictions = predict(model, batches(), "cpu", tta=True)
+    predictions = predict_batches(model, batches(), "cpu", tta=True)
     images, labels = (torch.cat(part) for part in zip(*batches(), strict=True))
     with torch.no_grad():
         logits, mirrored = model(images), model(images.flip(3))
@@ -38,7 +38,7 @@ def test_predicting_equals_a_plain_forward_pass_in_evaluation_mode():
     )
     np.testing.assert_allclose(predictions.tta_probabilities, ((logits + mirrored) / 2).softmax(1), atol=1e-6)
     assert (predictions.labels == labels.numpy()).all() and predictions.labels.dtype == np.int64
-    half = predict(model, batches(), "cpu", autocast=torch.bfloat16)
+    half = predict_batches(model, batches(), "cpu", autocast=torch.bfloat16)
     assert half.probabilities.dtype == half.losses.dtype == np.float32 and half.tta_probabilities is None
     np.testing.assert_allclose(half.probabilities, predictions.probabilities, atol=0.02)
 
@@ -50,9 +50,9 @@ def test_predicting_leaves_each_module_in_its_own_mode_and_no_statistic_moved(fa
     before = {name: value.clone() for name, value in model.state_dict().items()}
     if fails:
         with pytest.raises(RuntimeError):
-            predict(model, [(torch.zeros(2, 9, 8, 8), torch.zeros(2))], "cpu")
+            predict_batches(model, [(torch.zeros(2, 9, 8, 8), torch.zeros(2))], "cpu")
     else:
-        predict(model, batches(), "cpu")
+        predict_batches(model, batches(), "cpu")
     assert [module.training for module in model.modules()] == [True, True, False, True, True]
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -68,15 +68,15 @@ def test_a_model_can_be_trained_with_a_buffer_made_in_its_first_forward_pass():
             return super().forward(images) * self.table
 
     model = Lazy()
-    predict(model, batches(), "cpu")
+    predict_batches(model, batches(), "cpu")
     model.train()(batches()[0][0]).sum().backward()
     assert model.head.weight.grad is not None
 
 
 def test_no_images_and_predictions_that_are_not_finite_are_refused():
     with pytest.raises(DataError, match="no images"):
-        predict(Net(), [], "cpu")
+        predict_batches(Net(), [], "cpu")
     model = Net()
     nn.init.constant_(model.head.bias, float("nan"))
     with pytest.raises(DivergedError, match="17 of 17 images"):
-        predict(model, batches(), "cpu")
+        predict_batches(model, batches(), "cpu")

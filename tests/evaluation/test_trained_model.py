@@ -13,7 +13,7 @@ from harness.utils.errors import CheckpointError, UsageError
     ("content", "message"),
     [
         (None, "no checkpoint"),
-        ({"x.safetensors": b"junk"}, "not one of ours"),
+        ({"x.safetensors": b"junk"}, "not a checkpoint of harness"),
         ({"x.pt": b"junk"}, "not a checkpoint of harness"),
         (
             {"x.safetensors": b"junk", "x.json": b'{"format": 1, "config": {}, "classes": ["a"], "preprocess": {}}'},

@@ -11,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from harness.config import yaml_io
-from harness.config.settings import Config, canonical_name, coerce, setting_fields, setting_types
+from harness.config.settings import Config, canonical_name, coerce, is_switch, setting_fields, setting_types
 from harness.tracking.journal import Journal, read_journal
 from harness.utils.errors import CheckpointError, DataError, HarnessError, UsageError
 from tests.support.records import epoch, final, same
@@ -40,7 +40,8 @@ def test_any_value_of_any_setting_is_converted_to_its_type_or_refused_in_one_lin
         return
     assert coerce(name, converted) == converted, "a converted value stays as it is"
     assert json.dumps(list(converted) if isinstance(converted, tuple) else converted, allow_nan=False) is not None
-    assert setting_types()[name] is not bool or isinstance(converted, bool)
+    if is_switch(name):
+        assert isinstance(converted, bool) or (converted is None and setting_types()[name] is not bool)
 
 
 def legal(name):
@@ -48,8 +49,8 @@ def legal(name):
     about, kind = setting_fields()[name].metadata, setting_types()[name]
     if about["choices"]:
         return st.sampled_from(about["choices"])
-    if kind is bool:
-        return st.booleans()
+    if is_switch(name):
+        return st.booleans() if kind is bool else st.none() | st.booleans()
     low = about["low"] if about["low"] is not None else about["above"] if about["above"] is not None else 0
     high = min(about["high"] or about["below"] or 1e6, 1e6)
     if kind is int:

@@ -119,7 +119,7 @@ def test_after_running_out_of_memory_the_batch_size_is_kept_it_is_reported_once_
     ended = harness(*words, cwd=tmp_path, fault="oom@micro_batch=1,kill@step=9")
     assert ended.code == -signal.SIGKILL
     reports = [line for line in ended.err.splitlines() if "out of memory" in line]
-    assert reports == ["out of memory: each batch of 128 images is now computed in 2 parts"]
+    assert reports == ["out of memory: each batch of 128 images is now computed in 2 micro-batches"]
     ended = harness(*words, cwd=tmp_path, check=0)
     assert "out of memory" not in ended.err
     assert read_json(tmp_path / "runs/r/summary.json")["grad_accumulation"] == 2

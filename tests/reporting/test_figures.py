@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from harness.reporting.figures import style, training_curves
-from harness.reporting.figures.gallery import Tile, enlarge, gallery
+from harness.reporting.figures.gallery import Tile, fit_to_side, gallery
 from harness.tracking.records import Record
 from harness.utils.errors import UsageError
 from harness.utils.text import percent, truncate
@@ -45,7 +45,7 @@ def epochs(count, **shift):
 
 @pytest.mark.parametrize("count", [1, 2, 60])
 def test_losses_and_accuracies_of_any_number_of_epochs_are_drawn_in_the_colours_of_their_splits(tmp_path, count):
-    for draw in (training_curves.losses, training_curves.accuracy):
+    for draw in (training_curves.draw_losses, training_curves.draw_accuracy):
         picture = pixels(draw(epochs(count), tmp_path / "new" / "folder" / "picture.png"))
         assert picture.shape[:2] == (4.5 * style.DPI, 8 * style.DPI)
         assert like(picture, style.BLUE).sum() > 100 and like(picture, style.VERMILLION).sum() > 100
@@ -70,10 +70,10 @@ def test_an_epoch_measured_twice_counts_once_and_a_nan_is_a_gap():
 def test_a_figure_without_data_shows_a_message(tmp_path):
     only_nan = [Record(1, 1, {"train/loss": math.nan, "train/acc": math.nan})]
     paths = [
-        training_curves.losses([], tmp_path / "a.png"),
-        training_curves.accuracy(only_nan, tmp_path / "b.png"),
-        training_curves.learning_rate([], [], tmp_path / "c.png"),
-        training_curves.schedule_curve([], [], tmp_path / "d.png", lr_min=0, lr_max=1),
+        training_curves.draw_losses([], tmp_path / "a.png"),
+        training_curves.draw_accuracy(only_nan, tmp_path / "b.png"),
+        training_curves.draw_learning_rate([], [], tmp_path / "c.png"),
+        training_curves.draw_schedule_curve([], [], tmp_path / "d.png", lr_min=0, lr_max=1),
         gallery([], tmp_path / "f.png", empty="No misclassified images."),
     ]
     assert all(200 < (pixels(path).sum(2) < 600).sum() < 60_000 for path in paths)
@@ -83,7 +83,7 @@ def test_the_schedule_rises_and_falls_between_two_level_lines_at_its_minimum_and
     x = np.arange(101)
     lr = 0.08 + 0.72 * (1 - abs((x / 10) % 2 - 1))
     picture = pixels(
-        training_curves.schedule_curve(x, lr, tmp_path / "clr.png", lr_min=0.08, lr_max=0.8, title="Cyclic")
+        training_curves.draw_schedule_curve(x, lr, tmp_path / "clr.png", lr_min=0.08, lr_max=0.8, title="Cyclic")
     )
     level = np.flatnonzero(like(picture, style.VERMILLION).sum(1) > 0.4 * picture.shape[1])
     bands = np.split(level, np.flatnonzero(np.diff(level) > 1) + 1)
@@ -102,9 +102,9 @@ def test_the_schedule_rises_and_falls_between_two_level_lines_at_its_minimum_and
 def test_momentum_marks_and_epochs_are_drawn_with_the_learning_rate(tmp_path):
     steps = np.arange(200)
     lr = np.interp(steps, [0, 50, 199], [0.1, 1, 0.1])
-    plain = pixels(training_curves.learning_rate(steps, lr, tmp_path / "a.png"))
+    plain = pixels(training_curves.draw_learning_rate(steps, lr, tmp_path / "a.png"))
     more = pixels(
-        training_curves.learning_rate(
+        training_curves.draw_learning_rate(
             steps, lr, tmp_path / "b.png", momentum=1 - lr / 10, steps_per_epoch=20, marks={"resumed at $5_": 90}
         )
     )
@@ -114,9 +114,9 @@ def test_momentum_marks_and_epochs_are_drawn_with_the_learning_rate(tmp_path):
         and like(more, style.ORANGE, 20).any()
         and like(more, style.VERMILLION).any()
     )
-    training_curves.learning_rate([0], [0.1], tmp_path / "one.png")
-    training_curves.learning_rate([0, 1], [0.1, 0.1], tmp_path / "level.png", steps_per_epoch=1)
-    training_curves.schedule_curve(
+    training_curves.draw_learning_rate([0], [0.1], tmp_path / "one.png")
+    training_curves.draw_learning_rate([0, 1], [0.1, 0.1], tmp_path / "level.png", steps_per_epoch=1)
+    training_curves.draw_schedule_curve(
         [0, 1], [0.1, 0.1], tmp_path / "level.png", lr_min=0.1, lr_max=0.1, momentum=[0.9, 0.9]
     )
 
@@ -125,9 +125,9 @@ def test_any_name_can_be_drawn(tmp_path):
     picture = np.full((8, 8, 3), 99, np.uint8)
     title = "".join(AWKWARD[:-2])
     gallery([Tile(picture, name, name, 0.5, False) for name in AWKWARD], tmp_path / "gallery.png", title=title)
-    training_curves.losses([Record(1, 1, {f"{name}/loss": 1.0 for name in AWKWARD})], tmp_path / "loss.png")
+    training_curves.draw_losses([Record(1, 1, {f"{name}/loss": 1.0 for name in AWKWARD})], tmp_path / "loss.png")
     for suffix in ("svg", "png"):
-        training_curves.schedule_curve(
+        training_curves.draw_schedule_curve(
             [0, 1], [0, 1], tmp_path / f"s.{suffix}", lr_min=0, lr_max=1, title=title, x_name=title
         )
 
@@ -135,9 +135,9 @@ def test_any_name_can_be_drawn(tmp_path):
 def test_dollars_start_no_formula_and_characters_without_a_glyph_are_boxes():
     from matplotlib.cbook import is_math_text
 
-    assert not any(is_math_text(style.plain(name)) for name in AWKWARD)
-    assert style.plain("$a$_b") == r"\$a\$_b"
-    assert style.plain("a\x00b\U0001f9ffc") == "a□b□c"
+    assert not any(is_math_text(style.drawable_text(name)) for name in AWKWARD)
+    assert style.drawable_text("$a$_b") == r"\$a\$_b"
+    assert style.drawable_text("a\x00b\U0001f9ffc") == "a□b□c"
 
 
 def test_texts_are_truncated_and_percentages_round_to_0_or_100_only_if_exact():
@@ -149,14 +149,14 @@ def test_texts_are_truncated_and_percentages_round_to_0_or_100_only_if_exact():
 
 def test_only_png_and_svg_are_drawn(tmp_path):
     with pytest.raises(UsageError, match=r"losses\.gif.*\.png or \.svg"):
-        training_curves.losses(epochs(2), tmp_path / "losses.gif")
+        training_curves.draw_losses(epochs(2), tmp_path / "losses.gif")
     assert list(tmp_path.iterdir()) == []
-    assert training_curves.losses(epochs(2), tmp_path / "losses.SVG").read_text().startswith("<?xml")
+    assert training_curves.draw_losses(epochs(2), tmp_path / "losses.SVG").read_text().startswith("<?xml")
 
 
 def test_two_threads_draw_what_one_draws(tmp_path):
     def draw(index):
-        return training_curves.losses(epochs(3 + index % 2), tmp_path / f"{index}.png").read_bytes()
+        return training_curves.draw_losses(epochs(3 + index % 2), tmp_path / f"{index}.png").read_bytes()
 
     alone = [draw(0), draw(1)]
     with ThreadPoolExecutor(2) as pool:
@@ -184,12 +184,12 @@ def test_correct_and_wrong_tiles_differ_in_sign_and_in_colour():
 
 def test_a_small_picture_is_enlarged_by_whole_pixels_and_a_large_one_reduced():
     small = np.random.default_rng(0).integers(0, 256, (32, 24, 3), dtype=np.uint8)
-    large = enlarge(small, 320)
+    large = fit_to_side(small, 320)
     assert large.shape == (320, 240, 3) and (large[5::10, 5::10] == small).all() and (large[::10, ::10] == small).all()
-    assert enlarge(np.zeros((900, 600, 3), np.uint8), 300).shape == (300, 200, 3)
+    assert fit_to_side(np.zeros((900, 600, 3), np.uint8), 300).shape == (300, 200, 3)
 
 
 def test_a_figure_becomes_a_value_for_a_tracker(tmp_path):
-    path = training_curves.losses(epochs(2), tmp_path / "losses.png")
+    path = training_curves.draw_losses(epochs(2), tmp_path / "losses.png")
     image = training_curves.as_image(path, "losses")
     assert image.caption == "losses" and (image.pixels == pixels(path)).all()

@@ -28,7 +28,10 @@ def test_equal_evidence_has_the_same_colour_in_every_panel_and_no_evidence_keeps
 
 def test_two_maps_of_an_image_are_compared_on_one_scale():
     model, images = tiny_net(), random_images()
-    first, second = gradcam.explain(model, images, [0, 1, 2, 3, 1]), gradcam.explain(model, images, [1, 3, 2, 1, 0])
+    first, second = (
+        gradcam.compute_maps(model, images, [0, 1, 2, 3, 1]),
+        gradcam.compute_maps(model, images, [1, 3, 2, 1, 0]),
+    )
     ours, theirs = shared_scale(first, second)
     for index in np.flatnonzero(~first.empty & ~second.empty):
         stronger = max(first.peak[index], second.peak[index])

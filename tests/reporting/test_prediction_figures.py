@@ -6,7 +6,7 @@ import pytest
 from harness.evaluation import metrics
 from harness.evaluation.selection import choose_images
 from harness.reporting.figures.confusion import confusion_figure, reliability_figure
-from harness.reporting.figures.gallery import table
+from harness.reporting.figures.gallery import gallery_table
 from tests.support.predictions import CLASSES, random_predictions
 
 
@@ -14,7 +14,7 @@ def test_the_table_of_a_gallery_says_what_the_predictions_say():
     predictions = random_predictions(30)
     chosen = choose_images(predictions, wrong=True, count=4)
     pictures = [np.full((4, 4, 3), i, np.uint8) for i in range(len(chosen))]
-    made = table(predictions, chosen, pictures, [f"test/{i}" for i in range(30)], CLASSES)
+    made = gallery_table(predictions, chosen, pictures, [f"test/{i}" for i in range(30)], CLASSES)
     for row, index in zip(made.rows, chosen, strict=True):
         cells = dict(zip(made.columns, row, strict=True))
         assert cells["id"] == f"test/{index}" and cells["truth"] == CLASSES[predictions.labels[index]]

@@ -100,7 +100,7 @@ def test_a_page_has_the_figures_of_each_class_that_the_run_computed(finished):
     _, folder = finished
     with open(folder / "per_class.csv", newline="") as file:
         expected = list(csv.DictReader(file))
-    predictions, why = metrics.read_predictions(folder / "predictions.csv", [row["class"] for row in expected])
+    predictions, why = metrics.read_predictions_csv(folder / "predictions.csv", [row["class"] for row in expected])
     assert predictions is not None, why
     figures = metrics.per_class(metrics.confusion_matrix(predictions)).rows(predictions.classes)
     for row, computed in zip(expected, figures, strict=True):

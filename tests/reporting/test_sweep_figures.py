@@ -30,7 +30,7 @@ def write_trials(folder, name, texts, spec, scores=None, metric="val/loss"):
 
 def test_a_sweep_is_drawn_as_four_figures_and_four_charts(tmp_path):
     data = read_sweep(sweep(tmp_path / "sweep"))
-    paths = figures.draw(data, tmp_path / "figures")
+    paths = figures.draw_sweep(data, tmp_path / "figures")
     names = {"history", "scatter", "parallel", "importance"}
     assert {path.stem for path in paths} == names == {chart.key for chart in sweep_charts.charts(data)}
     for path in paths:
@@ -43,7 +43,7 @@ def test_a_sweep_without_values_is_drawn_as_a_message(tmp_path):
     (folder / "trials.csv").write_text(
         "trial,state,lr_max,best/val_acc,values,seconds,training seconds,folder,reason\n"
     )
-    assert [path.name for path in figures.draw(read_sweep(folder), tmp_path / "figures")] == ["history.png"]
+    assert [path.name for path in figures.draw_sweep(read_sweep(folder), tmp_path / "figures")] == ["history.png"]
     assert sweep_charts.charts(read_sweep(folder)) == []
 
 
@@ -61,7 +61,7 @@ def test_a_sweep_without_values_is_drawn_as_a_message(tmp_path):
 def test_texts_and_short_lists_are_categories_in_the_order_of_the_file(tmp_path, texts, spec, expected):
     (axis,) = write_trials(tmp_path / "sweep", "setting", texts, spec).axes
     assert axis.categories == expected
-    assert figures.draw(read_sweep(tmp_path / "sweep"), tmp_path)
+    assert figures.draw_sweep(read_sweep(tmp_path / "sweep"), tmp_path)
 
 
 def test_a_parameter_is_logarithmic_by_its_distribution_or_by_its_range(tmp_path):

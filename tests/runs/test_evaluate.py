@@ -1,4 +1,4 @@
-"""What a run shows after training, and what `evaluate`, `explain` and `export` say of it later."""
+"""The evaluation at the end of a run, and the results of `evaluate`, `explain` and `export` afterwards."""
 
 import csv
 import json
@@ -20,42 +20,44 @@ def rows(path):
         return list(csv.DictReader(file))
 
 
-def test_a_run_says_what_it_thought_of_every_test_image(finished):
+def test_predictions_and_per_class_table_agree_with_the_summary(finished):
     _, folder = finished
-    said, summary = rows(folder / "predictions.csv"), json.loads((folder / "summary.json").read_text())
-    assert len(said) == summary["dataset"]["images"]["test"]
-    right = np.mean([row["label"] == row["prediction"] for row in said])
-    assert right == pytest.approx(summary["result"]["test/acc"])
-    assert np.mean([float(row["loss"]) for row in said]) == pytest.approx(summary["result"]["test/loss"], rel=1e-4)
+    predictions, summary = rows(folder / "predictions.csv"), json.loads((folder / "summary.json").read_text())
+    assert len(predictions) == summary["dataset"]["images"]["test"]
+    accuracy = np.mean([row["label"] == row["prediction"] for row in predictions])
+    assert accuracy == pytest.approx(summary["result"]["test/acc"])
+    assert np.mean([float(row["loss"]) for row in predictions]) == pytest.approx(
+        summary["result"]["test/loss"], rel=1e-4
+    )
     table = rows(folder / "per_class.csv")
     for line in table:
-        own = [row for row in said if row["label"] == line["class"]]
-        assert int(line["images"]) == len(own)
-        assert float(line["recall"]) == pytest.approx(np.mean([row["prediction"] == line["class"] for row in own]))
+        of_class = [row for row in predictions if row["label"] == line["class"]]
+        assert int(line["images"]) == len(of_class)
+        assert float(line["recall"]) == pytest.approx(np.mean([row["prediction"] == line["class"] for row in of_class]))
 
 
-def test_a_run_leaves_its_pictures(finished):
+def test_a_run_writes_its_figures(finished):
     _, folder = finished
     for name in ("correct", "misclassified", "gradcam", "confusion", "reliability"):
         with Image.open(folder / "figures" / f"{name}.png") as image:
             assert min(image.size) > 300, name
 
 
-def test_wandb_has_the_tables_pictures_and_charts(finished):
+def test_wandb_has_the_tables_images_and_charts(finished):
     _, folder = finished
     run = load(next(folder.glob("wandb/offline-run-*")))
     last = run.rows[-1]
-    said = [row["label"] == row["prediction"] for row in rows(folder / "predictions.csv")]
+    correct = [row["label"] == row["prediction"] for row in rows(folder / "predictions.csv")]
     for key, count in (
-        ("predictions/correct", min(25, sum(said))),
-        ("predictions/misclassified", min(25, len(said) - sum(said))),
+        ("predictions/correct", min(25, sum(correct))),
+        ("predictions/misclassified", min(25, len(correct) - sum(correct))),
     ):
         assert last[f"{key}.nrows"] == count
     assert last["explain/gradcam.nrows"] == last["predictions/misclassified.nrows"]
     for name in ("correct", "misclassified", "gradcam"):
         assert last[f"gallery/{name}._type"] == "image-file"
     assert any("confusion" in key for key in last)
-    assert last["result/test/acc"] == pytest.approx(np.mean(said))
+    assert last["result/test/acc"] == pytest.approx(np.mean(correct))
 
 
 def test_the_journal_has_the_same_tables(finished):
@@ -78,7 +80,7 @@ def test_evaluating_any_checkpoint_of_a_run_repeats_its_predictions(finished, na
     assert "precision" in inference.evaluation_text(evaluation)
 
 
-def test_the_evaluate_command_prints_a_line_a_class(finished, tmp_path):
+def test_the_evaluate_command_prints_a_line_for_each_class(finished, tmp_path):
     _, folder = finished
     done = command(
         "evaluate", folder, "--tta", "--gallery", 0, "--split", "test", "-o", tmp_path / "out", cwd=tmp_path, check=0
@@ -88,8 +90,8 @@ def test_the_evaluate_command_prints_a_line_a_class(finished, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def odd_pictures(folder):
-    """One picture of each awkward kind, all of the same grey gradient."""
+def unusual_images(folder):
+    """Write one image of each unusual kind, all of the same grey gradient."""
     folder.mkdir()
     grey = Image.fromarray(np.tile(np.linspace(0, 255, 50, dtype=np.uint8), (40, 1)))
     grey.save(folder / "grey.png")
@@ -105,10 +107,18 @@ def odd_pictures(folder):
     return folder
 
 
-def test_explain_takes_pictures_of_every_kind(finished, tmp_path):
+def test_explain_reads_images_of_every_kind(finished, tmp_path):
     _, folder = finished
     done = command(
-        "explain", folder, odd_pictures(tmp_path / "odd"), "-o", tmp_path / "out", "--top", 3, cwd=tmp_path, check=0
+        "explain",
+        folder,
+        unusual_images(tmp_path / "images"),
+        "-o",
+        tmp_path / "out",
+        "--top",
+        3,
+        cwd=tmp_path,
+        check=0,
     )
     lines = done.stdout.splitlines()
     assert len(lines) == 7
@@ -119,7 +129,9 @@ def test_explain_takes_pictures_of_every_kind(finished, tmp_path):
 def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished, tmp_path):
     _, folder = finished
     Image.new("RGB", (20, 30), (90, 20, 20)).save(tmp_path / "x.png")
-    answers = list(inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, out=tmp_path / "explained", top=3))
+    answers = list(
+        inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, out=tmp_path / "explained", top=3)
+    )
     run = load(next((tmp_path / "explained").glob("wandb/offline-run-*")))
     assert (run.job_type, run.rows[-1]["explain/pictures.nrows"]) == ("explain", len(answers))
     evaluation = inference.evaluate(folder, {"wandb": "offline", "gallery": 4}, out=tmp_path / "evaluated")
@@ -129,20 +141,20 @@ def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished,
 
 
 @pytest.mark.parametrize(
-    ("make", "code", "says"),
+    ("make", "message"),
     [
-        (lambda path: path.write_bytes(b"not a picture"), 3, "x.png"),
-        (lambda path: path.write_bytes(b""), 3, "x.png"),
-        (lambda path: None, 3, "x.png"),
-        (lambda path: path.mkdir(), 3, "no pictures"),
+        (lambda path: path.write_bytes(b"not an image"), "x.png"),
+        (lambda path: path.write_bytes(b""), "x.png"),
+        (lambda path: None, "x.png"),
+        (lambda path: path.mkdir(), "no pictures"),
     ],
 )
-def test_a_picture_that_can_not_be_read_is_one_line(finished, make, code, says, tmp_path):
+def test_an_image_that_cannot_be_read_is_named(finished, make, message, tmp_path):
     from harness.utils.errors import DataError
 
     _, folder = finished
     make(tmp_path / "x.png")
-    with pytest.raises(DataError, match=says):
+    with pytest.raises(DataError, match=message):
         list(inference.explain(folder, [tmp_path / "x.png"], out=tmp_path / "out"))
 
 
@@ -158,7 +170,7 @@ def test_data_with_other_classes_is_refused(finished, tmp_path):
         inference.evaluate(folder, {"data": "folder", "data_dir": str(tmp_path / "pictures")}, out=tmp_path / "out")
 
 
-def test_stock_timm_builds_the_model_from_the_runs_own_folder(finished):
+def test_stock_timm_builds_the_model_from_the_folder_of_checkpoints(finished):
     _, folder = finished
     model = timm.create_model(f"local-dir:{folder / 'checkpoints'}", pretrained=True).eval()
     images = torch.rand(2, 3, 32, 32)
@@ -166,10 +178,10 @@ def test_stock_timm_builds_the_model_from_the_runs_own_folder(finished):
     assert "Classes, in the order of the logits: 0, 1" in (folder / "checkpoints/README.md").read_text()
 
 
-def test_an_empty_map_is_striped_and_never_a_picture(tmp_path):
+def test_an_empty_map_is_drawn_hatched(tmp_path):
     from harness.evaluation import gradcam
 
-    nothing = gradcam.Maps(
+    empty = gradcam.Maps(
         "hirescam",
         "x",
         np.zeros((1, 4, 4), np.float32),
@@ -178,7 +190,7 @@ def test_an_empty_map_is_striped_and_never_a_picture(tmp_path):
         np.zeros(1, np.float32),
         np.zeros(1, np.float32),
     )
-    path = inference._write_overlay(np.zeros((32, 32, 3), np.uint8), nothing, tmp_path / "x.png")
+    path = inference._write_overlay(np.zeros((32, 32, 3), np.uint8), empty, tmp_path / "x.png")
     right = np.asarray(Image.open(path))[:, 256:]
     assert len(np.unique(right)) == 2
     assert right.min() > 200
@@ -191,15 +203,15 @@ def test_large_photos_are_tracked_small():
     assert shrink(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32, 3)
 
 
-def test_the_folder_for_timm_gives_the_same_logits_in_stock_timm(finished, tmp_path):
+def test_an_exported_timm_folder_gives_the_same_logits_in_stock_timm(finished, tmp_path):
     _, folder = finished
     export.export_timm(folder, tmp_path / "shared")
     trained = inference.load_trained_model(folder)
-    again = timm.create_model(f"local-dir:{tmp_path / 'shared'}", pretrained=True).eval()
+    exported = timm.create_model(f"local-dir:{tmp_path / 'shared'}", pretrained=True).eval()
     images = torch.rand(4, 3, 32, 32)
-    torch.testing.assert_close(again(images), trained.model(images), rtol=1e-4, atol=1e-5)
-    assert again.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
-    assert again.pretrained_cfg["label_names"] == list(trained.classes)
+    torch.testing.assert_close(exported(images), trained.model(images), rtol=1e-4, atol=1e-5)
+    assert exported.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
+    assert exported.pretrained_cfg["label_names"] == list(trained.classes)
     assert "0, 1, 2" in (tmp_path / "shared/README.md").read_text()
 
 
@@ -207,8 +219,8 @@ def test_the_folder_for_timm_gives_the_same_logits_in_stock_timm(finished, tmp_p
 def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     _, folder = finished
-    said = export.export_onnx(folder, tmp_path / "model.onnx")
-    assert "equal torch's" in said
+    text = export.export_onnx(folder, tmp_path / "model.onnx")
+    assert "equal torch's" in text
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():

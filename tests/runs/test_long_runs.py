@@ -1,4 +1,4 @@
-"""Longer runs, in CI: kills at any moment, and the README's first command at full size."""
+"""Longer runs, in CI: kills at any moment, and the first command of the README at full size."""
 
 import json
 import signal
@@ -13,31 +13,31 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.mark.parametrize("kills", [(0.0,), (0.3, 0.1), (1.2,), (2.0, 0.5)])
-def test_a_run_killed_at_any_moments_goes_on_to_the_same_bits(finished, kills, tmp_path):
-    """Seconds after its first checkpoint is there: in a save, between updates, in an evaluation, at the end."""
-    _, whole = finished
-    words = ["run", *QUICK, "--epochs", "3", "--checkpoint-every", "1", "--wandb", "offline"]
-    for wait in kills:
-        process = begun(*words, cwd=tmp_path)
+def test_a_run_killed_at_any_moment_resumes_with_bit_identical_results(finished, kills, tmp_path):
+    """Kill it some seconds after its first checkpoint: in a save, between updates, in an evaluation, at the end."""
+    _, uninterrupted = finished
+    arguments = ["run", *QUICK, "--epochs", "3", "--checkpoint-every", "1", "--wandb", "offline"]
+    for seconds in kills:
+        process = begun(*arguments, cwd=tmp_path)
         wait_for_checkpoint(process, tmp_path)
-        time.sleep(wait)
+        time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()
-    command(*words, cwd=tmp_path, check=0)
+    command(*arguments, cwd=tmp_path, check=0)
     folder = min((tmp_path / "runs").iterdir())  # a run that had ended before its kill is followed by a second, `-2`
     assert (folder / "checkpoints/model.safetensors").read_bytes() == (
-        whole / "checkpoints/model.safetensors"
+        uninterrupted / "checkpoints/model.safetensors"
     ).read_bytes()
-    assert (folder / "predictions.csv").read_bytes() == (whole / "predictions.csv").read_bytes()
-    mine, theirs = (
+    assert (folder / "predictions.csv").read_bytes() == (uninterrupted / "predictions.csv").read_bytes()
+    epochs, expected = (
         [
-            (r.step, r.values["train/loss"], r.values["test/acc"], r.steps)
-            for r in read_journal(f).records
-            if r.kind == "epoch"
+            (record.step, record.values["train/loss"], record.values["test/acc"], record.steps)
+            for record in read_journal(path).records
+            if record.kind == "epoch"
         ]
-        for f in (folder, whole)
+        for path in (folder, uninterrupted)
     )
-    assert mine == theirs
+    assert epochs == expected
 
 
 def test_the_digits_recipe_reaches_97_percent_at_full_size(tmp_path):
@@ -47,11 +47,11 @@ def test_the_digits_recipe_reaches_97_percent_at_full_size(tmp_path):
     assert summary["result"]["test/acc"] >= 0.97
 
 
-def test_a_compiled_run_trains_as_one_that_is_not(tmp_path):
-    """At a rate so low that rounding does not grow into another path."""
-    words = [*QUICK[:2], "--model-args", "width=4", "--precision", "fp32", "--lr-max", "1e-4", "--lr-min", "1e-5"]
+def test_a_compiled_run_has_the_losses_of_a_plain_run(tmp_path):
+    """The learning rate is so low that rounding errors do not grow."""
+    arguments = [*QUICK[:2], "--model-args", "width=4", "--precision", "fp32", "--lr-max", "1e-4", "--lr-min", "1e-5"]
     for name in ("plain", "compiled"):
-        compiled = [
+        options = [
             "--compile",
             name == "compiled",
             "--name",
@@ -63,7 +63,7 @@ def test_a_compiled_run_trains_as_one_that_is_not(tmp_path):
             "--wandb",
             "disabled",
         ]
-        command("run", *words, *compiled, cwd=tmp_path, check=0, timeout=600)
+        command("run", *arguments, *options, cwd=tmp_path, check=0, timeout=600)
     plain, compiled = (read_journal(tmp_path / "runs" / name).records[0].values for name in ("plain", "compiled"))
     assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-3)
     assert compiled["test/loss"] == pytest.approx(plain["test/loss"], rel=1e-3)

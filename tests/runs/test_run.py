@@ -1,4 +1,4 @@
-"""Whole runs, as a user starts them: real processes, real files, W&B offline."""
+"""Complete runs as a user starts them: real processes, real files, W&B offline."""
 
 import json
 import re
@@ -22,7 +22,7 @@ from tests.support.forked import begin
 from tests.support.wandb_files import load
 
 
-def test_a_run_leaves_everything_that_it_promises(finished):
+def test_a_run_writes_every_documented_file_and_its_status(finished):
     done, folder = finished
     for name in (
         "config.yaml",
@@ -45,11 +45,11 @@ def test_a_run_leaves_everything_that_it_promises(finished):
     assert "test accuracy" in done.stdout
 
 
-def test_the_saved_configuration_is_the_runs_and_repeats_it_to_the_bit(finished, tmp_path):
+def test_the_saved_configuration_is_that_of_the_run_and_repeats_it_bit_identically(finished, tmp_path):
     _, folder = finished
     saved = yaml_io.read_yaml(folder / "config.yaml")
-    story = read_journal(folder / "journal.jsonl")
-    assert story.header["config"] == saved == make_config({"recipe": str(folder / "config.yaml")}).to_dict()
+    journal = read_journal(folder / "journal.jsonl")
+    assert journal.header["config"] == saved == make_config({"recipe": str(folder / "config.yaml")}).to_dict()
     command(
         "run",
         "--recipe",
@@ -68,14 +68,14 @@ def test_the_saved_configuration_is_the_runs_and_repeats_it_to_the_bit(finished,
     assert not (again / "wandb").exists()
 
 
-def test_wandb_holds_what_the_journal_holds(finished):
+def test_wandb_has_the_contents_of_the_journal(finished):
     _, folder = finished
-    story, config = read_journal(folder / "journal.jsonl"), yaml_io.read_yaml(folder / "config.yaml")
+    journal, config = read_journal(folder / "journal.jsonl"), yaml_io.read_yaml(folder / "config.yaml")
     run = load(next(folder.glob("wandb/offline-run-*")))
     assert {key: run.config[key] for key in config} == config
-    assert run.config["dataset"]["fingerprint"] == story.header["dataset"]["fingerprint"]
+    assert run.config["dataset"]["fingerprint"] == journal.header["dataset"]["fingerprint"]
     assert (run.group, run.project, sorted(run.tags), run.notes) == ("tests", "trial", ["a", "b"], "why")
-    epochs = [record for record in story.records if record.kind == "epoch"]
+    epochs = [record for record in journal.records if record.kind == "epoch"]
     steps = [row["_step"] for row in run.rows]
     assert steps == list(range(1, epochs[-1].step + 1))
     for record in epochs:
@@ -87,18 +87,18 @@ def test_wandb_holds_what_the_journal_holds(finished):
     assert run.exit_code == 0
 
 
-def test_the_learning_rate_goes_from_the_option_to_the_optimizer_to_the_records(finished):
+def test_the_recorded_learning_rates_of_the_optimizer_follow_the_options(finished):
     _, folder = finished
-    story = read_journal(folder / "journal.jsonl")
-    config = Config(**story.header["config"])
-    rates = [rate for record in story.records if record.steps for rate in record.steps.lines["lr"]]
-    per_epoch = len(rates) // 3
+    journal = read_journal(folder / "journal.jsonl")
+    config = Config(**journal.header["config"])
+    lrs = [lr for record in journal.records if record.steps for lr in record.steps.lines["lr"]]
+    per_epoch = len(lrs) // 3
     knots = np.interp(
-        np.arange(len(rates)),
+        np.arange(len(lrs)),
         [0, config.peak_epoch * per_epoch, 3 * per_epoch],
         [config.lr_min, config.lr_max, config.lr_min],
     )
-    np.testing.assert_allclose(rates, knots, rtol=1e-6)
+    np.testing.assert_allclose(lrs, knots, rtol=1e-6)
 
 
 def test_stock_timm_loads_the_weights_of_the_result(finished):
@@ -117,10 +117,10 @@ def test_stock_timm_loads_the_weights_of_the_result(finished):
     assert model.eval()(images).shape == (2, 10)
 
 
-def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypatch):
+def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, monkeypatch):
     _, folder = finished
     monkeypatch.chdir(tmp_path)
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     try:
         result = harness.run(
             harness.make_config(
@@ -135,9 +135,9 @@ def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypat
             )
         )
     finally:
-        torch.set_num_threads(before)
-    theirs = json.loads((folder / "summary.json").read_text())
-    assert result.summary["result"] == theirs["result"]
+        torch.set_num_threads(threads)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert result.summary["result"] == summary["result"]
     assert [row["train/loss"] for row in result.history] == [
         record.values["train/loss"]
         for record in read_journal(folder / "journal.jsonl").records
@@ -145,13 +145,13 @@ def test_the_notebook_gives_what_the_command_gives(finished, tmp_path, monkeypat
     ]
 
 
-def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_the_test_set_once(tmp_path):
+def test_a_run_with_a_validation_split_keeps_the_selected_epoch_and_reads_the_test_set_once(tmp_path):
     command(
         "run", *QUICK, "--epochs", 3, "--val-fraction", 0.2, "--wandb", "disabled", "--name", "v", cwd=tmp_path, check=0
     )
     folder = tmp_path / "runs/v"
-    summary, story = json.loads((folder / "summary.json").read_text()), read_journal(folder / "journal.jsonl")
-    epochs = [record for record in story.records if record.kind == "epoch"]
+    summary, journal = json.loads((folder / "summary.json").read_text()), read_journal(folder / "journal.jsonl")
+    epochs = [record for record in journal.records if record.kind == "epoch"]
     accuracies = [record.values["val/acc"] for record in epochs]
     assert not any(key.startswith("test/") for record in epochs for key in record.values)
     assert summary["result"]["epoch"] == 1 + accuracies.index(max(accuracies))
@@ -166,10 +166,12 @@ def test_a_run_with_a_validation_split_keeps_the_epoch_that_it_chose_and_reads_t
         pytest.param("SIGTERM", signal.SIGTERM, 143, "preempted", marks=pytest.mark.slow),
     ],
 )
-def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, tmp_path, name, number, code, state):
-    _, whole = finished
-    words = ["run", *QUICK, "--epochs", "3", "--checkpoint-every", "2", "--wandb", "offline"]
-    process, output = begun(*words, cwd=tmp_path), tmp_path / "runs"
+def test_a_stopped_run_is_resumed_by_the_same_command_with_bit_identical_results(
+    finished, tmp_path, name, number, code, state
+):
+    _, uninterrupted = finished
+    arguments = ["run", *QUICK, "--epochs", "3", "--checkpoint-every", "2", "--wandb", "offline"]
+    process, output = begun(*arguments, cwd=tmp_path), tmp_path / "runs"
     wait_for_checkpoint(process, tmp_path)
     assert process.poll() is None, process.communicate()
     process.send_signal(number)
@@ -179,22 +181,25 @@ def test_a_stopped_run_goes_on_with_the_same_command_to_the_same_bits(finished, 
     status = json.loads((folder / "status.json").read_text())
     assert status["state"] == state
     assert "--resume" in status["resume"]
-    listed = command("runs", cwd=tmp_path, check=0).stdout
-    assert state in listed
-    done = command(*words, cwd=tmp_path, check=0)
+    assert state in command("runs", cwd=tmp_path, check=0).stdout
+    done = command(*arguments, cwd=tmp_path, check=0)
     assert f"from step {status['step']}" in done.stderr
     assert [path.name for path in output.iterdir()] == [folder.name]
     assert (folder / "checkpoints/model.safetensors").read_bytes() == (
-        whole / "checkpoints/model.safetensors"
+        uninterrupted / "checkpoints/model.safetensors"
     ).read_bytes()
-    mine, theirs = (
-        [r.values["train/loss"] for r in read_journal(f / "journal.jsonl").records if r.kind == "epoch"]
-        for f in (folder, whole)
+    losses, expected = (
+        [
+            record.values["train/loss"]
+            for record in read_journal(path / "journal.jsonl").records
+            if record.kind == "epoch"
+        ]
+        for path in (folder, uninterrupted)
     )
-    assert mine == theirs
+    assert losses == expected
 
 
-def test_a_finished_run_is_not_written_over(tmp_path):
+def test_a_finished_run_is_not_overwritten(tmp_path):
     for _ in range(2):
         command(
             "run",
@@ -221,14 +226,14 @@ def write_images(folder, classes=("cat", "dog"), count=6, size=32):
         for index, name in enumerate(classes):
             path = folder / split / name
             path.mkdir(parents=True)
-            for number in range(count):
+            for image in range(count):
                 pixels = generator.integers(0, 128, (size, size, 3)) + 127 * index
-                Image.fromarray(pixels.astype(np.uint8)).save(path / f"{number}.png")
+                Image.fromarray(pixels.astype(np.uint8)).save(path / f"{image}.png")
 
 
-def test_any_timm_model_trains_on_a_folder_of_pictures_with_its_own_size(tmp_path):
+def test_any_timm_model_trains_on_a_folder_of_images_at_another_size(tmp_path):
     write_images(tmp_path / "pictures", size=40)
-    words = [
+    arguments = [
         "--data",
         "folder",
         "--data-dir",
@@ -244,14 +249,14 @@ def test_any_timm_model_trains_on_a_folder_of_pictures_with_its_own_size(tmp_pat
         "--wandb",
         "disabled",
     ]
-    command("run", "--model", "test_efficientnet", "--image-size", 64, *words, cwd=tmp_path, check=0)
+    command("run", "--model", "test_efficientnet", "--image-size", 64, *arguments, cwd=tmp_path, check=0)
     facts = json.loads(next((tmp_path / "runs").glob("*/checkpoints/model.json")).read_text())
     assert facts["preprocess"]["size"] == 64
     assert facts["classes"] == ["cat", "dog"]
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "says"),
+    ("arguments", "code", "message"),
     [
         (["--lr-max", "nan"], 2, "lr_max"),
         (["--EPOCHS=-1"], 2, "epochs"),
@@ -271,13 +276,15 @@ def test_any_timm_model_trains_on_a_folder_of_pictures_with_its_own_size(tmp_pat
         (["--data", "cifar10", "--data-dir", "nothing", "--download", "False"], 3, "cifar10"),
     ],
 )
-def test_a_mistake_is_one_line_and_the_right_exit_status(words, code, says, tmp_path, capfd, monkeypatch):
+def test_a_wrong_option_gives_one_line_and_its_exit_status(arguments, code, message, tmp_path, capfd, monkeypatch):
     """In this process, through the real entry point: starting Python for each would take minutes."""
     from harness.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        sys, "argv", ["harness", "run", "--recipe", "digits", "--model-args", "width=8", "--wandb", "disabled", *words]
+        sys,
+        "argv",
+        ["harness", "run", "--recipe", "digits", "--model-args", "width=8", "--wandb", "disabled", *arguments],
     )
     with pytest.raises(SystemExit) as stop:
         main()
@@ -285,13 +292,13 @@ def test_a_mistake_is_one_line_and_the_right_exit_status(words, code, says, tmp_
     assert stop.value.code == code, errors
     lines = [line for line in errors.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1
-    assert says in lines[0]
+    assert message in lines[0]
     assert "Traceback" not in errors
     if code == 2:
         assert not (tmp_path / "runs").exists() or not any((tmp_path / "runs").iterdir())
 
 
-def test_a_run_that_diverges_says_where_in_its_status_and_journal(tmp_path):
+def test_the_status_and_wandb_of_a_run_that_diverged_name_the_step_and_the_learning_rate(tmp_path):
     done = command("run", *QUICK, "--lr-max", 1e6, "--wandb", "offline", "--name", "d", cwd=tmp_path, check=5)
     assert "Traceback" not in done.stderr
     status = json.loads((tmp_path / "runs/d/status.json").read_text())
@@ -316,9 +323,9 @@ def my_own_net(pretrained=False, num_classes=10, **kwargs):
 
 
 @pytest.mark.slow
-def test_a_model_of_the_users_own_package_trains(tmp_path):
+def test_a_model_of_a_plugin_trains(tmp_path):
     (tmp_path / "my_package.py").write_text(PLUGIN)
-    words = [
+    arguments = [
         "--recipe",
         "digits",
         "--plugin",
@@ -332,30 +339,43 @@ def test_a_model_of_the_users_own_package_trains(tmp_path):
         "--name",
         "p",
     ]
-    command("run", *words, cwd=tmp_path, check=0)
+    command("run", *arguments, cwd=tmp_path, check=0)
     assert json.loads((tmp_path / "runs/p/summary.json").read_text())["parameters"] == 3072 * 10 + 10
 
 
 @pytest.mark.parametrize(
-    ("words", "suffix"),
+    ("arguments", "suffix"),
     [(["--schedule", "cyclic"], "png"), (["--schedule", "cosine", "--momentum-min", "0.85"], "svg")],
 )
-def test_plot_draws_a_schedule_without_training(words, suffix, tmp_path):
+def test_plot_draws_a_schedule_without_training(arguments, suffix, tmp_path):
     out = tmp_path / f"lr.{suffix}"
-    done = command("plot", *words, "-o", out, cwd=tmp_path, check=0)
+    done = command("plot", *arguments, "-o", out, cwd=tmp_path, check=0)
     assert str(out) in done.stdout
     assert out.stat().st_size > 1000
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_classic_cyclic_picture_is_0_08_to_0_8_in_steps_of_10(tmp_path):
+def test_the_default_cyclic_plot_is_0_08_to_0_8_over_100_iterations(tmp_path):
     done = command("plot", "--schedule", "cyclic", "-o", tmp_path / "x.png", cwd=tmp_path, check=0)
     assert "learning rate 0.08 to 0.8, 100 iterations" in done.stdout
 
 
-def test_pictures_in_mid_run_cost_no_row_and_no_record(tmp_path):
-    words = ["--epochs", 3, "--batch-size", 128, "--explain-every", 1, "--gallery", 4, "--wandb", "offline", "--name", "e"]
-    command("run", *QUICK, *words, cwd=tmp_path, check=0)
+def test_galleries_during_a_run_add_no_row_and_no_record(tmp_path):
+    arguments = [
+        "--epochs",
+        3,
+        "--batch-size",
+        128,
+        "--explain-every",
+        1,
+        "--gallery",
+        4,
+        "--wandb",
+        "offline",
+        "--name",
+        "e",
+    ]
+    command("run", *QUICK, *arguments, cwd=tmp_path, check=0)
     folder = tmp_path / "runs/e"
     records = read_journal(folder / "journal.jsonl").records
     assert [record.kind for record in records] == ["epoch", "epoch", "epoch", "final"]
@@ -365,7 +385,7 @@ def test_pictures_in_mid_run_cost_no_row_and_no_record(tmp_path):
     assert all("lr" in row for row in run.rows)
 
 
-def test_a_finished_run_is_not_gone_on_with_and_a_folder_alone_says_which_run_is_meant(finished):
+def test_a_finished_run_is_not_resumed_and_its_folder_alone_names_the_run(finished):
     _, folder = finished
     before = (folder / "journal.jsonl").read_bytes()
     done = command("run", "--resume", folder, cwd=folder.parent.parent, check=0)
@@ -373,22 +393,22 @@ def test_a_finished_run_is_not_gone_on_with_and_a_folder_alone_says_which_run_is
     assert (folder / "journal.jsonl").read_bytes() == before
 
 
-def test_resuming_with_another_setting_is_refused_by_its_name(finished):
+def test_resuming_with_another_setting_is_refused_with_the_setting_and_both_values(finished):
     _, folder = finished
     done = command("run", "--resume", folder, "--lr-max", 0.5, cwd=folder.parent.parent, check=2)
     assert "lr_max: 0.01 -> 0.5" in done.stderr
 
 
-def test_a_signal_before_the_run_has_begun_ends_in_an_exit_status(tmp_path):
+def test_a_signal_before_training_starts_gives_its_exit_status(tmp_path):
     running = begin("run", *QUICK, "--wandb", "disabled", cwd=tmp_path)
-    running.until((tmp_path / "runs").exists)  # made first of all
+    running.until((tmp_path / "runs").exists)  # created before anything else
     running.signal(signal.SIGTERM)
     assert running.end(60).code == 143
 
 
-def test_a_run_finds_its_learning_rates_first_when_asked(tmp_path):
-    words = ["--model-args", "width=4", "--epochs", 1, "--gallery", 0, "--wandb", "offline", "--name", "f"]
-    words += ["--threads", 1, "--batch-size", 128]
+def test_a_run_with_find_trains_at_the_learning_rates_of_its_range_test(tmp_path):
+    arguments = ["--model-args", "width=4", "--epochs", 1, "--gallery", 0, "--wandb", "offline", "--name", "f"]
+    arguments += ["--threads", 1, "--batch-size", 128]
     command(
         "run",
         "--recipe",
@@ -399,25 +419,25 @@ def test_a_run_finds_its_learning_rates_first_when_asked(tmp_path):
         "find",
         "--lr-min",
         "find",
-        *words,
+        *arguments,
         cwd=tmp_path,
         check=0,
     )
     folder = tmp_path / "runs/f"
-    found, summary = (
+    finder, summary = (
         json.loads((folder / "lr_finder.json").read_text()),
         json.loads((folder / "summary.json").read_text()),
     )
-    assert (summary["lr_min"], summary["lr_max"]) == (found["lr_min"], found["lr_max"])
+    assert (summary["lr_min"], summary["lr_max"]) == (finder["lr_min"], finder["lr_max"])
     assert (folder / "figures/lr_finder.png").is_file()
     run = load(next(folder.glob("wandb/offline-run-*")))
-    assert run.summary["lr_max"] == pytest.approx(found["lr_max"])
-    rates = [row["lr"] for row in run.rows if row["_step"] > 0 and "lr" in row]
-    assert max(rates) <= found["lr_max"] * 1.0001
+    assert run.summary["lr_max"] == pytest.approx(finder["lr_max"])
+    lrs = [row["lr"] for row in run.rows if row["_step"] > 0 and "lr" in row]
+    assert max(lrs) <= finder["lr_max"] * 1.0001
 
 
-def test_find_prints_its_rates_and_writes_a_sweep(tmp_path):
-    words = [
+def test_lr_find_prints_its_learning_rates_and_writes_a_sweep(tmp_path):
+    arguments = [
         "--recipe",
         "digits",
         "--precision",
@@ -429,7 +449,7 @@ def test_find_prints_its_rates_and_writes_a_sweep(tmp_path):
         "--wandb",
         "disabled",
     ]
-    done = command("find", *words, "--write-sweep", "sweep.yaml", cwd=tmp_path, check=0)
+    done = command("lr-find", *arguments, "--write-sweep", "sweep.yaml", cwd=tmp_path, check=0)
     assert "--lr-max" in done.stdout
-    made = yaml_io.read_yaml(tmp_path / "sweep.yaml")
-    assert made["parameters"]["lr_max"]["distribution"] == "log_uniform_values"
+    sweep = yaml_io.read_yaml(tmp_path / "sweep.yaml")
+    assert sweep["parameters"]["lr_max"]["distribution"] == "log_uniform_values"

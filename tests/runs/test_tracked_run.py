@@ -1,4 +1,4 @@
-"""The one lifecycle of everything that is recorded: however the body ends, status, journal and W&B say so."""
+"""The lifecycle of everything that is recorded: status, journal and W&B record how the body ended."""
 
 import json
 
@@ -17,7 +17,7 @@ from tests.support.wandb_files import offline_runs
 
 
 class Messages(ProgressReporter):
-    """Keeps what is shown."""
+    """Keeps the messages."""
 
     def __init__(self):
         self.lines = []
@@ -32,7 +32,7 @@ def config(tmp_path):
 
 
 def run_body(config, body, state=None):
-    """Run `body` inside a tracked run; the directory's path, its status and the messages shown."""
+    """Run `body` in a tracked run; return the directory, its status, the messages and the error that was raised."""
     directory, reporter = run_dir.claim_run_dir(config), Messages()
     try:
         with (
@@ -53,7 +53,7 @@ def state_after_two_epochs():
     return TrainerState(step=20, history=[{"epoch": 1.0, "train/loss": 2.0}, {"epoch": 2.0, "train/loss": 1.0}])
 
 
-def test_a_body_that_ends_well_leaves_a_finished_run(config):
+def test_a_body_that_succeeds_leaves_a_finished_run(config):
     directory, status, lines, raised = run_body(
         config, lambda tracked: tracked.tracker.record(Record(20, 2, {"train/loss": 1.0})), state_after_two_epochs()
     )
@@ -72,7 +72,7 @@ def test_a_body_that_ends_well_leaves_a_finished_run(config):
     [
         (UsageError("lr_max=7 is wrong"), "failed", 2),
         (DivergedError("training diverged"), "failed", 5),
-        (RuntimeError("a mistake of ours"), "failed", 1),
+        (RuntimeError("a bug"), "failed", 1),
         (Interrupted("stopped by SIGINT", 130), "interrupted", 130),
         (Interrupted("stopped by SIGTERM", 143), "preempted", 143),
         (Interrupted("stopped by SIGUSR1", 138), "preempted", 138),
@@ -97,7 +97,7 @@ def test_a_body_that_fails_is_recorded_everywhere_and_its_error_is_raised(config
     assert (directory.path / "report.html").is_file() == isinstance(error, DivergedError)
 
 
-def test_a_range_test_has_no_position_and_no_summary(config):
+def test_a_failed_range_test_has_no_resume_command_and_no_summary(config):
     def body(tracked):
         raise UsageError("no learning rate")
 
@@ -106,7 +106,7 @@ def test_a_range_test_has_no_position_and_no_summary(config):
     assert not (directory.path / "summary.json").exists()
 
 
-def test_an_output_is_a_wandb_run_of_its_own_only_where_it_is_enabled(config, tmp_path):
+def test_an_output_is_a_wandb_run_only_if_enabled(config, tmp_path):
     with tracked_output(config, tmp_path / "out", job_type="plot", name="curve", enabled=False) as tracker:
         tracker.record(Record(0, 0, {"x": 1.0}, kind="final"))
     assert not (tmp_path / "out").exists()

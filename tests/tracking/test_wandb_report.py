@@ -153,7 +153,7 @@ def test_each_image_of_a_run_is_in_its_section(finished):
     assert sections["predictions/confusion"] == sections["predictions/per_class"] == "Classes"
     assert {"train/loss", "test/loss", "train/acc", "test/acc", "lr", "train/step_loss"} <= shown(report)
     assert {key for key in keys if key.startswith(("gallery/", "predictions/", "explain/"))} <= shown(report)
-    assert f"{100 * facts.summary['result/test/acc']:.2f} %" in wandb_report.headline(facts)
+    assert f"{100 * facts.summary['result/test/acc']:.2f} %" in wandb_report.run_headline(facts)
 
 
 def test_no_two_panels_of_a_grid_overlap_and_none_is_wider_than_the_page(offline):
@@ -168,7 +168,7 @@ def test_no_two_panels_of_a_grid_overlap_and_none_is_wider_than_the_page(offline
 
 
 def test_a_report_begins_with_the_result_and_how_it_was_chosen(offline):
-    text = wandb_report.headline(offline[0])
+    text = wandb_report.run_headline(offline[0])
     assert "| test/acc | 91.25 % |" in text
     assert "best val/acc, epoch 2" in text
     assert "model custom&#95;resnet, data cifar10" in text
@@ -237,7 +237,7 @@ def test_a_run_folder_names_its_run_in_wandb(tmp_path):
 def test_a_saved_report_is_in_wandb_under_the_returned_url(online, tmp_path, capfd):
     folder = tracked(tmp_path, "online")
     (run_id,) = online.runs
-    link = wandb_report.save(f"e/p/{run_id}")
+    link = wandb_report.save_report(f"e/p/{run_id}")
     (saved,) = online.saved
     assert link.startswith("http://127.0.0.1") and "/e/p/reports/Run-a-run--" in link
     assert (saved.title, saved.kind, saved.project) == ("Run a run", "runs", "p")
@@ -249,7 +249,7 @@ def test_a_saved_report_is_in_wandb_under_the_returned_url(online, tmp_path, cap
     assert "wandb/confusion_matrix/v1" in text
     assert run_id in text and "91.25 %" in text
     # The run directory names the same run; a draft is saved as one.
-    assert wandb_report.save(str(folder), draft=True) != link
+    assert wandb_report.save_report(str(folder), draft=True) != link
     assert online.saved[1].kind == "runs/draft"
     assert not capfd.readouterr().out
 
@@ -264,7 +264,7 @@ def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monke
     capfd.readouterr()
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    wandb_report.save("e/p/s1")
+    wandb_report.save_report("e/p/s1")
     assert capfd.readouterr() == ("", "")
     assert not list((tmp_path / "temporary").iterdir())
     text = json.dumps(online.saved[0].spec)
@@ -274,20 +274,20 @@ def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monke
 
 def test_a_run_that_wandb_does_not_have_is_reported_in_one_line(online, tmp_path):
     with pytest.raises(UsageError, match="W&B has no run or sweep e/p/none; give ENTITY"):
-        wandb_report.save("e/p/none")
+        wandb_report.save_report("e/p/none")
     with pytest.raises(UsageError, match="W&B has no run or sweep e/p/none"):
-        wandb_report.save("p/none")
+        wandb_report.save_report("p/none")
     with pytest.raises(UsageError, match="no sweep e/q/none"):
-        wandb_report.save("e/q/sweeps/none")
+        wandb_report.save_report("e/q/sweeps/none")
     folder = tracked(tmp_path, "offline")
     with pytest.raises(UsageError, match=f"harness sync {folder}"):
-        wandb_report.save(str(folder))
+        wandb_report.save_report(str(folder))
     assert not online.saved
 
 
 def test_a_missing_key_is_reported_with_its_remedy(monkeypatch):
     with pytest.raises(TrackingError, match="no W&B API key was found; run `wandb login`"):
-        wandb_report.save("e/p/abc")
+        wandb_report.save_report("e/p/abc")
 
 
 def test_an_unavailable_server_is_reported_soon(monkeypatch):
@@ -297,7 +297,7 @@ def test_an_unavailable_server_is_reported_soon(monkeypatch):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         began = time.monotonic()
         with pytest.raises(TrackingError, match=r"W&B is unavailable .* check the network"):
-            wandb_report.save("e/p/abc")
+            wandb_report.save_report("e/p/abc")
     assert time.monotonic() - began < 40
 
 
@@ -308,7 +308,7 @@ def test_a_server_that_never_answers_times_out(monkeypatch):
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         began = time.monotonic()
         with pytest.raises(TrackingError, match="W&B is unavailable"):
-            wandb_report.save("e/p/abc")
+            wandb_report.save_report("e/p/abc")
     assert time.monotonic() - began < 90
 
 

@@ -1,6 +1,7 @@
-"""The loop against a loop written by hand, and a stopped run against one that was not."""
+"""The training loop against a reference PyTorch loop, and a stopped run against an uninterrupted one."""
 
 import copy
+import gc
 import math
 
 import numpy as np
@@ -9,82 +10,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from harness.config.settings import Config
 from harness.training import checkpoint
-from harness.training.learner import make_learner
-from harness.training.loop import TrainerState, evaluate, fit
+from harness.training.loop import TrainerState, evaluate_batches, fit
 from harness.training.schedule import Schedule
-from harness.utils.errors import CheckpointError, DivergedError
-
-CPU = torch.device("cpu")
-
-
-class Batches:
-    """Training batches of random pictures: a function of the epoch."""
-
-    def __init__(self, sizes=(8, 8, 5), seed=0):
-        self.sizes, self.seed = sizes, seed
-        self.steps, self.num_images = len(sizes), sum(sizes)
-
-    def epoch(self, epoch, start=0):
-        generator = torch.Generator().manual_seed(100 * self.seed + epoch)
-        for index, size in enumerate(self.sizes):
-            images = torch.randn(size, 3, 8, 8, generator=generator)
-            labels = torch.randint(0, 3, (size,), generator=generator)
-            if index >= start:
-                yield images, labels
+from harness.utils.errors import DivergedError
+from tests.support.training import CPU, Batches, assert_equal, eval_batches, learner, net, schedule, weights
 
 
-class EvalBatches(list):
-    @property
-    def num_images(self):
-        return sum(len(labels) for _, labels in self)
-
-
-def net(seed=0, dropout=0.2):
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout), nn.Linear(216, 3)
-    )
-
-
-def learner(model, **settings):
-    config = Config(**{"precision": "fp32", "channels_last": False, **settings})
-    return make_learner(config, model, CPU, None)
-
-
-def held_out(sizes=(7, 7, 3)):
-    generator = torch.Generator().manual_seed(9)
-    return EvalBatches(
-        (torch.randn(n, 3, 8, 8, generator=generator), torch.randint(0, 3, (n,), generator=generator)) for n in sizes
-    )
-
-
-def schedule(epochs, steps=3):
-    return Schedule("one_cycle", epochs * steps, 0.01, 0.1, peak=steps)
-
-
-def weights(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal(first, second):
-    assert first.keys() == second.keys()
-    for name in first:
-        assert torch.equal(first[name], second[name]), name
-
-
-def test_training_is_what_a_loop_written_by_hand_does():
+def test_training_equals_a_reference_pytorch_loop():
     model = net(dropout=0.0)
     twin = copy.deepcopy(model)
     records = list(fit(learner(model, weight_decay=5e-4), Batches(), schedule(2), epochs=2))
 
     optimizer = torch.optim.SGD(twin.parameters(), lr=1.0, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    step, losses, rates = 0, [], []
+    step, losses, lrs = 0, [], []
     for epoch in range(2):
         for images, labels in Batches().epoch(epoch):
-            rates.append(float(np.interp(step, [0, 3, 6], [0.01, 0.1, 0.01])))
-            optimizer.param_groups[0]["lr"] = rates[-1]
+            lrs.append(float(np.interp(step, [0, 3, 6], [0.01, 0.1, 0.01])))
+            optimizer.param_groups[0]["lr"] = lrs[-1]
             optimizer.zero_grad()
             loss = F.cross_entropy(twin(images), labels)
             loss.backward()
@@ -94,25 +37,25 @@ def test_training_is_what_a_loop_written_by_hand_does():
     for name, tensor in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
     for epoch, record in enumerate(records):
-        mine = losses[3 * epoch : 3 * epoch + 3]
+        expected = losses[3 * epoch : 3 * epoch + 3]
         assert record.values["train/loss"] == pytest.approx(
-            np.average([a for a, _ in mine], weights=[b for _, b in mine]), rel=1e-5
+            np.average([loss for loss, _ in expected], weights=[size for _, size in expected]), rel=1e-5
         )
         assert list(record.steps.x) == [3 * epoch + 1, 3 * epoch + 2, 3 * epoch + 3]
-        assert record.steps.lines["lr"] == pytest.approx(rates[3 * epoch : 3 * epoch + 3])
-        assert record.values["lr"] == pytest.approx(rates[3 * epoch + 2])
+        assert record.steps.lines["lr"] == pytest.approx(lrs[3 * epoch : 3 * epoch + 3])
+        assert record.values["lr"] == pytest.approx(lrs[3 * epoch + 2])
         assert (record.step, record.epoch) == (3 * (epoch + 1), epoch + 1)
 
 
 @pytest.mark.parametrize(
     "settings", [{}, {"label_smoothing": 0.1}, {"clip_grad": 0.01}, {"optimizer": "adamw"}, {"ema": 0.9}]
 )
-def test_a_batch_computed_in_parts_gives_the_same_update(settings):
+def test_a_batch_computed_in_micro_batches_gives_the_same_update(settings):
     models = []
-    for parts in (1, 3):
+    for micro_batches in (1, 3):
         model = net(dropout=0.0)
-        model[1] = nn.Identity()  # BatchNorm sees the parts one by one, as everywhere
-        list(fit(learner(model, grad_accumulation=parts, **settings), Batches(), schedule(2), epochs=2))
+        model[1] = nn.Identity()  # BatchNorm normalises each micro-batch by itself
+        list(fit(learner(model, grad_accumulation=micro_batches, **settings), Batches(), schedule(2), epochs=2))
         models.append(weights(model))
     for name in models[0]:
         torch.testing.assert_close(models[0][name], models[1][name], rtol=1e-4, atol=1e-6)
@@ -141,25 +84,25 @@ def test_the_moving_average_is_the_recursion_over_the_weights():
     assert one.eval_model is not model
 
 
-def test_evaluation_is_exact_for_a_ragged_last_batch_and_leaves_the_model_as_it_was():
+def test_evaluation_is_exact_for_a_smaller_last_batch_and_does_not_change_the_model():
     model = net()
     model[1].eval()
     model.train(True)
     model[1].eval()
-    batches = held_out()
+    batches = eval_batches()
     before = weights(model)
-    scores = evaluate(model, batches, CPU)
+    metrics = evaluate_batches(model, batches, CPU)
     images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     logits = copy.deepcopy(model).eval()(images)
-    assert scores["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-    assert scores["acc"] == (logits.argmax(1) == labels).double().mean().item()
+    assert metrics["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert metrics["acc"] == (logits.argmax(1) == labels).double().mean().item()
     assert_equal(before, weights(model))
     assert model.training
     assert not model[1].training
 
 
-def test_nothing_leaks_out_of_the_generator():
-    for _ in fit(learner(net()), Batches(), schedule(2), epochs=2, evaluations={"val": held_out()}):
+def test_no_torch_mode_leaks_out_of_the_generator():
+    for _ in fit(learner(net()), Batches(), schedule(2), epochs=2, evaluations={"val": eval_batches()}):
         assert torch.is_grad_enabled()
         assert not torch.is_inference_mode_enabled()
         assert not torch.is_autocast_enabled("cpu")
@@ -173,145 +116,104 @@ class Stop(Exception):
     "settings", [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"clip_grad": 0.5, "grad_accumulation": 2}]
 )
 @pytest.mark.parametrize("stop", [1, 3, 5, 8])
-def test_a_run_stopped_at_any_step_goes_on_to_the_same_bits(stop, settings, tmp_path):
-    def train(model, progress, on_step=None):
+def test_a_run_stopped_at_any_step_resumes_with_bit_identical_results(stop, settings, tmp_path):
+    def train(model, state, on_step=None):
         one = learner(model, **settings)
-        if progress is None:
-            progress = TrainerState()
-            state = checkpoint.load_checkpoint(checkpoint.newest_checkpoint(tmp_path))
-            one.load_state_dict(state["learner"])
-            progress.load_state_dict(state["progress"], CPU)
+        if state is None:
+            state = TrainerState()
+            stored = checkpoint.load_checkpoint(checkpoint.newest_checkpoint(tmp_path))
+            one.load_state_dict(stored["learner"])
+            state.load_state_dict(stored["progress"], CPU)
         records = []
         try:
             for record in fit(
-                one,
-                Batches(),
-                schedule(3),
-                epochs=3,
-                evaluations={"val": held_out()},
-                progress=progress,
-                on_step=on_step,
+                one, Batches(), schedule(3), epochs=3, evaluations={"val": eval_batches()}, state=state, on_step=on_step
             ):
                 records.append(record)
         except Stop:
             checkpoint.save_checkpoint(
-                tmp_path, {"learner": one.state_dict(), "progress": progress.state_dict()}, {"step": progress.step}
+                tmp_path, {"learner": one.state_dict(), "progress": state.state_dict()}, {"step": state.step}
             )
         return weights(one.eval_model), records
 
-    whole, expected = train(net(), TrainerState())
+    uninterrupted, expected = train(net(), TrainerState())
 
-    def stopper(tick):
-        if tick.step == stop:
+    def stop_at_step(info):
+        if info.step == stop:
             raise Stop
 
-    train(net(), TrainerState(), stopper)
-    torch.manual_seed(12345)  # whatever else has drawn in between
+    train(net(), TrainerState(), stop_at_step)
+    torch.manual_seed(12345)  # another user of the global generator
     resumed, records = train(net(seed=7), None)
-    assert_equal(whole, resumed)
-    wall = {"time/epoch_s", "time/train_s", "time/eval_s", "throughput/images_per_s", "memory/peak_gib"}
-    for mine, theirs in zip(reversed(records), reversed(expected), strict=False):
-        assert {k: v for k, v in mine.values.items() if k not in wall} == {
-            k: v for k, v in theirs.values.items() if k not in wall
+    assert_equal(uninterrupted, resumed)
+    timings = {"time/epoch_s", "time/train_s", "time/eval_s", "throughput/images_per_s", "memory/peak_gib"}
+    for record, other in zip(reversed(records), reversed(expected), strict=False):
+        assert {key: value for key, value in record.values.items() if key not in timings} == {
+            key: value for key, value in other.values.items() if key not in timings
         }
-        assert mine.steps == theirs.steps
+        assert record.steps == other.steps
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_touches_the_weights():
+def test_a_loss_that_is_not_finite_stops_the_run_before_the_weights_change():
     model = net()
 
-    class Poisoned(Batches):
+    class BatchesWithNaN(Batches):
         def epoch(self, epoch, start=0):
             for index, (images, labels) in enumerate(super().epoch(epoch, start)):
                 yield (images * math.nan if (epoch, index) == (1, 1) else images), labels
 
-    progress = TrainerState()
+    state = TrainerState()
     with pytest.raises(DivergedError, match=r"step 5, learning rate 0\.0"):
-        list(fit(learner(model), Poisoned(), schedule(3), epochs=3, progress=progress))
-    assert progress.step == 4
+        list(fit(learner(model), BatchesWithNaN(), schedule(3), epochs=3, state=state))
+    assert state.step == 4
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_a_reader_that_breaks_off_ends_the_training():
-    model, seen = net(), []
+def test_training_ends_when_the_consumer_of_the_records_stops():
+    model, epochs = net(), []
     for record in fit(learner(model), Batches(), schedule(5), epochs=5):
-        seen.append(record.epoch)
+        epochs.append(record.epoch)
         if record.epoch == 2:
             break
-    assert seen == [1, 2]
+    assert epochs == [1, 2]
 
 
-def test_the_plateau_looks_at_the_validation_loss_only():
+def test_the_plateau_schedule_depends_only_on_the_validation_loss():
     plateau = Schedule("plateau", 100, 0.0, 0.1, patience=0, factor=0.5)
-    frozen = learner(net(), weight_decay=0.0)
-    for group in frozen.optimizer.param_groups:
-        for parameter in group["params"]:
-            parameter.requires_grad_(False)
     model = net(dropout=0.0)
     one = learner(model)
-    batches = held_out()
+    batches = eval_batches()
     records = list(fit(one, Batches(), plateau, epochs=6, evaluations={"val": batches}))
     losses = [record.values["val/loss"] for record in records]
     for index, record in enumerate(records):
         assert record.values["lr"] == pytest.approx(plateau.lr(0, losses[:index]))
 
 
-def saved(folder, step):
-    one = learner(net())
-    checkpoint.save_checkpoint(
-        folder, {"learner": one.state_dict(), "progress": TrainerState(step=step).state_dict()}, {"step": step}
-    )
+def test_garbage_is_not_collected_within_an_epoch_and_the_collector_is_restored_afterwards():
+    states, frozen = [], gc.get_freeze_count()
+
+    def on_step(info):
+        states.append((gc.isenabled(), gc.get_freeze_count() > 0))
+
+    for _ in fit(learner(net()), Batches(), schedule(2), epochs=2, on_step=on_step):
+        assert gc.isenabled() and gc.get_freeze_count() == frozen
+    assert states == [(False, True)] * 6
+    gc.disable()
+    try:
+        list(fit(learner(net()), Batches(), schedule(1), epochs=1))
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
 
 
-def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
-    saved(tmp_path, 1)
-    saved(tmp_path, 2)
-    assert checkpoint.checkpoint_info(checkpoint.newest_checkpoint(tmp_path))["step"] == 2
-    content = bytearray((tmp_path / "last.pt").read_bytes())
-    content[len(content) // 2] ^= 1
-    (tmp_path / "last.pt").write_bytes(content)
-    assert checkpoint.checkpoint_info(checkpoint.newest_checkpoint(tmp_path))["step"] == 1
-    assert "last.pt is damaged" in caplog.text
-    (tmp_path / "previous.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        checkpoint.newest_checkpoint(tmp_path)
+def test_the_state_for_a_checkpoint_is_made_without_a_copy_to_the_cpu(monkeypatch):
+    state = TrainerState()
 
+    def stop_at_second_step(info):
+        if info.step == 2:
+            raise Stop
 
-def test_a_save_cut_short_between_any_two_of_its_renames_still_leaves_the_newest(tmp_path):
-    saved(tmp_path, 1)
-    saved(tmp_path, 2)
-    (tmp_path / "last.pt").rename(tmp_path / "incoming.pt")
-    assert checkpoint.newest_checkpoint(tmp_path).name == "incoming.pt"
-    (tmp_path / "previous.pt").unlink()
-    assert checkpoint.newest_checkpoint(tmp_path).name == "incoming.pt"
-
-
-class Canary:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
-def test_a_checkpoint_that_carries_code_is_refused_and_the_code_does_not_run(tmp_path):
-    path, canary = tmp_path / "evil.pt", tmp_path / "canary"
-    torch.save({"learner": Canary(canary), "progress": {}}, path)
-    with pytest.raises(CheckpointError, match="refused"):
-        checkpoint.load_checkpoint(path)
-    assert not canary.exists()
-
-
-@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 not a zip"])
-def test_a_file_that_is_no_checkpoint_is_refused(content, tmp_path):
-    path = tmp_path / "x.pt"
-    path.write_bytes(content)
-    with pytest.raises(CheckpointError, match="not a checkpoint"):
-        checkpoint.load_checkpoint(path)
-
-
-def test_weights_of_another_shape_are_refused_by_name(tmp_path):
-    model = net()
-    other = {**weights(model), "5.weight": torch.zeros(4, 216)}
-    with pytest.raises(CheckpointError, match=r"5\.weight \[4, 216\] instead of \[3, 216\]"):
-        checkpoint.load_weights_strict(model, other, tmp_path / "x")
+    with pytest.raises(Stop):
+        list(fit(learner(net()), Batches(), schedule(1), epochs=1, state=state, on_step=stop_at_second_step))
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: pytest.fail("this waits for a GPU"))
+    assert state.state_dict()["losses"].tolist() == [float(loss) for loss in state.losses]

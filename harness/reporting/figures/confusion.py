@@ -31,7 +31,7 @@ def confusion_figure(
     """
     count = len(classes)
     if not matrix.sum():
-        return style.save(style.message_figure("No confusion matrix: there are no predictions."), path)
+        return style.save_figure(style.message_figure("No confusion matrix: there are no predictions."), path)
     rows = matrix.sum(1, keepdims=True)
     share = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
     side = float(np.clip(2.2 + 0.6 * count, 5.0, 8.2 if count <= 12 else 10.0))
@@ -55,13 +55,13 @@ def confusion_figure(
     bar.set_label("fraction of the true class", fontsize=10, color=style.INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=9, colors=style.SOFT, labelcolor=style.INK)
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
 def reliability_figure(measured: Reliability, path: Path | str, *, title: str = "Reliability diagram") -> Path:
     """Draw the accuracy by confidence, and below it the number of images in each bin."""
     if not measured.counts.sum():
-        return style.save(style.message_figure("No reliability diagram: there are no predictions."), path)
+        return style.save_figure(style.message_figure("No reliability diagram: there are no predictions."), path)
     figure = style.figure(6.4, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = measured.counts > 0
@@ -82,7 +82,7 @@ def reliability_figure(measured: Reliability, path: Path | str, *, title: str = 
     upper.set(xlim=(0, 1), ylim=(0, 1.02))
     _percent_axis(lower.xaxis)
     lower.yaxis.set_major_locator(_few_integers())
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
 def _blues() -> Colormap:
@@ -105,10 +105,10 @@ def _ticks(axes: Axes, classes: Sequence[str]) -> None:
     if count > _MAX_NAMES:
         every = max(1, round(count / 20))
         indices = range(0, count, every)
-        size, names = 8, [style.plain(f"{i} {truncate(classes[i], 14)}") for i in indices]
+        size, names = 8, [style.drawable_text(f"{i} {truncate(classes[i], 14)}") for i in indices]
     else:
         indices, size = range(count), 10 if count <= _MAX_NUMBERS else 8
-        names = [style.plain(truncate(name, 16)) for name in classes]
+        names = [style.drawable_text(truncate(name, 16)) for name in classes]
     slanted = count > 6
     axes.set_xticks(list(indices), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", fontsize=size,
                     rotation_mode="anchor" if slanted else None)  # fmt: skip

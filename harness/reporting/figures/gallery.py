@@ -58,7 +58,7 @@ def gallery(
         empty: the message of the figure when there are no tiles.
     """
     if not tiles:
-        return style.save(style.message_figure(empty), path)
+        return style.save_figure(style.message_figure(empty), path)
     columns = max(1, min(columns, len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     width = max(columns * _COLUMN + _EDGE, 4.2)
@@ -73,7 +73,7 @@ def gallery(
     return canvas.save(path)
 
 
-def table(
+def gallery_table(
     predictions: Predictions,
     positions: Sequence[int] | np.ndarray,
     pictures: Sequence[np.ndarray],
@@ -104,7 +104,7 @@ def _draw_tile(canvas: Canvas, left: float, top: float, tile: Tile) -> None:
     canvas.write(
         middle, top + 0.2, tile.verdict, ha="center", va="bottom", fontsize=10, color=colour, fontweight="bold"
     )
-    picture = enlarge(tile.picture)
+    picture = fit_to_side(tile.picture)
     canvas.picture(left, top + 0.25, _SIDE, _SIDE, picture, colour=colour, linewidth=2.2, dashed=not tile.correct)
     canvas.write(middle, top + _SIDE + 0.3, f"truth: {truncate(tile.truth, 20)}", ha="center", fontsize=10)
 
@@ -124,7 +124,9 @@ class Canvas:
 
     def write(self, left: float, top: float, text: str, **options: Any) -> None:
         """Write `text` from that point to the right and down, unless `options` align it otherwise."""
-        self._axes.text(left, top, style.plain(text), **{"color": style.INK, "ha": "left", "va": "top", **options})
+        self._axes.text(
+            left, top, style.drawable_text(text), **{"color": style.INK, "ha": "left", "va": "top", **options}
+        )
 
     def picture(
         self,
@@ -160,7 +162,7 @@ class Canvas:
 
     def save(self, path: Path | str) -> Path:
         """Write the figure as `style.save` does."""
-        return style.save(self.figure, path)
+        return style.save_figure(self.figure, path)
 
     def _frame(self, extent: tuple[float, ...], colour: str, linewidth: float, dashed: bool) -> None:
         dashes: Any = (0, (3, 1.5)) if dashed else "-"
@@ -173,7 +175,7 @@ class Canvas:
         self._axes.add_patch(Rectangle((left, top), right - left, bottom - top, **options))
 
 
-def enlarge(picture: np.ndarray, side: int = _PIXELS) -> np.ndarray:
+def fit_to_side(picture: np.ndarray, side: int = _PIXELS) -> np.ndarray:
     """Return the image, uint8 [h, w, 3], at about `side` pixels: a small one by repeating pixels, a large one reduced."""
     from PIL import Image as Pillow
 

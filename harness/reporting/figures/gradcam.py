@@ -10,7 +10,7 @@ import numpy as np
 
 from harness.evaluation.gradcam import METHODS, Maps
 from harness.reporting.figures import style
-from harness.reporting.figures.gallery import Canvas, Tile, enlarge
+from harness.reporting.figures.gallery import Canvas, Tile, fit_to_side
 from harness.utils.text import percent, truncate
 
 _COLOURS = "inferno"  # perceptually uniform, also in grey
@@ -81,7 +81,7 @@ def gradcam_figure(
         ValueError: the numbers of tiles and of maps differ.
     """
     if not tiles:
-        return style.save(style.message_figure(empty), path)
+        return style.save_figure(style.message_figure(empty), path)
     if not len(tiles) == len(predicted) == len(true):
         raise ValueError(
             f"need a map of each kind for each image, got {len(tiles)} images, {len(predicted)} and {len(true)} maps"
@@ -129,7 +129,7 @@ def _draw_card(
     prediction = truncate(tile.prediction, _NAMES - len(truth))
     heading = f"{truth} predicted as {prediction} ({percent(tile.confidence)})"
     canvas.write(left, top, heading, fontsize=10, fontweight="bold")
-    picture, top = enlarge(tile.picture, _PIXELS), top + _HEADING
+    picture, top = fit_to_side(tile.picture, _PIXELS), top + _HEADING
     canvas.picture(left, top, _SIDE, height, picture, colour=style.SOFT)
     _caption(canvas, left, top + height, "image", style.SOFT)
     panels = ((tile.prediction, style.WRONG_SIGN, style.WRONG), (tile.truth, style.RIGHT_SIGN, style.RIGHT))

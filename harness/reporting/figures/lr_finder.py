@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _OTHERS = (style.PURPLE, style.ORANGE, style.SKY, style.SOFT, style.BLACK)
 
 
-def draw(
+def draw_range_test(
     path: Path | str,
     *,
     seeds: Sequence[Curve],
@@ -43,7 +43,7 @@ def draw(
         note: small print under the title.
     """
     if not any(math.isfinite(value) for value in loss.lines.get("median", ())):
-        return style.save(style.message_figure("No loss of the LR range test is finite."), path)
+        return style.save_figure(style.message_figure("No loss of the LR range test is finite."), path)
     figure = style.figure(9.0, 7.2)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     for number, curve in enumerate(seeds):
@@ -61,12 +61,12 @@ def draw(
     style.style_axes(upper, y="loss (nats)", title=title)
     style.style_axes(lower, x="learning rate", y="accuracy (%)")
     if note:
-        upper.set_title(style.plain(truncate(note, 100)), fontsize=9, color=style.SOFT, loc="right")
+        upper.set_title(style.drawable_text(truncate(note, 100)), fontsize=9, color=style.SOFT, loc="right")
     _fit(upper, loss)
     _mark_all(upper, lower, chosen, others, interval)
     handles = [handle for axes in (upper, lower) for handle in axes.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False, labelcolor=style.INK)
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
 def _band(axes: Axes, curve: Curve, scale: float, colour: str, name: str) -> None:
@@ -92,13 +92,13 @@ def _mark_all(
             axes.axvline(lr, color=style.VERMILLION, linewidth=1.8)
     for name, lr in chosen.items():
         upper.annotate(
-            style.plain(f"{name} = {lr:.2g}"), (lr, 0.99), (-3, 0), xycoords=("data", "axes fraction"),
+            style.drawable_text(f"{name} = {lr:.2g}"), (lr, 0.99), (-3, 0), xycoords=("data", "axes fraction"),
             textcoords="offset points", rotation=90, ha="right", va="top", fontsize=11, color=style.VERMILLION,
             fontweight="bold", bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.7, "pad": 1},
         )  # fmt: skip
     for number, (name, lr) in enumerate(others.items()):
         colour = _OTHERS[number % len(_OTHERS)]
-        label = style.plain(f"{name} {lr:.2g}")
+        label = style.drawable_text(f"{name} {lr:.2g}")
         upper.axvline(lr, color=colour, linewidth=1, linestyle=(0, (4, 3)), label=label, zorder=1.5)
 
 

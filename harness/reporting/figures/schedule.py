@@ -28,7 +28,7 @@ class ScheduleCurve:
     lr: list[float]
 
 
-def draw(
+def draw_schedule(
     overrides: Mapping[str, Any],
     out: Path,
     steps_per_epoch: int,
@@ -46,7 +46,7 @@ def draw(
     has_momentum = schedule.momentum_min is not None
     momentum = [schedule.momentum_at(step) for step in x] if has_momentum else None
     title = f"{schedule.kind.replace('_', ' ')}: learning rate {min(lr):g} to {max(lr):g}"
-    training_curves.schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
+    training_curves.draw_schedule_curve(x, lr, out, lr_min=min(lr), lr_max=max(lr), momentum=momentum, title=title)
     return f"{out}: {title}, {schedule.steps} iterations"
 
 

@@ -50,10 +50,10 @@ def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: b
     axes.set_axisbelow(True)
     if grid:
         axes.grid(color=GRID, linewidth=0.7)
-    axes.set_xlabel(plain(x), fontsize=11, color=INK)
-    axes.set_ylabel(plain(y), fontsize=11, color=INK)
+    axes.set_xlabel(drawable_text(x), fontsize=11, color=INK)
+    axes.set_ylabel(drawable_text(y), fontsize=11, color=INK)
     if title:
-        axes.set_title(plain(title), fontsize=13, color=INK, loc="left", pad=10, fontweight="bold")
+        axes.set_title(drawable_text(title), fontsize=13, color=INK, loc="left", pad=10, fontweight="bold")
     return axes
 
 
@@ -65,7 +65,7 @@ def legend(axes: Axes, **options: Any) -> None:
         )
 
 
-def plain(text: object) -> str:
+def drawable_text(text: object) -> str:
     """Return `text` so that matplotlib draws it literally.
 
     A dollar sign starts no formula; a control character, and a letter that no installed font has, becomes a box.
@@ -86,11 +86,11 @@ def wrap(text: object, width: int, lines: int = 2) -> str:
 def message_figure(text: str, *, width: float = 8.0, height: float = 3.0) -> Figure:
     """Return a figure that holds only a message, for where there is nothing to draw."""
     empty = figure(width, height)
-    empty.text(0.5, 0.5, plain(wrap(text, 60, lines=4)), ha="center", va="center", fontsize=13, color=SOFT)
+    empty.text(0.5, 0.5, drawable_text(wrap(text, 60, lines=4)), ha="center", va="center", fontsize=13, color=SOFT)
     return empty
 
 
-def save(drawn: Figure, path: Path | str) -> Path:
+def save_figure(drawn: Figure, path: Path | str) -> Path:
     """Write a figure to `path`, PNG or SVG by its suffix, in one atomic step; missing folders are created.
 
     Raises:
@@ -112,7 +112,7 @@ def save(drawn: Figure, path: Path | str) -> Path:
 def warm_up() -> None:
     """Find the fonts and draw once into memory, so that the next figure of this process is fast."""
     drawn = figure(2, 2)
-    style_axes(drawn.add_subplot(), x=plain("x"), y="y", title="title")
+    style_axes(drawn.add_subplot(), x=drawable_text("x"), y="y", title="title")
     _set_fonts(drawn)
     drawn.savefig(io.BytesIO(), format="png", dpi=DPI)
 

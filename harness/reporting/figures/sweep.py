@@ -25,20 +25,20 @@ MARKERS = {
 }
 
 
-def draw(sweep: SweepData, folder: Path) -> list[Path]:
+def draw_sweep(sweep: SweepData, folder: Path) -> list[Path]:
     """Write the figures that the trials of a sweep allow into `folder`, as PNG, and return their paths."""
     if not sweep.evaluated:
-        return [style.save(style.message_figure("No trial has logged the metric yet."), folder / "history.png")]
-    paths = [history(sweep, folder / "history.png")]
+        return [style.save_figure(style.message_figure("No trial has logged the metric yet."), folder / "history.png")]
+    paths = [draw_history(sweep, folder / "history.png")]
     if sweep.varied:
-        paths.append(scatter(sweep, folder / "scatter.png"))
-        paths.append(parallel(sweep, folder / "parallel.png"))
+        paths.append(draw_scatter(sweep, folder / "scatter.png"))
+        paths.append(draw_parallel(sweep, folder / "parallel.png"))
     if sweep.importance:
-        paths.append(importance(sweep, folder / "importance.png"))
+        paths.append(draw_importance(sweep, folder / "importance.png"))
     return paths
 
 
-def scatter(sweep: SweepData, path: Path) -> Path:
+def draw_scatter(sweep: SweepData, path: Path) -> Path:
     """Draw each trial at its parameters, coloured by the metric; the best is ringed, failed ones are crosses."""
     figure = style.figure(8.0, 6.0)
     plot = figure.add_subplot()
@@ -70,14 +70,14 @@ def scatter(sweep: SweepData, path: Path) -> Path:
     else:
         _scale(plot, "y", y)
         bar = figure.colorbar(points, ax=plot, pad=0.02, extend=_beyond_limits(sweep))
-        bar.set_label(style.plain(sweep.metric), color=style.INK, fontsize=11)
+        bar.set_label(style.drawable_text(sweep.metric), color=style.INK, fontsize=11)
         bar.outline.set_visible(False)
         _score_axis(bar.ax.yaxis, sweep)
     figure.legend(loc="outside lower center", ncols=4, fontsize=10, frameon=False, labelcolor=style.INK)
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
-def history(sweep: SweepData, path: Path) -> Path:
+def draw_history(sweep: SweepData, path: Path) -> Path:
     """Draw the metric of each trial in the order in which they started, and the best value so far."""
     from matplotlib.ticker import MaxNLocator
 
@@ -99,10 +99,10 @@ def history(sweep: SweepData, path: Path) -> Path:
     style.style_axes(plot, x="trial", y=sweep.metric, title=_title(sweep))
     _score_axis(plot.yaxis, sweep)
     figure.legend(loc="outside lower center", ncols=5, fontsize=10, frameon=False, labelcolor=style.INK)
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
-def parallel(sweep: SweepData, path: Path) -> Path:
+def draw_parallel(sweep: SweepData, path: Path) -> Path:
     """Draw every trial as a line over its parameters, coloured by the metric, the better ones in front."""
     axes, trials = sweep.varied, sweep.ranked
     figure = style.figure(max(8.0, 1.7 * (len(axes) + 1)), 5.0)
@@ -119,25 +119,25 @@ def parallel(sweep: SweepData, path: Path) -> Path:
     style.style_axes(plot, title=_title(sweep), grid=False)
     plot.set_yticks([])
     plot.spines[["left", "bottom"]].set_visible(False)
-    names = [style.plain(style.wrap(axis.label, 18)) for axis in axes] + [style.plain(sweep.metric)]
+    names = [style.drawable_text(style.wrap(axis.label, 18)) for axis in axes] + [style.drawable_text(sweep.metric)]
     plot.set_xticks(range(len(names)), names)
     plot.set_xlim(-0.2, len(names) - 0.55)
     for column, ticks in enumerate([*(axis.ticks(trials) for axis in axes), sweep.score_ticks()]):
         plot.axvline(column, color=style.SOFT, linewidth=0.8, zorder=1)
         for height, text in ticks:
             plot.annotate(
-                style.plain(text), (column, height), (4, 0), textcoords="offset points", fontsize=9, color=style.INK,
+                style.drawable_text(text), (column, height), (4, 0), textcoords="offset points", fontsize=9, color=style.INK,
                 va="center", zorder=9, bbox=dict(facecolor=style.PAPER, edgecolor="none", alpha=0.7, pad=0.5),
             )  # fmt: skip
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
-def importance(sweep: SweepData, path: Path) -> Path:
+def draw_importance(sweep: SweepData, path: Path) -> Path:
     """Draw how much of the metric's variance each parameter explains."""
     pairs = list(sweep.importance.items())[::-1]
     figure = style.figure(8.0, max(2.2, 0.5 * len(pairs) + 1.4))
     plot = figure.add_subplot()
-    names, shares = [style.plain(truncate(name, 32)) for name, _ in pairs], [share for _, share in pairs]
+    names, shares = [style.drawable_text(truncate(name, 32)) for name, _ in pairs], [share for _, share in pairs]
     bars = plot.barh(names, shares, color=style.BLUE)
     plot.bar_label(bars, [percent(share, 0) for share in shares], padding=4, color=style.INK)
     plot.set_xlim(0, max(shares) * 1.15 or 1)
@@ -145,7 +145,7 @@ def importance(sweep: SweepData, path: Path) -> Path:
     x = f"fraction of the variance of {sweep.metric} over complete trials (fANOVA)"
     style.style_axes(plot, x=x, title=_title(sweep))
     plot.grid(visible=False, axis="y")
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
 def _title(sweep: SweepData) -> str:
@@ -163,7 +163,7 @@ def _scale(plot: Axes, which: Literal["x", "y"], axis: ParameterAxis) -> None:
         getattr(plot, f"set_{which}scale")("log")
         _log_ticks(plot.xaxis if which == "x" else plot.yaxis)
     elif axis.categories:
-        names = [style.plain(truncate(text.strip('"'), 18)) for text in axis.categories[:MAX_TICKS]]
+        names = [style.drawable_text(truncate(text.strip('"'), 18)) for text in axis.categories[:MAX_TICKS]]
         getattr(plot, f"set_{which}ticks")(range(len(names)), names)
         getattr(plot, f"set_{which}lim")(-0.5, len(axis.categories) - 0.5)
 

@@ -23,17 +23,17 @@ _STYLES = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (styl
 _MAX_MARKERS = 40  # more of them would hide the line
 
 
-def losses(records: Sequence[Record], path: Path | str) -> Path:
+def draw_losses(records: Sequence[Record], path: Path | str) -> Path:
     """Draw every `*/loss` by epoch; the lowest and the last value of each are marked."""
     return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True)
 
 
-def accuracy(records: Sequence[Record], path: Path | str) -> Path:
+def draw_accuracy(records: Sequence[Record], path: Path | str) -> Path:
     """Draw every `*/acc` by epoch, in percent; the highest and the last value of each are marked."""
     return _by_epoch(records, path, "acc", "Accuracy", "accuracy (%)", lowest=False)
 
 
-def learning_rate(
+def draw_learning_rate(
     steps: Sequence[float],
     lrs: Sequence[float],
     path: Path | str,
@@ -51,7 +51,7 @@ def learning_rate(
         marks: name -> step, drawn as vertical lines.
     """
     if not len(steps):
-        return style.save(style.message_figure("No learning rate was recorded."), path)
+        return style.save_figure(style.message_figure("No learning rate was recorded."), path)
     figure = style.figure(8.0, 4.5 if momentum is None else 6.0)
     upper, lower = _panels(figure, momentum is not None)
     _line(upper, steps, lrs, style.BLUE)
@@ -64,10 +64,10 @@ def learning_rate(
     if lower is not None and momentum is not None:
         _line(lower, steps, momentum, style.ORANGE)
         style.style_axes(lower, x="step (optimizer updates)", y="momentum")
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
-def schedule_curve(
+def draw_schedule_curve(
     x: Sequence[float],
     lr: Sequence[float],
     path: Path | str,
@@ -80,14 +80,14 @@ def schedule_curve(
 ) -> Path:
     """Draw a schedule between two lines at its minimum and its maximum learning rate."""
     if not len(x):
-        return style.save(style.message_figure("The schedule has no steps."), path)
+        return style.save_figure(style.message_figure("The schedule has no steps."), path)
     figure = style.figure(8.0, 4.5 if momentum is None else 6.0)
     upper, lower = _panels(figure, momentum is not None)
     for name, height, side in (("lr_max", lr_max, "bottom"), ("lr_min", lr_min, "top")):
         upper.axhline(height, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)), zorder=1.5)
         offset = 4 if side == "bottom" else -4
         upper.annotate(
-            style.plain(f"{name} = {height:g}"), (1.0, height), (-4, offset), xycoords=("axes fraction", "data"),
+            style.drawable_text(f"{name} = {height:g}"), (1.0, height), (-4, offset), xycoords=("axes fraction", "data"),
             textcoords="offset points", ha="right", va=side, fontsize=10, color=style.VERMILLION,
         )  # fmt: skip
     _line(upper, x, lr, style.BLUE)
@@ -97,7 +97,7 @@ def schedule_curve(
     if lower is not None and momentum is not None:
         _line(lower, x, momentum, style.ORANGE)
         style.style_axes(lower, x=x_name, y="momentum")
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
 def as_image(path: Path | str, caption: str = "") -> Image:
@@ -113,7 +113,7 @@ def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: s
 
     lines, final = values_by_epoch(records, metric)
     if not lines and not final:
-        return style.save(style.message_figure(f"No {title.lower()} was recorded."), path)
+        return style.save_figure(style.message_figure(f"No {title.lower()} was recorded."), path)
     figure = style.figure()
     axes = figure.subplots()
     scale = 1.0 if lowest else 100.0
@@ -126,7 +126,13 @@ def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: s
         colour = _STYLES.get(split, (style.PURPLE, ""))[0]
         label = f"{split}, final: {_number(scale * value, lowest)}"
         axes.plot(
-            [epoch], [scale * value], marker="*", markersize=13, linestyle="", color=colour, label=style.plain(label)
+            [epoch],
+            [scale * value],
+            marker="*",
+            markersize=13,
+            linestyle="",
+            color=colour,
+            label=style.drawable_text(label),
         )
     style.style_axes(axes, x="epoch", y=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
@@ -136,7 +142,7 @@ def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: s
         (only,) = epochs_drawn
         axes.set_xlim(only - 1, only + 1)
     style.legend(axes, loc="best", title="ring: best, dot: last", title_fontsize=9)
-    return style.save(figure, path)
+    return style.save_figure(figure, path)
 
 
 def values_by_epoch(
@@ -194,7 +200,7 @@ def _line(axes: Axes, x: Points, y: Points, colour: str, *, dash: str = "-", nam
     few = len(x) <= _MAX_MARKERS
     axes.plot(
         x, y, color=colour, linestyle=dash, linewidth=1.8, marker="o" if few else "", markersize=3 if len(x) > 1 else 6,
-        solid_joinstyle="round", label=style.plain(name) if name else None,
+        solid_joinstyle="round", label=style.drawable_text(name) if name else None,
     )  # fmt: skip
 
 
@@ -216,7 +222,7 @@ def _name_extremes(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
 def _mark(axes: Axes, name: str, step: float) -> None:
     axes.axvline(step, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)))
     axes.annotate(
-        style.plain(truncate(name, 40)), (step, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
+        style.drawable_text(truncate(name, 40)), (step, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
         textcoords="offset points", ha="left", va="top", fontsize=10, color=style.VERMILLION,
         bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip

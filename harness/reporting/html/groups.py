@@ -51,7 +51,7 @@ def group_runs(runs: Sequence[RunData]) -> list[RunGroup]:
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         groups.setdefault(_group_key(run), []).append(run)
-    differing = differences([members[0] for members in groups.values()], seed=False)
+    differing = run_differences([members[0] for members in groups.values()], seed=False)
     return [
         RunGroup(_group_name(members, {key: values[index] for key, values in differing.items()}, len(groups)), members)
         for index, members in enumerate(groups.values())
@@ -71,7 +71,7 @@ def _group_name(members: Sequence[RunData], differing: Mapping[str, Any], groups
     return ", ".join(f"{key}={value}" for key, value in list(differing.items())[:4])
 
 
-def differences(runs: Sequence[RunData], *, seed: bool = True) -> dict[str, list[Any]]:
+def run_differences(runs: Sequence[RunData], *, seed: bool = True) -> dict[str, list[Any]]:
     """Return setting -> value in each run, for the settings that affect the results and are not equal in all runs.
 
     Args:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from harness.evaluation.metrics import confusion_matrix, most_confused, per_class, reliability
 from harness.reporting.html import facts, run_charts, sweep_charts
 from harness.reporting.html.galleries import galleries
-from harness.reporting.html.groups import differences, group_runs
+from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.plotly import Chart
 from harness.reporting.html.run_data import RunData, check_folder, is_run, is_sweep, read_run
 from harness.reporting.html.sweep_data import STATE_LABELS, SweepData, read_sweep, value_text
@@ -92,7 +92,7 @@ def run_page(run: RunData) -> str:
     charts = {
         "epochs": run_charts.by_epoch(run),
         "steps": run_charts.by_step(run),
-        "finder": run_charts.range_test(run),
+        "finder": run_charts.range_test_charts(run),
         "confusion": [chart] if predictions and (chart := run_charts.confusion(predictions)) else [],
         "calibration": [run_charts.calibration(calibration)] if calibration else [],
         "time": [run_charts.time(times)] if times else [],
@@ -131,7 +131,7 @@ def runs_page(runs: Sequence[RunData]) -> str:
         runs=runs,
         groups=groups,
         keys=keys,
-        differences=differences(runs),
+        differences=run_differences(runs),
         environments=_differing_environments(runs),
         seconds=[sum(facts.times(run).values()) for run in runs],
     )

@@ -67,7 +67,7 @@ def line(
     few = len(x) <= 40
     return {
         "type": "scatter", "mode": "lines+markers" if few else "lines", "name": escape_text(name),
-        "x": plain(x), "y": plain(y), "line": {"color": colour, "dash": dash, "width": width}, "marker": {"size": 5}, **options,
+        "x": plain_numbers(x), "y": plain_numbers(y), "line": {"color": colour, "dash": dash, "width": width}, "marker": {"size": 5}, **options,
     }  # fmt: skip
 
 
@@ -98,7 +98,7 @@ def layout(x: dict[str, Any], y: dict[str, Any], **options: Any) -> dict[str, An
     return {"xaxis": x, "yaxis": y, **options}
 
 
-def plain(values: Iterable[float]) -> list[float | int | None]:
+def plain_numbers(values: Iterable[float]) -> list[float | int | None]:
     """Return numbers for JSON: six significant digits, None where not finite."""
     return [_short(value) for value in values]
 

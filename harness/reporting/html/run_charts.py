@@ -26,7 +26,7 @@ from harness.reporting.html.plotly import (
     layout,
     line,
     log_ticks,
-    plain,
+    plain_numbers,
     thin,
 )
 from harness.reporting.html.run_data import RunData
@@ -117,7 +117,7 @@ def by_step(run: RunData) -> list[Chart]:
     return charts
 
 
-def range_test(run: RunData) -> list[Chart]:
+def range_test_charts(run: RunData) -> list[Chart]:
     """Return loss and accuracy over the learning rate, with the chosen rates marked."""
     charts = []
     for key, title, y, colour in (
@@ -143,13 +143,13 @@ def range_test(run: RunData) -> list[Chart]:
 
 def _band(curve: Curve, colour: str) -> list[dict]:
     """Return the median and the range over the seeds."""
-    edge = {"type": "scatter", "mode": "lines", "x": plain(curve.x), "line": {"width": 0, "color": colour}}
+    edge = {"type": "scatter", "mode": "lines", "x": plain_numbers(curve.x), "line": {"width": 0, "color": colour}}
     data: list[dict] = []
     if "low" in curve.lines and "high" in curve.lines:
         hidden = {"hoverinfo": "skip", "showlegend": False}
-        data.append({**edge, "y": plain(curve.lines["low"]), **hidden})
+        data.append({**edge, "y": plain_numbers(curve.lines["low"]), **hidden})
         data.append(
-            {**edge, "y": plain(curve.lines["high"]), "fill": "tonexty", "name": "range over the seeds", "hoverinfo": "skip", "opacity": 0.5}
+            {**edge, "y": plain_numbers(curve.lines["high"]), "fill": "tonexty", "name": "range over the seeds", "hoverinfo": "skip", "opacity": 0.5}
         )  # fmt: skip
     for name, values in curve.lines.items():
         if name not in ("low", "high"):
@@ -196,7 +196,7 @@ def confusion(predictions: SavedPredictions) -> Chart | None:
         {"tickmode": "array", "tickvals": indices, "ticktext": names} if size <= 40 else {"showticklabels": False}
     )
     heat = {
-        "type": "heatmap", "x": indices, "y": indices, "z": [plain(row) for row in shares], "colorscale": SCALE, "zmin": 0, "zmax": 1,
+        "type": "heatmap", "x": indices, "y": indices, "z": [plain_numbers(row) for row in shares], "colorscale": SCALE, "zmin": 0, "zmax": 1,
         "customdata": [[[names[row], names[column], int(matrix[row, column])] for column in indices] for row in indices],
         "hovertemplate": "%{customdata[0]}<br>predicted as %{customdata[1]}<br>%{customdata[2]} images, %{z:.1%}<extra></extra>",
         "xgap": 1, "ygap": 1, "showscale": size > MAX_NUMBERS, "colorbar": {"tickformat": ".0%", "title": {"text": "fraction"}},
@@ -227,7 +227,7 @@ def calibration(measured: Reliability) -> Chart:
     hover = [[each.images, each.confidence] for each in bins]
     data: list[dict[str, Any]] = [
         {
-            "type": "bar", "x": plain(middles), "y": plain([each.accuracy for each in bins]), "width": width * 0.92,
+            "type": "bar", "x": plain_numbers(middles), "y": plain_numbers([each.accuracy for each in bins]), "width": width * 0.92,
             "name": "accuracy", "marker": {"color": BLUE}, "customdata": hover,
             "hovertemplate": "confidence %{customdata[1]:.1%}<br>accuracy %{y:.1%}<br>%{customdata[0]} images<extra></extra>",
         },
@@ -236,7 +236,7 @@ def calibration(measured: Reliability) -> Chart:
             "line": {"color": INK, "dash": "dash", "width": 1.5}, "hoverinfo": "skip",
         },
         {
-            "type": "bar", "x": plain(middles), "y": [each.images for each in bins], "width": width * 0.92,
+            "type": "bar", "x": plain_numbers(middles), "y": [each.images for each in bins], "width": width * 0.92,
             "name": "images", "marker": {"color": SOFT}, "yaxis": "y2", "showlegend": False,
             "hovertemplate": "%{y} images<extra></extra>",
         },
@@ -269,7 +269,7 @@ def time(parts: Mapping[str, float]) -> Chart:
     colours = (BLUE, GREEN, SOFT, ORANGE, PURPLE)
     total = sum(parts.values()) or 1.0
     data = [
-        {"type": "bar", "orientation": "h", "y": [""], "x": plain([seconds]), "name": escape_text(name), "marker": {"color": colour},
+        {"type": "bar", "orientation": "h", "y": [""], "x": plain_numbers([seconds]), "name": escape_text(name), "marker": {"color": colour},
          "hovertemplate": f"{escape_text(name)}: %{{x:.1f}} s ({percent(seconds / total, 0)})<extra></extra>"}
         for (name, seconds), colour in zip(parts.items(), colours, strict=False)
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.evaluation.metrics import SavedPredictions, read_predictions
+from harness.evaluation.metrics import SavedPredictions, read_predictions_csv
 from harness.tracking import journal, run_dir
 from harness.tracking.records import Record, Scalar, Table, Value
 from harness.tracking.run_dir import RunState
@@ -180,7 +180,7 @@ def read_run(path: Path, state: str = "") -> RunData:
     if not summary and state == RunState.FINISHED and not any(record.kind == "find" for record in contents.records):
         missing.append("summary.json, and with it the results")
     config = _config(path, contents.header, missing)
-    predictions, why = read_predictions(path / "predictions.csv", _classes(contents.header, summary))
+    predictions, why = read_predictions_csv(path / "predictions.csv", _classes(contents.header, summary))
     if why and (state == RunState.FINISHED and summary):
         missing.append(f"predictions.csv, and with it the confusion matrix ({why})")
     return RunData(

@@ -17,7 +17,7 @@ from harness.reporting.html.plotly import (
     escape_text,
     layout,
     log_ticks,
-    plain,
+    plain_numbers,
 )
 from harness.reporting.html.sweep_data import STATE_LABELS, ParameterAxis, SweepData, TrialData, value_text
 from harness.utils.text import percent, truncate
@@ -54,7 +54,7 @@ def scatter(sweep: SweepData) -> Chart:
         trials = [trial for trial in sweep.evaluated if trial.state == state]
         if trials:
             marker = {
-                "symbol": symbol, "size": 12, "color": plain([trial.value for trial in trials]), "colorscale": VIRIDIS,
+                "symbol": symbol, "size": 12, "color": plain_numbers([trial.value for trial in trials]), "colorscale": VIRIDIS,
                 "cmin": low, "cmax": high, "reversescale": not sweep.maximise, "line": {"color": INK, "width": 1},
                 "showscale": not data, "colorbar": _colour_bar(sweep),
             }  # fmt: skip
@@ -87,7 +87,7 @@ def _points(
 ) -> dict[str, Any]:
     heights = [trial.value if y is None else y.position(trial) for trial in trials]
     return {
-        "type": "scatter", "mode": "markers", "x": plain([x.position(trial) for trial in trials]), "y": plain(heights),
+        "type": "scatter", "mode": "markers", "x": plain_numbers([x.position(trial) for trial in trials]), "y": plain_numbers(heights),
         "name": escape_text(name), "marker": marker,
         "text": [_hover_text(sweep, trial) for trial in trials], "hovertemplate": "%{text}<extra></extra>",
     }  # fmt: skip
@@ -129,7 +129,7 @@ def parallel(sweep: SweepData) -> Chart:
         text: list[str | None] = []
         for index in indices:  # None ends a line
             x += [*range(len(columns)), None]
-            y += [*plain([column[index] for column in columns]), None]
+            y += [*plain_numbers([column[index] for column in columns]), None]
             text += [*[_hover_text(sweep, trials[index])] * len(columns), None]
         data.append(
             {
@@ -178,7 +178,7 @@ def history(sweep: SweepData) -> Chart:
             data.append(
                 {
                     "type": "scatter", "mode": "markers", "name": f"{STATE_LABELS[state]} ({len(trials)})",
-                    "x": [numbers[trial.name] for trial in trials], "y": plain([trial.value for trial in trials]),
+                    "x": [numbers[trial.name] for trial in trials], "y": plain_numbers([trial.value for trial in trials]),
                     "marker": {"symbol": symbol, "size": 9, "color": colour},
                     "text": [_hover_text(sweep, trial) for trial in trials], "hovertemplate": "%{text}<extra></extra>",
                 }
@@ -186,7 +186,7 @@ def history(sweep: SweepData) -> Chart:
     best = sweep.best_so_far()
     data.append(
         {
-            "type": "scatter", "mode": "lines", "name": "best so far", "x": list(range(1, len(best) + 1)), "y": plain(best),
+            "type": "scatter", "mode": "lines", "name": "best so far", "x": list(range(1, len(best) + 1)), "y": plain_numbers(best),
             "line": {"shape": "hv", "color": VERMILLION, "width": 2}, "hoverinfo": "skip",
         }
     )  # fmt: skip
@@ -206,7 +206,7 @@ def importance(sweep: SweepData) -> Chart:
     pairs = list(sweep.importance.items())[::-1]
     bar = {
         "type": "bar", "orientation": "h", "y": [escape_text(truncate(name, 28)) for name, _ in pairs],
-        "x": plain([share for _, share in pairs]), "marker": {"color": BLUE},
+        "x": plain_numbers([share for _, share in pairs]), "marker": {"color": BLUE},
         "text": [percent(share, 0) for _, share in pairs], "textposition": "auto", "hoverinfo": "skip",
     }  # fmt: skip
     name, share = pairs[-1]

@@ -34,7 +34,7 @@ SECTIONS = (
 )
 
 
-def save(target: str, draft: bool = False) -> str:
+def save_report(target: str, draft: bool = False) -> str:
     """Save a new report in W&B and return its URL.
 
     Args:
@@ -93,7 +93,7 @@ def build(facts: RunFacts | SweepFacts) -> Any:
 def _run_blocks(wr: Any, run: RunFacts) -> list[Any]:
     runs = _runset_of(wr, run)
     return [
-        wr.MarkdownBlock(text=headline(run)),
+        wr.MarkdownBlock(text=run_headline(run)),
         wr.TableOfContents(),
         *_section(wr, "Training", [runs], _lines(wr, run.summary)),
         *_media(wr, run, runs),
@@ -138,7 +138,7 @@ def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
     ]
 
 
-def headline(run: RunFacts) -> str:
+def run_headline(run: RunFacts) -> str:
     """Return the run's main settings, its results and how they were chosen, as Markdown."""
     config, summary = run.config, run.summary
     settings = ", ".join(

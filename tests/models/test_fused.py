@@ -1,0 +1,89 @@
+"""The forward pass in Triton kernels, interpreted on a CPU, against the module itself.
+
+Triton reads TRITON_INTERPRET when it is imported, so the comparison runs in a process of its own. On a GPU
+`benchmarks/gpu.py` compares the compiled kernels with float64.
+"""
+
+import importlib.util
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from harness.config.settings import Config
+from harness.models import factory
+from harness.utils.errors import UsageError
+
+COMPARISON = """
+import copy, sys
+import torch
+from torch.nn import functional as F
+from harness.models.cifar_resnet import CustomResNet
+from harness.models.fused import FusedForward, MaxPool, why_not_fused
+
+torch.manual_seed(0)
+arguments = eval(sys.argv[1])
+model = CustomResNet(**arguments).to(memory_format=torch.channels_last).train()
+twin = copy.deepcopy(model)
+assert why_not_fused(model, True) is None
+labels = torch.tensor([1, 2])
+for _ in range(2):  # the second pass starts from running statistics that the first has changed
+    images = torch.randn(2, 3, 16, 16).to(memory_format=torch.channels_last)
+    for forward, net in ((model, model), (FusedForward(twin), twin)):
+        net.zero_grad()
+        loss = F.cross_entropy(forward(images), labels)
+        loss.backward()
+    for one, other in zip(model.parameters(), twin.parameters(), strict=True):
+        assert float((one.grad - other.grad).norm()) <= 1e-4 * float(one.grad.norm()), one.shape
+    for one, other in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+# Of equal pixels the first gets the gradient, and NaN is the maximum, as in torch.
+values = torch.randint(0, 3, (2, 64, 4, 4)).float().to(memory_format=torch.channels_last)
+values[0, 0, 0, 1] = torch.nan
+for side in (2, 4):
+    results = []
+    for pool in (lambda x: F.max_pool2d(x, side), lambda x: MaxPool.apply(x, side)):
+        x = values.clone(memory_format=torch.channels_last).requires_grad_()
+        y = pool(x)
+        y.backward(torch.arange(y.numel()).view_as(y).float().contiguous(memory_format=torch.channels_last))
+        results.append((y.detach(), x.grad))
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    "arguments", [{"width": 64}, {"width": 64, "order": "conv-bn-relu-pool", "logit_scale": 0.125, "head_bias": False}]
+)
+def test_gradients_and_running_statistics_equal_those_of_the_module(arguments):
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    arguments_of_process = [sys.executable, "-c", COMPARISON, repr(arguments)]
+    done = subprocess.run(arguments_of_process, capture_output=True, text=True, timeout=300, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize(
+    ("arguments", "channels_last", "reason"),
+    [({"width": 16}, True, "multiples"), ({"global_pool": "avg"}, True, "max"), ({}, False, "channels_last")],
+)
+def test_the_reason_why_the_kernels_do_not_fit_is_named(arguments, channels_last, reason):
+    from harness.models import fused
+    from harness.models.cifar_resnet import CustomResNet
+
+    assert reason in fused.why_not_fused(CustomResNet(**arguments), channels_last)
+    assert fused.why_not_fused(nn.Linear(3, 3), True) is not None
+    assert fused.why_not_fused(CustomResNet(), True) is None
+
+
+def test_on_a_cpu_the_forward_pass_is_torchs_and_fused_true_is_refused():
+    model, cpu = nn.Linear(3, 3), torch.device("cpu")
+    assert factory.make_training_forward(Config(), model, cpu) is None
+    with pytest.raises(UsageError, match=r"fused=True, but device=cpu .*; leave --fused out"):
+        factory.make_training_forward(Config(fused=True), model, cpu)

@@ -1,0 +1,155 @@
+"""Checkpoints: the newest intact one is found, nothing unsafe is loaded, and a thread writes what it was given, in order."""
+
+import threading
+import time
+
+import pytest
+import torch
+
+from harness.training import checkpoint
+from harness.training.checkpoint import CheckpointWriter
+from harness.training.loop import TrainerState
+from harness.utils.errors import CheckpointError, ResourceError
+from tests.support.training import CPU, learner, net, weights
+
+
+def save(folder, step):
+    one = learner(net())
+    checkpoint.save_checkpoint(
+        folder, {"learner": one.state_dict(), "progress": TrainerState(step=step).state_dict()}, {"step": step}
+    )
+
+
+def test_the_previous_checkpoint_is_used_where_the_newest_is_damaged(tmp_path, caplog):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    assert checkpoint.checkpoint_info(checkpoint.newest_checkpoint(tmp_path))["step"] == 2
+    content = bytearray((tmp_path / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "last.pt").write_bytes(content)
+    assert checkpoint.checkpoint_info(checkpoint.newest_checkpoint(tmp_path))["step"] == 1
+    assert "last.pt is damaged" in caplog.text
+    (tmp_path / "previous.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"every checkpoint in .* is damaged"):
+        checkpoint.newest_checkpoint(tmp_path)
+
+
+def test_a_save_that_ends_between_two_of_its_renames_leaves_the_newest_checkpoint(tmp_path):
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    (tmp_path / "last.pt").rename(tmp_path / "incoming.pt")
+    assert checkpoint.newest_checkpoint(tmp_path).name == "incoming.pt"
+    (tmp_path / "previous.pt").unlink()
+    assert checkpoint.newest_checkpoint(tmp_path).name == "incoming.pt"
+
+
+class Canary:
+    """An object whose unpickling creates a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_a_checkpoint_with_code_is_refused_and_the_code_does_not_run(tmp_path):
+    path, canary = tmp_path / "evil.pt", tmp_path / "canary"
+    torch.save({"learner": Canary(canary), "progress": {}}, path)
+    with pytest.raises(CheckpointError, match="more than tensors and plain values"):
+        checkpoint.load_checkpoint(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>", b"PK\x03\x04 not a zip"])
+def test_a_file_that_is_not_a_checkpoint_is_refused(content, tmp_path):
+    path = tmp_path / "x.pt"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
+        checkpoint.load_checkpoint(path)
+
+
+def test_weights_of_another_shape_are_refused_by_name(tmp_path):
+    model = net()
+    other = {**weights(model), "5.weight": torch.zeros(4, 216)}
+    with pytest.raises(CheckpointError, match=r"5\.weight \[4, 216\] instead of \[3, 216\]"):
+        checkpoint.load_weights_strict(model, other, tmp_path / "x")
+
+
+@pytest.fixture
+def background_writer(monkeypatch):
+    """A writer that uses its thread, as on a GPU."""
+    monkeypatch.setenv("HARNESS_TESTING", "1")
+    monkeypatch.setenv("HARNESS_SAVES", "background")
+    return CheckpointWriter(CPU)
+
+
+def test_a_state_is_written_as_it_was_when_it_was_given(background_writer):
+    may_write, written = threading.Event(), []
+
+    def write(state):
+        may_write.wait(20)
+        written.append(state)
+
+    weights = torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    background_writer.save({"weights": weights, "nested": [{"count": torch.tensor(1)}], "step": 1}, write)
+    weights += 7  # the next update
+    may_write.set()
+    background_writer.flush()
+    assert written[0]["weights"].sum() == 0 and written[0]["weights"].is_contiguous(memory_format=torch.channels_last)
+    assert written[0]["nested"][0]["count"] == 1 and written[0]["step"] == 1
+
+
+def test_one_thread_writes_the_states_in_order_and_always_the_newest_and_few_wait_in_memory(background_writer):
+    steps, most_pending, is_free = [], 0, threading.Semaphore(1)
+
+    def write(state):
+        assert is_free.acquire(blocking=False)  # no other thread writes
+        steps.append(state["step"])
+        is_free.release()
+
+    for step in range(20):
+        background_writer.save({"step": step, "weights": torch.ones(1000)}, write)
+        most_pending = max(most_pending, background_writer.num_pending)
+    background_writer.flush()
+    assert steps == sorted(set(steps)) and steps[-1] == 19 and most_pending <= 2
+
+
+def test_a_save_does_not_wait_for_a_slow_disk_and_skips_only_older_states_of_the_same_kind(background_writer):
+    may_write, has_started, written = threading.Event(), threading.Event(), []
+
+    def write(state):
+        has_started.set()
+        assert may_write.wait(20)
+        written.append(state["step"])
+
+    background_writer.save({"step": 0}, write)
+    assert has_started.wait(20)
+    background_writer.save({"step": "weights"}, write, "weights")
+    for step in range(1, 10):  # returns although nothing can be written
+        background_writer.save({"step": step}, write)
+    assert background_writer.num_pending == 3
+    may_write.set()
+    background_writer.flush()
+    assert written == [0, "weights", 9]
+
+
+def test_the_error_of_a_write_is_raised_by_the_next_save_or_flush(background_writer):
+    def write(state):
+        raise ResourceError("no space")
+
+    background_writer.save({}, write)
+    with pytest.raises(ResourceError, match="no space"):
+        background_writer.flush()
+    background_writer.save({}, write)
+    with pytest.raises(ResourceError, match="no space"):
+        for _ in range(2000):  # the thread may still be writing
+            background_writer.save({}, lambda state: None, "weights")
+            time.sleep(0.01)
+    background_writer.flush()
+
+
+def test_on_a_cpu_a_state_is_written_at_once():
+    written = []
+    CheckpointWriter(CPU).save({"step": 3}, written.append)
+    assert written == [{"step": 3}]
