@@ -146,9 +146,8 @@ def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, m
 
 
 def test_a_run_with_a_validation_split_keeps_the_selected_epoch_and_reads_the_test_set_once(tmp_path):
-    command(
-        "run", *QUICK, "--epochs", 3, "--val-fraction", 0.2, "--wandb", "disabled", "--name", "v", cwd=tmp_path, check=0
-    )
+    arguments = ["--epochs", 3, "--val-fraction", 0.2, "--gallery", 0, "--wandb", "disabled", "--name", "v"]
+    command("run", *QUICK, *arguments, cwd=tmp_path, check=0)
     folder = tmp_path / "runs/v"
     summary, journal = json.loads((folder / "summary.json").read_text()), read_journal(folder / "journal.jsonl")
     epochs = [record for record in journal.records if record.kind == "epoch"]
@@ -406,6 +405,7 @@ def test_a_signal_before_training_starts_gives_its_exit_status(tmp_path):
     assert running.end(60).code == 143
 
 
+@pytest.mark.slow
 def test_a_run_with_find_trains_at_the_learning_rates_of_its_range_test(tmp_path):
     arguments = ["--model-args", "width=4", "--epochs", 1, "--gallery", 0, "--wandb", "offline", "--name", "f"]
     arguments += ["--threads", 1, "--batch-size", 128]
