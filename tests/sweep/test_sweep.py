@@ -90,6 +90,7 @@ def test_a_forked_trial_is_the_same_run_as_one_started_by_its_command(tmp_path):
     assert one == other
 
 
+@pytest.mark.slow
 def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_trial_does_not_end_the_sweep(tmp_path):
     write_sweep(
         tmp_path,
@@ -216,6 +217,7 @@ def test_a_stopped_or_killed_sweep_resumes_the_trial_that_ran(tmp_path, number, 
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow
 def test_a_trial_that_ended_just_before_its_scheduler_died_is_not_run_again(tmp_path):
     write_sweep(tmp_path)
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "s", cwd=tmp_path, check=0)
