@@ -157,7 +157,7 @@ def main() -> None:
 
     init.preload()
     style.warm_up()
-    pages.warm_up()
+    pages.precompile()
     gc.collect()
     gc.freeze()  # the collector of a trial does not touch, and so does not copy, the memory that it shares with the server
     serve(connection)

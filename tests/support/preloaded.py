@@ -18,6 +18,6 @@ from harness.tracking.wandb import init
 
 init.preload()
 style.warm_up()
-pages.warm_up()
+pages.precompile()
 gc.collect()
 gc.freeze()  # the collector of a forked process does not touch, and so does not copy, what it shares with the server

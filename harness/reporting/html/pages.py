@@ -170,7 +170,7 @@ def _epoch_table(run: RunData) -> dict[str, Any]:
     }
 
 
-def warm_up() -> None:
+def precompile() -> None:
     """Compile the templates and compress the script, so that the next page of this process is fast."""
     for path in sorted(TEMPLATES.glob("*.html*")):
         _templates().get_template(path.name)
