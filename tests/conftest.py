@@ -1,11 +1,15 @@
 """Every test: no account, no network but the loopback, a home folder of its own, nothing left behind."""
 
 import os
+import shutil
+import tempfile
+from multiprocessing.util import Finalize
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.support.commands import QUICK, command
+from tests.support.shared import make_once, session_folder
 from tests.support.wandb_server import KEY, Server
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow], derandomize=True)
@@ -18,22 +22,41 @@ for name in [name for name in os.environ if name.startswith("WANDB_")]:
 os.environ["WANDB_ERROR_REPORTING"] = "false"
 
 
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    # Removed when this process has ended: after its workers, and after multiprocessing has removed its own folder in it.
+    os.environ["HARNESS_TESTS_TMP"] = tempfile.mkdtemp(prefix="harness-")
+    Finalize(None, shutil.rmtree, (os.environ["HARNESS_TESTS_TMP"], True), exitpriority=-1000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _temporary_folder(tmp_path_factory):
+    """Where killed processes may leave temporary files; pytest's own folders have names too long for a socket."""
+    tmp_path_factory.getbasetemp()  # pytest's own stays where it is
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", os.environ["HARNESS_TESTS_TMP"])
+        patch.setattr(tempfile, "tempdir", os.environ["HARNESS_TESTS_TMP"])
+        yield
+
+
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
-    """A temporary home folder, so that nothing is read from or left in the real one."""
+    """A temporary home folder, so that nothing is read from or left in the real one; matplotlib's fonts are found once."""
     folder = tmp_path_factory.mktemp("home")
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(folder))
-    monkeypatch.setenv("MPLCONFIGDIR", str(folder / "matplotlib"))
+    monkeypatch.setenv("MPLCONFIGDIR", str(session_folder(tmp_path_factory) / "matplotlib"))
     return folder
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """One finished run of the quick recipe: (the ended process, the run directory)."""
-    folder = tmp_path_factory.mktemp("with spaces and é")
-    named = ["--tags", "a,b", "--group", "tests", "--notes", "why", "--project", "trial"]
-    done = command("run", *QUICK, "--epochs", 3, *named, cwd=folder, check=0)
+
+    def make(folder):
+        named = ["--tags", "a,b", "--group", "tests", "--notes", "why", "--project", "trial"]
+        return command("run", *QUICK, "--epochs", 3, *named, cwd=folder, check=0)
+
+    done, folder = make_once(tmp_path_factory, "with spaces and é", make)
     return done, next((folder / "runs").iterdir())
 
 

@@ -152,10 +152,12 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     from harness.reporting.figures import style
+    from harness.reporting.html import pages
     from harness.tracking.wandb import init
 
     init.preload()
     style.warm_up()
+    pages.warm_up()
     gc.collect()
     gc.freeze()  # the collector of a trial does not touch, and so does not copy, the memory that it shares with the server
     serve(connection)

@@ -140,7 +140,7 @@ def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(run_c
     rows = rows_of(result)
     assert deviating(result) - {"accuracy"} == expected
     assert rows["LR start"].verdict == rows["LR end"].verdict == rows["LR shape"].verdict == "ok"
-    assert rows["weights"].found == rows["parameters"].found == "103,954"
+    assert rows["weights"].found == rows["parameters"].found == "26,350"
 
     with (run_copy / "predictions.csv").open(newline="") as file:
         lines = list(csv.reader(file))

@@ -4,11 +4,16 @@ import pytest
 
 from tests.support.forked import harness
 from tests.support.resume import SAVING, contents_of
+from tests.support.shared import make_once
 
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
     """The contents of a run that nothing interrupted."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    harness("run", *SAVING, "--name", "r", cwd=folder, check=0)
-    return contents_of(folder / "runs/r")
+
+    def make(folder):
+        harness("run", *SAVING, "--name", "r", cwd=folder, check=0)
+        return contents_of(folder / "runs/r")
+
+    contents, _ = make_once(tmp_path_factory, "uninterrupted", make)
+    return contents

@@ -295,7 +295,7 @@ def test_no_secret_of_the_environment_is_in_any_file_message_or_upload(tmp_path)
     }
     with FaultyServer() as server:
         online = {**server.variables, "WANDB_API_KEY": SECRET, **variables}
-        words = [*TINY[:-1], "auto", "--gallery", "4", "--name", "r"]
+        words = [*TINY[:-1], "auto", "--epochs", "1", "--peak-epoch", "0.5", "--gallery", "4", "--name", "r"]
         one = harness("run", *words, cwd=tmp_path, variables=online, check=0)
         two = harness("sync", tmp_path / "runs/r", cwd=tmp_path, variables=online, check=0)
         sent = b"\n".join(server.received)

@@ -153,7 +153,8 @@ def test_a_killed_online_run_resumes_as_the_same_wandb_run_with_each_step_once(t
     assert len(ids) == 1
 
 
-@pytest.mark.parametrize("points", [("step=26",), pytest.param(("evaluation=3", "phase=3"), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("points", [("step=26",), ("evaluation=3", "phase=3")])
 def test_the_offline_run_directories_of_a_killed_run_sync_into_one_complete_history(tmp_path, points):
     """As documented: `wandb sync` of the offline run directories, oldest first."""
     words = ["run", *TINY[:-1], "offline", "--name", "r", "--checkpoint-every", 4]

@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -19,6 +18,7 @@ from harness.config.settings import Config
 from harness.models import cifar_resnet
 from harness.tracking.journal import read_journal
 from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
+from tests.support.forked import begin
 from tests.support.wandb_files import load
 
 
@@ -126,7 +126,7 @@ def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, m
             harness.make_config(
                 {
                     "recipe": "digits",
-                    "model_args": {"width": 8},
+                    "model_args": {"width": 4},
                     "epochs": 3,
                     "threads": 1,
                     "precision": "fp32",
@@ -146,9 +146,8 @@ def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, m
 
 
 def test_a_run_with_a_validation_split_keeps_the_selected_epoch_and_reads_the_test_set_once(tmp_path):
-    command(
-        "run", *QUICK, "--epochs", 3, "--val-fraction", 0.2, "--wandb", "disabled", "--name", "v", cwd=tmp_path, check=0
-    )
+    arguments = ["--epochs", 3, "--val-fraction", 0.2, "--gallery", 0, "--wandb", "disabled", "--name", "v"]
+    command("run", *QUICK, *arguments, cwd=tmp_path, check=0)
     folder = tmp_path / "runs/v"
     summary, journal = json.loads((folder / "summary.json").read_text()), read_journal(folder / "journal.jsonl")
     epochs = [record for record in journal.records if record.kind == "epoch"]
@@ -163,7 +162,7 @@ def test_a_run_with_a_validation_split_keeps_the_selected_epoch_and_reads_the_te
     ("name", "number", "code", "state"),
     [
         pytest.param("SIGINT", signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow),
-        ("SIGTERM", signal.SIGTERM, 143, "preempted"),
+        pytest.param("SIGTERM", signal.SIGTERM, 143, "preempted", marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_run_is_resumed_by_the_same_command_with_bit_identical_results(
@@ -361,7 +360,20 @@ def test_the_default_cyclic_plot_is_0_08_to_0_8_over_100_iterations(tmp_path):
 
 
 def test_galleries_during_a_run_add_no_row_and_no_record(tmp_path):
-    arguments = ["--epochs", 3, "--explain-every", 1, "--gallery", 4, "--wandb", "offline", "--name", "e"]
+    arguments = [
+        "--epochs",
+        3,
+        "--batch-size",
+        128,
+        "--explain-every",
+        1,
+        "--gallery",
+        4,
+        "--wandb",
+        "offline",
+        "--name",
+        "e",
+    ]
     command("run", *QUICK, *arguments, cwd=tmp_path, check=0)
     folder = tmp_path / "runs/e"
     records = read_journal(folder / "journal.jsonl").records
@@ -387,16 +399,16 @@ def test_resuming_with_another_setting_is_refused_with_the_setting_and_both_valu
 
 
 def test_a_signal_before_training_starts_gives_its_exit_status(tmp_path):
-    process = begun("run", *QUICK, "--wandb", "disabled", cwd=tmp_path)
-    while not (tmp_path / "runs").exists():  # created before anything else
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-    assert process.returncode == 143
+    running = begin("run", *QUICK, "--wandb", "disabled", cwd=tmp_path)
+    running.until((tmp_path / "runs").exists)  # created before anything else
+    running.signal(signal.SIGTERM)
+    assert running.end(60).code == 143
 
 
+@pytest.mark.slow
 def test_a_run_with_find_trains_at_the_learning_rates_of_its_range_test(tmp_path):
     arguments = ["--model-args", "width=4", "--epochs", 1, "--gallery", 0, "--wandb", "offline", "--name", "f"]
+    arguments += ["--threads", 1, "--batch-size", 128]
     command(
         "run",
         "--recipe",

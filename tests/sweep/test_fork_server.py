@@ -82,6 +82,7 @@ def test_a_stop_before_the_trial_has_begun_is_not_lost(server, environment, tmp_
     assert trial.poll() in (143, -signal.SIGTERM)
 
 
+@pytest.mark.slow
 def test_a_killed_server_is_noticed_and_its_trials_save_their_state(environment, tmp_path):
     server = ForkServer(environment)
     trial = begin_long_run(server, environment, tmp_path)

@@ -49,6 +49,7 @@ def search(study, evaluate=score):
     return study.records()
 
 
+@pytest.mark.slow
 def test_bayes_finds_better_values_than_random(tmp_path):
     def mean_of_best_half(method, seed):
         study = Study(sweep(method), "x", f"sqlite:///{tmp_path}/{method}{seed}.db", 30, seed)

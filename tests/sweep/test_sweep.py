@@ -90,6 +90,7 @@ def test_a_forked_trial_is_the_same_run_as_one_started_by_its_command(tmp_path):
     assert one == other
 
 
+@pytest.mark.slow
 def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_trial_does_not_end_the_sweep(tmp_path):
     write_sweep(
         tmp_path,
@@ -99,6 +100,7 @@ def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_trial_does_not_end_t
             "lr_max": {"values": [0.05, 0.0000011, 0.0001]},
             "lr_min": {"values": [0.000001, 0.01]},
             "epochs": {"value": 6},
+            "wandb": {"value": "disabled"},
         },
     )
     done = harness("sweep", "sweep.yaml", cwd=tmp_path, check=0)
@@ -116,6 +118,7 @@ def test_hyperband_stops_a_bad_trial_promptly_and_a_failing_trial_does_not_end_t
     assert "best/val_acc" in done.stdout
 
 
+@pytest.mark.slow
 def test_refused_pairs_at_the_start_do_not_stop_a_sweep_and_count_may_go_beyond_run_cap(tmp_path):
     rates = {"lr_max": {"values": [0.001, 0.05]}, "lr_min": {"values": [0.002, 0.003, 0.004, 0.005, 0.006, 0.0005]}}
     write_sweep(tmp_path, method="grid", run_cap=5, parameters={**rates, "epochs": {"value": 1}})
@@ -175,7 +178,7 @@ def processes_of(folder):
     [
         pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
     ],
 )
 def test_a_stopped_or_killed_sweep_resumes_the_trial_that_ran(tmp_path, number, status):
@@ -214,6 +217,7 @@ def test_a_stopped_or_killed_sweep_resumes_the_trial_that_ran(tmp_path, number, 
     assert steps == list(range(1, len(steps) + 1))
 
 
+@pytest.mark.slow
 def test_a_trial_that_ended_just_before_its_scheduler_died_is_not_run_again(tmp_path):
     write_sweep(tmp_path)
     harness("sweep", "sweep.yaml", "--count", 1, "--name", "s", cwd=tmp_path, check=0)

@@ -188,7 +188,8 @@ def test_a_signal_to_one_process_stops_both_after_the_same_update_and_the_run_re
 
 
 @pytest.mark.parametrize(
-    ("fault", "reason"), [("kill", "ended without an error message"), ("raise", "deliberate fault")]
+    ("fault", "reason"),
+    [("kill", "ended without an error message"), pytest.param("raise", "deliberate fault", marks=pytest.mark.slow)],
 )
 def test_a_lost_process_ends_the_run_with_its_rank_and_reason_and_the_run_can_be_resumed(two, tmp_path, fault, reason):
     first, second = ranks("run", *TINY, "--checkpoint-every", "5", cwd=tmp_path, faults={1: f"{fault}@step=14"})
@@ -260,6 +261,7 @@ def test_a_command_for_one_process_is_refused_under_torchrun(tmp_path):
     assert len(first.errors) == 1 and "without torchrun" in first.errors[0] and second.err == ""
 
 
+@pytest.mark.slow
 def test_gradients_are_exchanged_once_per_update_for_any_number_of_micro_batches(tmp_path):
     """A hook of DistributedDataParallel counts every exchange of a bucket."""
     script = """

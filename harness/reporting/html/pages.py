@@ -170,6 +170,13 @@ def _epoch_table(run: RunData) -> dict[str, Any]:
     }
 
 
+def warm_up() -> None:
+    """Compile the templates and compress the script, so that the next page of this process is fast."""
+    for path in sorted(TEMPLATES.glob("*.html*")):
+        _templates().get_template(path.name)
+    _plotly()
+
+
 def _fill(template: str, charts: Mapping[str, Sequence[Chart]], **values: Any) -> str:
     chart_data = {chart.key: chart.to_json() for group in charts.values() for chart in group}
     return _templates().get_template(template).render(
