@@ -177,10 +177,10 @@ def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, to
             trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
         )
         picture = to_uint8(trained.preprocess.denormalise(image)[0])
-        yield Explanation(file, guesses, _write_overlay(picture, maps, out / name), bool(maps.empty[0]))
+        yield Explanation(file, guesses, write_overlay(picture, maps, out / name), bool(maps.empty[0]))
 
 
-def _write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
+def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
     """Write the picture as the model saw it beside itself under its map (hatched for an empty one), as PNG."""
     from PIL import Image as Pillow
 

@@ -184,7 +184,7 @@ def _names(marks: Mapping[str, float]) -> list[dict]:
 
 
 def confusion(predictions: SavedPredictions) -> Chart | None:
-    """Return the confusion matrix; None for more classes than can be told apart."""
+    """Return the confusion matrix; None for more classes than labels fit."""
     size = len(predictions.classes)
     if size > MAX_CLASSES:
         return None
