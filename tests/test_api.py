@@ -57,6 +57,16 @@ def test_a_run_is_trained_evaluated_predicted_explained_and_reported(tmp_path):
     page = harness.report([result.folder], tmp_path / "page.html")
     assert f"{100 * accuracy:.2f}" in page.read_text(encoding="utf-8")
 
+    # Plain strings, and one path in place of several.
+    run, picture = str(result.folder), str(tmp_path / "x.png")
+    assert harness.report(run, str(tmp_path / "same.html")).read_bytes() == page.read_bytes()
+    (same,) = harness.predict(run, [picture], {"device": "cpu"})
+    assert np.array_equal(same.probabilities, prediction.probabilities)
+    (again,) = harness.explain(run, picture, {"device": "cpu"}, out=str(tmp_path / "again"), top=3)
+    assert again.guesses == explanation.guesses
+    assert harness.evaluate(run, out=str(tmp_path / "again")).metrics == evaluation.metrics
+    assert harness.load_model(run).classes == trained.classes
+
 
 def test_a_sweep_is_a_function_call(tmp_path):
     file = tmp_path / "sweep.yaml"

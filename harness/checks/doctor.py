@@ -18,7 +18,7 @@ from typing import Any
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.utils.environment import git_state, processor, usable_cpus, version
-from harness.utils.errors import HarnessError
+from harness.utils.errors import HarnessError, first_line
 
 OPTIONAL = ("psycopg", "onnx", "onnxruntime", "torch-lr-finder", "lightning", "wandb-workspaces")
 BAD = {
@@ -161,7 +161,7 @@ def _torch_and_torchvision() -> Diagnosis:
 
         nms(torch.tensor([[0.0, 0, 1, 1]]), torch.ones(1), 0.5)
     except Exception as error:  # noqa: BLE001 - a broken installation raises anything
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        line = first_line(error)
         remedy = "pip install -U torch torchvision together, from one index"
         return Diagnosis("versions", name, versions, f"they do not work together ({line})", remedy, fatal=True)
     return Diagnosis("versions", name, "work together")

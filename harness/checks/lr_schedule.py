@@ -85,7 +85,7 @@ def rate_rows(rates: RateCurve, lr_min: float, lr_max: float) -> list[CheckRow]:
             _ends_at_minimum(rates, lr_min, lr_max) if rates.is_complete else None,
         ),
         row("LR shape", "one cycle: linear up, linear down", curvature or "linear up, linear down", how, not curvature),
-        row("LR floor", "no annihilation: never below LRMIN", f"lowest {lowest:g}", how, not is_below),
+        row("LR floor", "never below LRMIN (no annihilation)", f"lowest {lowest:g}", how, not is_below),
     ]
 
 
@@ -135,7 +135,7 @@ def range_test_row(config: Config, folder: Path | None) -> CheckRow:
     shipped = make_config({})
     if all(_equal(value, float(getattr(shipped, name))) for name, value in fixed.items()):
         return row("range test", wanted, f"{shown}: suggested for the shipped recipe, see its header", how, True)
-    found = f"{shown}: set by the user; test with harness lr-find, or --lr-min find --lr-max find"
+    found = f"{shown}: from no range test in that folder; test with harness lr-find, or --lr-min find --lr-max find"
     return row("range test", wanted, found, how, False)
 
 

@@ -14,6 +14,7 @@ import click
 from harness.cli.commands import PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run
 from harness.cli.options import setting_options, setting_options_only
+from harness.config.names import SPLIT_NAMES
 from harness.utils.errors import did_you_mean
 
 EVALUATION = (
@@ -32,9 +33,7 @@ PREDICTION = ("bad_images", "eval_batch_size", "device", "precision", "channels_
     default="",
     metavar="NAME",
     help="train, val or test. [test where there is one]",
-    shell_complete=lambda context, parameter, incomplete: [
-        name for name in ("train", "val", "test") if name.startswith(incomplete)
-    ],
+    shell_complete=lambda context, parameter, incomplete: [name for name in SPLIT_NAMES if name.startswith(incomplete)],
 )
 @click.option(
     "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files. [evaluation-SPLIT in the run directory]"

@@ -12,6 +12,7 @@ import click
 from harness.cli.commands import DAILY, PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run, complete_sweep
 from harness.cli.options import setting_options_except
+from harness.config.names import REPORTED_SPLITS
 from harness.utils.errors import UsageError
 from harness.utils.text import percent
 
@@ -87,7 +88,7 @@ def runs(output: Path) -> None:
     for path, state, status in listed:
         result = read_summary(path).get("result", {})
         accuracy = next(
-            (f"{split} {percent(result[f'{split}/acc'], 2)}" for split in ("test", "val") if f"{split}/acc" in result),
+            (f"{split} {percent(result[f'{split}/acc'], 2)}" for split in REPORTED_SPLITS if f"{split}/acc" in result),
             "-",
         )
         click.echo(f"{path.name:<44} {state:<12} epoch {status.get('epoch', 0):<5} {accuracy}")

@@ -10,6 +10,7 @@ import click
 
 from harness.cli.commands import SettingsCommand
 from harness.cli.options import config_from_options, setting_options
+from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import Config
 from harness.runs.progress import BarReporter, LineReporter
 from harness.utils.text import percent
@@ -72,7 +73,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     """Return the headline metrics of a finished run as text."""
     result, best = summary["result"], summary["best"]
     rows = []
-    for split in ("test", "val"):
+    for split in REPORTED_SPLITS:
         if f"{split}/acc" in result:
             accuracy, loss = percent(result[f"{split}/acc"], 2), result[f"{split}/loss"]
             chosen = f"{result['chosen']}, epoch {result['epoch']}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from harness.utils.errors import UsageError
+from harness.utils.errors import UsageError, first_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
@@ -112,7 +112,7 @@ def parse_yaml(text: str, source: str = "<text>") -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or first_line(error)
         raise UsageError(f"{source}{position}: not valid YAML: {problem}") from None
     except UsageError:
         raise

@@ -40,13 +40,13 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def image_files(paths: Sequence[Path]) -> Iterator[Path]:
+def image_files(paths: Path | str | Sequence[Path | str]) -> Iterator[Path]:
     """Yield picture files: each file as given, each folder's pictures at any depth, sorted.
 
     Raises:
         DataError: a path does not exist, or a folder holds no pictures.
     """
-    for path in paths:
+    for path in (Path(one).expanduser() for one in ([paths] if isinstance(paths, Path | str) else paths)):
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
             if not files:

@@ -24,7 +24,7 @@ from harness.data.dataset import (
     in_memory,
 )
 from harness.data.image_folder import read_image_folder
-from harness.utils.errors import DataError, UsageError
+from harness.utils.errors import DataError, UsageError, first_line
 
 __all__ = ["Dataset", "Split", "load_dataset"]
 
@@ -97,7 +97,7 @@ def _load_cifar(dataset_class: Any, config: Config, *, is_train: bool) -> Any:
     try:
         return dataset_class(folder, train=is_train, download=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = first_line(error)
         raise DataError(
             f"{missing} and cannot be downloaded ({reason}); put {dataset_class.url} there, or set --data-dir to the folder that holds it"
         ) from None

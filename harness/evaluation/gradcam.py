@@ -172,7 +172,7 @@ def private_copy(model: nn.Module) -> nn.Module:
         if inner is None:
             break
         model = inner
-    # Tensors that a module kept of an earlier forward pass (a weight-normed weight, say) can not be copied.
+    # Tensors that a module kept of an earlier forward pass (a weight-normed weight, say) cannot be copied.
     kept = {
         id(value): value.detach().clone()
         for module in model.modules()

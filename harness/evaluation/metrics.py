@@ -267,7 +267,7 @@ def write_predictions_csv(
 
 
 def read_predictions_csv(path: Path, classes: Sequence[str]) -> tuple[SavedPredictions | None, str]:
-    """Return the predictions in a CSV file and an empty text, or None and why they can not be read.
+    """Return the predictions in a CSV file and an empty text, or None and why they cannot be read.
 
     Args:
         classes: in the order of the model's logits; where it is empty, the names in the file, sorted.

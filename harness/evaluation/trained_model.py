@@ -40,7 +40,7 @@ class TrainedModel:
     facts: Mapping[str, Any]
 
 
-def load_trained_model(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
+def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
     """Return the model in a `model.safetensors`, a `last.pt` or a run directory, with its training configuration.
 
     Args:

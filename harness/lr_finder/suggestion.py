@@ -159,17 +159,19 @@ def _lr_max_reason(lr_max: float, seeds: Sequence[_Seed], diverges: float | None
     limited = sum(
         seed.divergence is not None and seed.lr_max(by_accuracy) == seed.divergence / SAFETY for seed in seeds
     )
-    limit = f"limited to 1/{SAFETY:g} of where the loss diverges in {limited} of them"
+    limit = (
+        f"capped at 1/{SAFETY:g} of the learning rate at which the loss diverges, for {limited} of {len(seeds)} seeds"
+    )
     if by_accuracy:
         acc = float(np.median([seed.peak.acc for seed in seeds if seed.peak is not None]))
-        where = "above it" if limited else "there"
+        where = "at a higher rate" if limited else "there"
         reason = f"LRMAX {lr_max:.2g}: the batch accuracy is highest {where} ({100 * acc:.1f} %, median of {len(seeds)} seeds)"
         if limited:
-            return f"{reason}, and it is {limit}"
+            return f"{reason}; {limit}"
     else:
         reason = f"LRMAX {lr_max:.2g}: a tenth of where the loss is lowest, since the accuracy hardly rises"
         if limited:
-            return f"{reason}, {limit}"
+            return f"{reason}; {limit}"
     if diverges is None:
         return f"{reason}; the loss does not diverge in the range"
     return f"{reason}; the loss diverges only at {diverges:.2g}"

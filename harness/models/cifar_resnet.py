@@ -4,7 +4,7 @@ Importing this module registers them, so that `timm.create_model("custom_resnet"
 asks of a model: features, intermediate outputs, another classifier, gradient checkpointing, TorchScript, FX, meta device.
 """
 
-# No `from __future__ import annotations` here: TorchScript can not read a traced graph whose annotations are strings.
+# No `from __future__ import annotations` here: TorchScript cannot read a traced graph whose annotations are strings.
 
 from collections import OrderedDict
 from collections.abc import Sequence

@@ -47,7 +47,7 @@ def create_model(config: Config, classes: int) -> nn.Module:
     name, arguments = config.model, config.model_args
     for argument, remedy in REFUSED_ARGUMENTS.items():
         if argument in arguments:
-            raise UsageError(f"model_args can not hold {argument}; {remedy}")
+            raise UsageError(f"model_args cannot hold {argument}; {remedy}")
     check_name(name)
     if config.pretrained:
         _check_weights(name)
@@ -59,7 +59,7 @@ def create_model(config: Config, classes: int) -> nn.Module:
             raise UsageError(message) from error
         if needs_download:
             remedy = "set --pretrained False" if config.pretrained else "choose a model of harness models"
-            raise DataError(f"model {name!r} can not be loaded: {_first_line(error)}; {remedy}") from error
+            raise DataError(f"model {name!r} cannot be loaded: {_first_line(error)}; {remedy}") from error
         raise
 
 
@@ -67,7 +67,7 @@ def import_plugins(modules: Iterable[str]) -> None:
     """Import modules that may register models with timm; those in the current directory are found too.
 
     Raises:
-        UsageError: a module can not be imported.
+        UsageError: a module cannot be imported.
     """
     for module in modules:
         if module.endswith(".py") or "/" in module or os.sep in module:
@@ -80,7 +80,7 @@ def import_plugins(modules: Iterable[str]) -> None:
             importlib.import_module(module)
         except Exception as error:
             raise UsageError(
-                f"can not import plugin {module!r}: {type(error).__name__}: {_first_line(error)}"
+                f"cannot import plugin {module!r}: {type(error).__name__}: {_first_line(error)}"
             ) from error
 
 
@@ -126,7 +126,7 @@ def _argument_error(name: str, arguments: dict[str, Any], error: Exception) -> s
     if not arguments:
         return ""
     given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-    return f"model {name!r} can not be made with {given}: {_first_line(error)}"
+    return f"model {name!r} cannot be made with {given}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
@@ -179,7 +179,7 @@ def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Prep
         KeyError,
         TypeError,
         ValueError,
-    ):  # timm can not write the configuration of this plug-in's model
+    ):  # timm cannot write the configuration of this plug-in's model
         path.unlink(missing_ok=True)
         return False
     return True

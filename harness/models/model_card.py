@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.models.factory import HARNESS_MODELS
@@ -31,7 +31,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"{config['epochs']} epochs, batch {config['batch_size']}, {config['schedule']} between {config['lr_min']} and {config['lr_max']}, seed {config['seed']}.",
         f"The weights are those of epoch {facts.get('epoch', '?')} ({result.get('chosen', 'not evaluated yet')}).", "",
         *(["| metric | value |", "| --- | --- |", *figures, ""] if figures else []),
-        f"Input: RGB, {size} x {size} pixels, values 0..1, less the mean {preprocess['mean']}, over the deviation {preprocess['std']}.", "",
+        f"Input: RGB, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess['mean'])} and standard deviation {_triple(preprocess['std'])}.", "",
         f"Classes, in the order of the logits: {', '.join(map(markdown, facts['classes']))}.", "",
         "```python", *usage, "```", "",
     ]  # fmt: skip
@@ -40,3 +40,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
 def _figure(key: str, value: float) -> str:
     return f"{100 * value:.2f} %" if "/acc" in key else f"{value:.4f}"
+
+
+def _triple(values: Sequence[float]) -> str:
+    """Return the value of each channel with four significant digits."""
+    return ", ".join(f"{value:.4g}" for value in values)

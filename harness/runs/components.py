@@ -20,7 +20,7 @@ from harness.training.device import autocast_dtype, configure_torch, eval_mode, 
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.schedule import Schedule, make_schedule
-from harness.utils.errors import UsageError, did_you_mean
+from harness.utils.errors import UsageError, did_you_mean, first_line
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _check_model_output(components: Components) -> None:
         with eval_mode(learner.model), torch.no_grad():
             shape = tuple(learner.model(torch.zeros(1, 3, size, size, device=learner.device)).shape)
     except (RuntimeError, AssertionError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise UsageError(
             f"{config.model} cannot take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
         ) from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from harness.config.names import SPLIT_NAMES
 from harness.config.settings import canonical_name
 from harness.data import loaders
 from harness.data.image_io import image_files, read_image
@@ -69,7 +70,7 @@ def evaluate(
             f"the data's classes ({_few(dataset.classes)}) are not those the model was trained on ({_few(trained.classes)})"
         )
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    name = split or next(key for key in ("test", "val", "train") if splits[key] is not None)
+    name = split or next(key for key in reversed(SPLIT_NAMES) if splits[key] is not None)
     images = splits.get(name)
     if images is None:
         available = ", ".join(key for key, value in splits.items() if value is not None)
@@ -96,11 +97,11 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
         "acc5": "top-5 accuracy",
         "acc_tta": "accuracy, flip TTA",
         "loss": "loss (nats)",
-        "ece": "calibration error",
+        "ece": "ECE",
     }
     lines = []
     for key, value in evaluation.metrics.items():
-        number = f"{100 * value:.2f} %" if key.startswith("acc") else f"{value:.4f}"
+        number = f"{100 * value:.2f} %" if key.startswith(("acc", "ece")) else f"{value:.4f}"
         lines.append(f"{evaluation.split} {names[key]:<20} {number}")
     return "\n".join([*lines, "", table_text(evaluation.per_class)])
 
@@ -111,7 +112,7 @@ class Explanation:
 
     Attributes:
         guesses: (class, probability), the most probable first.
-        overlay: the file with the picture beside its map; None where no map was asked for.
+        overlay: the file with the picture beside its map; None without a map.
         empty: whether the map has no evidence in it.
     """
 
@@ -123,13 +124,15 @@ class Explanation:
 
 def explain(
     run: Path | str,
-    pictures: Sequence[Path],
+    pictures: Path | str | Sequence[Path | str],
     settings: Mapping[str, Any] | None = None,
     *,
     out: Path = Path("explained"),
     top: int = 5,
 ) -> Iterator[Explanation]:
     """Classify pictures of any size, mode or orientation, and write each beside its class-activation map.
+
+    A generator: each picture is classified when its explanation is asked for.
 
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
@@ -140,20 +143,20 @@ def explain(
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: a picture can not be read, or a folder has none.
+        DataError: a picture cannot be read, or a folder has none.
     """
     settings = settings or {}
     trained = load_trained_model(Path(run), settings)
     explanations = []
-    for explanation in _explain_each(trained, pictures, Path(out), top):
+    for explanation in _explain_each(trained, image_files(pictures), Path(out), top):
         explanations.append(explanation)
         yield explanation
     _track_explanations(trained, settings, explanations, Path(out))
 
 
-def _explain_each(trained: TrainedModel, pictures: Sequence[Path], out: Path, top: int) -> Iterator[Explanation]:
+def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, top: int) -> Iterator[Explanation]:
     draws_maps = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
-    files = list(image_files(pictures))
+    files = list(pictures)
     for file, name in zip(files, _overlay_names(files), strict=True):
         try:
             pixels = read_image(file)
@@ -174,10 +177,10 @@ def _explain_each(trained: TrainedModel, pictures: Sequence[Path], out: Path, to
             trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
         )
         picture = to_uint8(trained.preprocess.denormalise(image)[0])
-        yield Explanation(file, guesses, _write_overlay(picture, maps, out / name), bool(maps.empty[0]))
+        yield Explanation(file, guesses, write_overlay(picture, maps, out / name), bool(maps.empty[0]))
 
 
-def _write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
+def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
     """Write the picture as the model saw it beside itself under its map (hatched for an empty one), as PNG."""
     from PIL import Image as Pillow
 

@@ -61,9 +61,9 @@ class Prediction:
 
 
 def predict(
-    run: Path | str, paths: Path | str | Sequence[Path | str], given: Mapping[str, Any] | None = None
+    run: Path | str, paths: Path | str | Sequence[Path | str], settings: Mapping[str, Any] | None = None
 ) -> Iterator[Prediction]:
-    """Yield the class probabilities of pictures, in order, without labels.
+    """Yield the class probabilities of pictures, in order, without labels: a generator, which reads as it is iterated.
 
     Pictures of any size, mode or orientation are read in threads and predicted in batches of `eval_batch_size` on the
     device, prepared as the evaluation of the run prepared its images.
@@ -71,7 +71,7 @@ def predict(
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
         paths: picture files, and folders that are searched at any depth, in the order of their paths.
-        given: settings that replace the checkpoint's, such as `device`, `precision` or `bad_images` (`fail`, or
+        settings: replace the checkpoint's, such as `device`, `precision` or `bad_images` (`fail`, or
             `skip` to leave unreadable pictures out with a warning).
 
     Raises:
@@ -79,9 +79,8 @@ def predict(
         DataError: a picture is missing, or cannot be read under `bad_images=fail`; a folder has none; all are skipped.
         DivergedError: the model answers with NaN or infinite numbers.
     """
-    trained = load_trained_model(Path(run), given)
-    names = [paths] if isinstance(paths, Path | str) else paths
-    files = list(image_files([Path(name).expanduser() for name in names]))
+    trained = load_trained_model(Path(run), settings)
+    files = list(image_files(paths))
     pictures = _read_pictures(files, trained.preprocess, trained.config.eval_batch_size, trained.config.bad_images)
     any_read = False
     while batch := list(islice(pictures, trained.config.eval_batch_size)):

@@ -6,6 +6,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
+from harness.config.names import SPLIT_NAMES
+
 if TYPE_CHECKING:
     from harness.tracking.records import Record
     from harness.training.loop import StepInfo
@@ -102,7 +104,7 @@ def epoch_line(record: Record, epochs: int) -> str:
     """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s`."""
     values = record.scalars()
     parts = [f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"]
-    for split in ("train", "val", "test"):
+    for split in SPLIT_NAMES:
         if f"{split}/loss" in values:
             parts.append(f"{split} {float(values[f'{split}/loss']):.4f} {100 * float(values[f'{split}/acc']):6.2f} %")
     parts.append(f"lr {float(values['lr']):.2e}")

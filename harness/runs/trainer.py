@@ -11,13 +11,13 @@ from typing import Any, cast
 
 from torch import nn
 
-from harness.config.settings import Config
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.reporting.evaluation_report import Evaluator, prefixed
 from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
 from harness.runs.progress import ProgressReporter
+from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.runs.tracked_run import resume_command
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
@@ -307,57 +307,3 @@ def tracking_header(components: Components, environment: Mapping[str, Any]) -> d
         "dataset": describe_data(components),
         "parameters": factory.count_parameters(components.learner.model),
     }
-
-
-def summarise(
-    components: Components, state: TrainerState, metrics: Mapping[str, Scalar], environment: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the contents of `summary.json` of a finished run.
-
-    Args:
-        metrics: the result's, `test/acc` and the like.
-        environment: plain facts of the machine.
-    """
-    history, split, selection = state.history, components.eval_split, components.selection_split
-    epoch, acc = best_epoch(history, split) if history else (0, 0.0)
-    chosen = f"best {selection}/acc" if selection else "last epoch"
-    warning = " (chosen on the test set)" if split == "test" else ""
-    config: Config = components.config
-    return {
-        "status": "finished",
-        "result": {
-            "epoch": epoch if selection else len(history),
-            "chosen": chosen + (warning if selection == "test" else ""),
-            **metrics,
-        },
-        "best": {"epoch": epoch, f"{split}/acc": acc, "chosen": f"best {split}/acc{warning}"} if history else {},
-        "last": history[-1] if history else {},
-        "lr_min": config.lr_min,
-        "lr_max": config.lr_max,
-        "epochs": len(history),
-        "steps": state.step,
-        "parameters": factory.count_parameters(components.learner.model),
-        "grad_accumulation": components.learner.grad_accumulation,
-        "seconds": {key: round(sum(row[f"time/{key}_s"] for row in history), 3) for key in ("train", "eval", "epoch")},
-        "dataset": describe_data(components),
-        "environment": dict(environment),
-    }
-
-
-def best_epoch(history: list[dict[str, float]], split: str) -> tuple[int, float]:
-    """Return (epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split."""
-    row = max(history, key=lambda row: row.get(f"{split}/acc", float("-inf")))
-    return int(row["epoch"]), row.get(f"{split}/acc", float("nan"))
-
-
-def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """Return the numbers and texts of a summary under `part/key` names, without environment and data."""
-    flat: dict[str, Scalar] = {}
-    for key, value in summary.items():
-        if key in ("environment", "dataset"):
-            continue
-        if isinstance(value, Mapping):
-            flat |= flatten_summary(value, "" if key == "last" else f"{prefix}{key}/")
-        elif isinstance(value, int | float | str):
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -39,7 +39,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
     """Return the `command:` of a sweep file with its `program:` filled in.
 
     Raises:
-        UsageError: it does not start `harness run`, or has a macro that `harness run` can not read.
+        UsageError: it does not start `harness run`, or has a macro that `harness run` cannot read.
     """
     parts = DEFAULT if command is None else command
     if (
@@ -53,7 +53,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
         if part.startswith("${") and part not in MACROS and not VARIABLE.match(part):
             raise UsageError(f"command: unknown macro {part!r}{did_you_mean(part, MACROS)}")
         if part.startswith("${args") and part not in READABLE_ARGS:
-            raise UsageError(f"command: `harness run` can not read {part}; use ${{args}}")
+            raise UsageError(f"command: `harness run` cannot read {part}; use ${{args}}")
     start = _start(parts)
     if start is None:
         raise UsageError(

@@ -6,7 +6,7 @@ Importing torch, timm and W&B takes seconds, which every short trial would spend
 also because the scheduler was killed, the trials get SIGTERM: they save their state and stop.
 
 `multiprocessing`'s fork server does not do: each of its children keeps the server alive, so that trials run on when the
-scheduler is killed; `Process.start` waits for the server's imports; and a server that runs can not be started again with
+scheduler is killed; `Process.start` waits for the server's imports; and a server that runs cannot be started again with
 other environment variables, which torch reads its number of threads from.
 """
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
+from harness.config.names import TrialStatus
 from harness.sweep.distributions import as_text
-from harness.sweep.results import STATES
 from harness.sweep.schema import SweepSpec
 from harness.sweep.study import TrialRecord
 from harness.utils.text import percent, printable
@@ -72,7 +72,7 @@ class SweepTable(SweepLog):
 
     def trial_ended(self, record: TrialRecord, seconds: float, best: TrialRecord | None, time_left: str) -> None:
         """Print the reason of a failure, for which the table has no column."""
-        if record.state == "failed":
+        if record.state == TrialStatus.FAILED:
             self.say(f"{record.name} failed: {record.reason}")
 
     def is_due(self) -> bool:
@@ -104,7 +104,7 @@ class SweepTable(SweepLog):
             is_best = best is not None and record.name == best.name
             table.add_row(
                 *(Text(printable(cell)) for cell in cells),
-                style="bold green" if is_best else "red" if record.state == "failed" else "",
+                style="bold green" if is_best else "red" if record.state == TrialStatus.FAILED else "",
             )
         return table
 
@@ -130,17 +130,17 @@ def sweep_summary(
     ]
     if times:
         lines.append(
-            f"time        {times['seconds']:.0f} s in trials, {percent(times['share not training'], 0)} of it not training ({times['median seconds a trial not training']:.1f} s per trial)"
+            f"time        {times['seconds']:.0f} s in trials, {percent(times['fraction_not_training'], 0)} of it not training ({times['median_overhead_s']:.1f} s per trial)"
         )
     return "\n".join(lines)
 
 
 def _label(state: str) -> str:
-    return "stopped early" if state == "pruned" else state
+    return "stopped early" if state == TrialStatus.PRUNED else state
 
 
 def _counts(records: Sequence[TrialRecord]) -> str:
-    counts = {state: sum(record.state == state for record in records) for state in STATES}
+    counts = {state: sum(record.state == state for record in records) for state in TrialStatus}
     return ", ".join(f"{count} {_label(state)}" for state, count in counts.items() if count)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import yaml_io
+from harness.config.names import TrialStatus
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config
 from harness.sweep.distributions import as_text
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
 TIMES = "times.json"
-STATES = ("complete", "pruned", "failed", "running")
 # Settings of a single run, which `best.yaml` leaves out.
 PER_RUN_SETTINGS = (
     "recipe",
@@ -81,7 +81,7 @@ def write_trials(
     """
     names = [parameter.name for parameter in sweep.searched]
     header = ["trial", "state", *names, sweep.metric.name]
-    header += ["values", "seconds", "training seconds", "folder", "reason"]
+    header += ["values", "seconds", "training_s", "folder", "reason"]
     rows = []
     for record in records:
         best = _round(sweep.metric.best(record.history), 6) if record.history else None
@@ -144,7 +144,7 @@ def write_summary(
         "name": sweep.name,
         "method": sweep.method,
         "metric": {"name": sweep.metric.name, "goal": "maximize" if sweep.metric.maximise else "minimize"},
-        "trials": {state: sum(record.state == state for record in records) for state in STATES},
+        "trials": {state: sum(record.state == state for record in records) for state in TrialStatus},
         "best": None,
         "importance": dict(importances),
         "time": time_summary(times),
@@ -167,9 +167,9 @@ def time_summary(times: Mapping[str, TrialTimes]) -> dict[str, float]:
     wall, epochs = sum(each.wall for each in trained), sum(each.epochs for each in trained)
     return {
         "seconds": round(wall, 1),
-        "training seconds": round(epochs, 1),
-        "share not training": round(1 - epochs / wall, 4),
-        "median seconds a trial not training": round(statistics.median(each.wall - each.epochs for each in trained), 2),
+        "training_s": round(epochs, 1),
+        "fraction_not_training": round(1 - epochs / wall, 4),
+        "median_overhead_s": round(statistics.median(each.wall - each.epochs for each in trained), 2),
     }
 
 
@@ -178,11 +178,11 @@ def final_summary(trial: str, result: SeedsResult) -> dict[str, Any]:
     summary: dict[str, Any] = {"trial": trial, "seeds": [{"seed": run.seed, **run.result} for run in result.seeds]}
     if (accuracy := result.figures.get("test/acc")) is not None:
         summary |= {
-            "test/acc mean": accuracy.mean,
-            "test/acc standard deviation": accuracy.sd or 0.0,
-            "test/acc lowest": accuracy.least,
-            "test/acc highest": accuracy.most,
+            "test/acc_mean": accuracy.mean,
+            "test/acc_sd": accuracy.sd or 0.0,
+            "test/acc_min": accuracy.least,
+            "test/acc_max": accuracy.most,
         }
         if accuracy.low is not None:
-            summary["test/acc 95 % interval"] = [accuracy.low, accuracy.high]
+            summary["test/acc_interval"] = [accuracy.low, accuracy.high]
     return summary

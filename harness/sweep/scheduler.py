@@ -12,6 +12,7 @@ from typing import IO
 
 from optuna.exceptions import StorageInternalError
 
+from harness.config.names import TrialStatus
 from harness.reporting.figures import sweep as figures
 from harness.reporting.html.sweep_data import read_sweep
 from harness.sweep import progress, results, workers
@@ -116,7 +117,7 @@ class Scheduler:
                 self.sweep.config(trial.values)
             except UsageError as error:  # such as lr_min > lr_max: one failed trial
                 self._refused.add(trial.name)
-                self._end(trial, "failed", str(error), 0.0)
+                self._end(trial, TrialStatus.FAILED, str(error), 0.0)
                 continue
             share = self.launcher.free_share(running.share for running in self._running)
             process = self.launcher.start_trial(trial, share)
@@ -159,13 +160,13 @@ class Scheduler:
         self.study.report(trial, running.values)
         seconds = time.monotonic() - running.began
         if code == 0:
-            self._end(trial, "complete", "", seconds)
+            self._end(trial, TrialStatus.COMPLETE, "", seconds)
         elif running.is_pruned:
-            self._end(trial, "pruned", "", seconds)
+            self._end(trial, TrialStatus.PRUNED, "", seconds)
         elif (code < 0 or code in PREEMPTED) and self.study.requeue(trial, counts=True):
             self.display.say(f"{trial.name}  stopped from outside (exit status {code}); it will be resumed")
         else:
-            self._end(trial, "failed", self.launcher.failure_reason(trial.name, code), seconds)
+            self._end(trial, TrialStatus.FAILED, self.launcher.failure_reason(trial.name, code), seconds)
 
     def _end(self, trial: Trial, state: str, reason: str, seconds: float) -> None:
         """Store the end of a trial.
@@ -183,8 +184,8 @@ class Scheduler:
             return
         self.display.trial_ended(record, seconds, self.study.best(), self._time_left())
         self._write_trials(records)
-        ended = [other for other in records if other.state != "running" and other.name not in self._refused]
-        all_failed = all(other.state == "failed" for other in ended)
+        ended = [other for other in records if other.state != TrialStatus.RUNNING and other.name not in self._refused]
+        all_failed = all(other.state == TrialStatus.FAILED for other in ended)
         if len(ended) >= MAX_FAILED_AT_START and all_failed and not self._running:
             raise HarnessError(f"the first {len(ended)} trials all failed; the last one: {record.reason}")
 
@@ -288,7 +289,9 @@ def run_search(
             records = study.records()
             times = results.time_summary(scheduler.times())
             summary = progress.sweep_summary(sweep, records, study.best(), times)
-            if not any(record.history for record in records) and any(record.state == "failed" for record in records):
+            if not any(record.history for record in records) and any(
+                record.state == TrialStatus.FAILED for record in records
+            ):
                 raise HarnessError(f"every trial failed; the last one: {records[-1].reason}")
             if final:
                 from harness.runs.seeds import seeds_table
@@ -302,7 +305,7 @@ def run_search(
         ) from stop
     except StorageInternalError as error:
         raise ResourceError(
-            f"the storage of the search can not be reached ({describe_error(error)}); the trials were asked to save. Resume with the same command."
+            f"the storage of the search cannot be reached ({describe_error(error)}); the trials were asked to save. Resume with the same command."
         ) from error
     finally:
         display.close()

@@ -237,7 +237,7 @@ def _check_values(parameter: Parameter, name: str) -> None:
     """Check each listed value, or both ends of a range, against the setting `name`."""
     values = parameter.choices
     if name in ("lr_min", "lr_max") and values is not None and "find" in values and not parameter.is_fixed:
-        raise UsageError(f"parameters.{parameter.name}: `find` can not be searched over; give numbers")
+        raise UsageError(f"parameters.{parameter.name}: `find` cannot be searched over; give numbers")
     if values is None:
         # A normal distribution has no ends; a value out of bounds is one failed trial.
         is_normal = parameter.kind.removeprefix("q_") in ("normal", "log_normal")
@@ -278,7 +278,7 @@ def _check_numbers(document: Mapping[str, Any], text: str) -> None:
     try:
         theirs = yaml.safe_load(text)  # without tags and aliases: `read_yaml` has refused those
     except (yaml.YAMLError, ValueError) as error:  # a date out of range, a lone `=`
-        raise UsageError(f"W&B can not read it: {' '.join(str(error).split())[:200]}") from None
+        raise UsageError(f"W&B cannot read it: {' '.join(str(error).split())[:200]}") from None
 
     def compare(ours: Any, other: Any, where: str) -> None:
         key = where.rsplit(".", 1)[-1]

@@ -33,7 +33,7 @@ def open_study(
         the storage, the study, and whether this call created it.
 
     Raises:
-        UsageError: the database can not be opened.
+        UsageError: the database cannot be opened.
     """
     for attempts_left in reversed(range(OPEN_ATTEMPTS)):
         try:
@@ -49,7 +49,7 @@ def open_study(
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's
             if not attempts_left:
                 raise UsageError(
-                    f"can not open the storage {_without_password(url)}: {describe_error(error)}"
+                    f"cannot open the storage {_without_password(url)}: {describe_error(error)}"
                 ) from error
             # Two processes that create the tables of an empty database at once fail each other's statements.
             time.sleep(0.5 + random.random())  # noqa: S311 - no secret

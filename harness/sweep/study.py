@@ -17,6 +17,7 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from harness.config.names import TrialStatus
 from harness.sweep import optuna_space
 from harness.sweep.schema import SweepSpec
 from harness.sweep.storage import GRACE, HEARTBEAT, is_dead, open_study, owner_id, quiet
@@ -36,7 +37,11 @@ SURPLUS, OWNER, VALUES, POINT, AGAIN_OF, TRY, FIRST, REASON = (
     "reason",
 )
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-STATES = {TrialState.FAIL: "failed", TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned"}
+STATUS_OF_OPTUNA = {
+    TrialState.FAIL: TrialStatus.FAILED,
+    TrialState.COMPLETE: TrialStatus.COMPLETE,
+    TrialState.PRUNED: TrialStatus.PRUNED,
+}
 
 
 @dataclass
@@ -82,7 +87,7 @@ class Study:
         shared: whether other schedulers may work on it too.
 
     Raises:
-        UsageError: the storage can not be opened, or holds another sweep of that name.
+        UsageError: the storage cannot be opened, or holds another sweep of that name.
     """
 
     def __init__(
@@ -181,14 +186,14 @@ class Study:
         if reason:
             trial.optuna_trial.set_user_attr(REASON, reason[:500])
         value = self.sweep.metric.best(trial.reported) if trial.reported else None
-        if state == "complete" and value is None:
-            state = "failed"
+        if state == TrialStatus.COMPLETE and value is None:
+            state = TrialStatus.FAILED
             trial.optuna_trial.set_user_attr(REASON, reason or f"it logged no {self.sweep.metric.name}")
         with quiet():
             match state:
-                case "complete":
+                case TrialStatus.COMPLETE:
                     self._study.tell(trial.optuna_trial, value)
-                case "pruned":
+                case TrialStatus.PRUNED:
                     self._study.tell(trial.optuna_trial, state=TrialState.PRUNED)
                 case _:
                     self._study.tell(trial.optuna_trial, state=TrialState.FAIL)
@@ -264,7 +269,7 @@ class Study:
     def running_elsewhere(self, trials: Sequence[Trial]) -> int:
         """Return how many trials other schedulers run; `trials` are those of this one."""
         numbers = {trial.number for trial in trials}
-        return sum(record.state == "running" and record.number not in numbers for record in self.records())
+        return sum(record.state == TrialStatus.RUNNING and record.number not in numbers for record in self.records())
 
     def remaining(self) -> int | None:
         """Return how many trials are still to begin; None where there is no cap."""
@@ -305,7 +310,7 @@ class Study:
     def best(self) -> TrialRecord | None:
         """Return the complete trial with the best value; among those stopped early only where none is complete."""
         metric = self.sweep.metric
-        for state in ("complete", "pruned"):
+        for state in (TrialStatus.COMPLETE, TrialStatus.PRUNED):
             records = [record for record in self.records() if record.state == state and record.history]
             if records:
                 return (max if metric.maximise else min)(records, key=lambda record: metric.best(record.history))
@@ -334,7 +339,7 @@ def _record(trial: FrozenTrial) -> TrialRecord:
     return TrialRecord(
         number=trial.number,
         name=f"trial-{trial.user_attrs.get(FIRST, trial.number):04d}",
-        state=STATES.get(trial.state, "running"),
+        state=STATUS_OF_OPTUNA.get(trial.state, TrialStatus.RUNNING),
         values=trial.user_attrs.get(VALUES, {}),
         history=[value for _, value in sorted(trial.intermediate_values.items())],
         reason=str(trial.user_attrs.get(REASON, "")),

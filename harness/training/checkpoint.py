@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.utils import fault_injection
-from harness.utils.errors import CheckpointError
+from harness.utils.errors import CheckpointError, first_line
 from harness.utils.files import read_json, sha256, sync_folder, write_atomically, write_json
 
 FORMAT = 1
@@ -110,7 +110,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types; each means that the file is damaged or unsafe
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = "it holds more than tensors and plain values"
         raise CheckpointError(f"cannot load {path}: {reason}") from None

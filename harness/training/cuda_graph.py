@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from harness.utils.errors import ResourceError, is_out_of_memory
+from harness.utils.errors import ResourceError, first_line, is_out_of_memory
 
 log = logging.getLogger(__name__)
 WARMUP_STEPS = 3  # updates without a graph: cuDNN chooses its algorithms, the optimizer creates its buffers
@@ -117,7 +117,7 @@ class GraphedStep:
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error) and not self.is_optional:
                 raise
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            reason = first_line(error)
             raise ResourceError(
                 f"this model's training step cannot be captured as a CUDA graph: {reason}; turn it off with --cuda-graph False"
             ) from error

@@ -123,3 +123,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ` (did you mean 'x'?)` for the closest known name; empty if none is close."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -20,7 +20,7 @@ def write_trials(folder, name, texts, spec, scores=None, metric="val/loss"):
         f"trial-{i},complete,{text},{score},1,1.0,1.0,runs/trial-{i},\n"
         for i, (text, score) in enumerate(zip(texts, scores, strict=True))
     ]
-    header = f"trial,state,{name},{metric},values,seconds,training seconds,folder,reason\n"
+    header = f"trial,state,{name},{metric},values,seconds,training_s,folder,reason\n"
     (folder / "trials.csv").write_text(header + "".join(rows))
     (folder / "sweep.yaml").write_text(f"method: grid\nparameters: {{{name}: {spec}}}\n")
     write_json(folder / "sweep.json", {"name": "s", "metric": {"name": metric, "goal": "minimize"}})
@@ -39,9 +39,7 @@ def test_a_sweep_is_drawn_as_four_figures_and_four_charts(tmp_path):
 
 def test_a_sweep_without_values_is_drawn_as_a_message(tmp_path):
     folder = sweep(tmp_path / "sweep")
-    (folder / "trials.csv").write_text(
-        "trial,state,lr_max,best/val_acc,values,seconds,training seconds,folder,reason\n"
-    )
+    (folder / "trials.csv").write_text("trial,state,lr_max,best/val_acc,values,seconds,training_s,folder,reason\n")
     assert [path.name for path in figures.draw_sweep(read_sweep(folder), tmp_path / "figures")] == ["history.png"]
     assert sweep_charts.charts(read_sweep(folder)) == []
 

@@ -190,7 +190,7 @@ def test_an_empty_map_is_drawn_hatched(tmp_path):
         np.zeros(1, np.float32),
         np.zeros(1, np.float32),
     )
-    path = inference._write_overlay(np.zeros((32, 32, 3), np.uint8), empty, tmp_path / "x.png")
+    path = inference.write_overlay(np.zeros((32, 32, 3), np.uint8), empty, tmp_path / "x.png")
     right = np.asarray(Image.open(path))[:, 256:]
     assert len(np.unique(right)) == 2
     assert right.min() > 200

@@ -88,7 +88,7 @@ def sweep(folder, name="rates"):
     """A sweep directory with one trial in each state."""
     folder.mkdir(parents=True)
     (folder / "trials.csv").write_text(
-        "trial,state,lr_max,lr_min,best/val_acc,values,seconds,training seconds,folder,reason\n"
+        "trial,state,lr_max,lr_min,best/val_acc,values,seconds,training_s,folder,reason\n"
         "trial-0000,complete,0.01,0.001,0.8,4,3.5,3.0,runs/trial-0000,\n"
         "trial-0001,pruned,0.1,0.002,0.3,1,1.5,1.0,runs/trial-0001,\n"
         "trial-0002,complete,0.03,0.0005,0.9,4,3.6,3.1,runs/trial-0002,\n"

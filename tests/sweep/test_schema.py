@@ -110,7 +110,7 @@ def test_an_option_wins_over_a_constant_and_is_refused_for_a_searched_parameter(
         (changed(command=["/no/such/harness", "run", "${args}"]), "there is no program"),
         (changed(parameters__lr_max={"distribution": ["uniform"], "min": 0.1, "max": 0.2}), "there is no distribution"),
         (changed(command=["harness", "run", "${argz}"]), "did you mean '${args}'"),
-        (changed(command=["harness", "run", "${args_json}"]), "can not read"),
+        (changed(command=["harness", "run", "${args_json}"]), "cannot read"),
         (changed(command="harness run"), "need a list of words"),
         (changed(run_cap=0), "run_cap=0"),
         (changed(early_terminate={"type": "median"}), "need hyperband"),

@@ -204,7 +204,7 @@ def test_a_storage_that_can_not_be_opened_or_holds_another_sweep_is_refused(url,
     Study(sweep(), "x", url, 4).close()
     with pytest.raises(UsageError, match="holds another sweep"):
         Study(sweep("random"), "x", url, 4)
-    with pytest.raises(UsageError, match="can not open the storage"):
+    with pytest.raises(UsageError, match="cannot open the storage"):
         Study(sweep(), "x", f"sqlite:///{tmp_path}/no/such/folder/s.db", 4)
     with pytest.raises(UsageError) as refused:
         Study(sweep(), "x", "postgresql+psycopg://me:secret@127.0.0.1:1/none", 4)

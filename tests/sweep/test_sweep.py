@@ -43,12 +43,12 @@ def test_a_sweep_writes_all_its_results(tmp_path):
     best = max(rows, key=lambda row: float(row["best/val_acc"]))
     assert summary["best"]["trial"] == best["trial"]
     assert {path.name for path in (folder / "figures").iterdir()} == {"history.png", "scatter.png", "parallel.png"}
-    assert f"standard deviation {100 * summary['final']['test/acc standard deviation']:.2f} points" in done.stdout
+    assert f"standard deviation {100 * summary['final']['test/acc_sd']:.2f} points" in done.stdout
     scores = [
         json.loads((path / "summary.json").read_text())["result"]["test/acc"]
         for path in sorted(folder.glob("runs/final-*-s?"))
     ]
-    assert summary["final"]["test/acc mean"] == pytest.approx(sum(scores) / 2)
+    assert summary["final"]["test/acc_mean"] == pytest.approx(sum(scores) / 2)
 
     # best.yaml trains the best again: with the seed of the first final run, bit-identical.
     harness(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from harness.config.names import TrialStatus
 from harness.reporting.figures import style
 from harness.reporting.html.sweep_data import STATE_LABELS, ParameterAxis, SweepData, TrialData
 from harness.utils.text import percent, truncate
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 MAX_TICKS = 12  # of a categorical parameter
 # State -> marker, size in the scatter plot, colour in the history.
 MARKERS = {
-    "pruned": ("v", 45, style.SKY),
-    "complete": ("o", 70, style.BLUE),
-    "running": ("s", 45, style.SOFT),
-    "failed": ("D", 45, style.WRONG),
+    TrialStatus.PRUNED: ("v", 45, style.SKY),
+    TrialStatus.COMPLETE: ("o", 70, style.BLUE),
+    TrialStatus.RUNNING: ("s", 45, style.SOFT),
+    TrialStatus.FAILED: ("D", 45, style.WRONG),
 }
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
 from harness.reporting.html.groups import share_interval
@@ -18,8 +19,7 @@ from harness.utils.errors import HarnessError
 from harness.utils.text import percent
 
 FINISHED = RunState.FINISHED
-SPLIT_NAMES = {"test": "Test", "val": "Validation"}
-STATES: dict[str, str] = {
+STATE_SENTENCES: dict[str, str] = {
     RunState.FINISHED: "The run finished.",
     RunState.RUNNING: "The run is still running: this page shows what was logged when it was generated.",
     RunState.FAILED: "The run failed.",
@@ -51,13 +51,14 @@ class Setting:
 def headline(run: RunData) -> list[Fact]:
     """Return the headline numbers of a run, each with how it was chosen."""
     facts = []
-    for split, name in SPLIT_NAMES.items():
+    for split in REPORTED_SPLITS:
+        name = SPLIT_LABELS[split].capitalize()
         if math.isfinite(acc := run.figure(f"{split}/acc")):
             facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split, acc)))
         for key, variant in (("acc_tta", "with flip TTA"), ("acc5", "top-5")):
             if math.isfinite(acc := run.figure(f"{split}/{key}")):
                 facts.append(Fact(f"{name} accuracy, {variant}", f"{100 * acc:.2f} %"))
-    name = SPLIT_NAMES[run.split]
+    name = SPLIT_LABELS[run.split].capitalize()
     if math.isfinite(loss := run.figure(f"{run.split}/loss")):
         facts.append(Fact(f"{name} loss", f"{loss:.4f}", "cross entropy (nats)"))
     if math.isfinite(error := run.figure(f"{run.split}/ece")):
@@ -107,7 +108,7 @@ def _so_far(run: RunData) -> list[Fact]:
         f"epoch {epochs[-1]} of {run.config.get('epochs', '?')}, not a final result; "
         f"best so far {percent(values[best])} in epoch {epochs[best]}"
     )
-    return [Fact(f"{SPLIT_NAMES[run.watched]} accuracy so far", f"{100 * values[-1]:.2f} %", note)]
+    return [Fact(f"{SPLIT_LABELS[run.watched].capitalize()} accuracy so far", f"{100 * values[-1]:.2f} %", note)]
 
 
 def _steps(run: RunData) -> int:

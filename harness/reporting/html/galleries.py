@@ -133,7 +133,7 @@ def _cam_card(row: Mapping[str, Any]) -> Card:
 
 
 def image_uri(image: Any) -> str:
-    """Return an image as a data URI: its PNG file, or a JPEG where that is large; empty where it can not be read."""
+    """Return an image as a data URI: its PNG file, or a JPEG where that is large; empty where it cannot be read."""
     if not isinstance(image, Image):
         return ""
     path: Path | None = getattr(image, "path", None)

@@ -50,7 +50,7 @@ def write_run_page(folder: Path, say: Callable[[str], None], state: str = "") ->
         say(f"{PAGE} was not written: {user_error or error}; write it with: harness report {folder}")
 
 
-def write_page(paths: Sequence[Path], out: Path | None = None, state: str = "") -> Path:
+def write_page(paths: Path | str | Sequence[Path | str], out: Path | str | None = None, state: str = "") -> Path:
     """Write the page of some runs, or of a sweep, and return its path.
 
     Args:
@@ -61,24 +61,24 @@ def write_page(paths: Sequence[Path], out: Path | None = None, state: str = "") 
     Raises:
         UsageError: one of them is neither a run nor a sweep. ResourceError: the file cannot be written.
     """
-    folders = [Path(path).expanduser() for path in paths]
-    paths = [member for path in folders for member in members(path)]
-    for path in paths:
+    folders = [Path(path).expanduser() for path in ([paths] if isinstance(paths, Path | str) else paths)]
+    runs = [member for path in folders for member in members(path)]
+    for path in runs:
         check_folder(path)
-    sweeps = [path for path in paths if is_sweep(path) and not is_run(path)]
-    if sweeps and len(paths) > 1:
+    sweeps = [path for path in runs if is_sweep(path) and not is_run(path)]
+    if sweeps and len(runs) > 1:
         raise UsageError(
             f"{sweeps[0]} is a sweep and needs a page of its own: harness report {sweeps[0]}; compare its trials with: harness report {sweeps[0]}/runs/*"
         )
-    target = out or (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
+    target = Path(out) if out else (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
     if target.is_dir():
         raise UsageError(f"{target} is a directory; give a file: -o {target / PAGE}")
     if sweeps:
-        text = sweep_page(read_sweep(paths[0]))
-    elif len(paths) == 1:
-        text = run_page(read_run(paths[0], state))
+        text = sweep_page(read_sweep(runs[0]))
+    elif len(runs) == 1:
+        text = run_page(read_run(runs[0], state))
     else:
-        text = runs_page([read_run(path) for path in paths])
+        text = runs_page([read_run(path) for path in runs])
     # A file name need not be valid Unicode; what is not is written as an escape.
     write_atomically(target, text.encode("utf-8", "backslashreplace"))
     return target
@@ -102,7 +102,7 @@ def run_page(run: RunData) -> str:
         charts,
         run=run,
         title=run.name,
-        state_text=facts.STATES.get(run.state, ""),
+        state_text=facts.STATE_SENTENCES.get(run.state, ""),
         facts=facts.headline(run),
         configuration=facts.configuration(run),
         settings=facts.all_settings(run),
@@ -146,7 +146,7 @@ def sweep_page(sweep: SweepData) -> str:
         sweep=sweep,
         best=sweep.winner,
         state_labels=STATE_LABELS,
-        final=sweep.summary.get("final") if isinstance(sweep.summary.get("final"), Mapping) else None,
+        final=sweep.final,
     )
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from harness.config.names import SPLIT_LABELS
 from harness.evaluation.metrics import Reliability, SavedPredictions, confusion_matrix
 from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
@@ -34,8 +35,7 @@ from harness.tracking.records import Curve
 from harness.utils.stats import moving_average
 from harness.utils.text import percent, truncate
 
-STYLES = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
-NAMES = {"train": "training", "val": "validation", "test": "test"}
+SPLIT_STYLES = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
 MAX_CLASSES, MAX_NUMBERS = 200, 12  # up to which a confusion matrix is drawn, and has numbers in its cells
 
 
@@ -66,15 +66,15 @@ def by_epoch(run: RunData) -> list[Chart]:
 def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
     data, parts = [], []
     x: list[int] = []
-    for split, (colour, dash) in STYLES.items():
+    for split, (colour, dash) in SPLIT_STYLES.items():
         x, values = run.line(f"{split}/{metric}")
         known = [(value, epoch) for epoch, value in zip(x, values, strict=True) if math.isfinite(value)]
         if not known:
             continue
-        data.append(line(x, values, NAMES[split], colour, dash=dash))
+        data.append(line(x, values, SPLIT_LABELS[split], colour, dash=dash))
         best, epoch = pick(known, key=lambda pair: pair[0])
         show = percent if metric == "acc" else lambda value: f"{value:.4g}"
-        parts.append(f"{NAMES[split]}: last {show(known[-1][0])}, best {show(best)} (epoch {epoch})")
+        parts.append(f"{SPLIT_LABELS[split]}: last {show(known[-1][0])}, best {show(best)} (epoch {epoch})")
     caption = "; ".join(parts).capitalize() + "." if parts else "Not recorded."
     return Chart(
         f"epoch-{metric}", title, caption, data,
@@ -184,7 +184,7 @@ def _names(marks: Mapping[str, float]) -> list[dict]:
 
 
 def confusion(predictions: SavedPredictions) -> Chart | None:
-    """Return the confusion matrix; None for more classes than can be told apart."""
+    """Return the confusion matrix; None for more classes than labels fit."""
     size = len(predictions.classes)
     if size > MAX_CLASSES:
         return None
@@ -302,7 +302,7 @@ def overlaid(groups: Sequence[RunGroup]) -> list[Chart]:
     runs = [run for group in groups for run in group.runs]
     splits = {run.watched for run in runs}
     charted = [
-        *((f"{split}/{metric}", f"{NAMES[split].capitalize()} {title}", y, metric == "acc")
+        *((f"{split}/{metric}", f"{SPLIT_LABELS[split].capitalize()} {title}", y, metric == "acc")
           for metric, title, y in (("acc", "accuracy", "accuracy"), ("loss", "loss", "loss (nats)"))
           for split in ("val", "test") if split in splits),
         ("train/loss", "Training loss", "loss (nats)", False),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import Config
 from harness.evaluation.metrics import SavedPredictions, read_predictions_csv
 from harness.tracking import journal, run_dir
@@ -19,7 +20,6 @@ from harness.utils.errors import DataError, HarnessError, UsageError
 from harness.utils.files import read_json
 
 FINDER, TRIALS, SWEEP = "lr_finder.json", "trials.csv", "sweep.json"
-SPLITS = ("test", "val")
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class RunData:
     def split(self) -> str:
         """The split that is reported: test where it was evaluated, else validation."""
         known = set(self.result) | {key for record in self.epochs for key in record.values}
-        return next((split for split in SPLITS if f"{split}/acc" in known), "test")
+        return next((split for split in REPORTED_SPLITS if f"{split}/acc" in known), "test")
 
     @property
     def watched(self) -> str:

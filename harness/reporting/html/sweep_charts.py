@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.config.names import TrialStatus
 from harness.reporting.html.plotly import (
     BLUE,
     INK,
@@ -24,10 +25,10 @@ from harness.utils.text import percent, truncate
 
 # State -> symbol, colour in the history.
 MARKERS = {
-    "complete": ("circle", BLUE),
-    "pruned": ("triangle-down", SKY),
-    "running": ("square", SOFT),
-    "failed": ("diamond", VERMILLION),
+    TrialStatus.COMPLETE: ("circle", BLUE),
+    TrialStatus.PRUNED: ("triangle-down", SKY),
+    TrialStatus.RUNNING: ("square", SOFT),
+    TrialStatus.FAILED: ("diamond", VERMILLION),
 }
 SHADES = 12  # of the lines in the parallel coordinates
 

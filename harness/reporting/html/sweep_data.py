@@ -11,16 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.names import TrialStatus
 from harness.reporting.html.run_data import SWEEP, TRIALS, sub_mapping
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json
 from harness.utils.text import percent, truncate
 
-LAST_COLUMNS = ("values", "seconds", "training seconds", "folder", "reason")  # behind the metric's
+LAST_COLUMNS = ("values", "seconds", "training_s", "folder", "reason")  # behind the metric's
+# Names of version 0.1 in trials.csv and sweep.json, and what they are called now.
+FORMER_NAMES = {
+    "training seconds": "training_s",
+    "test/acc mean": "test/acc_mean",
+    "test/acc standard deviation": "test/acc_sd",
+}
 WIDE = 20.0  # a parameter whose greatest value is so many times its least is shown on a logarithmic axis
 MAX_NUMERIC_CHOICES = 3  # a list of so few numbers is shown as categories
 MAX_TICKS = 8  # categories up to which each is named on its axis
-STATE_LABELS = {"complete": "complete", "pruned": "stopped early", "running": "running", "failed": "failed"}
+STATE_LABELS: dict[str, str] = {**{state.value: state.value for state in TrialStatus}, "pruned": "stopped early"}
 
 
 @dataclass(frozen=True)
@@ -114,13 +121,18 @@ class SweepData:
         return str(self.summary.get("name") or self.document.get("name") or self.path.name)
 
     @property
+    def final(self) -> Mapping[str, Any]:
+        """The results of the final runs, under their present names; empty without any."""
+        return {FORMER_NAMES.get(name, name): value for name, value in sub_mapping(self.summary, "final").items()}
+
+    @property
     def evaluated(self) -> list[TrialData]:
         """The trials that logged the metric, in the order in which they started."""
         return [trial for trial in self.trials if trial.evaluated]
 
     @property
     def failed_without_value(self) -> list[TrialData]:
-        return [trial for trial in self.trials if trial.state == "failed" and not trial.evaluated]
+        return [trial for trial in self.trials if trial.state == TrialStatus.FAILED and not trial.evaluated]
 
     @property
     def ranked(self) -> list[TrialData]:
@@ -219,7 +231,8 @@ def read_sweep(path: Path) -> SweepData:
 def _table(path: Path, missing: list[str]) -> tuple[list[str], list[list[str]]]:
     try:
         with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            names, *rows = csv.reader(file)
+            header, *rows = csv.reader(file)
+        names = [FORMER_NAMES.get(name, name) for name in header]
     except (OSError, ValueError, csv.Error) as error:
         missing.append(f"{TRIALS}, the table of trials ({getattr(error, 'strerror', None) or 'it is empty'})")
         return [], []

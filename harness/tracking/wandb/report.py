@@ -11,18 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.names import SPLIT_NAMES
 from harness.config.settings import canonical_name
 from harness.tracking.wandb.api import RunFacts, SweepFacts, look_up, parse, wandb_api_errors
 from harness.tracking.wandb.session import reason
 from harness.utils.errors import TrackingError, UsageError
 from harness.utils.text import markdown, percent
 
-COLUMNS = 24  # of a W&B panel grid
+GRID_COLUMNS = 24  # of a W&B panel grid
 MAX_TITLE = 128  # characters
-SPLITS = ("train", "val", "test")
 IMAGES = ("image-file", "images/separated")
 # Sections of images, tables and charts, and the prefixes of their keys.
-SECTIONS = (
+REPORT_SECTIONS = (
     ("Learning-rate range test", ("find/",)),
     (
         "Correct and misclassified images",
@@ -215,7 +215,7 @@ def _media(wr: Any, run: RunFacts, runs: Any) -> list[Any]:
     }
     left = [key for key in kinds if not _belongs_to_chart(key, run.charts)] + sorted(run.charts)
     blocks: list[Any] = []
-    for title, prefixes in SECTIONS:
+    for title, prefixes in REPORT_SECTIONS:
         keys = [key for key in left if key.startswith(prefixes)]
         left = [key for key in left if key not in keys]
         keys.sort(key=lambda key: (kinds.get(key) == "table-file", key in run.charts, key))  # the widest last
@@ -250,7 +250,7 @@ def _lines(wr: Any, summary: Mapping[str, Any]) -> list[tuple[Any, int, int]]:
     """Return line plots of loss and accuracy by epoch, and of what was measured by step."""
     numbers = [key for key, value in sorted(summary.items()) if _is_number(value)]
     by_epoch = {
-        what: [f"{split}/{what}" for split in SPLITS if f"{split}/{what}" in numbers] for what in ("loss", "acc")
+        what: [f"{split}/{what}" for split in SPLIT_NAMES if f"{split}/{what}" in numbers] for what in ("loss", "acc")
     }
     titles = {"loss": "loss by epoch", "acc": "accuracy by epoch"}
     panels = [(_line(wr, titles[what], keys, "epoch"), 12, 8) for what, keys in by_epoch.items() if keys]
@@ -287,7 +287,7 @@ def _section(wr: Any, title: str, runsets: Iterable[Any], panels: Sequence[tuple
         return []
     x = y = tallest = 0
     for panel, width, height in panels:
-        if x + width > COLUMNS:
+        if x + width > GRID_COLUMNS:
             x, y, tallest = 0, y + tallest, 0
         panel.layout.x, panel.layout.y, panel.layout.w, panel.layout.h = x, y, width, height
         x, tallest = x + width, max(tallest, height)

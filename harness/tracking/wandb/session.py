@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeAlias
 
 from harness.config.settings import Config
 from harness.tracking.wandb import offline_log
-from harness.utils.errors import TrackingError
+from harness.utils.errors import TrackingError, first_line
 from harness.utils.files import read_json
 
 State: TypeAlias = Literal["online", "offline", "incomplete"]
@@ -270,6 +270,6 @@ def is_preemption(exit_code: int) -> bool:
 
 def reason(error: BaseException) -> str:
     """Return the first line of an error, without the API key."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
+    text = first_line(error)
     key = os.environ.get("WANDB_API_KEY")
     return (text.replace(key, "***") if key else text)[:300]

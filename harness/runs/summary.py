@@ -1,0 +1,66 @@
+"""The summary of a run as plain numbers and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from harness.config.settings import Config
+from harness.models import factory
+from harness.runs.components import Components, describe_data
+from harness.tracking.records import Scalar
+from harness.training.loop import TrainerState
+
+
+def summarise(
+    components: Components, state: TrainerState, metrics: Mapping[str, Scalar], environment: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the contents of `summary.json` of a finished run.
+
+    Args:
+        metrics: the result's, `test/acc` and the like.
+        environment: plain facts of the machine.
+    """
+    history, split, selection = state.history, components.eval_split, components.selection_split
+    epoch, acc = best_epoch(history, split) if history else (0, 0.0)
+    chosen = f"best {selection}/acc" if selection else "last epoch"
+    warning = " (chosen on the test set)" if split == "test" else ""
+    config: Config = components.config
+    return {
+        "status": "finished",
+        "result": {
+            "epoch": epoch if selection else len(history),
+            "chosen": chosen + (warning if selection == "test" else ""),
+            **metrics,
+        },
+        "best": {"epoch": epoch, f"{split}/acc": acc, "chosen": f"best {split}/acc{warning}"} if history else {},
+        "last": history[-1] if history else {},
+        "lr_min": config.lr_min,
+        "lr_max": config.lr_max,
+        "epochs": len(history),
+        "steps": state.step,
+        "parameters": factory.count_parameters(components.learner.model),
+        "grad_accumulation": components.learner.grad_accumulation,
+        "seconds": {key: round(sum(row[f"time/{key}_s"] for row in history), 3) for key in ("train", "eval", "epoch")},
+        "dataset": describe_data(components),
+        "environment": dict(environment),
+    }
+
+
+def best_epoch(history: list[dict[str, float]], split: str) -> tuple[int, float]:
+    """Return (epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split."""
+    row = max(history, key=lambda row: row.get(f"{split}/acc", float("-inf")))
+    return int(row["epoch"]), row.get(f"{split}/acc", float("nan"))
+
+
+def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
+    """Return the numbers and texts of a summary under `part/key` names, without environment and data."""
+    flat: dict[str, Scalar] = {}
+    for key, value in summary.items():
+        if key in ("environment", "dataset"):
+            continue
+        if isinstance(value, Mapping):
+            flat |= flatten_summary(value, "" if key == "last" else f"{prefix}{key}/")
+        elif isinstance(value, int | float | str):
+            flat[f"{prefix}{key}"] = value
+    return flat
