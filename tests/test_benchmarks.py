@@ -28,6 +28,7 @@ def numbers(row):
     return {key: value for key, value in row.items() if isinstance(value, int | float)}
 
 
+@pytest.mark.slow
 def test_input_pipelines_are_measured(tmp_path):
     result = run_benchmark("augmentation.py", out=tmp_path / "a.json")
     rows = {row["loader"]: row for row in result["rows"]}

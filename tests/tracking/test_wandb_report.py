@@ -316,7 +316,7 @@ def test_without_wandb_workspaces_the_extra_is_named():
     code = (
         "import sys; sys.modules['wandb_workspaces'] = None\n"
         "from harness.tracking.wandb import report\n"
-        "try: report.save('e/p/abc')\n"
+        "try: report.save_report('e/p/abc')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
