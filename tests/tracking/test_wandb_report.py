@@ -163,7 +163,7 @@ def test_no_two_panels_of_a_grid_overlap_and_none_is_wider_than_the_page(offline
             layout = panel.layout
             cells = {(x, y) for x in range(layout.x, layout.x + layout.w) for y in range(layout.y, layout.y + layout.h)}
             assert not cells & taken
-            assert max(x for x, _ in cells) < wandb_report.COLUMNS
+            assert max(x for x, _ in cells) < wandb_report.GRID_COLUMNS
             taken |= cells
 
 
