@@ -25,6 +25,7 @@ os.environ["WANDB_ERROR_REPORTING"] = "false"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     # Removed when this process has ended: after its workers, and after multiprocessing has removed its own folder in it.
     os.environ["HARNESS_TESTS_TMP"] = tempfile.mkdtemp(prefix="harness-")
+    os.chmod(os.environ["HARNESS_TESTS_TMP"], 0o711)  # PostgreSQL's server runs as another user
     Finalize(None, shutil.rmtree, (os.environ["HARNESS_TESTS_TMP"], True), exitpriority=-1000)
 
 
