@@ -110,12 +110,16 @@ def as_harness_error(error: BaseException) -> HarnessError | None:
     return None
 
 
+# How PyTorch's allocator and oneDNN (which has no other text for it) say that there is no memory left on the CPU.
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "could not create a primitive")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether the device or the machine ran out of memory."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+        or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS))
     )
 
 

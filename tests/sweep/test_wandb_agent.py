@@ -246,7 +246,7 @@ def test_an_early_terminated_run_stops_at_once_and_is_not_a_failure(sweep, tmp_p
     ids=["term", "kill", "ctrl-c twice", "forwarded", "forwarded to a signalled run", "the run alone"],
 )
 def test_a_run_whose_agent_is_stopped_saves_and_is_resumed_under_its_id(sweep, tmp_path, options, signals):
-    upload(tmp_path, {"epochs": 60, "gallery": 0})
+    upload(tmp_path, {"epochs": 120, "gallery": 0})
     with agent(tmp_path, *options) as process:
         pid = wait_for_training(tmp_path)
         began = time.monotonic()
@@ -263,14 +263,14 @@ def test_a_run_whose_agent_is_stopped_saves_and_is_resumed_under_its_id(sweep, t
     status = read_json(tmp_path / "runs/run1/status.json")
     assert status["state"] == "preempted"
     before = list(run.steps)
-    assert 0 < status["epoch"] < 60
+    assert 0 < status["epoch"] < 120
 
     sweep.queue = [sweep.command("run1", "resume")]
     with agent(tmp_path) as process:
         output = output_of(process)
     assert process.returncode == 0, output
     assert run.exit_code == 0
-    assert len(sweep.metric(run)) == 60
+    assert len(sweep.metric(run)) == 120
     assert run.steps[: len(before)] == before
     assert_complete_history(sweep, tmp_path, "run1")
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run1"]
