@@ -28,8 +28,8 @@ def plot_schedule(
         steps_per_epoch: updates in an epoch.
         iterations, step_size: length and half-cycle of a cyclic curve, in updates.
     """
-    text = schedule.draw_schedule(settings, out, steps_per_epoch, iterations, step_size)
     curve = schedule.curve(settings, steps_per_epoch, iterations, step_size)
+    text = schedule.draw_schedule(curve, out)
     config, name = curve.config, f"plot-{out.stem}"
     if "wandb" not in {canonical_name(key) for key in settings} or config.wandb == "disabled":
         return text

@@ -28,20 +28,8 @@ class ScheduleCurve:
     lr: list[float]
 
 
-def draw_schedule(
-    overrides: Mapping[str, Any],
-    out: Path,
-    steps_per_epoch: int,
-    iterations: int | None = None,
-    step_size: int | None = None,
-) -> str:
-    """Draw the schedule that the settings describe into `out` and return one line that describes it.
-
-    Args:
-        overrides: the user's settings. A cyclic schedule without rates runs from 0.08 to 0.8.
-        iterations, step_size: length and half-cycle of a cyclic schedule, in optimizer updates.
-    """
-    drawn = curve(overrides, steps_per_epoch, iterations, step_size)
+def draw_schedule(drawn: ScheduleCurve, out: Path) -> str:
+    """Draw the curve of a schedule into `out` and return one line that describes it."""
     x, lr, schedule = drawn.x, drawn.lr, drawn.schedule
     has_momentum = schedule.momentum_min is not None
     momentum = [schedule.momentum_at(step) for step in x] if has_momentum else None
@@ -53,7 +41,12 @@ def draw_schedule(
 def curve(
     overrides: Mapping[str, Any], steps_per_epoch: int, iterations: int | None = None, step_size: int | None = None
 ) -> ScheduleCurve:
-    """Return the curve that `draw` draws for the same arguments."""
+    """Return the curve of the schedule that the settings describe.
+
+    Args:
+        overrides: the user's settings. A cyclic schedule without rates runs from 0.08 to 0.8.
+        iterations, step_size: length and half-cycle of a cyclic schedule, in optimizer updates.
+    """
     overrides = {canonical_name(key): value for key, value in overrides.items()}
     is_default_cyclic = overrides.get("schedule") == "cyclic" and "recipe" not in overrides
     config = make_config({**(_cyclic_rates(overrides) if is_default_cyclic else {}), **overrides})
