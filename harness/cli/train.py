@@ -12,6 +12,7 @@ from harness.cli.commands import SettingsCommand
 from harness.cli.options import config_from_options, setting_options
 from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import Config
+from harness.config.sweep_values import complete_options
 from harness.runs.progress import BarReporter, LineReporter
 from harness.utils.text import percent
 
@@ -43,7 +44,7 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
     from harness.tracking.wandb.failed_trial import report_failed_trial
 
     with report_failed_trial():
-        config = config_from_options(settings)
+        config = config_from_options(complete_options(settings))
     from harness.runs import run as runner
 
     reporter = _reporter()

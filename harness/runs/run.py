@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from harness.config.settings import Config
+from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
 from harness.runs.lr_find import resolve_lr
@@ -22,6 +23,7 @@ from harness.tracking.journal import NullJournal
 from harness.tracking.run_dir import RunDir
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.failed_trial import report_failed_trial
+from harness.tracking.wandb.session import has_active_run
 from harness.training import checkpoint, distributed
 from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
@@ -42,6 +44,8 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
     """
     started_at = time.monotonic()
     reporter = reporter or LineReporter(sys.stderr)
+    with report_failed_trial():
+        config = with_sweep_values(config, reporter.message, is_own=has_active_run())
     try:
         processes = distributed.init_distributed(config.device, config.process_timeout)
         try:

@@ -164,8 +164,12 @@ def _plugin_files(config: Config) -> list[Path]:
 
 def _early_stop_of_sweep(tracked: TrackedRun, error: BaseException) -> Interrupted | None:
     """Return what to raise for a run that W&B stopped: inside a sweep an early end is no failure, and exits with 0."""
-    if isinstance(error, Interrupted) and tracked.wandb.stopped_by_server():
-        return Interrupted("stopped by W&B", 0 if in_sweep() else error.exit_code)
+    # `wandb.agent` with a function runs it in a thread, and stops it with a plain exception that Python raises there.
+    is_stop_of_thread = type(error) is Exception and not error.args and in_sweep()
+    if (is_stop_of_thread or isinstance(error, Interrupted)) and tracked.wandb.stopped_by_server():
+        return Interrupted(
+            "stopped by W&B", error.exit_code if isinstance(error, Interrupted) and not in_sweep() else 0
+        )
     return None
 
 

@@ -110,6 +110,16 @@ def arguments(parameters: Mapping[str, Any], macro: str = "${args}") -> list[str
     return options
 
 
+def omitted(command: Sequence[str], parameters: Mapping[str, Any]) -> list[str]:
+    """Return options for the false parameters that `${args_no_boolean_flags}` leaves out.
+
+    Under W&B's agent `harness run` takes them from the agent's file of parameters.
+    """
+    if "${args_no_boolean_flags}" not in command:
+        return []
+    return [f"--{name}=False" for name, value in parameters.items() if value is False]
+
+
 def _start(command: Sequence[str]) -> int | None:
     """Return the index of what `run` follows, in `harness run` or `python -m harness run`; None where there is none."""
     for index, part in enumerate(command[:-1]):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.settings import canonical_name
+from harness.config import yaml_io
+from harness.config.settings import Config, canonical_name
+from harness.config.sweep_values import differing_values
 from harness.sweep import command, results
 from harness.sweep.fork_server import ForkServer
 from harness.sweep.schema import SweepSpec
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from harness.runs.seeds import SeedRun, SeedsResult
 
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
+PLACE = ("output", "name", "resume")  # settings that say where a run is; the launcher gives them
 POLL_INTERVAL = 0.1  # seconds between two checks of the final runs
 
 
@@ -59,9 +62,22 @@ class Launcher:
         if run_dir.read_state(self.runs / trial.name) == RunState.FINISHED:
             return FinishedTrial()
         defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
-        # Whatever the file says, only the final runs read the test set, unless the metric is one of it.
-        forced = {} if self.sweep.metric.name.startswith(("test/", "best/test")) else {"test": False}
-        return self._start(trial.values, self._options(trial.name, defaults, forced), trial.name, share)
+        return self._start(trial.values, self._options(trial.name, defaults, self._forced), trial.name, share)
+
+    @property
+    def _forced(self) -> Mapping[str, Any]:
+        """Whatever the file says, only the final runs read the test set, unless the metric is one of it."""
+        return {} if self.sweep.metric.name.startswith(("test/", "best/test")) else {"test": False}
+
+    def differing_values(self, name: str, values: Mapping[str, Any]) -> list[str]:
+        """Return `setting=value instead of value` where a trial did not have the parameters that its row shows."""
+        replaced = {*PLACE, *self._forced}
+        parameters = {
+            key: value
+            for key, value in self.sweep.trial_parameters(values).items()
+            if canonical_name(key) not in replaced
+        }
+        return differing_values(parameters, Config(**yaml_io.read_yaml(self.runs / name / run_dir.CONFIG)))
 
     def start_final(self, best: TrialRecord, seed: int, name: str, share: int) -> TrialProcess:
         """Start a run that trains the best configuration with another seed and reads the test set."""
@@ -81,7 +97,7 @@ class Launcher:
         defaults |= {key: str(document[key]) for key in ("project", "entity") if document.get(key)}
         settings = {key: value for key, value in defaults.items() if key not in given}
         settings |= {**self.sweep.overrides, **forced}
-        settings |= {"output": str(self.runs), "name": name, "resume": "auto"}
+        settings |= dict(zip(PLACE, (str(self.runs), name, "auto"), strict=True))
         return [
             f"--{key.replace('_', '-')}={','.join(map(str, value)) if isinstance(value, tuple | list) else value}"
             for key, value in settings.items()
@@ -97,7 +113,8 @@ class Launcher:
                 self._server = ForkServer(environment)
             arguments = ["run", *command.arguments(parameters), *options]
             return self._server.start(arguments, environment, Path.cwd(), log)
-        line = [*command.fill(self.sweep.command, parameters, environment), *options]
+        line = command.fill(self.sweep.command, parameters, environment)
+        line += [*command.omitted(self.sweep.command, parameters), *options]
         return SubprocessTrial(line, environment, Path.cwd(), log)
 
     def _log(self, name: str) -> Path:

@@ -42,7 +42,7 @@ class SweepServer(Server):
     def answer(self, operation: str, variables: dict[str, Any]) -> dict[str, Any]:
         match operation:
             case "UpsertSweep":
-                self._take(variables)
+                self.take(yaml.safe_load(variables["config"]))
                 sweep = {"name": self.SWEEP, "project": PROJECT}
                 return {"upsertSweep": {"sweep": sweep, "configValidationWarnings": []}}
             case "SweepWithRuns":
@@ -67,8 +67,9 @@ class SweepServer(Server):
         args = {key: {"value": value} for key, value in self.handed[run_id].items()}
         return {"type": kind, "run_id": run_id, "program": self.config.get("program"), "args": args}
 
-    def _take(self, variables: dict[str, Any]) -> None:
-        self.config = yaml.safe_load(variables["config"])
+    def take(self, config: dict[str, Any]) -> None:
+        """Begin a sweep."""
+        self.config = config
         lists = {key: values(about) for key, about in self.config["parameters"].items()}
         self._grid = [dict(zip(lists, row, strict=True)) for row in itertools.product(*lists.values())]
         self._grid = self._grid[: self.config.get("run_cap", len(self._grid))]

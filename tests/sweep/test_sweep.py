@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sqlite3
+import sys
 import time
 
 import pytest
@@ -76,6 +77,33 @@ def test_a_sweep_writes_all_its_results(tmp_path):
     assert len(read_trials(folder)) == 4
     listed = harness("runs", cwd=tmp_path, check=0).stdout
     assert f"{folder.name}" in listed and "4 complete" in listed
+
+
+@pytest.mark.slow
+def test_a_trial_that_did_not_have_the_sweeps_parameters_is_a_failed_one(tmp_path):
+    # A wrapper that drops an option, as a script of the user's may.
+    wrapper = tmp_path / "python3"
+    drop = 'for word; do shift; [ "$word" = --nesterov=False ] || set -- "$@" "$word"; done'
+    wrapper.write_text(f'#!/bin/sh\n{drop}\nexec {sys.executable} "$@"\n')
+    wrapper.chmod(0o755)
+    line = ["${env}", str(wrapper), "-m", "harness", "run", "${args}"]
+    write_sweep(tmp_path, parameters={"nesterov": {"value": False}, "epochs": {"value": 1}}, command=line)
+    done = harness("sweep", "sweep.yaml", "--count", 1, cwd=tmp_path)
+    assert done.returncode == 1
+    (row,) = read_trials(sweep_folder(tmp_path))
+    assert row["state"] == "failed"
+    assert row["reason"] == "the run did not have the sweep's parameters: nesterov=True instead of False"
+
+
+@pytest.mark.slow
+def test_false_values_are_not_lost_with_flags_for_booleans(tmp_path):
+    line = ["${env}", "${interpreter}", "-m", "harness", "run", "${args_no_boolean_flags}"]
+    parameters = {"flip": {"value": False}, "nesterov": {"values": [False]}, "drop_last": {"value": True}}
+    write_sweep(tmp_path, parameters={**parameters, "epochs": {"value": 1}}, command=line)
+    harness("sweep", "sweep.yaml", "--count", 1, cwd=tmp_path, check=0)
+    (row,) = read_trials(sweep_folder(tmp_path))
+    config = yaml_io.read_yaml(sweep_folder(tmp_path) / row["folder"] / "config.yaml")
+    assert (config["flip"], config["nesterov"], config["drop_last"], row["state"]) == (False, False, True, "complete")
 
 
 @pytest.mark.slow

@@ -214,6 +214,19 @@ def test_the_runs_of_an_agent_arrive_complete_and_a_refused_pair_is_one_failed_r
 
 
 @pytest.mark.slow
+def test_false_values_that_the_command_line_leaves_out_are_those_of_the_run(sweep, tmp_path):
+    command = [*COMMAND[:-1], "${args_no_boolean_flags}"]
+    upload(tmp_path, {"nesterov": False, "flip": False, "drop_last": True, "epochs": 1}, command=command)
+    with agent(tmp_path) as process:
+        output = output_of(process)
+    run = sweep.runs["run1"]
+    assert run.exit_code == 0, output
+    config = yaml_io.read_yaml(tmp_path / "runs/run1/config.yaml")
+    for name in ("nesterov", "flip", "drop_last", "test"):
+        assert config[name] is sweep.handed["run1"][name] is run.config[name]
+
+
+@pytest.mark.slow
 def test_an_early_terminated_run_stops_at_once_and_is_not_a_failure(sweep, tmp_path):
     upload(tmp_path, {"epochs": {"values": [500, 1]}})
     sweep.early = 1
@@ -290,6 +303,7 @@ def test_an_agent_runs_the_shipped_quick_sweep(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (["--lr-max", "0.3"], "lr_max: the sweep has 0.02 and the command line '0.3'"),
         (["--lr-maxx", "1"], "no such option"),
         (["--epochs", "many"], "need a number"),
         (["--data", "folder", "--data-dir", "nowhere"], "nowhere"),
@@ -300,6 +314,8 @@ def test_a_run_that_can_not_start_is_a_failed_run_of_the_sweep_with_its_reason(
 ):
     monkeypatch.setenv("WANDB_SWEEP_ID", sweep.SWEEP)
     monkeypatch.setenv("WANDB_RUN_ID", "run1")
+    (tmp_path / "drawn.yaml").write_text("wandb_version: 1\nLRMAX: {value: 0.02}\n")
+    monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(tmp_path / "drawn.yaml"))
     command = [sys.executable, "-m", "harness", "run", *options]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert message in done.stderr.lower()

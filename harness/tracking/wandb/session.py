@@ -12,6 +12,7 @@ import logging
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +56,7 @@ class Session:
     online: bool = False
     stopped: bool = False
     run_id: str = ""
+    is_borrowed: bool = False  # whether the user's code has opened the run, and will close it
     _is_ours: bool = True  # whether W&B's process was started by this session
     _step_lines: set[str] = field(default_factory=set)
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -83,6 +85,8 @@ class Session:
         Raises:
             TrackingError: `wandb` is `online` or `offline` by name, and W&B is unavailable in that mode.
         """
+        if (run := active_run(self.wandb, self.arguments.get("id"))) is not None:
+            return self._borrow(run)
         why = self.why_offline
         if online:
             try:
@@ -107,8 +111,21 @@ class Session:
             self.say(f"W&B is offline ({why}). Upload later with: {self.sync_command()}")
         return run, "offline"
 
+    def _borrow(self, run: Any) -> tuple[Any, State]:
+        """Add to a run that the user's code has opened; it stays open, under the name and group that it has."""
+        if run.offline and self.config.wandb == "online":
+            raise TrackingError(f"wandb=online, but the open W&B run {run.id} is offline; set --wandb auto")
+        self.is_borrowed = True
+        self.run_id, self.online = str(run.id), not run.offline
+        # Keys of a sweep are locked: W&B keeps the values that it has drawn.
+        run.config.update(self.arguments["config"], allow_val_change=True)
+        self._define_metrics(run)
+        return run, "online" if self.online else "offline"
+
     def restart(self) -> Any:
         """Return the run in a new offline run directory, after W&B's process died; None when that fails too."""
+        if self.is_borrowed:
+            return None
         self._teardown()
         try:
             return self._open("offline")
@@ -135,6 +152,11 @@ class Session:
             settings["stop_fn"] = lambda: self._stop()
         run = self.wandb.init(mode=mode, settings=self.wandb.Settings(**settings), **self.arguments)
         self.run_id, self.online = str(run.id), mode == "online"
+        self._define_metrics(run)
+        return run
+
+    def _define_metrics(self, run: Any) -> None:
+        """Have W&B plot the metrics of epochs over the epoch."""
         run.define_metric("epoch", hidden=True)
         # No summary= here: it would make the summary's value a mapping, which a sweep cannot read.
         for pattern in ("train/*", "val/*", "test/*", "best/*", "time/*", "throughput*"):
@@ -142,7 +164,6 @@ class Session:
         run.define_metric("memory/*", step_metric="epoch", summary="max")
         for name in self._step_lines:
             run.define_metric(name)
-        return run
 
     def _stop(self) -> None:
         self.stopped = True
@@ -179,10 +200,12 @@ class Session:
 
     def first_step(self, run: Any, resumed_step: int | None) -> int:
         """Return the lowest step that W&B does not have yet."""
+        if self.is_borrowed:  # the user's code may have logged rows before; `step` is 0 until the first of them
+            return max(int(run.starting_step), int(run.step))
         if self.online:
             return int(run.starting_step)
         sent = read_json(self.files / SENT)
-        if sent.get("run_id") == self.run_id and isinstance(sent.get("step"), int):
+        if self.run_id and sent.get("run_id") == self.run_id and isinstance(sent.get("step"), int):
             return min(int(sent["step"]), self._stored_step(int(sent["step"]))) + 1
         return 0 if resumed_step is None else resumed_step + 1
 
@@ -191,10 +214,13 @@ class Session:
         earlier = sorted(self.files.glob(f"*run-*-{self.run_id}*"))[:-1]
         if not earlier or any(not folder.name.startswith("offline-") for folder in earlier):
             return sent
-        return max(offline_log.last_step(log) for folder in earlier for log in folder.glob("run-*.wandb"))
+        logs = [log for folder in earlier for log in folder.glob("run-*.wandb")]
+        return max((offline_log.last_step(log) for log in logs), default=-1)
 
     def note_sent(self, step: int) -> None:
-        """Store the highest step sent to W&B."""
+        """Store the highest step sent to W&B; nothing where W&B has never opened the run."""
+        if not self.run_id:
+            return
         temporary = self.files / f".{SENT}.tmp"
         with contextlib.suppress(OSError):  # the disk may be full; training continues
             temporary.write_text(json.dumps({"run_id": self.run_id, "step": step}))
@@ -211,8 +237,13 @@ class Session:
         return ""
 
     def _teardown(self, kill: bool = False) -> None:
-        """End W&B's process; with `kill` at once, without waiting for its work."""
+        """End W&B's process; with `kill` at once, without waiting for its work.
+
+        One that this session did not start serves runs, a login or an agent of the user's: it is left alone while it lives.
+        """
         core = _core(self.wandb)
+        if not self._is_ours and (core is None or core.poll() is None):
+            return
         if kill and self._is_ours and core is not None:
             core.kill()
         try:
@@ -248,6 +279,23 @@ def known_run_id(folder: Path) -> str | None:
 def in_use(wandb: Any) -> bool:
     """Return whether W&B is set up in this process. It has no public API for that; False is the safe guess."""
     return getattr(getattr(wandb.sdk, "wandb_setup", None), "_singleton", None) is not None
+
+
+def active_run(wandb: Any, run_id: str | None = None) -> Any:
+    """Return the run that the user's code has opened and that this run belongs to; None where there is none.
+
+    That is the run of a sweep, which W&B allows one process to open once, or the one with the id that was requested.
+    """
+    run = getattr(wandb, "run", None)
+    if run is None or (not run.sweep_id and run.id != (run_id or os.environ.get("WANDB_RUN_ID"))):
+        return None
+    return run
+
+
+def has_active_run() -> bool:
+    """Return whether the user's code has opened the W&B run of this sweep."""
+    wandb = sys.modules.get("wandb")
+    return wandb is not None and active_run(wandb) is not None
 
 
 def _core(wandb: Any) -> subprocess.Popen[bytes] | None:

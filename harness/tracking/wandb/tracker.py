@@ -177,6 +177,8 @@ class WandbTracker(Tracker):
             self._attempt(lambda run: run.summary.update(self._summary))
         if exit_code in PREEMPTED and is_preemption(exit_code) and not self.stopped_by_server():
             self._attempt(lambda run: run.mark_preempting())  # W&B queues the run again, under the same id
+        if self._session.is_borrowed:  # the user's code closes it
+            return
         run, started = self._run, time.monotonic()
         if not self._attempt(lambda run: run.finish(exit_code=exit_code), restart=False) or not self._session.online:
             return
