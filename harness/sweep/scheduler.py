@@ -291,9 +291,7 @@ def run_search(
             records = study.records()
             times = results.time_summary(scheduler.times())
             summary = progress.sweep_summary(sweep, records, study.best(), times)
-            if not any(record.history for record in records) and any(
-                record.state == TrialStatus.FAILED for record in records
-            ):
+            if records and all(record.state == TrialStatus.FAILED for record in records):
                 raise HarnessError(f"every trial failed; the last one: {records[-1].reason}")
             if final:
                 from harness.runs.seeds import seeds_table
