@@ -12,13 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from harness.utils.errors import UsageError, did_you_mean
 
 # Distribution -> (required keys, optional keys with their defaults).
 _Q = {"q": 1.0}
 DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "constant": (("value",), {}),
-    "categorical": (("values",), {"probabilities": None}),
+    "categorical": (("values",), {}),
     "categorical_w_probabilities": (("values", "probabilities"), {}),
     "int_uniform": (("min", "max"), {}),
     "uniform": (("min", "max"), {}),
@@ -37,6 +39,7 @@ DISTRIBUTIONS: Mapping[str, tuple[tuple[str, ...], Mapping[str, Any]]] = {
     "q_beta": ((), {"a": 1.0, "b": 1.0, **_Q}),
 }
 NUMBERS = ("min", "max", "mu", "sigma", "q", "a", "b")
+MAX_GRID_POINTS = 100_000
 MAX_EXPONENT = 700.0  # exp() of more overflows a double
 
 
@@ -75,19 +78,23 @@ class Parameter:
         return {"constant": [self.spec.get("value")], "categorical": self.spec.get("values")}.get(self.kind)
 
     def points(self) -> Sequence[Any]:
-        """Return every value that a grid visits.
+        """Return every value that a grid visits, as W&B's grid does: an equal value once, `q_uniform` without its end.
 
         Raises:
-            UsageError: they are infinitely many, or W&B's grid does not take the distribution.
+            UsageError: they are too many, or W&B's grid does not take the distribution.
         """
         if self.choices is not None and self.spec.get("probabilities") is None:
-            return self.choices
-        if self.kind == "int_uniform":
-            return range(self.spec["min"], self.spec["max"] + 1)
-        if self.kind == "q_uniform":  # without the upper end, as in W&B
-            low, step = self.spec["min"], self.spec["q"]
-            count = max(0, math.ceil((self.spec["max"] - low) / step - 1e-12))
-            return [_as_type_of(low + index * step, step) for index in range(count)]
+            return list({_grid_key(value): value for value in self.choices}.values())
+        if self.kind in ("int_uniform", "q_uniform"):
+            low, high, step = self.spec["min"], self.spec["max"], self.spec.get("q", 1)
+            if (high - low) / step > MAX_GRID_POINTS:
+                raise UsageError(
+                    f"parameters.{self.name}: a grid of {(high - low) / step:,.0f} values; take a larger q or a smaller range, or set method: random"
+                )
+            if self.kind == "int_uniform":
+                return range(low, high + 1)
+            points: list[Any] = np.arange(low, high, step).tolist()  # rounds as W&B's own code
+            return points
         raise UsageError(
             f"parameters.{self.name}: a grid takes value, values, int_uniform and q_uniform, not {self.kind}"
             f"{' with probabilities' if self.kind == 'categorical' else ''}; list its values, or set method: random"
@@ -102,7 +109,7 @@ class Parameter:
             case "categorical":
                 return spec["values"][_choose(u, len(spec["values"]), spec["probabilities"])]
             case "int_uniform":
-                return min(spec["min"] + int(u * (spec["max"] - spec["min"] + 1)), spec["max"])
+                return spec["min"] + _index(u, spec["max"] - spec["min"] + 1)
             case "uniform":
                 value = spec["min"] + u * (spec["max"] - spec["min"])
             case "log_uniform":
@@ -131,10 +138,21 @@ def _as_type_of(value: float, step: float) -> float | int:
     return int(value) if isinstance(step, int) else value
 
 
+def _grid_key(value: Any) -> str:
+    """Return what tells two values of a grid apart; to W&B, 3.0 and 3 are one."""
+    return as_text(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _index(u: float, count: int) -> int:
+    """Return the quantile `u` of the uniform distribution over 0 .. count - 1: the lowest index i with u <= (i + 1) / count."""
+    index = min(max(math.ceil(u * count) - 1, 0), count - 1)
+    return index - 1 if index and index / count >= u else index
+
+
 def _choose(u: float, count: int, probabilities: Sequence[float] | None) -> int:
     """Return the index of the value at the quantile `u`."""
     if probabilities is None:
-        return min(int(u * count), count - 1)
+        return _index(u, count)
     cumulative = 0.0
     for index, probability in enumerate(probabilities):
         cumulative += probability
@@ -172,6 +190,8 @@ def read_parameters(parameters: Any, where: str = "parameters", path: tuple[str,
 
 def _read_parameter(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) -> Parameter:
     kind = spec.get("distribution") or _implied_kind(spec, where)
+    if kind == "categorical" and "probabilities" in spec and "distribution" in spec:
+        raise UsageError(f"{where}: probabilities go with distribution: categorical_w_probabilities; or leave it out")
     if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
         raise UsageError(f"{where}: there is no distribution {kind!r}{did_you_mean(str(kind), DISTRIBUTIONS)}")
     required, optional = DISTRIBUTIONS[kind]
@@ -201,7 +221,7 @@ def _implied_kind(spec: Mapping[Any, Any], where: str) -> str:
     if "value" in spec:
         return "constant"
     if "values" in spec:
-        return "categorical"
+        return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
     if "min" in spec and "max" in spec:
         kinds = {type(spec[key]) for key in ("min", "max")}
         if kinds == {int, float}:
@@ -216,8 +236,10 @@ def _implied_kind(spec: Mapping[Any, Any], where: str) -> str:
 
 
 def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
-    if "min" in values and not values["min"] <= values["max"]:
-        raise UsageError(f"{where}: need min <= max, got {values['min']!r} and {values['max']!r}")
+    if "min" in values and not values["min"] < values["max"]:
+        raise UsageError(
+            f"{where}: need min < max, got {values['min']!r} and {values['max']!r}; for one value, write `value:`"
+        )
     if kind == "int_uniform" and not (isinstance(values["min"], int) and isinstance(values["max"], int)):
         raise UsageError(f"{where}: int_uniform needs integers, got {values['min']!r} and {values['max']!r}")
     if kind.endswith("log_uniform_values") and values["min"] <= 0:
@@ -228,8 +250,8 @@ def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
         )
     if values.get("q") is not None and values["q"] <= 0:
         raise UsageError(f"{where}: need q > 0, got {values['q']!r}")
-    if values.get("sigma") is not None and values["sigma"] < 0:
-        raise UsageError(f"{where}: need sigma >= 0, got {values['sigma']!r}")
+    if values.get("sigma") is not None and values["sigma"] <= 0:  # at 0 W&B draws NaN
+        raise UsageError(f"{where}: need sigma > 0, got {values['sigma']!r}; for one value, write `value:`")
     if kind.endswith("beta") and not (values["a"] > 0 and values["b"] > 0):
         raise UsageError(f"{where}: need a > 0 and b > 0, got {values['a']!r} and {values['b']!r}")
 
@@ -246,7 +268,7 @@ def _check_values(values: Mapping[str, Any], where: str) -> None:
         or not all(_is_number(probability) and probability >= 0 for probability in probabilities)
     ):
         raise UsageError(f"{where}: need one probability, 0 or more, for each of the {len(listed)} values")
-    if abs(sum(probabilities) - 1) > 1e-6:
+    if abs(sum(probabilities) - 1) > 1e-5 + 1e-8:  # as W&B's own code
         raise UsageError(f"{where}: the probabilities add up to {sum(probabilities):g}; they must add up to 1")
 
 

@@ -18,7 +18,7 @@ from harness.config import yaml_io
 from harness.config.recipe import make_config
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
 from harness.sweep import command
-from harness.sweep.distributions import Parameter, nested, read_parameters
+from harness.sweep.distributions import MAX_GRID_POINTS, Parameter, nested, read_parameters
 from harness.sweep.hyperband import Hyperband, read_hyperband
 from harness.sweep.metric import Metric, check_metric, read_metric
 from harness.utils.errors import UsageError, did_you_mean
@@ -45,7 +45,6 @@ KEYS = (
     "early_terminate",
     "parameters",
 )
-MAX_GRID_POINTS = 100_000
 
 
 @dataclass(frozen=True)
@@ -95,11 +94,17 @@ class SweepSpec:
         """
         return make_config({**self.trial_parameters(values), **self.overrides})
 
-    def grid(self) -> list[dict[str, Any]]:
-        """Return every point of the grid; the last parameter varies fastest."""
-        names = [parameter.name for parameter in self.searched]
-        points = itertools.product(*(parameter.points() for parameter in self.searched))
-        return [dict(zip(names, point, strict=True)) for point in points]
+    def grid(self, in_file_order: bool = False) -> list[dict[str, Any]]:
+        """Return every point of the grid, in W&B's order: the parameters sorted by name, the last one varies fastest.
+
+        Args:
+            in_file_order: as before there was W&B's order: the parameters as the file has them, equal values repeated.
+        """
+        if in_file_order:
+            lists = {each.name: each.choices or each.points() for each in self.searched}
+        else:
+            lists = {each.name: each.points() for each in sorted(self.searched, key=lambda each: each.path)}
+        return [dict(zip(lists, point, strict=True)) for point in itertools.product(*lists.values())]
 
     def digest(self) -> str:
         """Return 8 hexadecimal digits that identify what is searched, whatever the cap, the place and the name."""

@@ -26,6 +26,7 @@ from harness.utils.seeding import seed_for
 
 MAX_TRIES = 4  # of one trial whose schedulers die
 # Names of a trial's attributes in the storage.
+ORDER = "order of the grid"  # an attribute of the study
 SURPLUS, OWNER, VALUES, POINT, AGAIN_OF, TRY, FIRST, REASON = (
     "surplus",
     "owner",
@@ -95,7 +96,6 @@ class Study:
     ) -> None:
         self.sweep, self.cap, self._seed, self._shared = sweep, cap, seed, shared
         self._owner = owner_id()
-        self._points = sweep.grid() if sweep.method == "grid" else []
         self._last_heartbeat = self._last_requeue = 0.0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._storage, self._study, is_new = open_study(
@@ -103,6 +103,7 @@ class Study:
         )
         if self._study.user_attrs.get("digest", sweep.digest()) != sweep.digest():
             raise UsageError(f"the storage holds another sweep named {name}; choose another --name")
+        self._points: list[dict[str, Any]] = []
         self._enqueue_grid(is_new)
 
     def _enqueue_grid(self, is_new: bool) -> None:
@@ -112,6 +113,10 @@ class Study:
         began = time.monotonic()
         while not is_new and not self._study.user_attrs.get("filled") and time.monotonic() - began < GRACE:
             time.sleep(0.5)  # the process that created the study is enqueueing them
+        if is_new:
+            self._study.set_user_attr(ORDER, "by name")
+        is_former = ORDER not in self._study.user_attrs  # begun before there was W&B's order
+        self._points = self.sweep.grid(in_file_order=is_former)
         enqueued = {trial.user_attrs.get(POINT) for trial in self._study.get_trials(deepcopy=False)}
         for index, values in enumerate(self._points[: self.cap]):
             if index not in enqueued:

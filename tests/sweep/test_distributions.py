@@ -13,6 +13,7 @@ from scipy import stats
 
 from harness.sweep.distributions import DISTRIBUTIONS, read_parameters
 from harness.sweep.hyperband import read_hyperband
+from harness.sweep.schema import parse_sweep
 from harness.utils.errors import UsageError
 
 LN = math.log
@@ -77,7 +78,7 @@ def test_nested_parameters_keep_their_path():
     [
         (3, "need `value:`"),
         ({"min": 0, "max": 0.9}, "an integer and a float, which W&B refuses"),
-        ({"min": 2.0, "max": 1.0}, "need min <= max"),
+        ({"min": 2.0, "max": 1.0}, "need min < max"),
         ({"distribution": "unifrom", "min": 0.0, "max": 1.0}, "did you mean 'uniform'"),
         ({"distribution": "log_uniform", "min": 0.0001, "max": 1000.0}, "exponents of e"),
         ({"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}, "needs min > 0"),
@@ -88,7 +89,7 @@ def test_nested_parameters_keep_their_path():
         ({"values": [1, 2], "probabilities": [1.0]}, "one probability"),
         ({"value": 1, "parameters": {"a": {"value": 1}}}, "stand alone"),
         ({"min": "1e-4", "max": 1.0}, "need a number"),
-        ({"distribution": "normal", "sigma": -1.0}, "sigma >= 0"),
+        ({"distribution": "normal", "sigma": -1.0}, "sigma > 0"),
         ({"vlaues": [1]}, "did you mean 'values'"),
     ],
 )
@@ -155,14 +156,110 @@ def wandb_sweeps():
         return pytest.importorskip("sweeps")
 
 
+EDGES = [1e-12, 1e-9, 1 / 7, 0.2, 0.25, 1 / 3, 0.5, 2 / 3, 0.7, 0.75, 6 / 7, 1 - 1e-9, 1 - 1e-12]
+
+
 def test_each_value_is_the_one_that_wandbs_own_search_code_gives(wandb_sweeps):
     params = importlib.import_module("sweeps.params")
     for spec in [*(spec for spec, _ in CONTINUOUS), *DISCRETE]:
         other = params.HyperParameter("x", spec)
-        for u in QUANTILES:
+        for u in [*QUANTILES, *EDGES]:
             value = other.ppf(u)
             value = value.item() if hasattr(value, "item") else value
             assert parameter(spec).at(u) == (value if isinstance(value, str) else pytest.approx(value, rel=1e-9)), spec
+
+
+GRIDS = [
+    *({"distribution": "q_uniform", "min": low, "max": high, **({"q": q} if q else {})}
+      for low in (0, 0.5, -1, -2.5, 1) for high in (3, 3.0, 10, 4.0) for q in (1, 0.25, 0.1, 2, 3.0, 0.3, None)),
+    {"min": 1, "max": 4},
+    {"values": [1, 1, 2]},
+    {"values": [1, 1.0, True, "1", 2.5, 2]},
+    {"values": [3e6, 3000000]},
+    {"values": ["a", None, [1, 2], {"x": 1}, [1.0, 2], {"x": 1}]},
+]  # fmt: skip
+
+
+def wandbs_grid(parameters):
+    """Return the points that W&B's own code visits, in its order."""
+    grid_search = importlib.import_module("sweeps.grid_search")
+    suggested = grid_search.grid_search_next_runs([], {"method": "grid", "parameters": parameters}, n=2000)
+    return [{name: entry["value"] for name, entry in run.config.items()} for run in suggested if run is not None]
+
+
+def exactly(value):
+    """Return a value with its type, so that 1, 1.0 and True differ."""
+    return repr(value)
+
+
+@pytest.mark.parametrize("spec", GRIDS, ids=str)
+def test_the_points_of_a_grid_are_those_that_wandbs_own_search_code_visits(wandb_sweeps, spec):
+    points = list(parameter(spec).points())
+    assert list(map(exactly, points)) == [exactly(point["x"]) for point in wandbs_grid({"x": spec})]
+
+
+def test_a_grid_is_visited_in_the_order_of_wandbs_own_search_code(wandb_sweeps):
+    document = {
+        "method": "grid",
+        "metric": {"name": "val/acc"},
+        "command": ["${env}", "harness", "run", "${args}"],
+        "parameters": {
+            "val_fraction": {"value": 0.2},
+            "seed": {"values": [3, 1, 3]},
+            "model_args": {"parameters": {"width": {"values": [8, 4]}, "deep": {"values": [2.0, 1]}}},
+            "epochs": {"distribution": "q_uniform", "min": 6, "max": 10, "q": 2},
+        },
+    }
+    spec = parse_sweep(document, "x", {})
+    points = [spec.trial_parameters(values) for values in spec.grid()]
+    assert points == wandbs_grid(document["parameters"])
+    assert len(points) == 2 * 2 * 2 * 2
+    assert len(spec.grid(in_file_order=True)) == 3 * 2 * 2 * 2
+
+
+REFUSED_BY_WANDB = [
+    {"min": 1, "max": 1},
+    {"min": 0.5, "max": 0.5},
+    {"distribution": "q_uniform", "min": 2, "max": 2},
+    {"distribution": "log_uniform_values", "min": 0.1, "max": 0.1},
+    {"min": 2.0, "max": 1.0},
+    {"values": [1, 2], "probabilities": [0.5, 0.6]},
+    {"values": [1, 2], "probabilities": [1.0]},
+    {"distribution": "categorical", "values": [1, 2], "probabilities": [0.5, 0.5]},
+    {"distribution": "int_uniform", "min": 1.0, "max": 3.0},
+    {"distribution": "log_uniform_values", "min": 0.0, "max": 1.0},
+    {"distribution": "uniform", "min": 0.0},
+    {"distribution": "normal", "sigma": -1.0},
+    {"distribution": "q_normal", "q": 0},
+    {"values": []},
+    {"vlaues": [1]},
+    {"value": 1, "values": [1]},
+    {"value": 1, "parameters": {"a": {"value": 1}}},
+]
+
+
+@pytest.mark.parametrize("spec", REFUSED_BY_WANDB, ids=str)
+def test_what_wandbs_own_code_refuses_is_refused_here(wandb_sweeps, spec):
+    config = importlib.import_module("sweeps.config")
+    with pytest.raises(Exception):  # noqa: B017 - jsonschema's, W&B's own or a ValueError
+        config.SweepConfig({"method": "random", "parameters": {"x": spec}})
+    with pytest.raises(UsageError):
+        parameter(spec)
+
+
+def test_bounds_of_two_types_are_refused_by_wandbs_client_too():
+    sweeps = importlib.import_module("wandb.apis.public.sweeps")
+    for spec in ({"min": 0, "max": 0.5}, {"min": 0.0, "max": 5}):
+        with pytest.raises(ValueError, match="ambiguous"):
+            sweeps._validate_config_and_fill_distribution({"parameters": {"x": spec}})
+        with pytest.raises(UsageError, match="an integer and a float, which W&B refuses"):
+            parameter(spec)
+
+
+def test_a_grid_of_too_many_values_is_refused_before_they_are_made():
+    for spec in ({"min": 0, "max": 10**30}, {"distribution": "q_uniform", "min": 0.0, "max": 1.0, "q": 1e-12}):
+        with pytest.raises(UsageError, match="a grid of"):
+            parameter(spec).points()
 
 
 def test_hyperband_stops_the_runs_that_wandbs_own_code_stops(wandb_sweeps):

@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -96,6 +97,17 @@ def test_a_grid_visits_every_point_once_also_over_a_restart(url):
     second.close()
     assert sorted(seen) == sorted(str(point) for point in grid.grid())
     assert len(set(seen)) == 48
+
+
+def test_a_grid_begun_in_the_order_of_its_file_is_finished_in_it(url):
+    grid = sweep("grid", {"momentum": {"values": [0.5, 0.6]}, "epochs": {"values": [3, 2]}})
+    Study(grid, "x", url, None).close()
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:  # as earlier versions left it
+        database.execute("delete from study_user_attributes where key = 'order of the grid'")
+    study, seen = Study(grid, "x", url, None), []
+    search(study, lambda values: seen.append(dict(values)) or 0.5)
+    study.close()
+    assert seen == grid.grid(in_file_order=True) != grid.grid()
 
 
 @pytest.mark.parametrize(("method", "parameters"), [("random", BOTH), ("grid", GRID)])
