@@ -281,9 +281,13 @@ def run_search(
     run_dir.make_folder(folder)
     lock: IO[str] | None = run_dir.lock_folder(folder)
     url = storage if "://" in storage else f"sqlite:///{Path(storage or folder / DATABASE).expanduser().resolve()}"
-    study = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None)
-    write_atomically(folder / results.COPY, source)
     display = progress.SweepTable(sweep) if sys.stderr.isatty() else progress.SweepLog(sweep)
+    try:
+        study = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None, say=display.say)
+    except BaseException:
+        display.close()
+        raise
+    write_atomically(folder / results.COPY, source)
     scheduler = Scheduler(sweep, folder, study, workers, display, fork)
     try:
         with StopRequests() as stop_requests:

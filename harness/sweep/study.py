@@ -7,9 +7,10 @@ more; the next scheduler that works on the search puts them back into the queue.
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ from harness.sweep.schema import SweepSpec
 from harness.sweep.storage import GRACE, HEARTBEAT, is_dead, open_study, owner_id, quiet
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
+
+log = logging.getLogger(__name__)
 
 MAX_TRIES = 4  # of one trial whose schedulers die
 # Names of a trial's attributes in the storage.
@@ -86,20 +89,28 @@ class Study:
     Args:
         cap: trials in all; None: every point of the grid.
         shared: whether other schedulers may work on it too.
+        say: receives each line for the user.
 
     Raises:
         UsageError: the storage cannot be opened, or holds another sweep of that name.
     """
 
     def __init__(
-        self, sweep: SweepSpec, name: str, storage: str, cap: int | None, seed: int = 0, shared: bool = False
+        self,
+        sweep: SweepSpec,
+        name: str,
+        storage: str,
+        cap: int | None,
+        seed: int = 0,
+        shared: bool = False,
+        say: Callable[[str], None] = log.warning,
     ) -> None:
         self.sweep, self.cap, self._seed, self._shared = sweep, cap, seed, shared
         self._owner = owner_id()
         self._last_heartbeat = self._last_requeue = 0.0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._storage, self._study, is_new = open_study(
-            storage, name, digest=sweep.digest(), maximise=sweep.metric.maximise, on_stale=self._enqueue_again
+            storage, name, digest=sweep.digest(), maximise=sweep.metric.maximise, on_stale=self._enqueue_again, say=say
         )
         if self._study.user_attrs.get("digest", sweep.digest()) != sweep.digest():
             raise UsageError(f"the storage holds another sweep named {name}; choose another --name")

@@ -1,5 +1,6 @@
 """The search by itself: what it tries, what it stores, what it requeues."""
 
+import contextlib
 import math
 import os
 import signal
@@ -7,11 +8,12 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from harness.sweep import schema
+from harness.sweep import locked_database, schema
 from harness.sweep.study import Study
 from harness.utils.errors import UsageError
 
@@ -221,6 +223,62 @@ def test_a_storage_that_can_not_be_opened_or_holds_another_sweep_is_refused(url,
     with pytest.raises(UsageError) as refused:
         Study(sweep(), "x", "postgresql+psycopg://me:secret@127.0.0.1:1/none", 4)
     assert "secret" not in str(refused.value)
+
+
+LOCK = """
+import sqlite3, sys, time
+database = sqlite3.connect(sys.argv[1], isolation_level=None)
+database.execute("begin exclusive")
+print("locked", flush=True)
+time.sleep(float(sys.argv[2]))
+database.execute("rollback")
+"""
+
+
+@contextlib.contextmanager
+def locked_elsewhere(url, seconds):
+    """Have another process hold the database's lock for so long."""
+    line = [sys.executable, "-c", LOCK, url.removeprefix("sqlite:///"), str(seconds)]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield
+
+
+def test_a_database_that_another_process_has_locked_is_waited_for_and_reported(url, monkeypatch):
+    monkeypatch.setattr(locked_database, "FIRST_MESSAGE", 0.2)
+    monkeypatch.setattr(locked_database, "TIMEOUT", 0.1)
+    said = []
+    study = Study(sweep(), "x", url, 8, say=said.append)
+    trial = study.ask()
+    for call in (
+        lambda: study.report(trial, [0.5]),
+        lambda: study.tell(trial, "complete"),
+        study.records,
+        study.ask,
+        lambda: Study(sweep(), "x", url, 8, say=said.append).close(),
+    ):
+        said.clear()
+        with locked_elsewhere(url, 0.7):
+            call()
+        assert len(said) == 2, said
+        assert said[0].startswith("Waiting for the database of the search since")
+        assert "another process has locked it" in said[0]
+        assert said[1].startswith("The database of the search was free after")
+    assert [record.state for record in study.records()] == ["complete", "running"]
+    study.close()
+
+
+def test_two_processes_that_write_at_once_wait_for_each_other(url):
+    """A writer that has read first must not keep the read lock which the other one waits for."""
+    study, other = Study(sweep(), "x", url, 40), Study(sweep(), "x", url, 40, seed=1)
+    began = time.monotonic()
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(search, (study, other)))
+    assert time.monotonic() - began < 60
+    assert len(ended[0]) == 40
+    assert {record.state for record in study.records()} == {"complete"}
+    study.close()
+    other.close()
 
 
 def test_a_trial_costs_less_than_half_a_second_of_search(url):
