@@ -19,7 +19,7 @@ from harness.sweep.study import Trial, TrialRecord
 from harness.sweep.workers import FinishedTrial, SubprocessTrial, TrialProcess, device_environments, stop_all
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
-from harness.utils.errors import HarnessError
+from harness.utils.errors import HarnessError, ResourceError
 from harness.utils.files import read_json, write_json
 from harness.utils.signals import StopRequests
 from harness.utils.text import percent
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 AGENT_VARIABLES = ("WANDB_SWEEP_ID", "WANDB_RUN_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_NAME", "WANDB_RUN_GROUP")
 PLACE = ("output", "name", "resume")  # settings that say where a run is; the launcher gives them
+FULL_DISK = "free some space"  # in the message of a run that cannot write
+PROBE_SIZE = 2**18  # bytes
 POLL_INTERVAL = 0.1  # seconds between two checks of the final runs
 
 
@@ -135,6 +137,21 @@ class Launcher:
         messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
         ending = f"killed by signal {-code}" if code < 0 else f"exit status {code}"
         return f"{messages[-1]} ({ending})" if messages else ending
+
+    def disk_was_full(self, name: str, code: int) -> bool:
+        """Return whether a run ended with this exit status because nothing can be written, and not for lack of memory."""
+        if code != ResourceError.exit_code:
+            return False
+        if FULL_DISK in self.failure_reason(name, code):
+            return True
+        probe = self.folder / ".probe"
+        try:  # on a full disk its reason may be lost
+            probe.write_bytes(bytes(PROBE_SIZE))
+        except OSError:
+            return True
+        finally:
+            probe.unlink(missing_ok=True)
+        return False
 
     def close(self) -> None:
         """Stop the fork server."""

@@ -85,6 +85,7 @@ class Scheduler:
         Raises:
             Interrupted: by a signal; the trials have saved, and the same command resumes them.
             HarnessError: the first trials all failed.
+            ResourceError: the disk is full; the same command resumes the trials.
         """
         try:
             while True:
@@ -167,6 +168,11 @@ class Scheduler:
             self._end(trial, TrialStatus.PRUNED, "", seconds)
         elif (code < 0 or code in PREEMPTED) and self.study.requeue(trial, counts=True):
             self.display.say(f"{trial.name}  stopped from outside (exit status {code}); it will be resumed")
+        elif self.launcher.disk_was_full(trial.name, code):
+            self.study.requeue(trial)  # its parameters are not to blame
+            raise ResourceError(
+                f"{trial.name}: {self.launcher.failure_reason(trial.name, code)}. The trials are queued again"
+            )
         else:
             self._end(trial, TrialStatus.FAILED, self.launcher.failure_reason(trial.name, code), seconds)
 

@@ -22,6 +22,7 @@ from tests.support.broken_images import picture_folder
 from tests.support.faulty_server import wait_until
 from tests.support.forked import TINY, begin, context, harness
 from tests.support.resume import SAVING, assert_same, contents_of
+from tests.support.sweeps import read_trials, write_sweep
 
 
 @contextmanager
@@ -56,6 +57,25 @@ def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_space(uninter
         ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
         assert f"from step {kept}" in ended.err
         assert_same(tmp_path, uninterrupted)
+
+
+@pytest.mark.slow
+def test_trials_that_found_a_full_disk_are_run_again_when_there_is_space(tmp_path):
+    write_sweep(tmp_path)
+    line = ("sweep", "sweep.yaml", "--count", "2", "--storage", str(tmp_path / "study.db"), "--name", "s")
+    with mounted(tmp_path / "runs", "size=4m") as small:
+        if not small:
+            pytest.skip("this machine does not permit mounting")
+        free = os.statvfs(tmp_path / "runs").f_bavail * 4096
+        (tmp_path / "runs/other").write_bytes(bytes(free - 250_000))  # less than one checkpoint and its copy need
+        ended = harness(*line, cwd=tmp_path, check=6)
+        assert "Traceback" not in ended.err
+        assert ended.errors[-1].startswith("error: trial-0000: no space to write"), ended.err
+        (tmp_path / "runs/other").unlink()
+        harness(*line, cwd=tmp_path, check=0)
+        rows = read_trials(tmp_path / "runs/s")
+        assert [row["state"] for row in rows] == ["complete"] * 2
+        assert rows[0]["trial"] == "trial-0000"
 
 
 def test_a_file_that_may_not_grow_is_one_line_and_the_checkpoint_before_it_stays(tmp_path):
