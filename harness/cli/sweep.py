@@ -11,7 +11,7 @@ import click
 
 from harness.cli.commands import DAILY, PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run, complete_sweep
-from harness.cli.options import setting_options_except
+from harness.cli.options import setting_options_except, setting_options_only
 from harness.config.names import REPORTED_SPLITS
 from harness.utils.errors import UsageError
 from harness.utils.text import percent
@@ -129,20 +129,23 @@ def _seeds_lines(name: str, summary: Mapping[str, Any]) -> str:
     "folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=complete_run
 )
 @click.option("--anew", is_flag=True, help="Send everything as a new W&B run, when the former one has gaps.")
-def sync(folders: tuple[Path, ...], anew: bool) -> None:
+@setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes")
+def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool) -> None:
     """Complete offline, interrupted or partly uploaded runs in W&B, from their journals.
 
-    Records that W&B has are not sent again. The directory that `harness run --seeds` made means all its runs.
+    Records that W&B has are not sent again. An option replaces what the run was started with, for example a tag that
+    W&B refuses. The directory that `harness run --seeds` made means all its runs.
     `wandb sync` uploads W&B's own log instead, which may lack its end.
 
     \b
     harness sync runs/my-run
     harness sync runs/* --anew
+    harness sync runs/my-run --project other --tags first,second
     """
     from harness.tracking.run_dir import members
     from harness.tracking.wandb import sync as syncing
 
     for folder in (run for directory in folders for run in members(directory)):
-        result = syncing.sync(folder, lambda text: click.echo(text, err=True), anew)
+        result = syncing.sync(folder, lambda text: click.echo(text, err=True), anew, settings)
         verified = "" if result.arrived is None else f"; {result.steps} of {result.steps} steps are there"
         click.echo(f"{result.folder}: {result.sent} of {result.records} records sent, now at {result.url}{verified}")

@@ -19,6 +19,7 @@ from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
 from harness.tracking.records import Record
 from harness.tracking.tracker import Tracker
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import describe_environment
 from harness.utils.errors import UsageError
 from harness.utils.files import read_json, write_atomically, write_json
@@ -55,6 +56,7 @@ def find_lr(
     """
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
     range_for(config, options)  # a wrong range is refused before anything is loaded
+    check_wandb_values(config)
     reporter = reporter or LineReporter(sys.stderr)
     components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{run_dir.default_name(config)}"

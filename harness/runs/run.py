@@ -23,6 +23,7 @@ from harness.tracking.journal import NullJournal
 from harness.tracking.run_dir import RunDir
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.failed_trial import report_failed_trial
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.tracking.wandb.session import has_active_run
 from harness.training import checkpoint, distributed
 from harness.training.device import describe_environment
@@ -65,6 +66,7 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
 def _run_main(config: Config, reporter: ProgressReporter, started_at: float, processes: SingleProcess) -> RunResult:
     """Run as the process that writes, most often the only one."""
     with report_failed_trial():
+        check_wandb_values(config)
         run_dir.check_output(config)
         _check_distributed(config, processes)
         components = build_components(with_placeholder_lr(config), processes)

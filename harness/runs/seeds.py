@@ -24,6 +24,7 @@ from harness.runs.run import run
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
 from harness.tracking.wandb.failed_trial import report_failed_trial
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import configure_torch, pick_device, pick_precision, release_memory
 from harness.utils import environment
 from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
@@ -145,6 +146,7 @@ def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = No
         _check(config, count)
         config = _common(config)
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
+        check_wandb_values(config)
         run_dir.check_output(config)
         folder, lock = _claim(config, count)
     reporter = reporter or LineReporter(sys.stderr)

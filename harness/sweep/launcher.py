@@ -94,9 +94,8 @@ class Launcher:
             forced: settings that hold in any case.
         """
         given = {canonical_name(parameter.path[0]) for parameter in self.sweep.parameters} | set(self.sweep.overrides)
-        document = self.sweep.document
         defaults = {"wandb": "offline", **defaults, "group": self.folder.name}
-        defaults |= {key: str(document[key]) for key in ("project", "entity") if document.get(key)}
+        defaults |= self.sweep.destination()
         settings = {key: value for key, value in defaults.items() if key not in given}
         settings |= {**self.sweep.overrides, **forced}
         settings |= dict(zip(PLACE, (str(self.runs), name, "auto"), strict=True))

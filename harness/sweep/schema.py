@@ -21,6 +21,7 @@ from harness.sweep import command
 from harness.sweep.distributions import MAX_GRID_POINTS, Parameter, nested, read_parameters
 from harness.sweep.hyperband import Hyperband, read_hyperband
 from harness.sweep.metric import Metric, check_metric, read_metric
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.errors import UsageError, did_you_mean
 
 METHODS = ("grid", "random", "bayes", "custom")
@@ -93,6 +94,13 @@ class SweepSpec:
             UsageError: they contradict each other.
         """
         return make_config({**self.trial_parameters(values), **self.overrides})
+
+    def destination(self) -> dict[str, str]:
+        """Return the project and entity of the file, which its trials have unless a parameter or an option says other."""
+        given = {canonical_name(parameter.path[0]) for parameter in self.parameters} | set(self.overrides)
+        return {
+            key: str(self.document[key]) for key in ("project", "entity") if self.document.get(key) and key not in given
+        }
 
     def grid(self, in_file_order: bool = False) -> list[dict[str, Any]]:
         """Return every point of the grid, in W&B's order: the parameters sorted by name, the last one varies fastest.
@@ -171,7 +179,9 @@ def parse_sweep(
         count = math.prod(len(parameter.points()) for parameter in sweep.searched)
         if count > MAX_GRID_POINTS:
             raise UsageError(f"the grid has {count:,} points; take fewer values, or set method: random")
-    check_metric(sweep.metric.name, _sample_config(sweep), on_test)
+    sample = _sample_config(sweep)
+    check_metric(sweep.metric.name, sample, on_test)
+    check_wandb_values(sample.replace(**sweep.destination()))
     return sweep
 
 

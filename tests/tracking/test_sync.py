@@ -1,5 +1,7 @@
 """`harness sync` with a W&B server on the loopback."""
 
+import json
+
 import pytest
 
 from harness.config.settings import Config
@@ -7,7 +9,8 @@ from harness.tracking.journal import Journal
 from harness.tracking.records import Curve, Record
 from harness.tracking.run_dir import RunDir, claim_run_dir
 from harness.tracking.wandb import sync as wandb_sync
-from harness.utils.errors import BusyError, DataError
+from harness.utils.errors import BusyError, DataError, UsageError
+from tests.support.forked import harness as command
 from tests.support.wandb_server import KEY
 
 
@@ -42,6 +45,22 @@ def test_a_killed_run_is_uploaded_completely_and_each_step_once(killed, server):
     assert wandb_sync.sync(killed, print).sent == 0
     assert server.steps == list(range(1, 13))
     assert not any(KEY in path.read_text(errors="ignore") for path in killed.rglob("*") if path.is_file())
+
+
+def test_a_run_whose_values_wandb_refuses_is_uploaded_with_corrected_ones(killed, server):
+    journal = killed / "journal.jsonl"
+    refused = {"project": "a/b:1", "tags": ["a" * 90]}
+    header, *lines = journal.read_text().splitlines(keepends=True)
+    document = json.loads(header)
+    document["config"] |= refused  # as earlier versions began it
+    journal.write_text(json.dumps(document) + "\n" + "".join(lines))
+    with pytest.raises(UsageError, match=r"--project='a/b:1'.*give another value to harness sync"):
+        wandb_sync.sync(killed, print)
+    assert not server.runs
+    done = command("sync", killed, "--project", "ab", "--tags", "short,tags", cwd=killed.parent, account=True, check=0)
+    assert "3 of 3 records sent" in done.out
+    assert server.steps == list(range(1, 13))
+    assert next(iter(server.runs.values())).config["tags"] == ["short", "tags"]
 
 
 def test_a_server_that_lost_the_last_steps_is_sent_only_those(killed, server):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import shlex
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.config.settings import Config
 from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.tracking.wandb.rows import rows
-from harness.utils.errors import BusyError, DataError, TrackingError
+from harness.utils.errors import BusyError, DataError, TrackingError, UsageError
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,17 @@ class SyncResult:
     arrived: int | None
 
 
-def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncResult:
+def sync(
+    folder: Path, say: Callable[[str], None], anew: bool = False, corrections: Mapping[str, Any] | None = None
+) -> SyncResult:
     """Send the missing records of a run to the same W&B run, each step once.
 
     Args:
         anew: send everything as a new W&B run; W&B accepts no step before its latest.
+        corrections: setting -> value, in place of what the run was started with: `project`, `tags` and the like.
 
     Raises:
+        UsageError: W&B would refuse the project, a tag or a name of the run.
         DataError: there is no journal.
         BusyError: the run is still being written.
         TrackingError: W&B is unavailable, or did not accept everything.
@@ -55,7 +61,11 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncRe
         raise DataError(f"{folder}: the journal has lost its first line, and with it the settings of the run")
     if run_dir.is_locked(folder):
         raise BusyError(f"{folder} is still being written; sync it when the run has ended")
-    config = Config(**journal.header["config"]).replace(wandb="online")
+    config = Config(**journal.header["config"]).replace(wandb="online", **(corrections or {}))
+    try:
+        check_wandb_values(config)
+    except UsageError as error:
+        raise UsageError(f"{folder}: {error}; give another value to harness sync with that option") from None
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
         config,
