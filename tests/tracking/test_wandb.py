@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
+from wandb.errors import WandbCoreNotAvailableError
 
 from harness.config.settings import Config, setting_fields
 from harness.tracking.records import Artifact, Record, Scores, Table
@@ -378,6 +379,36 @@ def test_where_wandb_cannot_write_an_auto_run_continues_and_an_offline_one_does_
     assert (tracker.state, len(lines)) == ("incomplete", 1)
     with pytest.raises(TrackingError):
         start(tmp_path, wandb="offline")
+
+
+def test_a_run_that_wandbs_process_never_served_is_resumed_and_arrives_completely(tmp_path, monkeypatch):
+    """There is no `wandb-core` twice; run directories without a log are left, as by a process that was killed early."""
+
+    def absent():
+        raise WandbCoreNotAvailableError("File not found: wandb-core")
+
+    with monkeypatch.context() as patch:
+        for module in ("wandb.util", "wandb.sdk.lib.service.service_process"):
+            patch.setattr(f"{module}.get_core_path", absent)
+        for step in (None, 4):
+            lines = []
+            tracker = start(tmp_path, lines, wandb="auto", resumed_step=step, earlier=[epoch(1)] if step else ())
+            tracker.record(epoch(1))
+            tracker.finish("failed", 1)
+            assert tracker.state == "incomplete"
+            assert "its journal is complete" in lines[0]
+            for number in (1, 2):
+                (tmp_path / f"wandb/offline-run-2026010{number}_000000-abcd123{number}").mkdir(
+                    parents=True, exist_ok=True
+                )
+    assert session.known_run_id(tmp_path) is None
+    tracker = start(tmp_path, wandb="offline", resumed_step=4, earlier=[epoch(1)], run_id="abcd1231")
+    tracker.record(epoch(2))
+    tracker.finish("finished", 0)
+    (log,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    steps = wandb_files.load(log.parent).steps
+    assert steps == sorted(set(steps))
+    assert {epoch(1).step, epoch(2).step} <= set(steps)
 
 
 def test_a_value_that_wandb_does_not_accept_is_named_and_the_rest_arrives(tmp_path):

@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from harness.config.settings import Config, setting_fields
 from harness.tracking.records import Artifact, Record
 from harness.tracking.tracker import NullTracker
-from harness.tracking.wandb.session import Session, in_sweep, in_use, known_run_id, reason, variables
+from harness.tracking.wandb.session import Session, in_sweep, in_use, known_run_id, missing_service, reason, variables
 from harness.tracking.wandb.tracker import WandbTracker
 from harness.utils.errors import TrackingError, UsageError, did_you_mean
 
@@ -165,6 +165,8 @@ def has_api_key() -> bool:
     try:
         import wandb
     except ImportError:
+        return False
+    if missing_service(wandb):
         return False
     is_ours = not in_use(wandb)
     with variables(WANDB_SILENT="true"):

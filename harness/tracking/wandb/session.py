@@ -88,6 +88,11 @@ class Session:
         if (run := active_run(self.wandb, self.arguments.get("id"))) is not None:
             return self._borrow(run)
         why = self.why_offline
+        if missing := missing_service(self.wandb):
+            if self.config.wandb in ("online", "offline"):
+                raise TrackingError(f"{missing}; install it anew: pip install --force-reinstall wandb")
+            self.say(f"{missing}. The run is not in W&B; its journal is complete.")
+            return None, "incomplete"
         if online:
             try:
                 return self._open("online"), "online"
@@ -207,7 +212,8 @@ class Session:
         sent = read_json(self.files / SENT)
         if self.run_id and sent.get("run_id") == self.run_id and isinstance(sent.get("step"), int):
             return min(int(sent["step"]), self._stored_step(int(sent["step"]))) + 1
-        return 0 if resumed_step is None else resumed_step + 1
+        # Nothing is known of an earlier part: W&B has none of it, unless it gave the id to this run before.
+        return 0 if resumed_step is None or "WANDB_RUN_ID" not in os.environ else resumed_step + 1
 
     def _stored_step(self, sent: int) -> int:
         """Return the highest step in the earlier offline run directories; `sent` where a server has some of the run."""
@@ -279,6 +285,15 @@ def known_run_id(folder: Path) -> str | None:
 def in_use(wandb: Any) -> bool:
     """Return whether W&B is set up in this process. It has no public API for that; False is the safe guess."""
     return getattr(getattr(wandb.sdk, "wandb_setup", None), "_singleton", None) is not None
+
+
+def missing_service(wandb: Any) -> str:
+    """Return why W&B's process cannot be started; empty where it can. W&B 0.31 hangs for ever when it tries in vain."""
+    try:
+        path = wandb.util.get_core_path()
+    except Exception as error:  # noqa: BLE001 - W&B's own
+        return f"W&B's process cannot be started ({reason(error)})"
+    return "" if os.access(path, os.X_OK) else f"W&B's process cannot be started: {path} is no executable file"
 
 
 def active_run(wandb: Any, run_id: str | None = None) -> Any:
