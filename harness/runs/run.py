@@ -20,6 +20,7 @@ from harness.runs.tracked_run import TrackedRun, tracked_run
 from harness.runs.trainer import RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
+from harness.tracking.records import Scalar
 from harness.tracking.run_dir import RunDir
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.failed_trial import report_failed_trial
@@ -168,7 +169,13 @@ def _with_found_lr(
     """Return the components with the learning rates of a range test, where the settings ask for one."""
     if not config.needs_lr_find:
         return components
+    requested = config
     config = resolve_lr(config, components, directory.path, tracked.tracker, reporter, stop_requests.check)
+    found: dict[str, Scalar] = {}
+    for name in ("lr_min", "lr_max"):
+        if getattr(config, name) != getattr(requested, name):
+            found |= {name: getattr(config, name), f"{name}_requested": getattr(requested, name)}
+    tracked.tracker.settings(found)
     return dataclasses.replace(
         components, config=config, schedule=make_schedule(config, components.loaders.train.steps)
     )

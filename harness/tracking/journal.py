@@ -33,6 +33,7 @@ class JournalContents:
 
     Attributes:
         header: the first line: `config`, `environment` and whatever else the run began with.
+        settings: those that the run has determined itself, in place of the requested ones.
         summary: the figures of the last line; empty when the run was not closed.
         status: how the run ended; empty when it was not closed.
         artifacts: what was kept, with the paths that the files had then; only files in the run directory.
@@ -42,6 +43,7 @@ class JournalContents:
 
     header: Mapping[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
+    settings: Mapping[str, Scalar] = field(default_factory=dict)
     summary: Mapping[str, Scalar] = field(default_factory=dict)
     status: Status | Literal[""] = ""
     exit_code: int | None = None
@@ -120,6 +122,10 @@ class Journal(Tracker):
     def summary(self, values: Mapping[str, Scalar]) -> None:
         """Add figures to the last line, which `finish` writes."""
         self._summary.update(values)
+
+    def settings(self, values: Mapping[str, Scalar]) -> None:
+        """Write the settings as a line; the header keeps what was requested."""
+        self._write({"kind": "settings", "settings": dict(values)})
 
     def artifact(self, artifact: Artifact) -> None:
         """Write which files are kept; the files themselves stay where they are."""
@@ -219,6 +225,8 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
         contents["header"] = {key: value for key, value in line.items() if key not in ("kind", "journal")}
     elif kind in RECORDS:
         contents["records"].append(decode_record(line, folder))
+    elif kind == "settings":
+        contents["settings"] = {**contents.get("settings", {}), **line["settings"]}
     elif kind == "artifact":
         files, root = {name: folder / file for name, file in line["files"].items()}, folder.resolve()
         if all(path.resolve().is_relative_to(root) for path in files.values()):  # a journal may come from elsewhere

@@ -25,6 +25,10 @@ class Tracker(ABC):
         """Add figures that describe the whole run."""
 
     @abstractmethod
+    def settings(self, values: Mapping[str, Scalar]) -> None:
+        """Add settings that the run has determined itself, such as a learning rate of a range test."""
+
+    @abstractmethod
     def artifact(self, artifact: Artifact) -> None:
         """Keep these files as they are now."""
 
@@ -48,6 +52,9 @@ class NullTracker(Tracker):
         """Do nothing."""
 
     def summary(self, values: Mapping[str, Scalar]) -> None:
+        """Do nothing."""
+
+    def settings(self, values: Mapping[str, Scalar]) -> None:
         """Do nothing."""
 
     def artifact(self, artifact: Artifact) -> None:
@@ -89,6 +96,11 @@ class MultiTracker(Tracker):
         check_metric_names(values)
         for tracker in self.trackers:
             tracker.summary(values)
+
+    def settings(self, values: Mapping[str, Scalar]) -> None:
+        """Add settings with each tracker."""
+        for tracker in self.trackers:
+            tracker.settings(values)
 
     def artifact(self, artifact: Artifact) -> None:
         """Keep the files with each tracker."""

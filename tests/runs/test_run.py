@@ -432,6 +432,12 @@ def test_a_run_with_find_trains_at_the_learning_rates_of_its_range_test(tmp_path
     assert (folder / "figures/lr_finder.png").is_file()
     run = load(next(folder.glob("wandb/offline-run-*")))
     assert run.summary["lr_max"] == pytest.approx(finder["lr_max"])
+    # Charts and sweeps need the numbers; what was asked for is beside them.
+    assert (run.config["lr_min"], run.config["lr_max"]) == pytest.approx((finder["lr_min"], finder["lr_max"]))
+    assert (run.config["lr_min_requested"], run.config["lr_max_requested"]) == ("find", "find")
+    journal = read_journal(folder)
+    assert journal.header["config"]["lr_max"] == "find"
+    assert journal.settings["lr_max"] == pytest.approx(finder["lr_max"])
     lrs = [row["lr"] for row in run.rows if row["_step"] > 0 and "lr" in row]
     assert max(lrs) <= finder["lr_max"] * 1.0001
 

@@ -48,12 +48,15 @@ def test_a_journal_gives_back_what_was_written(tmp_path):
     artifact = Artifact("model", "model", {"weights": tmp_path / "weights"}, ("best",), {"acc": math.nan})
     journal.artifact(artifact)
     journal.alert("diverged", "loss NaN")
+    journal.settings({"lr_max": 0.2, "lr_max_requested": "find"})
+    journal.settings({"lr_max": 0.3})
     journal.summary({"val/acc": 0.5})
     journal.summary({"status": "finished"})
     journal.sync()
     journal.finish("finished", 0)
     contents = read_journal(tmp_path)
     assert contents.header == {"config": {"lr_max": 0.1}, "environment": {"python": "3"}}
+    assert contents.settings == {"lr_max": 0.3, "lr_max_requested": "find"}
     assert same(contents.records, RECORDS)
     assert (contents.summary, contents.status, contents.exit_code) == (
         {"val/acc": 0.5, "status": "finished"},

@@ -63,6 +63,14 @@ def test_a_run_whose_values_wandb_refuses_is_uploaded_with_corrected_ones(killed
     assert next(iter(server.runs.values())).config["tags"] == ["short", "tags"]
 
 
+def test_settings_that_the_run_has_determined_are_those_of_the_uploaded_run(killed, server):
+    with open(killed / "journal.jsonl", "a") as journal:
+        journal.write('{"kind": "settings", "settings": {"lr_max": 0.125, "lr_max_requested": "find"}}\n')
+    wandb_sync.sync(killed, print)
+    (run,) = server.runs.values()
+    assert (run.config["lr_max"], run.config["lr_max_requested"]) == (0.125, "find")
+
+
 def test_a_server_that_lost_the_last_steps_is_sent_only_those(killed, server):
     wandb_sync.sync(killed, print)
     for line in list(server.rows)[8:]:

@@ -77,6 +77,8 @@ def sync(
         say=say,
     )
     assert isinstance(tracker, init.WandbTracker)  # wandb=online is never disabled
+    if journal.settings:
+        tracker.settings(journal.settings)
     sent = sum(record.step >= tracker.first_step for record in journal.records)
     for artifact in journal.artifacts:
         if all(path.is_file() for path in artifact.files.values()):

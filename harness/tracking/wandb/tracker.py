@@ -114,6 +114,10 @@ class WandbTracker(Tracker):
         """Add figures to the run's summary; they are set at the end and override those of the last row."""
         self._summary.update(values)
 
+    def settings(self, values: Mapping[str, Scalar]) -> None:
+        """Replace values in the run's config; one that a sweep has set stays as it is."""
+        self._submit(lambda: self._attempt(lambda run: run.config.update(dict(values), allow_val_change=True)))
+
     def artifact(self, artifact: Artifact) -> None:
         """Log the files as an artifact; they are copied, so they may change afterwards.
 
