@@ -22,6 +22,7 @@ from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb import init, rows, session
 from harness.utils.errors import TrackingError
 from tests.support import wandb_files
+from tests.support.faulty_server import wait_until
 from tests.support.records import epoch, final, image
 from tests.support.wandb_server import KEY
 
@@ -155,7 +156,7 @@ def test_epoch_metrics_are_plotted_over_the_epoch_and_step_metrics_over_the_step
     assert metrics["val/*"].step_metric == "epoch"
     assert metrics["train/*"].step_metric == "epoch"
     assert metrics["train/step_loss"].step_metric == ""
-    assert all(not metric.summary.max for name, metric in metrics.items() if name != "memory/*")
+    assert all(not metric.summary.max for metric in metrics.values())
 
 
 def test_images_tables_curves_and_scores_arrive_with_their_content(tracked):
@@ -493,6 +494,25 @@ def test_offline_run_directories_of_a_resumed_run_sync_into_one_history_with_eve
     )
     assert server.steps == list(range(1, 10))
     assert [row["val/acc"] for row in server.history if "val/acc" in row] == [0.1, 0.2, 0.3]
+
+
+def test_how_a_run_was_stopped_leaves_the_summary_when_it_is_resumed(tmp_path, server):
+    memory = {"memory/peak_gib": 0.5}
+    tracker = start(tmp_path, wandb="online", epochs=3, run_id="r")
+    tracker.record(Record(3, 1, {**epoch(1).values, **memory}, epoch(1).steps))
+    tracker.summary({"status": "stopped", "reason": "stopped by SIGINT"})
+    tracker.finish("stopped", 130)
+    summary = server.runs["r"].summary
+    assert (summary["reason"], summary["memory/peak_gib"]) == ("stopped by SIGINT", 0.5)  # a number before the end, too
+    tracker = start(tmp_path, wandb="online", epochs=3, run_id="r", resumed_step=3, earlier=[epoch(1)])
+    tracker.record(Record(6, 2, {**epoch(2).values, **memory}, epoch(2).steps))
+    wait_until(lambda: server.runs["r"].summary.get("val/acc") == 0.2, 60)
+    assert not {"status", "reason"} & server.runs["r"].summary.keys()
+    tracker.summary({"status": "finished", **memory})
+    tracker.finish("finished", 0)
+    summary = server.runs["r"].summary
+    assert (summary["status"], summary["memory/peak_gib"]) == ("finished", 0.5)
+    assert "reason" not in summary
 
 
 def test_a_server_that_refuses_the_rows_is_reported_at_the_end(tmp_path, server):

@@ -164,9 +164,8 @@ class Session:
         """Have W&B plot the metrics of epochs over the epoch."""
         run.define_metric("epoch", hidden=True)
         # No summary= here: it would make the summary's value a mapping, which a sweep cannot read.
-        for pattern in ("train/*", "val/*", "test/*", "best/*", "time/*", "throughput*"):
+        for pattern in ("train/*", "val/*", "test/*", "best/*", "time/*", "throughput*", "memory/*"):
             run.define_metric(pattern, step_metric="epoch")
-        run.define_metric("memory/*", step_metric="epoch", summary="max")
         for name in self._step_lines:
             run.define_metric(name)
 

@@ -11,7 +11,7 @@ import shlex
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,17 @@ class WandbTracker(Tracker):
         session.note_sent(self._last_step)
         self._worker: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="wandb-tracker")
         self._jobs: list[Future[object]] = []
+        if resumed_step is not None:  # how it was stopped is no longer true
+            self._submit(lambda: self._forget_end(("status", "reason")))
+
+    def _forget_end(self, names: Sequence[str]) -> None:
+        """Remove from the run's summary how an earlier part of the run ended."""
+
+        def remove(run: Any) -> None:
+            for name in names:
+                del run.summary[name]
+
+        self._attempt(remove)
 
     @property
     def sync_command(self) -> str:
@@ -177,6 +188,8 @@ class WandbTracker(Tracker):
         if self._is_open:
             self._session.note_sent(self._last_step)
             self._attempt(lambda run: run.log({}, step=self._last_step, commit=True))
+        if self._summary.get("status") == "finished":
+            self._forget_end(["reason"])
         if self._summary:
             self._attempt(lambda run: run.summary.update(self._summary))
         if exit_code in PREEMPTED and is_preemption(exit_code) and not self.stopped_by_server():
