@@ -96,3 +96,16 @@ def test_units_span_0_to_1_and_a_missing_value_has_none():
         (0.0, "0.01"), (pytest.approx(0.5), "0.1"), (1.0, "1"),
     ]  # fmt: skip
     assert axis.units([trial(1.0, lr=0.1)]) == [0.5]
+
+
+def test_the_axis_of_a_nested_parameter_has_the_scale_and_the_order_of_its_file(tmp_path):
+    write_trials(tmp_path / "sweep", "model_args.act", ["relu", "gelu"], "{}")
+    nested = "{model_args: {parameters: {act: {values: [gelu, silu, relu]}}}}"
+    (tmp_path / "sweep/sweep.yaml").write_text(f"method: grid\nparameters: {nested}\n")
+    (axis,) = read_sweep(tmp_path / "sweep").axes
+    assert axis.categories == ("gelu", "silu", "relu")
+    write_trials(tmp_path / "other", "model_args.scale", ["0.1", "0.2"], "{}")
+    nested = "{model_args: {parameters: {scale: {distribution: log_uniform_values, min: 0.1, max: 1.0}}}}"
+    (tmp_path / "other/sweep.yaml").write_text(f"method: random\nparameters: {nested}\n")
+    (axis,) = read_sweep(tmp_path / "other").axes
+    assert axis.logarithmic

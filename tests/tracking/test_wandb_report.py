@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -194,6 +195,36 @@ def test_the_report_of_a_sweep_compares_its_parameters(offline):
     text = json.dumps(spec)
     assert "s1" in text and "LRMIN" in text and "log_uniform_values" in text
     assert "7 runs, method bayes, maximize `best/val_acc`" in wandb_report.sweep_headline(sweep)
+
+
+def test_nested_parameters_have_an_axis_where_they_are_searched(offline):
+    facts, _ = offline
+    width = {"distribution": "log_uniform_values", "min": 4, "max": 64}
+    nested = {"width": width, "scale": {"value": 0.125}, "deep": {"parameters": {"rate": {"values": [0.0, 0.5]}}}}
+    parameters = {"lr": {"min": 0.01, "max": 0.1}, "model_args": {"parameters": nested}, "epochs": {"values": [4]}}
+    parameters["plain"] = {"parameters": {"fixed": {"value": 1}}}
+    sweep = SweepFacts(
+        "e",
+        "p",
+        "s1",
+        "nested",
+        {**SWEEP, "parameters": parameters},
+        7,
+        replace(facts, config={"lr_max": 0.02, "model_args": {"width": 8, "deep": {"rate": 0.5}}}),
+    )
+    assert wandb_report.swept_parameters(sweep.config) == {
+        "lr_max": False,
+        "model_args.width": True,
+        "model_args.deep.rate": False,
+    }
+    headline = wandb_report.sweep_headline(sweep)
+    assert "lr_max 0.02, model_args.width 8, model_args.deep.rate 0.5" in headline
+    (plot,) = [
+        panel for panel in panels(wandb_report.build(sweep)) if type(panel).__name__ == "ParallelCoordinatesPlot"
+    ]
+    axes = [column["accessor"] for column in plot._to_model().config.model_dump(by_alias=True)["columns"]]
+    # W&B keeps a run's config as name -> {"value": ...}.
+    assert axes[:3] == ["config:lr_max.value", "config:model_args.value.width", "config:model_args.value.deep.rate"]
 
 
 def test_a_sweep_without_runs_or_metric_has_a_report_too():

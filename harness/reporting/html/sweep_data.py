@@ -268,7 +268,10 @@ def _trial(names: Sequence[str], row: Sequence[str]) -> TrialData:
 def _axis(name: str, trials: Sequence[TrialData], parameters: Mapping[str, Any]) -> ParameterAxis:
     texts = [text for trial in trials if (text := trial.parameters.get(name, ""))]
     numbers = [as_number(text) for text in texts]
-    spec = sub_mapping(parameters, name)
+    first, *inner = name.split(".")
+    spec = sub_mapping(parameters, first)
+    for part in inner:  # `model_args.width`
+        spec = sub_mapping(sub_mapping(spec, "parameters"), part)
     listed = spec.get("values")
     listed = listed if isinstance(listed, list) else []
     if not all(map(math.isfinite, numbers)) or 0 < len(listed) <= MAX_NUMERIC_CHOICES:

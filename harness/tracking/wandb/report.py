@@ -177,7 +177,7 @@ def sweep_headline(sweep: SweepFacts) -> str:
     if sweep.best is not None:
         value = sweep.best.summary.get(metric)
         shown = _number(metric, value) if _is_number(value) else "?"
-        parameters = ", ".join(f"{name} {markdown(sweep.best.config.get(name))}" for name in names)
+        parameters = ", ".join(f"{name} {markdown(_config_value(sweep.best.config, name))}" for name in names)
         lines.append(f"Best: [{markdown(sweep.best.name)}]({sweep.best.url}) with {metric} {shown}: {parameters}.")
     return "\n\n".join(lines)
 
@@ -189,17 +189,39 @@ def metric_of(sweep: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def swept_parameters(sweep: Mapping[str, Any]) -> dict[str, bool]:
-    """Return the parameters that a sweep varies, under the settings' names -> whether each has a log scale."""
+    """Return the parameters that a sweep varies, under the settings' names -> whether each has a log scale.
+
+    A nested one is named as W&B names it, `model_args.width`.
+    """
     parameters: dict[str, bool] = {}
     for key, spec in (sweep.get("parameters") or {}).items():
-        if not isinstance(spec, Mapping) or "value" in spec or len(spec.get("values", (1, 2))) < 2:
-            continue
         try:
             name = canonical_name(key)
         except UsageError:
             name = str(key)
-        parameters[name] = "log" in str(spec.get("distribution", ""))
+        if isinstance(spec, Mapping):
+            parameters |= _swept(name, spec)
     return parameters
+
+
+def _swept(name: str, spec: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what `swept_parameters` returns of one parameter and those that are nested in it."""
+    if isinstance(nested := spec.get("parameters"), Mapping):
+        swept: dict[str, bool] = {}
+        for key, inner in nested.items():
+            swept |= _swept(f"{name}.{key}", inner) if isinstance(inner, Mapping) else {}
+        return swept
+    if "value" in spec or len(spec.get("values", (1, 2))) < 2:
+        return {}
+    return {name: "log" in str(spec.get("distribution", ""))}
+
+
+def _config_value(config: Mapping[str, Any], name: str) -> Any:
+    """Return a value of a run's config by its name, `model_args.width`; None where it has none."""
+    value: Any = config
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
 
 
 def _runset_of(wr: Any, run: RunFacts) -> Any:
