@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 from harness.config import yaml_io
 from harness.config.settings import Config
 from harness.tracking.wandb.init import has_api_key
-from harness.tracking.wandb.session import in_use, known_run_id, reason, variables
+from harness.tracking.wandb.session import changed_environment, in_use, known_run_id, reason, set_up
+from harness.tracking.wandb.variables import environment_changes
 from harness.utils.errors import HarnessError, TrackingError, UsageError
 
 Kind: TypeAlias = Literal["run", "sweep", ""]
@@ -21,7 +22,6 @@ FORMS = "ENTITY/PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, a URL, or a run direct
 TIMEOUT = 10  # seconds of one request
 # An unavailable server is reported within half a minute.
 SHORT_TIMEOUTS = {
-    "WANDB_SILENT": "true",
     "WANDB_HTTP_TIMEOUT": str(TIMEOUT),
     "WANDB_X_GRAPHQL_RETRY_MAX": "1",
     "WANDB_X_GRAPHQL_RETRY_WAIT_MAX_SECONDS": "2",
@@ -132,10 +132,14 @@ def wandb_api_errors() -> Iterator[None]:
         raise TrackingError(f"W&B is not installed ({error}); pip install wandb") from error
     is_ours = not in_use(wandb)
     # W&B makes a folder for every run that is looked up.
-    with tempfile.TemporaryDirectory() as folder, variables(**SHORT_TIMEOUTS, WANDB_DIR=folder):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        changed_environment(**{**environment_changes(), **SHORT_TIMEOUTS, "WANDB_DIR": folder}),
+    ):
         if not has_api_key():
             raise TrackingError("no W&B API key was found; run `wandb login`, or set WANDB_API_KEY")
         try:
+            set_up(wandb)
             yield
         except HarnessError:
             raise

@@ -19,8 +19,18 @@ from urllib.parse import unquote, urlsplit
 from harness.config.settings import Config, setting_fields
 from harness.tracking.records import Artifact, Record
 from harness.tracking.tracker import NullTracker
-from harness.tracking.wandb.session import Session, in_sweep, in_use, known_run_id, missing_service, reason, variables
+from harness.tracking.wandb.session import (
+    Session,
+    changed_environment,
+    in_sweep,
+    in_use,
+    known_run_id,
+    missing_service,
+    reason,
+    set_up,
+)
 from harness.tracking.wandb.tracker import WandbTracker
+from harness.tracking.wandb.variables import environment_changes, unused_lines
 from harness.utils.errors import TrackingError, UsageError, did_you_mean
 
 Mode: TypeAlias = Literal["auto", "online", "offline", "disabled"]
@@ -87,9 +97,12 @@ def start(
         on_stop=on_stop,
         say=say,
     )
+    for line in unused_lines():
+        say(line)
     session.enter()
     try:
-        session.why_offline = _why_offline(config, mode)
+        session.broken = missing_service(wandb) or _why_not_set_up(wandb, say)
+        session.why_offline = "" if session.broken else _why_offline(config, mode)
         tracker = WandbTracker(session, mode != "offline" and not session.why_offline, resumed_step)
         for record in earlier:
             if record.step >= tracker.first_step:
@@ -120,8 +133,9 @@ def count_arrived_rows(url: str, expected: int, patience: float = 20.0) -> int |
 
     entity, project, _, run_id = urlsplit(url).path.strip("/").split("/")
     is_ours, count, began = not in_use(wandb), None, time.monotonic()
-    with variables(WANDB_SILENT="true"):
+    with changed_environment(**environment_changes()):
         try:
+            set_up(wandb)
             while time.monotonic() - began < patience:
                 run = wandb.Api(timeout=10).run(f"{unquote(entity)}/{unquote(project)}/{run_id}")
                 count = int(run.historyLineCount)
@@ -169,8 +183,8 @@ def has_api_key() -> bool:
     if missing_service(wandb):
         return False
     is_ours = not in_use(wandb)
-    with variables(WANDB_SILENT="true"):
-        settings = wandb.setup().settings  # starts W&B's process
+    with changed_environment(**environment_changes()):
+        settings = set_up(wandb)
     try:
         is_default = settings.base_url == wandb.Settings().base_url
         return bool(settings.api_key) or _in_netrc(settings.base_url, is_default)
@@ -188,6 +202,15 @@ def _in_netrc(server: str, is_default: bool) -> bool:
             if any(entry[2] for host in hosts if (entry := entries.authenticators(host))):
                 return True
     return False
+
+
+def _why_not_set_up(wandb: Any, say: Callable[[str], None]) -> str:
+    """Start W&B's process; return why that is not possible, for example a variable that W&B cannot read."""
+    try:
+        set_up(wandb, say)
+    except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
+        return f"W&B cannot be used ({' '.join(str(error).split())[:200] or type(error).__name__})"
+    return ""
 
 
 def _why_offline(config: Config, mode: Mode) -> str:
@@ -210,9 +233,10 @@ def _arguments(
 ) -> dict[str, Any]:
     """Return the arguments of `wandb.init` that identify and describe the run."""
     arguments: dict[str, Any] = dict(
-        name=(config.name or None) if in_sweep() else run_name,  # a sweep's runs get W&B's names
+        # A sweep's runs get W&B's names.
+        name=config.name or os.environ.get("WANDB_NAME") or (None if in_sweep() else run_name),
         group=config.group or None,
-        job_type=job_type or config.job_type or None,
+        job_type=_job_type(config, job_type),
         tags=list(config.tags) or None,
         notes=config.notes or None,
         config={**config.to_dict(), **extra},
@@ -222,3 +246,10 @@ def _arguments(
         by_variable = "WANDB_PROJECT" in os.environ and config.project == setting_fields()["project"].default
         arguments.update(id=run_id, entity=config.entity or None, project=None if by_variable else config.project)
     return arguments
+
+
+def _job_type(config: Config, job_type: str | None) -> str | None:
+    """Return the job type: an option over WANDB_JOB_TYPE over that of the command."""
+    is_default = config.job_type == setting_fields()["job_type"].default
+    variable = os.environ.get("WANDB_JOB_TYPE") if is_default else None
+    return variable or job_type or config.job_type or None

@@ -5,18 +5,12 @@ from __future__ import annotations
 import os
 
 from harness.config.settings import Config
+from harness.tracking.wandb.variables import OF_SETTINGS
 from harness.utils.errors import UsageError
 
 MAX_LENGTHS = {"project": 128, "entity": 128, "name": 128, "group": 128, "job_type": 64}
 MAX_TAG = MAX_ID = 64
 PROJECT_REFUSES, ID_REFUSES = "/\\#?%:", ":;,#?/'\\%"
-VARIABLES = {  # that take the place of a setting which has its default
-    "WANDB_PROJECT": "project",
-    "WANDB_ENTITY": "entity",
-    "WANDB_NAME": "name",
-    "WANDB_RUN_GROUP": "group",
-    "WANDB_JOB_TYPE": "job_type",
-}
 
 
 def check_wandb_values(config: Config) -> None:
@@ -31,8 +25,9 @@ def check_wandb_values(config: Config) -> None:
         return
     for name in MAX_LENGTHS:
         _check_text(f"--{name.replace('_', '-')}", name, getattr(config, name))
-    for variable, name in VARIABLES.items():
-        _check_text(variable, name, os.environ.get(variable, ""))
+    for variable, name in OF_SETTINGS.items():
+        if name in MAX_LENGTHS:
+            _check_text(variable, name, os.environ.get(variable, ""))
     for tag in config.tags:
         _check_tag("--tags", tag)
     for tag in os.environ.get("WANDB_TAGS", "").split(","):

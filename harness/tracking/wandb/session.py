@@ -13,13 +13,15 @@ import os
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from harness.config.settings import Config
+from harness.config.settings import Config, setting_fields
 from harness.tracking.wandb import offline_log
+from harness.tracking.wandb.variables import environment_changes, own_defaults
 from harness.utils.errors import TrackingError, first_line
 from harness.utils.files import read_json
 
@@ -40,6 +42,7 @@ class Session:
         wandb: the module.
         folder: the run directory, absolute.
         arguments: of `wandb.init`; they identify the run.
+        broken: why W&B cannot be used at all; empty where it can.
         why_offline: why the run is offline from the start; empty when it is not, or was requested so.
         say: receives each line for the user.
         online: whether the run is connected to a server.
@@ -52,6 +55,7 @@ class Session:
     arguments: Mapping[str, Any]
     on_stop: Callable[[], None] | None
     say: Callable[[str], None]
+    broken: str = ""
     why_offline: str = ""
     online: bool = False
     stopped: bool = False
@@ -66,12 +70,21 @@ class Session:
         """W&B's own directory of this run."""
         return self.folder / "wandb"
 
+    @property
+    def finish_timeout(self) -> float:
+        """Seconds to wait for W&B at the end of the run."""
+        variable = os.environ.get("WANDB_FINISH_TIMEOUT")
+        is_default = self.config.finish_timeout == setting_fields()["finish_timeout"].default
+        return float(variable if variable and is_default else self.config.finish_timeout)
+
     def enter(self) -> None:
         """Point W&B at the run directory: an offline run is complete only with its artifacts' files beside it."""
         self._is_ours = not in_use(self.wandb)
         cache = os.environ.get("WANDB_CACHE_DIR") or str(self.files / "cache")
-        folders = {"WANDB_DATA_DIR": str(self.files / "data"), "WANDB_CACHE_DIR": cache}
-        self._stack.enter_context(variables(**folders, WANDB_SILENT="true"))
+        data = os.environ.get("WANDB_DATA_DIR") or str(self.files / "data")
+        self._stack.enter_context(
+            changed_environment(**{**environment_changes(), "WANDB_DATA_DIR": data, "WANDB_CACHE_DIR": cache})
+        )
 
     def leave(self) -> None:
         """End W&B's process unless it ran before (with a notebook's runs and login), and restore the environment."""
@@ -88,10 +101,10 @@ class Session:
         if (run := active_run(self.wandb, self.arguments.get("id"))) is not None:
             return self._borrow(run)
         why = self.why_offline
-        if missing := missing_service(self.wandb):
+        if self.broken:
             if self.config.wandb in ("online", "offline"):
-                raise TrackingError(f"{missing}; install it anew: pip install --force-reinstall wandb")
-            self.say(f"{missing}. The run is not in W&B; its journal is complete.")
+                raise TrackingError(f"{self.broken}; mend it, or set --wandb disabled")
+            self.say(f"{self.broken}. The run is not in W&B; its journal is complete.")
             return None, "incomplete"
         if online:
             try:
@@ -143,18 +156,15 @@ class Session:
         settings: dict[str, Any] = dict(
             root_dir=str(self.folder),
             init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_TIMEOUT),
-            finish_timeout=float(self.config.finish_timeout),
+            finish_timeout=self.finish_timeout,
             finish_timeout_raises=False,
-            x_transaction_log_flush_interval=1.0,  # seconds that a killed run loses; 15 by default
-            x_file_stream_transmit_interval=5.0,
-            console="off",  # a progress bar writes thousands of console lines
-            silent=True,
-            save_code=False,
             reinit="create_new",  # never the run that a notebook has open
+            **own_defaults(),
         )
         if self.on_stop is not None:
             # A plain function: W&B makes deep copies of its settings, and a method would include this object's threads.
             settings["stop_fn"] = lambda: self._stop()
+        set_up(self.wandb, say=lambda text: None)  # the message was given at the start
         run = self.wandb.init(mode=mode, settings=self.wandb.Settings(**settings), **self.arguments)
         self.run_id, self.online = str(run.id), mode == "online"
         self._define_metrics(run)
@@ -261,18 +271,44 @@ class Session:
 
 
 @contextlib.contextmanager
-def variables(**values: str) -> Iterator[None]:
-    """Set environment variables inside the context."""
+def changed_environment(**values: str | None) -> Iterator[None]:
+    """Set environment variables inside the context; None removes one."""
     before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+    _set_environment(values)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def set_up(wandb: Any, say: Callable[[str], None] = log.warning) -> Any:
+    """Start W&B's process and return W&B's settings; where W&B is in use already, its present settings.
+
+    W&B reads `wandb/settings` of the current folder, which may be a run that came from elsewhere: the file would decide
+    which server gets the API key and the run. It is left out.
+    """
+    found = [path for path in (Path(".wandb/settings"), Path("wandb/settings")) if path.is_file()]
+    if not found or in_use(wandb):
+        return wandb.setup().settings
+    say(
+        f"{found[0]} of the current folder is not used, as it could name another W&B server: set WANDB_BASE_URL, --entity "
+        "and --project, or use ~/.config/wandb/settings"
+    )
+    current = os.getcwd()
+    with tempfile.TemporaryDirectory() as empty:
+        os.chdir(empty)  # W&B has no other way to leave the file out
+        try:
+            return wandb.setup(settings=wandb.Settings(root_dir=current)).settings
+        finally:
+            os.chdir(current)
 
 
 def known_run_id(folder: Path) -> str | None:

@@ -199,8 +199,8 @@ class WandbTracker(Tracker):
         run, started = self._run, time.monotonic()
         if not self._attempt(lambda run: run.finish(exit_code=exit_code), restart=False) or not self._session.online:
             return
-        timeout = self._session.config.finish_timeout
-        late = f"not uploaded within {timeout} s" if time.monotonic() - started > 0.95 * timeout else ""
+        timeout = self._session.finish_timeout
+        late = f"not uploaded within {timeout:g} s" if time.monotonic() - started > 0.95 * timeout else ""
         if why := late or self._session.refusal(run):
             self._report_failure(why)
 
