@@ -20,6 +20,7 @@ from harness.tracking.records import Curve, Scalar, Table, Value
 from harness.utils.errors import UsageError
 
 SWEEP_FACTOR = 4.0  # how far a sweep searches around LRMAX and LRMIN
+SHORTEST_WITH_EARLY_END = 12  # epochs; a shorter run is over before a comparison could save much
 NOT_INHERITED = ("recipe", "name", "resume", "lr_min", "lr_max", "job_type", "notes")
 
 
@@ -196,8 +197,8 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
         "metric": {"name": "best/val_acc", "goal": "maximize"},
         "command": ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"],
     }
-    if config.epochs >= 4:
-        document["early_terminate"] = {"type": "hyperband", "min_iter": max(2, config.epochs // 8), "eta": 3}
+    if (first := first_band(config)) is not None:
+        document["early_terminate"] = {"type": "hyperband", "min_iter": first, "eta": 2}
     searched = {"lr_max": (lr_max_low, round_significant(lr_max_high)), "lr_min": (lr_min_low, lr_min_high)}
     document["parameters"] = {
         **{name: {"value": _sweep_value(value)} for name, value in fixed.items()},
@@ -207,6 +208,17 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
         },
     }
     return document
+
+
+def first_band(config: Config) -> int | None:
+    """Return the epoch after which early termination may compare runs; None where a run is too short for it.
+
+    Around the peak of the learning rate a high one looks worst, although it may end best: the first comparison is half-way
+    between the peak and the end.
+    """
+    peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
+    first = math.ceil((peak + config.epochs) / 2)
+    return first if config.epochs >= SHORTEST_WITH_EARLY_END and first < config.epochs else None
 
 
 def sweep_yaml(result: LRFinderResult, path: Path) -> str:

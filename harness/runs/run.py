@@ -23,9 +23,9 @@ from harness.tracking.journal import NullJournal
 from harness.tracking.records import Scalar
 from harness.tracking.run_dir import RunDir
 from harness.tracking.tracker import NullTracker
+from harness.tracking.wandb.client import has_active_run
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.tracking.wandb.limits import check_wandb_values
-from harness.tracking.wandb.session import has_active_run
 from harness.training import checkpoint, distributed
 from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess

@@ -18,7 +18,7 @@ from harness.tracking.journal import Journal, NullJournal, read_journal
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
-from harness.tracking.wandb.session import in_sweep
+from harness.tracking.wandb.client import in_sweep
 from harness.utils import environment
 from harness.utils.errors import DivergedError, as_harness_error
 from harness.utils.files import write_atomically, write_json

@@ -1,5 +1,6 @@
 """The range test takes the steps of training, changes nothing outside itself, and reports its result in each form."""
 
+import dataclasses
 import json
 import math
 import random
@@ -25,7 +26,7 @@ from harness.lr_finder.range_test import (
     range_test,
     short_run,
 )
-from harness.lr_finder.result import result_table, sweep_definition, sweep_yaml
+from harness.lr_finder.result import first_band, result_table, sweep_definition, sweep_yaml
 from harness.runs import lr_find
 from harness.runs.components import build_components
 from harness.runs.progress import ProgressReporter
@@ -459,6 +460,25 @@ def test_the_table_names_every_rule_and_ends_with_the_command_that_trains_with_t
         "lr_max": result.lr_max,
         "lr_min": result.lr_min,
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epochs": 24, "peak_epoch": 5}, 15),
+        ({"epochs": 24, "peak_epoch": 20}, 22),
+        ({"epochs": 24, "peak_epoch": 20, "schedule": "constant"}, 12),
+        ({"epochs": 24, "peak_epoch": 4, "schedule": "cosine"}, 14),
+        ({"epochs": 12, "peak_epoch": 11}, None),
+        ({"epochs": 11, "peak_epoch": 2}, None),
+        ({"epochs": 4, "peak_epoch": 1}, None),
+    ],
+)
+def test_runs_are_first_compared_half_way_between_the_peak_and_the_end(finished_test, settings, expected):
+    config = Config(**settings)
+    assert first_band(config) == expected
+    definition = sweep_definition(dataclasses.replace(finished_test[0], config=config))
+    assert definition.get("early_terminate", {}).get("min_iter") == expected
 
 
 def test_every_sample_of_the_written_sweep_is_a_valid_configuration(finished_test):

@@ -66,6 +66,17 @@ def test_the_shipped_sweeps_are_valid():
                 assert sweep.config(values).test is False
 
 
+def test_no_shipped_sweep_compares_runs_before_the_peak_of_the_learning_rate():
+    for file in sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml")):
+        sweep = schema.read_sweep_file(file)
+        config = sweep.config({each.name: each.at(0.5) for each in sweep.searched})
+        peaks = [each.spec.get("values", [0])[-1] for each in sweep.searched if each.name == "peak_epoch"]
+        bands = () if sweep.hyperband is None else sweep.hyperband.bands
+        assert all(band > max([config.peak_epoch, *peaks]) for band in bands), file
+        assert not bands or bands[0] < config.epochs, f"{file}: nothing would be stopped"
+    assert schema.read_sweep_file(Path(__file__).parents[2] / "sweeps/digits.yaml").hyperband is None
+
+
 def test_the_parameters_of_a_trial_are_nested_as_the_file_has_them():
     sweep = parse(GOOD)
     values = {"lr_max": 0.05, "lr_min": 0.005, "model_args.width": 8}

@@ -8,7 +8,7 @@ import wandb
 
 from harness.config.settings import Config, setting_fields
 from harness.tracking.wandb import init, variables
-from harness.tracking.wandb.session import set_up
+from harness.tracking.wandb.client import set_up
 from tests.support.records import epoch
 from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY, Server

@@ -12,8 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 from harness.config import yaml_io
 from harness.config.settings import Config
+from harness.tracking.wandb.client import changed_environment, in_use, reason, set_up
 from harness.tracking.wandb.init import has_api_key
-from harness.tracking.wandb.session import changed_environment, in_use, known_run_id, reason, set_up
+from harness.tracking.wandb.session import known_run_id
 from harness.tracking.wandb.variables import environment_changes
 from harness.utils.errors import HarnessError, TrackingError, UsageError
 

@@ -19,16 +19,8 @@ from urllib.parse import unquote, urlsplit
 from harness.config.settings import Config, setting_fields
 from harness.tracking.records import Artifact, Record
 from harness.tracking.tracker import NullTracker
-from harness.tracking.wandb.session import (
-    Session,
-    changed_environment,
-    in_sweep,
-    in_use,
-    known_run_id,
-    missing_service,
-    reason,
-    set_up,
-)
+from harness.tracking.wandb.client import changed_environment, in_sweep, in_use, missing_service, reason, set_up
+from harness.tracking.wandb.session import Session, known_run_id
 from harness.tracking.wandb.tracker import WandbTracker
 from harness.tracking.wandb.variables import environment_changes, unused_lines
 from harness.utils.errors import TrackingError, UsageError, did_you_mean

@@ -14,7 +14,7 @@ from harness.config import yaml_io
 from harness.config.names import SPLIT_NAMES
 from harness.config.settings import canonical_name
 from harness.tracking.wandb.api import RunFacts, SweepFacts, look_up, parse, wandb_api_errors
-from harness.tracking.wandb.session import reason
+from harness.tracking.wandb.client import reason
 from harness.utils.errors import TrackingError, UsageError
 from harness.utils.text import markdown, percent
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.tracker import Status, Tracker
+from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.rows import rows
-from harness.tracking.wandb.session import Session, State, is_preemption, reason
+from harness.tracking.wandb.session import Session, State, is_preemption
 from harness.tracking.wandb.values import to_wandb
 from harness.utils.errors import TrackingError
 from harness.utils.signals import PREEMPTED
