@@ -24,7 +24,13 @@ PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 STAGES = ("prep", "layer1", "layer2", "layer3")
 
 
-def _cfg(first_conv: str, **more: Any) -> dict[str, Any]:
+def cifar_cfg(first_conv: str, **more: Any) -> dict[str, Any]:
+    """Return timm's pretrained configuration of a model without weights, for images of 32 x 32 pixels.
+
+    Args:
+        first_conv: name of the first convolution.
+        more: entries that differ.
+    """
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),
@@ -42,7 +48,7 @@ def _cfg(first_conv: str, **more: Any) -> dict[str, Any]:
 
 # timm reads this name when a model is registered, so it must be defined before the entry points.
 default_cfgs = generate_default_cfgs(
-    {"custom_resnet.untrained": _cfg("prep.conv"), "resnet18_cifar.untrained": _cfg("conv1")}
+    {"custom_resnet.untrained": cifar_cfg("prep.conv"), "resnet18_cifar.untrained": cifar_cfg("conv1")}
 )
 
 
@@ -88,6 +94,7 @@ class CustomResNet(nn.Module):
         padding_mode: padding of the convolutions, as in `nn.Conv2d`.
         logit_scale: the logits are multiplied by this (Page: 0.125, with `head_bias=False`).
         head_init: `zero` initialises weights and bias of the classifier to 0, so that the first loss is ln(classes).
+        head_init_scale: the initial weights and bias of the classifier are multiplied by this.
         drop_rate: dropout before the classifier.
 
     Raises:
@@ -107,6 +114,7 @@ class CustomResNet(nn.Module):
         logit_scale: float = 1.0,
         head_bias: bool = True,
         head_init: str = "default",
+        head_init_scale: float = 1.0,
         drop_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -118,6 +126,7 @@ class CustomResNet(nn.Module):
         self.logit_scale = float(logit_scale)
         self.head_bias = head_bias
         self.head_init = head_init
+        self.head_init_scale = float(head_init_scale)
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
@@ -144,9 +153,11 @@ class CustomResNet(nn.Module):
         self._init_head()
 
     def _init_head(self) -> None:
-        if self.head_init == "zero":
-            for parameter in self.fc.parameters():
-                nn.init.zeros_(parameter)
+        scale = 0.0 if self.head_init == "zero" else self.head_init_scale
+        if scale != 1:
+            with torch.no_grad():
+                for parameter in self.fc.parameters():
+                    parameter.mul_(scale)
 
     @torch.jit.ignore
     def init_weights(self) -> None:
