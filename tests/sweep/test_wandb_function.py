@@ -102,6 +102,18 @@ def test_a_parameter_that_the_run_cannot_have_is_refused_and_is_a_failed_run(swe
 
 
 @pytest.mark.slow
+def test_a_refused_trial_in_an_open_run_has_its_reason_and_leaves_the_run_to_its_owner(sweep, tmp_path):
+    parameters = {"recipe": {"value": "resnet18"}, "mine": {"value": 3}}
+    done = run_agent(sweep, tmp_path, ACTIVE, parameters, count=1)
+    assert "'mine' is no setting of harness" in done.stderr
+    (run,) = sweep.runs.values()
+    assert run.exit_code == 1  # W&B's own, for an exception in the function
+    assert run.summary["status"] == "failed"
+    assert "the sweep has recipe='resnet18'" in run.summary["reason"]
+    assert run.history[0]["mine/first"] == 1.0
+
+
+@pytest.mark.slow
 def test_a_run_that_wandb_stops_early_in_an_agents_function_is_stopped_and_not_failed(sweep, tmp_path):
     sweep.early = 1
     done = run_agent(sweep, tmp_path, PLAIN, {"epochs": {"values": [400, 1]}, "lr_max": {"value": 0.02}}, count=2)

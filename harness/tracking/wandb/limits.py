@@ -9,7 +9,7 @@ from harness.tracking.wandb.variables import OF_SETTINGS
 from harness.utils.errors import UsageError
 
 MAX_LENGTHS = {"project": 128, "entity": 128, "name": 128, "group": 128, "job_type": 64}
-MAX_TAG = MAX_ID = 64
+MAX_TAG, MAX_ID = 64, 128
 PROJECT_REFUSES, ID_REFUSES = "/\\#?%:", ":;,#?/'\\%"
 
 

@@ -141,8 +141,11 @@ class Session:
             raise TrackingError(f"wandb=online, but the open W&B run {run.id} is offline; set --wandb auto")
         self.is_borrowed = True
         self.run_id, self.online = str(run.id), not run.offline
-        # Keys of a sweep are locked: W&B keeps the values that it has drawn.
-        run.config.update(self.arguments["config"], allow_val_change=True)
+        # Keys of a sweep are locked: W&B keeps the values that it has drawn, with a warning for each that differs.
+        config = self.arguments.get("config", {})
+        run.config.update(
+            {key: config[key] for key in config if run.config.get(key) != config[key]}, allow_val_change=True
+        )
         self._define_metrics(run)
         return run, "online" if self.online else "offline"
 
