@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from sklearn.metrics import confusion_matrix
 from wandb.errors import WandbCoreNotAvailableError
 
@@ -327,6 +328,50 @@ def test_auto_goes_offline_in_the_same_process_when_the_server_is_unavailable(tm
     assert len(lines) == 1
     assert "wandb sync" in lines[0]
     assert not files_with(KEY, tmp_path)
+
+
+def test_a_run_that_the_user_has_open_survives_a_server_that_fails(tmp_path, closed_server):
+    (tmp_path / "mine").mkdir()
+    mine = wandb.init(mode="offline", dir=tmp_path / "mine", id="mine", settings=wandb.Settings(silent=True))
+    try:
+        mine.log({"before": 1})
+        service = set(children(os.getpid()))
+        lines: list[str] = []
+        tracker = start(tmp_path / "run", lines)
+        tracker.record(epoch(1))
+        tracker.finish("finished", 0)
+        assert tracker.state == "offline"
+        assert wandb.run is mine
+        assert service <= set(children(os.getpid()))  # W&B's process is the user's
+        mine.log({"after": 2})
+        mine.finish()
+    finally:
+        wandb.teardown()
+    (user_run,) = wandb_files.offline_runs(tmp_path / "mine")
+    assert [(row.get("before"), row.get("after")) for row in user_run.rows] == [(1, None), (None, 2)]
+    (offline_run,) = wandb_files.offline_runs(tmp_path / "run")
+    assert offline_run.steps == [1, 2, 3]
+
+
+def test_an_open_run_with_the_requested_id_is_used_and_stays_open(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "given")
+    mine = wandb.init(mode="offline", dir=tmp_path, settings=wandb.Settings(silent=True))
+    try:
+        tracker = start(tmp_path / "run", wandb="offline")
+        tracker.record(epoch(1))
+        tracker.summary({"status": "finished"})
+        tracker.finish("finished", 0)
+        assert wandb.run is mine
+        mine.log({"after": 2})
+        mine.finish()
+    finally:
+        wandb.teardown()
+    (offline_run,) = wandb_files.offline_runs(tmp_path)
+    assert (offline_run.run_id, offline_run.summary["status"]) == ("given", "finished")
+    assert offline_run.config["lr_max"] == Config().lr_max
+    assert {1, 2, 3} <= set(offline_run.steps)
+    assert offline_run.rows[-1]["after"] == 2
+    assert not wandb_files.offline_runs(tmp_path / "run")
 
 
 def test_online_by_name_stops_before_the_first_step_and_never_shows_the_key(tmp_path, closed_server):

@@ -75,19 +75,15 @@ def start(
         say("W&B is not installed, so the run is not in W&B. Install it with: pip install wandb")
         return NullTracker()
     folder = Path(folder).resolve()
+    known_id = run_id or known_run_id(folder) or os.environ.get("WANDB_RUN_ID")
     session = Session(
         wandb=wandb,
         config=config,
         folder=folder,
-        arguments=_arguments(
-            config,
-            run_name,
-            run_id or known_run_id(folder) or os.environ.get("WANDB_RUN_ID") or uuid.uuid4().hex[:8],
-            job_type,
-            extra or {},
-        ),
+        arguments=_arguments(config, run_name, known_id or uuid.uuid4().hex[:8], job_type, extra or {}),
         on_stop=on_stop,
         say=say,
+        has_new_id=not known_id,
     )
     for line in unused_lines():
         say(line)

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shlex
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,6 +49,7 @@ class Session:
         wandb: the module.
         folder: the run directory, absolute.
         arguments: of `wandb.init`; they identify the run.
+        has_new_id: whether the run id was made for this session, so that W&B has no run with it.
         broken: why W&B cannot be used at all; empty where it can.
         why_offline: why the run is offline from the start; empty when it is not, or was requested so.
         say: receives each line for the user.
@@ -61,6 +63,7 @@ class Session:
     arguments: Mapping[str, Any]
     on_stop: Callable[[], None] | None
     say: Callable[[str], None]
+    has_new_id: bool = False
     broken: str = ""
     why_offline: str = ""
     online: bool = False
@@ -120,6 +123,8 @@ class Session:
                 raise
             except Exception as error:  # noqa: BLE001 - W&B raises its own, asyncio's and the system's alike
                 self._teardown(kill=True)  # else W&B's process keeps the run id
+                if not self._is_ours and self.has_new_id:
+                    self.arguments = {**self.arguments, "id": uuid.uuid4().hex[:8]}
                 why = reason(error)
             if self.config.wandb == "online":
                 raise TrackingError(f"W&B is unavailable ({why}); run `wandb login`, or set --wandb auto")
