@@ -15,8 +15,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from harness.config.settings import Config, setting_fields
-from harness.tracking.records import Artifact, Record, Scores, Table
-from harness.tracking.serialization import StoredImage
+from harness.tracking.records import Artifact, Record, Scores, StoredImage, Table
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb import init, rows, session
 from harness.utils.errors import TrackingError
