@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from harness.utils.errors import UsageError
 
+CHUNK = 256  # images whose patches are in memory at once
 REGULARISATION = 5e-4  # added to the eigenvalues: patches hardly vary along the last eigenvectors, which would be noise
 
 
@@ -39,10 +40,13 @@ def whitening_filters(images: Tensor, kernel_size: tuple[int, int]) -> Tensor:
     Returns:
         float32 [C * height * width, C, height, width], from the direction of the largest variance to the smallest.
     """
-    patches = F.unfold(images.float(), kernel_size)  # [N, D, patches of an image]
-    patches = patches.transpose(1, 2).reshape(-1, patches.shape[1]).double()
-    covariance = patches.T @ patches / len(patches)  # [D, D], around 0: the images are normalised
-    eigenvalues, eigenvectors = torch.linalg.eigh(covariance.cpu())  # rising
+    products, count = torch.zeros((), dtype=torch.float64), 0
+    for chunk in images.float().split(CHUNK):
+        patches = F.unfold(chunk, kernel_size).transpose(0, 1).flatten(1)  # [D, patches]
+        products = products + (patches @ patches.T).cpu().double()
+        count += patches.shape[1]
+    # [D, D], around 0, because the images are normalised; the eigenvalues rise.
+    eigenvalues, eigenvectors = torch.linalg.eigh(products / count)
     filters = eigenvectors.T / (eigenvalues[:, None] + REGULARISATION).sqrt()
     return filters.flip(0).reshape(-1, images.shape[1], *kernel_size).float()
 
