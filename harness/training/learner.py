@@ -194,6 +194,7 @@ class Learner:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        create_momentum_buffers(self.optimizer)
         if self.graph is not None:
             self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:
@@ -293,7 +294,9 @@ def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(trained, lr, momentum, weight_decay=decay, nesterov=config.nesterov, fused=fused)
+            sgd = torch.optim.SGD(trained, lr, momentum, weight_decay=decay, nesterov=config.nesterov, fused=fused)
+            create_momentum_buffers(sgd)
+            return sgd
         case "adam":
             return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
         case "adamw":
@@ -301,6 +304,19 @@ def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.
         case "rmsprop":
             return torch.optim.RMSprop(trained, lr, momentum=momentum, weight_decay=decay)
     raise AssertionError(config.optimizer)
+
+
+def create_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter of an SGD with momentum a buffer of zeros, where it has none.
+
+    torch allocates the buffers in the first step without initialising them, and its fused kernel leaves them so when
+    the GradScaler skips that step for infinite gradients. It also fails where a parameter gets its first gradient in a
+    later step than others. The first step from zeros is the one that torch does without buffers.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") and group.get("momentum") else ():
+            if "betas" not in group and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
