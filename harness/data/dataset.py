@@ -92,6 +92,19 @@ class TimmReaderImages:
             return Image.fromarray(read_image(file, f"{self.name}/{index}")), int(self.labels[index])
 
 
+class RelabelledImages:
+    """The images of another source with other labels."""
+
+    def __init__(self, source: Any, labels: np.ndarray) -> None:
+        self.source, self.labels = source, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.source[index][0], int(self.labels[index])
+
+
 class ImageSubset:
     """The items of another source at `indices`, in that order."""
 

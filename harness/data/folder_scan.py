@@ -64,7 +64,7 @@ def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
     if root.is_dir():
         try:
             resolved = root.resolve()
-            layout = _find_layout(lambda path: _subfolders(resolved / path))
+            layout = find_layout(resolved)
             return _Walk(resolved).run(layout.splits.values() or [layout.prefix]), layout
         except OSError as error:
             raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
@@ -74,6 +74,18 @@ def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
     if root.is_file():
         raise DataError(f"{root} is neither a folder nor an archive ({', '.join(ARCHIVES)}); set --data-dir")
     raise DataError(f"there is no folder {root}; set --data-dir to the folder (or .tar) that holds train/ and test/")
+
+
+def find_layout(root: Path) -> Layout:
+    """Return where the class folders of a folder are.
+
+    Raises:
+        DataError: the folder is missing or unreadable, or its layout is not supported.
+    """
+    try:
+        return _find_layout(lambda path: _subfolders(root / path))
+    except OSError as error:
+        raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
 
 
 def child_folders(folders: Iterable[str], path: str) -> list[str]:
