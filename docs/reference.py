@@ -111,7 +111,7 @@ METRICS = (
         LOSS,
         "mean over the epoch's training batches: augmented images, weights that change during the epoch",
     ),
-    Metric("train/acc", SHARE, "accuracy on the same batches"),
+    Metric("train/acc", SHARE, "accuracy on the same batches; of images mixed by Mixup or CutMix, the label with the larger share counts"),
     Metric("val/loss", LOSS, "on the validation split after each epoch", VAL),
     Metric("val/acc", SHARE, "on the validation split after each epoch", VAL),
     Metric("test/loss", LOSS, "on the test set after each epoch", NO_VAL),

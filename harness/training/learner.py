@@ -90,6 +90,7 @@ class Learner:
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
+            labels = targets if targets.ndim == 1 else targets.argmax(1)  # of two mixed labels, the heavier one
         if self.graph is not None:
             loss, correct, norm = self.graph(images, labels, targets)
         else:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from harness.config.settings import Config
+from harness.data.mixup import make_mixup
 from harness.training.learner import Learner, make_learner, make_optimizer
 from tests.support.training import CPU, learner, net
 
@@ -100,3 +101,26 @@ def test_a_checkpoint_without_momentum_is_resumed_from_zero_momentum():
     one.load_state_dict(state)
     buffers = [one.optimizer.state[parameter]["momentum_buffer"] for parameter in one.model.parameters()]
     assert isinstance(one, Learner) and not any(buffer.any() for buffer in buffers)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+@pytest.mark.parametrize("size", [64, 63])
+def test_a_model_that_sees_the_heavier_label_of_mixed_images_has_a_training_accuracy_of_1(settings, size):
+    config = Config(precision="fp32", channels_last=False, label_smoothing=0.1, **settings)
+    one = make_learner(config, BrightestChannel(), CPU, None, make_mixup(config, 3))
+    labels = torch.arange(size) * 7 % 11 % 3
+    # An image of one colour; of 31 x 31 pixels no two shares are equal.
+    images = nn.functional.one_hot(labels, 3).float()[:, :, None, None].expand(-1, -1, 31, 31)
+    correct = [int(one.train_step(images, labels, step, 0.0, 0.9).correct) for step in range(20)]
+    assert correct == [size] * 20
+
+
+class BrightestChannel(nn.Module):
+    """Logits: the mean of each of the three channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images):
+        return self.scale * images.mean((2, 3))
