@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.models import cifar_resnet
+from harness.models.outputs import return_logits_in_evaluation
 from harness.utils.errors import DataError, UsageError, did_you_mean
 
 TIMM_MODULE = "cifar_resnet"  # timm's name for the module that defines the models of harness
@@ -52,7 +53,9 @@ def create_model(config: Config, classes: int) -> nn.Module:
     if config.pretrained:
         _check_weights(name)
     try:
-        return timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **arguments)
+        model = timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **arguments)
+        return_logits_in_evaluation(model)
+        return model
     except Exception as error:
         needs_download = config.pretrained or ":" in name
         if not (needs_download and isinstance(error, OSError)) and (message := _argument_error(name, arguments, error)):

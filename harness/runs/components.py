@@ -16,11 +16,12 @@ from harness.data.preprocess import Preprocess, make_preprocess
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
-from harness.training.device import autocast_dtype, configure_torch, eval_mode, pick_device, pick_precision
+from harness.runs.model_check import check_model
+from harness.training.device import autocast_dtype, configure_torch, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.schedule import Schedule, make_schedule
-from harness.utils.errors import UsageError, did_you_mean, first_line
+from harness.utils.errors import UsageError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,15 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
         model = factory.with_sync_batchnorm(model)
 
     made = loaders.make_loaders(config, dataset, preprocess, device, processes)
+    precision = autocast_dtype(config.precision)
+    shape = (3, preprocess.size, preprocess.size)
+    check_model(config, model.to(device), shape, classes, device, precision, made.train, processes)
     mixup = make_mixup(config, classes)
     learner = make_learner(
         config,
         model,
         device,
-        autocast_dtype(config.precision),
+        precision,
         mixup,
         processes,
         forward=factory.make_training_forward(config, model, device),
@@ -119,26 +123,8 @@ def _number_of_classes(config: Config, dataset: Dataset) -> int:
 
 def _check(components: Components) -> None:
     """Refuse components that do not fit together, before training instead of in the middle of it."""
-    _check_model_output(components)
     _check_cam(components)
     _check_splits(components)
-
-
-def _check_model_output(components: Components) -> None:
-    """Pass one image through the model, so that an image size that does not fit is found before training."""
-    config, size, learner = components.config, components.preprocess.size, components.learner
-    try:
-        with eval_mode(learner.model), torch.no_grad():
-            shape = tuple(learner.model(torch.zeros(1, 3, size, size, device=learner.device)).shape)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = first_line(error)
-        raise UsageError(
-            f"{config.model} cannot take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
-        ) from None
-    if len(shape) != 2:
-        raise UsageError(
-            f"{config.model} returns {list(shape)} instead of logits [1, classes]; it is not an image classifier"
-        )
 
 
 def _check_cam(components: Components) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.config.settings import Config
+from harness.models.outputs import split_logits, weighted_loss
 from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
 from harness.utils import fault_injection
-from harness.utils.errors import UsageError, is_out_of_memory
+from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
 # images [B, 3, H, W], labels int64 [B], step -> mixed images, targets [B] or [B, classes]
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -126,6 +127,12 @@ class Learner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.grad_accumulation >= len(images):
                     raise
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ResourceError(
+                    "out of memory, and batch normalisation cannot use the images one at a time; lower --image-size or the model's width"
+                ) from None
             # Not in the except block, where the error would keep the tensors of the pass alive.
             self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
             self.optimizer.zero_grad(set_to_none=True)
@@ -147,8 +154,13 @@ class Learner:
         for number, (inputs, classes, target) in enumerate(micro_batches, 1):
             with self._delayed_all_reduce(number < len(micro_batches)):
                 with autocast(self.device, self.precision):
-                    logits = forward(inputs)  # [B / micro-batches, classes]
-                loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+                    logits, *auxiliary = split_logits(forward(inputs))  # each [B / micro-batches, classes]
+                loss = weighted_loss(
+                    [
+                        F.cross_entropy(each.float(), target, label_smoothing=self.label_smoothing)
+                        for each in (logits, *auxiliary)
+                    ]
+                )
                 loss = loss * (len(inputs) / num_images)
                 # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
