@@ -111,7 +111,11 @@ METRICS = (
         LOSS,
         "mean over the epoch's training batches: augmented images, weights that change during the epoch",
     ),
-    Metric("train/acc", SHARE, "accuracy on the same batches; of images mixed by Mixup or CutMix, the label with the larger share counts"),
+    Metric(
+        "train/acc",
+        SHARE,
+        "accuracy on the same batches; of images mixed by Mixup or CutMix, the label with the larger share counts",
+    ),
     Metric("val/loss", LOSS, "on the validation split after each epoch", VAL),
     Metric("val/acc", SHARE, "on the validation split after each epoch", VAL),
     Metric("test/loss", LOSS, "on the test set after each epoch", NO_VAL),
@@ -126,14 +130,14 @@ METRICS = (
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
     Metric("result/test/loss", LOSS, "of the weights of the result", TEST),
     Metric("result/test/ece", SHARE, "expected calibration error", TEST),
-    Metric("result/test/acc_tta", SHARE, "of the mean over each image and its mirror image", f"{TEST}, {TTA}"),
+    Metric("result/test/acc_tta", SHARE, "of the mean over the views of each image", f"{TEST}, {TTA}"),
     Metric(
         "result/test/acc5", SHARE, "the true class is among the five most probable", f"{TEST}, more than ten classes"
     ),
     Metric("result/val/loss", LOSS, "of the weights of the result", VAL),
     Metric("result/val/acc", SHARE, "of the weights of the result", VAL),
     Metric("result/val/ece", SHARE, "expected calibration error", "`--test False`"),
-    Metric("result/val/acc_tta", SHARE, "of the mean over each image and its mirror image", f"`--test False`, {TTA}"),
+    Metric("result/val/acc_tta", SHARE, "of the mean over the views of each image", f"`--test False`, {TTA}"),
     Metric(
         "result/val/acc5",
         SHARE,

@@ -5,21 +5,17 @@ Data is untrusted: links that lead outside, link loops, devices and archive memb
 
 from __future__ import annotations
 
-import lzma
 import os
-import tarfile
-import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.config.names import SplitName
+from harness.data.archive import ARCHIVES, read_archive
 from harness.data.image_io import is_image_name
 from harness.utils.errors import DataError
 from harness.utils.text import escape_unprintable
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
-MAX_ARCHIVE_BYTES = 8 * 2**30  # of all members unpacked, because they are kept in memory
 SPLIT_FOLDERS: dict[str, SplitName] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
 }  # fmt: skip
@@ -69,7 +65,7 @@ def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
         except OSError as error:
             raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
     if root.is_file() and root.name.lower().endswith(ARCHIVES):
-        scan = _read_archive(root)
+        scan = _scan_archive(root)
         return scan, _find_layout(lambda path: child_folders(scan.folders, path))
     if root.is_file():
         raise DataError(f"{root} is neither a folder nor an archive ({', '.join(ARCHIVES)}); set --data-dir")
@@ -210,44 +206,15 @@ class _Walk:
             self._add_file(path, target)
 
 
-def _read_archive(archive: Path) -> FolderScan:
-    """Read all images of a tar archive into memory, in one pass and without writing to the disk."""
-    scan, total_bytes = FolderScan(), 0
-    try:
-        with tarfile.open(archive, "r:*") as tar:
-            for member in tar:
-                path = _member_path(archive, member)
-                if not path or any(_is_ignored(part) for part in path.split("/")):
-                    continue
-                total_bytes += member.size
-                if total_bytes > MAX_ARCHIVE_BYTES:
-                    raise DataError(
-                        f"{archive} holds more than {MAX_ARCHIVE_BYTES / 2**30:g} GiB; unpack it and set --data-dir to the folder"
-                    )
-                parents = path.split("/")[: None if member.isdir() else -1]
-                scan.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
-                content = tar.extractfile(member) if member.isfile() and is_image_name(path) else None
-                if content is not None:
-                    scan.files[path] = content.read()
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
-        raise DataError(f"{archive}: damaged archive ({escape_unprintable(str(error))})") from None
+def _scan_archive(archive: Path) -> FolderScan:
+    """Read all images of a tar archive into memory."""
+    scan = FolderScan()
+    for path, is_folder, content in read_archive(archive):
+        if not path or any(_is_ignored(part) for part in path.split("/")):
+            continue
+        parents = path.split("/")[: None if is_folder else -1]
+        scan.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
+        if content is not None:
+            scan.files[path] = content
     scan.files = dict(sorted(scan.files.items()))
     return scan
-
-
-def _member_path(archive: Path, member: tarfile.TarInfo) -> str:
-    """Return the path of a member without `.` parts.
-
-    Raises:
-        DataError: it is a link or a device, or its path leads outside the archive.
-    """
-    parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    if member.name.startswith("/") or ".." in parts:
-        raise DataError(
-            f"{archive}: member {escape_unprintable(member.name)} has a path that leads outside the archive; refused"
-        )
-    if not (member.isfile() or member.isdir()):
-        raise DataError(
-            f"{archive}: member {escape_unprintable(member.name)} is a link or a device; refused, pack the files themselves"
-        )
-    return "/".join(parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
+from harness.training.lookahead import Lookahead
+from harness.training.optimizer import create_momentum_buffers, current_lr, make_optimizer, set_lr_and_momentum
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
@@ -54,6 +56,7 @@ class Learner:
         parallel: the model wrapped so that gradients are averaged over the processes; None in a single process.
         graph: does the update as a CUDA graph.
         ema: moving average of the weights; if there is one, it is evaluated and saved.
+        lookahead: replaces the weights by their average every few updates.
     """
 
     model: nn.Module
@@ -71,6 +74,7 @@ class Learner:
     parallel: nn.Module | None = None
     graph: GraphedStep | None = None
     ema: EMAModel | None = None
+    lookahead: Lookahead | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
 
     def train_step(
@@ -96,6 +100,8 @@ class Learner:
             loss, correct, norm = self.graph(images, labels, targets)
         else:
             loss, correct, norm = self.update(images, labels, targets, num_images)
+        if self.lookahead is not None:
+            self.lookahead.update(step + 1)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return StepResult(loss, correct, current_lr(self.optimizer), norm)
@@ -199,6 +205,7 @@ class Learner:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "lookahead": None if self.lookahead is None else self.lookahead.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "grad_accumulation": self.grad_accumulation,
         }
@@ -212,6 +219,8 @@ class Learner:
             self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if self.lookahead is not None:
+            self.lookahead.load_state_dict(state["lookahead"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.grad_accumulation = max(self.grad_accumulation, int(state.get("grad_accumulation", 1)))
@@ -242,14 +251,14 @@ def make_learner(
     model.to(memory_format=layout)
     processes = processes or SingleProcess()
     _check_processes(config, processes, device)
-    ema = EMAModel(model, config.ema) if config.ema else None
+    ema = EMAModel(model, config.ema, config.ema_warmup) if config.ema else None
     parallel = processes.wrap_ddp(model)
     trained = model if parallel is None else parallel
     learner = Learner(
         model=model,
         processes=processes,
         parallel=parallel,
-        optimizer=make_optimizer(config, model.parameters()),
+        optimizer=make_optimizer(config, model.named_parameters()),
         device=device,
         precision=precision,
         label_smoothing=0.0 if mix else config.label_smoothing,  # mixed targets are smoothed where they are made
@@ -298,50 +307,3 @@ def why_not_captured(config: Config, learner: Learner) -> str | None:
         f"optimizer={config.optimizer} counts its steps on the CPU": config.optimizer != "sgd",
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
-
-
-def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, in its fused form where torch has one."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    lr, decay, momentum = config.rates()[1], config.weight_decay, config.momentum
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
-    match config.optimizer:
-        case "sgd":
-            sgd = torch.optim.SGD(trained, lr, momentum, weight_decay=decay, nesterov=config.nesterov, fused=fused)
-            create_momentum_buffers(sgd)
-            return sgd
-        case "adam":
-            return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
-        case "adamw":
-            return torch.optim.AdamW(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
-        case "rmsprop":
-            return torch.optim.RMSprop(trained, lr, momentum=momentum, weight_decay=decay)
-    raise AssertionError(config.optimizer)
-
-
-def create_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter of an SGD with momentum a buffer of zeros, where it has none.
-
-    torch allocates the buffers in the first step without initialising them, and its fused kernel leaves them so when
-    the GradScaler skips that step for infinite gradients. It also fails where a parameter gets its first gradient in a
-    later step than others. The first step from zeros is the one that torch does without buffers.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"] if group.get("fused") and group.get("momentum") else ():
-            if "betas" not in group and optimizer.state[parameter].get("momentum_buffer") is None:
-                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
-
-
-def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """Give every parameter group its learning rate and momentum for the next update."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-        if "betas" in group:
-            group["betas"] = (momentum, group["betas"][1])
-        else:
-            group["momentum"] = momentum
-
-
-def current_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate that the optimizer has now."""
-    return float(optimizer.param_groups[0]["lr"])

@@ -233,7 +233,7 @@ def test_a_damaged_archive_is_refused(tmp_path):
 
 
 def test_an_archive_too_large_for_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.data.folder_scan.MAX_ARCHIVE_BYTES", 100)
+    monkeypatch.setattr("harness.data.archive.MAX_ARCHIVE_BYTES", 100)
     with gzip.open(tmp_path / "x.tar.gz", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
         add_member(tar, "train/cat/1.png", bytes(101))
     assert "unpack it" in refusal(DataError, tmp_path / "x.tar.gz")

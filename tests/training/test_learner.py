@@ -8,7 +8,8 @@ from torch import nn
 
 from harness.config.settings import Config
 from harness.data.mixup import make_mixup
-from harness.training.learner import Learner, make_learner, make_optimizer
+from harness.training.learner import Learner, make_learner
+from harness.training.optimizer import make_optimizer
 from tests.support.training import CPU, learner, net
 
 INF = float("inf")
@@ -38,7 +39,7 @@ def test_the_first_step_after_skipped_ones_starts_from_zero_momentum():
     dirty_memory()
     parameter = nn.Parameter(torch.ones(1000))
     config = Config(lr_min=0.1, lr_max=0.1, momentum=0.9, nesterov=True, weight_decay=0.0)
-    optimizer = make_optimizer(config, [parameter])
+    optimizer = make_optimizer(config, [("weight", parameter)])
     assert optimizer.param_groups[0]["fused"]
     assert scaled_updates(optimizer, parameter, [INF, 1, 1]) == pytest.approx([1, 0.81, 0.539])
 
@@ -51,7 +52,7 @@ def test_an_optimizer_with_skipped_steps_equals_torchs_unfused_one(name, gradien
     for is_reference in (False, True):
         dirty_memory()
         parameter = nn.Parameter(torch.ones(1000))
-        optimizer = make_optimizer(config, [parameter])
+        optimizer = make_optimizer(config, [("weight", parameter)])
         if is_reference:
             options = {
                 key: value
@@ -86,7 +87,7 @@ def test_a_learner_in_float16_whose_first_updates_overflow_is_unharmed_by_them()
 
 def test_a_parameter_may_get_its_first_gradient_later_than_others():
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    optimizer = make_optimizer(Config(lr_min=0.1, lr_max=0.1, weight_decay=0.0), [first, second])
+    optimizer = make_optimizer(Config(lr_min=0.1, lr_max=0.1, weight_decay=0.0), [("first", first), ("second", second)])
     first.grad = torch.ones(1)
     optimizer.step()
     second.grad = torch.ones(1)
