@@ -44,28 +44,23 @@ def test_the_first_step_after_skipped_ones_starts_from_zero_momentum():
     assert scaled_updates(optimizer, parameter, [INF, 1, 1]) == pytest.approx([1, 0.81, 0.539])
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop"])
+REFERENCES = {
+    "sgd": lambda parameters: torch.optim.SGD(parameters, 0.1, 0.9, nesterov=True, weight_decay=0.01),
+    "adam": lambda parameters: torch.optim.Adam(parameters, 0.1, weight_decay=0.01),
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, 0.1, weight_decay=0.01),
+    "rmsprop": lambda parameters: torch.optim.RMSprop(parameters, 0.1, momentum=0.9, weight_decay=0.01),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
 @pytest.mark.parametrize("gradients", [[INF, 1, 1], [INF, INF, 1, -2, 1], [1, INF, 3, INF, 1], [1, 2, 3]])
 def test_an_optimizer_with_skipped_steps_equals_torchs_unfused_one(name, gradients):
     config = Config(optimizer=name, lr_min=0.1, lr_max=0.1, momentum=0.9, weight_decay=0.01)
-    results = []
-    for is_reference in (False, True):
-        dirty_memory()
-        parameter = nn.Parameter(torch.ones(1000))
-        optimizer = make_optimizer(config, [("weight", parameter)])
-        if is_reference:
-            options = {
-                key: value
-                for key, value in optimizer.defaults.items()
-                if key not in ("fused", "decoupled_weight_decay")
-            }
-            optimizer = (
-                type(optimizer)([parameter], **options, fused=False)
-                if name != "rmsprop"
-                else type(optimizer)([parameter], **options)
-            )
-        results.append(scaled_updates(optimizer, parameter, gradients))
-    assert results[0] == pytest.approx(results[1], rel=1e-6)
+    parameters = [nn.Parameter(torch.ones(1000)) for _ in range(2)]
+    dirty_memory()
+    values = scaled_updates(make_optimizer(config, [("weight", parameters[0])]), parameters[0], gradients)
+    expected = scaled_updates(REFERENCES[name]([parameters[1]]), parameters[1], gradients)
+    assert values == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_learner_in_float16_whose_first_updates_overflow_is_unharmed_by_them():
