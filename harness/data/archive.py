@@ -13,7 +13,7 @@ import io
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,7 +29,12 @@ MAX_EXPANSION, UNSUSPICIOUS_BYTES = 100, 2**28
 MAX_HEADER_BYTES = 2**20  # of a long file name
 CHUNK_BYTES = 2**18
 BLOCK = tarfile.BLOCKSIZE
-_MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, b"]\x00\x00": lzma.open}
+_MAGIC: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"]\x00\x00": lzma.open,
+}
 
 
 def read_archive(archive: Path) -> Iterator[tuple[str, bool, bytes | None]]:
@@ -52,7 +57,7 @@ def read_archive(archive: Path) -> Iterator[tuple[str, bool, bytes | None]]:
                 if member.isfile() and is_image_name(path):
                     content = _read_member(archive, tar, member)
                 yield path, member.isdir(), content
-                tar.members.clear()  # tarfile would keep every header
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header
             _check_end(archive, file, tar.offset, expanded)
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{archive}: damaged archive ({escape_unprintable(str(error))})") from None

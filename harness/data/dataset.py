@@ -167,6 +167,7 @@ class Dataset:
         mean, std: statistics of the training pixels per channel, on a 0..1 scale.
         fingerprint: SHA-256 of ids, labels and pixels (of file sizes where the pixels are not in memory), in hexadecimal.
         skipped: ids of the unreadable images that were left out.
+        notes: sentences on the data that its user should know.
     """
 
     name: str
@@ -178,6 +179,7 @@ class Dataset:
     std: Triple
     fingerprint: str
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def in_memory(name: SplitName, pixels: np.ndarray, labels: np.ndarray, ids: Sequence[str]) -> Split:

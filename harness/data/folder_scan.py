@@ -6,6 +6,7 @@ Data is untrusted: links that lead outside, link loops, devices and archive memb
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,8 @@ from harness.utils.errors import DataError
 from harness.utils.text import escape_unprintable
 
 SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "development": "val", "eval": "val", "evaluation": "val",
 }  # fmt: skip
 
 
@@ -30,12 +32,20 @@ class FolderScan:
         folders: paths of all folders, including empty ones.
         problems: path of an image -> why it cannot be used.
         repeats: paths that were left out because they lead to a file or folder that is listed already.
+        unused: folder beside the split folders -> the number of images in it.
+        unread: extension of files that are no images -> their number.
     """
 
     files: dict[str, str | bytes] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)
     repeats: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def add_unread(self, name: str) -> None:
+        """Count a file that is no image by its extension."""
+        self.unread[os.path.splitext(name)[1].lower() or name] += 1
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,10 @@ def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
         try:
             resolved = root.resolve()
             layout = find_layout(resolved)
-            return _Walk(resolved).run(layout.splits.values() or [layout.prefix]), layout
+            scan = _Walk(resolved).run(layout.splits.values() or [layout.prefix])
+            if layout.splits:
+                _count_unused(resolved, layout, scan)
+            return scan, layout
         except OSError as error:
             raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
     if root.is_file() and root.name.lower().endswith(ARCHIVES):
@@ -132,6 +145,20 @@ def _subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not _is_ignored(entry.name) and entry.is_dir())
 
 
+def _count_unused(root: Path, layout: Layout, scan: FolderScan) -> None:
+    """Count the images beside the split folders; links are not followed."""
+    beside = root / layout.prefix
+    splits = {(root / folder).name for folder in layout.splits.values()}
+    for folder, folders, files in os.walk(beside):
+        folders[:] = [
+            name for name in folders if not _is_ignored(name) and (Path(folder) != beside or name not in splits)
+        ]
+        images = sum(is_image_name(name) and not _is_ignored(name) for name in files)
+        if images:
+            inside = Path(folder).relative_to(beside).parts
+            scan.unused["/".join([*filter(None, [layout.prefix]), *inside[:1]]) or "."] += images
+
+
 class _Walk:
     """A walk of folders first and links afterwards, so that an image keeps its own path and is listed once.
 
@@ -178,6 +205,8 @@ class _Walk:
                     pending.append((entry_path, entry.path))
                 elif is_image_name(entry.name):
                     self._add_file(entry_path, entry.path)
+                else:
+                    self._scan.add_unread(entry.name)
 
     def _add_file(self, path: str, disk_path: str) -> None:
         if disk_path in self._visited:
@@ -216,5 +245,7 @@ def _scan_archive(archive: Path) -> FolderScan:
         scan.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
         if content is not None:
             scan.files[path] = content
+        elif not is_folder:
+            scan.add_unread(path.rpartition("/")[2])
     scan.files = dict(sorted(scan.files.items()))
     return scan

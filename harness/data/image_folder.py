@@ -45,11 +45,13 @@ class FolderData:
     Attributes:
         splits: `train` and, where the folder has them, `val` and `test`.
         skipped: ids of the unreadable images that were left out.
+        notes: sentences on images and other files that are not used.
     """
 
     classes: tuple[str, ...]
     splits: dict[SplitName, Split]
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
@@ -66,9 +68,10 @@ def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
         return FolderData(*cached)
     scan, layout = scan_folder(root)
     class_folders = _group_by_class(scan, layout)
-    _check_classes(class_folders, root)
+    notes = _unused_notes(scan, layout)
+    _check_classes(class_folders, root, notes)
     classes = tuple(class_folders["train"].paths)
-    data = FolderData(tuple(escape_unprintable(name) for name in classes), {})
+    data = FolderData(tuple(escape_unprintable(name) for name in classes), {}, notes=notes)
     problems = dict(scan.problems)
     for split in class_folders.values():
         data.splits[split.name] = _read_split(split, classes, scan, skip_bad, problems)
@@ -79,7 +82,7 @@ def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
         )
     data.skipped.extend(escape_unprintable(path) for path in sorted(problems))
     _check_not_emptied(data, root)
-    if is_archive and not problems:
+    if is_archive and not problems and not notes:  # an entry of the cache has no notes
         decoded_cache.save_decoded(root, data.classes, data.splits)
     return data
 
@@ -97,15 +100,38 @@ def _group_by_class(scan: FolderScan, layout: Layout) -> dict[SplitName, ClassFo
             label, slash, _ = path[len(start) :].partition("/")
             if path.startswith(start) and slash and label in split.paths:
                 split.paths[label].append(path)
+                break
+        else:  # beside the class folders or, in an archive, beside the split folders
+            depth = 2 if layout.prefix else 1
+            scan.unused["/".join(path.split("/")[:-1][:depth]) or "."] += 1
     return class_folders
 
 
-def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path) -> None:
+def _unused_notes(scan: FolderScan, layout: Layout) -> list[str]:
+    """Return sentences that name the images outside the class folders, and count the files that are no images."""
+    notes = []
+    if scan.unused:
+        folders = [f"{escape_unprintable(name)} ({images})" for name, images in sorted(scan.unused.items())]
+        where = f"the class folders of {', '.join(layout.splits.values())}" if layout.splits else "the class folders"
+        notes.append(
+            f"{sum(scan.unused.values())} images are not used, because they are outside {where}: {_names(folders)}"
+        )
+    if scan.unread:
+        kinds = [
+            f"{escape_unprintable(kind)} ({count})"
+            for kind, count in sorted(scan.unread.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        notes.append(f"{sum(scan.unread.values())} files are of kinds that are not read as images: {_names(kinds)}")
+    return notes
+
+
+def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path, notes: Sequence[str]) -> None:
     """Raise DataError for classes that are empty, too few, missing in `train`, or that differ only in case."""
     train = class_folders["train"]
     if not any(train.paths.values()):
+        unused = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(
-            f"{root}: no images in class folders below {train.folder or 'it'}; the layout is train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE"
+            f"{root}: no images in class folders below {train.folder or 'it'}{unused}; the layout is train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE"
         )
     if len(train.paths) < 2:
         raise DataError(f"{root}: only one class folder, {_names(train.paths)}; a classifier needs at least two")

@@ -19,7 +19,7 @@ from harness.utils.text import escape_unprintable
 
 MAX_PIXELS = 50_000_000
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".avif", ".jp2",
 )  # fmt: skip
 # Only formats that Pillow decodes itself: EPS, for example, would start Ghostscript on an untrusted file.
