@@ -93,6 +93,7 @@ class Config:
     val_fraction: float = _setting(0.0, "Fraction of the training images held out as the validation split; 0: no validation split, so nothing is selected on one.", group="Data", low=0, below=1)
     test_fraction: float = _setting(0.2, "Fraction of the images held out as the test split, where the data has none.", group="Data", above=0, below=1)
     bad_images: str = _setting("fail", "Unreadable images in a folder: fail, or skip them.", group="Data", choices=("fail", "skip"))
+    grey_range: tuple[str, ...] = _setting((), "LOW,HIGH: the values of grey images deeper than 8 bits that become black and white; empty: the range that the file declares, and an image that declares none is refused.", group="Data", added_later=True)
     loader: str = _setting("auto", "resident: keep all images on the device; timm: load them in worker processes; auto: resident where possible.", group="Data", choices=("auto", "resident", "timm"))
     workers: int = _setting(-1, "Worker processes of the timm loader; -1: 2 when training on a CPU; on a GPU the usable CPU cores per process, at most 16.", group="Data", low=-1, high=256, affects_results=False)
     augment: str = _setting("timm", "Library for training augmentation: timm (with torchvision) or albumentations; none: no augmentation.", group="Data", choices=("timm", "albumentations", "none"))
@@ -176,7 +177,26 @@ class Config:
             object.__setattr__(self, item.name, coerce(item.name, getattr(self, item.name)))
         self._check_combinations()
 
+    def grey_limits(self) -> tuple[float, float] | None:
+        """Return `grey_range` as two numbers; None where it is empty.
+
+        Raises:
+            UsageError: it is not two increasing numbers.
+        """
+        if not self.grey_range:
+            return None
+        try:
+            low, high = (float(value) for value in self.grey_range)
+        except ValueError:
+            low = high = 0.0
+        if not low < high < float("inf") or low == -float("inf"):
+            raise UsageError(
+                f"grey_range={','.join(self.grey_range)}: need two increasing numbers, such as 0,4095 for 12 bits"
+            )
+        return low, high
+
     def _check_combinations(self) -> None:
+        self.grey_limits()
         if not self.needs_lr_find and self.schedule != "constant":
             lowest, highest = self.rates()
             if lowest > highest:
@@ -259,7 +279,7 @@ class Config:
         for key, value in self.to_dict().items():
             setting = setting_fields()[key]
             if setting.metadata["affects_results"] and not (
-                setting.metadata["added_later"] and value == setting.default
+                setting.metadata["added_later"] and getattr(self, key) == setting.default
             ):
                 affecting[key] = value
         # A captured update has the results of a plain one. Version 0.1 had False for today's auto.

@@ -145,7 +145,8 @@ def read_digits_table() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _image_folder(config: Config) -> FolderData:
-    data = read_image_folder(Path(config.data_dir).expanduser(), skip_bad=config.bad_images == "skip")
+    folder = Path(config.data_dir).expanduser()
+    data = read_image_folder(folder, skip_bad=config.bad_images == "skip", grey_range=config.grey_limits())
     if "val" in data.splits and config.val_fraction:
         raise UsageError(
             f"{config.data_dir} has a validation folder of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from harness.config.names import BUILT_IN_DATASETS, SplitName
 from harness.config.settings import Config
@@ -25,7 +27,7 @@ from harness.data.dataset import (
     in_memory,
 )
 from harness.data.folder_scan import find_layout
-from harness.data.image_io import to_rgb
+from harness.data.image_io import read_image, to_rgb
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.text import escape_unprintable
 
@@ -70,9 +72,9 @@ def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split
         )
     is_folder = config.data.lower() == IMAGE_FOLDER
     train, *folders = _open_image_folders(config) if is_folder else [_create_timm_dataset(config, "train")]
-    classes, train_split = _class_names(train), _make_split(train, "train")
+    classes, train_split = _class_names(train), _make_split(train, "train", config)
     for dataset in folders if is_folder else _held_out(config):
-        split = _make_split(dataset, "test")
+        split = _make_split(dataset, "test", config)
         if (split.labels == UNLABELLED).all():
             log.warning("%s has a split without labels, which is not used", config.data)
             continue
@@ -111,7 +113,16 @@ def _open_image_folders(config: Config) -> list[Any]:
     folders = [layout.splits.get("train", layout.prefix), *([held_out] if held_out else [])]
     if len({(root / folder).resolve() for folder in folders}) < len(folders):
         raise DataError(f"{root}: {' and '.join(folders)} are one folder; the test images must not be training images")
-    return [_create_timm_dataset(config, "train", root=root / folder, search_split=False) for folder in folders]
+    # torchvision's own loader clips deep grey values.
+    loader = functools.partial(_read_file, grey_range=config.grey_limits())
+    return [
+        _create_timm_dataset(config, "train", root=root / folder, search_split=False, loader=loader)
+        for folder in folders
+    ]
+
+
+def _read_file(path: str, grey_range: tuple[float, float] | None) -> Image.Image:
+    return Image.fromarray(read_image(path, grey_range=grey_range))
 
 
 def _with_classes(split: Split, names: Sequence[str] | None, classes: Sequence[str], data: str) -> Split:
@@ -203,13 +214,17 @@ def _labels(dataset: Any) -> np.ndarray:
     return labels.astype(np.int64)
 
 
-def _make_split(dataset: Any, name: SplitName) -> Split:
+def _make_split(dataset: Any, name: SplitName, config: Config) -> Split:
     if not hasattr(dataset, "__getitem__"):
         return _read_stream(dataset, name)
     labels = _labels(dataset)
     ids = [f"{name}/{index}" for index in range(len(labels))]
     reader = getattr(dataset, "reader", None)
-    source = ConvertedImages(dataset, labels) if reader is None else TimmReaderImages(reader, name, labels)
+    source = (
+        ConvertedImages(dataset, labels)
+        if reader is None
+        else TimmReaderImages(reader, name, labels, config.grey_limits())
+    )
     pixels = _decode_all(source)
     return Split(name, labels, ids, None, source) if pixels is None else in_memory(name, pixels, labels, ids)
 
