@@ -90,6 +90,7 @@ class Config:
     download: bool = _setting(True, "Download the data set where it is missing.", group="Data", affects_results=False)
     classes: int = _setting(0, "Expected number of classes; 0: as many as the data has.", group="Data", low=0)
     image_size: int = _setting(0, "Side of the model's input in pixels; 0: the model's default.", group="Data", low=0, high=4096)
+    resize: str = _setting("auto", "How images become square: crop: the centre is cut out; squash: the sides are scaled differently; letterbox: borders of the mean colour are added; auto: as the model's timm configuration says, mostly crop.", group="Data", choices=("auto", "crop", "squash", "letterbox"), added_later=True)
     val_fraction: float = _setting(0.0, "Fraction of the training images held out as the validation split; 0: no validation split, so nothing is selected on one.", group="Data", low=0, below=1)
     test_fraction: float = _setting(0.2, "Fraction of the images held out as the test split, where the data has none.", group="Data", above=0, below=1)
     bad_images: str = _setting("fail", "Unreadable images in a folder: fail, or skip them.", group="Data", choices=("fail", "skip"))

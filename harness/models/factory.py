@@ -163,6 +163,7 @@ def timm_input(preprocess: Preprocess) -> dict[str, Any]:
         "std": preprocess.std,
         "crop_pct": preprocess.crop_pct,
         "interpolation": preprocess.interpolation,
+        "crop_mode": preprocess.crop_mode,
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from harness.config.settings import Config
 from harness.data import loaders
 from harness.data.dataset import Dataset
 from harness.data.mixup import make_mixup
-from harness.data.preprocess import Preprocess, make_preprocess, sample_images
+from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes, sample_images
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
@@ -24,6 +25,8 @@ from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
 from harness.training.schedule import Schedule, make_schedule
 from harness.utils.errors import UsageError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
     torch.manual_seed(config.seed)
     model = factory.create_model(config, classes)
     preprocess = make_preprocess(config, model, dataset)
+    notes = preprocess_notes(config, model, dataset, preprocess)
+    dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
+    for note in notes if processes.is_main else ():
+        log.warning("%s", note)
     if config.sync_bn and processes.world_size > 1 and device.type == "cuda":
         model = factory.with_sync_batchnorm(model)
 
@@ -114,6 +121,7 @@ def describe_data(components: Components) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
         "loader": components.loaders.kind,
+        "notes": dataset.notes,
     }
 
 
