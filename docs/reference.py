@@ -64,6 +64,7 @@ RUN = (
     File(f"{CHECKPOINTS}/model.safetensors", "weights of the result"),
     File(f"{CHECKPOINTS}/model.json", "their settings, classes, preprocessing and result"),
     File(f"{CHECKPOINTS}/config.json", "the same for timm: `timm.create_model('local-dir:FOLDER', pretrained=True)`"),
+    File(f"{CHECKPOINTS}/class_map.txt", "the classes in the order of the logits, for `--class-map` of timm's scripts"),
     File(f"{CHECKPOINTS}/README.md", "model card"),
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),

@@ -154,8 +154,8 @@ def preprocess_notes(config: Config, model: nn.Module, data: Dataset, preprocess
         notes.append(
             f"{config.model} is configured for images of {width} x {height} pixels; it is given {size} x {size}"
         )
-    indices = np.unique(np.linspace(0, len(data.train) - 1, 16).astype(int)) if len(data.train) else []
-    shapes = [data.train.picture(int(index)).shape for index in indices]
+    indices = np.unique(np.linspace(0, max(len(data.train) - 1, 0), 16).astype(int)).tolist() if len(data.train) else []
+    shapes = [data.train.picture(index).shape for index in indices]
     share = float(np.mean([preprocess.cut_share(shape[1], shape[0]) for shape in shapes] or [0.0]))
     if share >= MIN_CUT_SHARE:
         notes.append(

@@ -22,7 +22,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     if module := module_of(config["model"]):
         usage += [f"import {module}  # registers the model with timm"]
     usage += [
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+        'model = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder',
         f"logits = model(images)  # float [B, 3, {size}, {size}], normalised -> [B, {len(facts['classes'])}]",
     ]
     lines = [
@@ -34,6 +34,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"Input: RGB, {_RESIZING[preprocess.get('crop_mode', 'center')]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess['mean'])} and standard deviation {_triple(preprocess['std'])}.", "",
         f"Classes, in the order of the logits: {', '.join(map(markdown, facts['classes']))}.", "",
         "```python", *usage, "```", "",
+        "timm's own scripts sort class folders in another order; with `--class-map class_map.txt` they use this one.", "",
     ]  # fmt: skip
     return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from harness.data.preprocess import Preprocess, make_preprocess, preprocess_note
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
+from harness.models.pretrained import match_classes
 from harness.models.whitening import whiten_first_layer
 from harness.runs.model_check import check_model
 from harness.training.device import autocast_dtype, configure_torch, pick_device, pick_precision
@@ -77,6 +78,8 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
 
     torch.manual_seed(config.seed)
     model = factory.create_model(config, classes)
+    if config.pretrained:
+        match_classes(model, dataset.classes)
     preprocess = make_preprocess(config, model, dataset)
     notes = preprocess_notes(config, model, dataset, preprocess)
     dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
