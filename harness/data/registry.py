@@ -24,6 +24,7 @@ from harness.data.dataset import (
     hold_out,
     in_memory,
 )
+from harness.data.duplicates import duplicate_notes
 from harness.data.image_folder import FolderData, read_image_folder
 from harness.utils.environment import rank
 from harness.utils.errors import DataError, UsageError, first_line
@@ -71,6 +72,7 @@ def load_dataset(config: Config) -> Dataset:
         train, test = hold_out(train, config.test_fraction, "test", "test_fraction")
     if config.val_fraction:
         train, val = hold_out(train, config.val_fraction, "val", "val_fraction")
+    notes = [*notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
     mean, std = CIFAR_STATISTICS.get(config.data) or channel_statistics(train)
     digest = fingerprint(classes, (train, val, test))
     if rank() == 0:

@@ -66,6 +66,7 @@ def save_numbered(root, folder, classes):
     for label in classes:
         for index in range(4):
             pixels = np.full((8, 8, 3), 10 * int(label) + index, np.uint8)
+            pixels[..., 1] = len(folder)  # no image stands in two splits
             save_image(root / folder / label / f"{index}.png", pixels)
     return root
 
