@@ -258,7 +258,7 @@ def make_learner(
         model=model,
         processes=processes,
         parallel=parallel,
-        optimizer=make_optimizer(config, model.named_parameters()),
+        optimizer=make_optimizer(config, model),
         device=device,
         precision=precision,
         label_smoothing=0.0 if mix else config.label_smoothing,  # mixed targets are smoothed where they are made

@@ -1,37 +1,47 @@
-"""Make the optimizer of a run, and set its learning rates."""
+"""Optimizers: groups of parameters with factors on the learning rate, and the rates of each update."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
 from harness.config.settings import Config
+from harness.utils.errors import UsageError
 
 
-def parameter_groups(config: Config, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+def parameter_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
     """Return the groups of trained parameters for an optimizer, each with its factor on the LR as `lr_scale`.
 
-    There is one group, or with `bias_lr_scale` one for the biases too, whose weight decay is divided by that factor.
+    There is one group; with `bias_lr_scale` or `head_lr_scale` one for each factor, whose weight decay is divided by it, so
+    that the weights shrink as they would without.
+
+    Raises:
+        UsageError: `head_lr_scale`, and the model does not name its classifier.
     """
-    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-    scale, decay = config.bias_lr_scale, config.weight_decay
-    if scale == 1:
-        return [{"params": [parameter for _, parameter in trained], "weight_decay": decay}]
-    biases = [parameter for name, parameter in trained if name.rpartition(".")[2] == "bias"]
-    others = [parameter for name, parameter in trained if name.rpartition(".")[2] != "bias"]
-    groups = (
-        {"params": others, "weight_decay": decay, "lr_scale": 1.0},
-        {"params": biases, "weight_decay": decay / scale, "lr_scale": scale},
-    )
-    return [group for group in groups if group["params"]]
+    head: set[int] = set()
+    if config.head_lr_scale != 1:
+        if not callable(get_classifier := getattr(model, "get_classifier", None)):
+            raise UsageError(
+                f"head_lr_scale={config.head_lr_scale:g} needs a model with timm's get_classifier(); leave --head-lr-scale out"
+            )
+        head = {id(parameter) for parameter in get_classifier().parameters()}
+    by_scale: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = config.bias_lr_scale if name.rpartition(".")[2] == "bias" else 1.0
+            scale *= config.head_lr_scale if id(parameter) in head else 1.0
+            by_scale.setdefault(scale, []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": config.weight_decay / scale, "lr_scale": scale}
+        for scale, parameters in by_scale.items()
+    ]
 
 
-def make_optimizer(config: Config, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
+def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     """Return the optimizer that the settings name, in its fused form where torch has one."""
-    trained = parameter_groups(config, parameters)
+    trained = parameter_groups(config, model)
     lr, momentum = config.rates()[1], config.momentum
     fused = all(parameter.device.type in ("cpu", "cuda") for group in trained for parameter in group["params"])
     match config.optimizer:
@@ -49,7 +59,7 @@ def make_optimizer(config: Config, parameters: Iterable[tuple[str, nn.Parameter]
 
 
 def create_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
-    """Give every parameter of an SGD with momentum a buffer of zeros, where it has none.
+    """Give every parameter of a fused SGD with momentum a buffer of zeros, where it has none.
 
     torch allocates the buffers in the first step without initialising them, and its fused kernel leaves them so when
     the GradScaler skips that step for infinite gradients. It also fails where a parameter gets its first gradient in a

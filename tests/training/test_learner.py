@@ -39,7 +39,7 @@ def test_the_first_step_after_skipped_ones_starts_from_zero_momentum():
     dirty_memory()
     parameter = nn.Parameter(torch.ones(1000))
     config = Config(lr_min=0.1, lr_max=0.1, momentum=0.9, nesterov=True, weight_decay=0.0)
-    optimizer = make_optimizer(config, [("weight", parameter)])
+    optimizer = make_optimizer(config, nn.ParameterList([parameter]))
     assert optimizer.param_groups[0]["fused"]
     assert scaled_updates(optimizer, parameter, [INF, 1, 1]) == pytest.approx([1, 0.81, 0.539])
 
@@ -58,7 +58,7 @@ def test_an_optimizer_with_skipped_steps_equals_torchs_unfused_one(name, gradien
     config = Config(optimizer=name, lr_min=0.1, lr_max=0.1, momentum=0.9, weight_decay=0.01)
     parameters = [nn.Parameter(torch.ones(1000)) for _ in range(2)]
     dirty_memory()
-    values = scaled_updates(make_optimizer(config, [("weight", parameters[0])]), parameters[0], gradients)
+    values = scaled_updates(make_optimizer(config, nn.ParameterList([parameters[0]])), parameters[0], gradients)
     expected = scaled_updates(REFERENCES[name]([parameters[1]]), parameters[1], gradients)
     assert values == pytest.approx(expected, rel=1e-6)
 
@@ -82,7 +82,7 @@ def test_a_learner_in_float16_whose_first_updates_overflow_is_unharmed_by_them()
 
 def test_a_parameter_may_get_its_first_gradient_later_than_others():
     first, second = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
-    optimizer = make_optimizer(Config(lr_min=0.1, lr_max=0.1, weight_decay=0.0), [("first", first), ("second", second)])
+    optimizer = make_optimizer(Config(lr_min=0.1, lr_max=0.1, weight_decay=0.0), nn.ParameterList([first, second]))
     first.grad = torch.ones(1)
     optimizer.step()
     second.grad = torch.ones(1)
