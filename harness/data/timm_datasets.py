@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from harness.config.names import BUILT_IN_DATASETS, SplitName
 from harness.config.settings import Config
@@ -164,6 +165,8 @@ def _create_timm_dataset(config: Config, split: str, root: Path | None = None, *
     # For torchvision's data sets look on the disk first: a download creates folders even where it fails.
     attempts = (False, True) if config.download else (False,)
     folder = str(root or os.path.expanduser(config.data_dir))
+    if config.data.lower().startswith(("wds/", "hfids/")):
+        options["input_img_mode"] = ""  # images as stored: a conversion to RGB would clip deep grey values
     for download in attempts if config.data.lower().startswith("torch/") else (config.download,):
         try:
             with contextlib.redirect_stdout(sys.stderr):
@@ -215,8 +218,8 @@ def _labels(dataset: Any) -> np.ndarray:
 
 
 def _make_split(dataset: Any, name: SplitName, config: Config) -> Split:
-    if not hasattr(dataset, "__getitem__"):
-        return _read_stream(dataset, name)
+    if isinstance(dataset, IterableDataset):
+        return _read_stream(dataset, name, config)
     labels = _labels(dataset)
     ids = [f"{name}/{index}" for index in range(len(labels))]
     reader = getattr(dataset, "reader", None)
@@ -246,15 +249,20 @@ def _decode_all(source: Any) -> np.ndarray | None:
     return pixels
 
 
-def _read_stream(dataset: Any, name: SplitName) -> Split:
+def _read_stream(dataset: Any, name: SplitName, config: Config) -> Split:
     """Read a stream (tfds, wds, hfids) into memory, since training needs random access.
 
     Raises:
         DataError: it holds no images, or more than fit in memory.
     """
-    images, labels, total_bytes = [], [], 0
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    total_bytes = 0
     for image, label in dataset:
-        pixels = np.asarray(to_rgb(image))
+        try:
+            pixels = np.asarray(to_rgb(image, config.grey_limits()))
+        except ValueError as error:
+            raise DataError(f"{name}/{len(images)}: {error}") from None
         total_bytes += pixels.nbytes
         if total_bytes > MAX_PIXEL_BYTES:
             raise DataError(

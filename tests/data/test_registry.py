@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+from timm.data.dataset import IterableImageDataset
 
 from harness.config.settings import Config
+from harness.data import timm_datasets
 from harness.data.registry import load_dataset, read_digits_table
 from harness.utils.errors import DataError, UsageError
 from tests.support.image_folders import RANDOM, load_folder, make_class_folders, save_image
@@ -114,3 +117,13 @@ def test_a_test_folder_without_training_images_or_that_is_the_training_folder_is
     (tmp_path / "b" / "test").symlink_to(tmp_path / "b" / "train")
     with pytest.raises(DataError, match="must not be training images"):
         load_dataset(Config(data="torch/image_folder", data_dir=str(tmp_path / "b")))
+
+
+def test_a_stream_of_timm_is_read_into_memory_with_its_deep_grey_values_scaled():
+    pictures = [Image.fromarray(np.full((8, 8), 100 * index, np.uint16)) for index in range(6)]
+    stream = IterableImageDataset("", reader=list(zip(pictures, [0, 1] * 3, strict=True)))
+    split = timm_datasets._make_split(stream, "train", Config(grey_range="0,2550"))
+    assert split.pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50] and split.labels.tolist() == [0, 1] * 3
+    floats = IterableImageDataset("", reader=[(Image.fromarray(np.zeros((8, 8), np.float32)), 0)])
+    with pytest.raises(DataError, match="train/0: grey values 0 to 0 .* --grey-range"):
+        timm_datasets._make_split(floats, "train", Config())
