@@ -125,5 +125,5 @@ def test_a_stream_of_timm_is_read_into_memory_with_its_deep_grey_values_scaled()
     split = timm_datasets._make_split(stream, "train", Config(grey_range="0,2550"))
     assert split.pixels[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40, 50] and split.labels.tolist() == [0, 1] * 3
     floats = IterableImageDataset("", reader=[(Image.fromarray(np.zeros((8, 8), np.float32)), 0)])
-    with pytest.raises(DataError, match="train/0: grey values 0 to 0 .* --grey-range"):
+    with pytest.raises(DataError, match=r"train/0: grey values 0 to 0 .* --grey-range"):
         timm_datasets._make_split(floats, "train", Config())
