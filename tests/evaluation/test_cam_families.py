@@ -104,7 +104,7 @@ FAMILIES = {
     "vitamin_small_224": ("blocks.13", (14, 14)),
     "volo_d2_224": ("network.4", (14, 14)),
     "ese_vovnet19b_slim_dw": ("stages.3", (7, 7)),
-    "xception": ("act4", (10, 10)),
+    "legacy_xception": ("act4", (10, 10)),
     "xception41": ("blocks.12", (10, 10)),
     "xcit_nano_12_p8_224": ("blocks.11", (28, 28)),
 }
