@@ -159,7 +159,7 @@ def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, to
     files = list(pictures)
     for file, name in zip(files, _overlay_names(files), strict=True):
         try:
-            pixels = read_image(file)
+            pixels = read_image(file, grey_range=trained.config.grey_limits())
         except DataError as error:
             if trained.config.bad_images == "fail":
                 raise

@@ -13,6 +13,7 @@ from torch import nn
 
 from harness.models import factory
 from harness.models.model_card import model_card
+from harness.models.pretrained import architecture_of
 from harness.reporting.evaluation_report import Evaluator, prefixed
 from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
@@ -257,6 +258,7 @@ class Trainer:
             "config": components.config.to_dict(),
             "classes": list(components.dataset.classes),
             "preprocess": components.preprocess.to_dict(),
+            "architecture": architecture_of(components.learner.model, components.config.model),
         }
 
     def _save_weights(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
@@ -270,6 +272,7 @@ class Trainer:
         self.writer.flush()
         folder = self.directory.checkpoints
         write_atomically(folder / "README.md", model_card(read_json(folder / "model.json")))
+        factory.write_class_map(self.components.dataset.classes, folder / factory.CLASS_MAP)
         factory.write_timm_config(
             model, self.components.dataset.classes, self.components.preprocess, folder / "config.json"
         )
@@ -289,7 +292,7 @@ class Trainer:
 
     def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
         folder = self.directory.checkpoints
-        names = (WEIGHTS, "model.json", "config.json", "README.md")
+        names = (WEIGHTS, "model.json", "config.json", "README.md", factory.CLASS_MAP)
         files = {name: folder / name for name in names if (folder / name).exists()}
         return Artifact(
             name=f"{self.directory.name}-model",

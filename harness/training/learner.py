@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.config.settings import Config
+from harness.models.outputs import split_logits, weighted_loss
 from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
 from harness.training.lookahead import Lookahead
-from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
+from harness.training.optimizer import create_momentum_buffers, current_lr, make_optimizer, set_lr_and_momentum
 from harness.utils import fault_injection
-from harness.utils.errors import UsageError, is_out_of_memory
+from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
 # images [B, 3, H, W], labels int64 [B], step -> mixed images, targets [B] or [B, classes]
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -94,6 +95,7 @@ class Learner:
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
+            labels = targets if targets.ndim == 1 else targets.argmax(1)  # of two mixed labels, the heavier one
         if self.graph is not None:
             loss, correct, norm = self.graph(images, labels, targets)
         else:
@@ -131,6 +133,12 @@ class Learner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.grad_accumulation >= len(images):
                     raise
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ResourceError(
+                    "out of memory, and batch normalisation cannot use the images one at a time; lower --image-size or the model's width"
+                ) from None
             # Not in the except block, where the error would keep the tensors of the pass alive.
             self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
             self.optimizer.zero_grad(set_to_none=True)
@@ -152,8 +160,13 @@ class Learner:
         for number, (inputs, classes, target) in enumerate(micro_batches, 1):
             with self._delayed_all_reduce(number < len(micro_batches)):
                 with autocast(self.device, self.precision):
-                    logits = forward(inputs)  # [B / micro-batches, classes]
-                loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+                    logits, *auxiliary = split_logits(forward(inputs))  # each [B / micro-batches, classes]
+                loss = weighted_loss(
+                    [
+                        F.cross_entropy(each.float(), target, label_smoothing=self.label_smoothing)
+                        for each in (logits, *auxiliary)
+                    ]
+                )
                 loss = loss * (len(inputs) / num_images)
                 # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
@@ -201,6 +214,7 @@ class Learner:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        create_momentum_buffers(self.optimizer)
         if self.graph is not None:
             self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:

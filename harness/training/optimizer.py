@@ -46,7 +46,9 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     fused = all(parameter.device.type in ("cpu", "cuda") for group in trained for parameter in group["params"])
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(trained, lr, momentum, nesterov=config.nesterov, fused=fused)
+            sgd = torch.optim.SGD(trained, lr, momentum, nesterov=config.nesterov, fused=fused)
+            create_momentum_buffers(sgd)
+            return sgd
         case "adam":
             return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), fused=fused)
         case "adamw":
@@ -54,6 +56,19 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         case "rmsprop":
             return torch.optim.RMSprop(trained, lr, momentum=momentum)
     raise AssertionError(config.optimizer)
+
+
+def create_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter of a fused SGD with momentum a buffer of zeros, where it has none.
+
+    torch allocates the buffers in the first step without initialising them, and its fused kernel leaves them so when
+    the GradScaler skips that step for infinite gradients. It also fails where a parameter gets its first gradient in a
+    later step than others. The first step from zeros is the one that torch does without buffers.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") and group.get("momentum") else ():
+            if "betas" not in group and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
