@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import unicodedata
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -260,13 +261,30 @@ def make_folder(path: Path) -> None:
         raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --output") from None
 
 
+_lock_handles: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _close_inherited_locks() -> None:
+    """Close the locks of the parent in a forked process, which would hold them after the parent's death."""
+    for handle in list(_lock_handles):
+        handle.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
 def lock_folder(path: Path) -> IO[str] | None:
-    """Return an open, locked file; None when another process holds it. The kernel frees it when the process dies."""
+    """Return an open, locked file; None when another process holds it.
+
+    The kernel frees it when the process dies, whatever processes it has forked.
+    """
     if sys.platform == "win32":
         return open(path / ".lock", "a+")
     import fcntl
 
     handle = open(path / ".lock", "a+")  # noqa: SIM115 - held for as long as the run
+    _lock_handles.add(handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -16,7 +16,7 @@ import torch
 
 from harness.config.settings import Config
 from harness.tracking.journal import read_journal
-from harness.tracking.run_dir import claim_run_dir
+from harness.tracking.run_dir import claim_run_dir, is_locked
 from harness.utils.files import read_json, sha256
 from tests.support.broken_images import picture_folder
 from tests.support.faulty_server import wait_until
@@ -177,6 +177,47 @@ def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_no_proce
     running.until(lambda: "Resuming run in" in running.err.read_text())
     running.signal(signal.SIGTERM)
     assert running.end().code == 143
+
+
+def test_a_killed_process_leaves_no_lock_though_a_process_that_it_forked_lives_on(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from harness.tracking.run_dir import lock_folder\n"
+        "lock = lock_folder(Path(sys.argv[1])); assert lock\n"
+        "child = os.fork()\n"
+        "print(child, flush=True) if child else None\n"
+        "time.sleep(100)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with owner.stdout:
+        child = int(owner.stdout.readline())
+    try:
+        assert is_locked(tmp_path)
+        owner.kill()
+        owner.wait()
+        assert alive(child) and not is_locked(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_loader_processes_is_resumed_at_once(tmp_path, pictures):
+    words = ["run", *WORKERS, "--workers", "2", "--data-dir", pictures]
+    running = begin(*words, cwd=tmp_path)
+    running.until(lambda: (tmp_path / "runs/r/checkpoints/last.pt").exists())
+    workers = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    for pid in workers:  # as processes that are slow to notice the death of their parent
+        os.kill(pid, signal.SIGSTOP)
+    running.signal(signal.SIGKILL)
+    running.end()
+    try:
+        assert len(workers) >= 2 and all(map(alive, workers))
+        again = begin(*words, cwd=tmp_path)
+        again.until(lambda: "Resuming run in" in again.err.read_text())
+        again.signal(signal.SIGTERM)
+        assert again.end().code == 143
+    finally:
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
