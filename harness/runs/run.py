@@ -26,6 +26,7 @@ from harness.training import checkpoint, distributed
 from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
+from harness.training.process_settings import restore_process_state
 from harness.training.schedule import make_schedule
 from harness.utils.errors import CheckpointError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
@@ -33,6 +34,7 @@ from harness.utils.seeding import seed_for
 from harness.utils.signals import StopRequests
 
 
+@restore_process_state()
 def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
     """Train, evaluate every epoch and record everything: the same as `harness run`.
 
@@ -63,6 +65,7 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
     with report_failed_trial():
         run_dir.check_output(config)
         _check_distributed(config, processes)
+        config = config.replace(precision=run_dir.kept_precision(config))
         components = build_components(with_placeholder_lr(config), processes)
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")

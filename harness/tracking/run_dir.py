@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config
+from harness.config.settings import AUTO, Config, setting_fields
 from harness.tracking.metric_names import with_present_names
 from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, UsageError
 from harness.utils.files import read_json, write_json
@@ -135,9 +135,35 @@ def claim_run_dir(config: Config) -> RunDir:
     raise UsageError(f"{output} already has 10,000 runs named {base}; choose another --name")
 
 
+def precisions() -> list[str]:
+    """Return the number formats that `auto` may stand for."""
+    return [choice for choice in setting_fields()["precision"].metadata["choices"] if choice != AUTO]
+
+
+def kept_precision(config: Config) -> str:
+    """Return the precision to train with: for `auto`, that of the unfinished run which these settings resume, if any.
+
+    `auto` may be a measurement, whose result differs between machines; it must not decide which run is found.
+    """
+    if config.precision != AUTO:
+        return config.precision
+    for precision in precisions():
+        candidate = config.replace(precision=precision)
+        if config.resume not in ("auto", "never"):
+            unfinished = [Path(config.resume).expanduser()]
+        elif config.resume == "never":
+            unfinished = []
+        else:
+            unfinished = [path for path in runs_with_settings(candidate) if read_state(path) in UNFINISHED]
+        if any(not changed_settings(path, candidate) for path in unfinished):
+            return precision
+    return AUTO
+
+
 def runs_with_settings(config: Config) -> Iterator[Path]:
     """Yield the run directories of this name and these settings in the output folder, oldest first."""
-    output, base = Path(config.output).expanduser(), slug(config.name or default_name(config))
+    output = Path(config.output).expanduser()
+    base = slug(os.environ.get("WANDB_RUN_ID") or config.name or default_name(config))
     for number in count(1):
         path = output / (base if number == 1 else f"{base}-{number}")
         if read_state(path) == RunState.NONE:
