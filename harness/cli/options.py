@@ -25,8 +25,8 @@ class SettingOption(click.Option):
     def __init__(self, name: str) -> None:
         self.group = config.setting_fields()[name].metadata["group"]
         extra: dict[str, Any] = {}
-        if config.is_switch(name):
-            extra = {"is_flag": False, "flag_value": "true"}
+        if alone := config.value_alone(name):
+            extra = {"is_flag": False, "flag_value": alone}
         elif name in ("model_args", "plugin", "tags"):
             extra = {"multiple": True}
         super().__init__(
@@ -109,7 +109,7 @@ def _with_options(command: Callable[..., Any], names: Iterable[str]) -> Callable
     collect_options.__doc__, collect_options.__name__ = command.__doc__, command.__name__
     params = [*getattr(command, "__click_params__", [])]
     for name in reversed(names):
-        if config.is_switch(name):
+        if config.value_alone(name):
             params.append(NoOption(name))
         params.append(SettingOption(name))
     setattr(collect_options, "__click_params__", params)  # noqa: B010 - where click's decorators look for them

@@ -38,7 +38,8 @@ def export_timm(path: Path, folder: Path) -> str:
         data_config=factory.timm_input(trained.preprocess),
     )
     (folder / "README.md").write_text(model_card(trained.facts), encoding="utf-8")
-    ours = "import harness.models.cifar_resnet; " if trained.config.model in factory.HARNESS_MODELS else ""
+    module = factory.module_of(trained.config.model)
+    ours = f"import {module}; " if module else ""
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 
