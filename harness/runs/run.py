@@ -85,9 +85,12 @@ def _train(
     """Train in a run directory, from its newest checkpoint where it has one."""
     remove_temporary_files(directory.path)
     learner = components.learner
-    saved = learner.processes.broadcast(_load_checkpoint(directory, components) if directory.resumed else None)
+    saved = learner.processes.broadcast(
+        _load_checkpoint(directory, components, reporter) if directory.resumed else None
+    )
     state = restore_state(components, saved)
     if saved is not None:
+        directory.checkpoint_step = state.step
         reporter.message(f"Resuming run in {directory.path} from step {state.step} (epoch {len(state.history)}).")
     facts = describe_environment(learner.device)
     with (
@@ -135,17 +138,24 @@ def restore_state(components: Components, saved: dict[str, Any] | None) -> Train
     return state
 
 
-def _load_checkpoint(directory: RunDir, components: Components) -> dict[str, Any] | None:
-    """Return the newest checkpoint of a run; None where it has none.
+def _load_checkpoint(directory: RunDir, components: Components, reporter: ProgressReporter) -> dict[str, Any] | None:
+    """Return the newest checkpoint of a run; None where it has saved none.
 
     Raises:
         UsageError: the data has changed since.
-        CheckpointError: every checkpoint is damaged, or its weights do not fit.
+        CheckpointError: every checkpoint is damaged or gone, or its weights do not fit.
     """
-    path = checkpoint.newest_checkpoint(directory.checkpoints)
+    path, saved_step = checkpoint.newest_checkpoint(directory.checkpoints), run_dir.saved_step(directory.path)
     if path is None:
+        if saved_step:
+            raise CheckpointError(
+                f"the checkpoints of {directory.path} are gone, the last one of step {saved_step}; put {directory.checkpoints} back, or start again with --resume never"
+            )
+        reporter.message(f"{directory.path} has no checkpoint yet: the run starts from step 0.")
         return None
     saved = checkpoint.load_checkpoint(path)
+    if saved_step > (step := int(saved["progress"]["step"])):
+        reporter.message(f"The checkpoint of step {saved_step} is lost; the one before it is of step {step}.")
     if saved.get("fingerprint") != components.dataset.fingerprint:
         raise UsageError(
             f"the data has changed since {directory.path} was started; start a new run with --resume never"

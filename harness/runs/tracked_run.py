@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from harness.config.settings import Config
 from harness.reporting.html.pages import write_run_page
 from harness.tracking import run_dir
-from harness.tracking.journal import Journal, NullJournal, read_journal
+from harness.tracking.journal import REPLACED, Journal, NullJournal, read_journal
+from harness.tracking.journal_repair import JournalRepair, repair_journal
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
@@ -140,6 +141,9 @@ def _open(
     if resumed_step is None:
         journal, earlier = Journal(directory.path, full_header), []
     else:
+        repair = _repair_journal(directory, full_header, state)
+        if repair and resumed_step:  # else the run was killed before its journal was whole, and starts again
+            reporter.message(f"{repair}; what was there is in {REPLACED}")
         journal = Journal.resume(directory.path, resumed_step, full_header)
         earlier = read_journal(directory.path).records
     wandb = init.start(
@@ -154,6 +158,12 @@ def _open(
         say=reporter.message,
     )
     return TrackedRun(MultiTracker([journal, wandb]), journal, wandb)
+
+
+def _repair_journal(directory: RunDir, header: Mapping[str, Any], state: TrainerState | None) -> JournalRepair:
+    """Make the journal agree with the checkpoint, and return what it had lost."""
+    assert state is not None
+    return repair_journal(directory.path, state.step, header, state.history, state.step - len(state.lrs))
 
 
 def _plugin_files(config: Config) -> list[Path]:

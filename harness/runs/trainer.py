@@ -205,6 +205,7 @@ class Trainer:
                 return
             self._check_finite(state["learner"])
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
+            self.directory.checkpoint_step = facts["step"]
             self.directory.status(RunState.RUNNING, **facts, resume=resume_command(self.directory))
 
         self.writer.save(state, write)

@@ -76,11 +76,13 @@ class RunDir:
 
     Attributes:
         resumed: whether it holds an unfinished run of the same settings, which is to be resumed.
+        checkpoint_step: of the newest checkpoint that was saved; 0 without one.
     """
 
     path: Path
     resumed: bool
     lock: IO[str] | None = None
+    checkpoint_step: int = 0
 
     @property
     def name(self) -> str:
@@ -96,7 +98,8 @@ class RunDir:
 
     def status(self, state: RunState, **facts: Any) -> None:
         """Write `status.json`."""
-        write_json(self.path / STATUS, {"state": state, "pid": os.getpid(), "host": socket.gethostname(), **facts})
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "checkpoint_step": self.checkpoint_step}
+        write_json(self.path / STATUS, {"state": state, **about, **facts})
 
     def close(self) -> None:
         """Release the lock."""
@@ -216,6 +219,15 @@ def read_state(path: Path) -> RunState:
     if not path.is_dir() or not (path / CONFIG).exists():
         return RunState.NONE
     return RunState(str(read_json(path / STATUS).get("state", RunState.FAILED)))
+
+
+def saved_step(path: Path) -> int:
+    """Return the step of the newest checkpoint that a run has saved, by its status; 0 where it has saved none."""
+    status = read_json(path / STATUS)
+    step = status.get("checkpoint_step")
+    if step is None and read_state(path) in (RunState.RUNNING, RunState.PREEMPTED, RunState.INTERRUPTED):
+        step = status.get("step")  # version 0.1: in these states it is that of a checkpoint
+    return step if isinstance(step, int) else 0
 
 
 def current_state(path: Path) -> RunState:
