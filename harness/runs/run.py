@@ -16,7 +16,7 @@ from harness.runs.components import Components, build_components
 from harness.runs.lr_find import resolve_lr
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import TrackedRun, tracked_run
-from harness.runs.trainer import RunResult, Trainer, tracking_header
+from harness.runs.trainer import WEIGHTS, RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
 from harness.tracking.run_dir import RunDir
@@ -161,6 +161,8 @@ def _load_checkpoint(directory: RunDir, components: Components, reporter: Progre
             f"the data has changed since {directory.path} was started; start a new run with --resume never"
         )
     checkpoint.load_weights_strict(components.learner.model, saved["learner"]["model"], path)
+    if components.selection_split and saved["progress"]["history"]:  # the weights of the best epoch so far
+        checkpoint.load_weights(directory.checkpoints / WEIGHTS)
     return saved
 
 

@@ -27,7 +27,15 @@ from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training.device import pick_device, pick_precision, release_memory
 from harness.training.process_settings import configured_torch
 from harness.utils import environment
-from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
+from harness.utils.errors import (
+    BusyError,
+    CheckpointError,
+    DataError,
+    DivergedError,
+    HarnessError,
+    ResourceError,
+    UsageError,
+)
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, StopRequests
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
@@ -312,6 +320,10 @@ def _finished_run(config: Config) -> Path | None:
 
 
 def _finished_seed(seed: int, folder: Path) -> SeedRun:
+    if run_dir.SUMMARY in run_dir.changed_results(folder):
+        raise DataError(
+            f"{folder / run_dir.SUMMARY} has changed since the run ended; restore it, or train again with --resume never"
+        )
     summary = run_dir.read_summary(folder)
     rates: dict[str, float] = {name: summary[name] for name in ("lr_min", "lr_max") if name in summary}
     return SeedRun(seed, RunState.FINISHED, folder.name, summary.get("result", {}), rates)

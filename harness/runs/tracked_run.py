@@ -21,6 +21,7 @@ from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
 from harness.tracking.wandb.session import in_sweep
 from harness.utils import environment
+from harness.utils.checksums import SUMS, write_sums
 from harness.utils.errors import DivergedError, as_harness_error
 from harness.utils.files import write_atomically, write_json
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
@@ -69,6 +70,7 @@ def tracked_run(
         Interrupted: with exit code 0 in place of the caught one when a W&B sweep stopped the run early.
         TrackingError: W&B was required and is not available.
     """
+    (directory.path / SUMS).unlink(missing_ok=True)  # of a run that was killed at its very end
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
@@ -90,6 +92,7 @@ def tracked_run(
         raise
     if config.report:  # before the state is `finished`: a run that is killed here is resumed and writes the page then
         write_run_page(directory.path, reporter.message, RunState.FINISHED)
+    write_sums(directory.path, run_dir.RESULT_FILES)
     sync = {"sync": tracked.wandb.sync_command} if tracked.wandb.sync_command else {}
     directory.status(
         RunState.FINISHED, exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync

@@ -29,7 +29,7 @@ from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
 from harness.training.finite import first_not_finite
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.utils import fault_injection
-from harness.utils.errors import DivergedError
+from harness.utils.errors import CheckpointError, DivergedError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
 
@@ -230,7 +230,12 @@ class Trainer:
         model = self.components.learner.eval_model
         if self.components.selection_split and self.state.history:
             path = self.directory.checkpoints / WEIGHTS
-            weights, _ = checkpoint.load_weights(path)
+            weights, facts = checkpoint.load_weights(path)
+            epoch, _ = best_epoch(self.state.history, self.components.selection_split)
+            if facts.get("epoch", epoch) != epoch:
+                raise CheckpointError(
+                    f"{path} has the weights of epoch {facts['epoch']}, and the best one is epoch {epoch}; start again with --resume never"
+                )
             checkpoint.load_weights_strict(model, weights, path)
         return model.eval()
 

@@ -23,10 +23,17 @@ from typing import IO, Any
 from harness.config import yaml_io
 from harness.config.settings import AUTO, Config, setting_fields
 from harness.tracking.metric_names import with_present_names
+from harness.utils.checksums import changed_files
 from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, UsageError
 from harness.utils.files import read_json, write_json
 
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
+# What the result of a run stands on, listed in SHA256SUMS when it ends. Checkpoints have an index of their own, and the
+# report is written again by `harness report`.
+RESULT_FILES = (
+    CONFIG, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
+    "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/README.md",
+)  # fmt: skip
 SEEDS = "seeds.json"  # in the directory of several seeds
 
 
@@ -219,6 +226,11 @@ def read_state(path: Path) -> RunState:
     if not path.is_dir() or not (path / CONFIG).exists():
         return RunState.NONE
     return RunState(str(read_json(path / STATUS).get("state", RunState.FAILED)))
+
+
+def changed_results(path: Path) -> list[str]:
+    """Return which files of a finished run are gone or have changed since; none where it has no checksums."""
+    return changed_files(path, RESULT_FILES)
 
 
 def saved_step(path: Path) -> int:

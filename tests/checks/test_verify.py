@@ -16,6 +16,7 @@ from harness.checks.verify import verify
 from harness.config.settings import Config
 from harness.data.preprocess import make_preprocess
 from harness.models.cifar_resnet import CustomResNet
+from harness.tracking.journal_lines import encode_line
 from harness.utils.errors import DataError, UsageError
 from harness.utils.files import read_json, write_json
 from tests.support.commands import command
@@ -153,14 +154,15 @@ def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(run_c
 
 
 def test_the_learning_rates_of_a_run_are_those_of_its_journal(run_copy):
-    lines = (run_copy / "journal.jsonl").read_text().splitlines()
+    lines = (run_copy / "journal.jsonl").read_bytes().splitlines(keepends=True)
     index = next(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "epoch")
     record = json.loads(lines[index])
+    del record["crc32"]
     rates = record["steps"]["lines"]["lr"]
     rates[0] *= 2
-    lines[index] = json.dumps(record)
-    (run_copy / "journal.jsonl").write_text("\n".join(lines) + "\n")
-    assert deviating(verify(folder=run_copy)) >= {"LR start"}
+    lines[index] = encode_line(record)
+    (run_copy / "journal.jsonl").write_bytes(b"".join(lines))
+    assert deviating(verify(folder=run_copy)) >= {"LR start", "files"}
 
 
 def test_a_run_that_no_process_is_writing_any_more_is_crashed(run_copy):
