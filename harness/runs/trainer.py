@@ -191,7 +191,8 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
-        facts = {"step": self.state.step, "epoch": len(self.state.history), "model": self.components.config.model}
+        step = self.state.step
+        facts = {"step": step, "epoch": len(self.state.history), "model": self.components.config.model}
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
@@ -205,7 +206,7 @@ class Trainer:
                 return
             self._check_finite(state["learner"])
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
-            self.directory.checkpoint_step = facts["step"]
+            self.directory.checkpoint_step = step
             self.directory.status(RunState.RUNNING, **facts, resume=resume_command(self.directory))
 
         self.writer.save(state, write)
