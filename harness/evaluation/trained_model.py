@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.models.pretrained import DECIDED_ARGUMENTS
 from harness.training import checkpoint
-from harness.training.device import configure_torch, pick_device, pick_precision
+from harness.training.device import pick_device, pick_precision
+from harness.training.process_settings import configure_torch, configured_torch, restore_process_state
 from harness.utils.errors import CheckpointError, HarnessError, UsageError
 from harness.utils.files import read_json
 
@@ -41,7 +43,12 @@ class TrainedModel:
     device: torch.device
     facts: Mapping[str, Any]
 
+    def configured(self) -> AbstractContextManager[None]:
+        """Return a context in which the process has the threads and kernels of the model's settings."""
+        return configured_torch(self.config, self.device)
 
+
+@restore_process_state()
 def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
     """Return the model in a `model.safetensors`, a `last.pt` or a run directory, with its training configuration.
 
@@ -69,8 +76,8 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
     config = saved.replace(**{"device": "auto", **named})
     device = pick_device(config.device)
-    config = config.replace(precision=pick_precision(config.precision, device))
     configure_torch(config, device)
+    config = config.replace(precision=pick_precision(config.precision, device))
     model = factory.create_model(_as_built(saved, facts, path), saved.classes or len(classes))
     checkpoint.load_weights_strict(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
