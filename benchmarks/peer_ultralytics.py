@@ -8,6 +8,7 @@ analytics, error reports, update checks, uploads and the loggers other than W&B 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import itertools
 import os
 import tempfile
@@ -74,8 +75,8 @@ def ultralytics_trainer(components: Components, tuned: bool) -> Timed:
     Its plots, which need a font from the internet, and its checkpoints are left out, and its W&B rows of an epoch come
     after what is measured.
     """
-    import ultralytics  # noqa: F401 - so that an absent package is reported before images are written
-
+    if importlib.util.find_spec("ultralytics") is None:  # not imported yet: its settings have to be there first
+        raise ModuleNotFoundError("ultralytics is not installed", name="ultralytics")
     space = Workspace(components)
     from ultralytics.models.yolo.classify import ClassificationTrainer
     from ultralytics.nn.tasks import ClassificationModel

@@ -214,7 +214,13 @@ def _median_epoch(pairs: list[tuple[float, float]], steps: int, epoch_steps: int
 
 @click.command(cls=SettingsCommand, context_settings=CONTEXT)
 @click.option("--steps", default=4, show_default=True, help="Updates measured per repetition.")
-@click.option("--warm", default=1, type=click.IntRange(min=1), show_default=True, help="Warm-up updates before them.")
+@click.option(
+    "--warm",
+    default=2,
+    type=click.IntRange(min=1),
+    show_default=True,
+    help="Warm-up updates before them, in which the other libraries' workers load ahead.",
+)
 @click.option("--repeats", default=5, show_default=True, help="Repetitions of each loop.")
 @click.option(
     "--only", default="", help="Measure only the loops whose names contain one of these comma-separated words."
@@ -229,7 +235,7 @@ def main(
         logging.getLogger(name).setLevel(logging.ERROR)
     if quick:
         settings = {"model_args": "width=8", "batch_size": 128, **settings}
-        steps, repeats = min(steps, 3), min(repeats, 2)
+        steps, warm, repeats = min(steps, 3), 1, min(repeats, 2)
     with contextlib.ExitStack() as stack:
         if "data" not in settings:
             folder = stack.enter_context(measure.pictures(1024 if quick else 5120, 256 if quick else 1024))
