@@ -26,7 +26,9 @@ def parameter_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
             raise UsageError(
                 f"head_lr_scale={config.head_lr_scale:g} needs a model with timm's get_classifier(); leave --head-lr-scale out"
             )
-        head = {id(parameter) for parameter in get_classifier().parameters()}
+        classifiers = get_classifier()  # several for a distilled model
+        classifiers = classifiers if isinstance(classifiers, tuple | list) else (classifiers,)
+        head = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}
     by_scale: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
