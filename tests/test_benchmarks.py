@@ -1,5 +1,7 @@
 """Every benchmark runs in its quick form and writes its results with a description of the machine."""
 
+import importlib.util
+import itertools
 import json
 import math
 import os
@@ -12,8 +14,9 @@ import pytest
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
-def run_benchmark(script, *options, out):
-    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+def run_benchmark(script, *options, out, **variables):
+    path = os.pathsep.join(filter(None, (str(BENCHMARKS.parent), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     command = [sys.executable, str(BENCHMARKS / script), "--quick", "--out", str(out), *map(str, options)]
     process = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, cwd=out.parent)
     assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-4000:]
@@ -41,11 +44,25 @@ def test_input_pipelines_are_measured(tmp_path):
 def test_the_loop_is_compared_with_other_libraries_and_a_missing_one_is_named(tmp_path):
     result = run_benchmark("throughput.py", out=tmp_path / "t.json")
     rows = {row["contender"]: row for row in result["rows"]}
-    assert {"harness", "reference PyTorch loop", "timm as it comes", "timm tuned"} <= rows.keys()
+    assert {"harness", "reference PyTorch loop", "timm + W&B as it comes", "timm + W&B tuned"} <= rows.keys()
     assert rows["harness"]["ours is, training"] == 1
     assert all(math.isfinite(value) and value > 0 for row in rows.values() for value in numbers(row).values())
-    for name in ("Lightning + W&B as it comes", "Lightning + W&B tuned"):
-        assert name in rows or any(line.startswith(name) for line in result["left_out"])
+    installed = {name: importlib.util.find_spec(name.lower()) for name in ("Lightning", "fastai", "Ultralytics")}
+    for name, form in itertools.product(installed, ("as it comes", "tuned")):
+        row = f"{name} + W&B {form}"
+        assert (row in rows) != any(line.startswith(f"{row}: ") for line in result["left_out"])
+        assert row not in rows or installed[name]
+
+
+@pytest.mark.slow
+def test_comparing_with_other_libraries_leaves_no_settings_behind(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    variables = {"HOME": str(home), "XDG_CONFIG_HOME": str(home / ".config"), "FASTAI_HOME": str(home / ".fastai")}
+    run_benchmark("throughput.py", "--only", "fastai,ultralytics", "--repeats", 1, out=tmp_path / "t.json", **variables)
+    left = {path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()}
+    assert not [path for path in left if "ltralytics" in path or "fastai" in path or "wandb" in path], left
+    assert {path.name for path in tmp_path.iterdir()} == {"home", "t.json"}
 
 
 @pytest.mark.slow

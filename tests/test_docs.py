@@ -24,7 +24,7 @@ PAGES = sorted(
     page for where in (".", "docs", "docs/howto", "benchmarks", "examples") for page in (ROOT / where).glob("*.md")
 )
 # Options that stand in the text by themselves and are of other programs.
-FOREIGN = {"--forward-signals", "--quick"}
+FOREIGN = {"--class-map", "--forward-signals", "--quick"}
 NEW_FILES = {"sweeps/mine.yaml"}  # what a command of the text writes
 
 

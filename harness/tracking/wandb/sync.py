@@ -19,6 +19,7 @@ from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.tracking.wandb.rows import rows
+from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, TrackingError, UsageError
 
 
@@ -66,6 +67,10 @@ def sync(
         check_wandb_values(config)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}; give another value to harness sync with that option") from None
+    if changed := run_dir.changed_results(folder):
+        raise DataError(
+            f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"
+        )
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
         config,
