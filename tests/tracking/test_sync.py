@@ -64,8 +64,9 @@ def test_a_run_whose_values_wandb_refuses_is_uploaded_with_corrected_ones(killed
 
 
 def test_settings_that_the_run_has_determined_are_those_of_the_uploaded_run(killed, server):
-    with open(killed / "journal.jsonl", "a") as journal:
-        journal.write('{"kind": "settings", "settings": {"lr_max": 0.125, "lr_max_requested": "find"}}\n')
+    journal = Journal.resume(killed, 12)
+    journal.settings({"lr_max": 0.125, "lr_max_requested": "find"})
+    journal.finish("failed", 1)
     wandb_sync.sync(killed, print)
     (run,) = server.runs.values()
     assert (run.config["lr_max"], run.config["lr_max_requested"]) == (0.125, "find")
