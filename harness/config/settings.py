@@ -90,9 +90,11 @@ class Config:
     download: bool = _setting(True, "Download the data set where it is missing.", group="Data", affects_results=False)
     classes: int = _setting(0, "Expected number of classes; 0: as many as the data has.", group="Data", low=0)
     image_size: int = _setting(0, "Side of the model's input in pixels; 0: the model's default.", group="Data", low=0, high=4096)
+    resize: str = _setting("auto", "How images become square: crop: the centre is cut out; squash: the sides are scaled differently; letterbox: borders of the mean colour are added; auto: as the model's timm configuration says, mostly crop.", group="Data", choices=("auto", "crop", "squash", "letterbox"), added_later=True)
     val_fraction: float = _setting(0.0, "Fraction of the training images held out as the validation split; 0: no validation split, so nothing is selected on one.", group="Data", low=0, below=1)
     test_fraction: float = _setting(0.2, "Fraction of the images held out as the test split, where the data has none.", group="Data", above=0, below=1)
     bad_images: str = _setting("fail", "Unreadable images in a folder: fail, or skip them.", group="Data", choices=("fail", "skip"))
+    grey_range: tuple[str, ...] = _setting((), "LOW,HIGH: the values of grey images deeper than 8 bits that become black and white; empty: the range that the file declares, and an image that declares none is refused.", group="Data", added_later=True)
     loader: str = _setting("auto", "resident: keep all images on the device; timm: load them in worker processes; auto: resident where possible.", group="Data", choices=("auto", "resident", "timm"))
     workers: int = _setting(-1, "Worker processes of the timm loader; -1: 2 when training on a CPU; on a GPU the usable CPU cores per process, at most 16.", group="Data", low=-1, high=256, affects_results=False)
     augment: str = _setting("timm", "Library for training augmentation: timm (with torchvision) or albumentations; none: no augmentation.", group="Data", choices=("timm", "albumentations", "none"))
@@ -120,8 +122,8 @@ class Config:
     lookahead: int = _setting(0, "Look-ahead: replace the weights by their moving average every this many updates, with an average that becomes longer towards the end of training; 0: off.", group="Training", low=0, high=1_000_000, added_later=True)
     whitening: bool = _setting(False, "Initialise the first convolution with filters that whiten the patches of the training images, and do not train them.", group="Training", added_later=True)
     clip_grad: float = _setting(0.0, "Maximum norm of the gradient; 0: no clipping.", group="Training", low=0)
-    grad_accumulation: int = _setting(1, "Micro-batches per optimizer update, to save memory; the batch size of the update stays the same.", group="Training", low=1, high=100_000)
-    auto_batch: bool = _setting(False, "After an out-of-memory error, continue with twice as many micro-batches per update; the batch size stays the same.", group="Training", affects_results=False)
+    grad_accumulation: int = _setting(1, "Micro-batches per optimizer update, to save memory; the batch size of the update stays the same, but batch normalisation sees each micro-batch by itself.", group="Training", low=1, high=100_000)
+    auto_batch: bool = _setting(False, "After an out-of-memory error, continue with twice as many micro-batches per update; the batch size stays the same, but batch normalisation sees each micro-batch by itself.", group="Training", affects_results=False)
     ema: float = _setting(0.0, "Decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; 0: off.", group="Training", low=0, below=1)
     ema_warmup: bool = _setting(True, "Start the EMA with a short average that becomes longer with the number of updates, up to the decay of --ema; otherwise a short run evaluates mostly its initial weights.", group="Training", added_later=True)
     select: str = _setting("auto", "Epoch whose weights are kept: last, or best by validation accuracy; auto: best where there is a validation split, else last; best-on-test: selects on the test set, which the report states.", group="Training", choices=("auto", "last", "best", "best-on-test"))
@@ -146,7 +148,7 @@ class Config:
     seed: int = _setting(0, "Seed of all random numbers.", group="Hardware", low=0, high=2**63 - 1)
     deterministic: bool = _setting(False, "Use deterministic kernels only; slower on a GPU, no change on a CPU.", group="Hardware")
     device: str = _setting("auto", "auto (a GPU where there is one), cpu, cuda, cuda:N or mps.", group="Hardware", affects_results=False)
-    precision: str = _setting("auto", "Number format of the forward and backward pass; auto: bf16 where it is faster on this machine, else fp32.", group="Hardware", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = _setting("auto", "Number format of the forward and backward pass; auto: that of the run which is resumed, else bf16 where it is faster on this machine, else fp32.", group="Hardware", choices=("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = _setting(True, "Store images and weights in NHWC memory order, which is faster for convolutions.", group="Hardware")
     compile: bool = _setting(False, "Compile the model with torch.compile, which takes about a minute and pays off in long GPU runs.", group="Hardware")
     cuda_graph: bool | None = _setting(None, "Capture the optimizer update as a CUDA graph, which is faster for small models (SGD, a single process); auto: where that is possible and all images are kept on the GPU.", group="Hardware")
@@ -177,7 +179,26 @@ class Config:
             object.__setattr__(self, item.name, coerce(item.name, getattr(self, item.name)))
         self._check_combinations()
 
+    def grey_limits(self) -> tuple[float, float] | None:
+        """Return `grey_range` as two numbers; None where it is empty.
+
+        Raises:
+            UsageError: it is not two increasing numbers.
+        """
+        if not self.grey_range:
+            return None
+        try:
+            low, high = (float(value) for value in self.grey_range)
+        except ValueError:
+            low = high = 0.0
+        if not low < high < float("inf") or low == -float("inf"):
+            raise UsageError(
+                f"grey_range={','.join(self.grey_range)}: need two increasing numbers, such as 0,4095 for 12 bits"
+            )
+        return low, high
+
     def _check_combinations(self) -> None:
+        self.grey_limits()
         if not self.needs_lr_find and self.schedule != "constant":
             lowest, highest = self.rates()
             if lowest > highest:
@@ -260,7 +281,7 @@ class Config:
         for key, value in self.to_dict().items():
             setting = setting_fields()[key]
             if setting.metadata["affects_results"] and not (
-                setting.metadata["added_later"] and value == setting.default
+                setting.metadata["added_later"] and getattr(self, key) == setting.default
             ):
                 affecting[key] = value
         # A captured update has the results of a plain one. Version 0.1 had False for today's auto.

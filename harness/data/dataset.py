@@ -50,16 +50,24 @@ class FileImages:
     Args:
         files: paths, or the contents of files.
         ids: the names that error messages use.
+        grey_range: that of `read_image`.
     """
 
-    def __init__(self, files: Sequence[str | bytes], ids: Sequence[str], labels: np.ndarray) -> None:
-        self.files, self.ids, self.labels = files, ids, labels
+    def __init__(
+        self,
+        files: Sequence[str | bytes],
+        ids: Sequence[str],
+        labels: np.ndarray,
+        grey_range: tuple[float, float] | None = None,
+    ) -> None:
+        self.files, self.ids, self.labels, self.grey_range = files, ids, labels, grey_range
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(read_image(self.files[index], self.ids[index])), int(self.labels[index])
+        pixels = read_image(self.files[index], self.ids[index], self.grey_range)
+        return Image.fromarray(pixels), int(self.labels[index])
 
 
 class ConvertedImages:
@@ -81,15 +89,31 @@ class TimmReaderImages:
     timm's own data set replaces an unreadable image by the next one; this class raises instead.
     """
 
-    def __init__(self, reader: Any, name: str, labels: np.ndarray) -> None:
-        self.reader, self.name, self.labels = reader, name, labels
+    def __init__(
+        self, reader: Any, name: str, labels: np.ndarray, grey_range: tuple[float, float] | None = None
+    ) -> None:
+        self.reader, self.name, self.labels, self.grey_range = reader, name, labels, grey_range
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         with self.reader[index][0] as file:
-            return Image.fromarray(read_image(file, f"{self.name}/{index}")), int(self.labels[index])
+            pixels = read_image(file, f"{self.name}/{index}", self.grey_range)
+        return Image.fromarray(pixels), int(self.labels[index])
+
+
+class RelabelledImages:
+    """The images of another source with other labels."""
+
+    def __init__(self, source: Any, labels: np.ndarray) -> None:
+        self.source, self.labels = source, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return self.source[index][0], int(self.labels[index])
 
 
 class ImageSubset:
@@ -154,6 +178,7 @@ class Dataset:
         mean, std: statistics of the training pixels per channel, on a 0..1 scale.
         fingerprint: SHA-256 of ids, labels and pixels (of file sizes where the pixels are not in memory), in hexadecimal.
         skipped: ids of the unreadable images that were left out.
+        notes: sentences on the data that its user should know.
     """
 
     name: str
@@ -165,6 +190,7 @@ class Dataset:
     std: Triple
     fingerprint: str
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def in_memory(name: SplitName, pixels: np.ndarray, labels: np.ndarray, ids: Sequence[str]) -> Split:

@@ -5,23 +5,21 @@ Data is untrusted: links that lead outside, link loops, devices and archive memb
 
 from __future__ import annotations
 
-import lzma
 import os
-import tarfile
-import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.config.names import SplitName
+from harness.data.archive import ARCHIVES, read_archive
 from harness.data.image_io import is_image_name
 from harness.utils.errors import DataError
 from harness.utils.text import escape_unprintable
 
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
-MAX_ARCHIVE_BYTES = 8 * 2**30  # of all members unpacked, because they are kept in memory
 SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "development": "val", "eval": "val", "evaluation": "val",
 }  # fmt: skip
 
 
@@ -34,12 +32,20 @@ class FolderScan:
         folders: paths of all folders, including empty ones.
         problems: path of an image -> why it cannot be used.
         repeats: paths that were left out because they lead to a file or folder that is listed already.
+        unused: folder beside the split folders -> the number of images in it.
+        unread: extension of files that are no images -> their number.
     """
 
     files: dict[str, str | bytes] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     problems: dict[str, str] = field(default_factory=dict)
     repeats: list[str] = field(default_factory=list)
+    unused: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
+
+    def add_unread(self, name: str) -> None:
+        """Count a file that is no image by its extension."""
+        self.unread[os.path.splitext(name)[1].lower() or name] += 1
 
 
 @dataclass(frozen=True)
@@ -64,16 +70,31 @@ def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
     if root.is_dir():
         try:
             resolved = root.resolve()
-            layout = _find_layout(lambda path: _subfolders(resolved / path))
-            return _Walk(resolved).run(layout.splits.values() or [layout.prefix]), layout
+            layout = find_layout(resolved)
+            scan = _Walk(resolved).run(layout.splits.values() or [layout.prefix])
+            if layout.splits:
+                _count_unused(resolved, layout, scan)
+            return scan, layout
         except OSError as error:
             raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
     if root.is_file() and root.name.lower().endswith(ARCHIVES):
-        scan = _read_archive(root)
+        scan = _scan_archive(root)
         return scan, _find_layout(lambda path: child_folders(scan.folders, path))
     if root.is_file():
         raise DataError(f"{root} is neither a folder nor an archive ({', '.join(ARCHIVES)}); set --data-dir")
     raise DataError(f"there is no folder {root}; set --data-dir to the folder (or .tar) that holds train/ and test/")
+
+
+def find_layout(root: Path) -> Layout:
+    """Return where the class folders of a folder are.
+
+    Raises:
+        DataError: the folder is missing or unreadable, or its layout is not supported.
+    """
+    try:
+        return _find_layout(lambda path: _subfolders(root / path))
+    except OSError as error:
+        raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
 
 
 def child_folders(folders: Iterable[str], path: str) -> list[str]:
@@ -124,6 +145,20 @@ def _subfolders(folder: Path) -> list[str]:
         return sorted(entry.name for entry in entries if not _is_ignored(entry.name) and entry.is_dir())
 
 
+def _count_unused(root: Path, layout: Layout, scan: FolderScan) -> None:
+    """Count the images beside the split folders; links are not followed."""
+    beside = root / layout.prefix
+    splits = {(root / folder).name for folder in layout.splits.values()}
+    for folder, folders, files in os.walk(beside):
+        folders[:] = [
+            name for name in folders if not _is_ignored(name) and (Path(folder) != beside or name not in splits)
+        ]
+        images = sum(is_image_name(name) and not _is_ignored(name) for name in files)
+        if images:
+            inside = Path(folder).relative_to(beside).parts
+            scan.unused["/".join([*filter(None, [layout.prefix]), *inside[:1]]) or "."] += images
+
+
 class _Walk:
     """A walk of folders first and links afterwards, so that an image keeps its own path and is listed once.
 
@@ -170,6 +205,8 @@ class _Walk:
                     pending.append((entry_path, entry.path))
                 elif is_image_name(entry.name):
                     self._add_file(entry_path, entry.path)
+                else:
+                    self._scan.add_unread(entry.name)
 
     def _add_file(self, path: str, disk_path: str) -> None:
         if disk_path in self._visited:
@@ -198,44 +235,17 @@ class _Walk:
             self._add_file(path, target)
 
 
-def _read_archive(archive: Path) -> FolderScan:
-    """Read all images of a tar archive into memory, in one pass and without writing to the disk."""
-    scan, total_bytes = FolderScan(), 0
-    try:
-        with tarfile.open(archive, "r:*") as tar:
-            for member in tar:
-                path = _member_path(archive, member)
-                if not path or any(_is_ignored(part) for part in path.split("/")):
-                    continue
-                total_bytes += member.size
-                if total_bytes > MAX_ARCHIVE_BYTES:
-                    raise DataError(
-                        f"{archive} holds more than {MAX_ARCHIVE_BYTES / 2**30:g} GiB; unpack it and set --data-dir to the folder"
-                    )
-                parents = path.split("/")[: None if member.isdir() else -1]
-                scan.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
-                content = tar.extractfile(member) if member.isfile() and is_image_name(path) else None
-                if content is not None:
-                    scan.files[path] = content.read()
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError, ValueError) as error:
-        raise DataError(f"{archive}: damaged archive ({escape_unprintable(str(error))})") from None
+def _scan_archive(archive: Path) -> FolderScan:
+    """Read all images of a tar archive into memory."""
+    scan = FolderScan()
+    for path, is_folder, content in read_archive(archive):
+        if not path or any(_is_ignored(part) for part in path.split("/")):
+            continue
+        parents = path.split("/")[: None if is_folder else -1]
+        scan.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
+        if content is not None:
+            scan.files[path] = content
+        elif not is_folder:
+            scan.add_unread(path.rpartition("/")[2])
     scan.files = dict(sorted(scan.files.items()))
     return scan
-
-
-def _member_path(archive: Path, member: tarfile.TarInfo) -> str:
-    """Return the path of a member without `.` parts.
-
-    Raises:
-        DataError: it is a link or a device, or its path leads outside the archive.
-    """
-    parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    if member.name.startswith("/") or ".." in parts:
-        raise DataError(
-            f"{archive}: member {escape_unprintable(member.name)} has a path that leads outside the archive; refused"
-        )
-    if not (member.isfile() or member.isdir()):
-        raise DataError(
-            f"{archive}: member {escape_unprintable(member.name)} is a link or a device; refused, pack the files themselves"
-        )
-    return "/".join(parts)

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,11 +19,12 @@ from harness.config.names import SPLIT_NAMES, SplitName
 from harness.data import decoded_cache
 from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory
 from harness.data.folder_scan import FolderScan, Layout, child_folders, scan_folder
-from harness.data.image_io import check_header, read_image
+from harness.data.image_io import check_header, read_image, unused_range
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, ResourceError
 from harness.utils.text import escape_unprintable
 
+T = TypeVar("T")
 # Up to this many bytes of files every image is decoded before the run starts; above it only its header is read.
 MAX_CHECKED_BYTES = 2**30
 MIN_PARALLEL_FILES = 5000  # below this number of files, starting processes takes longer than it saves
@@ -45,33 +47,39 @@ class FolderData:
     Attributes:
         splits: `train` and, where the folder has them, `val` and `test`.
         skipped: ids of the unreadable images that were left out.
+        notes: sentences on images and other files that are not used.
     """
 
     classes: tuple[str, ...]
     splits: dict[SplitName, Split]
     skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
+def read_image_folder(root: Path, skip_bad: bool, grey_range: tuple[float, float] | None = None) -> FolderData:
     """Read a folder or a tar archive of class folders.
 
     Args:
         skip_bad: leave unreadable images out instead of raising.
+        grey_range: that of `read_image`.
 
     Raises:
         DataError: there is no data, an image cannot be read, or the classes are inconsistent.
     """
     is_archive = root.is_file()
-    if is_archive and (cached := decoded_cache.load_decoded(root)) is not None:
+    is_cached = is_archive and grey_range is None  # an entry of the cache is named by the archive alone
+    if is_cached and (cached := decoded_cache.load_decoded(root)) is not None:
         return FolderData(*cached)
     scan, layout = scan_folder(root)
     class_folders = _group_by_class(scan, layout)
-    _check_classes(class_folders, root)
+    notes = _unused_notes(scan, layout)
+    _check_classes(class_folders, root, notes)
     classes = tuple(class_folders["train"].paths)
-    data = FolderData(tuple(escape_unprintable(name) for name in classes), {})
+    notes += [] if grey_range else _grey_notes([scan.files[path] for path in _sample([*scan.files])])
+    data = FolderData(tuple(escape_unprintable(name) for name in classes), {}, notes=notes)
     problems = dict(scan.problems)
     for split in class_folders.values():
-        data.splits[split.name] = _read_split(split, classes, scan, skip_bad, problems)
+        data.splits[split.name] = _read_split(split, classes, scan, skip_bad, problems, grey_range)
     if problems and not skip_bad:
         path, reason = min(problems.items())
         raise DataError(
@@ -79,7 +87,7 @@ def read_image_folder(root: Path, skip_bad: bool) -> FolderData:
         )
     data.skipped.extend(escape_unprintable(path) for path in sorted(problems))
     _check_not_emptied(data, root)
-    if is_archive and not problems:
+    if is_cached and not problems and not notes:  # an entry of the cache has no notes
         decoded_cache.save_decoded(root, data.classes, data.splits)
     return data
 
@@ -97,15 +105,53 @@ def _group_by_class(scan: FolderScan, layout: Layout) -> dict[SplitName, ClassFo
             label, slash, _ = path[len(start) :].partition("/")
             if path.startswith(start) and slash and label in split.paths:
                 split.paths[label].append(path)
+                break
+        else:  # beside the class folders or, in an archive, beside the split folders
+            depth = 2 if layout.prefix else 1
+            scan.unused["/".join(path.split("/")[:-1][:depth]) or "."] += 1
     return class_folders
 
 
-def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path) -> None:
+def _unused_notes(scan: FolderScan, layout: Layout) -> list[str]:
+    """Return sentences that name the images outside the class folders, and count the files that are no images."""
+    notes = []
+    if scan.unused:
+        folders = [f"{escape_unprintable(name)} ({images})" for name, images in sorted(scan.unused.items())]
+        where = f"the class folders of {', '.join(layout.splits.values())}" if layout.splits else "the class folders"
+        notes.append(
+            f"{sum(scan.unused.values())} images are not used, because they are outside {where}: {_names(folders)}"
+        )
+    if scan.unread:
+        kinds = [
+            f"{escape_unprintable(kind)} ({count})"
+            for kind, count in sorted(scan.unread.items(), key=lambda item: (-item[1], item[0]))
+        ]
+        notes.append(f"{sum(scan.unread.values())} files are of kinds that are not read as images: {_names(kinds)}")
+    return notes
+
+
+def _grey_notes(files: Sequence[str | bytes]) -> list[str]:
+    """Return a sentence where deep grey images use little of the range that becomes black to white."""
+    if (extent := unused_range(files)) is None:
+        return []
+    lowest, highest, white = (f"{value:g}" for value in extent)
+    return [
+        f"grey values of {len(files)} sampled images are {lowest} to {highest}, and {white} becomes white; set --grey-range LOW,HIGH to the range of the whole data set"
+    ]
+
+
+def _sample(items: Sequence[T]) -> list[T]:
+    """Return up to 16 of the items, evenly spread."""
+    return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, 16).astype(int))] if items else []
+
+
+def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path, notes: Sequence[str]) -> None:
     """Raise DataError for classes that are empty, too few, missing in `train`, or that differ only in case."""
     train = class_folders["train"]
     if not any(train.paths.values()):
+        unused = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(
-            f"{root}: no images in class folders below {train.folder or 'it'}; the layout is train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE"
+            f"{root}: no images in class folders below {train.folder or 'it'}{unused}; the layout is train/CLASS/IMAGE and test/CLASS/IMAGE, or CLASS/IMAGE"
         )
     if len(train.paths) < 2:
         raise DataError(f"{root}: only one class folder, {_names(train.paths)}; a classifier needs at least two")
@@ -142,7 +188,12 @@ def _names(names: Sequence[str] | Mapping[str, object]) -> str:
 
 
 def _read_split(
-    split: ClassFolders, classes: Sequence[str], scan: FolderScan, skip_bad: bool, problems: dict[str, str]
+    split: ClassFolders,
+    classes: Sequence[str],
+    scan: FolderScan,
+    skip_bad: bool,
+    problems: dict[str, str],
+    grey_range: tuple[float, float] | None,
 ) -> Split:
     """Decode or check the images of one split; add those that cannot be read to `problems`."""
     class_index = {name: index for index, name in enumerate(classes)}
@@ -151,11 +202,13 @@ def _read_split(
     ]
     files = [scan.files[path] for path, _ in labelled]
     sizes = np.array([_file_size(file) for file in files], dtype=np.int64)
-    shape = _common_shape(files)
+    shape = _common_shape(files, grey_range)
     decode = shape is not None or skip_bad or int(sizes.sum()) <= MAX_CHECKED_BYTES
     pixels = None if shape is None else np.empty((len(files), *shape), np.uint8)
     readable = np.ones(len(files), dtype=bool)
-    results = _check_all(files, partial(_check_files, decode=decode, keep_pixels=pixels is not None))
+    results = _check_all(
+        files, partial(_check_files, decode=decode, keep_pixels=pixels is not None, grey_range=grey_range)
+    )
     for index, result in enumerate(results):
         if isinstance(result, str):
             problems[labelled[index][0]] = result
@@ -170,7 +223,8 @@ def _read_split(
     labels = np.array([labelled[index][1] for index in kept], dtype=np.int64)
     if pixels is not None:
         return in_memory(split.name, pixels if len(kept) == len(pixels) else pixels[kept], labels, ids)
-    return Split(split.name, labels, ids, None, FileImages([files[index] for index in kept], ids, labels), sizes[kept])
+    source = FileImages([files[index] for index in kept], ids, labels, grey_range)
+    return Split(split.name, labels, ids, None, source, sizes[kept])
 
 
 def _file_size(file: str | bytes) -> int:
@@ -180,12 +234,12 @@ def _file_size(file: str | bytes) -> int:
         return 0  # reading it fails later, with a message that names it
 
 
-def _common_shape(files: Sequence[str | bytes]) -> tuple[int, ...] | None:
+def _common_shape(files: Sequence[str | bytes], grey_range: tuple[float, float] | None) -> tuple[int, ...] | None:
     """Return the [H, W, 3] that a sample of the images shares, if the split fits in memory at that size, else None."""
     shapes = set()
-    for index in np.unique(np.linspace(0, len(files) - 1, 16).astype(int)) if files else ():
+    for file in _sample(files):
         try:
-            shapes.add(read_image(files[index]).shape)
+            shapes.add(read_image(file, grey_range=grey_range).shape)
         except DataError:
             continue  # reported when all images are read
     if len(shapes) != 1:
@@ -194,7 +248,9 @@ def _common_shape(files: Sequence[str | bytes]) -> tuple[int, ...] | None:
     return shape if len(files) * int(np.prod(shape)) <= MAX_PIXEL_BYTES else None
 
 
-def _check_files(files: Sequence[str | bytes], decode: bool, keep_pixels: bool) -> list[np.ndarray | str | None]:
+def _check_files(
+    files: Sequence[str | bytes], decode: bool, keep_pixels: bool, grey_range: tuple[float, float] | None
+) -> list[np.ndarray | str | None]:
     """Return for each file its pixels (None unless they are kept), or the reason why it cannot be read.
 
     Args:
@@ -204,10 +260,10 @@ def _check_files(files: Sequence[str | bytes], decode: bool, keep_pixels: bool) 
     for file in files:
         try:
             if decode:
-                pixels = read_image(file, "_")
+                pixels = read_image(file, "_", grey_range)
                 results.append(pixels if keep_pixels else None)
             else:
-                check_header(file, "_")
+                check_header(file, "_", grey_range)
                 results.append(None)
         except DataError as error:
             results.append(str(error).removeprefix("_: "))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import warnings
 import zlib
@@ -19,7 +20,7 @@ from harness.utils.text import escape_unprintable
 
 MAX_PIXELS = 50_000_000
 SUFFIXES = (
-    ".jpg", ".jpeg", ".jpe", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
     ".avif", ".jp2",
 )  # fmt: skip
 # Only formats that Pillow decodes itself: EPS, for example, would start Ghostscript on an untrusted file.
@@ -58,61 +59,119 @@ def image_files(paths: Path | str | Sequence[Path | str]) -> Iterator[Path]:
             raise DataError(f"no such picture: {path}")
 
 
-def read_image(file: str | Path | bytes | BinaryIO, name: str = "") -> np.ndarray:
+def read_image(
+    file: str | Path | bytes | BinaryIO, name: str = "", grey_range: tuple[float, float] | None = None
+) -> np.ndarray:
     """Return an image as uint8 [H, W, 3], RGB.
 
-    The EXIF orientation is applied, transparent areas become white, 16 bits are scaled to 8, and grey, palette and
-    CMYK images are converted. Of an animation the first frame is returned.
+    The EXIF orientation is applied, transparent areas become white, grey values deeper than 8 bits are scaled to 8, and
+    grey, palette and CMYK images are converted. Of an animation the first frame is returned.
 
     Args:
         file: a path, the contents of a file, or an open binary file.
         name: the name that error messages use; the path by default.
+        grey_range: values deeper than 8 bits that become black and white; None: those that the file declares.
 
     Raises:
-        DataError: the file is missing, not an image, damaged, truncated, or has over 50 million pixels.
+        DataError: the file is missing, not an image, damaged, truncated, has over 50 million pixels, or deep grey values
+            of no declared range.
     """
     name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
     try:
         with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
-            return np.array(to_rgb(image))
+            return np.array(to_rgb(image, grey_range))
     except _DECODE_ERRORS as error:
         raise DataError(f"{name}: {_reason(error)}") from None
 
 
-def check_header(file: str | Path | bytes, name: str = "") -> None:
+def check_header(file: str | Path | bytes, name: str = "", grey_range: tuple[float, float] | None = None) -> None:
     """Check the header of an image without decoding its pixels.
 
     Raises:
-        DataError: the file is missing, not an image, or has over 50 million pixels.
+        DataError: the file is missing, not an image, has over 50 million pixels, or deep grey values of no declared
+            range.
     """
     name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
     try:
-        _open_image(BytesIO(file) if isinstance(file, bytes) else file, name).close()
+        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
+            if _is_deep(image) and not (grey_range or _declared_range(image)):
+                to_rgb(image)  # raises the error with the values
     except _DECODE_ERRORS as error:
         raise DataError(f"{name}: {_reason(error)}") from None
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, grey_range: tuple[float, float] | None = None) -> Image.Image:
     """Return the image upright and in mode RGB, by the rules of `read_image`.
 
     Raises:
-        ValueError: the pixels are floats or wider than 16 bits, for which there is no standard scale.
+        ValueError: the grey values are deeper than 8 bits and have no declared range.
     """
+    if image.mode == "RGB" and "transparency" not in image.info and image.getexif().get(_ORIENTATION, 1) == 1:
+        return image
+    is_deep = _is_deep(image)
+    limits = (grey_range or _declared_range(image)) if is_deep else None
     if image.getexif().get(_ORIENTATION, 1) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.size and not 0 <= values.min() <= values.max() <= 65535:
-            raise ValueError("pixels wider than 16 bits; save it with 8 or 16")
-        return Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise ValueError("float pixels; save it with 8 or 16 bits")
+    if is_deep:
+        return _scale_grey(image, limits)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def unused_range(files: Sequence[str | bytes]) -> tuple[float, float, float] | None:
+    """Return the least and the greatest value of some deep grey images, and the one that becomes white.
+
+    None where there are none, or where they use at least an eighth of the range that the files declare.
+    """
+    lowest, highest, white = math.inf, -math.inf, 0.0
+    for file in files:
+        try:
+            with _open_image(BytesIO(file) if isinstance(file, bytes) else file, "") as image:
+                if not _is_deep(image) or not (limits := _declared_range(image)):
+                    return None
+                values = np.asarray(image)
+        except (DataError, *_DECODE_ERRORS):
+            continue  # reported when all images are read
+        lowest, highest, white = min(lowest, float(values.min())), max(highest, float(values.max())), limits[1]
+    return (lowest, highest, white) if lowest < highest and 8 * (highest - lowest) < white else None
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Return whether an image is grey and deeper than 8 bits: integers of 16 or 32 bits, or floats."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _scale_grey(image: Image.Image, limits: tuple[float, float] | None) -> Image.Image:
+    """Return a grey image deeper than 8 bits in RGB: the limits become 0 and 255, values beyond them too."""
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("values that are not finite; save it with 8 or 16 bits")
+    if limits is None:
+        lowest, highest = (f"{value:g}" for value in (values.min(), values.max()))
+        raise ValueError(
+            f"grey values {lowest} to {highest} of a kind that declares no range; set --grey-range LOW,HIGH to the range of the whole data set"
+        )
+    low, high = limits
+    scaled = (
+        np.floor((values - low) * (255 / (high - low)) + 0.5) if (low, high) != (0, 65535) else (values + 128) // 257
+    )
+    return Image.fromarray(np.clip(scaled, 0, 255).astype(np.uint8)).convert("RGB")
+
+
+def _declared_range(image: Image.Image) -> tuple[float, float] | None:
+    """Return the range of a deep grey image: of its TIFF tags, or of 16 bits without sign."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        for lowest, highest in ((280, 281), (340, 341)):  # MinSampleValue, SMinSampleValue, each with its maximum
+            low, high = (np.ravel(tags.get(tag, default)) for tag, default in ((lowest, 0), (highest, ())))
+            if high.size and float(low[0]) < float(high[0]):
+                return float(low[0]), float(high[0])
+    # Pillow scales PPM, whose header declares the maximum, to 16 bits.
+    return (0, 65535) if image.mode.startswith("I;16") or image.format == "PPM" else None
 
 
 def _open_image(file: str | Path | BinaryIO, name: str) -> Image.Image:

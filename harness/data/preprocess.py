@@ -18,17 +18,21 @@ from harness.data.image_io import to_rgb
 from harness.utils.errors import UsageError
 
 BUILT_IN_MODELS_PACKAGE = "harness.models."
-MAX_ASPECT_RATIO = 4  # of images longer than that only the centre is kept
+MAX_ASPECT_RATIO = 4  # of images longer than that only the centre is kept, where a centre crop follows
+CROP_MODES = {"crop": "center", "squash": "squash", "letterbox": "border"}  # setting `resize` -> timm's `crop_mode`
+MIN_CUT_SHARE = 0.1  # of the images' area: less is not reported
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The evaluation transform: resize the shorter side to `size / crop_pct`, crop the centre, normalise.
+    """The evaluation transform: resize to `size / crop_pct`, crop the centre, normalise.
 
     Attributes:
         size: side of the model's square input, in pixels.
         mean, std: per channel, on a 0..1 scale.
         interpolation: as timm names it: `bilinear`, `bicubic`, ...
+        crop_mode: as timm names it: `center` resizes the shorter side; `squash` both sides, each by its own factor;
+            `border` the longer side, and fills the rest with the mean colour.
     """
 
     size: int
@@ -36,6 +40,7 @@ class Preprocess:
     std: tuple[float, float, float]
     crop_pct: float
     interpolation: str
+    crop_mode: str = "center"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))  # a list where it was read from JSON
@@ -58,7 +63,13 @@ class Preprocess:
         image = to_rgb(picture)
         if image.size == (self.size, self.size) and self.crop_pct == 1:
             return image
-        return _resize_and_crop(self.size, self.crop_pct, self.interpolation)(center_square(image))
+        if self.crop_mode != "squash":
+            image = limit_aspect(image, MAX_ASPECT_RATIO if self.crop_mode == "center" else self.size)
+        return _resize_and_crop(self.size, self.crop_pct, self.interpolation, self.crop_mode, self.mean)(image)
+
+    def cut_share(self, width: int, height: int) -> float:
+        """Return the fraction of the area of an image that is not seen, because the image is not square."""
+        return 1 - min(width, height) / max(width, height) if self.crop_mode == "center" else 0.0
 
     def image(self, picture: Image.Image | np.ndarray) -> Tensor:
         """Return the model's input for an image, float32 [3, size, size]."""
@@ -84,14 +95,17 @@ class Preprocess:
 
 
 @lru_cache(maxsize=8)
-def _resize_and_crop(size: int, crop_pct: float, interpolation: str) -> Callable[[Image.Image], Image.Image]:
+def _resize_and_crop(
+    size: int, crop_pct: float, interpolation: str, crop_mode: str, mean: tuple[float, float, float]
+) -> Callable[[Image.Image], Image.Image]:
     """Return timm's evaluation transform without its last step, which makes a tensor."""
     from timm.data import create_transform
     from torchvision.transforms import Compose
 
     transform = create_transform(
-        size, is_training=False, crop_pct=crop_pct, interpolation=interpolation, normalize=False
-    )
+        size, is_training=False, crop_pct=crop_pct, crop_mode=crop_mode, interpolation=interpolation, mean=mean,
+        normalize=False,
+    )  # fmt: skip
     assert isinstance(transform, Compose)
     return Compose(transform.transforms[:-1])
 
@@ -104,7 +118,7 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
 def make_preprocess(config: Config, model: nn.Module, data: Dataset) -> Preprocess:
     """Return the preprocessing of this data for `model`.
 
-    The size is `config.image_size`, or else the model's default input size. Mean and standard deviation are those of the
+    The size is `config.image_size`, or else the width of the model's default input. Mean and standard deviation are those of the
     data for the built-in models trained from scratch and for models that name none; otherwise they are the model's.
 
     Raises:
@@ -122,8 +136,32 @@ def make_preprocess(config: Config, model: nn.Module, data: Dataset) -> Preproce
         raise UsageError(
             f"model={config.model} takes {len(mean)} channels, but the images are RGB; choose another model"
         )
-    crop_pct = 1.0 if stored_size == (size, size) else float(cfg.get("crop_pct") or 0.875)
-    return Preprocess(size, mean, std, crop_pct, str(cfg.get("interpolation") or "bicubic"))
+    crop_mode = CROP_MODES.get(config.resize) or str(cfg.get("crop_mode") or "center")
+    if crop_mode not in CROP_MODES.values():
+        raise UsageError(
+            f"model={config.model} asks for crop_mode={crop_mode!r}, which is unknown; set --resize crop, squash or letterbox"
+        )
+    keeps_all = stored_size == (size, size) or config.resize in ("squash", "letterbox")
+    crop_pct = 1.0 if keeps_all else float(cfg.get("crop_pct") or 0.875)
+    return Preprocess(size, mean, std, crop_pct, str(cfg.get("interpolation") or "bicubic"), crop_mode)
+
+
+def preprocess_notes(config: Config, model: nn.Module, data: Dataset, preprocess: Preprocess) -> list[str]:
+    """Return sentences on what the preprocessing cuts away, and where it is not that of the model's configuration."""
+    notes, cfg, size = [], dict(getattr(model, "pretrained_cfg", None) or {}), preprocess.size
+    height, width = (cfg.get("input_size") or (3, size, size))[-2:]
+    if height != width:
+        notes.append(
+            f"{config.model} is configured for images of {width} x {height} pixels; it is given {size} x {size}"
+        )
+    indices = np.unique(np.linspace(0, max(len(data.train) - 1, 0), 16).astype(int)).tolist() if len(data.train) else []
+    shapes = [data.train.picture(index).shape for index in indices]
+    share = float(np.mean([preprocess.cut_share(shape[1], shape[0]) for shape in shapes] or [0.0]))
+    if share >= MIN_CUT_SHARE:
+        notes.append(
+            f"the centre crop cuts {share:.0%} off the area of the images (mean of {len(shapes)}), because they are not square; --resize squash or letterbox keeps all of it"
+        )
+    return notes
 
 
 def sample_images(split: Split, preprocess: Preprocess, count: int = 5000) -> Tensor:
@@ -134,13 +172,14 @@ def sample_images(split: Split, preprocess: Preprocess, count: int = 5000) -> Te
     return preprocess.normalise(torch.stack([preprocess.pixels(split.picture(int(index))) for index in indices]))
 
 
-def center_square(image: Image.Image) -> Image.Image:
-    """Return the centre of a very long image, which contains all that the crop after the resize keeps.
+def limit_aspect(image: Image.Image, ratio: int) -> Image.Image:
+    """Return the centre of an image that is more than `ratio` times as long as it is wide.
 
-    Resizing the shorter side of an image of 1 x 50,000,000 pixels would exhaust the memory.
+    Resizing the shorter side of an image of 1 x 50,000,000 pixels would exhaust the memory, and resizing the longer one
+    leaves less than a pixel of the shorter. The part that a centre crop keeps is in the centre returned.
     """
     width, height = image.size
-    limit = MAX_ASPECT_RATIO * min(width, height)
+    limit = ratio * min(width, height)
     if max(width, height) <= limit:
         return image
     left, top = max(0, (width - limit) // 2), max(0, (height - limit) // 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,13 @@ from harness.data.dataset import (
     hold_out,
     in_memory,
 )
-from harness.data.image_folder import read_image_folder
+from harness.data.duplicates import duplicate_notes
+from harness.data.image_folder import FolderData, read_image_folder
+from harness.utils.environment import rank
 from harness.utils.errors import DataError, UsageError, first_line
 
 __all__ = ["Dataset", "Split", "load_dataset"]
+log = logging.getLogger(__name__)
 
 # Mean and standard deviation over all pixels of the 50,000 training images. The value 0.20 that is often quoted for the
 # standard deviation is the mean of those of single images.
@@ -50,12 +54,15 @@ def load_dataset(config: Config) -> Dataset:
     val: Split | None
     test: Split | None
     skipped: list[str] = []
+    notes: list[str] = []
     if config.data in CIFAR_STATISTICS:
         classes, train, val, test = _cifar(config)
     elif config.data == "digits":
         classes, train, val, test = _digits()
     elif config.data == "folder":
-        classes, train, val, test, skipped = _image_folder(config)
+        data = _image_folder(config)
+        classes, skipped, notes = data.classes, data.skipped, data.notes
+        train, val, test = data.splits["train"], data.splits.get("val"), data.splits.get("test")
     else:
         from harness.data.timm_datasets import read_timm_dataset
 
@@ -65,9 +72,13 @@ def load_dataset(config: Config) -> Dataset:
         train, test = hold_out(train, config.test_fraction, "test", "test_fraction")
     if config.val_fraction:
         train, val = hold_out(train, config.val_fraction, "val", "val_fraction")
+    notes = [*notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
     mean, std = CIFAR_STATISTICS.get(config.data) or channel_statistics(train)
     digest = fingerprint(classes, (train, val, test))
-    return Dataset(config.data, tuple(classes), train, val, test, mean, std, digest, skipped)
+    if rank() == 0:
+        for note in notes:
+            log.warning("%s", note)
+    return Dataset(config.data, tuple(classes), train, val, test, mean, std, digest, skipped, notes)
 
 
 def _cifar(config: Config) -> tuple[Sequence[str], Split, None, Split]:
@@ -135,11 +146,11 @@ def read_digits_table() -> tuple[np.ndarray, np.ndarray]:
     return digits.data, digits.target
 
 
-def _image_folder(config: Config) -> tuple[Sequence[str], Split, Split | None, Split | None, list[str]]:
-    data = read_image_folder(Path(config.data_dir).expanduser(), skip_bad=config.bad_images == "skip")
-    splits = data.splits
-    if "val" in splits and config.val_fraction:
+def _image_folder(config: Config) -> FolderData:
+    folder = Path(config.data_dir).expanduser()
+    data = read_image_folder(folder, skip_bad=config.bad_images == "skip", grey_range=config.grey_limits())
+    if "val" in data.splits and config.val_fraction:
         raise UsageError(
             f"{config.data_dir} has a validation folder of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
         )
-    return data.classes, splits["train"], splits.get("val"), splits.get("test"), data.skipped
+    return data

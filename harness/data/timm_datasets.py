@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
+import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch.utils.data import IterableDataset
 
 from harness.config.names import BUILT_IN_DATASETS, SplitName
 from harness.config.settings import Config
-from harness.data.dataset import MAX_PIXEL_BYTES, ArrayImages, ConvertedImages, Split, TimmReaderImages, in_memory
-from harness.data.image_io import to_rgb
+from harness.data.dataset import (
+    MAX_PIXEL_BYTES,
+    ArrayImages,
+    ConvertedImages,
+    RelabelledImages,
+    Split,
+    TimmReaderImages,
+    in_memory,
+)
+from harness.data.folder_scan import find_layout
+from harness.data.image_io import read_image, to_rgb
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.text import escape_unprintable
 
@@ -30,6 +45,9 @@ TORCHVISION_NAMES = (
     "image_folder",
 )
 PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+IMAGE_FOLDER = "torch/image_folder"
+UNLABELLED = -1  # the label of every image in a test split whose labels are not published
+log = logging.getLogger(__name__)
 
 
 def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split | None]:
@@ -53,29 +71,106 @@ def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split
         raise UsageError(
             f"there is no data set {config.data!r}{did_you_mean(config.data, known)}; need {', '.join(BUILT_IN_DATASETS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME"
         )
-    train = _create_timm_dataset(config, "train")
-    test = None
+    is_folder = config.data.lower() == IMAGE_FOLDER
+    train, *folders = _open_image_folders(config) if is_folder else [_create_timm_dataset(config, "train")]
+    classes, train_split = _class_names(train), _make_split(train, "train", config)
+    for dataset in folders if is_folder else _held_out(config):
+        split = _make_split(dataset, "test", config)
+        if (split.labels == UNLABELLED).all():
+            log.warning("%s has a split without labels, which is not used", config.data)
+            continue
+        if classes is None:
+            classes = _numbers(train_split, split)
+        split = _with_classes(split, _class_names(dataset), classes, config.data)
+        return classes, _with_classes(train_split, None, classes, config.data), None, split
+    classes = classes or _numbers(train_split)
+    return classes, _with_classes(train_split, None, classes, config.data), None, None
+
+
+def _held_out(config: Config) -> Iterator[Any]:
+    """Yield the test images and then the validation images, where there are such."""
     for timm_split in ("test", "validation"):
         try:
-            test = _create_timm_dataset(config, timm_split)
-            break
-        except DataError:
-            continue  # many data sets have only one of the two, and some have neither
-    classes = _class_names(train)
-    return classes, _make_split(train, "train"), None, None if test is None else _make_split(test, "test")
+            dataset = _create_timm_dataset(config, timm_split)
+        except DataError as error:  # many data sets have only one of the two, and some have neither
+            log.info("%s", error)
+            continue
+        yield dataset
 
 
-def _create_timm_dataset(config: Config, split: str) -> Any:
+def _open_image_folders(config: Config) -> list[Any]:
+    """Return torchvision's `ImageFolder` of the training images, and of the test or else of the validation images.
+
+    timm takes the whole root where a split has no folder, and so would test on the training images.
+
+    Raises:
+        DataError: there is no training folder, or two splits are one folder.
+    """
+    root = Path(config.data_dir).expanduser()
+    layout = find_layout(root)
+    if "val" in layout.splits and "test" in layout.splits:
+        log.warning("%s is not used with --data %s; set --data folder", layout.splits["val"], config.data)
+    held_out = layout.splits.get("test") or layout.splits.get("val")
+    folders = [layout.splits.get("train", layout.prefix), *([held_out] if held_out else [])]
+    if len({(root / folder).resolve() for folder in folders}) < len(folders):
+        raise DataError(f"{root}: {' and '.join(folders)} are one folder; the test images must not be training images")
+    # torchvision's own loader clips deep grey values.
+    loader = functools.partial(_read_file, grey_range=config.grey_limits())
+    return [
+        _create_timm_dataset(config, "train", root=root / folder, search_split=False, loader=loader)
+        for folder in folders
+    ]
+
+
+def _read_file(path: str, grey_range: tuple[float, float] | None) -> Image.Image:
+    return Image.fromarray(read_image(path, grey_range=grey_range))
+
+
+def _with_classes(split: Split, names: Sequence[str] | None, classes: Sequence[str], data: str) -> Split:
+    """Return the split with its labels as indices into `classes`, matched by name.
+
+    Args:
+        names: the split's own classes, in the order of its labels; None where they are `classes`.
+
+    Raises:
+        DataError: the split has a class that `classes` does not have, or labels beyond its classes.
+    """
+    names = classes if names is None else names
+    if len(split) and not 0 <= split.labels.min() <= split.labels.max() < len(names):
+        raise DataError(
+            f"{data}: the {split.name} labels are {split.labels.min()} to {split.labels.max()}, but there are {len(names)} classes"
+        )
+    if list(names) == list(classes):
+        return split
+    index = {name: number for number, name in enumerate(classes)}
+    if unknown := [names[label] for label in np.unique(split.labels) if names[label] not in index]:
+        raise DataError(
+            f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which the training images do not have"
+        )
+    labels = np.array([index.get(name, 0) for name in names], dtype=np.int64)[split.labels]
+    if split.pixels is not None:
+        return in_memory(split.name, split.pixels, labels, split.ids)
+    # A source gives each image its own label; the new ones take their place.
+    return dataclasses.replace(split, labels=labels, source=RelabelledImages(split.source, labels))
+
+
+def _numbers(*splits: Split) -> list[str]:
+    """Return names for labels that have none: 0 to the largest."""
+    return [str(label) for label in range(max(int(split.labels.max(initial=0)) for split in splits) + 1)]
+
+
+def _create_timm_dataset(config: Config, split: str, root: Path | None = None, **options: Any) -> Any:
     from timm.data import create_dataset
 
     # For torchvision's data sets look on the disk first: a download creates folders even where it fails.
     attempts = (False, True) if config.download else (False,)
+    folder = str(root or os.path.expanduser(config.data_dir))
+    if config.data.lower().startswith(("wds/", "hfids/")):
+        options["input_img_mode"] = ""  # images as stored: a conversion to RGB would clip deep grey values
     for download in attempts if config.data.lower().startswith("torch/") else (config.download,):
         try:
             with contextlib.redirect_stdout(sys.stderr):
-                return create_dataset(
-                    config.data, root=os.path.expanduser(config.data_dir), split=split, download=download
-                )
+                return create_dataset(config.data, root=folder, split=split, download=download, **options)
         except ImportError as error:
             raise UsageError(
                 f"data={config.data} needs a package that is not installed: {_first_line(error)}"
@@ -83,7 +178,7 @@ def _create_timm_dataset(config: Config, split: str) -> Any:
         except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
             reason = _first_line(error)
     raise DataError(
-        f"{config.data} ({split}) cannot be loaded from {config.data_dir}: {reason}; set --data-dir to the folder that holds it, or --download True"
+        f"{config.data} ({split}) cannot be loaded from {folder}: {reason}; set --data-dir to the folder that holds it, or --download True"
     ) from None
 
 
@@ -92,33 +187,47 @@ def _first_line(error: BaseException) -> str:
     return escape_unprintable(lines[0]) if lines else type(error).__name__
 
 
-def _class_names(dataset: Any) -> list[str]:
+def _class_names(dataset: Any) -> list[str] | None:
+    """Return the names of the classes in the order of the labels; None where the data set has none."""
     names = getattr(dataset, "classes", None)
-    if names is None and getattr(getattr(dataset, "reader", None), "class_to_idx", None):
-        mapping = dataset.reader.class_to_idx
+    mapping = getattr(getattr(dataset, "reader", None), "class_to_idx", None)
+    if names is None and hasattr(dataset, "categories_index"):  # iNaturalist
+        names = dataset.all_categories
+    if names is None and mapping:
         names = sorted(mapping, key=mapping.__getitem__)
-    if names:
-        return [escape_unprintable(str(name)) for name in names]
-    return [str(label) for label in range(int(_labels(dataset).max()) + 1)]
+    return [escape_unprintable(str(name)) for name in names] if names else None
 
 
 def _labels(dataset: Any) -> np.ndarray:
-    """Return the labels, int64 [N], without decoding images where the data set has a list of labels."""
+    """Return the labels, int64 [N], without decoding images where the data set has a list of labels.
+
+    Raises:
+        DataError: they are not integers.
+    """
     targets = getattr(dataset, "targets", None)
     if targets is None and hasattr(getattr(dataset, "reader", None), "iter_targets"):
         targets = list(dataset.reader.iter_targets())
+    if targets is None and hasattr(dataset, "categories_index"):  # iNaturalist: (category, file) of each image
+        targets = [category for category, _ in dataset.index]
     if targets is None:
         targets = [dataset[index][1] for index in range(len(dataset))]
-    return np.asarray(targets, dtype=np.int64)
+    labels = np.asarray(targets)
+    if labels.ndim != 1 or (len(labels) and not np.issubdtype(labels.dtype, np.integer)):
+        raise DataError(f"the labels are {labels.dtype} of shape {list(labels.shape)}; need one integer per image")
+    return labels.astype(np.int64)
 
 
-def _make_split(dataset: Any, name: SplitName) -> Split:
-    if not hasattr(dataset, "__getitem__"):
-        return _read_stream(dataset, name)
+def _make_split(dataset: Any, name: SplitName, config: Config) -> Split:
+    if isinstance(dataset, IterableDataset):
+        return _read_stream(dataset, name, config)
     labels = _labels(dataset)
     ids = [f"{name}/{index}" for index in range(len(labels))]
     reader = getattr(dataset, "reader", None)
-    source = ConvertedImages(dataset, labels) if reader is None else TimmReaderImages(reader, name, labels)
+    source = (
+        ConvertedImages(dataset, labels)
+        if reader is None
+        else TimmReaderImages(reader, name, labels, config.grey_limits())
+    )
     pixels = _decode_all(source)
     return Split(name, labels, ids, None, source) if pixels is None else in_memory(name, pixels, labels, ids)
 
@@ -140,15 +249,20 @@ def _decode_all(source: Any) -> np.ndarray | None:
     return pixels
 
 
-def _read_stream(dataset: Any, name: SplitName) -> Split:
+def _read_stream(dataset: Any, name: SplitName, config: Config) -> Split:
     """Read a stream (tfds, wds, hfids) into memory, since training needs random access.
 
     Raises:
         DataError: it holds no images, or more than fit in memory.
     """
-    images, labels, total_bytes = [], [], 0
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    total_bytes = 0
     for image, label in dataset:
-        pixels = np.asarray(to_rgb(image))
+        try:
+            pixels = np.asarray(to_rgb(image, config.grey_limits()))
+        except ValueError as error:
+            raise DataError(f"{name}/{len(images)}: {error}") from None
         total_bytes += pixels.nbytes
         if total_bytes > MAX_PIXEL_BYTES:
             raise DataError(

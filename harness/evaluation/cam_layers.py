@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from harness.utils.errors import UsageError, did_you_mean
 
+# Parts of the names of classes whose outputs are added to the features, instead of being the features.
+BRANCH_WORDS = ("attn", "attention", "mlp", "ffn", "feedforward", "dropout", "droppath", "layerscale", "identity")
 MAX_PREFIX_TOKENS = 64  # class, distillation and register tokens before those of the patches
 
 
@@ -51,9 +53,10 @@ class _Activations:
 def find_layer(model: nn.Module, image: Tensor, name: str = "auto") -> Layer:
     """Return the layer of that name, or for `auto` the last stage of the network whose map has more than one cell.
 
-    The stages are those of timm's `feature_info`, whose output comes after the residual addition. In a model without
-    them it is the last module with a map. Where tokens are pooled through a class token alone, the output of the last
-    block has no gradient at the patches; the norm at its start is used instead.
+    The stages are those of timm's `feature_info`, whose output comes after the residual addition. Where none of them
+    returns a map, it is the last module outside attention and MLPs whose map, or whose patch tokens, the logits depend
+    on. Where tokens are pooled through a class token alone, the output of the last block has no gradient at the patches;
+    the norm at its start is used instead.
 
     Args:
         model: in evaluation mode.
@@ -75,7 +78,7 @@ def find_layer(model: nn.Module, image: Tensor, name: str = "auto") -> Layer:
         if layer is not None and math.prod(layer.size) > 1 and _has_aspect(*layer.size, aspect):
             return layer
     raise UsageError(
-        "no layer of the model gives a map (a tensor [B, C, H, W] or a row of patch tokens); name one with a map"
+        "no layer of the model gives a map (a tensor [B, C, H, W] or a row of patch tokens); name one with --cam-layer"
     )
 
 
@@ -100,25 +103,57 @@ def _candidates(model: nn.Module, activations: _Activations) -> Iterator[str]:
         if output is not None and output.ndim == 3 and not _logits_depend_on_patches(model, output, activations.logits):
             yield f"{name}.norm1"
         yield name
-    # Containers finish after their children, so that the last to finish is the outermost, below the whole model.
+    # No stage returns a map, as where stages return tuples or lists. The last map or row of tokens on which the logits
+    # depend; containers finish after their children, so that the last to finish is the outermost.
     names = [
         name for name, output in reversed(activations.outputs.items()) if output.ndim in (3, 4) and output.requires_grad
     ]
-    yield from (name for name in names if activations.outputs[name].ndim == 4)
-    yield from (
+    names = [name for name in names if not _is_attention(activations, activations.outputs[name])]
+    depending = _depending(model, activations, names)
+    inside = [name for name in depending if _is_inside_branch(model, name)]
+    yield from (name for name in depending if name not in inside)
+    yield from inside
+
+
+def _is_inside_branch(model: nn.Module, name: str) -> bool:
+    """Return whether a module belongs to a branch beside the residual connection: attention, an MLP, dropout."""
+    parts = name.split(".")
+    path = [model.get_submodule(".".join(parts[: depth + 1])) for depth in range(len(parts))]
+    return any(word in type(module).__name__.lower() for module in path for word in BRANCH_WORDS)
+
+
+def _is_attention(activations: _Activations, output: Tensor) -> bool:
+    """Return whether an output [B, heads, N, N] compares tokens with tokens, N of which another module returns."""
+    if output.ndim != 4 or output.shape[2] != output.shape[3]:
+        return False
+    return any(other.ndim == 3 and other.shape[1] == output.shape[2] for other in activations.outputs.values())
+
+
+def _depending(model: nn.Module, activations: _Activations, names: Sequence[str]) -> list[str]:
+    """Return those of the modules on whose outputs the logits depend: of tokens, on those of patches."""
+    outputs = [activations.outputs[name] for name in names]
+    if not outputs:
+        return []
+    gradients = torch.autograd.grad(_weighted_sum(activations.logits), outputs, retain_graph=True, allow_unused=True)
+    if not any(gradient is not None and gradient.any() for gradient in gradients):
+        return list(names)  # a head initialised to zero has no gradient at all
+    return [
         name
-        for name in names
-        if activations.outputs[name].ndim == 3
-        and _logits_depend_on_patches(model, activations.outputs[name], activations.logits)
-    )
+        for name, output, gradient in zip(names, outputs, gradients, strict=True)
+        if gradient is not None and (gradient[:, output.shape[1] // 2 :] if output.ndim == 3 else gradient).any()
+    ]
+
+
+def _weighted_sum(logits: Tensor) -> Tensor:
+    """Return a sum of the logits that does not vanish where their sum is constant."""
+    return (logits * torch.arange(1.0, 1.0 + logits.shape[1], device=logits.device)).sum()
 
 
 def _logits_depend_on_patches(model: nn.Module, tokens: Tensor, logits: Tensor) -> bool:
     """Return whether the logits depend on the second half of the tokens, which holds patches only."""
     if not tokens.requires_grad:
         return False
-    weights = torch.arange(1.0, 1.0 + logits.shape[1], device=logits.device)
-    (gradient,) = torch.autograd.grad((logits * weights).sum(), tokens, retain_graph=True, allow_unused=True)
+    (gradient,) = torch.autograd.grad(_weighted_sum(logits), tokens, retain_graph=True, allow_unused=True)
     if gradient is None or not gradient.any():  # a head initialised to zero has no gradient at all
         return getattr(model, "global_pool", "") != "token"
     return bool(gradient[:, tokens.shape[1] // 2 :].any())

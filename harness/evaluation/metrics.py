@@ -100,19 +100,20 @@ AnyPredictions: TypeAlias = Predictions | SavedPredictions
 
 
 class ClassMetrics(NamedTuple):
-    """The figures of one class; fractions 0..1, 0 where undefined."""
+    """The figures of one class; fractions 0..1, None where undefined."""
 
     name: str
-    accuracy: float
-    precision: float
-    recall: float
-    f1: float
+    accuracy: float | None
+    precision: float | None
+    recall: float | None
+    f1: float | None
     images: int
 
 
 @dataclass(frozen=True)
 class PerClass:
-    """One figure per class; 0 where it is undefined (a class that is never predicted, or has no images).
+    """One figure per class; NaN where it is undefined: the precision of a class that is never predicted, and every other
+    figure of a class without images.
 
     Attributes:
         accuracy: float64 [C], fraction of all images that are correctly classified as the class or as another.
@@ -128,8 +129,11 @@ class PerClass:
 
     def rows(self, classes: Sequence[str]) -> list[ClassMetrics]:
         """Return the figures class by class."""
-        columns = (self.accuracy, self.precision, self.recall, self.f1, self.support)
-        return [ClassMetrics(*row) for row in zip(classes, *(column.tolist() for column in columns), strict=True)]
+        figures = [
+            [None if np.isnan(value) else value for value in column.tolist()]
+            for column in (self.accuracy, self.precision, self.recall, self.f1)
+        ]
+        return [ClassMetrics(*row) for row in zip(classes, *figures, self.support.tolist(), strict=True)]
 
     def table(self, classes: Sequence[str]) -> Table:
         """Return a table with one row per class."""
@@ -204,12 +208,13 @@ def confusion_matrix(predictions: AnyPredictions) -> np.ndarray:
 def per_class(matrix: np.ndarray) -> PerClass:
     """Return one-against-the-rest accuracy, precision, recall, F1 and support of each class of a confusion matrix."""
     hits, predicted, true = matrix.diagonal().astype(float), matrix.sum(0), matrix.sum(1)
-    total = max(int(matrix.sum()), 1)
+    total, has_images = max(int(matrix.sum()), 1), true > 0
+    undefined = np.full_like(hits, np.nan)
     return PerClass(
-        accuracy=1 - (predicted + true - 2 * hits) / total,
-        precision=np.divide(hits, predicted, out=np.zeros_like(hits), where=predicted > 0),
-        recall=np.divide(hits, true, out=np.zeros_like(hits), where=true > 0),
-        f1=np.divide(2 * hits, predicted + true, out=np.zeros_like(hits), where=predicted + true > 0),
+        accuracy=np.where(has_images, 1 - (predicted + true - 2 * hits) / total, np.nan),
+        precision=np.divide(hits, predicted, out=undefined.copy(), where=predicted > 0),
+        recall=np.divide(hits, true, out=undefined.copy(), where=has_images),
+        f1=np.divide(2 * hits, predicted + true, out=undefined.copy(), where=has_images),
         support=true,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from torch import nn
 from harness.config.settings import Config, canonical_name
 from harness.data.preprocess import Preprocess
 from harness.models import factory
+from harness.models.pretrained import DECIDED_ARGUMENTS
 from harness.training import checkpoint
-from harness.training.device import configure_torch, pick_device, pick_precision
+from harness.training.device import pick_device, pick_precision
+from harness.training.process_settings import configure_torch, configured_torch, restore_process_state
 from harness.utils.errors import CheckpointError, HarnessError, UsageError
+from harness.utils.files import read_json
 
 # Settings that a checkpoint decides and that no option can change.
 FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
@@ -39,7 +43,12 @@ class TrainedModel:
     device: torch.device
     facts: Mapping[str, Any]
 
+    def configured(self) -> AbstractContextManager[None]:
+        """Return a context in which the process has the threads and kernels of the model's settings."""
+        return configured_torch(self.config, self.device)
 
+
+@restore_process_state()
 def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
     """Return the model in a `model.safetensors`, a `last.pt` or a run directory, with its training configuration.
 
@@ -67,13 +76,36 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
     config = saved.replace(**{"device": "auto", **named})
     device = pick_device(config.device)
-    config = config.replace(precision=pick_precision(config.precision, device))
     configure_torch(config, device)
-    model = factory.create_model(saved.replace(pretrained=False), saved.classes or len(classes))
+    config = config.replace(precision=pick_precision(config.precision, device))
+    model = factory.create_model(_as_built(saved, facts, path), saved.classes or len(classes))
     checkpoint.load_weights_strict(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout).to(device).eval()
     return TrainedModel(path, config, model, classes, preprocess, device, facts)
+
+
+def _as_built(saved: Config, facts: Mapping[str, Any], path: Path) -> Config:
+    """Return the settings that build the model without its pretrained weights, and without the folder or repository that
+    it came from: a run must not need it.
+
+    Raises:
+        CheckpointError: the architecture in the checkpoint makes no sense.
+    """
+    architecture: Any = facts.get("architecture")
+    if ":" in saved.model and not architecture:  # a run of an earlier version, which has it for timm
+        config = read_json(path.with_name("config.json"))
+        architecture = {"name": config.get("architecture"), "args": config.get("model_args", {})} if config else None
+    if not architecture or ":" not in saved.model:
+        return saved.replace(pretrained=False)
+    try:
+        name, arguments = architecture["name"], dict(architecture["args"])
+        if not isinstance(name, str) or ":" in name:
+            raise ValueError("the name of its architecture")
+        arguments = {key: value for key, value in arguments.items() if key not in DECIDED_ARGUMENTS}
+        return saved.replace(pretrained=False, model=name, model_args={**arguments, **saved.model_args})
+    except (UsageError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} has no usable architecture ({error})") from None
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -20,13 +20,17 @@ from torch import Tensor, nn
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.models import cifar_resnet, speedrun_cnn
+from harness.models.outputs import return_logits_in_evaluation
 from harness.utils.errors import DataError, UsageError, did_you_mean
+from harness.utils.files import write_atomically
 
 HARNESS_MODELS = {
     "custom_resnet": cifar_resnet.CustomResNet,
     "resnet18_cifar": cifar_resnet.CifarResNet,
     "speedrun_cnn": speedrun_cnn.SpeedrunCNN,
 }
+
+CLASS_MAP = "class_map.txt"
 
 # Arguments of timm.create_model that another setting decides, or that do not suit a run -> remedy.
 REFUSED_ARGUMENTS = {
@@ -55,7 +59,9 @@ def create_model(config: Config, classes: int) -> nn.Module:
     if config.pretrained:
         _check_weights(name)
     try:
-        return timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **arguments)
+        model = timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **arguments)
+        return_logits_in_evaluation(model)
+        return model
     except Exception as error:
         needs_download = config.pretrained or ":" in name
         if not (needs_download and isinstance(error, OSError)) and (message := _argument_error(name, arguments, error)):
@@ -160,6 +166,7 @@ def timm_input(preprocess: Preprocess) -> dict[str, Any]:
         "std": preprocess.std,
         "crop_pct": preprocess.crop_pct,
         "interpolation": preprocess.interpolation,
+        "crop_mode": preprocess.crop_mode,
     }
 
 
@@ -185,6 +192,11 @@ def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Prep
         path.unlink(missing_ok=True)
         return False
     return True
+
+
+def write_class_map(classes: Sequence[str], path: Path) -> None:
+    """Write the classes in the order of the logits, one a line, as timm's `--class-map` reads them."""
+    write_atomically(path, "".join(f"{name}\n" for name in classes).encode())
 
 
 def parameter_count_of(name: str) -> int:

@@ -22,7 +22,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     if module := module_of(config["model"]):
         usage += [f"import {module}  # registers the model with timm"]
     usage += [
-        'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
+        'model = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder',
         f"logits = model(images)  # float [B, 3, {size}, {size}], normalised -> [B, {len(facts['classes'])}]",
     ]
     lines = [
@@ -31,11 +31,19 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"{config['epochs']} epochs, batch {config['batch_size']}, {config['schedule']} between {config['lr_min']} and {config['lr_max']}, seed {config['seed']}.",
         f"The weights are those of epoch {facts.get('epoch', '?')} ({result.get('chosen', 'not evaluated yet')}).", "",
         *(["| metric | value |", "| --- | --- |", *figures, ""] if figures else []),
-        f"Input: RGB, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess['mean'])} and standard deviation {_triple(preprocess['std'])}.", "",
+        f"Input: RGB, {_RESIZING[preprocess.get('crop_mode', 'center')]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess['mean'])} and standard deviation {_triple(preprocess['std'])}.", "",
         f"Classes, in the order of the logits: {', '.join(map(markdown, facts['classes']))}.", "",
         "```python", *usage, "```", "",
+        "timm's own scripts sort class folders in another order; with `--class-map class_map.txt` they use this one.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+_RESIZING = {
+    "center": "the centre of the resized image",
+    "squash": "both sides resized, each by its own factor",
+    "border": "the longer side resized, with borders of the mean colour",
+}
 
 
 def _figure(key: str, value: float) -> str:

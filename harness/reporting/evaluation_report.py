@@ -239,6 +239,8 @@ def table_text(table: Table) -> str:
     """Return a table of scalars for a terminal: the first column aligned to the left, the others to the right."""
 
     def cell_text(cell: Any) -> str:
+        if cell is None:
+            return "–"
         return f"{cell:.4f}" if isinstance(cell, float) else str(cell)
 
     lines = [list(table.columns), *([cell_text(cell) for cell in row] for row in table.rows)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,17 +13,22 @@ from harness.config.settings import Config
 from harness.data import loaders
 from harness.data.dataset import Dataset
 from harness.data.mixup import make_mixup
-from harness.data.preprocess import Preprocess, make_preprocess, sample_images
+from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes, sample_images
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
+from harness.models.pretrained import match_classes
 from harness.models.whitening import whiten_first_layer
-from harness.training.device import autocast_dtype, configure_torch, eval_mode, pick_device, pick_precision
+from harness.runs.model_check import check_model
+from harness.training.device import autocast_dtype, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
+from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
-from harness.utils.errors import UsageError, did_you_mean, first_line
+from harness.utils.errors import UsageError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,19 +79,28 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
 
     torch.manual_seed(config.seed)
     model = factory.create_model(config, classes)
+    if config.pretrained:
+        match_classes(model, dataset.classes)
     preprocess = make_preprocess(config, model, dataset)
+    notes = preprocess_notes(config, model, dataset, preprocess)
+    dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
+    for note in notes if processes.is_main else ():
+        log.warning("%s", note)
     if config.sync_bn and processes.world_size > 1 and device.type == "cuda":
         model = factory.with_sync_batchnorm(model)
 
     made = loaders.make_loaders(config, dataset, preprocess, device, processes)
     if config.whitening:
         whiten_first_layer(model, sample_images(dataset.train, preprocess))
+    precision = autocast_dtype(config.precision)
+    shape = (3, preprocess.size, preprocess.size)
+    check_model(config, model.to(device), shape, classes, device, precision, made.train, processes)
     mixup = make_mixup(config, classes)
     learner = make_learner(
         config,
         model,
         device,
-        autocast_dtype(config.precision),
+        precision,
         mixup,
         processes,
         forward=factory.make_training_forward(config, model, device),
@@ -110,6 +125,7 @@ def describe_data(components: Components) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
         "loader": components.loaders.kind,
+        "notes": dataset.notes,
     }
 
 
@@ -125,26 +141,8 @@ def _number_of_classes(config: Config, dataset: Dataset) -> int:
 
 def _check(components: Components) -> None:
     """Refuse components that do not fit together, before training instead of in the middle of it."""
-    _check_model_output(components)
     _check_cam(components)
     _check_splits(components)
-
-
-def _check_model_output(components: Components) -> None:
-    """Pass one image through the model, so that an image size that does not fit is found before training."""
-    config, size, learner = components.config, components.preprocess.size, components.learner
-    try:
-        with eval_mode(learner.model), torch.no_grad():
-            shape = tuple(learner.model(torch.zeros(1, 3, size, size, device=learner.device)).shape)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        reason = first_line(error)
-        raise UsageError(
-            f"{config.model} cannot take images of {size} pixels: {reason}; set --image-size or --model-args img_size={size}"
-        ) from None
-    if len(shape) != 2:
-        raise UsageError(
-            f"{config.model} returns {list(shape)} instead of logits [1, classes]; it is not an image classifier"
-        )
 
 
 def _check_cam(components: Components) -> None:

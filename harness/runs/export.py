@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtim
 def export_timm(path: Path, folder: Path) -> str:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with a model card.
 
-    timm builds the model by its name; `import harness.models.cifar_resnet` registers the models of this package first.
+    Beside it lies the class map for timm's scripts, which number class folders in another order (1, 2, ... 10 instead of
+    1, 10, 2). timm builds the model by its name; `import harness.models.cifar_resnet` registers the models of this package first.
 
     Raises:
         UsageError: timm cannot rebuild the model.
@@ -38,9 +40,11 @@ def export_timm(path: Path, folder: Path) -> str:
         data_config=factory.timm_input(trained.preprocess),
     )
     (folder / "README.md").write_text(model_card(trained.facts), encoding="utf-8")
-    module = factory.module_of(trained.config.model)
-    ours = f"import {module}; " if module else ""
-    return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
+    factory.write_class_map(trained.classes, folder / factory.CLASS_MAP)
+    modules = [*filter(None, [factory.module_of(trained.config.model)]), *trained.config.plugin]
+    source = f"local-dir:{folder.resolve()}"
+    code = f"import {', '.join(['timm', *modules])}; model = timm.create_model({source!r}, pretrained=True)"
+    return f"{folder}: load it with\npython -c {shlex.quote(code)}"
 
 
 def export_onnx(path: Path, file: Path) -> str:

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from harness.data.image_io import image_files, read_image
-from harness.data.preprocess import Preprocess
 from harness.evaluation.trained_model import TrainedModel, load_trained_model
 from harness.training.device import autocast, autocast_dtype
 from harness.utils.environment import usable_cpus
@@ -81,7 +80,7 @@ def predict(
     """
     trained = load_trained_model(Path(run), settings)
     files = list(image_files(paths))
-    pictures = _read_pictures(files, trained.preprocess, trained.config.eval_batch_size, trained.config.bad_images)
+    pictures = _read_pictures(files, trained)
     any_read = False
     while batch := list(islice(pictures, trained.config.eval_batch_size)):
         any_read = True
@@ -98,17 +97,16 @@ def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
     """Return float32 [B, C] for prepared pictures, uint8 [B, 3, H, W]."""
     layout = torch.channels_last if trained.config.channels_last else torch.contiguous_format
     images = trained.preprocess.normalise(pixels.to(trained.device, non_blocking=True)).contiguous(memory_format=layout)
-    with torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
+    with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
         return trained.model(images).float().softmax(1).cpu().numpy()
 
 
-def _read_pictures(
-    files: Sequence[Path], preprocess: Preprocess, ahead: int, bad_images: str
-) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each picture with its pixels, uint8 [3, size, size], in order; threads decode up to `ahead` of them before."""
+def _read_pictures(files: Sequence[Path], trained: TrainedModel) -> Iterator[tuple[Path, Tensor]]:
+    """Yield each picture with its pixels, uint8 [3, size, size], in order; threads decode up to a batch of them before."""
+    ahead, grey_range = trained.config.eval_batch_size, trained.config.grey_limits()
 
     def decode(file: Path) -> Tensor:
-        return preprocess.pixels(read_image(file))
+        return trained.preprocess.pixels(read_image(file, grey_range=grey_range))
 
     rest, pending = iter(files), deque[tuple[Path, Future[Tensor]]]()
     pool = ThreadPoolExecutor(min(usable_cpus(), 16), "decode")
@@ -121,7 +119,7 @@ def _read_pictures(
             try:
                 yield file, future.result()
             except DataError as error:
-                if bad_images == "fail":
+                if trained.config.bad_images == "fail":
                     raise
                 log.warning("skipped: %s", error)
     finally:

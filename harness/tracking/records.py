@@ -5,6 +5,7 @@ The training loop, the LR finder and the evaluation yield them; trackers write t
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,41 @@ class Image:
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
             raise ValueError(f"need uint8 pixels [H, W, 3], got {self.pixels.dtype} {list(self.pixels.shape)}")
+
+
+class StoredImage(Image):
+    """An `Image` whose pixels are read from its PNG file when they are needed.
+
+    Attributes:
+        path: the PNG file.
+    """
+
+    path: Path
+
+    def __init__(self, path: Path, caption: str = "") -> None:
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "caption", caption)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3], RGB."""
+        from PIL import Image as PILImage
+
+        with PILImage.open(self.path) as image:
+            return np.asarray(image.convert("RGB"))
+
+
+def encode_png(pixels: np.ndarray, dpi: int | None = None) -> bytes:
+    """Return an image, uint8 [H, W, 3], as a PNG file; `dpi` is stored in it.
+
+    Compressed little: the default level takes two to three times as long, for a file that is 15 % smaller.
+    """
+    from PIL import Image as PILImage
+
+    file = io.BytesIO()
+    options = {} if dpi is None else {"dpi": (dpi, dpi)}
+    PILImage.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", compress_level=1, **options)
+    return file.getvalue()
 
 
 Cell: TypeAlias = Scalar | Image | None

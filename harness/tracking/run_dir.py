@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import unicodedata
+import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,12 +21,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config
+from harness.config.settings import AUTO, Config, setting_fields
 from harness.tracking.metric_names import with_present_names
+from harness.utils.checksums import changed_files
 from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, UsageError
 from harness.utils.files import read_json, write_json
 
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
+# What the result of a run stands on, listed in SHA256SUMS when it ends. Checkpoints have an index of their own, and the
+# report is written again by `harness report`.
+RESULT_FILES = (
+    CONFIG, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
+    "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/README.md",
+)  # fmt: skip
 SEEDS = "seeds.json"  # in the directory of several seeds
 
 
@@ -75,11 +83,13 @@ class RunDir:
 
     Attributes:
         resumed: whether it holds an unfinished run of the same settings, which is to be resumed.
+        checkpoint_step: of the newest checkpoint that was saved; 0 without one.
     """
 
     path: Path
     resumed: bool
     lock: IO[str] | None = None
+    checkpoint_step: int = 0
 
     @property
     def name(self) -> str:
@@ -95,7 +105,8 @@ class RunDir:
 
     def status(self, state: RunState, **facts: Any) -> None:
         """Write `status.json`."""
-        write_json(self.path / STATUS, {"state": state, "pid": os.getpid(), "host": socket.gethostname(), **facts})
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "checkpoint_step": self.checkpoint_step}
+        write_json(self.path / STATUS, {"state": state, **about, **facts})
 
     def close(self) -> None:
         """Release the lock."""
@@ -134,9 +145,35 @@ def claim_run_dir(config: Config) -> RunDir:
     raise UsageError(f"{output} already has 10,000 runs named {base}; choose another --name")
 
 
+def precisions() -> list[str]:
+    """Return the number formats that `auto` may stand for."""
+    return [choice for choice in setting_fields()["precision"].metadata["choices"] if choice != AUTO]
+
+
+def kept_precision(config: Config) -> str:
+    """Return the precision to train with: for `auto`, that of the unfinished run which these settings resume, if any.
+
+    `auto` may be a measurement, whose result differs between machines; it must not decide which run is found.
+    """
+    if config.precision != AUTO:
+        return config.precision
+    for precision in precisions():
+        candidate = config.replace(precision=precision)
+        if config.resume not in ("auto", "never"):
+            unfinished = [Path(config.resume).expanduser()]
+        elif config.resume == "never":
+            unfinished = []
+        else:
+            unfinished = [path for path in runs_with_settings(candidate) if read_state(path) in UNFINISHED]
+        if any(not changed_settings(path, candidate) for path in unfinished):
+            return precision
+    return AUTO
+
+
 def runs_with_settings(config: Config) -> Iterator[Path]:
     """Yield the run directories of this name and these settings in the output folder, oldest first."""
-    output, base = Path(config.output).expanduser(), slug(config.name or default_name(config))
+    output = Path(config.output).expanduser()
+    base = slug(os.environ.get("WANDB_RUN_ID") or config.name or default_name(config))
     for number in count(1):
         path = output / (base if number == 1 else f"{base}-{number}")
         if read_state(path) == RunState.NONE:
@@ -189,6 +226,31 @@ def read_state(path: Path) -> RunState:
     if not path.is_dir() or not (path / CONFIG).exists():
         return RunState.NONE
     return RunState(str(read_json(path / STATUS).get("state", RunState.FAILED)))
+
+
+def mark_failed(path: Path, reason: str, exit_code: int) -> None:
+    """Write that a run failed whose main process was killed; nothing where it lives, or has written how it ended."""
+    lock = lock_folder(path)
+    if lock is None:
+        return
+    with lock:
+        if read_state(path) == RunState.RUNNING:
+            facts = {"state": RunState.FAILED, "reason": reason, "exit_code": exit_code}
+            write_json(path / STATUS, {**read_json(path / STATUS), **facts})
+
+
+def changed_results(path: Path) -> list[str]:
+    """Return which files of a finished run are gone or have changed since; none where it has no checksums."""
+    return changed_files(path, RESULT_FILES)
+
+
+def saved_step(path: Path) -> int:
+    """Return the step of the newest checkpoint that a run has saved, by its status; 0 where it has saved none."""
+    status = read_json(path / STATUS)
+    step = status.get("checkpoint_step")
+    if step is None and read_state(path) in (RunState.RUNNING, RunState.PREEMPTED, RunState.INTERRUPTED):
+        step = status.get("step")  # version 0.1: in these states it is that of a checkpoint
+    return step if isinstance(step, int) else 0
 
 
 def current_state(path: Path) -> RunState:
@@ -260,13 +322,30 @@ def make_folder(path: Path) -> None:
         raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --output") from None
 
 
+_lock_handles: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _close_inherited_locks() -> None:
+    """Close the locks of the parent in a forked process, which would hold them after the parent's death."""
+    for handle in list(_lock_handles):
+        handle.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
 def lock_folder(path: Path) -> IO[str] | None:
-    """Return an open, locked file; None when another process holds it. The kernel frees it when the process dies."""
+    """Return an open, locked file; None when another process holds it.
+
+    The kernel frees it when the process dies, whatever processes it has forked.
+    """
     if sys.platform == "win32":
         return open(path / ".lock", "a+")
     import fcntl
 
     handle = open(path / ".lock", "a+")  # noqa: SIM115 - held for as long as the run
+    _lock_handles.add(handle)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

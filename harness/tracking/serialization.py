@@ -18,34 +18,13 @@ from typing import Any
 import numpy as np
 
 from harness.tracking.metric_names import with_present_names
-from harness.tracking.records import Curve, Image, Record, Scores, Table, Value
+from harness.tracking.records import Curve, Image, Record, Scores, StoredImage, Table, Value, encode_png
+from harness.utils.files import sha256
 
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MEDIA = "media"
 # More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
 MAX_PROBABILITIES = 200_000
-
-
-class StoredImage(Image):
-    """An `Image` whose pixels are read from its PNG file when they are needed.
-
-    Attributes:
-        path: the PNG file.
-    """
-
-    path: Path
-
-    def __init__(self, path: Path, caption: str = "") -> None:
-        object.__setattr__(self, "path", path)
-        object.__setattr__(self, "caption", caption)
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """uint8 [H, W, 3], RGB."""
-        from PIL import Image as PILImage
-
-        with PILImage.open(self.path) as image:
-            return np.asarray(image.convert("RGB"))
 
 
 def to_line(value: Mapping[str, Any]) -> bytes:
@@ -178,16 +157,26 @@ def _image(value: Mapping[str, Any], folder: Path) -> StoredImage:
     return StoredImage(folder / name, str(value.get("caption", "")))
 
 
-def _save(image: Image, folder: Path) -> str:
-    """Write the pixels as a PNG file unless it exists, and return its path relative to `folder`."""
-    from PIL import Image as PILImage
+def stored_image(image: Image, folder: Path) -> Path:
+    """Return the PNG file in which a journal in `folder` keeps an image; it may not exist.
 
-    pixels = np.ascontiguousarray(image.pixels)
-    name = f"{MEDIA}/{hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]}.png"
-    path = folder / name
+    The file of a `StoredImage` is kept as it is, other images are named by their pixels.
+    """
+    if isinstance(image, StoredImage):
+        name = sha256(image.path)
+    else:
+        pixels = np.ascontiguousarray(image.pixels)
+        name = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return folder / MEDIA / f"{name[:16]}.png"
+
+
+def _save(image: Image, folder: Path) -> str:
+    """Write an image as a PNG file unless it exists, and return its path relative to `folder`."""
+    path = stored_image(image, folder)
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        PILImage.fromarray(pixels).save(temporary, format="PNG")
+        content = image.path.read_bytes() if isinstance(image, StoredImage) else encode_png(image.pixels)
+        temporary.write_bytes(content)
         os.replace(temporary, path)  # whole or absent; thousands of images are too many to fsync one by one
-    return name
+    return f"{MEDIA}/{path.name}"

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.config.settings import Config
+from harness.models.outputs import split_logits, weighted_loss
 from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
+from harness.training.finite import first_not_finite, infinite_buffers
 from harness.training.lookahead import Lookahead
-from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
+from harness.training.optimizer import create_momentum_buffers, current_lr, make_optimizer, set_lr_and_momentum
 from harness.utils import fault_injection
-from harness.utils.errors import UsageError, is_out_of_memory
+from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
 # images [B, 3, H, W], labels int64 [B], step -> mixed images, targets [B] or [B, classes]
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -55,6 +57,7 @@ class Learner:
         parallel: the model wrapped so that gradients are averaged over the processes; None in a single process.
         graph: does the update as a CUDA graph.
         ema: moving average of the weights; if there is one, it is evaluated and saved.
+        infinite_buffers: names of the model's buffers that hold infinite values by design.
         lookahead: replaces the weights by their average every few updates.
     """
 
@@ -75,6 +78,7 @@ class Learner:
     ema: EMAModel | None = None
     lookahead: Lookahead | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
+    infinite_buffers: frozenset[str] = frozenset()
 
     def train_step(
         self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, num_images: int | None = None
@@ -94,6 +98,7 @@ class Learner:
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
+            labels = targets if targets.ndim == 1 else targets.argmax(1)  # of two mixed labels, the heavier one
         if self.graph is not None:
             loss, correct, norm = self.graph(images, labels, targets)
         else:
@@ -131,6 +136,12 @@ class Learner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.grad_accumulation >= len(images):
                     raise
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise ResourceError(
+                    "out of memory, and batch normalisation cannot use the images one at a time; lower --image-size or the model's width"
+                ) from None
             # Not in the except block, where the error would keep the tensors of the pass alive.
             self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
             self.optimizer.zero_grad(set_to_none=True)
@@ -152,8 +163,13 @@ class Learner:
         for number, (inputs, classes, target) in enumerate(micro_batches, 1):
             with self._delayed_all_reduce(number < len(micro_batches)):
                 with autocast(self.device, self.precision):
-                    logits = forward(inputs)  # [B / micro-batches, classes]
-                loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+                    logits, *auxiliary = split_logits(forward(inputs))  # each [B / micro-batches, classes]
+                loss = weighted_loss(
+                    [
+                        F.cross_entropy(each.float(), target, label_smoothing=self.label_smoothing)
+                        for each in (logits, *auxiliary)
+                    ]
+                )
                 loss = loss * (len(inputs) / num_images)
                 # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
@@ -181,6 +197,11 @@ class Learner:
         """Give all processes the same running statistics, before the model is evaluated or saved."""
         self.processes.average_buffers(self.model, self.ema)
 
+    def first_not_finite(self) -> str:
+        """Return the name of the first weight or running statistic that is NaN or infinite; waits for the device."""
+        averages = {} if self.ema is None else self.ema.module.state_dict()
+        return first_not_finite({"model": self.model.state_dict(), "ema": averages}, self.infinite_buffers)
+
     @property
     def eval_model(self) -> nn.Module:
         """The module that is evaluated and saved: the moving average if there is one."""
@@ -201,6 +222,7 @@ class Learner:
         """Restore what `state_dict` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        create_momentum_buffers(self.optimizer)
         if self.graph is not None:
             self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:
@@ -255,6 +277,7 @@ def make_learner(
         forward=torch.compile(trained) if config.compile else parallel or forward,
         ema=ema,
         scaler=torch.amp.GradScaler(device.type) if precision == torch.float16 else None,
+        infinite_buffers=infinite_buffers(model),
     )
     reason = why_not_captured(config, learner)
     if config.cuda_graph and reason:

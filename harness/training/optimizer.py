@@ -26,7 +26,9 @@ def parameter_groups(config: Config, model: nn.Module) -> list[dict[str, Any]]:
             raise UsageError(
                 f"head_lr_scale={config.head_lr_scale:g} needs a model with timm's get_classifier(); leave --head-lr-scale out"
             )
-        head = {id(parameter) for parameter in get_classifier().parameters()}
+        classifiers = get_classifier()  # several for a distilled model
+        classifiers = classifiers if isinstance(classifiers, tuple | list) else (classifiers,)
+        head = {id(parameter) for classifier in classifiers for parameter in classifier.parameters()}
     by_scale: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -46,7 +48,9 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     fused = all(parameter.device.type in ("cpu", "cuda") for group in trained for parameter in group["params"])
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(trained, lr, momentum, nesterov=config.nesterov, fused=fused)
+            sgd = torch.optim.SGD(trained, lr, momentum, nesterov=config.nesterov, fused=fused)
+            create_momentum_buffers(sgd)
+            return sgd
         case "adam":
             return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), fused=fused)
         case "adamw":
@@ -54,6 +58,19 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         case "rmsprop":
             return torch.optim.RMSprop(trained, lr, momentum=momentum)
     raise AssertionError(config.optimizer)
+
+
+def create_momentum_buffers(optimizer: torch.optim.Optimizer) -> None:
+    """Give every parameter of a fused SGD with momentum a buffer of zeros, where it has none.
+
+    torch allocates the buffers in the first step without initialising them, and its fused kernel leaves them so when
+    the GradScaler skips that step for infinite gradients. It also fails where a parameter gets its first gradient in a
+    later step than others. The first step from zeros is the one that torch does without buffers.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group.get("fused") and group.get("momentum") else ():
+            if "betas" not in group and optimizer.state[parameter].get("momentum_buffer") is None:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:

@@ -21,6 +21,10 @@ from tests.support.image_folders import load_folder, make_class_folders, random_
         (("train", "val", "test"), 6, 6),
         (("train", "valid"), 6, 0),
         (("Training", "Validation"), 6, 0),
+        (("Training", "Testing"), 0, 6),
+        (("train", "dev"), 6, 0),
+        (("train", "eval"), 6, 0),
+        (("TRAIN", "dev", "Test"), 6, 6),
     ],
 )
 def test_a_folder_gives_the_splits_that_it_has(tmp_path, folders, val, test):
@@ -96,6 +100,62 @@ def damage(kind, path):
     elif kind == "pipe":
         path.unlink(missing_ok=True)
         os.mkfifo(path)
+
+
+def pack(tree, archive):
+    with tarfile.open(archive, "w") as tar:
+        for path in sorted(tree.iterdir()):
+            tar.add(path, path.name)
+    return archive
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+@pytest.mark.parametrize("prefix", ["", "pets"])
+def test_images_outside_the_class_folders_and_files_of_other_kinds_are_named_and_counted(
+    tmp_path, caplog, is_archive, prefix
+):
+    root = tmp_path / "data" / prefix
+    make_class_folders(root, ("train", "extra"))
+    for name in ("test/1.png", "test/2.png", "train/loose.png", "train/cat/.hidden.png", "3.jfif"):
+        save_image((root / name).with_suffix(".png"), None).rename(root / name)
+    for name in ("train/cat/a.heic", "train/dog/b.HEIC", "train/notes.txt", "train/cat/Makefile"):
+        (root / name).write_text("x")
+    data = load_folder(
+        pack(tmp_path / "data", tmp_path / "x.tar") if is_archive else tmp_path / "data", test_fraction=0.4
+    )
+    assert (len(data.train), len(data.test)) == (4, 2)
+    start = f"{prefix}/" if prefix else ""
+    assert sorted(data.notes) == sorted(
+        [
+            f"10 images are not used, because they are outside the class folders of {start}train: "
+            f"{prefix or '.'} (1), {start}extra (6), {start}test (2), {start}train (1)",
+            "4 files are of kinds that are not read as images: .heic (2), .txt (1), Makefile (1)",
+        ]
+    )
+    assert caplog.messages == data.notes
+
+
+def test_loose_images_beside_class_folders_are_named(tmp_path):
+    make_class_folders(tmp_path, ("",))
+    save_image(tmp_path / "loose.png")
+    assert load_folder(tmp_path).notes == ["1 images are not used, because they are outside the class folders: . (1)"]
+
+
+def test_unreadable_kinds_are_named_where_no_image_is_left(tmp_path):
+    (tmp_path / "train" / "cat").mkdir(parents=True)
+    (tmp_path / "train" / "cat" / "1.heic").write_text("x")
+    assert "1 files are of kinds that are not read as images: .heic (1)" in refusal(DataError, tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".JIF", ".pjpeg", ".pjp", ".jpe"])
+def test_all_extensions_of_jpeg_are_read(tmp_path, suffix):
+    make_class_folders(tmp_path, ("train",), count=4)
+    for path in sorted(tmp_path.rglob("*.png")):
+        Image.fromarray(random_image()).save(path.with_suffix(".jpg"))
+        path.with_suffix(".jpg").rename(path.with_suffix(suffix))
+        path.unlink()
+    data = load_folder(tmp_path)
+    assert len(data.train) + len(data.test) == 8 and not data.notes
 
 
 DAMAGES = ["empty", "text", "truncated", "dangling", "pipe"]
@@ -233,7 +293,7 @@ def test_a_damaged_archive_is_refused(tmp_path):
 
 
 def test_an_archive_too_large_for_memory_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.data.folder_scan.MAX_ARCHIVE_BYTES", 100)
+    monkeypatch.setattr("harness.data.archive.MAX_ARCHIVE_BYTES", 100)
     with gzip.open(tmp_path / "x.tar.gz", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
         add_member(tar, "train/cat/1.png", bytes(101))
     assert "unpack it" in refusal(DataError, tmp_path / "x.tar.gz")

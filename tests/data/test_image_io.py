@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data.image_io import read_image
-from harness.utils.errors import DataError
-from tests.support.image_folders import RANDOM, make_class_folders, random_image, refusal, save_image
+from harness.config.settings import Config
+from harness.data.image_io import check_header, read_image
+from harness.data.registry import load_dataset
+from harness.utils.errors import DataError, UsageError
+from tests.support.image_folders import RANDOM, load_folder, make_class_folders, random_image, refusal, save_image
 
 
 def encoded(image, kind="PNG", **options):
@@ -103,3 +105,82 @@ def test_an_image_is_read_from_a_path_a_file_or_bytes(tmp_path):
             np.testing.assert_array_equal(read_image(source), rgb)
     with pytest.raises(DataError, match=r"none\.png: No such file"):
         read_image(tmp_path / "none.png")
+
+
+DEEP = np.arange(256).reshape(16, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "options"),
+    [
+        (DEEP.astype(np.int32), "TIFF", {}),
+        (DEEP.astype(np.float32), "TIFF", {}),
+        (DEEP.astype(np.int16) - 5, "TIFF", {}),
+        (DEEP.astype(np.float32) * np.nan, "TIFF", {}),
+    ],
+)
+def test_deep_grey_images_that_declare_no_range_are_refused_with_the_setting(values, kind, options):
+    content = encoded(Image.fromarray(values), kind, **options)
+    for read in (read_image, check_header):
+        with pytest.raises(DataError, match="--grey-range LOW,HIGH" if np.isfinite(values).all() else "not finite"):
+            read(content)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32, np.uint16, np.int16])
+@pytest.mark.parametrize(("low", "high"), [(0, 255), (0, 4095), (-100, 300), (50, 60)])
+def test_a_range_of_grey_values_is_scaled_linearly_from_black_to_white(dtype, low, high):
+    values = np.linspace(max(low, 0 if dtype == np.uint16 else low), high, 256).reshape(16, 16).astype(dtype)
+    content = encoded(Image.fromarray(values), "TIFF")
+    expected = np.clip(np.floor((values.astype(float) - low) / (high - low) * 255 + 0.5), 0, 255)
+    result = read_image(content, grey_range=(low, high))
+    assert (np.abs(result[..., 0] - expected) <= 1).all() and (result[..., :1] == result).all()
+    assert result.min() == (0 if low >= 0 or dtype != np.uint16 else 64) and result.max() == 255
+
+
+def test_an_int32_tiff_of_256_levels_keeps_them():
+    content = encoded(Image.fromarray(DEEP.astype(np.int32)), "TIFF")
+    np.testing.assert_array_equal(read_image(content, grey_range=(0, 255))[..., 0], DEEP)
+
+
+@pytest.mark.parametrize("tags", [{280: 0, 281: 1000}, {340: 0, 341: 1000}, {281: 1000}])
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16, np.float32])
+def test_the_range_that_tiff_tags_declare_is_used(tags, dtype):
+    values = np.array([[0, 250, 500, 1000]], dtype)
+    content = encoded(Image.fromarray(values), "TIFF", tiffinfo=tags)
+    assert read_image(content)[0, :, 0].tolist() == [0, 64, 128, 255]
+
+
+@pytest.mark.parametrize("depth", [1000, 4095, 65535])
+def test_the_maximum_that_a_pgm_declares_becomes_white(depth):
+    content = b"P5 3 1 %d\n" % depth + struct.pack(">3H", 0, depth // 2, depth)
+    assert read_image(content)[0, :, 0].tolist() in ([0, 127, 255], [0, 128, 255])
+
+
+def test_eight_bits_are_not_scaled():
+    content = encoded(Image.fromarray(DEEP.astype(np.uint8)))
+    np.testing.assert_array_equal(read_image(content, grey_range=(0, 4095))[..., 0], DEEP)
+
+
+@pytest.mark.parametrize("data", ["folder", "torch/image_folder"])
+def test_a_data_set_of_deep_grey_images_is_scaled_by_the_setting(tmp_path, caplog, data):
+    for index in range(8):
+        path = tmp_path / "train" / "ab"[index % 2] / f"{index}.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((DEEP * 16).astype(np.uint16)).save(path)
+    dataset = (
+        load_folder(tmp_path, grey_range="0,4080")
+        if data == "folder"
+        else load_dataset(Config(data=data, data_dir=str(tmp_path), grey_range="0,4080"))
+    )
+    np.testing.assert_array_equal(dataset.train.picture(0)[..., 0], DEEP)
+    assert not caplog.messages
+    if data == "folder":
+        assert load_folder(tmp_path).notes == [
+            "grey values of 8 sampled images are 0 to 4080, and 65535 becomes white; set --grey-range LOW,HIGH to the range of the whole data set"
+        ]
+
+
+@pytest.mark.parametrize("value", ["1", "5,5", "9,1", "a,b", "0,inf", "nan,1", "1,2,3"])
+def test_a_grey_range_that_is_none_is_refused(value):
+    with pytest.raises(UsageError, match="two increasing numbers"):
+        Config(grey_range=value)

@@ -1,15 +1,19 @@
 """The evaluation transform against torchvision's, and the preprocessing that a model needs."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform
 from torch import nn
 from torchvision import transforms
 
 from harness.config.settings import Config
-from harness.data.preprocess import Preprocess, make_preprocess
-from tests.support.image_folders import random_image
+from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
+from harness.utils.errors import UsageError
+from tests.support.image_folders import load_folder, make_class_folders, random_image
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
@@ -70,3 +74,59 @@ def test_built_in_models_use_the_statistics_of_the_data_and_timm_models_their_ow
     )
     preprocess = make_preprocess(Config(data="digits"), nn.Linear(1, 1), digits)
     assert (preprocess.size, preprocess.mean) == (32, digits.mean)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+@pytest.mark.parametrize("shape", [(32, 32), (20, 50), (50, 20), (64, 48)])
+def test_the_evaluation_transform_is_timms_in_every_crop_mode(crop_mode, crop_pct, shape):
+    rgb = random_image(shape)
+    timms = create_transform(
+        32, is_training=False, mean=MEAN, std=STD, crop_pct=crop_pct, crop_mode=crop_mode, interpolation="bilinear"
+    )
+    image = Preprocess(32, MEAN, STD, crop_pct, "bilinear", crop_mode).image(rgb)
+    torch.testing.assert_close(image, timms(Image.fromarray(rgb)), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (1, 1), (3, 200)])
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_an_image_of_any_aspect_gives_an_input(shape, crop_mode):
+    assert Preprocess(32, MEAN, STD, 0.9, "bicubic", crop_mode).image(random_image(shape)).shape == (3, 32, 32)
+
+
+@pytest.mark.parametrize(("resize", "kept"), [("crop", 0), ("squash", 8), ("letterbox", 8)])
+def test_squash_and_letterbox_keep_the_objects_at_the_ends_of_a_long_image(resize, kept):
+    """Two white squares of 8 x 8 pixels at the ends of a black image of 8 x 32."""
+    picture = np.zeros((8, 32, 3), np.uint8)
+    picture[:, :4] = picture[:, -4:] = 255
+    model = nn.Linear(1, 1)
+    data = SimpleNamespace(train=SimpleNamespace(pixels=None), mean=(0.0,) * 3, std=(1.0,) * 3)
+    preprocess = make_preprocess(Config(resize=resize, image_size=32), model, data)
+    pixels = preprocess.pixels(picture)[0]
+    assert int((pixels > 128).any(0).sum()) == kept
+
+
+def test_the_crop_mode_of_the_model_is_used_unless_another_is_set(digits):
+    model = nn.Linear(1, 1)
+    model.pretrained_cfg = {"input_size": (3, 64, 64), "mean": MEAN, "std": STD, "crop_mode": "squash", "crop_pct": 0.9}
+    assert make_preprocess(Config(), model, digits).crop_mode == "squash"
+    assert make_preprocess(Config(), model, digits).crop_pct == 0.9
+    assert make_preprocess(Config(resize="letterbox"), model, digits).crop_mode == "border"
+    assert make_preprocess(Config(resize="letterbox"), model, digits).crop_pct == 1
+    assert make_preprocess(Config(resize="crop"), model, digits).crop_mode == "center"
+    model.pretrained_cfg["crop_mode"] = "other"
+    with pytest.raises(UsageError, match="crop_mode='other'"):
+        make_preprocess(Config(), model, digits)
+
+
+def test_what_the_centre_crop_cuts_away_is_named(tmp_path):
+    data = load_folder(make_class_folders(tmp_path, size=(8, 16)))
+    model = nn.Linear(1, 1)
+    model.pretrained_cfg = {"input_size": (3, 16, 8)}
+    notes = {}
+    for resize in ("crop", "squash"):
+        config = Config(resize=resize, image_size=8, model="test_resnet")
+        notes[resize] = preprocess_notes(config, model, data, make_preprocess(config, model, data))
+    configured = "test_resnet is configured for images of 8 x 16 pixels; it is given 8 x 8"
+    assert notes["squash"] == [configured]
+    assert notes["crop"][0] == configured and "the centre crop cuts 50% off the area of the images" in notes["crop"][1]

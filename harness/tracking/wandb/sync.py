@@ -17,6 +17,7 @@ from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
 from harness.tracking.wandb.rows import rows
+from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, TrackingError
 
 
@@ -56,6 +57,10 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncRe
     if run_dir.is_locked(folder):
         raise BusyError(f"{folder} is still being written; sync it when the run has ended")
     config = Config(**journal.header["config"]).replace(wandb="online")
+    if changed := run_dir.changed_results(folder):
+        raise DataError(
+            f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"
+        )
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
         config,

@@ -1,0 +1,86 @@
+"""Count the images that stand in two splits, where a test on them would be a test on training images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.data.dataset import FileImages, ImageSubset, Split
+from harness.utils.errors import DataError
+
+# Files of up to this many bytes are compared; larger data sets take longer to read than a run should wait.
+MAX_COMPARED_BYTES = 2**30
+
+
+def duplicate_notes(train: Split, others: list[Split]) -> list[str]:
+    """Return a sentence for each split that shares images with the training images.
+
+    Raises:
+        DataError: all of a split's images are training images.
+    """
+    notes = []
+    for split in others:
+        digests = _comparable(train, split)
+        if digests is None:
+            continue
+        in_train, in_split = digests
+        shared = sum(digest in in_train for digest in in_split)
+        # Where the training images are mostly alike, a shared one proves nothing.
+        if shared == len(split) and len(in_train) > max(len(np.unique(train.labels)), len(train) // 2):
+            raise DataError(
+                f"all {shared} {split.name} images are training images too, so they cannot test what the model has learned; give other images"
+            )
+        if shared:
+            notes.append(f"{shared} of {len(split)} {split.name} images stand in the training images too")
+    return notes
+
+
+def _comparable(train: Split, split: Split) -> tuple[set[bytes], list[bytes]] | None:
+    """Return the digests of the training images and of a split's images; None where they cannot be compared.
+
+    Decoded images are compared by their pixels; files by their content, if there is another file of their size.
+    """
+    if train.pixels is not None and split.pixels is not None:
+        if train.pixels.shape[1:] != split.pixels.shape[1:]:
+            return None
+        return set(_pixel_digests(train)), list(_pixel_digests(split))
+    sizes, other_sizes = train.sizes, split.sizes
+    files, other_files = _files(train.source), _files(split.source)
+    if sizes is None or other_sizes is None or not files or not other_files:
+        return None
+    common = np.intersect1d(sizes, other_sizes)
+    if sum(int(each[np.isin(each, common)].sum()) for each in (sizes, other_sizes)) > MAX_COMPARED_BYTES:
+        return None
+    kept = set(common.tolist())
+    return set(_file_digests(files, sizes, kept)), list(_file_digests(other_files, other_sizes, kept))
+
+
+def _pixel_digests(split: Split) -> Iterator[bytes]:
+    assert split.pixels is not None
+    for pixels in split.pixels:
+        yield _digest(np.ascontiguousarray(pixels).data)
+
+
+def _files(source: Any) -> list[str | bytes]:
+    """Return the files of a source of images; none for other sources."""
+    if isinstance(source, ImageSubset):
+        files = _files(source.source)
+        return [files[index] for index in source.indices] if files else []
+    return list(source.files) if isinstance(source, FileImages) else []
+
+
+def _file_digests(files: list[str | bytes], sizes: np.ndarray, common: set[int]) -> Iterator[bytes]:
+    """Yield the digest of each file whose size is in `common`; for another, which no file can equal, its own name."""
+    for index, (file, size) in enumerate(zip(files, sizes.tolist(), strict=True)):
+        if size in common:
+            yield _digest(file if isinstance(file, bytes) else Path(file).read_bytes())
+        else:
+            yield f"{id(files)}/{index}".encode()
+
+
+def _digest(content: Any) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()

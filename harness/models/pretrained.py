@@ -1,0 +1,90 @@
+"""What a model brings along from a folder or the Hugging Face Hub: its architecture, and the order of its classes."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from harness.utils.errors import UsageError
+from harness.utils.text import escape_unprintable
+
+# Arguments that a run decides by other settings.
+DECIDED_ARGUMENTS = ("num_classes", "pretrained", "in_chans", "device", "dtype")
+log = logging.getLogger(__name__)
+
+
+def architecture_of(model: nn.Module, name: str) -> dict[str, Any] | None:
+    """Return the name and the arguments with which timm builds a model again, where `name` is a folder or a repository.
+
+    None for a model that its name alone describes, and for one whose arguments are not plain values.
+    """
+    cfg, arguments = getattr(model, "pretrained_cfg", None), getattr(model, "_model_args", None)
+    if ":" not in name or cfg is None or not isinstance(arguments, Mapping):
+        return None
+    plain = {key: value for key, value in arguments.items() if key not in DECIDED_ARGUMENTS}
+    try:
+        architecture = {"name": str(cfg["architecture"]), "args": json.loads(json.dumps(plain))}
+    except (KeyError, TypeError, ValueError):
+        return None
+    return architecture
+
+
+def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
+    """Put the outputs of a pretrained model into the order of `classes`, by the names that its configuration gives them.
+
+    Models without names, or with another number of classes than their weights had, are left as they are. Where the names
+    are those of other classes, the last layer is initialised anew.
+
+    Raises:
+        UsageError: the order differs, and the last layer cannot be rearranged.
+    """
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    names = _label_names(cfg)
+    if not names or len(names) != len(classes):
+        return
+    if set(names) != set(classes) or len(set(names)) < len(names):
+        log.warning(
+            "the pretrained model has other classes (%s) than the data (%s): its last layer is initialised anew",
+            ", ".join(names[:3]), ", ".join(list(classes)[:3]),
+        )  # fmt: skip
+        model.reset_classifier(len(classes))  # type: ignore[operator]
+    elif list(names) != list(classes):
+        order = torch.tensor([names.index(name) for name in classes])
+        for layer in _classifiers(model, cfg, len(classes)):
+            with torch.no_grad():
+                for parameter in (layer.weight, layer.bias):
+                    if isinstance(parameter, Tensor):
+                        parameter.copy_(parameter[order].clone())
+    # The exported configuration must not keep names in their former order.
+    model.pretrained_cfg = {key: value for key, value in cfg.items() if not key.startswith("label_")}  # type: ignore[assignment]
+
+
+def _label_names(cfg: Mapping[str, Any]) -> list[str]:
+    """Return the names of the outputs in their order; none where the configuration has none, or has gaps."""
+    names = cfg.get("label_names")
+    if isinstance(names, Mapping):
+        try:
+            by_index = {int(index): name for index, name in names.items()}
+            names = [by_index[index] for index in range(len(by_index))]
+        except (KeyError, TypeError, ValueError):
+            return []
+    return [escape_unprintable(str(name)) for name in names] if isinstance(names, list | tuple) else []
+
+
+def _classifiers(model: nn.Module, cfg: Mapping[str, Any], classes: int) -> list[Any]:
+    """Return the layers that make the logits: linear, or convolutions of one pixel."""
+    names = cfg.get("classifier") or ()
+    modules = dict(model.named_modules())
+    layers = [modules.get(name) for name in ([names] if isinstance(names, str) else names)]
+    if not layers or any(
+        not isinstance(layer, nn.Linear | nn.Conv2d) or len(layer.weight) != classes for layer in layers
+    ):
+        raise UsageError(
+            "the pretrained model has the classes of the data in another order, and its last layer cannot be rearranged; rename the class folders, or set --pretrained False"
+        )
+    return layers

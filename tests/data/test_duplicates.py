@@ -1,0 +1,62 @@
+"""Images that stand in two splits are counted, whatever form they are kept in."""
+
+import shutil
+
+import pytest
+
+from harness.utils.errors import DataError
+from tests.support.image_folders import load_folder, make_class_folders, random_image, refusal, save_image
+
+
+def make_folders(root, several_sizes):
+    """Make class folders of 6 training and 4 test images, 2 of which are training images under other names."""
+    make_class_folders(root, ("train",))
+    make_class_folders(root, ("test",), count=1)
+    if several_sizes:
+        for split in ("train", "test"):
+            save_image(root / split / "cat" / "0.png", random_image((9, 10)))
+    for label in ("cat", "dog"):
+        shutil.copy(root / "train" / label / "1.png", root / "test" / label / "copy.png")
+    return root
+
+
+@pytest.mark.parametrize("several_sizes", [False, True])
+@pytest.mark.parametrize("archive", [False, True])
+def test_test_images_that_are_training_images_too_are_counted(tmp_path, several_sizes, archive, caplog):
+    root = make_folders(tmp_path / "data", several_sizes)
+    if archive:
+        root = shutil.make_archive(tmp_path / "data", "tar", root)
+    data = load_folder(root)
+    assert (data.test.pixels is None) == several_sizes and len(data.test) == 4
+    assert data.notes == caplog.messages == ["2 of 4 test images stand in the training images too"]
+
+
+def test_duplicates_within_one_folder_are_counted_in_the_splits_that_are_made_of_it(tmp_path):
+    make_class_folders(tmp_path, ("",), count=10)
+    for path in sorted(tmp_path.rglob("*.png")):
+        shutil.copy(path, path.with_name(f"copy-{path.name}"))
+    data = load_folder(tmp_path, val_fraction=0.25)
+    for split in (data.val, data.test):
+        pictures = {data.train.pixels[index].tobytes() for index in range(len(data.train))}
+        shared = sum(split.pixels[index].tobytes() in pictures for index in range(len(split)))
+        assert f"{shared} of {len(split)} {split.name} images stand in the training images too" in data.notes
+
+
+@pytest.mark.parametrize("several_sizes", [False, True])
+def test_a_test_set_of_training_images_is_refused(tmp_path, several_sizes):
+    make_folders(tmp_path, several_sizes)
+    shutil.rmtree(tmp_path / "test")
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    assert "all 6 test images are training images too" in refusal(DataError, tmp_path)
+
+
+def test_images_that_are_all_alike_are_counted_and_not_refused(tmp_path):
+    for split in ("train", "test"):
+        for label in ("black", "grey"):
+            for index in range(3):
+                save_image(tmp_path / split / label / f"{index}.png", random_image() * 0 + (label == "grey") * 99)
+    assert load_folder(tmp_path).notes == ["6 of 6 test images stand in the training images too"]
+
+
+def test_different_images_are_no_duplicates(tmp_path):
+    assert not load_folder(make_class_folders(tmp_path)).notes
