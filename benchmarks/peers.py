@@ -64,11 +64,11 @@ def timm_step(components: Components, tuned: bool) -> Timed:
     train.random_erasing = RandomErasing(
         1.0, 1 / 16, 1 / 16, min_aspect=1.0, max_aspect=1.0, mode="const", device=device
     )
-    stream = endless(train)
     context = partial(autocast, device, torch.bfloat16 if tuned else None)
 
     def timed(warm: int, steps: int) -> tuple[float, float]:
         clock = Clock(device)
+        stream = endless(train)  # a new one: the workers of an old one load batches during the turns of other loops
         losses, test_losses, top1 = AverageMeter(), AverageMeter(), AverageMeter()
         with wandb_run() as folder:
             model.train()
@@ -86,6 +86,7 @@ def timm_step(components: Components, tuned: bool) -> Timed:
                 if step % 50 == 0:
                     losses.update(loss.item(), images.size(0))
             clock.end_training()
+            stream.close()
             clock.begin_evaluation()
             model.eval()
             with torch.no_grad():
