@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
 
 
@@ -66,13 +67,15 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     of that run are used.
 
     Args:
-        options: setting in any spelling -> value.
+        options: setting in any spelling -> value. The modules of `plugin` are imported when the model is made; those that
+            only a recipe or the resumed run names are not.
         recipe: shipped name or path; `custom-resnet` if neither it nor `options["recipe"]` is given.
 
     Raises:
         UsageError: there is no such recipe or setting, or a value is not allowed.
     """
     given = {canonical_name(key): value for key, value in options.items()}
+    plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
     resumed_config = Path(str(given.get("resume", ""))).expanduser() / "config.yaml"
     default_recipe = resumed_config if resumed_config.is_file() else setting_fields()["recipe"].default
     values = read_recipe(str(given.pop("recipe", None) or recipe or default_recipe))

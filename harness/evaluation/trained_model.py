@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config.settings import Config, canonical_name
+from harness.config.settings import Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.training import checkpoint
 from harness.training.device import configure_torch, pick_device, pick_precision
+from harness.utils import plugins
 from harness.utils.errors import CheckpointError, HarnessError, UsageError
 
 # Settings that a checkpoint decides and that no option can change.
@@ -44,7 +45,8 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     """Return the model in a `model.safetensors`, a `last.pt` or a run directory, with its training configuration.
 
     Args:
-        overrides: settings that replace the checkpoint's (device, precision, data, galleries ...).
+        overrides: settings that replace the checkpoint's (device, precision, data, galleries ...). A plug-in that the
+            checkpoint names is imported only if `plugin` names it too.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, not written by harness, or unsafe.
@@ -63,13 +65,16 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
             f"{path} has no usable configuration ({error}); it is not a checkpoint of this harness"
         ) from None
     named = {canonical_name(key): value for key, value in (overrides or {}).items()}
+    plugins.allow_plugins(coerce("plugin", named.get("plugin", ())))
     if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
     config = saved.replace(**{"device": "auto", **named})
     device = pick_device(config.device)
     config = config.replace(precision=pick_precision(config.precision, device))
     configure_torch(config, device)
-    model = factory.create_model(saved.replace(pretrained=False), saved.classes or len(classes))
+    # Those that the user names, and those of the checkpoint, which have to be among them.
+    modules = tuple(dict.fromkeys([*config.plugin, *saved.plugin]))
+    model = factory.create_model(saved.replace(pretrained=False, plugin=modules), saved.classes or len(classes))
     checkpoint.load_weights_strict(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout).to(device).eval()

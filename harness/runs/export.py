@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +16,7 @@ from harness.utils.errors import HarnessError, UsageError
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 
 
-def export_timm(path: Path, folder: Path) -> str:
+def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = None) -> str:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with a model card.
 
     timm builds the model by its name; `import harness.models.cifar_resnet` registers the models of this package first.
@@ -24,7 +26,7 @@ def export_timm(path: Path, folder: Path) -> str:
     """
     from timm.models import save_for_hf
 
-    trained = load_trained_model(path, {"device": "cpu"})
+    trained = load_trained_model(path, {**(settings or {}), "device": "cpu"})
     if not hasattr(trained.model, "pretrained_cfg"):
         raise UsageError(
             f"{trained.config.model} has no timm configuration, so timm cannot rebuild it; use --onnx instead"
@@ -42,7 +44,7 @@ def export_timm(path: Path, folder: Path) -> str:
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 
-def export_onnx(path: Path, file: Path) -> str:
+def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = None) -> str:
     """Write an ONNX file with a dynamic batch size, and compare its logits with torch's.
 
     Raises:
@@ -53,7 +55,7 @@ def export_onnx(path: Path, file: Path) -> str:
         import onnxruntime
     except ImportError:
         raise UsageError("ONNX needs an extra: pip install 'vision-harness[onnx]'") from None
-    trained = load_trained_model(path, {"device": "cpu", "precision": "fp32"})
+    trained = load_trained_model(path, {**(settings or {}), "device": "cpu", "precision": "fp32"})
     size = trained.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     model = trained.model.to(memory_format=torch.contiguous_format)

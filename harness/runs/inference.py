@@ -24,7 +24,7 @@ from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.training.device import autocast, autocast_dtype
 from harness.utils.errors import DataError, UsageError
-from harness.utils.files import write_json
+from harness.utils.files import write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -186,8 +186,8 @@ def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
 
     large = enlarge(picture, 256)
     overlay = cam_figure.hatched(large.shape) if maps.empty[0] else cam_figure.overlay(large, maps.scaled[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Pillow.fromarray(np.concatenate([large, overlay], 1)).save(path)
+    drawn = Pillow.fromarray(np.concatenate([large, overlay], 1))
+    write_atomically(path, lambda file: drawn.save(file, format="PNG"))
     return path
 
 

@@ -32,7 +32,7 @@ from harness.utils.signals import Interrupted, StopRequests
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
 from harness.utils.text import write_csv
 
-SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", "recipe.yaml"
+SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", run_dir.SEEDS_RECIPE
 # Settings that must be equal for a finished run to be reused, besides those that affect the results.
 REUSE_KEYS = ("group", "data_dir", "test", "tta")
 # Errors of a single seed. Any other error would end the next seed as well.
@@ -108,7 +108,7 @@ class SeedsResult:
     @property
     def command(self) -> str:
         """The command line that resumes the unfinished seeds."""
-        return shlex.join(["harness", "run", "--recipe", str(self.folder / RECIPE), "--seeds", str(len(self.seeds))])
+        return run_dir.resume_seeds_command(self.folder, len(self.seeds), self.config.plugin)
 
     def check(self) -> None:
         """Raise `SeedsFailedError`, with the first one's exit status, when a seed failed."""
@@ -231,7 +231,8 @@ def _claim(config: Config, count: int) -> tuple[Path, IO[str]]:
         path = Path(config.output).expanduser() / (base if number == 1 else f"{base}-{number}")
         if (path / RECIPE).exists() and (config.resume == "never" or not _equal(path / RECIPE, config)):
             continue
-        path.mkdir(exist_ok=True)
+        run_dir.make_folder(path)
+        run_dir.check_own_files(path)
         lock = run_dir.lock_folder(path)
         if lock is None:
             raise BusyError(f"{path}: another process is training these seeds; wait for it, or give --name")

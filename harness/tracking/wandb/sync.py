@@ -17,7 +17,7 @@ from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
 from harness.tracking.wandb.rows import rows
-from harness.utils.errors import BusyError, DataError, TrackingError
+from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, first_line
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,21 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncRe
         BusyError: the run is still being written.
         TrackingError: W&B is unavailable, or did not accept everything.
     """
+    folder = Path(folder).expanduser()
+    run_dir.check_own_files(folder)
     journal = read_journal(folder)
     if "config" not in journal.header:
         raise DataError(f"{folder}: the journal has lost its first line, and with it the settings of the run")
     if run_dir.is_locked(folder):
         raise BusyError(f"{folder} is still being written; sync it when the run has ended")
-    config = Config(**journal.header["config"]).replace(wandb="online")
+    try:
+        config = Config(**journal.header["config"]).replace(wandb="online")
+    except (HarnessError, TypeError) as error:
+        raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
+    if (Path.cwd() / "wandb/settings").is_file() and (folder / "wandb").resolve() == (Path.cwd() / "wandb").resolve():
+        raise DataError(
+            f"{folder / 'wandb/settings'} may name another W&B server, which would get your API key; remove that file, or sync from another directory"
+        )
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
         config,
