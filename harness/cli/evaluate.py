@@ -20,9 +20,9 @@ from harness.utils.errors import did_you_mean
 
 EVALUATION = (
     "data", "data_dir", "val_fraction", "eval_batch_size", "tta", "gallery", "gallery_rule", "cam", "cam_layer",
-    "device", "precision", "wandb", "project", "plugin", "trust",
+    "device", "precision", "wandb", "project", "plugin",
 )  # fmt: skip
-EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "wandb", "project", "plugin", "trust")
+EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "wandb", "project", "plugin")
 PREDICTION = (
     "bad_images", "eval_batch_size", "device", "precision", "channels_last", "deterministic", "threads", "plugin",
 )  # fmt: skip
@@ -60,7 +60,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     echo(f"files: {evaluation.folder}", err=True)
 
 
-@click.command(cls=SettingsCommand, shown=(*PREDICTION, "trust"))
+@click.command(cls=SettingsCommand, shown=PREDICTION)
 @click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -124,7 +124,7 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     echo(f"overlays: {out}", err=True)
 
 
-@click.command(cls=SettingsCommand, shown=("plugin", "trust"))
+@click.command(cls=SettingsCommand, shown=("plugin",))
 @click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option(
     "--onnx",

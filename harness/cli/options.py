@@ -53,9 +53,6 @@ class NoOption(click.Option):
 class TrustOption(click.Option):
     """`--trust`: the plug-ins that a run, a checkpoint or a recipe names may be imported."""
 
-    group = "Model"
-    name = "trust"
-
     def __init__(self) -> None:
         about = "Import the installed modules that the run, the checkpoint or the recipe names as plug-ins; their code runs."
         super().__init__(["--trust", "trust"], is_flag=True, default=False, help=about)

@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeAlias
 
 from harness.config.settings import Config
 from harness.tracking.wandb import offline_log
-from harness.utils.errors import ResourceError, TrackingError, first_line
-from harness.utils.files import read_json, write_json
+from harness.utils.errors import TrackingError, first_line
+from harness.utils.files import json_bytes, read_json
 
 State: TypeAlias = Literal["online", "offline", "incomplete"]
 
@@ -195,8 +195,12 @@ class Session:
 
     def note_sent(self, step: int) -> None:
         """Store the highest step sent to W&B."""
-        with contextlib.suppress(ResourceError):  # the disk may be full; training continues
-            write_json(self.files / SENT, {"run_id": self.run_id, "step": step})
+        temporary = self.files / f".{SENT}.tmp"
+        with contextlib.suppress(OSError):  # the disk may be full; training continues
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
+                file.write(json_bytes({"run_id": self.run_id, "step": step}))
+            os.replace(temporary, self.files / SENT)
 
     def refusal(self, run: Any) -> str:
         """Return why W&B gave up uploading, which only its own log says; empty when it did not."""
