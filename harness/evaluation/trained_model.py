@@ -13,6 +13,7 @@ from torch import nn
 from harness.config.settings import Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
 from harness.models import factory
+from harness.tracking.run_files import check_own_files
 from harness.training import checkpoint
 from harness.training.device import configure_torch, pick_device, pick_precision
 from harness.utils import plugins
@@ -57,9 +58,10 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     try:
         saved = Config(**facts["config"])
         preprocess = Preprocess(**facts["preprocess"])
+        preprocess.check()
+        if not isinstance(facts["classes"], list | tuple) or not facts["classes"]:
+            raise ValueError("its classes make no sense")
         classes = tuple(map(str, facts["classes"]))
-        if not (isinstance(preprocess.size, int) and len(preprocess.mean) == len(preprocess.std) == 3 and classes):
-            raise ValueError("its preprocessing or its classes make no sense")
     except (HarnessError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} has no usable configuration ({error}); it is not a checkpoint of this harness"
@@ -86,8 +88,10 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises:
         CheckpointError: there is none.
+        DataError: the directory has links or pipes in place of a run's files.
     """
     if path.is_dir():
+        check_own_files(path)
         for file in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):
             if file.is_file():
                 return file
