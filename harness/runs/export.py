@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from harness.evaluation.trained_model import load_trained_model
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.utils.errors import HarnessError, UsageError
+from harness.utils.files import write_atomically
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 
@@ -39,7 +41,7 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
         safe_serialization=True,
         data_config=factory.timm_input(trained.preprocess),
     )
-    (folder / "README.md").write_text(model_card(trained.facts), encoding="utf-8")
+    write_atomically(folder / "README.md", model_card(trained.facts))
     ours = "import harness.models.cifar_resnet; " if trained.config.model in factory.HARNESS_MODELS else ""
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
@@ -59,18 +61,19 @@ def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = Non
     size = trained.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     model = trained.model.to(memory_format=torch.contiguous_format)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    exported = io.BytesIO()
     with torch.no_grad():
         expected = model(images)
         torch.onnx.export(
-            model, (images,), str(file), input_names=["images"], output_names=["logits"],
+            model, (images,), exported, input_names=["images"], output_names=["logits"],
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, dynamo=False, opset_version=17,
         )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported.getvalue(), providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     if not difference <= TOLERANCE:
         raise HarnessError(
-            f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; do not use this file"
+            f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; nothing was written"
         )
+    write_atomically(file, exported.getvalue())
     return f"{file}: logits equal torch's to {difference:.1e} of the largest"

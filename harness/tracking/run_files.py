@@ -78,8 +78,11 @@ def is_locked(path: Path) -> bool:
         return not _lock(handle, exclusive=False)
 
 
-def make_folder(path: Path) -> list[Path]:
+def make_folder(path: Path, remedy: str = "choose another --output") -> list[Path]:
     """Make a folder that can be written; return the folders that were made, the outermost first.
+
+    Args:
+        remedy: of an error, what the user may do.
 
     Raises:
         UsageError: it cannot be made or written.
@@ -98,9 +101,9 @@ def make_folder(path: Path) -> list[Path]:
         remove_empty(missing)
         if is_out_of_space(error):
             raise ResourceError(
-                f"no space to write in {path} ({free_space(path)}); free some space, or choose another --output"
+                f"no space to write in {path} ({free_space(path)}); free some space, or {remedy}"
             ) from None
-        raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --output") from None
+        raise UsageError(f"cannot write to {path}: {error.strerror}; {remedy}") from None
     return missing
 
 

@@ -113,6 +113,8 @@ def as_harness_error(error: BaseException) -> HarnessError | None:
         )
     if isinstance(error, ImportError | OSError) and any(part in text for part in NOT_MAPPED_TEXTS):
         return ResourceError(f"out of memory while a library was loaded ({text[:160]}); raise `ulimit -v`")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EIO):
+        return ResourceError(f"{error.strerror}{name}")
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and name:
         return UsageError(f"{error.strerror}{name}; choose another file or folder, or change its permissions")
     return None
@@ -126,7 +128,7 @@ OUT_OF_SPACE_TEXTS = ("inline_container", "No space left on device", "File too l
 NOT_MAPPED_TEXTS = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
 # A path that the user has to change; errors of reading data have messages of their own.
 UNUSABLE_PATH = (
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST,
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST,
     errno.EINVAL,
 )  # fmt: skip
 # How PyTorch's allocator and oneDNN (which has no other text for it) say that there is no memory left on the CPU.

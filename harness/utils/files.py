@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.utils import fault_injection
-from harness.utils.errors import ResourceError, is_out_of_space
+from harness.utils.errors import UNUSABLE_PATH, ResourceError, UsageError, is_out_of_space
 from harness.utils.plain import json_text, parse_json
 
 MAX_JSON_BYTES = 64 * 2**20  # of a file that `read_json` reads; those of harness have kilobytes
@@ -76,7 +76,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | s
         write: the content, or a function that writes it to the open binary file.
 
     Raises:
-        ResourceError: the disk is full or the folder is not writable; the former file is unchanged.
+        ResourceError: the disk is full or read-only. UsageError: the path cannot be written, for example for want of
+            permission. The former file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -97,6 +98,8 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | s
     except BaseException as error:
         with contextlib.suppress(OSError):  # the folder may have gone, or have become read-only
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
+            raise UsageError(f"cannot write {path}: {error.strerror}; choose another file or folder") from error
         if isinstance(error, OSError) or is_out_of_space(error):
             raise ResourceError(_why_not_written(path, error)) from error
         raise
@@ -156,9 +159,7 @@ def sync_folder(folder: Path) -> None:
 def _why_not_written(path: Path, error: BaseException) -> str:
     if is_out_of_space(error):
         return f"no space to write {path.name} in {path.parent} ({free_space(path.parent)}); free some space, then run the same command again"
-    return (
-        f"cannot write {path}: {getattr(error, 'strerror', None) or error}; choose another place, or make it writable"
-    )
+    return f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
 
 
 def free_space(folder: Path) -> str:

@@ -196,11 +196,14 @@ class Session:
     def note_sent(self, step: int) -> None:
         """Store the highest step sent to W&B."""
         temporary = self.files / f".{SENT}.tmp"
-        with contextlib.suppress(OSError):  # the disk may be full; training continues
+        try:
             temporary.unlink(missing_ok=True)
             with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
                 file.write(json_bytes({"run_id": self.run_id, "step": step}))
             os.replace(temporary, self.files / SENT)
+        except OSError:  # the disk may be full; training continues
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def refusal(self, run: Any) -> str:
         """Return why W&B gave up uploading, which only its own log says; empty when it did not."""

@@ -65,6 +65,7 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncRe
         raise DataError(
             f"{folder / 'wandb/settings'} may name another W&B server, which would get your API key; remove that file, or sync from another directory"
         )
+    run_dir.make_folder(folder / "wandb", "copy the run directory to where it can be written")
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
         config,
