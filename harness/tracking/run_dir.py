@@ -58,6 +58,7 @@ class RunState(StrEnum):
         return cls.UNKNOWN
 
 
+UNREADABLE = f"{CONFIG} cannot be read"
 UNFINISHED = (RunState.RUNNING, RunState.FAILED, RunState.PREEMPTED, RunState.INTERRUPTED)  # can be resumed
 
 
@@ -165,7 +166,13 @@ def claim_run_dir(config: Config) -> RunDir:
         mine: list[Path] = []
         if state == RunState.NONE:
             mine = make_folder(path)
-        elif state not in UNFINISHED or config.resume == "never" or changed_settings(path, config):
+        elif state not in UNFINISHED or config.resume == "never":
+            continue
+        elif changed := changed_settings(path, config):
+            if changed == [UNREADABLE]:  # it may be this very run: never start it again without a word
+                raise UsageError(
+                    f"{path}: {UNREADABLE}, so it is not known whether this is its run; restore that file, or start a new run with --resume never"
+                )
             continue
         check_own_files(path)
         lock = lock_folder(path)
@@ -218,7 +225,7 @@ def changed_settings(path: Path, config: Config) -> list[str]:
     try:
         stored = Config(**yaml_io.read_yaml(path / CONFIG)).affecting_results()
     except (HarnessError, TypeError):
-        return [f"{CONFIG} cannot be read"]
+        return [UNREADABLE]
     requested = config.affecting_results()
     every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
     return [

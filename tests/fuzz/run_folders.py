@@ -37,6 +37,7 @@ COMMANDS = {
     "runs": 20, "report": 22, "evaluate": 10, "evaluate .": 4, "evaluate last.pt": 5, "predict": 12, "explain": 5, "export": 8,
     "resume": 14, "resume by name": 5, "verify": 1, "sync": 1,
 }  # fmt: skip
+UNCOMPARED = ("sync", "verify")  # whose answers name the time or the server
 STATUSES = {0, 2, 3, 4, 5, 6, 7, 8}
 SECONDS = 100.0
 BAIT_COLOUR = (5, 194, 231)
@@ -47,12 +48,23 @@ class Base:
     """What every case starts from.
 
     Attributes:
-        folder: holds `runs` (a finished run `done`, a stopped one `stopped`, an intact one `other`) and a picture.
-        results: command -> its output on the undamaged run; `weights`: the bytes that a resumed run ends with.
+        folder: holds `runs` (a finished run `done`, an equal one `other`, a stopped one `stopped`) and a picture.
+        results: command -> what it answers without damage; filled when it is first needed.
     """
 
     folder: Path
-    results: dict[str, str]
+    results: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def expected(self, command: str) -> str:
+        """Return what a command answers on the undamaged run, or the digest of the weights that it writes."""
+        if command not in self.results:
+            copy = self.folder.parent / "undamaged"
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(self.folder, copy)
+            ended = harness(*words(command, copy), cwd=where(command, copy), check=0)
+            self.results[command] = figures(command, copy, ended)
+            shutil.rmtree(copy)
+        return self.results[command]
 
 
 @dataclass(frozen=True)
@@ -68,23 +80,14 @@ class Outcome:
     seconds: float = 0.0
 
 
-def make_base(folder: Path) -> Base:
-    """Make the runs that are damaged, and what each command answers without damage."""
-    for name, fault in (("done", ""), ("other", ""), ("stopped", "int@step=14")):
+def make_runs(folder: Path) -> None:
+    """Make the runs that are damaged."""
+    for name, fault in (("done", ""), ("stopped", "int@step=14")):
         harness("run", *SETTINGS, "--name", name, cwd=folder, fault=fault, check=130 if fault else 0)
+    shutil.copytree(folder / "runs/done", folder / "runs/other")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "picture.png")
     (folder / f"{PLUGIN}.py").write_text("open('CANARY', 'w').close()\n")
-    results = {}
-    for command in COMMANDS:
-        if command not in ("sync", "verify"):
-            copy = folder.parent / "undamaged"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(folder, copy)
-            ended = harness(*words(command, copy), cwd=where(command, copy), check=0)
-            results[command] = figures(command, copy, ended)
-            shutil.rmtree(copy)
-    return Base(folder, results)
 
 
 def target(command: str) -> str:
@@ -134,8 +137,10 @@ def figures(command: str, folder: Path, ended: Ended) -> str:
         case "export":
             return hashlib.sha256((folder / "out/model.safetensors").read_bytes()).hexdigest()
         case "resume" | "resume by name":
-            path = folder / "runs/stopped/checkpoints/model.safetensors"
-            return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "another directory"
+            # With other settings in the damaged directory the run begins anew beside it, and its weights are the same.
+            runs = [folder / "runs" / name for name in ("stopped-2", "stopped")]
+            path = next(run for run in runs if run.is_dir()) / "checkpoints/model.safetensors"
+            return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "no weights"
     return ended.out
 
 
@@ -144,10 +149,15 @@ def snapshot(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
+def command_of(number: int, seed: int) -> str:
+    """Return the command of a case."""
+    draw = random.Random(f"{seed}/{number}/command")
+    return draw.choices(list(COMMANDS), list(COMMANDS.values()))[0]
+
+
 def run_case(base: Base, number: int, work: Path, seed: int, variables: dict[str, str] | None = None) -> Outcome:
     """Damage a copy of the base and run one command on it."""
-    draw = random.Random(f"{seed}/{number}")
-    command = draw.choices(list(COMMANDS), list(COMMANDS.values()))[0]
+    command, draw = command_of(number, seed), random.Random(f"{seed}/{number}/damage")
     folder, bait = work / "case", work / "bait"
     for path in (folder, bait, work / "case-logs", work / f"{target(command)}-logs"):
         shutil.rmtree(path, ignore_errors=True)
@@ -188,7 +198,7 @@ def judge(base: Base, command: str, folder: Path, ended: Ended, is_untouched: bo
         return f"status {ended.code}"
     if ended.code and ended.code != 9 and len(ended.errors) != 1:
         return f"{len(ended.errors)} error lines"
-    if ended.code == 0 and command in base.results and figures(command, folder, ended) != base.results[command]:
+    if ended.code == 0 and command not in UNCOMPARED and figures(command, folder, ended) != base.expected(command):
         return "another result"
     return ""
 
@@ -224,7 +234,8 @@ def main() -> int:
             os.environ[variable] = name
         base_folder = Path(name) / "base"
         base_folder.mkdir()
-        base = make_base(base_folder)
+        make_runs(base_folder)
+        base = Base(base_folder)
         counts: Counter[tuple[str, str]] = Counter()
         failures, slowest, began = 0, 0.0, time.monotonic()
         for number in numbers:
