@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,16 @@ from harness.tracking.run_dir import RunState
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training.device import configure_torch, pick_device, pick_precision, release_memory
 from harness.utils import environment
-from harness.utils.errors import BusyError, CheckpointError, DivergedError, HarnessError, ResourceError, UsageError
+from harness.utils.errors import (
+    BusyError,
+    CheckpointError,
+    DataError,
+    DivergedError,
+    HarnessError,
+    ResourceError,
+    TrackingError,
+    UsageError,
+)
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, StopRequests
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
@@ -146,7 +156,7 @@ def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = No
         config = _common(config)
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
         run_dir.check_output(config)
-        folder, lock = _claim(config, count)
+        folder, lock, created = _claim(config, count)
     reporter = reporter or LineReporter(sys.stderr)
     try:
         write_atomically(folder / RECIPE, config.replace(resume="auto").to_yaml())
@@ -154,6 +164,11 @@ def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = No
         with StopRequests() as stop_requests:
             for index, one in enumerate(configs):
                 result = _train(result, index, one, reporter, stop_requests)
+    except (UsageError, DataError, TrackingError):
+        if folder in created and not any(_runs_of(one) for one in configs):  # refused before anything began
+            shutil.rmtree(folder, ignore_errors=True)
+            run_dir.remove_empty(created)
+        raise
     finally:
         lock.close()
     if config.report and count > 1:
@@ -223,20 +238,20 @@ def _with_seed(config: Config, seed: int) -> Config:
     return config.replace(seed=seed, name=config.name and f"{config.name[:MAX_NAME]}-s{seed}")
 
 
-def _claim(config: Config, count: int) -> tuple[Path, IO[str]]:
-    """Return the locked directory of the summary: the one of the same settings, or a new one."""
+def _claim(config: Config, count: int) -> tuple[Path, IO[str], list[Path]]:
+    """Return the locked directory of the summary (the one of the same settings, or a new one), and the folders made for it."""
     start = run_dir.slug(config.name or run_dir.name_without_seed(config))[:MAX_NAME]
     base = f"{start}-seeds-{config.seed}-{config.seed + count - 1}"
     for number in upwards(1):
         path = Path(config.output).expanduser() / (base if number == 1 else f"{base}-{number}")
         if (path / RECIPE).exists() and (config.resume == "never" or not _equal(path / RECIPE, config)):
             continue
-        run_dir.make_folder(path)
+        created = run_dir.make_folder(path)
         run_dir.check_own_files(path)
         lock = run_dir.lock_folder(path)
         if lock is None:
             raise BusyError(f"{path}: another process is training these seeds; wait for it, or give --name")
-        return path, lock
+        return path, lock, created
     raise AssertionError("unreachable")
 
 
@@ -294,8 +309,13 @@ def _finished_seed(seed: int, folder: Path) -> SeedRun:
 
 
 def _unfinished_seed(config: Config, state: str, error: HarnessError) -> SeedRun:
-    runs = [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
+    runs = _runs_of(config)
     return SeedRun(config.seed, state, runs[-1] if runs else "", reason=str(error), exit_code=error.exit_code)
+
+
+def _runs_of(config: Config) -> list[str]:
+    """Return the names of the run directories of these settings in the same group, oldest first."""
+    return [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
 
 
 def _update(result: SeedsResult, index: int, seed: SeedRun) -> SeedsResult:

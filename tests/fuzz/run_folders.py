@@ -35,7 +35,7 @@ SETTINGS = [*TINY, "--epochs", "2", "--peak-epoch", "1", "--gallery", "2", "--ch
 # Command -> how often it is drawn. `verify` and `sync` take seconds.
 COMMANDS = {
     "runs": 20, "report": 22, "evaluate": 10, "evaluate .": 4, "evaluate last.pt": 5, "predict": 12, "explain": 5, "export": 8,
-    "resume": 14, "resume by name": 5, "verify": 1, "sync": 1,
+    "resume": 14, "resume by name": 5, "report both": 4, "verify": 1, "sync": 1,
 }  # fmt: skip
 UNCOMPARED = ("sync", "verify")  # whose answers name the time or the server
 STATUSES = {0, 2, 3, 4, 5, 6, 7, 8}
@@ -117,6 +117,7 @@ def words(command: str, folder: Path) -> list[str]:
             "-o",
             "out",
         ],
+        "report both": ["report", run, "runs/other", "-o", "both.html"],
         "predict": ["predict", run, picture],
         "explain": ["explain", run, picture, "-o", "out"],
         "export": ["export", run, "--timm", "out"],
@@ -134,6 +135,8 @@ def figures(command: str, folder: Path, ended: Ended) -> str:
             return next(line for line in ended.out.splitlines() if line.startswith("other"))
         case "report":
             return str((folder / "runs/done/report.html").stat().st_size > 100_000)
+        case "report both":
+            return str((folder / "both.html").stat().st_size > 100_000)
         case "export":
             return hashlib.sha256((folder / "out/model.safetensors").read_bytes()).hexdigest()
         case "resume" | "resume by name":
