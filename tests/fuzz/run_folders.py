@@ -223,6 +223,13 @@ def is_secret_sent(server: Server) -> bool:
     return False
 
 
+def print_table(counts: Counter[tuple[str, str]], began: float) -> None:
+    """Print how many cases of each command ended how, and the time so far."""
+    for (command, what), count in sorted(counts.items()):
+        print(f"{count:>6}  {command:<18} {what}")
+    print(f"{sum(counts.values()):>6}  cases in {time.monotonic() - began:.0f} s", flush=True)
+
+
 def main() -> int:
     """Run the cases, print every failure and a table of the outcomes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -254,11 +261,10 @@ def main() -> int:
                 print(f"{number}: {outcome.command} after {outcome.damage}: {outcome.wrong}", flush=True)
                 lines = outcome.output.strip().splitlines()
                 print("\n".join(lines if options.only is not None else lines[-3:]), flush=True)
-        for (command, what), count in sorted(counts.items()):
-            print(f"{count:>6}  {command:<18} {what}")
-        print(
-            f"{len(numbers)} cases, {failures} failures, slowest {slowest:.1f} s, {time.monotonic() - began:.0f} s in all"
-        )
+            if number % 250 == 249:
+                print_table(counts, began)
+        print_table(counts, began)
+        print(f"{failures} failures, slowest {slowest:.1f} s")
     return int(bool(failures))
 
 
