@@ -50,7 +50,7 @@ class Repetition:
         return self.lr_finder.learner_factory(self.seed).model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return make_optimizer(self.lr_finder.config.replace(lr_max=lr, lr_min=0.0), model.parameters())
+        return make_optimizer(self.lr_finder.config.replace(lr_max=lr, lr_min=0.0), model.named_parameters())
 
     def loader(self) -> DataLoader[Any]:
         """Return as many ready batches of the seed as the range has steps; both other finders need a DataLoader."""

@@ -126,14 +126,14 @@ METRICS = (
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
     Metric("result/test/loss", LOSS, "of the weights of the result", TEST),
     Metric("result/test/ece", SHARE, "expected calibration error", TEST),
-    Metric("result/test/acc_tta", SHARE, "of the mean over each image and its mirror image", f"{TEST}, {TTA}"),
+    Metric("result/test/acc_tta", SHARE, "of the mean over the views of each image", f"{TEST}, {TTA}"),
     Metric(
         "result/test/acc5", SHARE, "the true class is among the five most probable", f"{TEST}, more than ten classes"
     ),
     Metric("result/val/loss", LOSS, "of the weights of the result", VAL),
     Metric("result/val/acc", SHARE, "of the weights of the result", VAL),
     Metric("result/val/ece", SHARE, "expected calibration error", "`--test False`"),
-    Metric("result/val/acc_tta", SHARE, "of the mean over each image and its mirror image", f"`--test False`, {TTA}"),
+    Metric("result/val/acc_tta", SHARE, "of the mean over the views of each image", f"`--test False`, {TTA}"),
     Metric(
         "result/val/acc5",
         SHARE,

@@ -142,10 +142,10 @@ def weights_row(run: FinishedRun, resnet18: bool) -> CheckRow:
 def accuracy_row(run: FinishedRun) -> CheckRow:
     """Return the row about the test accuracy, computed again from the predictions where they are stored."""
     how, result = "summary.json", sub_mapping(run.summary, "result")
-    accuracy = result.get("test/acc")
+    accuracy = number(result.get("test/acc"))
     if run.state != RunState.FINISHED:
         return row("accuracy", ACCURACY_WANTED, "no result yet", how, False)
-    if not 0 <= number(accuracy) <= 1:
+    if not 0 <= accuracy <= 1:
         return row("accuracy", ACCURACY_WANTED, "the test set was not evaluated", how, False)
     found = f"{percent(accuracy, 2)} ({result.get('chosen', '?')})"
     predictions, _ = read_predictions_csv(run.folder / "predictions.csv", run.classes)

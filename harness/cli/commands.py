@@ -179,16 +179,17 @@ class SettingsCommand(PlainCommand):
             )
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
-        """Parse arguments. A boolean option without a value is true; the next argument is its value only if it is a boolean.
+        """Parse arguments. An option that may stand alone is then true; the next argument is its value only if it can be.
 
         Raises:
             UsageError: an option or its value is wrong; a sweep whose trial this is hears of it.
         """
-        booleans = {normalize_name(name) for name in settings.setting_fields() if settings.is_switch(name)}
+        optional = {normalize_name(name): name for name in settings.setting_fields() if settings.value_alone(name)}
         completed = []
         for argument, following in itertools.zip_longest(args, args[1:], fillvalue=""):
-            stands_alone = argument.startswith("--") and normalize_name(argument) in booleans
-            is_true = stands_alone and following.lower() not in (*settings.BOOLEANS, settings.AUTO)
+            name = optional.get(normalize_name(argument)) if argument.startswith("--") else None
+            choices = settings.setting_fields()[name].metadata["choices"] if name else ()
+            is_true = name is not None and following.lower() not in (*settings.BOOLEANS, settings.AUTO, *choices)
             completed.append(f"{argument}=true" if is_true else argument)
         takes_arguments = any(isinstance(parameter, click.Argument) for parameter in self.params)
         for argument, following in itertools.pairwise(completed):
@@ -196,7 +197,9 @@ class SettingsCommand(PlainCommand):
             was_completed = argument.endswith("=true") and argument not in args
             if was_completed and not following.startswith("-") and not takes_arguments:
                 name = argument[2:].removesuffix("=true")
-                raise click.UsageError(f"{name}={following!r}: need True or False", context)
+                choices = settings.setting_fields()[settings.canonical_name(name)].metadata["choices"]
+                needed = f"one of {', '.join(choices)}" if choices else "True or False"
+                raise click.UsageError(f"{name}={following!r}: need {needed}", context)
         try:
             return super().parse_args(context, completed)
         except click.UsageError as error:

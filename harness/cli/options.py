@@ -26,8 +26,8 @@ class SettingOption(click.Option):
     def __init__(self, name: str) -> None:
         self.group = config.setting_fields()[name].metadata["group"]
         extra: dict[str, Any] = {}
-        if config.is_switch(name):
-            extra = {"is_flag": False, "flag_value": "true"}
+        if alone := config.value_alone(name):
+            extra = {"is_flag": False, "flag_value": alone}
         elif name in ("model_args", "plugin", "tags"):
             extra = {"multiple": True}
         super().__init__(
@@ -122,7 +122,7 @@ def _with_options(command: Callable[..., Any], names: Iterable[str]) -> Callable
     if "plugin" in names:
         params.append(TrustOption())
     for name in reversed(names):
-        if config.is_switch(name):
+        if config.value_alone(name):
             params.append(NoOption(name))
         params.append(SettingOption(name))
     setattr(collect_options, "__click_params__", params)  # noqa: B010 - where click's decorators look for them

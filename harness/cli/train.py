@@ -79,7 +79,7 @@ def summary_table(summary: dict[str, Any]) -> str:
             accuracy, loss = percent(result[f"{split}/acc"], 2), result[f"{split}/loss"]
             chosen = f"{result['chosen']}, epoch {result['epoch']}"
             rows.append((f"{split} accuracy", f"{accuracy}  (loss {loss:.4f}; {chosen})"))
-        for key, name in (("acc_tta", "with flip TTA"), ("acc5", "top 5")):
+        for key, name in (("acc_tta", "with TTA"), ("acc5", "top 5")):
             if f"{split}/{key}" in result:
                 rows.append((f"  {name}", percent(result[f"{split}/{key}"], 2)))
         if f"{split}/ece" in result:

@@ -40,6 +40,7 @@ def _setting(
     below: float | None = None,
     affects_results: bool = True,
     added_later: bool = False,
+    alone: str = "",
 ) -> Any:
     """Return a field of `Config`.
 
@@ -50,6 +51,7 @@ def _setting(
             are unchanged.
         added_later: leave the setting out of `affecting_results` while it has its default, so that the names of runs
             from before there was such a setting stay the same, and the runs can be resumed.
+        alone: value of an option that is given without one (and of `true`); `false` is the value `none`.
     """
     metadata = dict(
         help=help,
@@ -61,6 +63,7 @@ def _setting(
         below=below,
         affects_results=affects_results,
         added_later=added_later,
+        alone=alone,
     )
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -97,6 +100,7 @@ class Config:
     crop_padding: int = _setting(4, "Padding on each side before the random crop, in pixels.", group="Data", low=0, high=512)
     padding_mode: str = _setting("constant", "Content of the padding: constant (black), reflect or edge.", group="Data", choices=("constant", "reflect", "edge"))
     flip: bool = _setting(True, "Mirror each training image horizontally with probability 1/2.", group="Data")
+    alternating_flip: bool = _setting(False, "With flip: mirror a random half of the images in the first epoch, the other half in the second, and so on in turns, so that two epochs show both views of every image.", group="Data", added_later=True)
     cutout: int = _setting(8, "Side of the Cutout square in pixels; 0: no Cutout.", group="Data", low=0, high=4096)
 
     epochs: int = _setting(24, "Number of epochs.", group="Training", low=0, high=1_000_000)
@@ -111,10 +115,14 @@ class Config:
     label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1)
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
+    bias_lr_scale: float = _setting(1.0, "Factor on the LR of the biases; their weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
+    lookahead: int = _setting(0, "Look-ahead: replace the weights by their moving average every this many updates, with an average that becomes longer towards the end of training; 0: off.", group="Training", low=0, high=1_000_000, added_later=True)
+    whitening: bool = _setting(False, "Initialise the first convolution with filters that whiten the patches of the training images, and do not train them.", group="Training", added_later=True)
     clip_grad: float = _setting(0.0, "Maximum norm of the gradient; 0: no clipping.", group="Training", low=0)
     grad_accumulation: int = _setting(1, "Micro-batches per optimizer update, to save memory; the batch size of the update stays the same.", group="Training", low=1, high=100_000)
     auto_batch: bool = _setting(False, "After an out-of-memory error, continue with twice as many micro-batches per update; the batch size stays the same.", group="Training", affects_results=False)
     ema: float = _setting(0.0, "Decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; 0: off.", group="Training", low=0, below=1)
+    ema_warmup: bool = _setting(True, "Start the EMA with a short average that becomes longer with the number of updates, up to the decay of --ema; otherwise a short run evaluates mostly its initial weights.", group="Training", added_later=True)
     select: str = _setting("auto", "Epoch whose weights are kept: last, or best by validation accuracy; auto: best where there is a validation split, else last; best-on-test: selects on the test set, which the report states.", group="Training", choices=("auto", "last", "best", "best-on-test"))
     test: bool = _setting(True, "Use the test set; False leaves it unread, for the trials of a sweep, which are compared on the validation split.", group="Training", affects_results=False)
     early_stop: int = _setting(0, "Stop after this many epochs without better validation accuracy; 0: never.", group="Training", low=0)
@@ -127,7 +135,7 @@ class Config:
     plateau_patience: int = _setting(10, "Epochs without lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
     plateau_factor: float = _setting(0.1, "Factor by which plateau multiplies the LR.", group="Learning rate", above=0, below=1)
 
-    tta: bool = _setting(False, "Test-time augmentation: also report the accuracy of predictions averaged over each image and its mirror image.", group="Evaluation", affects_results=False)
+    tta: str = _setting("none", "Test-time augmentation: also report the accuracy of predictions averaged over views of each image; mirror: the image and its mirror image; mirror-translate: both, and both moved by one pixel along the diagonals.", group="Evaluation", choices=("none", "mirror", "mirror-translate"), affects_results=False, alone="mirror")
     gallery: int = _setting(25, "Images per gallery and in the Grad-CAM panel; 0: none.", group="Evaluation", low=0, high=108, affects_results=False)
     gallery_rule: str = _setting("confident", "Choice of misclassified images: most confident errors first, random, per class, or by pair of confused classes.", group="Evaluation", choices=("confident", "random", "per-class", "confusion"), affects_results=False)
     cam: str = _setting("hirescam", "Grad-CAM method: hirescam, gradcam, gradcam++, xgradcam, layercam, eigencam, eigengradcam, gradcamelementwise, scorecam or ablationcam; none: no maps.", group="Evaluation", affects_results=False)
@@ -201,6 +209,8 @@ class Config:
             raise UsageError(
                 "select=best-on-test selects on the test set, which test=False leaves unread; set --test True"
             )
+        if self.alternating_flip and not self.flip:
+            raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")
         if self.momentum_min is not None and self.momentum_min > self.momentum:
             raise UsageError(f"need momentum_min <= momentum, got {self.momentum_min:g} > {self.momentum:g}")
         if self.grad_accumulation > self.batch_size:
@@ -274,8 +284,13 @@ def setting_types() -> Mapping[str, Any]:
 
 
 def is_switch(name: str) -> bool:
-    """Return whether a setting is on or off (or auto); its option may stand alone."""
+    """Return whether a setting is on or off (or auto)."""
     return setting_types()[name] in (bool, bool | None)
+
+
+def value_alone(name: str) -> str:
+    """Return the value of a setting whose option is given without one; empty where it needs a value."""
+    return "true" if is_switch(name) else str(setting_fields()[name].metadata["alone"])
 
 
 def normalize_name(name: str) -> str:
@@ -313,6 +328,8 @@ def coerce(name: str, value: Any) -> Any:
         if value is None or value in ("", "None", "none", "null") or (value == AUTO and is_switch(name)):
             return None
         kind = next(member for member in get_args(kind) if member is not type(None))
+    if metadata["alone"] and (is_on := BOOLEANS.get(str(value).lower())) is not None:
+        value = metadata["alone"] if is_on else "none"
     try:
         value = convert(kind, value)
     except (TypeError, ValueError) as error:

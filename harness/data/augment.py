@@ -39,6 +39,7 @@ class Augment:
         crop: `pad`: pad, then crop at random; `resized`: crop a random area and resize it; `none`.
         padding: pixels on each side; 0 unless `crop` is `pad`.
         cutout: side of the cutout in pixels; 0 for none.
+        alternating_flip: mirror the images in turns (`alternating_flips`) instead of at random.
     """
 
     crop: Crop
@@ -46,6 +47,12 @@ class Augment:
     padding_mode: str
     flip: bool
     cutout: int
+    alternating_flip: bool = False
+
+    @property
+    def random_flip(self) -> bool:
+        """Whether every image is mirrored at random."""
+        return self.flip and not self.alternating_flip
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
         raise UsageError(
             f"crop_padding={padding} with padding_mode=reflect needs images of more than {padding} x {padding} pixels, got {size} x {size}; set a smaller --crop-padding"
         )
-    return Augment(crop, padding, config.padding_mode, config.flip, config.cutout)
+    return Augment(crop, padding, config.padding_mode, config.flip, config.cutout, config.alternating_flip)
 
 
 def draw_parameters(augment: Augment, size: int, num_images: int, seed: int, epoch: int) -> AugmentParameters:
@@ -105,8 +112,19 @@ def draw_parameters(augment: Augment, size: int, num_images: int, seed: int, epo
     generator = torch.Generator().manual_seed(seed_for(seed, "augment", epoch))
     crops = torch.randint(0, 2 * augment.padding + 1, (2, num_images), generator=generator)
     flip = torch.randint(0, 2, (num_images,), generator=generator) == 1
+    if augment.alternating_flip:
+        flip = alternating_flips(num_images, seed, epoch)
     cutouts = torch.randint(0, size - augment.cutout + 1, (2, num_images), generator=generator)
     return AugmentParameters(crops[0], crops[1], flip & augment.flip, cutouts[0], cutouts[1])
+
+
+def alternating_flips(num_images: int, seed: int, epoch: int) -> Tensor:
+    """Return whether each image is mirrored in an epoch, bool [N]: a random half first, and the other half after it.
+
+    Source: Keller Jordan, https://arxiv.org/abs/2404.00498, section 3.6.
+    """
+    generator = torch.Generator().manual_seed(seed_for(seed, "flip"))
+    return (torch.randint(0, 2, (num_images,), generator=generator) + epoch) % 2 == 1
 
 
 def pad(pixels: Tensor, padding: int, mode: str) -> Tensor:
@@ -201,7 +219,7 @@ class TimmTransform:
         from torchvision import transforms
 
         self.augment, self.preprocess = augment, preprocess
-        size, half = preprocess.size, 0.5 if augment.flip else 0.0
+        size, half = preprocess.size, 0.5 if augment.random_flip else 0.0
         if augment.crop == "resized":
             timm_transform = create_transform(
                 size, is_training=True, hflip=half, color_jitter=None, scale=SCALE, ratio=RATIO,
@@ -209,7 +227,7 @@ class TimmTransform:
             )  # fmt: skip
             steps = list(timm_transform.transforms[:-1])
         else:
-            steps = [transforms.RandomHorizontalFlip(half)] if augment.flip else []
+            steps = [transforms.RandomHorizontalFlip(half)] if augment.random_flip else []
             if augment.crop == "pad":
                 steps.insert(0, transforms.RandomCrop(size, augment.padding, padding_mode=augment.padding_mode))
         self.transform = transforms.Compose(steps)
@@ -309,7 +327,7 @@ def albumentations_compose(augment: Augment, preprocess: Preprocess) -> Any:
         cv2_codes = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 4}
         interpolation = cv2_codes.get(preprocess.interpolation, 1)
         steps.append(albumentations.RandomResizedCrop((size, size), SCALE, RATIO, interpolation=interpolation, p=1))
-    if augment.flip:
+    if augment.random_flip:
         steps.append(albumentations.HorizontalFlip(p=0.5))
     steps.append(albumentations.Normalize(preprocess.mean, preprocess.std, max_pixel_value=255, p=1))
     if augment.cutout:

@@ -14,12 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.config.settings import Config
-from harness.data.dataset import Dataset
+from harness.data.dataset import Dataset, Split
 from harness.data.image_io import to_rgb
 from harness.utils.errors import UsageError
 
-BUILT_IN_MODELS_MODULE = "cifar_resnet"
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")  # timm's names
+BUILT_IN_MODELS_PACKAGE = "harness.models."
 MAX_ASPECT_RATIO = 4  # of images longer than that only the centre is kept
 
 
@@ -134,7 +134,7 @@ def make_preprocess(config: Config, model: nn.Module, data: Dataset) -> Preproce
     cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     stored_size = data.train.pixels.shape[1:3] if data.train.pixels is not None else None
     size = config.image_size or int((cfg.get("input_size") or (3, stored_size[0] if stored_size else 224))[-1])
-    is_built_in = type(model).__module__.rpartition(".")[2] == BUILT_IN_MODELS_MODULE
+    is_built_in = type(model).__module__.startswith(BUILT_IN_MODELS_PACKAGE)
     if (is_built_in and not config.pretrained) or not cfg.get("mean") or not cfg.get("std"):
         mean, std = data.mean, data.std
     else:
@@ -145,6 +145,14 @@ def make_preprocess(config: Config, model: nn.Module, data: Dataset) -> Preproce
         )
     crop_pct = 1.0 if stored_size == (size, size) else float(cfg.get("crop_pct") or 0.875)
     return Preprocess(size, mean, std, crop_pct, str(cfg.get("interpolation") or "bicubic"))
+
+
+def sample_images(split: Split, preprocess: Preprocess, count: int = 5000) -> Tensor:
+    """Return the model's input for at most `count` images, evenly spaced in the split, float32 [N, 3, size, size]."""
+    indices = np.linspace(0, len(split) - 1, min(count, len(split))).round().astype(int)
+    if split.pixels is not None and split.pixels.shape[1:3] == (preprocess.size,) * 2 and preprocess.crop_pct == 1:
+        return preprocess.normalise(torch.from_numpy(split.pixels[indices]).permute(0, 3, 1, 2))
+    return preprocess.normalise(torch.stack([preprocess.pixels(split.picture(int(index))) for index in indices]))
 
 
 def center_square(image: Image.Image) -> Image.Image:

@@ -23,6 +23,7 @@ from harness.data.augment import (
     TimmCutout,
     TimmTransform,
     albumentations_compose,
+    alternating_flips,
     seeded_rng,
 )
 from harness.data.dataset import Split
@@ -41,6 +42,7 @@ class AugmentedDataset(Dataset):
 
     def __init__(self, source: Any, transform: TimmTransform | AlbumentationsTransform, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
+        self._flips: tuple[int, np.ndarray] | None = None  # an epoch, and whether each image is mirrored in it
 
     def __len__(self) -> int:
         return len(self.source)
@@ -55,7 +57,15 @@ class AugmentedDataset(Dataset):
 
     def _load(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
         image, label = self.source[index]
-        return self.transform(image, seed_for(self.seed, "augment", epoch, index)), label
+        pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index))
+        if self.transform.augment.alternating_flip and self._is_mirrored(epoch, index):
+            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+        return pixels, label
+
+    def _is_mirrored(self, epoch: int, index: int) -> bool:
+        if self._flips is None or self._flips[0] != epoch:
+            self._flips = epoch, alternating_flips(len(self), self.seed, epoch).numpy()
+        return bool(self._flips[1][index])
 
 
 class EvalDataset(Dataset):

@@ -25,7 +25,7 @@ class Predictions:
         labels: int64 [N], the true classes.
         probabilities: float32 [N, C], of the image as it is.
         losses: float32 [N], cross entropy, nats; without label smoothing.
-        tta_probabilities: float32 [N, C], of the mean of the logits of the image and its mirror image.
+        tta_probabilities: float32 [N, C], of the mean of the logits over the views of test-time augmentation.
     """
 
     labels: np.ndarray

@@ -24,7 +24,13 @@ PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
 STAGES = ("prep", "layer1", "layer2", "layer3")
 
 
-def _cfg(first_conv: str, **more: Any) -> dict[str, Any]:
+def cifar_cfg(first_conv: str, **more: Any) -> dict[str, Any]:
+    """Return timm's pretrained configuration of a model without weights, for images of 32 x 32 pixels.
+
+    Args:
+        first_conv: name of the first convolution.
+        more: entries that differ.
+    """
     return {
         "num_classes": 10,
         "input_size": (3, 32, 32),
@@ -42,7 +48,7 @@ def _cfg(first_conv: str, **more: Any) -> dict[str, Any]:
 
 # timm reads this name when a model is registered, so it must be defined before the entry points.
 default_cfgs = generate_default_cfgs(
-    {"custom_resnet.untrained": _cfg("prep.conv"), "resnet18_cifar.untrained": _cfg("conv1")}
+    {"custom_resnet.untrained": cifar_cfg("prep.conv"), "resnet18_cifar.untrained": cifar_cfg("conv1")}
 )
 
 

@@ -16,12 +16,15 @@ from torch import Tensor, nn
 
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
-from harness.models import cifar_resnet
+from harness.models import cifar_resnet, speedrun_cnn
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.plugins import import_plugins
 
-TIMM_MODULE = "cifar_resnet"  # timm's name for the module that defines the models of harness
-HARNESS_MODELS = {"custom_resnet": cifar_resnet.CustomResNet, "resnet18_cifar": cifar_resnet.CifarResNet}
+HARNESS_MODELS = {
+    "custom_resnet": cifar_resnet.CustomResNet,
+    "resnet18_cifar": cifar_resnet.CifarResNet,
+    "speedrun_cnn": speedrun_cnn.SpeedrunCNN,
+}
 
 # Arguments of timm.create_model that another setting decides, or that do not suit a run -> remedy.
 REFUSED_ARGUMENTS = {
@@ -122,8 +125,7 @@ def model_names(filter: str = "") -> list[tuple[str, bool]]:
         filter: part of a name, or a pattern with `*`.
     """
     pattern = filter if "*" in filter or not filter else f"*{filter}*"
-    own = set(timm.list_models(module=TIMM_MODULE))
-    names = [(name, name in own) for name in timm.list_models(pattern)]
+    names = [(name, name in HARNESS_MODELS) for name in timm.list_models(pattern)]
     return sorted(names, key=lambda item: not item[1])
 
 
@@ -166,6 +168,11 @@ def parameter_count_of(name: str) -> int:
     """Return the number of parameters of a timm model as registered; built without memory for its weights."""
     with torch.device("meta"):
         return count_parameters(timm.create_model(name))
+
+
+def module_of(name: str) -> str:
+    """Return the module whose import registers a model of harness with timm; empty for other models."""
+    return HARNESS_MODELS[name].__module__ if name in HARNESS_MODELS else ""
 
 
 def is_ours(model: nn.Module) -> bool:

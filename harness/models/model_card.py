@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.models.factory import HARNESS_MODELS
+from harness.models.factory import module_of
 from harness.utils.text import markdown
 
 
@@ -19,8 +19,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
     figures = [f"| {key} | {_figure(key, value)} |" for key, value in result.items() if isinstance(value, float)]
     size = preprocess["size"]
     usage = ["import timm"]
-    if config["model"] in HARNESS_MODELS:
-        usage += ["import harness.models.cifar_resnet  # registers the model with timm"]
+    if module := module_of(config["model"]):
+        usage += [f"import {module}  # registers the model with timm"]
     usage += [
         'model = timm.create_model("local-dir:FOLDER", pretrained=True).eval()',
         f"logits = model(images)  # float [B, 3, {size}, {size}], normalised -> [B, {len(facts['classes'])}]",

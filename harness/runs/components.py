@@ -12,13 +12,15 @@ from harness.config.settings import Config
 from harness.data import loaders
 from harness.data.dataset import Dataset
 from harness.data.mixup import make_mixup
-from harness.data.preprocess import Preprocess, make_preprocess
+from harness.data.preprocess import Preprocess, make_preprocess, sample_images
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
+from harness.models.whitening import whiten_first_layer
 from harness.training.device import autocast_dtype, configure_torch, eval_mode, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
+from harness.training.lookahead import Lookahead
 from harness.training.schedule import Schedule, make_schedule
 from harness.utils.errors import UsageError, did_you_mean, first_line
 
@@ -76,6 +78,8 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
         model = factory.with_sync_batchnorm(model)
 
     made = loaders.make_loaders(config, dataset, preprocess, device, processes)
+    if config.whitening:
+        whiten_first_layer(model, sample_images(dataset.train, preprocess))
     mixup = make_mixup(config, classes)
     learner = make_learner(
         config,
@@ -88,6 +92,8 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
         images_on_device=made.kind == "resident",
     )
     schedule = make_schedule(config, made.train.steps)
+    if config.lookahead:
+        learner.lookahead = Lookahead(learner.model, config.lookahead, schedule.steps)
     components = Components(config, dataset, learner, preprocess, made, schedule)
     _check(components)
     return components

@@ -42,7 +42,8 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
         data_config=factory.timm_input(trained.preprocess),
     )
     write_atomically(folder / "README.md", model_card(trained.facts))
-    ours = "import harness.models.cifar_resnet; " if trained.config.model in factory.HARNESS_MODELS else ""
+    module = factory.module_of(trained.config.model)
+    ours = f"import {module}; " if module else ""
     return f"{folder}: {ours}timm.create_model('local-dir:{folder}', pretrained=True)"
 
 
@@ -65,7 +66,8 @@ def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = Non
     with torch.no_grad():
         expected = model(images)
         torch.onnx.export(
-            model, (images,), exported, input_names=["images"], output_names=["logits"],
+            model, (images,), exported,  # type: ignore[arg-type] - a stream, for this exporter
+            input_names=["images"], output_names=["logits"],
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, dynamo=False, opset_version=17,
         )  # fmt: skip
     session = onnxruntime.InferenceSession(exported.getvalue(), providers=["CPUExecutionProvider"])

@@ -95,7 +95,7 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
     names = {
         "acc": "accuracy",
         "acc5": "top-5 accuracy",
-        "acc_tta": "accuracy, flip TTA",
+        "acc_tta": "accuracy, TTA",
         "loss": "loss (nats)",
         "ece": "ECE",
     }

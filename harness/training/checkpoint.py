@@ -63,9 +63,9 @@ def newest_checkpoint(folder: Path) -> Path | None:
         CheckpointError: there are checkpoints, and all are damaged.
     """
     paths = [path for name in (INCOMING, LAST, PREVIOUS) if (path := folder / name).exists()]
-    if not (folder / INDEX).exists() and (path := _newest_without_index(paths)):
-        log.warning("%s is missing; %s is intact by the checksums of its parts", folder / INDEX, path.name)
-        return path
+    if not (folder / INDEX).exists() and (unlisted := _newest_without_index(paths)):
+        log.warning("%s is missing; %s is intact by the checksums of its parts", folder / INDEX, unlisted.name)
+        return unlisted
     intact = [path for path in paths if checkpoint_info(path)]
     if paths == [folder / INCOMING] and not intact:
         return None  # killed in its first save, before it was in the index

@@ -26,7 +26,7 @@ class GraphedStep:
 
     Every call is one real update. The warm-up steps run without a graph, and so does every batch of another shape (an
     epoch's last, smaller one), which counts as no warm-up and is never captured. Capturing changes no tensor. Required
-    are constant shapes, one learning rate, constant momentum, and a step that never waits for the device.
+    are constant shapes, constant momentum, and a step that never waits for the device.
 
     A CPU has no graphs: there "replaying" calls the step on the same static buffers, so that everything except for the
     capture is tested there.
@@ -51,7 +51,7 @@ class GraphedStep:
         self._shape: tuple[object, ...] = ()
         self.replay: Callable[[], StepOutputs] | None = None
         self._inputs: tuple[Tensor, ...] = ()
-        self._lr = torch.zeros((), device=self._device)
+        self._lrs: list[Tensor] = []  # of the parameter groups; the graph reads them
 
     def __call__(self, images: Tensor, labels: Tensor, targets: Tensor) -> StepOutputs:
         """Do one update with the learning rate of the optimizer; the returned tensors are the caller's.
@@ -131,12 +131,13 @@ class GraphedStep:
         return replay
 
     def _set_lr_tensor(self) -> list[float]:
-        """Give all parameter groups the tensor that the graph reads their learning rate from; return the former values."""
-        lrs = [float(group["lr"]) for group in self._optimizer.param_groups]
-        assert len(set(lrs)) == 1, f"need one learning rate for all parameter groups, got {lrs}"
-        self._lr.fill_(lrs[0])  # a kernel with an argument, not a copy from the CPU, which would wait for the device
-        for group in self._optimizer.param_groups:
-            group["lr"] = self._lr
+        """Give the parameter groups the tensors that the graph reads their learning rates from; return the former values."""
+        groups = self._optimizer.param_groups
+        lrs = [float(group["lr"]) for group in groups]
+        self._lrs = self._lrs or [torch.zeros((), device=self._device) for _ in groups]
+        for group, tensor, lr in zip(groups, self._lrs, lrs, strict=True):
+            tensor.fill_(lr)  # a kernel with an argument, not a copy from the CPU, which would wait for the device
+            group["lr"] = tensor
         return lrs
 
     def _restore_lrs(self, lrs: list[float]) -> None:

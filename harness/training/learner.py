@@ -16,6 +16,7 @@ from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
+from harness.training.lookahead import Lookahead
 from harness.utils import fault_injection
 from harness.utils.errors import UsageError, is_out_of_memory
 
@@ -53,6 +54,7 @@ class Learner:
         parallel: the model wrapped so that gradients are averaged over the processes; None in a single process.
         graph: does the update as a CUDA graph.
         ema: moving average of the weights; if there is one, it is evaluated and saved.
+        lookahead: replaces the weights by their average every few updates.
     """
 
     model: nn.Module
@@ -70,6 +72,7 @@ class Learner:
     parallel: nn.Module | None = None
     graph: GraphedStep | None = None
     ema: EMAModel | None = None
+    lookahead: Lookahead | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
 
     def train_step(
@@ -94,6 +97,8 @@ class Learner:
             loss, correct, norm = self.graph(images, labels, targets)
         else:
             loss, correct, norm = self.update(images, labels, targets, num_images)
+        if self.lookahead is not None:
+            self.lookahead.update(step + 1)
         if self.ema is not None:
             self.ema.update_parameters(self.model)
         return StepResult(loss, correct, current_lr(self.optimizer), norm)
@@ -186,6 +191,7 @@ class Learner:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
+            "lookahead": None if self.lookahead is None else self.lookahead.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "grad_accumulation": self.grad_accumulation,
         }
@@ -198,6 +204,8 @@ class Learner:
             self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:
             self.ema.load_state_dict(state["ema"])
+        if self.lookahead is not None:
+            self.lookahead.load_state_dict(state["lookahead"])
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.grad_accumulation = max(self.grad_accumulation, int(state.get("grad_accumulation", 1)))
@@ -228,14 +236,14 @@ def make_learner(
     model.to(memory_format=layout)
     processes = processes or SingleProcess()
     _check_processes(config, processes, device)
-    ema = EMAModel(model, config.ema) if config.ema else None
+    ema = EMAModel(model, config.ema, config.ema_warmup) if config.ema else None
     parallel = processes.wrap_ddp(model)
     trained = model if parallel is None else parallel
     learner = Learner(
         model=model,
         processes=processes,
         parallel=parallel,
-        optimizer=make_optimizer(config, model.parameters()),
+        optimizer=make_optimizer(config, model.named_parameters()),
         device=device,
         precision=precision,
         label_smoothing=0.0 if mix else config.label_smoothing,  # mixed targets are smoothed where they are made
@@ -286,27 +294,45 @@ def why_not_captured(config: Config, learner: Learner) -> str | None:
     return next((reason for reason, applies in reasons.items() if applies), None)
 
 
-def make_optimizer(config: Config, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+def parameter_groups(config: Config, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
+    """Return the groups of trained parameters for an optimizer, each with its factor on the LR as `lr_scale`.
+
+    There is one group, or with `bias_lr_scale` one for the biases too, whose weight decay is divided by that factor.
+    """
+    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
+    scale, decay = config.bias_lr_scale, config.weight_decay
+    if scale == 1:
+        return [{"params": [parameter for _, parameter in trained], "weight_decay": decay}]
+    biases = [parameter for name, parameter in trained if name.rpartition(".")[2] == "bias"]
+    others = [parameter for name, parameter in trained if name.rpartition(".")[2] != "bias"]
+    groups = (
+        {"params": others, "weight_decay": decay, "lr_scale": 1.0},
+        {"params": biases, "weight_decay": decay / scale, "lr_scale": scale},
+    )
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(config: Config, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
     """Return the optimizer that the settings name, in its fused form where torch has one."""
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    lr, decay, momentum = config.rates()[1], config.weight_decay, config.momentum
-    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in trained)
+    trained = parameter_groups(config, parameters)
+    lr, momentum = config.rates()[1], config.momentum
+    fused = all(parameter.device.type in ("cpu", "cuda") for group in trained for parameter in group["params"])
     match config.optimizer:
         case "sgd":
-            return torch.optim.SGD(trained, lr, momentum, weight_decay=decay, nesterov=config.nesterov, fused=fused)
+            return torch.optim.SGD(trained, lr, momentum, nesterov=config.nesterov, fused=fused)
         case "adam":
-            return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
+            return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), fused=fused)
         case "adamw":
-            return torch.optim.AdamW(trained, lr, betas=(momentum, 0.999), weight_decay=decay, fused=fused)
+            return torch.optim.AdamW(trained, lr, betas=(momentum, 0.999), fused=fused)
         case "rmsprop":
-            return torch.optim.RMSprop(trained, lr, momentum=momentum, weight_decay=decay)
+            return torch.optim.RMSprop(trained, lr, momentum=momentum)
     raise AssertionError(config.optimizer)
 
 
 def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """Give every parameter group its learning rate and momentum for the next update."""
+    """Give every parameter group its learning rate (times its `lr_scale`) and momentum for the next update."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)
         if "betas" in group:
             group["betas"] = (momentum, group["betas"][1])
         else:
@@ -314,5 +340,6 @@ def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: f
 
 
 def current_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate that the optimizer has now."""
-    return float(optimizer.param_groups[0]["lr"])
+    """Return the learning rate that the optimizer has now, without the factors of parameter groups."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"]) / group.get("lr_scale", 1.0)

@@ -85,7 +85,7 @@ def test_the_evaluate_command_prints_a_line_for_each_class(finished, tmp_path):
     done = command(
         "evaluate", folder, "--tta", "--gallery", 0, "--split", "test", "-o", tmp_path / "out", cwd=tmp_path, check=0
     )
-    assert "test accuracy, flip TTA" in done.stdout
+    assert "test accuracy, TTA" in done.stdout
     assert len([line for line in done.stdout.splitlines() if line[:1].isdigit()]) == 10
     assert "Traceback" not in done.stderr
 

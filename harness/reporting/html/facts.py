@@ -56,7 +56,7 @@ def headline(run: RunData) -> list[Fact]:
         name = SPLIT_LABELS[split].capitalize()
         if math.isfinite(acc := run.figure(f"{split}/acc")):
             facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split, acc)))
-        for key, variant in (("acc_tta", "with flip TTA"), ("acc5", "top-5")):
+        for key, variant in (("acc_tta", "with TTA"), ("acc5", "top-5")):
             if math.isfinite(acc := run.figure(f"{split}/{key}")):
                 facts.append(Fact(f"{name} accuracy, {variant}", f"{100 * acc:.2f} %"))
     name = SPLIT_LABELS[run.split].capitalize()
