@@ -66,7 +66,7 @@ def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = Non
     with torch.no_grad():
         expected = model(images)
         torch.onnx.export(
-            model, (images,), exported,  # type: ignore[arg-type] - a stream, for this exporter
+            model, (images,), exported,  # type: ignore[arg-type]
             input_names=["images"], output_names=["logits"],
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, dynamo=False, opset_version=17,
         )  # fmt: skip
