@@ -380,3 +380,18 @@ def test_a_run_with_a_loss_that_is_not_a_number_leaves_json_that_others_can_read
     harness(*words, cwd=tmp_path, check=5)
     for path in (tmp_path / "runs/r").rglob("*.json"):
         json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+@pytest.mark.parametrize("content", [None, "epochs: [", "- a list\n", "\xff"])
+def test_an_unreadable_configuration_never_starts_a_run_again_without_a_word(content, folder, capfd, monkeypatch):
+    config = folder / "runs/stopped/config.yaml"
+    if content is None:
+        config.unlink()
+        line = refused(["run", "--resume", "runs/stopped"], 2, capfd, monkeypatch, folder)
+        assert "there is no run in that directory" in line
+        return
+    config.write_text(content, encoding="latin-1")
+    refused(["run", "--resume", "runs/stopped"], 2, capfd, monkeypatch, folder)
+    line = refused(["run", *run_folders.SETTINGS, "--name", "stopped"], 2, capfd, monkeypatch, folder)
+    assert "config.yaml cannot be read" in line and "--resume never" in line
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["done", "other", "stopped"]
