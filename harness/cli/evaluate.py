@@ -7,14 +7,14 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import click
 
 from harness.cli.commands import PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run
 from harness.cli.options import setting_options, setting_options_only
-from harness.cli.terminal import echo
+from harness.cli.terminal import TerminalStream, echo
 from harness.config.names import SPLIT_NAMES
 from harness.utils.errors import did_you_mean
 
@@ -89,7 +89,8 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
 
     suffix = predicting.file_format(target)
     predictions = predicting.predict(checkpoint, paths, settings)
-    count = predicting.write_predictions(predictions, target or sys.stdout.buffer, suffix, top or 0)
+    stream = cast(BinaryIO, TerminalStream() if sys.stdout.isatty() else sys.stdout.buffer)
+    count = predicting.write_predictions(predictions, target or stream, suffix, top or 0)
     sys.stdout.buffer.flush()
     pictures = f"{count} picture{'' if count == 1 else 's'}"
     echo(f"{pictures} predicted" + ("" if target is None else f": {target}"), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 
@@ -17,6 +18,19 @@ def echo(text: object, *, err: bool = False) -> None:
     writing direction) is replaced by spaces.
     """
     click.echo(printable(text, keep_newlines=True), err=err)
+
+
+class TerminalStream(io.RawIOBase):
+    """Standard output as a binary stream whose text is printed as `echo` prints it; a pipe gets every byte as it is."""
+
+    def writable(self) -> bool:
+        """Return True."""
+        return True
+
+    def write(self, content: bytes) -> int:  # type: ignore[override]
+        """Print UTF-8 text."""
+        sys.stdout.write(printable(content.decode("utf-8", "replace"), keep_newlines=True))
+        return len(content)
 
 
 class PrintableFormatter(logging.Formatter):

@@ -210,7 +210,7 @@ def test_a_settings_file_of_wandb_in_a_downloaded_run_does_not_choose_the_server
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb/settings").write_text("[default]\nbase_url = http://127.0.0.1:9\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="wandb/settings"):
+    with pytest.raises(UsageError, match="wandb/settings"):
         wandb_sync.sync(Path("."), print)
 
 

@@ -61,10 +61,6 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncRe
         config = Config(**journal.header["config"]).replace(wandb="online")
     except (HarnessError, TypeError) as error:
         raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
-    if (Path.cwd() / "wandb/settings").is_file() and (folder / "wandb").resolve() == (Path.cwd() / "wandb").resolve():
-        raise DataError(
-            f"{folder / 'wandb/settings'} may name another W&B server, which would get your API key; remove that file, or sync from another directory"
-        )
     run_dir.make_folder(folder / "wandb", "copy the run directory to where it can be written")
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
