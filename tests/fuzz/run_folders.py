@@ -13,6 +13,7 @@ import argparse
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import random
 import shutil
@@ -20,7 +21,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -159,6 +162,12 @@ def command_of(number: int, seed: int) -> str:
     return draw.choices(list(COMMANDS), list(COMMANDS.values()))[0]
 
 
+def cases_of(commands: Iterable[str], count: int, seed: int = 0, first: int = 0) -> list[int]:
+    """Return the numbers of the first `count` cases of some commands."""
+    wanted = set(commands) & set(COMMANDS)
+    return list(islice((number for number in itertools.count(first) if command_of(number, seed) in wanted), count))
+
+
 def run_case(
     base: Base, number: int, work: Path, seed: int, variables: dict[str, str] | None = None, in_process: bool = False
 ) -> Outcome:
@@ -244,9 +253,12 @@ def main() -> int:
     parser.add_argument("--cases", type=int, default=3000)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--commands", default=",".join(COMMANDS), help="cases of these commands only")
     parser.add_argument("--only", type=int, help="repeat one case and print its output")
     options = parser.parse_args()
-    numbers = range(options.first, options.first + options.cases) if options.only is None else [options.only]
+    numbers = cases_of(options.commands.split(","), options.cases, options.seed, options.first)
+    if options.only is not None:
+        numbers = [options.only]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
         for variable in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
             os.environ[variable] = name
@@ -256,7 +268,7 @@ def main() -> int:
         base = Base(base_folder)
         counts: Counter[tuple[str, str]] = Counter()
         failures, slowest, began = 0, 0.0, time.monotonic()
-        for number in numbers:
+        for count, number in enumerate(numbers, 1):
             with Server() as server:
                 variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
                 outcome = run_case(base, number, Path(name), options.seed, variables, in_process=True)
@@ -269,7 +281,7 @@ def main() -> int:
                 print(f"{number}: {outcome.command} after {outcome.damage}: {outcome.wrong}", flush=True)
                 lines = outcome.output.strip().splitlines()
                 print("\n".join(lines if options.only is not None else lines[-3:]), flush=True)
-            if number % 250 == 249:
+            if count % 250 == 0:
                 print_table(counts, began)
         print_table(counts, began)
         print(f"{failures} failures, slowest {slowest:.1f} s")

@@ -12,17 +12,11 @@ def base(tmp_path_factory):
     return run_folders.Base(folder)
 
 
-def cases(count, commands):
-    """Return the numbers of the first cases of some commands."""
-    numbers = (number for number in range(100_000) if run_folders.command_of(number, 0) in commands)
-    return [next(numbers) for _ in range(count)]
-
-
 @pytest.mark.parametrize(
     "number",
     [
-        *cases(12, ["runs", "report", "predict"]),
-        *(pytest.param(number, marks=pytest.mark.slow) for number in cases(300, list(run_folders.COMMANDS))),
+        *run_folders.cases_of(["runs", "report", "predict"], 12),
+        *(pytest.param(number, marks=pytest.mark.slow) for number in run_folders.cases_of(run_folders.COMMANDS, 300)),
     ],
 )
 def test_a_damaged_run_directory_gives_the_right_result_or_one_line(number, base, tmp_path):
