@@ -33,7 +33,7 @@ from harness.lr_finder.suggestion import suggest
 from harness.runs.components import build_components
 from harness.runs.lr_find import finder_inputs
 from harness.runs.progress import LineReporter
-from harness.training.learner import make_optimizer
+from harness.training.optimizer import make_optimizer
 from harness.training.schedule import Schedule
 
 Finder = Callable[["Repetition"], float | None]
@@ -50,7 +50,7 @@ class Repetition:
         return self.lr_finder.learner_factory(self.seed).model
 
     def optimizer(self, model: nn.Module, lr: float) -> torch.optim.Optimizer:
-        return make_optimizer(self.lr_finder.config.replace(lr_max=lr, lr_min=0.0), model.named_parameters())
+        return make_optimizer(self.lr_finder.config.replace(lr_max=lr, lr_min=0.0), model)
 
     def loader(self) -> DataLoader[Any]:
         """Return as many ready batches of the seed as the range has steps; both other finders need a DataLoader."""

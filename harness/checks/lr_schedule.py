@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import nn
 
 from harness.checks.table import CheckRow, row
 from harness.config.recipe import make_config
 from harness.config.settings import FIND, Config
 from harness.reporting.figures.schedule import curve
-from harness.training.learner import current_lr, make_optimizer, set_lr_and_momentum
+from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
 from harness.training.schedule import make_schedule
 from harness.utils.files import read_json
 from harness.utils.text import percent
@@ -46,7 +45,7 @@ class RateCurve:
 def rates_of_config(config: Config, per_epoch: int) -> RateCurve:
     """Return the rates of a configuration, read back from its optimizer while its schedule sets them."""
     schedule = make_schedule(config, per_epoch)
-    optimizer = make_optimizer(config, [("weight", nn.Parameter(torch.zeros(1)))])
+    optimizer = make_optimizer(config.replace(head_lr_scale=1.0), nn.Linear(1, 1))
     lr = []
     for step in range(schedule.steps + 1):
         set_lr_and_momentum(optimizer, schedule.lr(step), schedule.momentum_at(step))

@@ -13,6 +13,13 @@ from harness.config.settings import Config, canonical_name, coerce, setting_fiel
 from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
 
+MODEL_SETTINGS = (
+    "model_args",
+    "lr_min",
+    "lr_max",
+    "head_lr_scale",
+)  # of a recipe, for its own model only: an LR belongs to its model
+
 
 def recipe_paths() -> dict[str, Path]:
     """Return the shipped recipes: name -> file."""
@@ -78,8 +85,9 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule. If `resume` is a run directory and there is no recipe, the settings
-    of that run are used.
+    fewer epochs keeps the shape of its schedule. `model_args` are added to those of the recipe. The settings of a recipe that
+    fit only its own model (`MODEL_SETTINGS`) are not used for another `model`. If `resume` is a run directory and there is
+    no recipe, the settings of that run are used.
 
     Args:
         options: setting in any spelling -> value. The modules of `plugin` are imported when the model is made; those that
@@ -97,4 +105,11 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
         )
         values["peak_epoch"] = peak_epoch * coerce("epochs", given["epochs"]) / max(epochs, 1)
+    if "model" in given and given["model"] != values.get("model", setting_fields()["model"].default):
+        values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
+    if values.get("model_args") and "model_args" in given:
+        given["model_args"] = {
+            **coerce("model_args", values["model_args"]),
+            **coerce("model_args", given["model_args"]),
+        }
     return Config(**{**values, **given})

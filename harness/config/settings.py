@@ -116,6 +116,7 @@ class Config:
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
     bias_lr_scale: float = _setting(1.0, "Factor on the LR of the biases; their weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
+    head_lr_scale: float = _setting(1.0, "Factor on the LR of the last layer (timm's classifier); its weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
     lookahead: int = _setting(0, "Look-ahead: replace the weights by their moving average every this many updates, with an average that becomes longer towards the end of training; 0: off.", group="Training", low=0, high=1_000_000, added_later=True)
     whitening: bool = _setting(False, "Initialise the first convolution with filters that whiten the patches of the training images, and do not train them.", group="Training", added_later=True)
     clip_grad: float = _setting(0.0, "Maximum norm of the gradient; 0: no clipping.", group="Training", low=0)

@@ -165,7 +165,9 @@ def divergence(curve: LRCurve, uniform_loss: float) -> float | None:
 def accuracy_peak(curve: LRCurve) -> Peak | None:
     """Return where the batch accuracy is highest; None when it does not rise above its noise.
 
-    Not the one highest point, which moves by a factor of four between seeds, but the middle of all of the top.
+    Not the one highest point, which moves by a factor of four between seeds, but the middle of all of the top. Of several
+    maxima that are nearly as high, the one at the lowest rate: after a dip the curve is that of a network that higher rates
+    have upset, and the seeds differ in which maximum is the highest.
     """
     accs = curve.accs[: curve.finite]
     if len(accs) < FEWEST_LOSSES:
@@ -177,6 +179,8 @@ def accuracy_peak(curve: LRCurve) -> Peak | None:
     rise = float(level[top]) - start
     if rise <= max(CERTAIN * noise, 1e-9):
         return None
+    maxima = sorted([top, *_other_maxima(level, start, rise, top)])
+    top = maxima[0]
     first, last = _stretch(level >= start + TOP * rise - error, top)
     begin, _ = _stretch(level >= start + BEGIN * rise, top)
     return Peak(
@@ -185,7 +189,7 @@ def accuracy_peak(curve: LRCurve) -> Peak | None:
         last=last,
         acc=float(level[top]),
         begin=float(curve.lrs[begin]),
-        others=_other_maxima(curve.lrs, level, start, rise, top),
+        others=tuple(float(curve.lrs[index]) for index in maxima[1:]),
     )
 
 
@@ -235,8 +239,8 @@ def _final_stretch(mask: np.ndarray) -> int:
     return int(breaks[-1]) + 1 if len(breaks) else 0
 
 
-def _other_maxima(lrs: np.ndarray, level: np.ndarray, start: float, rise: float, top: int) -> tuple[float, ...]:
-    """Return the learning rates of maxima nearly as high, separated from the highest by a dip of a third of the rise."""
+def _other_maxima(level: np.ndarray, start: float, rise: float, top: int) -> list[int]:
+    """Return the indices of maxima nearly as high, separated from the highest by a dip of a third of the rise."""
     high = level >= start + 0.67 * rise
     highest = _stretch(high, top)
     others, index = [], 0
@@ -247,9 +251,9 @@ def _other_maxima(lrs: np.ndarray, level: np.ndarray, start: float, rise: float,
         first, last = _stretch(high, index)
         best = first + int(np.argmax(level[first : last + 1]))
         if (first, last) != highest and level[best] >= start + 0.85 * rise:
-            others.append(float(lrs[best]))
+            others.append(best)
         index = last + 1
-    return tuple(others)
+    return others
 
 
 def _valley(level: np.ndarray) -> int:

@@ -11,7 +11,9 @@ import numpy as np
 from harness.lr_finder.analysis import FEWEST_LOSSES, LRCurve, Peak, accuracy_peak, divergence, loss_points
 
 SAFETY = 4.0  # LRMAX stays this factor below the first divergence
-RATIO_LEAST, RATIO_MOST = 3.0, 30.0  # of LRMAX to LRMIN
+# Of LRMAX to LRMIN, where the schedule ends. Training has to end at a low rate: the custom ResNet on CIFAR-10 reached
+# 85.9, 89.5, 90.5 and 90.5 % on held-out images with ratios of 3, 10, 30 and 100 (docs/log.md, 2026-11-26).
+RATIO_LEAST, RATIO_MOST = 30.0, 300.0
 AGREE, DISAGREE = 2.0, 3.0  # factors between the seeds
 COARSE = 10  # steps per decade under which a curve is too coarse
 
@@ -140,8 +142,8 @@ def suggest(curves: Sequence[LRCurve], *, uniform_loss: float) -> Suggestion:
 
 
 def lr_min_for(begins: float | None, lr_max: float) -> float:
-    """Return LRMIN: where learning begins, but at most a third of LRMAX and at least a thirtieth of it."""
-    begins = lr_max / 10 if begins is None else begins
+    """Return LRMIN: where learning begins, but at most LRMAX / `RATIO_LEAST` and at least LRMAX / `RATIO_MOST`."""
+    begins = lr_max / 100 if begins is None else begins
     return round_significant(min(max(begins, lr_max / RATIO_MOST), lr_max / RATIO_LEAST))
 
 
@@ -179,7 +181,7 @@ def _lr_max_reason(lr_max: float, seeds: Sequence[_Seed], diverges: float | None
 
 def _lr_min_reason(lr_min: float, begins: float | None, lr_max: float) -> str:
     if begins is None:
-        return f"LRMIN {lr_min:.2g}: a tenth of LRMAX"
+        return f"LRMIN {lr_min:.2g}: a hundredth of LRMAX"
     reason = f"LRMIN {lr_min:.2g}: learning begins at {begins:.2g}"
     if begins < lr_max / RATIO_MOST:
         return f"{reason}, raised to LRMAX/{RATIO_MOST:g}"

@@ -94,6 +94,7 @@ class CustomResNet(nn.Module):
         padding_mode: padding of the convolutions, as in `nn.Conv2d`.
         logit_scale: the logits are multiplied by this (Page: 0.125, with `head_bias=False`).
         head_init: `zero` initialises weights and bias of the classifier to 0, so that the first loss is ln(classes).
+        head_init_scale: the initial weights and bias of the classifier are multiplied by this.
         drop_rate: dropout before the classifier.
 
     Raises:
@@ -113,6 +114,7 @@ class CustomResNet(nn.Module):
         logit_scale: float = 1.0,
         head_bias: bool = True,
         head_init: str = "default",
+        head_init_scale: float = 1.0,
         drop_rate: float = 0.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -124,6 +126,7 @@ class CustomResNet(nn.Module):
         self.logit_scale = float(logit_scale)
         self.head_bias = head_bias
         self.head_init = head_init
+        self.head_init_scale = float(head_init_scale)
         self.drop_rate = drop_rate
         self.grad_checkpointing = False
 
@@ -150,9 +153,11 @@ class CustomResNet(nn.Module):
         self._init_head()
 
     def _init_head(self) -> None:
-        if self.head_init == "zero":
-            for parameter in self.fc.parameters():
-                nn.init.zeros_(parameter)
+        scale = 0.0 if self.head_init == "zero" else self.head_init_scale
+        if scale != 1:
+            with torch.no_grad():
+                for parameter in self.fc.parameters():
+                    parameter.mul_(scale)
 
     @torch.jit.ignore
     def init_weights(self) -> None:

@@ -118,7 +118,7 @@ def resolve_lr(
     if config.lr_min == FIND:
         return config.replace(lr_max=lr_max, lr_min=lr_min)
     given = float(config.lr_min)
-    if given > lr_max / 3:  # the recipe's LRMIN belongs to another LRMAX
+    if given > lr_max / 10:  # the recipe's LRMIN belongs to another LRMAX
         reporter.message(
             f"lr_min={given:g} is too close to the LRMAX of the range test ({lr_max:.3g}); training starts at {lr_min:.3g} instead."
         )

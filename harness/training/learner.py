@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
 from harness.training.lookahead import Lookahead
+from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
 from harness.utils import fault_injection
 from harness.utils.errors import UsageError, is_out_of_memory
 
@@ -243,7 +244,7 @@ def make_learner(
         model=model,
         processes=processes,
         parallel=parallel,
-        optimizer=make_optimizer(config, model.named_parameters()),
+        optimizer=make_optimizer(config, model),
         device=device,
         precision=precision,
         label_smoothing=0.0 if mix else config.label_smoothing,  # mixed targets are smoothed where they are made
@@ -292,54 +293,3 @@ def why_not_captured(config: Config, learner: Learner) -> str | None:
         f"optimizer={config.optimizer} counts its steps on the CPU": config.optimizer != "sgd",
     }
     return next((reason for reason, applies in reasons.items() if applies), None)
-
-
-def parameter_groups(config: Config, parameters: Iterable[tuple[str, nn.Parameter]]) -> list[dict[str, Any]]:
-    """Return the groups of trained parameters for an optimizer, each with its factor on the LR as `lr_scale`.
-
-    There is one group, or with `bias_lr_scale` one for the biases too, whose weight decay is divided by that factor.
-    """
-    trained = [(name, parameter) for name, parameter in parameters if parameter.requires_grad]
-    scale, decay = config.bias_lr_scale, config.weight_decay
-    if scale == 1:
-        return [{"params": [parameter for _, parameter in trained], "weight_decay": decay}]
-    biases = [parameter for name, parameter in trained if name.rpartition(".")[2] == "bias"]
-    others = [parameter for name, parameter in trained if name.rpartition(".")[2] != "bias"]
-    groups = (
-        {"params": others, "weight_decay": decay, "lr_scale": 1.0},
-        {"params": biases, "weight_decay": decay / scale, "lr_scale": scale},
-    )
-    return [group for group in groups if group["params"]]
-
-
-def make_optimizer(config: Config, parameters: Iterable[tuple[str, nn.Parameter]]) -> torch.optim.Optimizer:
-    """Return the optimizer that the settings name, in its fused form where torch has one."""
-    trained = parameter_groups(config, parameters)
-    lr, momentum = config.rates()[1], config.momentum
-    fused = all(parameter.device.type in ("cpu", "cuda") for group in trained for parameter in group["params"])
-    match config.optimizer:
-        case "sgd":
-            return torch.optim.SGD(trained, lr, momentum, nesterov=config.nesterov, fused=fused)
-        case "adam":
-            return torch.optim.Adam(trained, lr, betas=(momentum, 0.999), fused=fused)
-        case "adamw":
-            return torch.optim.AdamW(trained, lr, betas=(momentum, 0.999), fused=fused)
-        case "rmsprop":
-            return torch.optim.RMSprop(trained, lr, momentum=momentum)
-    raise AssertionError(config.optimizer)
-
-
-def set_lr_and_momentum(optimizer: torch.optim.Optimizer, lr: float, momentum: float) -> None:
-    """Give every parameter group its learning rate (times its `lr_scale`) and momentum for the next update."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_scale", 1.0)
-        if "betas" in group:
-            group["betas"] = (momentum, group["betas"][1])
-        else:
-            group["momentum"] = momentum
-
-
-def current_lr(optimizer: torch.optim.Optimizer) -> float:
-    """Return the learning rate that the optimizer has now, without the factors of parameter groups."""
-    group = optimizer.param_groups[0]
-    return float(group["lr"]) / group.get("lr_scale", 1.0)

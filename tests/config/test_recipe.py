@@ -54,3 +54,20 @@ def test_a_recipe_with_one_setting_in_two_spellings_is_refused(tmp_path):
     path.write_text("lr_max: 0.1\nLRMAX: 0.2\n")
     with pytest.raises(UsageError, match="given twice"):
         read_recipe(str(path))
+
+
+def test_arguments_of_the_model_are_added_to_those_of_the_recipe():
+    recipe = make_config({}, "dawnbench").model_args
+    config = make_config({"model_args": "width=8,logit_scale=1"}, "dawnbench")
+    assert config.model_args == {**recipe, "width": 8, "logit_scale": 1}
+
+
+def test_another_model_takes_neither_arguments_nor_rates_of_the_recipes_own_model():
+    recipe, default = make_config({}, "custom-resnet"), Config()
+    other = make_config({"model": "resnet18_cifar"}, "custom-resnet")
+    assert recipe.model_args and recipe.head_lr_scale != 1
+    assert (other.model_args, other.head_lr_scale) == ({}, 1)
+    assert (other.lr_min, other.lr_max) == (default.lr_min, default.lr_max) != (recipe.lr_min, recipe.lr_max)
+    assert other.epochs == recipe.epochs
+    assert make_config({"model": "resnet18_cifar", "lr_max": 0.2}, "custom-resnet").lr_max == 0.2
+    assert make_config({"model": "custom_resnet"}, "custom-resnet").model_args == recipe.model_args

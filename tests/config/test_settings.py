@@ -109,6 +109,7 @@ def test_every_setting_has_help_and_its_default_passes_its_own_check():
         (["--tta", "no", "run"], "no", "run"),
         (["run", "--TTA"], "true", "run"),
         (["--no-tta", "run"], "false", "run"),
+        (["--tta", "mirror-translate", "run"], "mirror-translate", "run"),
     ],
 )
 def test_a_boolean_option_stands_alone_or_takes_a_value_and_never_swallows_a_path(arguments, value, path):
@@ -153,3 +154,16 @@ def test_the_option_of_a_setting_that_is_on_off_or_auto_takes_a_value_or_stands_
 def test_only_a_setting_that_may_be_none_can_be_auto():
     with pytest.raises(UsageError, match="compile='auto': need True or False"):
         Config(compile="auto")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(True, "mirror"), (False, "none"), ("True", "mirror"), ("no", "none"), (1, "mirror"), ("mirror-translate",) * 2],
+)
+def test_tta_was_on_or_off_before_and_such_values_are_still_read(value, expected):
+    assert Config(tta=value).tta == expected
+
+
+def test_alternating_flip_needs_flip():
+    with pytest.raises(UsageError, match="--flip True"):
+        Config(alternating_flip=True, flip=False)

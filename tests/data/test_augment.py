@@ -10,6 +10,7 @@ from PIL import Image
 from harness.config.settings import Config
 from harness.data import augment as subject
 from harness.data.dataset import Dataset, in_memory
+from harness.data.device_loader import epoch_order
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
@@ -250,3 +251,19 @@ def test_seeded_rng_seeds_inside_and_restores_outside():
         with subject.seeded_rng(9):
             draws.append((random.random(), torch.rand(1).item()))
     assert draws[0] == draws[1] and (random.random(), torch.rand(1).item()) == expected
+
+
+@pytest.mark.parametrize("back_end", BACK_ENDS)
+def test_alternating_flip_shows_both_views_of_every_image_in_two_epochs(back_end):
+    plain = PREPROCESS.image(CODED)
+    settings = {"crop": "none", "cutout": 0, "flip": True, "alternating_flip": True}
+    mirrored = [
+        [bool((image - plain.flip(2)).abs().max() < 2e-6) for image in augmented(back_end, 40, epoch, **settings)]
+        for epoch in range(3)
+    ]
+    orders = [epoch_order(40, 0, epoch).tolist() for epoch in range(3)]
+    by_image = [dict(zip(order, row, strict=True)) for order, row in zip(orders, mirrored, strict=True)]
+    assert 5 < sum(by_image[0].values()) < 35
+    assert all(by_image[1][image] != flipped for image, flipped in by_image[0].items())
+    assert by_image[2] == by_image[0]
+    assert by_image[0] == dict(enumerate(subject.alternating_flips(40, 0, 0).tolist()))

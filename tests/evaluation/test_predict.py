@@ -80,3 +80,18 @@ def test_no_images_and_predictions_that_are_not_finite_are_refused():
     nn.init.constant_(model.head.bias, float("nan"))
     with pytest.raises(DivergedError, match="17 of 17 images"):
         predict_batches(model, batches(), "cpu")
+
+
+def test_mirror_translate_is_the_weighted_mean_of_six_views():
+    model = Net().eval()
+    predictions = predict_batches(model, batches(), "cpu", tta="mirror-translate")
+    images = np.concatenate([images.numpy() for images, _ in batches()])
+    expected = 0
+    for weight, (down, right) in ((0.5, (0, 0)), (0.25, (1, 1)), (0.25, (-1, -1))):
+        rows, columns = (np.abs(np.arange(8) + by) for by in (down, right))  # -1 is reflected to 1
+        rows, columns = (np.where(index > 7, 14 - index, index) for index in (rows, columns))
+        moved = images[:, :, rows][:, :, :, columns]
+        for view in (moved, moved[:, :, :, ::-1]):
+            with torch.no_grad():
+                expected = expected + weight / 2 * model(torch.from_numpy(view.copy()))
+    np.testing.assert_allclose(predictions.tta_probabilities, expected.softmax(1), atol=1e-6)

@@ -73,7 +73,7 @@ def test_lr_min_is_where_learning_begins_in_a_sane_ratio():
     for begins in (None, 1e-9, 1e-3, 5e-3, 1.0):
         ratio = 0.02 / lr_min_for(begins, 0.02)
         assert RATIO_LEAST * 0.95 <= ratio <= RATIO_MOST * 1.05
-    assert lr_min_for(2e-3, 0.02) == 2e-3
+    assert lr_min_for(2e-4, 0.02) == 2e-4
 
 
 def test_the_steepest_rule_picks_the_start_of_the_curve_and_ours_does_not():

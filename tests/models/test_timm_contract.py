@@ -15,7 +15,7 @@ from timm.optim import create_optimizer_v2
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from harness.models import cifar_resnet
+from harness.models import cifar_resnet, speedrun_cnn  # noqa: F401 - registers its model
 
 PAGE = {"order": "conv-bn-relu-pool", "logit_scale": 0.125, "head_bias": False, "padding_mode": "reflect"}
 # Narrow, to be quick: only the test of the full ones depends on the width.
@@ -23,6 +23,7 @@ CASES = [
     pytest.param("custom_resnet", {"width": 8}, id="custom_resnet"),
     pytest.param("custom_resnet", {"width": 8, **PAGE}, id="page"),
     pytest.param("resnet18_cifar", {"channels": (8, 16, 24, 32)}, id="resnet18_cifar"),
+    pytest.param("speedrun_cnn", {"width": 8}, id="speedrun_cnn"),
 ]
 every_model = pytest.mark.parametrize(("name", "kwargs"), CASES)
 scripted = pytest.mark.filterwarnings(
@@ -33,6 +34,11 @@ scripted = pytest.mark.filterwarnings(
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+def side_at(name: str, reduction: int) -> int:
+    """Return the side of a map for images of 32 x 32 pixels; the first layer of speedrun_cnn has no padding."""
+    return 32 // reduction - (name == "speedrun_cnn")
 
 
 def make(name: str, kwargs: dict[str, Any], **more: Any) -> nn.Module:
@@ -80,8 +86,10 @@ def test_every_parameter_gets_a_gradient(name: str, kwargs: dict[str, Any]) -> N
     logits = model(images(4))
     logits.square().mean().backward()
     assert logits.shape == (4, 42)
-    without = [key for key, value in model.named_parameters() if value.grad is None or not value.grad.isfinite().all()]
-    assert without == []
+    trained = {key: value for key, value in model.named_parameters() if value.requires_grad}
+    assert [key for key, value in trained.items() if value.grad is None or not value.grad.isfinite().all()] == []
+    fixed = [key for key, _ in model.named_parameters() if key not in trained]
+    assert all("bn" in key and key.endswith("weight") for key in fixed) and (not fixed or name == "speedrun_cnn")
 
 
 @every_model
@@ -95,7 +103,8 @@ def test_gradient_checkpointing_changes_neither_logits_nor_gradients(name: str, 
     for one in logits:
         one.square().sum().backward()
     for (key, one), other in zip(plain.named_parameters(), saving.parameters(), strict=True):
-        assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6), key
+        if one.requires_grad:
+            assert torch.allclose(one.grad, other.grad, rtol=1e-4, atol=1e-6), key
     saving.set_grad_checkpointing(False)
     assert not saving.grad_checkpointing
 
@@ -136,7 +145,7 @@ def test_the_head_is_features_then_pooling_then_classifier(name: str, kwargs: di
     assert torch.equal(model.forward_head(features), model(batch))
     pooled = model.forward_head(features, pre_logits=True)
     assert pooled.shape == (2, model.head_hidden_size)
-    expected = features.amax((2, 3)) if name == "custom_resnet" else features.mean((2, 3))
+    expected = features.mean((2, 3)) if name == "resnet18_cifar" else features.amax((2, 3))
     assert torch.allclose(pooled, expected, atol=1e-6)
 
 
@@ -154,7 +163,10 @@ def test_without_classifier_and_pooling_it_gives_the_last_stage(name: str, kwarg
     model, batch = make(name, kwargs), images()
     model.reset_classifier(0, "")
     assert torch.equal(model(batch), model.forward_features(batch))
-    assert make(name, kwargs, num_classes=0, global_pool="")(batch).shape == (2, model.num_features, 4, 4)
+    assert make(name, kwargs, num_classes=0, global_pool="")(batch).shape[1:] == (
+        model.num_features,
+        *model.default_cfg["pool_size"],
+    )
 
 
 @every_model
@@ -178,7 +190,7 @@ def test_feature_channels_and_reductions_are_those_of_feature_info(name: str, kw
     assert len(channels) >= 4
     maps = model(images())
     assert [tuple(one.shape) for one in maps] == [
-        (2, count, 32 // by, 32 // by) for count, by in zip(channels, reductions, strict=True)
+        (2, count, side_at(name, by), side_at(name, by)) for count, by in zip(channels, reductions, strict=True)
     ]
 
 
@@ -207,7 +219,7 @@ def test_intermediates_are_the_maps_of_feature_info_in_both_forms(name: str, kwa
     assert torch.equal(last, model.forward_features(batch)) and torch.equal(last, maps[-1])
     info = model.feature_info
     assert [one.shape[1:] for one in maps] == [
-        (level["num_chs"], 32 // level["reduction"], 32 // level["reduction"]) for level in info
+        (level["num_chs"], *[side_at(name, level["reduction"])] * 2) for level in info
     ]
     only = model.forward_intermediates(batch, indices=[0, 2], intermediates_only=True)
     early = model.forward_intermediates(batch, indices=[0, 2], stop_early=True, intermediates_only=True)
@@ -252,7 +264,7 @@ def test_a_traced_graph_computes_the_same_and_trains(name: str, kwargs: dict[str
     whole = torch.fx.symbolic_trace(model)
     assert torch.allclose(whole(batch), model(batch), atol=1e-6)
     whole.train()(batch).square().mean().backward()
-    assert all(parameter.grad is not None for parameter in whole.parameters())
+    assert all(parameter.grad is not None for parameter in whole.parameters() if parameter.requires_grad)
 
 
 @scripted
@@ -322,7 +334,7 @@ def test_parameter_groups_hold_every_parameter_once_and_in_depth_order(
     assert sorted(grouped) == sorted(key for key, _ in model.named_parameters())
     # The order of the groups is the order of computation, in which the parameters were made.
     assert grouped == [key for key, _ in model.named_parameters()]
-    stages = 4 if name == "custom_resnet" else 5
+    stages = 5 if name == "resnet18_cifar" else 4
     assert len(groups) == stages + 1 if coarse else len(groups) > stages + 1
 
 

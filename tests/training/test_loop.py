@@ -74,7 +74,7 @@ def test_clipping_bounds_the_norm_of_the_step():
 
 def test_the_moving_average_is_the_recursion_over_the_weights():
     model = net()
-    one = learner(model, ema=0.8)
+    one = learner(model, ema=0.8, ema_warmup=False)
     expected = None
     for step, (images, labels) in enumerate(Batches().epoch(0)):
         one.train_step(images, labels, step, 0.1, 0.9)
@@ -113,7 +113,8 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"clip_grad": 0.5, "grad_accumulation": 2}]
+    "settings",
+    [{}, {"ema": 0.9}, {"optimizer": "adamw"}, {"clip_grad": 0.5, "grad_accumulation": 2}, {"bias_lr_scale": 8}],
 )
 @pytest.mark.parametrize("stop", [1, 3, 5, 8])
 def test_a_run_stopped_at_any_step_resumes_with_bit_identical_results(stop, settings, tmp_path):
