@@ -23,7 +23,7 @@ from harness.reporting.figures import gradcam as cam_figure
 from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.training.device import autocast, autocast_dtype
-from harness.utils.errors import DataError, UsageError
+from harness.utils.errors import DataError, DivergedError, UsageError
 from harness.utils.files import write_atomically, write_json
 
 log = logging.getLogger(__name__)
@@ -144,6 +144,7 @@ def explain(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
         DataError: a picture cannot be read, or a folder has none.
+        DivergedError: the model answers with NaN or infinite numbers.
     """
     settings = settings or {}
     trained = load_trained_model(Path(run), settings)
@@ -168,6 +169,8 @@ def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, to
         image = trained.preprocess.image(pixels)[None]
         with torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
             probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
         order = np.argsort(-probabilities)[:top]
         guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
         if not draws_maps:
