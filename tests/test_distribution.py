@@ -53,7 +53,7 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     assert {"harness/py.typed", *(f"harness/config/recipes/{name}.yaml" for name in recipe_paths())} <= names
     assert any(name.startswith("harness/reporting/html/templates/") for name in names)
     assert (metadata["Name"], metadata["Author"]) == ("vision-harness", "The harness developers")
-    assert dict(scripts["console_scripts"]) == dict.fromkeys(("harness", "vision-harness"), "harness.cli.main:main")
+    assert dict(scripts["console_scripts"]) == dict.fromkeys(("harness", "vision-harness"), "harness.__main__:main")
     urls = dict(line.split(", ", 1) for line in metadata.get_all("Project-URL"))
     assert {"Documentation", "Source"} <= urls.keys() and all(url.startswith("https://") for url in urls.values())
 

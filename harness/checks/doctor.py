@@ -13,12 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.utils.environment import git_state, processor, usable_cpus, version
 from harness.utils.errors import HarnessError, first_line
+
+if TYPE_CHECKING:
+    import torch
 
 OPTIONAL = ("psycopg", "onnx", "onnxruntime", "torch-lr-finder", "lightning", "wandb-workspaces")
 BAD = {
@@ -318,6 +321,18 @@ def _run(config: Config) -> Iterator[Diagnosis]:
     if device.type == "cpu" and devices.cpu_has_bf16():
         precision += f" (bfloat16 was measured at {devices.measure_bf16_speedup():g} times the speed of float32)"
     yield Diagnosis("run", "precision", precision)
-    fits = config.data in (*DOWNLOADS, "digits") and config.augment != "albumentations" and config.crop != "resized"
-    loader = "resident" if config.loader == "auto" and fits else config.loader
-    yield Diagnosis("run", "loader", loader if loader == "resident" else f"{loader}, {config.workers} workers")
+    yield Diagnosis("run", "loader", _loader(config, device))
+
+
+def _loader(config: Config, device: torch.device) -> str:
+    """Return the loader that a run would take, with the number of its processes, as far as the settings decide it."""
+    from harness.data.worker_loader import count_workers
+
+    count = count_workers(config.workers, device)
+    processes = f"timm, {count} worker process{'' if count == 1 else 'es'}" if count else "timm, in the main process"
+    may_fit = config.augment != "albumentations" and config.crop != "resized"
+    if config.loader == "resident" or (config.loader == "auto" and may_fit and config.data in (*DOWNLOADS, "digits")):
+        return "resident"
+    if config.loader == "auto" and may_fit:
+        return f"resident where the images fit on the device, else {processes}"
+    return processes

@@ -17,7 +17,16 @@ from harness.evaluation.metrics import read_predictions_csv
 from harness.evaluation.trained_model import load_trained_model
 from harness.models.factory import count_parameters
 from harness.tracking.journal import JournalContents, read_journal
-from harness.tracking.run_dir import STATUS, RunState, check_own_files, current_state, read_summary, resume_command
+from harness.tracking.run_dir import (
+    STATUS,
+    RunState,
+    changed_results,
+    check_own_files,
+    current_state,
+    read_summary,
+    resume_command,
+)
+from harness.utils.checksums import SUMS
 from harness.utils.errors import CheckpointError, DataError, HarnessError
 from harness.utils.files import read_json
 from harness.utils.plain import number, sub_mapping
@@ -137,6 +146,16 @@ def weights_row(run: FinishedRun, resnet18: bool) -> CheckRow:
         return row("weights", "a checkpoint of the network", str(error), "loaded", False)
     how = f"loaded from {trained.path.name} and counted"
     return parameters_row(count_parameters(trained.model), resnet18, how, "weights")
+
+
+def files_row(run: FinishedRun) -> CheckRow:
+    """Return the row about the files that the result stands on, which are to be as the run left them."""
+    wanted, how = "as the run left them", f"their checksums in {SUMS}"
+    if not (run.folder / SUMS).is_file():
+        why = "written when a run ends" if run.state != RunState.FINISHED else "the run has none"
+        return row("files", wanted, "not checked", f"{SUMS}: {why}", None)
+    changed = changed_results(run.folder)
+    return row("files", wanted, f"changed: {', '.join(changed)}" if changed else "unchanged", how, not changed)
 
 
 def accuracy_row(run: FinishedRun) -> CheckRow:

@@ -156,11 +156,11 @@ def _losses(model: nn.Module, config: Config, images: Tensor) -> tuple[float, fl
     config = config.replace(
         grad_accumulation=1, ema=0, compile=False, label_smoothing=0, clip_grad=0, channels_last=False, auto_batch=False
     )
-    labels = torch.arange(len(images)) % 10
     model.train()
     torch.manual_seed(0)
     with torch.no_grad():
         logits = model(images).double().numpy()  # [B, classes], with the batch's own statistics, as in training
+    labels = torch.arange(len(images)) % logits.shape[1]
     torch.manual_seed(0)
     learner = make_learner(config, model, torch.device("cpu"), None)
     loss = float(learner.train_step(images, labels, 0, 1e-6, config.momentum).loss)

@@ -120,15 +120,16 @@ def _verify_run(run: finished_run.FinishedRun) -> Verification:
     config, resnet18 = run.config, _is_resnet18(run.config)
     network_rows, image_rows = _measure(config, len(run.classes) or 10)
     data, accuracy = finished_run.run_data_row(run), finished_run.accuracy_row(run)
-    weights = finished_run.weights_row(run, resnet18)
+    weights, files = finished_run.weights_row(run, resnet18), finished_run.files_row(run)
     subject = f"run {run.folder.name} ({run.state})"
     if resnet18:
-        return Verification(subject, "CIFAR ResNet-18", [data, *network_rows, weights, accuracy])
+        return Verification(subject, "CIFAR ResNet-18", [data, *network_rows, weights, files, accuracy])
     rates = finished_run.recorded_rates(run)
     rows = [
         data,
         *network_rows,
         weights,
+        files,
         finished_run.finished_batch_row(run, rates.per_epoch),
         finished_run.epochs_row(run),
         *lr_schedule.rate_rows(rates, *finished_run.used_rates(run)),

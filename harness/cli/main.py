@@ -8,6 +8,7 @@ import signal
 import sys
 import textwrap
 import traceback
+from types import FrameType
 from typing import Any
 
 import click
@@ -26,7 +27,7 @@ from harness.utils.errors import (
     UsageError,
     as_harness_error,
 )
-from harness.utils.signals import Interrupted
+from harness.utils.signals import SIGNALS, Interrupted
 from harness.utils.text import printable
 
 EXIT_STATUSES = {
@@ -132,11 +133,30 @@ def main() -> None:
 
 
 def _exit_on_signals() -> dict[int, Any]:
-    """End by exiting, never by dying of a signal, which W&B's agent would count as success; return the former handlers."""
-    numbers = [
-        number for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None
-    ]
-    return {number: signal.signal(number, lambda number, frame: sys.exit(128 + number)) for number in numbers}
+    """End by exiting, never by dying of a signal, which W&B's agent would count as success; return the former handlers.
+
+    An exception inside an import may be swallowed or turned into another one by what is imported: there the process ends
+    at once. A signal that is ignored, such as SIGHUP under nohup, stays so.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if _is_importing(frame):
+            os._exit(128 + number)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+    numbers = [number for name in SIGNALS if (number := getattr(signal, name, None)) is not None]
+    numbers = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    return {number: signal.signal(number, handle) for number in numbers}
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _is_reported_elsewhere(error: HarnessError) -> bool:

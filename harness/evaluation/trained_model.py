@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.tracking.run_files import check_own_files
 from harness.training import checkpoint
-from harness.training.device import configure_torch, pick_device, pick_precision
+from harness.training.device import pick_device, pick_precision
+from harness.training.process_settings import configure_torch, configured_torch, restore_process_state
 from harness.utils import plugins
 from harness.utils.errors import CheckpointError, HarnessError, UsageError
 
@@ -41,7 +43,12 @@ class TrainedModel:
     device: torch.device
     facts: Mapping[str, Any]
 
+    def configured(self) -> AbstractContextManager[None]:
+        """Return a context in which the process has the threads and kernels of the model's settings."""
+        return configured_torch(self.config, self.device)
 
+
+@restore_process_state()
 def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = None) -> TrainedModel:
     """Return the model in a `model.safetensors`, a `last.pt` or a run directory, with its training configuration.
 
@@ -72,8 +79,8 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
     config = saved.replace(**{"device": "auto", **named})
     device = pick_device(config.device)
-    config = config.replace(precision=pick_precision(config.precision, device))
     configure_torch(config, device)
+    config = config.replace(precision=pick_precision(config.precision, device))
     # Those that the user names, and those of the checkpoint, which have to be among them.
     modules = tuple(dict.fromkeys([*config.plugin, *saved.plugin]))
     model = factory.create_model(saved.replace(pretrained=False, plugin=modules), saved.classes or len(classes))

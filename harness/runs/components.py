@@ -17,10 +17,11 @@ from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
 from harness.models.whitening import whiten_first_layer
-from harness.training.device import autocast_dtype, configure_torch, eval_mode, pick_device, pick_precision
+from harness.training.device import autocast_dtype, eval_mode, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
+from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
 from harness.utils.errors import UsageError, did_you_mean, first_line
 

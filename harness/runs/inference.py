@@ -23,6 +23,7 @@ from harness.reporting.figures import gradcam as cam_figure
 from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.training.device import autocast, autocast_dtype
+from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
 from harness.utils.files import write_atomically, write_json
 
@@ -46,6 +47,7 @@ class SplitEvaluation:
     folder: Path
 
 
+@restore_process_state()
 def evaluate(
     run: Path | str, settings: Mapping[str, Any] | None = None, *, split: str = "", out: Path | None = None
 ) -> SplitEvaluation:
@@ -76,6 +78,7 @@ def evaluate(
         available = ", ".join(key for key, value in splits.items() if value is not None)
         raise UsageError(f"split={name!r}: the data has {available}")
     folder = Path(out) if out is not None else _run_folder(trained.path) / f"evaluation-{name}"
+    configure_torch(trained.config, trained.device)
     loader = loaders.make_eval_loader(images, trained.preprocess, trained.config, trained.device)
     result = _evaluator(trained).evaluate(images, loader, folder)
     facts = {
@@ -167,7 +170,7 @@ def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, to
             log.warning("skipped: %s", error)
             continue
         image = trained.preprocess.image(pixels)[None]
-        with torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
+        with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
             probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
         if not np.isfinite(probabilities).all():
             raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
@@ -176,9 +179,10 @@ def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, to
         if not draws_maps:
             yield Explanation(file, guesses)
             continue
-        maps = gradcam.compute_maps(
-            trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
-        )
+        with trained.configured():
+            maps = gradcam.compute_maps(
+                trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
+            )
         picture = to_uint8(trained.preprocess.denormalise(image)[0])
         yield Explanation(file, guesses, write_overlay(picture, maps, out / name), bool(maps.empty[0]))
 

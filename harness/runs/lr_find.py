@@ -21,6 +21,7 @@ from harness.tracking import run_dir
 from harness.tracking.records import Record
 from harness.tracking.tracker import Tracker
 from harness.training.device import describe_environment
+from harness.training.process_settings import restore_process_state
 from harness.utils.errors import UsageError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.plain import number
@@ -29,6 +30,7 @@ from harness.utils.signals import StopRequests
 JSON, FIGURE = "lr_finder.json", "lr_finder.png"
 
 
+@restore_process_state()
 def find_lr(
     config: Config,
     *,

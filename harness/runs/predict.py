@@ -98,7 +98,7 @@ def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
     """Return float32 [B, C] for prepared pictures, uint8 [B, 3, H, W]."""
     layout = torch.channels_last if trained.config.channels_last else torch.contiguous_format
     images = trained.preprocess.normalise(pixels.to(trained.device, non_blocking=True)).contiguous(memory_format=layout)
-    with torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
+    with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
         return trained.model(images).float().softmax(1).cpu().numpy()
 
 

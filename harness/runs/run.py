@@ -16,7 +16,7 @@ from harness.runs.components import Components, build_components
 from harness.runs.lr_find import resolve_lr
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import TrackedRun, tracked_run
-from harness.runs.trainer import RunResult, Trainer, tracking_header
+from harness.runs.trainer import WEIGHTS, RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
 from harness.tracking.run_dir import RunDir
@@ -26,6 +26,7 @@ from harness.training import checkpoint, distributed
 from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
+from harness.training.process_settings import restore_process_state
 from harness.training.schedule import make_schedule
 from harness.utils.errors import CheckpointError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
@@ -33,6 +34,7 @@ from harness.utils.seeding import seed_for
 from harness.utils.signals import StopRequests
 
 
+@restore_process_state()
 def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
     """Train, evaluate every epoch and record everything: the same as `harness run`.
 
@@ -63,6 +65,7 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
     with report_failed_trial():
         run_dir.check_output(config)
         _check_distributed(config, processes)
+        config = config.replace(precision=run_dir.kept_precision(config))
         components = build_components(with_placeholder_lr(config), processes)
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
@@ -82,9 +85,12 @@ def _train(
     """Train in a run directory, from its newest checkpoint where it has one."""
     remove_temporary_files(directory.path)
     learner = components.learner
-    saved = learner.processes.broadcast(_load_checkpoint(directory, components) if directory.resumed else None)
+    saved = learner.processes.broadcast(
+        _load_checkpoint(directory, components, reporter) if directory.resumed else None
+    )
     state = restore_state(components, saved)
     if saved is not None:
+        directory.checkpoint_step = state.step
         reporter.message(f"Resuming run in {directory.path} from step {state.step} (epoch {len(state.history)}).")
     facts = describe_environment(learner.device)
     with (
@@ -132,22 +138,31 @@ def restore_state(components: Components, saved: dict[str, Any] | None) -> Train
     return state
 
 
-def _load_checkpoint(directory: RunDir, components: Components) -> dict[str, Any] | None:
-    """Return the newest checkpoint of a run; None where it has none.
+def _load_checkpoint(directory: RunDir, components: Components, reporter: ProgressReporter) -> dict[str, Any] | None:
+    """Return the newest checkpoint of a run; None where it has saved none.
 
     Raises:
         UsageError: the data has changed since.
-        CheckpointError: every checkpoint is damaged, or its weights do not fit.
+        CheckpointError: every checkpoint is damaged or gone, or its weights do not fit.
     """
-    path = checkpoint.newest_checkpoint(directory.checkpoints)
+    path, saved_step = checkpoint.newest_checkpoint(directory.checkpoints), run_dir.saved_step(directory.path)
     if path is None:
+        if saved_step:
+            raise CheckpointError(
+                f"the checkpoints of {directory.path} are gone, the last one of step {saved_step}; put {directory.checkpoints} back, or start again with --resume never"
+            )
+        reporter.message(f"{directory.path} has no checkpoint yet: the run starts from step 0.")
         return None
     saved = checkpoint.load_checkpoint(path)
+    if saved_step > (step := int(saved["progress"]["step"])):
+        reporter.message(f"The checkpoint of step {saved_step} is lost; the one before it is of step {step}.")
     if saved.get("fingerprint") != components.dataset.fingerprint:
         raise UsageError(
             f"the data has changed since {directory.path} was started; start a new run with --resume never"
         )
     checkpoint.load_weights_strict(components.learner.model, saved["learner"]["model"], path)
+    if components.selection_split and saved["progress"]["history"]:  # the weights of the best epoch so far
+        checkpoint.load_weights(directory.checkpoints / WEIGHTS)
     return saved
 
 

@@ -11,21 +11,22 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count as upwards
 from pathlib import Path
 from typing import IO, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, setting_fields
+from harness.config.settings import AUTO, Config, setting_fields
 from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
 from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.training.device import configure_torch, pick_device, pick_precision, release_memory
+from harness.training.device import pick_device, pick_precision, release_memory
+from harness.training.process_settings import configured_torch
 from harness.utils import environment
 from harness.utils.errors import (
     BusyError,
@@ -153,7 +154,7 @@ def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = No
     """
     with report_failed_trial():
         _check(config, count)
-        config = _common(config)
+        config = _common(config, count)
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
         run_dir.check_output(config)
         folder, lock, created = _claim(config, count)
@@ -225,11 +226,27 @@ def _check(config: Config, count: int) -> None:
         raise UsageError(f"seed={config.seed}, seeds={count}: the last seed is above {highest}; lower one of them")
 
 
-def _common(config: Config) -> Config:
-    """Return the settings with what all seeds share made explicit: precision and group."""
+def _common(config: Config, count: int) -> Config:
+    """Return the settings with what all seeds share made explicit: precision and group.
+
+    Seeds that were begun keep their precision: `auto` may be a measurement, which must not decide whether they are found.
+    """
+    if config.precision == AUTO:
+        for precision in run_dir.precisions() if config.resume == "auto" else ():
+            begun = _with_group(config.replace(precision=precision))
+            first = _with_seed(begun, begun.seed)
+            saved = [path / RECIPE for path in _folders(begun, count)]
+            if any(_equal(path, begun) for path in saved) or any(
+                _equal(path / run_dir.CONFIG, first) for path in run_dir.runs_with_settings(first)
+            ):
+                return begun
     device = pick_device(config.device)
-    configure_torch(config, device)
-    config = config.replace(precision=pick_precision(config.precision, device))
+    with configured_torch(config, device):
+        config = config.replace(precision=pick_precision(config.precision, device))
+    return _with_group(config)
+
+
+def _with_group(config: Config) -> Config:
     group = config.group or os.environ.get("WANDB_RUN_GROUP") or config.name or run_dir.name_without_seed(config)
     return config.replace(group=group)
 
@@ -238,12 +255,20 @@ def _with_seed(config: Config, seed: int) -> Config:
     return config.replace(seed=seed, name=config.name and f"{config.name[:MAX_NAME]}-s{seed}")
 
 
-def _claim(config: Config, count: int) -> tuple[Path, IO[str], list[Path]]:
-    """Return the locked directory of the summary (the one of the same settings, or a new one), and the folders made for it."""
+def _folders(config: Config, count: int) -> Iterator[Path]:
+    """Yield the directories in which a summary of seeds of this name stands, and then the first free one."""
     start = run_dir.slug(config.name or run_dir.name_without_seed(config))[:MAX_NAME]
     base = f"{start}-seeds-{config.seed}-{config.seed + count - 1}"
     for number in upwards(1):
         path = Path(config.output).expanduser() / (base if number == 1 else f"{base}-{number}")
+        yield path
+        if not (path / RECIPE).exists():
+            return
+
+
+def _claim(config: Config, count: int) -> tuple[Path, IO[str], list[Path]]:
+    """Return the locked directory of the summary (the one of the same settings, or a new one), and the folders made for it."""
+    for path in _folders(config, count):
         if (path / RECIPE).exists() and (config.resume == "never" or not _equal(path / RECIPE, config)):
             continue
         created = run_dir.make_folder(path)
@@ -303,6 +328,10 @@ def _finished_run(config: Config) -> Path | None:
 
 
 def _finished_seed(seed: int, folder: Path) -> SeedRun:
+    if run_dir.SUMMARY in run_dir.changed_results(folder):
+        raise DataError(
+            f"{folder / run_dir.SUMMARY} has changed since the run ended; restore it, or train again with --resume never"
+        )
     summary = run_dir.read_summary(folder)
     rates: dict[str, float] = {name: summary[name] for name in ("lr_min", "lr_max") if name in summary}
     return SeedRun(seed, RunState.FINISHED, folder.name, summary.get("result", {}), rates)

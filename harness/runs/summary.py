@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,9 +49,16 @@ def summarise(
 
 
 def best_epoch(history: list[dict[str, float]], split: str) -> tuple[int, float]:
-    """Return (epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split."""
-    row = max(history, key=lambda row: row.get(f"{split}/acc", float("-inf")))
-    return int(row["epoch"]), row.get(f"{split}/acc", float("nan"))
+    """Return (epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split.
+
+    An epoch whose loss or accuracy is not finite is none; (0, NaN) where there is no other.
+    """
+    metrics = (f"{split}/acc", f"{split}/loss")
+    finite = [row for row in history if all(math.isfinite(row.get(name, 0.0)) for name in metrics)]
+    if not finite:
+        return 0, math.nan
+    row = max(finite, key=lambda row: row.get(metrics[0], -math.inf))
+    return int(row["epoch"]), row.get(metrics[0], math.nan)
 
 
 def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:

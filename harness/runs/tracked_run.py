@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from harness.config.settings import Config
 from harness.reporting.html.pages import write_run_page
 from harness.tracking import run_dir
-from harness.tracking.journal import Journal, NullJournal, read_journal
+from harness.tracking.journal import REPLACED, Journal, NullJournal, read_journal
+from harness.tracking.journal_repair import JournalRepair, repair_journal
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
 from harness.tracking.wandb.session import in_sweep
+from harness.utils.checksums import SUMS, write_sums
 from harness.utils.errors import DivergedError, ResourceError, TrackingError, as_harness_error
 from harness.utils.files import write_atomically, write_json
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
@@ -66,6 +68,7 @@ def tracked_run(
         Interrupted: with exit code 0 in place of the caught one when a W&B sweep stopped the run early.
         TrackingError: W&B was required and is not available.
     """
+    (directory.path / SUMS).unlink(missing_ok=True)  # of a run that was killed at its very end
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
@@ -91,6 +94,7 @@ def tracked_run(
         raise
     if config.report:  # before the state is `finished`: a run that is killed here is resumed and writes the page then
         write_run_page(directory.path, reporter.message, RunState.FINISHED)
+    write_sums(directory.path, run_dir.RESULT_FILES)
     sync = {"sync": tracked.wandb.sync_command} if tracked.wandb.sync_command else {}
     directory.status(
         RunState.FINISHED, exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync
@@ -136,6 +140,9 @@ def _open(
     if resumed_step is None:
         journal, earlier = Journal(directory.path, full_header), []
     else:
+        repair = _repair_journal(directory, full_header, state)
+        if repair and resumed_step:  # else the run was killed before its journal was whole, and starts again
+            reporter.message(f"{repair}; what was there is in {REPLACED}")
         journal = Journal.resume(directory.path, resumed_step, full_header)
         earlier = read_journal(directory.path).records
     wandb = init.start(
@@ -150,6 +157,12 @@ def _open(
         say=reporter.message,
     )
     return TrackedRun(MultiTracker([journal, wandb]), journal, wandb)
+
+
+def _repair_journal(directory: RunDir, header: Mapping[str, Any], state: TrainerState | None) -> JournalRepair:
+    """Make the journal agree with the checkpoint, and return what it had lost."""
+    assert state is not None
+    return repair_journal(directory.path, state.step, header, state.history, state.step - len(state.lrs))
 
 
 def _plugin_files(config: Config) -> list[Path]:

@@ -25,8 +25,10 @@ from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
+from harness.training.finite import first_not_finite
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.utils import fault_injection
+from harness.utils.errors import CheckpointError, DivergedError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
 
@@ -188,7 +190,11 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
-        facts = {"step": self.state.step, "epoch": len(self.state.history), "model": self.components.config.model}
+        facts: dict[str, Any] = {
+            "step": self.state.step,
+            "epoch": len(self.state.history),
+            "model": self.components.config.model,
+        }
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
@@ -200,10 +206,23 @@ class Trainer:
             losses = state["progress"]["losses"]  # of the unfinished epoch
             if losses is not None and not math.isfinite(losses[-1]):
                 return
+            self._check_finite(state["learner"])
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
+            self.directory.checkpoint_step = facts["step"]
             self.directory.status(RunState.RUNNING, **facts, resume=self.directory.resume_command)
 
         self.writer.save(state, write)
+
+    def _check_finite(self, state: Mapping[str, Any]) -> None:
+        """Refuse to save weights, averages or optimizer buffers that are not finite over a checkpoint whose are.
+
+        Raises:
+            DivergedError: one of them is NaN or infinite.
+        """
+        if name := first_not_finite(state, self.components.learner.infinite_buffers):
+            raise DivergedError(
+                f"training diverged: {name} is not finite at step {self.state.step}, and is not saved; lower --lr-max (harness lr-find suggests one) or set --clip-grad 1"
+            )
 
     def _stops_early(self) -> bool:
         patience, history = self.components.config.early_stop, self.state.history
@@ -214,7 +233,12 @@ class Trainer:
         model = self.components.learner.eval_model
         if self.components.selection_split and self.state.history:
             path = self.directory.checkpoints / WEIGHTS
-            weights, _ = checkpoint.load_weights(path)
+            weights, facts = checkpoint.load_weights(path)
+            epoch, _ = best_epoch(self.state.history, self.components.selection_split)
+            if facts.get("epoch", epoch) != epoch:
+                raise CheckpointError(
+                    f"{path} has the weights of epoch {facts['epoch']}, and the best one is epoch {epoch}; start again with --resume never"
+                )
             checkpoint.load_weights_strict(model, weights, path)
         return model.eval()
 
@@ -260,7 +284,12 @@ class Trainer:
 
     def _save_weights(self, model: nn.Module, facts: Mapping[str, Any]) -> None:
         path, about = self.directory.checkpoints / WEIGHTS, {**self._describe_model(), **facts}
-        self.writer.save(model.state_dict(), lambda weights: checkpoint.save_weights(path, weights, about), "weights")
+
+        def write(weights: dict[str, Any]) -> None:
+            self._check_finite(weights)
+            checkpoint.save_weights(path, weights, about)
+
+        self.writer.save(model.state_dict(), write, "weights")
 
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
         """Write the weights of the result with a model card, in a folder that stock timm loads."""

@@ -14,9 +14,10 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from harness.tracking.journal_lines import KEY, are_unchanged, encode_line
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Artifact, Record, Scalar
-from harness.tracking.serialization import decode_record, encode_record, from_line, to_line
+from harness.tracking.serialization import decode_record, encode_record, from_line
 from harness.tracking.tracker import Status, Tracker
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DataError, ResourceError
@@ -78,7 +79,7 @@ class Journal(Tracker):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / NAME
         if self.path.exists():
-            _replace(self.folder, kept=b"", removed=read_regular(self.path))
+            replace_lines(self.folder, kept=b"", removed=read_regular(self.path))
         self._open()
         self._write({"kind": "header", "journal": VERSION, **header})
 
@@ -102,7 +103,7 @@ class Journal(Tracker):
                 return cls(folder, header)
             raise CheckpointError(f"{path} is missing or has lost its first line; start again with --resume never")
         if removed or is_damaged:
-            _replace(Path(folder), kept, removed)
+            replace_lines(Path(folder), kept, removed)
         journal = cls.__new__(cls)
         journal.folder, journal.path = Path(folder), path
         journal._open()
@@ -154,7 +155,7 @@ class Journal(Tracker):
     def _write(self, line: Mapping[str, Any]) -> None:
         if self._file is None:
             raise RuntimeError(f"{self.path} is closed")
-        start, rest = self._file.tell(), to_line(line)
+        start, rest = self._file.tell(), encode_line(line)
         try:
             file, half = self._file, rest[: len(rest) // 2]
             fault_injection.point("journal", first=lambda: file.write(half))
@@ -221,7 +222,7 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
     """Add one line to the fields of a `JournalContents`, and return its kind."""
     kind = str(line.get("kind"))
     if kind == "header":
-        contents["header"] = {key: value for key, value in line.items() if key not in ("kind", "journal")}
+        contents["header"] = {key: value for key, value in line.items() if key not in ("kind", "journal", KEY)}
     elif kind in RECORDS:
         contents["records"].append(decode_record(line, folder))
     elif kind == "artifact":
@@ -252,8 +253,13 @@ def _is_inside(folder: Path, file: str) -> bool:
 
 
 def _whole_lines(content: bytes) -> tuple[list[bytes], bool]:
-    """Return the lines up to the first that is no JSON object or has no newline, and whether there is such a line."""
+    """Return the lines up to the first that is damaged or has no newline, and whether there is such a line.
+
+    A line is damaged that is no JSON object, or has another checksum than it ends with.
+    """
     *lines, rest = content.split(b"\n")
+    if not all(unchanged := are_unchanged(lines)):
+        lines, rest = lines[: unchanged.index(False)], b"damaged"
     for number, line in enumerate(lines):
         if not _is_object(line):
             return lines[:number], True
@@ -292,7 +298,7 @@ def _split(path: Path, step: int) -> tuple[bytes, bytes, bool]:
     return b"".join(kept), b"".join(removed), is_damaged
 
 
-def _replace(folder: Path, kept: bytes, removed: bytes) -> None:
+def replace_lines(folder: Path, kept: bytes, removed: bytes) -> None:
     """Reduce the journal to `kept`, after `removed` is safe in the file beside it."""
     if removed:
         with open(open_regular(folder / REPLACED, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:

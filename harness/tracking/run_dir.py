@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config
+from harness.config.settings import AUTO, Config, setting_fields
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.run_files import (
     CHECKPOINTS,
@@ -35,10 +35,18 @@ from harness.tracking.run_files import (
     make_folder,
     remove_empty,
 )
+from harness.utils.checksums import changed_files
 from harness.utils.environment import launch_command
 from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, ResourceError, UsageError
 from harness.utils.files import json_bytes, open_regular, read_json, write_json
 from harness.utils.plain import sub_mapping
+
+# What the result of a run stands on, listed in SHA256SUMS when it ends. Checkpoints have an index of their own, and the
+# report is written again by `harness report`.
+RESULT_FILES = (
+    CONFIG, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
+    "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/README.md",
+)  # fmt: skip
 
 
 class RunState(StrEnum):
@@ -90,6 +98,7 @@ class RunDir:
         resumed: whether it holds an unfinished run of the same settings, which is to be resumed.
         created: the folders that were made for it, the outermost first; empty where the directory was there.
         plugins: the modules that the command which resumes it has to name.
+        checkpoint_step: of the newest checkpoint that was saved; 0 without one.
     """
 
     path: Path
@@ -97,6 +106,7 @@ class RunDir:
     lock: IO[str] | None = None
     created: Sequence[Path] = ()
     plugins: Sequence[str] = ()
+    checkpoint_step: int = 0
 
     @property
     def name(self) -> str:
@@ -121,7 +131,8 @@ class RunDir:
         Raises:
             ResourceError: it cannot be written.
         """
-        status = {"state": state, "pid": os.getpid(), "host": socket.gethostname(), **facts}
+        about = {"pid": os.getpid(), "host": socket.gethostname(), "checkpoint_step": self.checkpoint_step}
+        status = {"state": state, **about, **facts}
         try:
             write_json(self.path / STATUS, status)
         except ResourceError as full:
@@ -184,9 +195,35 @@ def claim_run_dir(config: Config) -> RunDir:
     raise UsageError(f"{output} already has 10,000 runs named {base}; choose another --name")
 
 
+def precisions() -> list[str]:
+    """Return the number formats that `auto` may stand for."""
+    return [choice for choice in setting_fields()["precision"].metadata["choices"] if choice != AUTO]
+
+
+def kept_precision(config: Config) -> str:
+    """Return the precision to train with: for `auto`, that of the unfinished run which these settings resume, if any.
+
+    `auto` may be a measurement, whose result differs between machines; it must not decide which run is found.
+    """
+    if config.precision != AUTO:
+        return config.precision
+    for precision in precisions():
+        candidate = config.replace(precision=precision)
+        if config.resume not in ("auto", "never"):
+            unfinished = [Path(config.resume).expanduser()]
+        elif config.resume == "never":
+            unfinished = []
+        else:
+            unfinished = [path for path in runs_with_settings(candidate) if read_state(path) in UNFINISHED]
+        if any(not changed_settings(path, candidate) for path in unfinished):
+            return precision
+    return AUTO
+
+
 def runs_with_settings(config: Config) -> Iterator[Path]:
     """Yield the run directories of this name and these settings in the output folder, oldest first."""
-    output, base = Path(config.output).expanduser(), slug(config.name or default_name(config))
+    output = Path(config.output).expanduser()
+    base = slug(os.environ.get("WANDB_RUN_ID") or config.name or default_name(config))
     for number in count(1):
         path = output / (base if number == 1 else f"{base}-{number}")
         if read_state(path) == RunState.NONE:
@@ -240,6 +277,20 @@ def read_state(path: Path) -> RunState:
     if not path.is_dir() or not os.path.lexists(path / CONFIG):
         return RunState.NONE
     return RunState(str(read_json(path / STATUS).get("state", RunState.FAILED)))
+
+
+def changed_results(path: Path) -> list[str]:
+    """Return which files of a finished run are gone or have changed since; none where it has no checksums."""
+    return changed_files(path, RESULT_FILES)
+
+
+def saved_step(path: Path) -> int:
+    """Return the step of the newest checkpoint that a run has saved, by its status; 0 where it has saved none."""
+    status = read_json(path / STATUS)
+    step = status.get("checkpoint_step")
+    if step is None and read_state(path) in (RunState.RUNNING, RunState.PREEMPTED, RunState.INTERRUPTED):
+        step = status.get("step")  # version 0.1: in these states it is that of a checkpoint
+    return step if isinstance(step, int) else 0
 
 
 def current_state(path: Path) -> RunState:

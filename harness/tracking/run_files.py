@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -26,7 +27,7 @@ OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", "wandb")
 OWN_FILES = (
     LOCK, STATUS, SUMMARY, CONFIG, SEEDS, SEEDS_RECIPE, "journal.jsonl", "journal.replaced.jsonl", "report.html",
     "predictions.csv", "per_class.csv", "lr_finder.json", "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
-    "sweep.yaml", "best.yaml",
+    "sweep.yaml", "best.yaml", "SHA256SUMS",
 )  # fmt: skip
 
 
@@ -114,8 +115,23 @@ def remove_empty(folders: Sequence[Path]) -> None:
             folder.rmdir()
 
 
+_lock_handles: weakref.WeakSet[IO[str]] = weakref.WeakSet()
+
+
+def _close_inherited_locks() -> None:
+    """Close the locks of the parent in a forked process, which would hold them after the parent's death."""
+    for handle in list(_lock_handles):
+        handle.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_inherited_locks)
+
+
 def lock_folder(path: Path) -> IO[str] | None:
-    """Return an open, locked file; None when another process holds it. The kernel frees it when the process dies.
+    """Return an open, locked file; None when another process holds it.
+
+    The kernel frees it when the process dies, whatever processes it has forked.
 
     Raises:
         UsageError: the file cannot be written, or is a link or no file.
@@ -126,6 +142,7 @@ def lock_folder(path: Path) -> IO[str] | None:
         if is_out_of_space(error):
             raise
         raise UsageError(f"cannot lock {path / LOCK}: {error.strerror}; a run directory has to be writable") from None
+    _lock_handles.add(handle)
     if _lock(handle):
         return handle
     handle.close()

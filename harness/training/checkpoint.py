@@ -11,6 +11,7 @@ would take its time from training, it writes at once.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import zipfile
@@ -25,10 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.utils import fault_injection
+from harness.utils.checksums import CHECKSUM, is_checked_json_intact, write_checked_json
 from harness.utils.errors import CheckpointError, first_line
 from harness.utils.files import read_json, sha256, sync_folder, write_atomically, write_json
 
 FORMAT = 1
+REPLACED = "replaced"  # in the facts of weights: those of the weights before them
 LAST, PREVIOUS, INCOMING, INDEX = "last.pt", "previous.pt", "incoming.pt", "index.json"
 log = logging.getLogger(__name__)
 
@@ -84,6 +87,14 @@ def _newest_without_index(paths: Sequence[Path]) -> Path | None:
     return next((path for path in paths if path.name != INCOMING and is_intact_archive(path)), None)
 
 
+def _is_archive(path: Path) -> bool:
+    """Return whether a file is a zip archive, intact or damaged."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def is_intact_archive(path: Path) -> bool:
     """Return whether a file is a zip archive and every part of it has its CRC-32."""
     try:
@@ -132,8 +143,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     if _entries(path.parent) and not facts:
         raise CheckpointError(f"{path} is damaged: {INDEX} has another checksum")
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         raise CheckpointError(f"{path} is not a checkpoint of harness")
+    if not facts and not is_intact_archive(path):  # a file without the index beside it
+        raise CheckpointError(f"{path} is damaged: a part of it has another checksum")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types; each means that the file is damaged or unsafe
@@ -148,13 +161,32 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
-    """Write a model's `state_dict` as safetensors, and plain facts to a JSON file of the same name beside it."""
+    """Write a model's `state_dict` as safetensors, and plain facts to a JSON file of the same name beside it.
+
+    The JSON file has the checksum of the weights, and of itself. It is written first and keeps the facts of the weights
+    that are replaced, so that a kill at any moment leaves weights whose facts and checksum are in it.
+    """
     from safetensors.torch import save as to_bytes
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     content = to_bytes(state, metadata={"format": "pt"})
+    facts = {"format": FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **about}
+    if (former := _facts_on_disk(path)) and former["sha256"] != facts["sha256"]:
+        facts[REPLACED] = former
+    write_checked_json(path.with_suffix(".json"), facts)
     write_atomically(path, content)
-    write_json(path.with_suffix(".json"), {"format": FORMAT, "bytes": len(content), **about})
+
+
+def _facts_on_disk(path: Path) -> dict[str, Any]:
+    """Return the facts of the weights that are there, with their checksum; empty where there are none or they are damaged."""
+    facts = read_json(path.with_suffix(".json"))
+    if not (path.is_file() and facts and is_checked_json_intact(facts)):
+        return {}
+    try:
+        facts = _facts_of(path, facts)
+    except CheckpointError:
+        return {}
+    return {"sha256": sha256(path), **{key: value for key, value in facts.items() if key != CHECKSUM}}
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -169,6 +201,11 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     facts = read_json(path.with_suffix(".json"))
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
+    if not is_checked_json_intact(facts):
+        raise CheckpointError(
+            f"{path.with_suffix('.json')} is damaged: its values have another checksum; restore it from a copy, or use last.pt"
+        )
+    facts = _facts_of(path, facts)
     if not {"config", "classes", "preprocess"} <= facts.keys():
         raise CheckpointError(
             f"{path} is not a checkpoint of harness: {path.with_suffix('.json').name} with its settings is missing"
@@ -183,6 +220,24 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         return load_file(path), facts
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def _facts_of(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return the facts that belong to a file of weights: those of the weights before it after a kill between two saves.
+
+    Raises:
+        CheckpointError: the file has none of the checksums in the facts.
+    """
+    if "sha256" not in facts:  # version 0.1
+        return facts
+    replaced, digest = facts.get(REPLACED), sha256(path)
+    candidates = [facts, *([replaced] if isinstance(replaced, dict) else [])]
+    for candidate in candidates:
+        if candidate.get("sha256") == digest:
+            return {key: value for key, value in candidate.items() if key != REPLACED}
+    raise CheckpointError(
+        f"{path} is damaged: {path.with_suffix('.json').name} has another checksum; restore it from a copy, or use last.pt"
+    )
 
 
 def load_weights_strict(model: nn.Module, weights: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
-import os
 import platform
 import resource
 import shlex
@@ -18,7 +16,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config.settings import Config
 from harness.utils.environment import PACKAGES, git_state, processor, usable_cpus, version, world_size
 from harness.utils.errors import ResourceError, UsageError
 from harness.utils.files import cache_folder, read_json, write_json
@@ -112,34 +109,6 @@ def _time_bf16_and_fp32() -> float:
             torch.nn.functional.conv2d(x, w, padding=1).sum().backward()
             best[precision] = min(best[precision], time.perf_counter() - started_at)
     return round(best[torch.float32] / best[torch.bfloat16], 3)
-
-
-def keep_freed_memory() -> bool:
-    """Make glibc keep the memory of freed tensors for the next step; return whether it does.
-
-    Otherwise each step at batch size 512 maps and unmaps tensors of 64 to 134 MB, whose page faults take 19 to 26 % of a
-    training step on two Zen 4 cores.
-    """
-    if platform.system() != "Linux" or platform.libc_ver()[0] != "glibc":
-        return False
-    mallopt = ctypes.CDLL(None).mallopt
-    mmap_max, trim_threshold, top_pad = -4, -1, -2
-    return all(mallopt(*pair) == 1 for pair in ((mmap_max, 0), (trim_threshold, -1), (top_pad, 256 * 2**20)))
-
-
-def configure_torch(config: Config, device: torch.device) -> None:
-    """Set the threads, the memory and the allowed kernels of the process for one run."""
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = not config.deterministic
-    if config.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS needs it to be deterministic
-    torch.use_deterministic_algorithms(config.deterministic, warn_only=True)
 
 
 def peak_memory(device: torch.device) -> float:

@@ -16,6 +16,7 @@ from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
+from harness.training.finite import first_not_finite, infinite_buffers
 from harness.training.lookahead import Lookahead
 from harness.training.optimizer import current_lr, make_optimizer, set_lr_and_momentum
 from harness.utils import fault_injection
@@ -55,6 +56,7 @@ class Learner:
         parallel: the model wrapped so that gradients are averaged over the processes; None in a single process.
         graph: does the update as a CUDA graph.
         ema: moving average of the weights; if there is one, it is evaluated and saved.
+        infinite_buffers: names of the model's buffers that hold infinite values by design.
         lookahead: replaces the weights by their average every few updates.
     """
 
@@ -75,6 +77,7 @@ class Learner:
     ema: EMAModel | None = None
     lookahead: Lookahead | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
+    infinite_buffers: frozenset[str] = frozenset()
 
     def train_step(
         self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, num_images: int | None = None
@@ -181,6 +184,11 @@ class Learner:
         """Give all processes the same running statistics, before the model is evaluated or saved."""
         self.processes.average_buffers(self.model, self.ema)
 
+    def first_not_finite(self) -> str:
+        """Return the name of the first weight or running statistic that is NaN or infinite; waits for the device."""
+        averages = {} if self.ema is None else self.ema.module.state_dict()
+        return first_not_finite({"model": self.model.state_dict(), "ema": averages}, self.infinite_buffers)
+
     @property
     def eval_model(self) -> nn.Module:
         """The module that is evaluated and saved: the moving average if there is one."""
@@ -255,6 +263,7 @@ def make_learner(
         forward=torch.compile(trained) if config.compile else parallel or forward,
         ema=ema,
         scaler=torch.amp.GradScaler(device.type) if precision == torch.float16 else None,
+        infinite_buffers=infinite_buffers(model),
     )
     reason = why_not_captured(config, learner)
     if config.cuda_graph and reason:

@@ -157,7 +157,7 @@ def fit(
         update. Gradients are enabled at each yield.
 
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: a loss, a weight or a running statistic is not finite.
     """
     state = state or TrainerState()
     while len(state.history) < epochs:
@@ -183,11 +183,15 @@ def fit(
         images_seen = sum(state.sizes)
         values, steps = _epoch_values(state)
         learner.average_buffers()
+        if name := learner.first_not_finite():
+            raise _divergence(f"{name} is not finite", epoch, state.step - 1, state.lrs[-1])
         for name, batches in (evaluations or {}).items():
             metrics = evaluate_batches(
                 learner.eval_model, batches, learner.device, learner.precision, learner.processes
             )
             values |= {f"{name}/{key}": value for key, value in metrics.items()}
+            if batches.num_images and not math.isfinite(metrics["loss"]):
+                raise _divergence(f"{name}/loss {metrics['loss']}", epoch, state.step - 1, state.lrs[-1])
         state.forget_epoch()
         epoch_seconds = time.monotonic() - started_at
         values |= {

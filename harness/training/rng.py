@@ -12,9 +12,9 @@ import torch
 
 @contextlib.contextmanager
 def preserve_rng_state() -> Iterator[None]:
-    """Restore the global generators of Python, NumPy and torch (CPU and every device) on leaving the context."""
+    """Restore the global generators of Python, NumPy and torch (CPU, and every device in use) on leaving the context."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield

@@ -24,6 +24,7 @@ PREEMPTED = (
     138,
     143,
 )  # exit statuses after SIGUSR1 and SIGTERM, which a cluster sends before it takes the machine away
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")  # those that the system has stop a run
 T = TypeVar("T")
 
 
@@ -61,8 +62,10 @@ class StopRequests:
 
     def __enter__(self) -> StopRequests:
         if threading.current_thread() is threading.main_thread():
-            for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"):
-                if (number := getattr(signal, name, None)) is not None:
+            for name in SIGNALS:
+                number = getattr(signal, name, None)
+                is_ignored = name == "SIGHUP" and number is not None and signal.getsignal(number) == signal.SIG_IGN
+                if number is not None and not is_ignored:  # nohup lets a run go on without its terminal
                     self._former_handlers[number] = signal.signal(number, self._handle)
         if os.environ.get("WANDB_SWEEP_ID"):
             threading.Thread(target=self._watch_parent, name="agent-watch", daemon=True).start()

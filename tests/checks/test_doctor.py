@@ -10,6 +10,7 @@ from harness.cli.main import cli
 from harness.tracking.wandb.init import resolve_mode
 from harness.utils.errors import UsageError
 from tests.support.commands import command
+from tests.support.image_folders import make_class_folders
 
 SECRET = "abcdef0123456789" * 3
 
@@ -49,6 +50,24 @@ def test_what_makes_a_run_impossible_is_named_with_a_remedy(settings, name, tmp_
 def test_the_command_ends_with_9_where_no_run_is_possible(tmp_path):
     result = command("doctor", "--data", "folder", "--data-dir", "nowhere", cwd=tmp_path, check=9)
     assert "a run is not possible" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("settings", "loader"),
+    [
+        ({}, "resident where the images fit on the device, else timm, 2 worker processes"),
+        ({"augment": "albumentations"}, "timm, 2 worker processes"),
+        ({"loader": "timm", "workers": 1}, "timm, 1 worker process"),
+        ({"loader": "timm", "workers": 0}, "timm, in the main process"),
+        ({"loader": "resident"}, "resident"),
+    ],
+)
+def test_the_loader_is_named_with_the_number_of_its_processes(settings, loader, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr("harness.utils.environment.cgroup_cpu_limit", lambda: None)
+    folder = make_class_folders(tmp_path / "images")
+    diagnoses = doctor.diagnose({"data": "folder", "data_dir": str(folder), "device": "cpu", **settings})
+    assert by_name(diagnoses)["loader"].value == loader
 
 
 def test_no_key_and_no_password_is_shown(monkeypatch):

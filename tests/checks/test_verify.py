@@ -16,9 +16,11 @@ from harness.checks.verify import verify
 from harness.config.settings import Config
 from harness.data.preprocess import make_preprocess
 from harness.models.cifar_resnet import CustomResNet
+from harness.tracking.journal_lines import encode_line
 from harness.utils.errors import DataError, UsageError
 from harness.utils.files import read_json, write_json
 from tests.support.commands import command
+from tests.support.image_folders import make_class_folders
 
 PLUGIN = """
 from timm.models import register_model
@@ -86,7 +88,10 @@ def test_a_network_with_a_softmax_of_its_own_deviates(function, tmp_path, monkey
     (tmp_path / f"{name}_plugin.py").write_text(PLUGIN.format(function=function, name=name))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert deviating(verify({"model": name, "plugin": f"{name}_plugin", "augment": "timm"})) == {"softmax", "range test"}
+    assert deviating(verify({"model": name, "plugin": f"{name}_plugin", "augment": "timm"})) == {
+        "softmax",
+        "range test",
+    }
 
 
 def test_a_skip_connection_from_elsewhere_is_no_residual_block():
@@ -152,14 +157,15 @@ def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(run_c
 
 
 def test_the_learning_rates_of_a_run_are_those_of_its_journal(run_copy):
-    lines = (run_copy / "journal.jsonl").read_text().splitlines()
+    lines = (run_copy / "journal.jsonl").read_bytes().splitlines(keepends=True)
     index = next(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "epoch")
     record = json.loads(lines[index])
+    del record["crc32"]
     rates = record["steps"]["lines"]["lr"]
     rates[0] *= 2
-    lines[index] = json.dumps(record)
-    (run_copy / "journal.jsonl").write_text("\n".join(lines) + "\n")
-    assert deviating(verify(folder=run_copy)) >= {"LR start"}
+    lines[index] = encode_line(record)
+    (run_copy / "journal.jsonl").write_bytes(b"".join(lines))
+    assert deviating(verify(folder=run_copy)) >= {"LR start", "files"}
 
 
 def test_a_run_that_no_process_is_writing_any_more_is_crashed(run_copy):
@@ -167,6 +173,14 @@ def test_a_run_that_no_process_is_writing_any_more_is_crashed(run_copy):
     write_json(run_copy / "status.json", {**status, "state": "running", "resume": "harness run --resume x"})
     row = rows_of(verify(folder=run_copy))["epochs"]
     assert row.found == "3 of 3, crashed; resume with: harness run --resume x"
+
+
+def test_data_of_fewer_than_ten_classes_deviates_in_its_rows_and_the_softmax_is_still_checked(tmp_path):
+    folder = make_class_folders(tmp_path, classes="abc", size=(32, 32))
+    rows = rows_of(verify({"data": "folder", "data_dir": str(folder), "model_args": {"width": 4}}))
+    assert rows["data"].found == "folder: 3 classes, 9 training and 9 test images"
+    assert rows["classifier"].verdict == "deviates"
+    assert rows["softmax"].verdict == "ok"
 
 
 def test_what_is_no_run_and_settings_beside_a_run_are_refused_in_one_line(finished, tmp_path):

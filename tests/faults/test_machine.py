@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import torch
 
 from harness.config.settings import Config
 from harness.tracking.journal import read_journal
-from harness.tracking.run_dir import claim_run_dir
+from harness.tracking.run_dir import claim_run_dir, is_locked
 from harness.training.checkpoint import newest_checkpoint
+from harness.utils.errors import ResourceError
 from harness.utils.files import read_json, sha256
 from tests.support.broken_images import picture_folder
 from tests.support.faulty_server import wait_until
@@ -178,6 +180,47 @@ def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_no_proce
     running.until(lambda: "Resuming run in" in running.err.read_text())
     running.signal(signal.SIGTERM)
     assert running.end().code == 143
+
+
+def test_a_killed_process_leaves_no_lock_though_a_process_that_it_forked_lives_on(tmp_path):
+    code = (
+        "import os, sys, time; from pathlib import Path; from harness.tracking.run_dir import lock_folder\n"
+        "lock = lock_folder(Path(sys.argv[1])); assert lock\n"
+        "child = os.fork()\n"
+        "print(child, flush=True) if child else None\n"
+        "time.sleep(100)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    with owner.stdout:
+        child = int(owner.stdout.readline())
+    try:
+        assert is_locked(tmp_path)
+        owner.kill()
+        owner.wait()
+        assert alive(child) and not is_locked(tmp_path)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_a_killed_run_with_loader_processes_is_resumed_at_once(tmp_path, pictures):
+    words = ["run", *WORKERS, "--workers", "2", "--data-dir", pictures]
+    running = begin(*words, cwd=tmp_path)
+    running.until(lambda: (tmp_path / "runs/r/checkpoints/last.pt").exists())
+    workers = [int(pid) for pid in Path(f"/proc/{running.pid}/task/{running.pid}/children").read_text().split()]
+    for pid in workers:  # as processes that are slow to notice the death of their parent
+        os.kill(pid, signal.SIGSTOP)
+    running.signal(signal.SIGKILL)
+    running.end()
+    try:
+        assert len(workers) >= 2 and all(map(alive, workers))
+        again = begin(*words, cwd=tmp_path)
+        again.until(lambda: "Resuming run in" in again.err.read_text())
+        again.signal(signal.SIGTERM)
+        assert again.end().code == 143
+    finally:
+        for pid in filter(alive, workers):
+            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.slow
@@ -373,3 +416,75 @@ def test_without_its_index_an_intact_checkpoint_is_used_and_a_damaged_one_is_not
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     assert "index.json is missing" in ended.err and "from step 9" in ended.err
     assert contents_of(tmp_path / "runs/r") == uninterrupted
+
+
+def make_batches(pictures, **settings):
+    from harness.data.loaders import make_loaders
+    from harness.data.preprocess import Preprocess
+    from harness.data.registry import load_dataset
+
+    config = Config(data="folder", data_dir=str(pictures), loader="timm", batch_size=8, image_size=64, **settings)
+    preprocess = Preprocess(64, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear")
+    return make_loaders(config, load_dataset(config), preprocess, "cpu").train
+
+
+@contextmanager
+def limited(kind, value):
+    former = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, former)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "named"),
+    [
+        (resource.RLIMIT_FSIZE, 50_000, "ulimit -f"),  # a batch has 98 kB
+        *((resource.RLIMIT_NOFILE, extra, "ulimit -n") for extra in (-1, 4, 8, 12)),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's loader, ended in its making
+def test_loader_processes_that_cannot_send_end_the_epoch_within_seconds_and_the_limit_is_named(
+    pictures, kind, value, named
+):
+    """They used to be waited for until they were taken for stuck, after 300 s. With some limits there is no fault."""
+    batches = make_batches(pictures, workers=2)
+    if kind == resource.RLIMIT_NOFILE:
+        value += 1 + max(int(name) for name in os.listdir("/proc/self/fd"))
+    began, served = time.monotonic(), 0
+    with limited(kind, value):
+        try:
+            served = sum(1 for _ in batches.epoch(0))
+        except ResourceError as error:
+            assert named in str(error) and "--workers 0" in str(error) and "\n" not in str(error)
+        else:
+            assert kind == resource.RLIMIT_NOFILE and value > 0
+    assert time.monotonic() - began < 20
+    assert served in (0, batches.steps)
+
+
+@pytest.mark.slow
+def test_a_run_whose_loader_processes_cannot_send_is_one_line_with_the_limit(tmp_path, pictures):
+    """Files may have 20 kB, and a batch has 24 kB."""
+    ended = harness("run", *WORKERS, "--data-dir", pictures, cwd=tmp_path, file_size=20_000, check=6, seconds=60)
+    assert len(ended.errors) == 1 and "ulimit -f" in ended.errors[0]
+    assert "Traceback" not in ended.err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [4096, 300_000])
+def test_a_shared_memory_that_is_too_small_is_named_within_seconds(pictures, size):
+    """A tmpfs over /dev/shm in a mount namespace of the process; of 4 kB not even a lock can be made."""
+    code = (
+        "import os, subprocess, sys; from tests.faults.test_machine import make_batches\n"
+        f"subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size={size}', 'none', '/dev/shm'], check=True)\n"
+        "list(make_batches(sys.argv[1], workers=2).epoch(0))"
+    )
+    words = ["unshare", "-m", sys.executable, "-c", code, str(pictures)]
+    if not shutil.which("unshare") or subprocess.run([*words[:2], "mount", "-t", "tmpfs", "none", "/mnt"]).returncode:
+        pytest.skip("this machine does not permit mounting")
+    environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "/dev/shm is too small" in done.stderr.splitlines()[-1], done.stderr

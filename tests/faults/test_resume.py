@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
+import shutil
 import signal
 import time
 
 import pytest
 import torch
 
+from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import RunState, read_state
 from tests.support.forked import begin, harness
-from tests.support.resume import SAVING, assert_same
+from tests.support.resume import SAVING, assert_same, contents_of
 
 POINTS = [
     "step=2,kill@step=7,kill@step=11,kill@step=33",  # four times in a row
@@ -107,3 +109,51 @@ def test_a_run_killed_from_outside_at_random_times_resumes_to_bit_identical_resu
     else:
         harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     assert_same(tmp_path, uninterrupted)
+
+
+def epochs_of(folder):
+    return [record.epoch for record in read_journal(folder).records if record.kind == "epoch"]
+
+
+def test_a_journal_with_a_damaged_line_is_mended_from_the_checkpoint_when_its_run_is_resumed(uninterrupted, tmp_path):
+    """Killed in the third epoch, whose first two records were damaged since."""
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=30")
+    journal = tmp_path / "runs/r/journal.jsonl"
+    header, first, second = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(header + second.replace(b'"train/acc":0', b'"train/acc":9', 1) + first)
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+    assert "1 line is damaged; the metrics of epoch 2 are restored from the checkpoint" in ended.err
+    assert epochs_of(tmp_path / "runs/r") == [1, 2, 3]
+    records, expected = contents_of(tmp_path / "runs/r")["records"], uninterrupted["records"]
+    assert records[0] == expected[0] and records[2:] == expected[2:]
+    (_, step, epoch, values, curve) = records[1]
+    assert (step, epoch, curve) == (22, 2, None)
+    assert values == {name: value for name, value in expected[1][3].items() if not name.startswith("best/")}
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_started_over_without_being_asked(tmp_path):
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=14")
+    shutil.rmtree(tmp_path / "runs/r/checkpoints")
+    journal = (tmp_path / "runs/r/journal.jsonl").read_bytes()
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=4)
+    assert len(ended.errors) == 1 and "the last one of step 12" in ended.errors[0]
+    assert "--resume never" in ended.errors[0]
+    assert (tmp_path / "runs/r/journal.jsonl").read_bytes() == journal
+    harness("run", *SAVING, "--name", "r", "--resume", "never", cwd=tmp_path, check=0)
+    assert epochs_of(tmp_path / "runs/r-2") == [1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_from_the_beginning(tmp_path):
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=3")
+    ended = harness("run", *SAVING, "--name", "r", "--epochs", 3, cwd=tmp_path, check=0)
+    assert "has no checkpoint yet: the run starts from step 0" in ended.err
+
+
+@pytest.mark.slow
+def test_a_lost_newest_checkpoint_is_said(tmp_path):
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=14")
+    (tmp_path / "runs/r/checkpoints/last.pt").unlink()
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+    assert "The checkpoint of step 12 is lost; the one before it is of step 11." in ended.err
+    assert epochs_of(tmp_path / "runs/r") == [1, 2, 3]

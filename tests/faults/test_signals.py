@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -137,3 +141,63 @@ def test_a_stop_from_another_thread_is_a_stop(tmp_path):
         with pytest.raises(Interrupted) as caught:
             stop_requests.check()
     assert caught.value.exit_code == 130
+
+
+def start(folder, *words, ignored=()):
+    """Start `harness` in a new process, as a shell does."""
+
+    def reset():
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    return subprocess.Popen(
+        [sys.executable, "-X", "importtime", "-m", "harness", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=reset,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", ["click", "torch._C", "wandb"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+def test_a_signal_during_the_imports_ends_with_its_status_and_without_a_traceback(tmp_path, module, number, code):
+    """Sent when the module has been imported, by the list of imports that Python prints; those after it still run."""
+    process = start(tmp_path, "run", "--recipe", "digits", "--epochs", "500", "--wandb", "offline")
+    lines = []
+    for line in process.stderr:
+        if line.startswith("import time:"):
+            if line.split("|")[-1].strip() == module:
+                process.send_signal(number)
+        else:
+            lines.append(line)
+    process.communicate(timeout=60)
+    assert process.returncode == code, lines
+    assert "Traceback" not in "".join(lines) and "Error" not in "".join(lines)
+
+
+@pytest.mark.slow
+def test_a_run_under_nohup_survives_the_end_of_its_terminal(tmp_path):
+    words = ["run", *TINY, "--epochs", "400", "--name", "r"]
+    process = start(tmp_path, *words, ignored=[signal.SIGHUP])
+    reader = threading.Thread(target=process.stderr.read, daemon=True)
+    reader.start()
+    checkpoint = tmp_path / "runs/r/checkpoints/last.pt"
+    while not checkpoint.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGHUP)
+    changed = checkpoint.stat().st_mtime_ns
+    while checkpoint.exists() and checkpoint.stat().st_mtime_ns == changed:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    reader.join(10)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.returncode == 143

@@ -129,8 +129,10 @@ def test_refused_pairs_at_the_start_do_not_stop_a_sweep_and_count_may_go_beyond_
 
 
 @pytest.mark.slow
-def test_a_trial_killed_from_outside_is_run_again_from_its_checkpoint(tmp_path):
-    write_sweep(tmp_path, parameters={"epochs": {"value": 8}})
+@pytest.mark.parametrize("loader", [{}, {"loader": {"value": "timm"}, "workers": {"value": 2}}])
+def test_a_trial_killed_from_outside_is_run_again_from_its_checkpoint(tmp_path, loader):
+    """Also at once, while its loader processes still live."""
+    write_sweep(tmp_path, parameters={"epochs": {"value": 8}, **loader})
     process = begun("sweep", "sweep.yaml", "--count", 1, "--no-fork", cwd=tmp_path)
     wait_for(lambda: list(tmp_path.glob("runs/*/runs/trial-0000/checkpoints/last.pt")), process)
     status = json.loads(next(tmp_path.glob("runs/*/runs/trial-0000/status.json")).read_text())

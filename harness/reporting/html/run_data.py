@@ -19,6 +19,7 @@ from harness.utils.errors import DataError, HarnessError, UsageError
 from harness.utils.files import read_json
 from harness.utils.plain import number, sub_mapping
 
+PREDICTIONS = "predictions.csv"
 FINDER, TRIALS, SWEEP = "lr_finder.json", "trials.csv", "sweep.json"
 
 
@@ -156,7 +157,8 @@ def read_run(path: Path, state: str = "") -> RunData:
     Args:
         state: of a run that is about to write it itself; by default the one of `status.json`.
     """
-    missing: list[str] = []
+    changed = run_dir.changed_results(path)
+    missing = [f"{name}: it has changed since the run ended, and is not trusted" for name in changed]
     contents = journal.JournalContents()
     try:
         contents = journal.read_journal(path)
@@ -166,12 +168,19 @@ def read_run(path: Path, state: str = "") -> RunData:
     ended = state not in (RunState.RUNNING, RunState.CRASHED)
     if contents.records and ended and not contents.whole:
         missing.append("the end of the journal: it is damaged, and what follows is not shown")
-    summary = run_dir.read_summary(path)
-    if not summary and state == RunState.FINISHED and not any(record.kind == "find" for record in contents.records):
+    summary = {} if run_dir.SUMMARY in changed else run_dir.read_summary(path)
+    if (
+        not summary
+        and run_dir.SUMMARY not in changed
+        and state == RunState.FINISHED
+        and not any(record.kind == "find" for record in contents.records)
+    ):
         missing.append("summary.json, and with it the results")
     config = _config(path, contents.header, missing)
-    predictions, why = read_predictions_csv(path / "predictions.csv", _classes(contents.header, summary))
-    if why and (state == RunState.FINISHED and summary):
+    predictions, why = read_predictions_csv(path / PREDICTIONS, _classes(contents.header, summary))
+    if PREDICTIONS in changed:
+        predictions = None
+    elif why and (state == RunState.FINISHED and summary):
         missing.append(f"predictions.csv, and with it the confusion matrix ({why})")
     return RunData(
         path=path,

@@ -17,6 +17,7 @@ from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
 from harness.tracking.wandb.rows import rows
+from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, first_line
 
 
@@ -61,6 +62,10 @@ def sync(folder: Path, say: Callable[[str], None], anew: bool = False) -> SyncRe
         config = Config(**journal.header["config"]).replace(wandb="online")
     except (HarnessError, TypeError) as error:
         raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
+    if changed := run_dir.changed_results(folder):
+        raise DataError(
+            f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"
+        )
     run_dir.make_folder(folder / "wandb", "copy the run directory to where it can be written")
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
