@@ -27,7 +27,7 @@ from harness.utils.files import open_regular, read_json, write_atomically, write
 from harness.utils.plain import from_plain, json_text, number, parse_json
 from tests.faults.test_hostile import command, refused
 from tests.fuzz import run_folders
-from tests.fuzz.damage import DEEP, ESCAPES
+from tests.fuzz.damage import DEEP, ESCAPES, sign_anew
 from tests.support.checkpoints import vouch_for
 from tests.support.forked import TINY, harness
 from tests.support.records import image
@@ -71,7 +71,7 @@ def planted(folder, monkeypatch):
     about = folder / "runs/done/checkpoints/model.json"
     facts = json.loads(about.read_text())
     facts["config"]["plugin"] = [MODULE]
-    about.write_text(json.dumps(facts))
+    sign_anew(about, facts)
     yield folder
     sys.modules.pop(MODULE, None)
 

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 import yaml
 
+from harness.utils.checksums import write_checked_json
 from harness.utils.files import sha256
 
+SIGNED = "(signed anew)"
 PLUGIN = "planted_plugin"  # a module beside the run; whoever imports it creates a file
 DEEP = "[" * 100_000 + "]" * 100_000
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x1b[31mred\x1b[0m\u202e\r\nsecond line"
@@ -24,6 +26,20 @@ VALUES: list[Any] = [
     [], [[]], [None], [1, "a", None], ["a"] * 1000, {}, {"a": {}}, {"": None}, {"state": []}, [{"state": 5}],
 ]  # fmt: skip
 PATHS = ("checkpoints/last.pt", "checkpoints/previous.pt")
+
+
+def sign_anew(path: Path, document: dict | None = None) -> None:
+    """Make the checksums of a run accept a file, as somebody does who can write all of them; they are no signatures.
+
+    Args:
+        document: the values of a JSON file, which is written with the checksum of these.
+    """
+    run = next(
+        parent for parent in (path, *path.parents) if (parent / "config.yaml").exists() or parent.parent.name == "runs"
+    )
+    if document is not None:
+        write_checked_json(path, {key: part for key, part in document.items() if key != "checksum"})
+    (run / "SHA256SUMS").unlink(missing_ok=True)
 
 
 def files_of(run: Path) -> list[Path]:
@@ -175,6 +191,10 @@ def value(path: Path, bait: Path, draw: random.Random) -> str:
             container[key] = "@DEEP@"
         case _:
             container[key] = new
+    is_signed = draw.random() < 0.5 and isinstance(document, dict) and action != "deep"
+    if is_signed and path.suffix == ".json":
+        sign_anew(path, document)
+        return f"line {at + 1}, {key!r}: {action} {str(new)[:30]!r} {SIGNED}"
     if path.suffix == ".yaml":
         try:
             changed = yaml.safe_dump(document, sort_keys=False)
@@ -184,7 +204,9 @@ def value(path: Path, bait: Path, draw: random.Random) -> str:
         changed = json.dumps(document) + "\n"
     lines[at] = changed.replace('"@DEEP@"', DEEP).replace("'@DEEP@'", DEEP).replace("@DEEP@", DEEP)
     path.write_text("".join(lines), encoding="utf-8", errors="surrogatepass")
-    return f"line {at + 1}, {key!r}: {action} {str(new)[:30]!r}"
+    if is_signed:
+        sign_anew(path)
+    return f"line {at + 1}, {key!r}: {action} {str(new)[:30]!r}{f' {SIGNED}' if is_signed else ''}"
 
 
 def plant(path: Path, bait: Path, draw: random.Random) -> str:
@@ -200,7 +222,8 @@ def plant(path: Path, bait: Path, draw: random.Random) -> str:
         document = json.loads(first)
         document["config"]["plugin"] = plugin
         path.write_text(json.dumps(document) + newline + rest)
-    return str(plugin)
+    sign_anew(path, document if path.suffix == ".json" else None)
+    return f"{plugin} {SIGNED}"
 
 
 def state(path: Path, bait: Path, draw: random.Random) -> str:
