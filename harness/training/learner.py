@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -206,9 +206,13 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError and others: the state is not that of this model and optimizer.
+        """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        _load_optimizer(self.optimizer, state["optimizer"])
         if self.graph is not None:
             self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:
@@ -218,6 +222,32 @@ class Learner:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.grad_accumulation = max(self.grad_accumulation, int(state.get("grad_accumulation", 1)))
+
+
+# Settings of the optimizer that do not change in a run; the schedule sets the others at every step.
+_CONSTANT = ("weight_decay", "nesterov", "dampening", "eps", "maximize", "alpha", "centered", "amsgrad")
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an optimizer after a check that PyTorch leaves out: fused kernels trust the shapes of their buffers.
+
+    Raises:
+        ValueError: a buffer has another shape than its parameter, or a setting is another one.
+    """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name in _CONSTANT:
+            if name in group and name in saved and saved[name] != group[name]:
+                raise ValueError(f"{name} {saved[name]!r} instead of {group[name]!r}")
+        for name in ("lr", "momentum"):
+            if name in saved and not isinstance(saved[name], int | float | Tensor):
+                raise ValueError(f"{name} {saved[name]!r} is no number")
+    optimizer.load_state_dict(dict(state))
+    for parameter, buffers in optimizer.state.items():
+        for name, buffer in buffers.items():
+            shapes = [[], [1]] if name == "step" else [list(parameter.shape)]
+            if buffer is not None and (not isinstance(buffer, Tensor) or list(buffer.shape) not in shapes):
+                shape = list(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
+                raise ValueError(f"{name} {shape} for a parameter {list(parameter.shape)}")
 
 
 def make_learner(
