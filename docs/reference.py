@@ -12,6 +12,7 @@ from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.run_dir import CHECKPOINTS, CONFIG, FIGURES, STATUS, SUMMARY
 from harness.tracking.serialization import MEDIA
 from harness.training.checkpoint import INDEX, LAST, PREVIOUS
+from harness.utils.checksums import SUMS
 
 
 class File(NamedTuple):
@@ -65,6 +66,9 @@ RUN = (
     File(f"{CHECKPOINTS}/model.json", "their settings, classes, preprocessing and result"),
     File(f"{CHECKPOINTS}/config.json", "the same for timm: `timm.create_model('local-dir:FOLDER', pretrained=True)`"),
     File(f"{CHECKPOINTS}/README.md", "model card"),
+    File(
+        SUMS, "checksums of what the result stands on, as `sha256sum -c SHA256SUMS` reads them", "a run that finished"
+    ),
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),
     File("wandb/*", "W&B's own run directory, and how much of it was sent", "not `--wandb disabled`"),

@@ -122,6 +122,18 @@ def test_help_imports_no_heavy_library(words):
     assert "Usage:" in done.stdout
 
 
+@pytest.mark.slow
+def test_a_run_imports_wandb_before_torch(tmp_path):
+    """After torch it takes twice as long."""
+    code = (
+        "import sys; sys.argv = ['harness', 'run', '--recipe', 'digits', '--model', 'no_such_model', '--wandb', 'offline']\n"
+        "import harness.cli.main\ntry: harness.cli.main.main()\nexcept SystemExit: pass\n"
+        "names = list(sys.modules); print(names.index('wandb.apis.public') < names.index('torch'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.strip() == "True"
+
+
 FORBIDDEN = {"pickle", "marshal", "shelve", "joblib", "dill"}
 
 

@@ -143,12 +143,16 @@ def test_every_extra_that_is_named_is_one_and_every_one_for_users_is_named():
 
 def test_every_fault_in_the_table_of_reliability_has_its_test_and_every_test_of_a_fault_is_in_the_table():
     table = set(re.findall(r"`(test_\w+)`", (ROOT / "docs/reliability.md").read_text(encoding="utf-8")))
-    tests = {
-        name
-        for path in (ROOT / "tests/faults").glob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
-    }
-    assert table <= tests, table - tests
+
+    def tests_in(folder):
+        return {
+            name
+            for path in (ROOT / folder).rglob("test_*.py")
+            for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
+        }
+
+    tests = tests_in("tests/faults")
+    assert table <= tests_in("tests"), table - tests_in("tests")
     assert tests - table <= {
         "test_an_output_folder_that_becomes_read_only_is_one_line",  # only where the machine lets a disk be remounted
         "test_an_option_that_looks_like_a_secret_is_no_option",

@@ -41,10 +41,13 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
     harness run --data folder --data-dir pictures --model resnet18 --pretrained --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
+    from harness.tracking.wandb import init
     from harness.tracking.wandb.failed_trial import report_failed_trial
 
     with report_failed_trial():
         config = config_from_options(settings)
+    if config.wandb != "disabled":
+        init.preload()
     from harness.runs import run as runner
 
     reporter = _reporter()

@@ -146,7 +146,7 @@ class Config:
     seed: int = _setting(0, "Seed of all random numbers.", group="Hardware", low=0, high=2**63 - 1)
     deterministic: bool = _setting(False, "Use deterministic kernels only; slower on a GPU, no change on a CPU.", group="Hardware")
     device: str = _setting("auto", "auto (a GPU where there is one), cpu, cuda, cuda:N or mps.", group="Hardware", affects_results=False)
-    precision: str = _setting("auto", "Number format of the forward and backward pass; auto: bf16 where it is faster on this machine, else fp32.", group="Hardware", choices=("auto", "fp32", "bf16", "fp16"))
+    precision: str = _setting("auto", "Number format of the forward and backward pass; auto: that of the run which is resumed, else bf16 where it is faster on this machine, else fp32.", group="Hardware", choices=("auto", "fp32", "bf16", "fp16"))
     channels_last: bool = _setting(True, "Store images and weights in NHWC memory order, which is faster for convolutions.", group="Hardware")
     compile: bool = _setting(False, "Compile the model with torch.compile, which takes about a minute and pays off in long GPU runs.", group="Hardware")
     cuda_graph: bool | None = _setting(None, "Capture the optimizer update as a CUDA graph, which is faster for small models (SGD, a single process); auto: where that is possible and all images are kept on the GPU.", group="Hardware")

@@ -2,8 +2,8 @@
 
 The package switches its model to evaluation mode, leaves gradients behind, needs float32 and a recorded graph, and its
 hooks do not run in a compiled model. So it gets a private float32 copy of the bare model, and works outside autocast
-and inference mode: the caller's model is never changed. The gradient starts at the image, so that parameters may be
-frozen and no gradient is computed for them.
+and inference mode: the caller's model is never changed. Its parameters are frozen, and the gradient ends at the explained
+layer: below it nothing is recorded and no gradient is computed, which is most of the network.
 
 The package stretches every map to 0..1, noise as well as evidence. `raw` is the map before that, as its
 `get_cam_image` returns it: at the layer's own resolution, with its sign.
@@ -216,6 +216,12 @@ def _make_cam(method: Method, model: nn.Module, layer: Layer) -> Any:
             return self.raw
 
     cam = KeepsRawMap(model=model, target_layers=[layer.module], reshape_transform=layer.reshape)
+    if cam.uses_gradients:  # the first hook to run: the package's hooks take the leaf that it returns
+        cam.activations_and_grads.handles.append(
+            layer.module.register_forward_hook(
+                lambda module, inputs, output: output.detach().requires_grad_(), prepend=True
+            )
+        )
     # The next layer may write into this one's output (ReLU in place), and the package keeps that very memory on a
     # CPU but a copy on a GPU. This hook, the last to run, gives the next layer memory of its own.
     cam.activations_and_grads.handles.append(
@@ -227,8 +233,6 @@ def _make_cam(method: Method, model: nn.Module, layer: Layer) -> Any:
 def _run(cam: Any, images: Tensor, targets: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    if cam.uses_gradients:
-        images = images.requires_grad_() * 1  # not a leaf, so that a model may write into it
     with _no_progress_bars():
         scaled = cam(input_tensor=images, targets=[ClassifierOutputTarget(target) for target in targets])
     return np.asarray(cam.raw, np.float32), np.asarray(scaled, np.float32)

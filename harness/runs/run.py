@@ -28,7 +28,7 @@ from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.process_settings import restore_process_state
 from harness.training.schedule import make_schedule
-from harness.utils.errors import CheckpointError, UsageError, as_harness_error
+from harness.utils.errors import CheckpointError, PeerLostError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
 from harness.utils.signals import StopRequests
@@ -85,9 +85,8 @@ def _train(
     """Train in a run directory, from its newest checkpoint where it has one."""
     remove_temporary_files(directory.path)
     learner = components.learner
-    saved = learner.processes.broadcast(
-        _load_checkpoint(directory, components, reporter) if directory.resumed else None
-    )
+    saved = _load_checkpoint(directory, components, reporter) if directory.resumed else None
+    saved, _ = learner.processes.broadcast((saved, str(directory.path.absolute())))
     state = restore_state(components, saved)
     if saved is not None:
         directory.checkpoint_step = state.step
@@ -109,10 +108,18 @@ def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
     """Train as another process than the main one, which alone writes, evaluates the result and explains it."""
     _check_distributed(config, processes)
     components = build_components(with_placeholder_lr(config), processes)
-    state = restore_state(components, processes.broadcast(None))
-    directory = RunDir(Path("nowhere"), resumed=False)  # nothing is written to it in this process
-    with StopRequests() as stop_requests:
-        Trainer(components, directory, NullTracker(), NullJournal(), ProgressReporter(), state, stop_requests).train()
+    nothing: tuple[dict[str, Any] | None, str] = (None, "")
+    saved, path = processes.broadcast(nothing)
+    state = restore_state(components, saved)
+    directory = RunDir(Path(path), resumed=False)  # the main process writes to it
+    trainer = Trainer(components, directory, NullTracker(), NullJournal(), ProgressReporter(), state, StopRequests())
+    try:
+        with trainer.stop_requests, processes.report_peer_failure():
+            trainer.train()
+    except PeerLostError as error:
+        reason = f"rank 0 of {processes.world_size} ended without an error message (killed, most often for lack of memory); the same command resumes from the last checkpoint"
+        run_dir.mark_failed(directory.path, reason, error.exit_code)
+        raise
     return RunResult(directory.path, {}, state.history, components.learner.eval_model)
 
 

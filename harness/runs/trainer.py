@@ -190,11 +190,8 @@ class Trainer:
     def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()
         self.journal.sync()  # the journal is never behind a checkpoint
-        facts: dict[str, Any] = {
-            "step": self.state.step,
-            "epoch": len(self.state.history),
-            "model": self.components.config.model,
-        }
+        step = self.state.step
+        facts = {"step": step, "epoch": len(self.state.history), "model": self.components.config.model}
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
@@ -208,7 +205,7 @@ class Trainer:
                 return
             self._check_finite(state["learner"])
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
-            self.directory.checkpoint_step = facts["step"]
+            self.directory.checkpoint_step = step
             self.directory.status(RunState.RUNNING, **facts, resume=self.directory.resume_command)
 
         self.writer.save(state, write)

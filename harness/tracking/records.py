@@ -5,12 +5,16 @@ The training loop, the LR finder and the evaluation yield them; trackers write t
 
 from __future__ import annotations
 
+import errno
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+
+from harness.utils.files import link_inside, open_regular
 
 Scalar: TypeAlias = float | int | str | bool
 
@@ -29,6 +33,51 @@ class Image:
     def __post_init__(self) -> None:
         if self.pixels.dtype != np.uint8 or self.pixels.ndim != 3 or self.pixels.shape[2] != 3:
             raise ValueError(f"need uint8 pixels [H, W, 3], got {self.pixels.dtype} {list(self.pixels.shape)}")
+
+
+class StoredImage(Image):
+    """An `Image` whose pixels are read from its PNG file when they are needed.
+
+    Attributes:
+        path: the PNG file.
+    """
+
+    path: Path
+
+    def __init__(self, path: Path, caption: str = "") -> None:
+        object.__setattr__(self, "path", path)
+        object.__setattr__(self, "caption", caption)
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3], RGB."""
+        from PIL import Image as PILImage
+
+        with open(self.open(), "rb") as file, PILImage.open(file, formats=("PNG",)) as image:
+            return np.asarray(image.convert("RGB"))
+
+    def open(self) -> int:
+        """Return a descriptor of the file; a journal may come from somebody else, so no link is followed to it.
+
+        Raises:
+            OSError: the file is missing, or it or its folder is a link.
+        """
+        if link := link_inside(self.path.parents[1], self.path):
+            raise OSError(errno.ELOOP, "a symbolic link, which is not followed", str(link))
+        return open_regular(self.path)
+
+
+def encode_png(pixels: np.ndarray, dpi: int | None = None) -> bytes:
+    """Return an image, uint8 [H, W, 3], as a PNG file; `dpi` is stored in it.
+
+    Compressed little: the default level takes two to three times as long, for a file that is 15 % smaller.
+    """
+    from PIL import Image as PILImage
+
+    file = io.BytesIO()
+    options = {} if dpi is None else {"dpi": (dpi, dpi)}
+    PILImage.fromarray(np.ascontiguousarray(pixels)).save(file, format="PNG", compress_level=1, **options)
+    return file.getvalue()
 
 
 Cell: TypeAlias = Scalar | Image | None

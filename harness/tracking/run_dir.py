@@ -279,6 +279,17 @@ def read_state(path: Path) -> RunState:
     return RunState(str(read_json(path / STATUS).get("state", RunState.FAILED)))
 
 
+def mark_failed(path: Path, reason: str, exit_code: int) -> None:
+    """Write that a run failed whose main process was killed; nothing where it lives, or has written how it ended."""
+    lock = lock_folder(path)
+    if lock is None:
+        return
+    with lock:
+        if read_state(path) == RunState.RUNNING:
+            facts = {"state": RunState.FAILED, "reason": reason, "exit_code": exit_code}
+            write_json(path / STATUS, {**read_json(path / STATUS), **facts})
+
+
 def changed_results(path: Path) -> list[str]:
     """Return which files of a finished run are gone or have changed since; none where it has no checksums."""
     return changed_files(path, RESULT_FILES)

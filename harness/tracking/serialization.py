@@ -6,7 +6,6 @@ what is decoded has the types that a record has, and an image is no link to anot
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -17,37 +16,13 @@ from typing import Any
 import numpy as np
 
 from harness.tracking.metric_names import with_present_names
-from harness.tracking.records import Cell, Curve, Image, Record, Scores, Table, Value
-from harness.utils.files import link_inside, open_regular
+from harness.tracking.records import Cell, Curve, Image, Record, Scores, StoredImage, Table, Value, encode_png
+from harness.utils.files import read_regular, sha256
 from harness.utils.plain import json_text, parse_json
 
 MEDIA = "media"
 # More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
 MAX_PROBABILITIES = 200_000
-
-
-class StoredImage(Image):
-    """An `Image` whose pixels are read from its PNG file when they are needed.
-
-    Attributes:
-        path: the PNG file.
-    """
-
-    path: Path
-
-    def __init__(self, path: Path, caption: str = "") -> None:
-        object.__setattr__(self, "path", path)
-        object.__setattr__(self, "caption", caption)
-
-    @property
-    def pixels(self) -> np.ndarray:
-        """uint8 [H, W, 3], RGB."""
-        from PIL import Image as PILImage
-
-        if link := link_inside(self.path.parents[1], self.path):
-            raise OSError(errno.ELOOP, "a symbolic link, which is not followed", str(link))
-        with open(open_regular(self.path), "rb") as file, PILImage.open(file, formats=("PNG",)) as image:
-            return np.asarray(image.convert("RGB"))
 
 
 def to_line(value: Mapping[str, Any]) -> bytes:
@@ -184,20 +159,30 @@ def _image(value: Mapping[str, Any], folder: Path) -> StoredImage:
     return StoredImage(folder / name, str(value.get("caption", "")))
 
 
-def _save(image: Image, folder: Path) -> str:
-    """Write the pixels as a PNG file unless it exists, and return its path relative to `folder`."""
-    from PIL import Image as PILImage
+def stored_image(image: Image, folder: Path) -> Path:
+    """Return the PNG file in which a journal in `folder` keeps an image; it may not exist.
 
-    pixels = np.ascontiguousarray(image.pixels)
-    name = f"{MEDIA}/{hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:16]}.png"
-    path = folder / name
+    The file of a `StoredImage` is kept as it is, other images are named by their pixels.
+    """
+    if isinstance(image, StoredImage):
+        name = sha256(image.path)
+    else:
+        pixels = np.ascontiguousarray(image.pixels)
+        name = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
+    return folder / MEDIA / f"{name[:16]}.png"
+
+
+def _save(image: Image, folder: Path) -> str:
+    """Write an image as a PNG file unless it exists, and return its path relative to `folder`."""
+    path = stored_image(image, folder)
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            PILImage.fromarray(pixels).save(temporary, format="PNG")
+            content = read_regular(image.path) if isinstance(image, StoredImage) else encode_png(image.pixels)
+            temporary.write_bytes(content)
             os.replace(temporary, path)  # whole or absent; thousands of images are too many to fsync one by one
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-    return name
+    return f"{MEDIA}/{path.name}"

@@ -44,7 +44,8 @@ def _digest(path: Path) -> str:
 
 def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file that holds the checksum of its values."""
-    write_json(path, {**value, CHECKSUM: _checksum(from_plain(to_plain(value)))})
+    content = {key: part for key, part in value.items() if key != CHECKSUM}
+    write_json(path, {**content, CHECKSUM: _checksum(from_plain(to_plain(content)))})
 
 
 def is_checked_json_intact(value: Mapping[str, Any]) -> bool:

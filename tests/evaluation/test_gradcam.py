@@ -56,6 +56,20 @@ def test_gradcam_and_hirescam_equal_their_definitions(pool):
             assert maps.peak[index] == pytest.approx(float(positive.max()), rel=1e-4)
 
 
+def test_no_gradient_is_computed_below_the_explained_layer():
+    recorded = []
+
+    class Watched(TinyNet):
+        def forward(self, images):
+            below = self.first(images)
+            above = self.second(below)
+            recorded.append((below.requires_grad, above.requires_grad))
+            return self.head(self.drop(self.pool(above).flatten(1)))
+
+    gradcam.compute_maps(Watched(), random_images(), TARGETS, layer="second")
+    assert recorded[-1] == (False, True)  # the passes before it choose the layer
+
+
 @pytest.mark.parametrize("pool", ["max", "average"])
 def test_the_sum_of_a_raw_hirescam_map_is_the_logit_without_its_bias(pool):
     model, images = tiny_net(pool=pool), random_images()

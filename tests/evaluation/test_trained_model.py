@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from harness.evaluation.trained_model import load_trained_model
+from harness.utils.checksums import write_checked_json
 from harness.utils.errors import CheckpointError, UsageError
 
 
@@ -34,7 +35,7 @@ def test_weights_for_another_model_are_refused_by_key(finished, tmp_path):
     shutil.copytree(folder / "checkpoints", tmp_path / "c")
     facts = json.loads((tmp_path / "c/model.json").read_text())
     facts["config"]["model_args"] = {"width": 16}
-    (tmp_path / "c/model.json").write_text(json.dumps(facts))
+    write_checked_json(tmp_path / "c/model.json", facts)
     with pytest.raises(CheckpointError, match=r"does not fit the model: .*instead of"):
         load_trained_model(tmp_path / "c/model.safetensors")
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from harness.reporting.figures import style, training_curves
-from harness.reporting.figures.gallery import Tile, fit_to_side, gallery
+from harness.reporting.figures.gallery import Canvas, Tile, fit_to_box, fit_to_side, gallery
 from harness.tracking.records import Record
 from harness.utils.errors import UsageError
 from harness.utils.text import percent, truncate
@@ -152,6 +152,43 @@ def test_only_png_and_svg_are_drawn(tmp_path):
         training_curves.draw_losses(epochs(2), tmp_path / "losses.gif")
     assert list(tmp_path.iterdir()) == []
     assert training_curves.draw_losses(epochs(2), tmp_path / "losses.SVG").read_text().startswith("<?xml")
+
+
+def test_a_png_has_the_pixels_that_savefig_gives(tmp_path):
+    def drawn():
+        figure = style.figure(5, 3)
+        left, right = figure.subplots(1, 2)
+        left.plot([1, 2, 3], [0.1, 123.4, 5], label="a line")
+        right.imshow(np.arange(12).reshape(3, 4))
+        style.legend(left, loc="best")
+        style.style_axes(left, x="step", y="value", title="Two axes")
+        figure.colorbar(right.images[0], ax=right)
+        style._set_fonts(figure)
+        return figure
+
+    drawn().savefig(tmp_path / "theirs.png", dpi=style.DPI)
+    assert (pixels(style.save_figure(drawn(), tmp_path / "ours.png")) == pixels(tmp_path / "theirs.png")).all()
+    with Image.open(tmp_path / "ours.png") as ours:
+        assert round(ours.info["dpi"][0]) == style.DPI and ours.mode == "RGB"
+
+
+def test_a_picture_is_copied_into_its_box_pixel_by_pixel(tmp_path):
+    small = np.random.default_rng(0).integers(0, 256, (30, 20, 3), dtype=np.uint8)
+    canvas = Canvas(3, 2)
+    canvas.picture(0.5, 0.4, 1, 1, small, colour=style.BLUE)  # a box of 150 x 150 pixels: five for one
+    shown = pixels(canvas.save(tmp_path / "one.png"))[60:210, 75 + 25 : 225 - 25]
+    assert (shown[5:-5, 5:-5] == small.repeat(5, 0).repeat(5, 1)[5:-5, 5:-5]).all()
+
+
+def test_a_picture_fills_its_box_and_keeps_its_aspect():
+    for shape in ((32, 32), (200, 300), (900, 30), (1, 1)):
+        fitted = fit_to_box(np.zeros((*shape, 3), np.uint8), 1.85, 1.0)
+        rows, columns = fitted.shape[:2]
+        assert rows <= 150 and columns <= round(1.85 * 150) and (rows == 150 or columns == round(1.85 * 150))
+        assert abs(rows / columns - shape[0] / shape[1]) <= 0.5 / columns * (1 + shape[0] / shape[1]) + 1e-9
+    noise = np.random.default_rng(1).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    assert fit_to_box(noise, 1, 1).std() < 0.7 * noise.std()  # reduced by averaging, not by leaving pixels out
+    assert fit_to_box(noise, 2, 2) is noise
 
 
 def test_two_threads_draw_what_one_draws(tmp_path):

@@ -23,6 +23,9 @@ def renamed(value):
 def use_former_names(folder):
     """Rewrite the journal, the summary and the checkpoint's history of a run directory; return the number of names."""
     lines = [renamed(json.loads(line)) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("crc32", None)  # version 0.1 had no checksums
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
     (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if summary := renamed(read_json(folder / "summary.json")):
         if "seconds_before" in summary.get("environment", {}):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
 from harness.tracking.journal import REPLACED, Journal, read_journal
-from harness.tracking.records import Artifact, Curve, Image, Record, Scores
+from harness.tracking.records import Artifact, Curve, Image, Record, Scores, StoredImage, encode_png
 from harness.tracking.serialization import from_line, to_line
 from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import rows
@@ -41,6 +41,18 @@ def write(folder: Path, records=RECORDS) -> Journal:
     for record in records:
         journal.record(record)
     return journal
+
+
+def test_an_image_that_is_a_png_file_already_is_kept_byte_by_byte(tmp_path):
+    figure = tmp_path / "figures.png"
+    figure.write_bytes(encode_png(image(7).pixels, 150))
+    journal = Journal(tmp_path / "run", {"config": {}})
+    journal.record(Record(1, 1, {"figure": StoredImage(figure, "losses")}, kind="final"))
+    journal.finish("finished", 0)
+    (kept,) = (tmp_path / "run" / "media").iterdir()
+    assert kept.read_bytes() == figure.read_bytes()
+    figure.unlink()
+    assert same(read_journal(tmp_path / "run").records[0].values["figure"].pixels.tolist(), image(7).pixels.tolist())
 
 
 def test_a_journal_gives_back_what_was_written(tmp_path):

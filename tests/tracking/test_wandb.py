@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,9 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from harness.config.settings import Config, setting_fields
-from harness.tracking.records import Artifact, Record, Scores, Table
-from harness.tracking.serialization import StoredImage
-from harness.tracking.tracker import NullTracker
+from harness.tracking.journal import Journal
+from harness.tracking.records import Artifact, Record, Scores, StoredImage, Table, encode_png
+from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import init, rows, session
 from harness.utils.errors import TrackingError
 from tests.support import wandb_files
@@ -179,6 +180,27 @@ def test_images_tables_curves_and_scores_arrive_with_their_content(tracked):
     data = json.loads(Path(wrong["files"]["wrong.table.json"]).read_text())["data"]
     assert [cells[1:] for cells in data] == [["ant", 0.5, None], ["bee", 1, True]]
     assert np.array_equal(StoredImage(Path(wrong["files"][data[1][0]["path"]])).pixels, image(2).pixels)
+
+
+def test_w_and_b_has_the_image_files_of_the_journal_and_they_outlive_it(tmp_path):
+    config, record = Config(wandb="offline"), final(6)
+    drawn = tmp_path / "drawn.png"
+    drawn.write_bytes(encode_png(image(4).pixels, 150))
+    record = replace(record, values={**record.values, "figure": StoredImage(drawn)})
+    tracker = MultiTracker([Journal(tmp_path, {"config": {}}), init.start(config, tmp_path, run_name="images")])
+    tracker.record(record)
+    tracker.finish("finished", 0)
+    drawn.unlink()
+    (offline_run,) = wandb_files.offline_runs(tmp_path)
+    row, media = offline_run.rows[-1], offline_run.folder / "files"
+    journal = {path.read_bytes() for path in (tmp_path / "media").glob("*.png")}
+    assert {(media / row[f"{key}.path"]).read_bytes() for key in ("cam", "figure")} <= journal
+    assert np.array_equal(StoredImage(media / row["figure.path"]).pixels, image(4).pixels)
+    gallery = [media / name for name in row["gallery.filenames"] + row["gallery_2.filenames"]]
+    assert len(gallery) == 110 and {path.read_bytes() for path in gallery} <= journal
+    table = next(artifact for artifact in offline_run.artifacts if artifact["name"].endswith("wrong"))
+    images = [Path(path).read_bytes() for name, path in table["files"].items() if name.endswith(".png")]
+    assert len(images) == 2 and set(images) <= journal
 
 
 def test_an_artifact_keeps_its_content_inside_the_run_folder(tracked):

@@ -208,6 +208,10 @@ def test_the_other_processes_end_within_a_minute_after_the_main_one_is_killed(tm
     first, second = ranks("run", *TINY, cwd=tmp_path, faults={0: "kill@step=14"})
     assert first.code == -signal.SIGKILL and second.code == 1
     assert "rank 1: " in second.err
+    status = json.loads((tmp_path / "runs/r/status.json").read_text())
+    assert (status["state"], status["exit_code"], status["step"]) == ("failed", 1, 11)
+    assert status["reason"].startswith("rank 0 of 2 ended without an error message")
+    assert "torchrun" in status["resume"]
 
 
 @pytest.mark.slow

@@ -121,8 +121,9 @@ def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray) -> None:
     for (row, column), number in np.ndenumerate(matrix):
         if number:
             colour = style.PAPER if share[row, column] > 0.25 else style.INK
-            axes.text(column, row, f"{number}", ha="center", va="center", fontsize=size, color=colour,
-                      fontweight="bold" if row == column else "normal")  # fmt: skip
+            text = axes.text(column, row, f"{number}", ha="center", va="center", fontsize=size, color=colour,
+                             fontweight="bold" if row == column else "normal")  # fmt: skip
+            text.set_in_layout(False)  # it lies inside the axes; the layout would measure each of them
 
 
 def _percent_axis(axis: Axis) -> None:

@@ -15,9 +15,11 @@ from harness.tracking.records import Cell, Image, Table
 from harness.utils.text import percent, truncate
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.backend_bases import RendererBase
+
     from harness.evaluation.metrics import Predictions
 
-_PIXELS = 320  # approximate side that a shown image is enlarged or reduced to
 # Inches: side of an image, between two, margin; a tile with its texts and the gap to the next one.
 _SIDE, _GAP, _EDGE = 1.85, 0.16, 0.16
 _COLUMN, _ROW = _SIDE + _GAP, _SIDE + 0.68
@@ -100,27 +102,29 @@ def gallery_table(
 
 def _draw_tile(canvas: Canvas, left: float, top: float, tile: Tile) -> None:
     """Draw an image with its verdict above and its true class below."""
-    middle, colour = left + _SIDE / 2, tile.colour
+    middle, colour, box = left + _SIDE / 2, tile.colour, (left, top + 0.25, _SIDE, _SIDE)
     canvas.write(
         middle, top + 0.2, tile.verdict, ha="center", va="bottom", fontsize=10, color=colour, fontweight="bold"
     )
-    picture = fit_to_side(tile.picture)
-    canvas.picture(left, top + 0.25, _SIDE, _SIDE, picture, colour=colour, linewidth=2.2, dashed=not tile.correct)
+    canvas.picture(*box, tile.picture, colour=colour, linewidth=2.2, dashed=not tile.correct)
     canvas.write(middle, top + _SIDE + 0.3, f"truth: {truncate(tile.truth, 20)}", ha="center", fontsize=10)
 
 
 class Canvas:
     """A figure of `width` x `height` inches to place images and texts on, measured from its top left corner.
 
-    One pair of axes holds everything: with axes for each image, a gallery takes several times as long to draw.
+    One pair of axes holds everything, and images are copied into it pixel by pixel: with axes for each image, or with
+    images that matplotlib has to resample, a gallery takes several times as long to draw.
     """
 
     def __init__(self, width: float, height: float) -> None:
+        width, height = _whole_pixels(width), _whole_pixels(height)
         self.figure = style.figure(width, height)
         self.figure.set_layout_engine("none")  # every artist has its position
         self._axes = self.figure.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(height, 0))
         self._axes.axis("off")
         self._axes.set_autoscale_on(False)
+        self._pictures: list[tuple[np.ndarray, float, float]] = []  # pixels, left, bottom
 
     def write(self, left: float, top: float, text: str, **options: Any) -> None:
         """Write `text` from that point to the right and down, unless `options` align it otherwise."""
@@ -145,12 +149,12 @@ class Canvas:
         Args:
             pixels: uint8 [H, W, 3].
         """
-        rows, columns = pixels.shape[:2]
-        scale = min(width / columns, height / rows)
-        left, top = left + (width - columns * scale) / 2, top + (height - rows * scale) / 2
-        extent = (left, left + columns * scale, top + rows * scale, top)
-        self._axes.imshow(pixels, extent=extent, aspect="auto", interpolation="nearest", resample=False)
-        self._frame(extent, colour, linewidth, dashed)
+        fitted = fit_to_box(pixels, width, height)
+        inner_height, inner_width = (side / style.DPI for side in fitted.shape[:2])
+        left = _whole_pixels(left + (width - inner_width) / 2)
+        top = _whole_pixels(top + (height - inner_height) / 2)
+        self._pictures.append((fitted, left, top + inner_height))
+        self._frame((left, left + inner_width, top + inner_height, top), colour, linewidth, dashed)
 
     def hatched(self, left: float, top: float, width: float, height: float, text: str, *, colour: str) -> None:
         """Draw a grey, hatched box with a text, where there is no image."""
@@ -161,7 +165,9 @@ class Canvas:
         self._frame(extent, colour, 1.4, False)
 
     def save(self, path: Path | str) -> Path:
-        """Write the figure as `style.save` does."""
+        """Write the figure as `style.save_figure` does."""
+        self._axes.add_artist(_pictures_artist(self._pictures))
+        self._pictures = []
         return style.save_figure(self.figure, path)
 
     def _frame(self, extent: tuple[float, ...], colour: str, linewidth: float, dashed: bool) -> None:
@@ -172,10 +178,50 @@ class Canvas:
         from matplotlib.patches import Rectangle
 
         left, right, bottom, top = extent
-        self._axes.add_patch(Rectangle((left, top), right - left, bottom - top, **options))
+        self._axes.add_artist(Rectangle((left, top), right - left, bottom - top, **options))
 
 
-def fit_to_side(picture: np.ndarray, side: int = _PIXELS) -> np.ndarray:
+def fit_to_box(pixels: np.ndarray, width: float, height: float) -> np.ndarray:
+    """Return an image, uint8 [h, w, 3], at the pixels that it has in a box of `width` x `height` inches, as large as fits.
+
+    An enlarged image shows its pixels as squares; one that is reduced or enlarged by less than half is interpolated.
+    """
+    from PIL import Image as Pillow
+
+    rows, columns = pixels.shape[:2]
+    scale = style.DPI * min(width / columns, height / rows)
+    size = max(1, round(columns * scale)), max(1, round(rows * scale))
+    if size == (columns, rows):
+        return pixels
+    filter = Pillow.Resampling.NEAREST if scale >= 1.5 else Pillow.Resampling.LANCZOS
+    return np.asarray(Pillow.fromarray(pixels).resize(size, filter))
+
+
+def _whole_pixels(length: float) -> float:
+    """Return a length or position in inches, rounded to whole pixels."""
+    return round(length * style.DPI) / style.DPI
+
+
+def _pictures_artist(pictures: Sequence[tuple[np.ndarray, float, float]]) -> Artist:
+    """Return an artist that copies images, uint8 [h, w, 3], into a figure, each with its lower left corner at (x, y)."""
+    from matplotlib.artist import Artist, allow_rasterization
+
+    class Pictures(Artist):
+        @allow_rasterization
+        def draw(self, renderer: RendererBase) -> None:
+            context = renderer.new_gc()
+            for pixels, left, bottom in pictures:
+                x, y = self.get_transform().transform((left, bottom))
+                opaque = np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
+                renderer.draw_image(context, x, y, opaque[::-1])  # their first row is the lowest
+            context.restore()
+
+    artist = Pictures()
+    artist.set_zorder(0)  # below frames and texts
+    return artist
+
+
+def fit_to_side(picture: np.ndarray, side: int) -> np.ndarray:
     """Return the image, uint8 [h, w, 3], at about `side` pixels: a small one by repeating pixels, a large one reduced."""
     from PIL import Image as Pillow
 

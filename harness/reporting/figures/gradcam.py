@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from harness.evaluation.gradcam import METHODS, Maps
 from harness.reporting.figures import style
-from harness.reporting.figures.gallery import Canvas, Tile, fit_to_side
+from harness.reporting.figures.gallery import Canvas, Tile, fit_to_box
 from harness.utils.text import percent, truncate
 
 _COLOURS = "inferno"  # perceptually uniform, also in grey
-_PIXELS = 224  # approximate side of the image in a panel
 _OPACITY = 0.85  # of the colour at the peak of the evidence
 # Inches: side of a panel, between panels, between cards, margin; height of the figure's heading, a card's heading, captions.
 _SIDE, _GAP, _APART, _EDGE, _TOP, _HEADING, _CAPTION = 1.14, 0.05, 0.26, 0.18, 0.95, 0.25, 0.42
@@ -32,22 +32,17 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
         picture: uint8 [H, W, 3], the input of the model.
         heat: float [h, w], 0..1; resized to the image's size.
     """
-    import matplotlib
-
     strength = _resize(np.clip(np.nan_to_num(heat), 0, 1), picture.shape[:2])[..., None]
     grey = picture @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
     background = 0.72 * np.repeat(grey[..., None], 3, 2) + 0.08 * picture
-    colour = 255 * matplotlib.colormaps[_COLOURS](0.15 + 0.85 * strength[..., 0])[..., :3]
+    colour = _colours(0.15 + 0.85 * strength[..., 0])
     opacity = _OPACITY * strength**0.75
     return np.clip((1 - opacity) * background + opacity * colour, 0, 255).round().astype(np.uint8)
 
 
 def bare(heat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Return the map alone in the overlay's colours, uint8 [H, W, 3], for `shape` [H, W, ...]; `heat` is float [h, w], 0..1."""
-    import matplotlib
-
-    colour = matplotlib.colormaps[_COLOURS](_resize(np.clip(np.nan_to_num(heat), 0, 1), shape[:2]))
-    return (255 * colour[..., :3]).round().astype(np.uint8)
+    return _colours(_resize(np.clip(np.nan_to_num(heat), 0, 1), shape[:2])).round().astype(np.uint8)
 
 
 def hatched(shape: tuple[int, ...]) -> np.ndarray:
@@ -129,7 +124,7 @@ def _draw_card(
     prediction = truncate(tile.prediction, _NAMES - len(truth))
     heading = f"{truth} predicted as {prediction} ({percent(tile.confidence)})"
     canvas.write(left, top, heading, fontsize=10, fontweight="bold")
-    picture, top = fit_to_side(tile.picture, _PIXELS), top + _HEADING
+    picture, top = fit_to_box(tile.picture, _SIDE, height), top + _HEADING
     canvas.picture(left, top, _SIDE, height, picture, colour=style.SOFT)
     _caption(canvas, left, top + height, "image", style.SOFT)
     panels = ((tile.prediction, style.WRONG_SIGN, style.WRONG), (tile.truth, style.RIGHT_SIGN, style.RIGHT))
@@ -144,6 +139,21 @@ def _draw_card(
 
 def _caption(canvas: Canvas, left: float, bottom: float, text: str, colour: str) -> None:
     canvas.write(left + _SIDE / 2, bottom + 0.05, text, ha="center", fontsize=9, color=colour)
+
+
+def _colours(values: np.ndarray) -> np.ndarray:
+    """Return the colour of each value in 0..1, float64 [..., 3] in 0..255."""
+    table = _colour_table()
+    return table[np.minimum((values * len(table)).astype(np.intp), len(table) - 1)]
+
+
+@cache
+def _colour_table() -> np.ndarray:
+    """Return the colours of the map, float64 [256, 3] in 0..255, as matplotlib looks them up."""
+    import matplotlib
+
+    colours = matplotlib.colormaps[_COLOURS]
+    return 255 * colours(np.arange(colours.N))[:, :3]
 
 
 def _resize(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 import warnings
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from harness.tracking.records import encode_png
 from harness.utils.errors import UsageError
 from harness.utils.files import write_atomically
 
@@ -36,7 +38,7 @@ def figure(width: float = 8.0, height: float = 4.5) -> Figure:
     """Return an empty figure of `width` x `height` inches, with constrained layout."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, facecolor=PAPER, layout="constrained")
 
 
 def style_axes(axes: Axes, *, x: str = "", y: str = "", title: str = "", grid: bool = True) -> Axes:
@@ -101,12 +103,23 @@ def save_figure(drawn: Figure, path: Path | str) -> Path:
     if kind not in SUFFIXES:
         raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
     _set_fonts(drawn)
-    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == ".svg" else {"pil_kwargs": {"compress_level": 4}}
     with warnings.catch_warnings():
         # A tiny or crowded figure is still drawn, only laid out less well: no reason to stop a run.
         warnings.filterwarnings("ignore", message=".*constrained_layout not applied.*")
-        write_atomically(path, lambda file: drawn.savefig(file, format=kind[1:], dpi=DPI, **options))
+        if kind == ".svg":
+            write_atomically(path, lambda file: drawn.savefig(file, format="svg", dpi=DPI, metadata={"Date": None}))
+        else:
+            write_atomically(path, encode_png(_draw(drawn), DPI))
     return path
+
+
+def _draw(drawn: Figure) -> np.ndarray:
+    """Return a figure as pixels, uint8 [H, W, 3]. It is drawn once; `savefig` draws twice, the first time for the layout."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(drawn)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]  # the paper is opaque
 
 
 def warm_up() -> None:
@@ -114,7 +127,7 @@ def warm_up() -> None:
     drawn = figure(2, 2)
     style_axes(drawn.add_subplot(), x=drawable_text("x"), y="y", title="title")
     _set_fonts(drawn)
-    drawn.savefig(io.BytesIO(), format="png", dpi=DPI)
+    encode_png(_draw(drawn), DPI)
 
 
 def _set_fonts(drawn: Figure) -> None:

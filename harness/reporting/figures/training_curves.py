@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 
 from harness.reporting.figures import style
-from harness.tracking.records import Image, Record
+from harness.tracking.records import Image, Record, StoredImage
 from harness.utils.text import truncate
 
 if TYPE_CHECKING:
@@ -101,11 +101,8 @@ def draw_schedule_curve(
 
 
 def as_image(path: Path | str, caption: str = "") -> Image:
-    """Return a PNG file as a value that a tracker can write."""
-    from PIL import Image as Pillow
-
-    with Pillow.open(path) as picture:
-        return Image(np.array(picture.convert("RGB")), caption)
+    """Return a PNG file as a value that a tracker can write; the file must stay."""
+    return StoredImage(Path(path).absolute(), caption)
 
 
 def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: str, y: str, *, lowest: bool) -> Path:

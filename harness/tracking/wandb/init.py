@@ -117,7 +117,10 @@ def _check_workspace(folder: Path) -> None:
 
 
 def preload() -> None:
-    """Import W&B now, with all that it imports when a run starts; for a process that waits for work."""
+    """Import W&B now, with all that it imports when a run starts.
+
+    Before torch it takes half as long as after it: pydantic searches all imported modules for the source of each class.
+    """
     with contextlib.suppress(ImportError):
         import wandb.apis.public
         import wandb.sdk.launch  # noqa: F401

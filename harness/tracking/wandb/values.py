@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.tracking.records import Curve, Image, Scores, Table, Value
+from harness.tracking.records import Curve, Image, Scores, StoredImage, Table, Value
+from harness.tracking.serialization import stored_image
 from harness.tracking.wandb import rows
 
 MAX_IMAGES = 108  # W&B drops the rest of a longer list
 
 
-def to_wandb(wandb: Any, key: str, value: Value) -> dict[str, Any]:
-    """Return what to log for one value: under its own key, or a chart and its table under keys that begin with it."""
+def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]:
+    """Return what to log for one value: under its own key, or a chart and its table under keys that begin with it.
+
+    Args:
+        folder: the run directory, whose journal may have the images as files.
+    """
     match value:
         case Image():
-            return {key: _image(wandb, value)}
+            return {key: _image(wandb, value, folder)}
         case tuple():
             parts = [value[start : start + MAX_IMAGES] for start in range(0, len(value), MAX_IMAGES)]
             return {
-                key if number == 0 else f"{key}_{number + 1}": [_image(wandb, image) for image in part]
+                key if number == 0 else f"{key}_{number + 1}": [_image(wandb, image, folder) for image in part]
                 for number, part in enumerate(parts)
             }
         case Table():
-            return {key: _table(wandb, value)}
+            return {key: _table(wandb, value, folder)}
         case Curve():
             return _curve(wandb, key, value)
         case Scores():
@@ -32,12 +39,17 @@ def to_wandb(wandb: Any, key: str, value: Value) -> dict[str, Any]:
     return {key: value.item() if isinstance(value, np.generic) else value}
 
 
-def _image(wandb: Any, image: Image) -> Any:
-    return wandb.Image(image.pixels, caption=image.caption or None)
+def _image(wandb: Any, image: Image, folder: Path) -> Any:
+    """Return W&B's image, of a file where there is one: W&B would spend a second on encoding the images of a run again."""
+    if isinstance(image, StoredImage):
+        os.close(image.open())  # it is there, and no link
+        return wandb.Image(str(image.path), caption=image.caption or None)
+    path = stored_image(image, folder)
+    return wandb.Image(str(path) if path.is_file() else image.pixels, caption=image.caption or None)
 
 
-def _table(wandb: Any, value: Table) -> Any:
-    cells = [[_image(wandb, cell) if isinstance(cell, Image) else cell for cell in row] for row in value.rows]
+def _table(wandb: Any, value: Table, folder: Path) -> Any:
+    cells = [[_image(wandb, cell, folder) if isinstance(cell, Image) else cell for cell in row] for row in value.rows]
     try:
         return wandb.Table(columns=list(value.columns), data=cells)
     except TypeError:  # a column of, say, text and numbers
