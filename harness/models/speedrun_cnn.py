@@ -111,11 +111,10 @@ class SpeedrunCNN(nn.Module):
         """Start the 3x3 convolutions as the identity of their first channels, with random filters for the others."""
         if self.conv_init != "dirac":
             return
-        for stage in (self.layer1, self.layer2, self.layer3):
-            for conv in (stage.conv1, stage.conv2):
-                # The identity of as many channels as both sides have; the other filters keep torch's initialisation.
-                count = min(conv.in_channels, conv.out_channels)
-                nn.init.dirac_(conv.weight.data[:count])
+        stages = (self.layer1, self.layer2, self.layer3)
+        for conv in (layer for stage in stages for layer in stage if isinstance(layer, nn.Conv2d)):
+            # The identity of as many channels as both sides have; the other filters keep torch's initialisation.
+            nn.init.dirac_(conv.weight.data[: min(conv.in_channels, conv.out_channels)])
 
     def _set_head(self, global_pool: str, **factory: Any) -> None:
         self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
