@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,19 @@ from harness.evaluation.metrics import read_predictions_csv
 from harness.evaluation.trained_model import load_trained_model
 from harness.models.factory import count_parameters
 from harness.tracking.journal import JournalContents, read_journal
-from harness.tracking.run_dir import STATUS, RunState, changed_results, current_state, read_summary
+from harness.tracking.run_dir import (
+    STATUS,
+    RunState,
+    changed_results,
+    check_own_files,
+    current_state,
+    read_summary,
+    resume_command,
+)
 from harness.utils.checksums import SUMS
 from harness.utils.errors import CheckpointError, DataError, HarnessError
 from harness.utils.files import read_json
+from harness.utils.plain import number, sub_mapping
 from harness.utils.text import percent
 
 TARGET = 0.90
@@ -48,13 +58,14 @@ class FinishedRun:
     @property
     def classes(self) -> tuple[str, ...]:
         """The class names in the journal; empty where it has none."""
-        return tuple(map(str, self.journal.header.get("dataset", {}).get("classes", ())))
+        names = sub_mapping(self.journal.header, "dataset").get("classes")
+        return tuple(map(str, names)) if isinstance(names, list) else ()
 
     @property
     def images(self) -> dict[str, int]:
         """The number of images of each split in the journal."""
-        counts = self.journal.header.get("dataset", {}).get("images", {})
-        return {split: int(count) for split, count in counts.items()}
+        counts = sub_mapping(sub_mapping(self.journal.header, "dataset"), "images")
+        return {split: count for split, count in counts.items() if isinstance(count, int)}
 
 
 def open_run(folder: Path) -> FinishedRun:
@@ -63,6 +74,7 @@ def open_run(folder: Path) -> FinishedRun:
     Raises:
         DataError: there is none, or its journal does not begin with the settings of a run.
     """
+    check_own_files(folder)
     if not (folder / "journal.jsonl").is_file():
         raise DataError(f"no run in {folder}: it has no journal.jsonl; `harness runs` lists the runs")
     journal = read_journal(folder)
@@ -85,15 +97,15 @@ def run_data_row(run: FinishedRun) -> CheckRow:
     """Return the row about the data of a run, from its journal."""
     images = run.images
     train = images.get("train", 0) + images.get("val", 0)  # the validation split is held out of the training set
-    name = str(run.journal.header.get("dataset", {}).get("name", "?"))
+    name = str(sub_mapping(run.journal.header, "dataset").get("name", "?"))
     return data_row(name, run.classes, train, images.get("test", 0), "the journal")
 
 
 def recorded_rates(run: FinishedRun) -> RateCurve:
     """Return the learning rate of every update, from the journal."""
     curves = [record.steps for record in run.journal.records if record.kind == "epoch" and record.steps]
-    lr = np.array([value for curve in curves for value in curve.lines["lr"]], dtype=float)
-    per_epoch = len(curves[0].x) if curves else 1
+    lr = np.array([value for curve in curves for value in curve.lines.get("lr", ())], dtype=float)
+    per_epoch = max(1, len(curves[0].x)) if curves else 1
     is_complete = run.epochs >= run.config.epochs
     return RateCurve(lr, per_epoch, is_complete, has_end=False, how="the journal: the optimizer's rate at every step")
 
@@ -103,15 +115,16 @@ def used_rates(run: FinishedRun) -> tuple[float, float]:
     suggestion = read_json(run.folder / "lr_finder.json")
     rates = []
     for name in ("lr_min", "lr_max"):
-        setting = run.summary.get(name, getattr(run.config, name))
-        rates.append(float(suggestion.get(name) or 0.0) if setting == FIND else float(setting))
+        setting = getattr(run.config, name)
+        recorded = number(run.summary.get(name, suggestion.get(name) if setting == FIND else setting))
+        rates.append(recorded if math.isfinite(recorded) else 0.0)
     return rates[0], rates[1]
 
 
 def epochs_row(run: FinishedRun) -> CheckRow:
     """Return the row about the number of epochs, which are to be complete."""
     found = f"{run.epochs} of {run.config.epochs}, {run.state}"
-    resume = read_json(run.folder / STATUS).get("resume", "")
+    resume = resume_command(run.folder, read_json(run.folder / STATUS))
     if run.state not in (RunState.FINISHED, RunState.RUNNING) and resume:
         found += f"; resume with: {resume}"
     return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == RunState.FINISHED)
@@ -147,11 +160,11 @@ def files_row(run: FinishedRun) -> CheckRow:
 
 def accuracy_row(run: FinishedRun) -> CheckRow:
     """Return the row about the test accuracy, computed again from the predictions where they are stored."""
-    how, result = "summary.json", run.summary.get("result", {})
-    accuracy = result.get("test/acc")
+    how, result = "summary.json", sub_mapping(run.summary, "result")
+    accuracy = number(result.get("test/acc"))
     if run.state != RunState.FINISHED:
         return row("accuracy", ACCURACY_WANTED, "no result yet", how, False)
-    if not isinstance(accuracy, int | float):
+    if not 0 <= accuracy <= 1:
         return row("accuracy", ACCURACY_WANTED, "the test set was not evaluated", how, False)
     found = f"{percent(accuracy, 2)} ({result.get('chosen', '?')})"
     predictions, _ = read_predictions_csv(run.folder / "predictions.csv", run.classes)

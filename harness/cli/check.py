@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -14,7 +13,9 @@ import click
 from harness.cli.commands import PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run, script
 from harness.cli.options import setting_options
+from harness.cli.terminal import echo
 from harness.utils.errors import CHECK_FAILED
+from harness.utils.plain import json_text
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -38,8 +39,8 @@ def verify(settings: dict[str, Any], run: Path | None, as_json: bool) -> None:
     from harness.checks import verify as verifying
 
     verdict = verifying.verify(settings, run)
-    click.echo(json.dumps(verdict.to_dict(), indent=2) if as_json else verdict.text(columns()))
-    click.echo(verdict.summary(), err=True)
+    echo(json_text(verdict.to_dict(), indent=2) if as_json else verdict.text(columns()))
+    echo(verdict.summary(), err=True)
     if verdict.deviating:
         click.get_current_context().exit(CHECK_FAILED)
 
@@ -65,7 +66,7 @@ def doctor(settings: dict[str, Any], as_json: bool) -> None:
     from harness.checks import doctor as diagnosing
 
     findings = diagnosing.diagnose(settings)
-    click.echo(json.dumps(diagnosing.to_dict(findings), indent=2) if as_json else diagnosing.diagnosis_text(findings))
+    echo(json_text(diagnosing.to_dict(findings), indent=2) if as_json else diagnosing.diagnosis_text(findings))
     if any(finding.fatal for finding in findings):
         click.get_current_context().exit(CHECK_FAILED)
 

@@ -7,22 +7,25 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import click
 
 from harness.cli.commands import PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run
 from harness.cli.options import setting_options, setting_options_only
+from harness.cli.terminal import TerminalStream, echo
 from harness.config.names import SPLIT_NAMES
 from harness.utils.errors import did_you_mean
 
 EVALUATION = (
     "data", "data_dir", "val_fraction", "eval_batch_size", "tta", "gallery", "gallery_rule", "cam", "cam_layer",
-    "device", "precision", "wandb", "project",
+    "device", "precision", "wandb", "project", "plugin",
 )  # fmt: skip
-EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "wandb", "project")
-PREDICTION = ("bad_images", "eval_batch_size", "device", "precision", "channels_last", "deterministic", "threads")
+EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "wandb", "project", "plugin")
+PREDICTION = (
+    "bad_images", "eval_batch_size", "device", "precision", "channels_last", "deterministic", "threads", "plugin",
+)  # fmt: skip
 
 
 @click.command(cls=SettingsCommand, shown=EVALUATION)
@@ -53,8 +56,8 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
 
     with _no_warnings():
         evaluation = inference.evaluate(checkpoint, settings, split=split, out=out)
-    click.echo(inference.evaluation_text(evaluation))
-    click.echo(f"files: {evaluation.folder}", err=True)
+    echo(inference.evaluation_text(evaluation))
+    echo(f"files: {evaluation.folder}", err=True)
 
 
 @click.command(cls=SettingsCommand, shown=PREDICTION)
@@ -86,10 +89,11 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
 
     suffix = predicting.file_format(target)
     predictions = predicting.predict(checkpoint, paths, settings)
-    count = predicting.write_predictions(predictions, target or sys.stdout.buffer, suffix, top or 0)
+    stream = cast(BinaryIO, TerminalStream() if sys.stdout.isatty() else sys.stdout.buffer)
+    count = predicting.write_predictions(predictions, target or stream, suffix, top or 0)
     sys.stdout.buffer.flush()
     pictures = f"{count} picture{'' if count == 1 else 's'}"
-    click.echo(f"{pictures} predicted" + ("" if target is None else f": {target}"), err=True)
+    echo(f"{pictures} predicted" + ("" if target is None else f": {target}"), err=True)
 
 
 @click.command(cls=SettingsCommand, shown=EXPLANATION)
@@ -117,11 +121,11 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
 
     for explanation in inference.explain(checkpoint, pictures, settings, out=out, top=top):
         guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
-        click.echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
-    click.echo(f"overlays: {out}", err=True)
+        echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
+    echo(f"overlays: {out}", err=True)
 
 
-@click.command(cls=PlainCommand)
+@click.command(cls=SettingsCommand, shown=("plugin",))
 @click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option(
     "--onnx",
@@ -135,7 +139,8 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     metavar="FOLDER",
     help="Write a folder for timm.create_model('local-dir:FOLDER'); a model of harness needs `import harness.models.cifar_resnet` first.",
 )
-def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
+@setting_options_only("plugin")
+def export(settings: dict[str, Any], checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
     """Export a trained model to ONNX, or to a folder that timm loads.
 
     \b
@@ -147,9 +152,9 @@ def export(checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
     if not onnx and not timm:
         raise click.UsageError("say where to: --onnx FILE or --timm FOLDER", click.get_current_context())
     if timm:
-        click.echo(exporting.export_timm(checkpoint, timm))
+        echo(exporting.export_timm(checkpoint, timm, settings))
     if onnx:
-        click.echo(exporting.export_onnx(checkpoint, onnx))
+        echo(exporting.export_onnx(checkpoint, onnx, settings))
 
 
 @click.command(cls=PlainCommand)
@@ -169,12 +174,12 @@ def models(filter: str, count: bool) -> None:
         line = f"{'*' if is_ours else ' '} {name}"
         if count:
             line += f"  {factory.parameter_count_of(name):,}"
-        click.echo(line)
+        echo(line)
     if names:
-        click.echo(f"{len(names)} models; * harness's own", err=True)
+        echo(f"{len(names)} models; * harness's own", err=True)
     else:
         hint = did_you_mean(filter, [name for name, _ in factory.model_names()])
-        click.echo(f"no model's name contains {filter!r}{hint}", err=True)
+        echo(f"no model's name contains {filter!r}{hint}", err=True)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import signal
 import sys
@@ -16,10 +15,18 @@ import click
 
 from harness.cli import check, completion, evaluate, report, sweep, train
 from harness.cli.commands import CONTEXT, CommandGroup, nearest_option
+from harness.cli.terminal import echo, prepare_logging
 from harness.config.recipe import recipe_paths
 from harness.config.settings import normalize_name
 from harness.utils.environment import rank, world_size
-from harness.utils.errors import AlreadyFinished, HarnessError, PeerLostError, ResourceError, UsageError
+from harness.utils.errors import (
+    AlreadyFinished,
+    HarnessError,
+    PeerLostError,
+    ResourceError,
+    UsageError,
+    as_harness_error,
+)
 from harness.utils.signals import SIGNALS, Interrupted
 from harness.utils.text import printable
 
@@ -79,7 +86,7 @@ def main() -> None:
     # Importing the libraries creates a million objects, none of them garbage. By default they are examined so often that
     # the imports take a fifth longer.
     gc.set_threshold(200_000, 10, 10)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    prepare_logging()
     debug = "--debug" in sys.argv
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"] or ["--help"]
     handlers = _exit_on_signals()
@@ -102,7 +109,7 @@ def main() -> None:
     except HarnessError as error:
         if not _is_reported_elsewhere(error):
             if isinstance(error, AlreadyFinished | Interrupted):  # news, not a mistake
-                click.echo(str(error), err=True)
+                echo(str(error), err=True)
             else:
                 _show_error(str(error), debug)
         status = error.exit_code
@@ -111,10 +118,16 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
-    except Exception:  # noqa: BLE001 - a bug of harness, shown whole
-        traceback.print_exc()
-        click.echo("error: this is a bug in harness, not in your command", err=True)
-        status = 1
+    except Exception as error:  # noqa: BLE001 - the system's and the libraries' errors; the rest is a bug, shown whole
+        known = as_harness_error(error)
+        if known is not None:
+            if not _is_reported_elsewhere(known):
+                _show_error(str(known), debug)
+            status = known.exit_code
+        else:
+            echo(traceback.format_exc().rstrip(), err=True)
+            echo("error: this is a bug in harness, not in your command", err=True)
+            status = 1
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -172,5 +185,5 @@ def _message(error: click.ClickException) -> str:
 def _show_error(text: str, debug: bool) -> None:
     """Write an error to stderr as one line, under `--debug` after its traceback."""
     if debug:
-        traceback.print_exc()
-    click.echo(f"error: {f'rank {rank()}: ' if rank() else ''}{printable(text)}", err=True)
+        echo(traceback.format_exc().rstrip(), err=True)
+    echo(f"error: {f'rank {rank()}: ' if rank() else ''}{printable(text)}", err=True)

@@ -14,6 +14,7 @@ import click
 from harness.cli import completion
 from harness.config import settings as config
 from harness.config.recipe import make_config
+from harness.utils import plugins
 from harness.utils.errors import UsageError
 
 LETTERS = {"batch_size": "-b", "recipe": "-c"}
@@ -47,6 +48,14 @@ class NoOption(click.Option):
 
     def __init__(self, name: str) -> None:
         super().__init__([f"--no-{name.replace('_', '-')}", f"no_{name}"], is_flag=True, default=False, hidden=True)
+
+
+class TrustOption(click.Option):
+    """`--trust`: the plug-ins that a run, a checkpoint or a recipe names may be imported."""
+
+    def __init__(self) -> None:
+        about = "Import the installed modules that the run, the checkpoint or the recipe names as plug-ins; their code runs."
+        super().__init__(["--trust", "trust"], is_flag=True, default=False, help=about)
 
 
 def option_names(setting: str) -> list[str]:
@@ -98,6 +107,8 @@ def _with_options(command: Callable[..., Any], names: Iterable[str]) -> Callable
 
     def collect_options(**values: Any) -> Any:
         given: dict[str, Any] = {}
+        if values.pop("trust", False):
+            plugins.trust_files()
         for name in names:
             value, is_off = values.pop(name, None), values.pop(f"no_{name}", False)
             if value not in (None, ()):
@@ -108,6 +119,8 @@ def _with_options(command: Callable[..., Any], names: Iterable[str]) -> Callable
 
     collect_options.__doc__, collect_options.__name__ = command.__doc__, command.__name__
     params = [*getattr(command, "__click_params__", [])]
+    if "plugin" in names:
+        params.append(TrustOption())
     for name in reversed(names):
         if config.value_alone(name):
             params.append(NoOption(name))

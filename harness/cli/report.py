@@ -8,6 +8,7 @@ import click
 
 from harness.cli.commands import PlainCommand
 from harness.cli.completion import complete_run
+from harness.cli.terminal import echo
 
 
 @click.command(cls=PlainCommand)
@@ -47,9 +48,9 @@ def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: 
     if paths:
         from harness.reporting.html import pages
 
-        click.echo(pages.write_page(paths, out))
+        echo(pages.write_page(paths, out))
     if wandb_target:
-        click.echo(_save_in_wandb(wandb_target, draft))
+        echo(_save_in_wandb(wandb_target, draft))
 
 
 def _save_in_wandb(target: str, draft: bool) -> str:

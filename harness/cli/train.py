@@ -10,6 +10,7 @@ import click
 
 from harness.cli.commands import SettingsCommand
 from harness.cli.options import config_from_options, setting_options
+from harness.cli.terminal import echo
 from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import Config
 from harness.config.sweep_values import complete_options
@@ -55,7 +56,7 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
         if seeds is not None:
             _run_seeds(config, seeds, reporter)
         elif summary := runner.run(config, reporter).summary:  # of several processes, only the main one has it
-            click.echo(summary_table(summary))
+            echo(summary_table(summary))
     finally:
         reporter.close()
 
@@ -64,7 +65,7 @@ def _run_seeds(config: Config, count: int, reporter: LineReporter) -> None:
     from harness.runs import seeds
 
     summary = seeds.run_seeds(config, count, reporter)
-    click.echo(seeds.seeds_table(summary))
+    echo(seeds.seeds_table(summary))
     summary.check()
 
 
@@ -143,7 +144,7 @@ def lr_find(settings: dict[str, Any], **options: Any) -> None:
         result = finder.find_lr(config, reporter=reporter, **options)
     finally:
         reporter.close()
-    click.echo(result_table(result))
+    echo(result_table(result))
 
 
 @click.command(cls=SettingsCommand, shown=CURVE)
@@ -178,4 +179,4 @@ def plot(
     """
     from harness.runs.plot import plot_schedule
 
-    click.echo(plot_schedule(settings, out, steps_per_epoch, iterations, step_size))
+    echo(plot_schedule(settings, out, steps_per_epoch, iterations, step_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
 
 MODEL_SETTINGS = (
@@ -40,11 +42,11 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     path = recipe_paths().get(recipe)
     if path is None:
         path = Path(recipe).expanduser()
-        if path.suffix in (".yaml", ".yml") and not path.is_file():
+        if path.suffix in (".yaml", ".yml") and not os.path.lexists(path):
             raise UsageError(
                 f"there is no recipe file {recipe} (in {Path.cwd()}); shipped recipes: {', '.join(recipe_paths())}"
             )
-        if not path.is_file():
+        if not os.path.lexists(path):
             raise UsageError(
                 f"there is no recipe {recipe!r}{did_you_mean(recipe, recipe_paths())}; need {', '.join(recipe_paths())}, or the path of a YAML file"
             )
@@ -65,6 +67,20 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return {**read_recipe(str(base)), **values, "recipe": recipe}
 
 
+def _default_recipe(resume: str) -> str:
+    """Return the recipe where none is given: the settings of the run that `resume` names, else the default one.
+
+    Raises:
+        UsageError: there is no run of that name.
+    """
+    if resume in ("", "auto", "never"):
+        return str(setting_fields()["recipe"].default)
+    path = Path(resume).expanduser() / "config.yaml"
+    if not os.path.lexists(path):
+        raise UsageError(f"--resume {resume}: there is no run in that directory; `harness runs` lists the runs")
+    return str(path)
+
+
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """Return the effective configuration: an option over the recipe over the default.
 
@@ -74,16 +90,16 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     no recipe, the settings of that run are used.
 
     Args:
-        options: setting in any spelling -> value.
+        options: setting in any spelling -> value. The modules of `plugin` are imported when the model is made; those that
+            only a recipe or the resumed run names are not.
         recipe: shipped name or path; `custom-resnet` if neither it nor `options["recipe"]` is given.
 
     Raises:
         UsageError: there is no such recipe or setting, or a value is not allowed.
     """
     given = {canonical_name(key): value for key, value in options.items()}
-    resumed_config = Path(str(given.get("resume", ""))).expanduser() / "config.yaml"
-    default_recipe = resumed_config if resumed_config.is_file() else setting_fields()["recipe"].default
-    values = read_recipe(str(given.pop("recipe", None) or recipe or default_recipe))
+    plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
+    values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
     if "epochs" in given and "peak_epoch" not in given:
         epochs, peak_epoch = (
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")

@@ -134,6 +134,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for its other end
+            kind = "a directory" if path.is_dir() else "no regular file"
+            raise UsageError(f"{path}: {kind}; need the path of a YAML file")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path}: {path.stat().st_size:,} bytes; a settings file has at most {MAX_BYTES:,}")
         text = path.read_bytes().decode("utf-8-sig")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from harness.data.dataset import Dataset, Split
 from harness.data.image_io import to_rgb
 from harness.utils.errors import UsageError
 
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")  # timm's names
 BUILT_IN_MODELS_PACKAGE = "harness.models."
 MAX_ASPECT_RATIO = 4  # of images longer than that only the centre is kept, where a centre crop follows
 CROP_MODES = {"crop": "center", "squash": "squash", "letterbox": "border"}  # setting `resize` -> timm's `crop_mode`
@@ -45,6 +47,25 @@ class Preprocess:
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", tuple(self.mean))  # a list where it was read from JSON
         object.__setattr__(self, "std", tuple(self.std))
+
+    def check(self) -> None:
+        """Check values that were read from a file.
+
+        Raises:
+            ValueError: one of them makes no sense.
+        """
+        numbers = (*self.mean, *self.std, self.crop_pct)
+        if (
+            type(self.size) is not int
+            or not 1 <= self.size <= 8192
+            or len(self.mean) != 3
+            or len(self.std) != 3
+            or not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+            or min(self.std) <= 0
+            or not 0 < self.crop_pct <= 2
+            or self.interpolation not in INTERPOLATIONS
+        ):
+            raise ValueError("its preprocessing makes no sense")
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, which `Preprocess(**values)` accepts."""

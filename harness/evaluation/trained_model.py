@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config.settings import Config, canonical_name
+from harness.config.settings import Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.models.pretrained import DECIDED_ARGUMENTS
+from harness.tracking.run_files import check_own_files
 from harness.training import checkpoint
 from harness.training.device import pick_device, pick_precision
 from harness.training.process_settings import configure_torch, configured_torch, restore_process_state
+from harness.utils import plugins
 from harness.utils.errors import CheckpointError, HarnessError, UsageError
 from harness.utils.files import read_json
 
@@ -53,7 +55,8 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     """Return the model in a `model.safetensors`, a `last.pt` or a run directory, with its training configuration.
 
     Args:
-        overrides: settings that replace the checkpoint's (device, precision, data, galleries ...).
+        overrides: settings that replace the checkpoint's (device, precision, data, galleries ...). A plug-in that the
+            checkpoint names is imported only if `plugin` names it too.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, not written by harness, or unsafe.
@@ -64,21 +67,25 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     try:
         saved = Config(**facts["config"])
         preprocess = Preprocess(**facts["preprocess"])
+        preprocess.check()
+        if not isinstance(facts["classes"], list | tuple) or not facts["classes"]:
+            raise ValueError("its classes make no sense")
         classes = tuple(map(str, facts["classes"]))
-        if not (isinstance(preprocess.size, int) and len(preprocess.mean) == len(preprocess.std) == 3 and classes):
-            raise ValueError("its preprocessing or its classes make no sense")
     except (HarnessError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} has no usable configuration ({error}); it is not a checkpoint of this harness"
         ) from None
     named = {canonical_name(key): value for key, value in (overrides or {}).items()}
+    plugins.allow_plugins(coerce("plugin", named.get("plugin", ())))
     if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
     config = saved.replace(**{"device": "auto", **named})
     device = pick_device(config.device)
     configure_torch(config, device)
     config = config.replace(precision=pick_precision(config.precision, device))
-    model = factory.create_model(_as_built(saved, facts, path), saved.classes or len(classes))
+    # Those that the user names, and those of the checkpoint, which have to be among them.
+    modules = tuple(dict.fromkeys([*config.plugin, *saved.plugin]))
+    model = factory.create_model(_as_built(saved, facts, path).replace(plugin=modules), saved.classes or len(classes))
     checkpoint.load_weights_strict(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout).to(device).eval()
@@ -113,8 +120,10 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises:
         CheckpointError: there is none.
+        DataError: the directory has links or pipes in place of a run's files.
     """
     if path.is_dir():
+        check_own_files(path)
         for file in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):
             if file.is_file():
                 return file

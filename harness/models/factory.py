@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import inspect
-import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from harness.models import cifar_resnet, speedrun_cnn
 from harness.models.outputs import return_logits_in_evaluation
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.files import write_atomically
+from harness.utils.plugins import import_plugins
 
 HARNESS_MODELS = {
     "custom_resnet": cifar_resnet.CustomResNet,
@@ -70,27 +68,6 @@ def create_model(config: Config, classes: int) -> nn.Module:
             remedy = "set --pretrained False" if config.pretrained else "choose a model of harness models"
             raise DataError(f"model {name!r} cannot be loaded: {_first_line(error)}; {remedy}") from error
         raise
-
-
-def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules that may register models with timm; those in the current directory are found too.
-
-    Raises:
-        UsageError: a module cannot be imported.
-    """
-    for module in modules:
-        if module.endswith(".py") or "/" in module or os.sep in module:
-            raise UsageError(f"plugin {module!r} must be a module's name, such as my_models, not a file")
-        directory = os.getcwd()
-        if directory not in sys.path:
-            sys.path.insert(0, directory)
-        importlib.invalidate_caches()  # the file may be newer than Python's listing of the directory
-        try:
-            importlib.import_module(module)
-        except Exception as error:
-            raise UsageError(
-                f"cannot import plugin {module!r}: {type(error).__name__}: {_first_line(error)}"
-            ) from error
 
 
 def check_name(name: str) -> None:

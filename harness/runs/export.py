@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,11 +14,12 @@ from harness.evaluation.trained_model import load_trained_model
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.utils.errors import HarnessError, UsageError
+from harness.utils.files import write_atomically
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 
 
-def export_timm(path: Path, folder: Path) -> str:
+def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = None) -> str:
     """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with a model card.
 
     Beside it lies the class map for timm's scripts, which number class folders in another order (1, 2, ... 10 instead of
@@ -26,7 +30,7 @@ def export_timm(path: Path, folder: Path) -> str:
     """
     from timm.models import save_for_hf
 
-    trained = load_trained_model(path, {"device": "cpu"})
+    trained = load_trained_model(path, {**(settings or {}), "device": "cpu"})
     if not hasattr(trained.model, "pretrained_cfg"):
         raise UsageError(
             f"{trained.config.model} has no timm configuration, so timm cannot rebuild it; use --onnx instead"
@@ -39,7 +43,7 @@ def export_timm(path: Path, folder: Path) -> str:
         safe_serialization=True,
         data_config=factory.timm_input(trained.preprocess),
     )
-    (folder / "README.md").write_text(model_card(trained.facts), encoding="utf-8")
+    write_atomically(folder / "README.md", model_card(trained.facts))
     factory.write_class_map(trained.classes, folder / factory.CLASS_MAP)
     modules = [*filter(None, [factory.module_of(trained.config.model)]), *trained.config.plugin]
     source = f"local-dir:{folder.resolve()}"
@@ -47,7 +51,7 @@ def export_timm(path: Path, folder: Path) -> str:
     return f"{folder}: load it with\npython -c {shlex.quote(code)}"
 
 
-def export_onnx(path: Path, file: Path) -> str:
+def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = None) -> str:
     """Write an ONNX file with a dynamic batch size, and compare its logits with torch's.
 
     Raises:
@@ -58,22 +62,24 @@ def export_onnx(path: Path, file: Path) -> str:
         import onnxruntime
     except ImportError:
         raise UsageError("ONNX needs an extra: pip install 'vision-harness[onnx]'") from None
-    trained = load_trained_model(path, {"device": "cpu", "precision": "fp32"})
+    trained = load_trained_model(path, {**(settings or {}), "device": "cpu", "precision": "fp32"})
     size = trained.preprocess.size
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     model = trained.model.to(memory_format=torch.contiguous_format)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    exported = io.BytesIO()
     with torch.no_grad():
         expected = model(images)
         torch.onnx.export(
-            model, (images,), str(file), input_names=["images"], output_names=["logits"],
+            model, (images,), exported,  # type: ignore[arg-type]
+            input_names=["images"], output_names=["logits"],
             dynamic_axes={"images": {0: "batch"}, "logits": {0: "batch"}}, dynamo=False, opset_version=17,
         )  # fmt: skip
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(exported.getvalue(), providers=["CPUExecutionProvider"])
     logits = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
     difference = float((logits - expected).abs().max() / expected.abs().max().clamp_min(1e-6))
     if not difference <= TOLERANCE:
         raise HarnessError(
-            f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; do not use this file"
+            f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; nothing was written"
         )
+    write_atomically(file, exported.getvalue())
     return f"{file}: logits equal torch's to {difference:.1e} of the largest"

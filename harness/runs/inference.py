@@ -24,8 +24,8 @@ from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
-from harness.utils.errors import DataError, UsageError
-from harness.utils.files import write_json
+from harness.utils.errors import DataError, DivergedError, UsageError
+from harness.utils.files import write_atomically, write_json
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +147,7 @@ def explain(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
         DataError: a picture cannot be read, or a folder has none.
+        DivergedError: the model answers with NaN or infinite numbers.
     """
     settings = settings or {}
     trained = load_trained_model(Path(run), settings)
@@ -171,6 +172,8 @@ def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, to
         image = trained.preprocess.image(pixels)[None]
         with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
             probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
+        if not np.isfinite(probabilities).all():
+            raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
         order = np.argsort(-probabilities)[:top]
         guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
         if not draws_maps:
@@ -190,8 +193,8 @@ def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
 
     large = enlarge(picture, 256)
     overlay = cam_figure.hatched(large.shape) if maps.empty[0] else cam_figure.overlay(large, maps.scaled[0])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Pillow.fromarray(np.concatenate([large, overlay], 1)).save(path)
+    drawn = Pillow.fromarray(np.concatenate([large, overlay], 1))
+    write_atomically(path, lambda file: drawn.save(file, format="PNG"))
     return path
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from harness.config.settings import FIND, Config
 from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
@@ -24,6 +25,7 @@ from harness.training.device import describe_environment
 from harness.training.process_settings import restore_process_state
 from harness.utils.errors import UsageError
 from harness.utils.files import read_json, write_atomically, write_json
+from harness.utils.plain import number
 from harness.utils.signals import StopRequests
 
 JSON, FIGURE = "lr_finder.json", "lr_finder.png"
@@ -105,7 +107,7 @@ def resolve_lr(
     if not config.needs_lr_find:
         return config
     stored = read_json(folder / JSON)
-    if stored.get("digest") != config.digest() or not stored.get("lr_max"):
+    if stored.get("digest") != config.digest() or not _is_usable(stored):
         result = run_range_test(config, components, folder, tracker, reporter, check=check)
         reporter.message(result_table(result))
         stored = result.to_json()
@@ -126,6 +128,12 @@ def resolve_lr(
         )
         return config.replace(lr_max=lr_max, lr_min=lr_min)
     return config.replace(lr_max=lr_max)
+
+
+def _is_usable(stored: Mapping[str, Any]) -> bool:
+    """Return whether a stored result has the learning rates; the file may be damaged."""
+    has_rates = all(number(stored.get(key)) > 0 for key in ("lr_min", "lr_max"))
+    return has_rates and (stored.get("begins") is None or number(stored["begins"]) > 0)
 
 
 def run_range_test(

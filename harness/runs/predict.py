@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections import deque
@@ -23,6 +22,7 @@ from harness.training.device import autocast, autocast_dtype
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, DivergedError, UsageError
 from harness.utils.files import write_atomically
+from harness.utils.plain import json_text
 from harness.utils.text import csv_text
 
 FORMATS = (".csv", ".jsonl")
@@ -189,7 +189,7 @@ def _json_line(prediction: Prediction, top: int, is_first: bool) -> str:
         "confidence": _rounded(prediction.confidence),
         "probabilities": {name: _rounded(probability) for name, probability in listed},
     }
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json_text(record) + "\n"
 
 
 def _rounded(probability: float) -> float:

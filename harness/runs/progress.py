@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.config.names import SPLIT_NAMES
+from harness.utils.text import printable
 
 if TYPE_CHECKING:
     from harness.tracking.records import Record
@@ -43,7 +44,7 @@ class LineReporter(ProgressReporter):
 
     def message(self, text: str) -> None:
         """Print a line of text."""
-        print(text, file=self.stream, flush=True)
+        print(printable(text, keep_newlines=True), file=self.stream, flush=True)
 
 
 class BarReporter(LineReporter):

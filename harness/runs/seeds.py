@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from harness.utils.errors import (
     DivergedError,
     HarnessError,
     ResourceError,
+    TrackingError,
     UsageError,
 )
 from harness.utils.files import read_json, write_atomically, write_json
@@ -42,7 +44,7 @@ from harness.utils.signals import Interrupted, StopRequests
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
 from harness.utils.text import write_csv
 
-SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", "recipe.yaml"
+SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", run_dir.SEEDS_RECIPE
 # Settings that must be equal for a finished run to be reused, besides those that affect the results.
 REUSE_KEYS = ("group", "data_dir", "test", "tta")
 # Errors of a single seed. Any other error would end the next seed as well.
@@ -118,7 +120,7 @@ class SeedsResult:
     @property
     def command(self) -> str:
         """The command line that resumes the unfinished seeds."""
-        return shlex.join(["harness", "run", "--recipe", str(self.folder / RECIPE), "--seeds", str(len(self.seeds))])
+        return run_dir.resume_seeds_command(self.folder, len(self.seeds), self.config.plugin)
 
     def check(self) -> None:
         """Raise `SeedsFailedError`, with the first one's exit status, when a seed failed."""
@@ -157,7 +159,7 @@ def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = No
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
         check_wandb_values(config)
         run_dir.check_output(config)
-        folder, lock = _claim(config, count)
+        folder, lock, created = _claim(config, count)
     reporter = reporter or LineReporter(sys.stderr)
     try:
         write_atomically(folder / RECIPE, config.replace(resume="auto").to_yaml())
@@ -165,6 +167,11 @@ def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = No
         with StopRequests() as stop_requests:
             for index, one in enumerate(configs):
                 result = _train(result, index, one, reporter, stop_requests)
+    except (UsageError, DataError, TrackingError):
+        if folder in created and not any(_runs_of(one) for one in configs):  # refused before anything began
+            shutil.rmtree(folder, ignore_errors=True)
+            run_dir.remove_empty(created)
+        raise
     finally:
         lock.close()
     if config.report and count > 1:
@@ -261,16 +268,17 @@ def _folders(config: Config, count: int) -> Iterator[Path]:
             return
 
 
-def _claim(config: Config, count: int) -> tuple[Path, IO[str]]:
-    """Return the locked directory of the summary: the one of the same settings, or a new one."""
+def _claim(config: Config, count: int) -> tuple[Path, IO[str], list[Path]]:
+    """Return the locked directory of the summary (the one of the same settings, or a new one), and the folders made for it."""
     for path in _folders(config, count):
         if (path / RECIPE).exists() and (config.resume == "never" or not _equal(path / RECIPE, config)):
             continue
-        path.mkdir(exist_ok=True)
+        created = run_dir.make_folder(path)
+        run_dir.check_own_files(path)
         lock = run_dir.lock_folder(path)
         if lock is None:
             raise BusyError(f"{path}: another process is training these seeds; wait for it, or give --name")
-        return path, lock
+        return path, lock, created
     raise AssertionError("unreachable")
 
 
@@ -332,8 +340,13 @@ def _finished_seed(seed: int, folder: Path) -> SeedRun:
 
 
 def _unfinished_seed(config: Config, state: str, error: HarnessError) -> SeedRun:
-    runs = [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
+    runs = _runs_of(config)
     return SeedRun(config.seed, state, runs[-1] if runs else "", reason=str(error), exit_code=error.exit_code)
+
+
+def _runs_of(config: Config) -> list[str]:
+    """Return the names of the run directories of these settings in the same group, oldest first."""
+    return [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
 
 
 def _update(result: SeedsResult, index: int, seed: SeedRun) -> SeedsResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,9 +19,8 @@ from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
 from harness.tracking.wandb.client import in_sweep
-from harness.utils import environment
 from harness.utils.checksums import SUMS, write_sums
-from harness.utils.errors import DivergedError, as_harness_error
+from harness.utils.errors import DivergedError, ResourceError, TrackingError, as_harness_error
 from harness.utils.files import write_atomically, write_json
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
 
@@ -77,7 +75,11 @@ def tracked_run(
         with stop_requests.at_once():
             tracked = _open(config, directory, reporter, stop_requests, header, state)
     except BaseException as error:
-        directory.status(_state_after(error), **_failure(directory, state, error))
+        if isinstance(error, TrackingError) and not directory.resumed:
+            directory.discard()  # W&B is required: nothing has begun
+        else:
+            with contextlib.suppress(ResourceError):  # the first error is the one that is raised
+                directory.status(_state_after(error), **_failure(directory, state, error))
         raise
     if tracked.wandb.url:
         reporter.message(f"W&B: {tracked.wandb.url}")
@@ -122,12 +124,6 @@ def tracked_output(
             tracker.finish("failed", known.exit_code if known else 1)
         raise
     tracker.finish("finished", 0)
-
-
-def resume_command(directory: RunDir) -> str:
-    """Return the command line that resumes a run."""
-    config = str(directory.path / run_dir.CONFIG)
-    return shlex.join([*environment.launch_command(), "run", "--recipe", config, "--resume", str(directory.path)])
 
 
 def _open(
@@ -198,22 +194,35 @@ def _close_failed(
     stopped, diverged = isinstance(error, Interrupted), isinstance(error, DivergedError)
     failure = _failure(directory, state, error)
     outcome: dict[str, Any] = {"status": "stopped" if stopped else "failed", "reason": failure["reason"]}
-    try:
-        directory.status(_state_after(error), **failure)
+
+    def write_summary() -> None:
         if state is not None:
             last = state.history[-1] if state.history else {}
             counters = {"epochs": len(state.history), "steps": state.step}
             write_json(directory.path / run_dir.SUMMARY, {**outcome, "last": last, **counters})
+
+    def close_trackers() -> None:
         if diverged:
             tracked.tracker.alert("training diverged", failure["reason"])
         tracked.tracker.summary(outcome)
         tracked.tracker.finish("stopped" if stopped else "failed", failure["exit_code"])
+
+    def write_page() -> None:
         if config.report and diverged:  # its curves show where
             write_run_page(directory.path, reporter.message)
-    except Exception:
-        log.exception("while closing a run that had failed")  # the first error is the one that is raised
+
+    # Each on its own: on a full disk the summary may not fit, and the trackers are to be closed nevertheless.
+    for close in (lambda: directory.status(_state_after(error), **failure), write_summary, close_trackers, write_page):
+        try:
+            close()
+        except Exception as failed:
+            known = as_harness_error(failed)
+            if known is None:
+                log.exception("while closing a run that had failed")  # the first error is the one that is raised
+            elif str(known) != failure["reason"]:
+                log.debug("while closing a run that had failed: %s", known)
     if stopped and state is not None:
-        reporter.message(f"Stopped at step {state.step}. Resume with: {resume_command(directory)}")
+        reporter.message(f"Stopped at step {state.step}. Resume with: {directory.resume_command}")
 
 
 def _state_after(error: BaseException) -> RunState:
@@ -235,7 +244,7 @@ def _failure(directory: RunDir, state: TrainerState | None, error: BaseException
 
 def _position(directory: RunDir, state: TrainerState | None) -> dict[str, Any]:
     """Return how far the run is, and how to resume it; a range test is not resumed."""
-    return {"step": 0} if state is None else {**_counters(state), "resume": resume_command(directory)}
+    return {"step": 0} if state is None else {**_counters(state), "resume": directory.resume_command}
 
 
 def _counters(state: TrainerState | None) -> dict[str, int]:

@@ -19,7 +19,6 @@ from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
 from harness.runs.progress import ProgressReporter
 from harness.runs.summary import best_epoch, flatten_summary, summarise
-from harness.runs.tracked_run import resume_command
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
 from harness.tracking.records import Artifact, Record, Scalar, Value
@@ -208,7 +207,7 @@ class Trainer:
             self._check_finite(state["learner"])
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
             self.directory.checkpoint_step = step
-            self.directory.status(RunState.RUNNING, **facts, resume=resume_command(self.directory))
+            self.directory.status(RunState.RUNNING, **facts, resume=self.directory.resume_command)
 
         self.writer.save(state, write)
 

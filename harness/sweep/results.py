@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from harness.sweep.schema import SweepSpec
 from harness.sweep.study import TrialRecord
 from harness.tracking.journal import follow_journal
 from harness.utils.files import read_json, write_json
+from harness.utils.plain import number
 from harness.utils.text import printable, write_csv
 
 if TYPE_CHECKING:
@@ -64,7 +66,11 @@ def read_trial_times(folder: Path, wall: float) -> TrialTimes:
 
 def update_times(folder: Path, times: Mapping[str, TrialTimes]) -> dict[str, TrialTimes]:
     """Add the times of this command's trials to the sweep's `times.json`; return those of all commands."""
-    earlier = {name: TrialTimes(*values) for name, values in read_json(folder / TIMES).items()}
+    earlier = {
+        name: TrialTimes(*values)
+        for name, values in read_json(folder / TIMES).items()
+        if isinstance(values, list) and len(values) == 3 and all(math.isfinite(number(value)) for value in values)
+    }
     together = {**earlier, **times}
     if times:
         write_json(folder / TIMES, {name: [each.wall, each.epochs, each.count] for name, each in together.items()})

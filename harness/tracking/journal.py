@@ -5,8 +5,9 @@ A run in W&B can be rebuilt from it (`harness sync`), and a resumed run continue
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
@@ -20,7 +21,8 @@ from harness.tracking.serialization import decode_record, encode_record, from_li
 from harness.tracking.tracker import Status, Tracker
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DataError, ResourceError
-from harness.utils.files import write_atomically
+from harness.utils.files import link_inside, open_regular, read_regular, write_atomically
+from harness.utils.plain import sub_mapping
 
 NAME = "journal.jsonl"
 REPLACED = "journal.replaced.jsonl"
@@ -79,7 +81,7 @@ class Journal(Tracker):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.path = self.folder / NAME
         if self.path.exists():
-            replace_lines(self.folder, kept=b"", removed=self.path.read_bytes())
+            replace_lines(self.folder, kept=b"", removed=read_regular(self.path))
         self._open()
         self._write({"kind": "header", "journal": VERSION, **header})
 
@@ -111,7 +113,7 @@ class Journal(Tracker):
 
     def _open(self) -> None:
         # Unbuffered: the system has a line when `record` returns, and a line that failed is not retried later.
-        self._file: FileIO | None = FileIO(self.path, "ab")
+        self._file: FileIO | None = FileIO(open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
         self._summary: dict[str, Scalar] = {}
 
     def record(self, record: Record) -> None:
@@ -166,7 +168,7 @@ class Journal(Tracker):
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            os.truncate(self.path, start)  # so that the next line does not continue this one
+            os.ftruncate(self._file.fileno(), start)  # so that the next line does not continue this one
             raise _write_error(self.path, error) from error
 
 
@@ -182,7 +184,7 @@ def read_journal(path: Path) -> JournalContents:
     path = Path(path)
     path = path / NAME if path.is_dir() else path
     try:
-        lines, is_damaged = _whole_lines(path.read_bytes())
+        lines, is_damaged = _whole_lines(read_regular(path))
     except OSError as error:
         raise DataError(f"cannot read the journal {path}: {error.strerror}; `harness runs` lists the runs") from error
     contents: dict[str, Any] = {"records": [], "artifacts": [], "alerts": []}
@@ -190,7 +192,7 @@ def read_journal(path: Path) -> JournalContents:
     for raw in lines:
         try:
             kind = _add_line(contents, from_line(raw), path.parent)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except NO_RECORD:
             is_damaged = True
             break
     return JournalContents(**contents, whole=kind == "summary" and not is_damaged)
@@ -208,7 +210,7 @@ def follow_journal(path: Path, offset: int) -> tuple[list[Record], int]:
     """
     path = Path(path) / NAME
     try:
-        with open(path, "rb") as file:
+        with open(open_regular(path), "rb") as file:
             if file.seek(0, os.SEEK_END) < offset:
                 offset = 0
             file.seek(offset)
@@ -217,7 +219,8 @@ def follow_journal(path: Path, offset: int) -> tuple[list[Record], int]:
         return [], offset
     contents: dict[str, Any] = {"records": [], "artifacts": [], "alerts": []}
     for raw in lines:
-        _add_line(contents, from_line(raw), path.parent)
+        with contextlib.suppress(*NO_RECORD):  # a line that is no record has nothing to follow
+            _add_line(contents, from_line(raw), path.parent)
     return contents["records"], offset + sum(len(raw) + 1 for raw in lines)
 
 
@@ -231,16 +234,30 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
     elif kind == "settings":
         contents["settings"] = {**contents.get("settings", {}), **line["settings"]}
     elif kind == "artifact":
-        files, root = {name: folder / file for name, file in line["files"].items()}, folder.resolve()
-        if all(path.resolve().is_relative_to(root) for path in files.values()):  # a journal may come from elsewhere
-            artifact = Artifact(line["name"], line["type"], files, tuple(line["aliases"]), line["metadata"])
+        # A journal may come from elsewhere: only files in the run directory, none of them through a link.
+        files = {str(name): folder / file for name, file in line["files"].items()}
+        if all(_is_inside(folder, file) for file in line["files"].values()):
+            aliases = tuple(map(str, line["aliases"]))
+            artifact = Artifact(str(line["name"]), str(line["type"]), files, aliases, sub_mapping(line, "metadata"))
             contents["artifacts"].append(artifact)
     elif kind == "alert":
-        contents["alerts"].append((line["title"], line["text"]))
+        contents["alerts"].append((str(line["title"]), str(line["text"])))
     elif kind == "summary":
         status = line["status"] if line["status"] in get_args(Status) else "failed"
-        contents.update(summary=with_present_names(line["summary"]), status=status, exit_code=line["exit_code"])
+        code = line["exit_code"] if isinstance(line["exit_code"], int) else None
+        summary = {
+            str(key): value
+            for key, value in with_present_names(line["summary"]).items()
+            if isinstance(value, str | int | float)
+        }
+        contents.update(summary=summary, status=status, exit_code=code)
     return kind
+
+
+def _is_inside(folder: Path, file: str) -> bool:
+    """Return whether a path that a journal names is one of plain names in the run directory, without a link on its way."""
+    parts = re.split(r"[/\\]", file)
+    return not {"", ".", ".."} & set(parts) and ":" not in file and not link_inside(folder, folder / file)
 
 
 def _whole_lines(content: bytes) -> tuple[list[bytes], bool]:
@@ -252,21 +269,27 @@ def _whole_lines(content: bytes) -> tuple[list[bytes], bool]:
     if not all(unchanged := are_unchanged(lines)):
         lines, rest = lines[: unchanged.index(False)], b"damaged"
     for number, line in enumerate(lines):
-        try:
-            is_object = isinstance(json.loads(line), dict)
-        except ValueError:
-            is_object = False
-        if not is_object:
+        if not _is_object(line):
             return lines[:number], True
     return lines, bool(rest)
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        from_line(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _split(path: Path, step: int) -> tuple[bytes, bytes, bool]:
     """Return the lines that a run resumed from `step` keeps, those that it will write again, and whether one is damaged."""
     try:
-        lines, is_damaged = _whole_lines(path.read_bytes())
+        lines, is_damaged = _whole_lines(read_regular(path))
     except FileNotFoundError:
         return b"", b"", False
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror}; start again with --resume never") from None
     kept: list[bytes] = []
     removed: list[bytes] = []
     for raw in lines:
@@ -286,7 +309,7 @@ def _split(path: Path, step: int) -> tuple[bytes, bytes, bool]:
 def replace_lines(folder: Path, kept: bytes, removed: bytes) -> None:
     """Reduce the journal to `kept`, after `removed` is safe in the file beside it."""
     if removed:
-        with open(folder / REPLACED, "ab") as file:
+        with open(open_regular(folder / REPLACED, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as file:
             file.write(removed if removed.endswith(b"\n") else removed + b"\n")
             file.flush()
             os.fsync(file.fileno())

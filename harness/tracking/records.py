@@ -5,6 +5,7 @@ The training loop, the LR finder and the evaluation yield them; trackers write t
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+
+from harness.utils.files import link_inside, open_regular
 
 Scalar: TypeAlias = float | int | str | bool
 
@@ -50,8 +53,18 @@ class StoredImage(Image):
         """uint8 [H, W, 3], RGB."""
         from PIL import Image as PILImage
 
-        with PILImage.open(self.path) as image:
+        with open(self.open(), "rb") as file, PILImage.open(file, formats=("PNG",)) as image:
             return np.asarray(image.convert("RGB"))
+
+    def open(self) -> int:
+        """Return a descriptor of the file; a journal may come from somebody else, so no link is followed to it.
+
+        Raises:
+            OSError: the file is missing, or it or its folder is a link.
+        """
+        if link := link_inside(self.path.parents[1], self.path):
+            raise OSError(errno.ELOOP, "a symbolic link, which is not followed", str(link))
+        return open_regular(self.path)
 
 
 def encode_png(pixels: np.ndarray, dpi: int | None = None) -> bytes:

@@ -5,15 +5,13 @@ Names come from users and sweeps, so a directory is named by a slug of theirs an
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import shlex
+import shutil
 import socket
-import sys
-import threading
 import unicodedata
-import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import count
@@ -23,18 +21,32 @@ from typing import IO, Any
 from harness.config import yaml_io
 from harness.config.settings import AUTO, Config, setting_fields
 from harness.tracking.metric_names import with_present_names
+from harness.tracking.run_files import (
+    CHECKPOINTS,
+    CONFIG,
+    FIGURES,
+    SEEDS,
+    SEEDS_RECIPE,
+    STATUS,
+    SUMMARY,
+    check_own_files,
+    is_locked,
+    lock_folder,
+    make_folder,
+    remove_empty,
+)
 from harness.utils.checksums import changed_files
-from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, UsageError
-from harness.utils.files import read_json, write_json
+from harness.utils.environment import launch_command
+from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, ResourceError, UsageError
+from harness.utils.files import json_bytes, open_regular, read_json, write_json
+from harness.utils.plain import sub_mapping
 
-CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
 # What the result of a run stands on, listed in SHA256SUMS when it ends. Checkpoints have an index of their own, and the
 # report is written again by `harness report`.
 RESULT_FILES = (
     CONFIG, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
     "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/README.md",
 )  # fmt: skip
-SEEDS = "seeds.json"  # in the directory of several seeds
 
 
 class RunState(StrEnum):
@@ -54,6 +66,7 @@ class RunState(StrEnum):
         return cls.UNKNOWN
 
 
+UNREADABLE = f"{CONFIG} cannot be read"
 UNFINISHED = (RunState.RUNNING, RunState.FAILED, RunState.PREEMPTED, RunState.INTERRUPTED)  # can be resumed
 
 
@@ -83,17 +96,26 @@ class RunDir:
 
     Attributes:
         resumed: whether it holds an unfinished run of the same settings, which is to be resumed.
+        created: the folders that were made for it, the outermost first; empty where the directory was there.
+        plugins: the modules that the command which resumes it has to name.
         checkpoint_step: of the newest checkpoint that was saved; 0 without one.
     """
 
     path: Path
     resumed: bool
     lock: IO[str] | None = None
+    created: Sequence[Path] = ()
+    plugins: Sequence[str] = ()
     checkpoint_step: int = 0
 
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that resumes the run."""
+        return resume_command(self.path, plugins=self.plugins)
 
     @property
     def checkpoints(self) -> Path:
@@ -104,9 +126,28 @@ class RunDir:
         return self.path / FIGURES
 
     def status(self, state: RunState, **facts: Any) -> None:
-        """Write `status.json`."""
+        """Write `status.json`; on a full disk over the former one, which takes no space.
+
+        Raises:
+            ResourceError: it cannot be written.
+        """
         about = {"pid": os.getpid(), "host": socket.gethostname(), "checkpoint_step": self.checkpoint_step}
-        write_json(self.path / STATUS, {"state": state, **about, **facts})
+        status = {"state": state, **about, **facts}
+        try:
+            write_json(self.path / STATUS, status)
+        except ResourceError as full:
+            try:
+                with open(open_regular(self.path / STATUS, os.O_WRONLY), "wb", buffering=0) as file:
+                    file.truncate(file.write(json_bytes(status)))
+            except OSError:
+                raise full from None
+
+    def discard(self) -> None:
+        """Remove the directory, and the folders above it that are empty, where they were made for this run."""
+        if self.path not in self.created:
+            return
+        shutil.rmtree(self.path, ignore_errors=True)
+        remove_empty(self.created[:-1])
 
     def close(self) -> None:
         """Release the lock."""
@@ -125,7 +166,7 @@ def claim_run_dir(config: Config) -> RunDir:
     if config.resume not in ("auto", "never"):
         return _claim_named(config, Path(config.resume).expanduser())
     output = Path(config.output).expanduser()
-    make_folder(output)
+    created = make_folder(output)
     run_id = os.environ.get("WANDB_RUN_ID")
     base = slug(run_id or config.name or default_name(config))
     if run_id and read_state(output / base) != RunState.NONE:
@@ -133,13 +174,22 @@ def claim_run_dir(config: Config) -> RunDir:
     for name in (base, *(f"{base}-{number}" for number in range(2, 10_000))):
         path = output / name
         state = read_state(path)
+        mine: list[Path] = []
         if state == RunState.NONE:
-            make_folder(path)
-        elif state not in UNFINISHED or config.resume == "never" or changed_settings(path, config):
+            mine = make_folder(path)
+        elif state not in UNFINISHED or config.resume == "never":
             continue
+        elif changed := changed_settings(path, config):
+            if changed == [UNREADABLE]:  # it may be this very run: never start it again without a word
+                raise UsageError(
+                    f"{path}: {UNREADABLE}, so it is not known whether this is its run; restore that file, or start a new run with --resume never"
+                )
+            continue
+        check_own_files(path)
         lock = lock_folder(path)
         if lock is not None and read_state(path) == state:  # not taken by another process in the meantime
-            return RunDir(path, resumed=state != RunState.NONE, lock=lock)
+            made = [*created, *mine] if mine else []
+            return RunDir(path, state != RunState.NONE, lock, made, config.plugin)
         if lock is None and config.name:
             raise _busy(path)
     raise UsageError(f"{output} already has 10,000 runs named {base}; choose another --name")
@@ -190,13 +240,14 @@ def _claim_named(config: Config, path: Path) -> RunDir:
         raise UsageError(
             f"--resume {path}: its settings differ: {'; '.join(changed)}; omit those options, or start a new run"
         )
+    check_own_files(path)
     lock = lock_folder(path)
     if lock is None:
         raise _busy(path)
     if read_state(path) == RunState.FINISHED:
         lock.close()
         raise AlreadyFinished(f"{path} is already complete; show its result with: harness evaluate {path}")
-    return RunDir(path, resumed=True, lock=lock)
+    return RunDir(path, resumed=True, lock=lock, plugins=config.plugin)
 
 
 def _busy(path: Path) -> BusyError:
@@ -211,7 +262,7 @@ def changed_settings(path: Path, config: Config) -> list[str]:
     try:
         stored = Config(**yaml_io.read_yaml(path / CONFIG)).affecting_results()
     except (HarnessError, TypeError):
-        return [f"{CONFIG} cannot be read"]
+        return [UNREADABLE]
     requested = config.affecting_results()
     every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
     return [
@@ -223,7 +274,7 @@ def changed_settings(path: Path, config: Config) -> list[str]:
 
 def read_state(path: Path) -> RunState:
     """Return the state in `status.json`; `NONE` where there is no run, `FAILED` where there is no status."""
-    if not path.is_dir() or not (path / CONFIG).exists():
+    if not path.is_dir() or not os.path.lexists(path / CONFIG):
         return RunState.NONE
     return RunState(str(read_json(path / STATUS).get("state", RunState.FAILED)))
 
@@ -265,27 +316,57 @@ def read_summary(path: Path) -> dict[str, Any]:
     for section in ("result", "best", "last"):
         if isinstance(summary.get(section), dict):
             summary[section] = with_present_names(summary[section])
+    for section in ("result", "best", "last", "seconds", "dataset", "environment"):  # as their readers expect them
+        if section in summary:
+            summary[section] = sub_mapping(summary, section)
     environment = summary.get("environment")
     if isinstance(environment, dict) and "seconds before" in environment:  # the name in version 0.1
         environment["seconds_before"] = environment.pop("seconds before")
     return summary
 
 
-def is_locked(path: Path) -> bool:
-    """Return whether a living process is writing the run."""
-    handle = lock_folder(path)
-    if handle is None:
-        return True
-    handle.close()
-    return False
-
-
 def list_runs(output: Path) -> Iterator[tuple[Path, RunState, Mapping[str, Any]]]:
-    """Yield (directory, state, status) of each run in an output folder."""
+    """Yield (directory, state, status) of each run in an output folder; `UNKNOWN` where a folder cannot be read."""
     for path in sorted(output.iterdir()) if output.is_dir() else []:
-        state = current_state(path)
+        try:
+            state = current_state(path)
+        except OSError:
+            state = RunState.UNKNOWN
         if state != RunState.NONE:
             yield path, state, read_json(path / STATUS)
+
+
+def resume_command(path: Path, status: Mapping[str, Any] | None = None, plugins: Sequence[str] = ()) -> str:
+    """Return the command line that resumes a run, made of its directory.
+
+    Args:
+        plugins: modules that the user named; a command in a listing names none, since they come from a file.
+        status: the contents of `status.json`: of the command in it only the number of processes is used; empty is
+            returned where it says that the run cannot be resumed. None: the run of this process.
+    """
+    launch = launch_command() if status is None else _launch_command_in(status)
+    if not launch:
+        return ""
+    config = str(path / CONFIG)
+    named = ["--plugin", ",".join(plugins)] if plugins else []
+    return shlex.join([*launch, "run", "--recipe", config, "--resume", str(path), *named])
+
+
+def _launch_command_in(status: Mapping[str, Any]) -> list[str]:
+    stored = status.get("resume")
+    if not isinstance(stored, str) or not stored:
+        return []
+    pattern = r"torchrun (--standalone|--nnodes \d{1,6}) --nproc-per-node (\d{1,6}) -m harness run "
+    torchrun = re.match(pattern, stored, re.ASCII)
+    if torchrun is None:
+        return ["harness"]
+    return ["torchrun", *torchrun[1].split(), "--nproc-per-node", torchrun[2], "-m", "harness"]
+
+
+def resume_seeds_command(folder: Path, count: int, plugins: Sequence[str] = ()) -> str:
+    """Return the command line that resumes the unfinished ones of several seeds."""
+    named = ["--plugin", ",".join(plugins)] if plugins else []
+    return shlex.join(["harness", "run", "--recipe", str(folder / SEEDS_RECIPE), "--seeds", str(count), *named])
 
 
 def members(path: Path) -> list[Path]:
@@ -299,56 +380,9 @@ def members(path: Path) -> list[Path]:
 
 
 def check_output(config: Config) -> None:
-    """Check that the output folder can be written, before anything is loaded.
+    """Check that the output folder can be written, before anything is loaded; leave no folder that was not there.
 
     Raises:
         UsageError: it cannot.
     """
-    make_folder(Path(config.output).expanduser())
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder that can be written.
-
-    Raises:
-        UsageError: it cannot be made or written.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        probe = path / f".probe.{os.getpid()}.{threading.get_ident()}"
-        probe.write_text(json.dumps({}))
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"cannot write to {path}: {error.strerror}; choose another --output") from None
-
-
-_lock_handles: weakref.WeakSet[IO[str]] = weakref.WeakSet()
-
-
-def _close_inherited_locks() -> None:
-    """Close the locks of the parent in a forked process, which would hold them after the parent's death."""
-    for handle in list(_lock_handles):
-        handle.close()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_inherited_locks)
-
-
-def lock_folder(path: Path) -> IO[str] | None:
-    """Return an open, locked file; None when another process holds it.
-
-    The kernel frees it when the process dies, whatever processes it has forked.
-    """
-    if sys.platform == "win32":
-        return open(path / ".lock", "a+")
-    import fcntl
-
-    handle = open(path / ".lock", "a+")  # noqa: SIM115 - held for as long as the run
-    _lock_handles.add(handle)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        handle.close()
-        return None
-    return handle
+    remove_empty(make_folder(Path(config.output).expanduser()))

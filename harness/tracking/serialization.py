@@ -1,27 +1,25 @@
 """Records as strict JSON, and back: the lines of a journal.
 
-Numbers that JSON cannot express are the strings "NaN", "Infinity" and "-Infinity"; a real string of that kind gets a
-leading tilde. Images are PNG files beside the journal, named by the hash of their content.
+Images are PNG files beside the journal, named by the hash of their content. A journal may come from somebody else:
+what is decoded has the types that a record has, and an image is no link to another file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.tracking.metric_names import with_present_names
-from harness.tracking.records import Curve, Image, Record, Scores, StoredImage, Table, Value, encode_png
-from harness.utils.files import sha256
+from harness.tracking.records import Cell, Curve, Image, Record, Scores, StoredImage, Table, Value, encode_png
+from harness.utils.files import read_regular, sha256
+from harness.utils.plain import json_text, parse_json
 
-SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 MEDIA = "media"
 # More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
 MAX_PROBABILITIES = 200_000
@@ -29,7 +27,7 @@ MAX_PROBABILITIES = 200_000
 
 def to_line(value: Mapping[str, Any]) -> bytes:
     """Return one line of a journal, with its newline; ASCII, so that no cut falls inside a character."""
-    return json.dumps(to_plain(value), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return json_text(value, ascii_only=True).encode() + b"\n"
 
 
 def from_line(line: bytes) -> dict[str, Any]:
@@ -38,43 +36,9 @@ def from_line(line: bytes) -> dict[str, Any]:
     Raises:
         ValueError: the line is not a JSON object.
     """
-    value = from_plain(json.loads(line))
+    value = parse_json(line)
     if not isinstance(value, dict):
         raise ValueError("need a JSON object")
-    return value
-
-
-def to_plain(value: Any) -> Any:
-    """Return text, numbers, lists and mappings in terms of strict JSON."""
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, bool | int | None):
-        return value
-    if isinstance(value, float):
-        return (
-            value if math.isfinite(value) else "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-        )
-    if isinstance(value, str):
-        return f"~{value}" if value.lstrip("~") in SPECIAL else value
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(part) for key, part in value.items()}
-    if isinstance(value, np.ndarray):
-        return to_plain(value.tolist())
-    if isinstance(value, Sequence):
-        return [to_plain(part) for part in value]
-    return str(value)
-
-
-def from_plain(value: Any) -> Any:
-    """Return what `to_plain` was given, with lists for any sequence."""
-    if isinstance(value, str):
-        if value in SPECIAL:
-            return SPECIAL[value]
-        return value[1:] if value.startswith("~") and value.lstrip("~") in SPECIAL else value
-    if isinstance(value, list):
-        return [from_plain(part) for part in value]
-    if isinstance(value, dict):
-        return {key: from_plain(part) for key, part in value.items()}
     return value
 
 
@@ -91,15 +55,33 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
     """Return the record that `encode_record` was given, metrics under their present names.
 
     Large `Scores` come back with their classes but without rows.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError, IndexError: the line is no record.
     """
     steps = line.get("steps")
     return Record(
-        step=int(line["step"]),
-        epoch=int(line["epoch"]),
+        step=_integer(line["step"]),
+        epoch=_integer(line["epoch"]),
         values={key: _decode(value, folder) for key, value in with_present_names(line["values"]).items()},
         steps=_curve(steps) if steps is not None else None,
         kind=line["kind"],
     )
+
+
+def _integer(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
+        raise ValueError(f"{value!r} is no number of a step or an epoch")
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    """Return a number, text, boolean or None as it is; an integer of hundreds of digits is none."""
+    if value is not None and not isinstance(value, str | int | float):
+        raise ValueError(f"{type(value).__name__} is no value of a record")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise ValueError("an integer of more than 64 bits")
+    return value
 
 
 def _encode(value: Value, folder: Path) -> Any:
@@ -135,24 +117,44 @@ def _decode(value: Any, folder: Path) -> Value:
         case {"images": list(images)}:
             return tuple(_image(image, folder) for image in images)
         case {"table": {"columns": columns, "rows": rows}}:
-            cells = [tuple(_image(cell, folder) if isinstance(cell, dict) else cell for cell in row) for row in rows]
-            return Table(tuple(columns), cells)
+            cells = [tuple(_cell(cell, folder) for cell in row) for row in rows]
+            return Table(tuple(map(str, columns)), cells)
         case {"curve": curve}:
             return _curve(curve)
         case {"scores": scores}:
-            classes = tuple(scores["classes"])
-            probabilities = np.array(scores.get("probabilities", []), dtype=np.float64).reshape(-1, scores["shape"][1])
-            return Scores(np.array(scores.get("labels", []), dtype=np.int64), probabilities, classes)
-    return value
+            classes = tuple(map(str, scores["classes"]))
+            probabilities = np.array(scores.get("probabilities", []), dtype=np.float64).reshape(-1, len(classes))
+            labels = np.array(scores.get("labels", []), dtype=np.int64)
+            if labels.shape != probabilities.shape[:1] or (
+                labels.size and not 0 <= labels.min() <= labels.max() < len(classes)
+            ):
+                raise ValueError("the labels do not fit the probabilities")
+            return Scores(labels, probabilities, classes)
+    return _scalar(value)
+
+
+def _cell(value: Any, folder: Path) -> Cell:
+    cell: Cell = _image(value, folder) if isinstance(value, dict) else _scalar(value)
+    return cell
 
 
 def _curve(curve: Mapping[str, Any]) -> Curve:
-    return Curve(curve["x_name"], curve["x"], curve["lines"], curve["title"], curve["marks"])
+    lines, marks = dict(curve["lines"]), dict(curve["marks"])
+    if not all(map(_is_numbers, [curve["x"], *lines.values(), list(marks.values())])):
+        raise ValueError("a curve has lists of numbers")
+    return Curve(str(curve["x_name"]), curve["x"], lines, str(curve["title"]), marks)
+
+
+def _is_numbers(values: Any) -> bool:
+    """Return whether a list has numbers only: finite or not, but no integers of hundreds of digits."""
+    return isinstance(values, list) and all(
+        type(value) is float or (type(value) is int and abs(value) < 2**63) for value in values
+    )
 
 
 def _image(value: Mapping[str, Any], folder: Path) -> StoredImage:
     name = str(value["image"])
-    if not re.fullmatch(rf"{MEDIA}/[0-9a-f]{{16}}\.png", name):  # a journal may come from elsewhere
+    if not re.fullmatch(rf"{MEDIA}/[0-9a-f]{{16}}\.png", name):
         raise ValueError(f"{name!r} is no image of a journal")
     return StoredImage(folder / name, str(value.get("caption", "")))
 
@@ -176,7 +178,11 @@ def _save(image: Image, folder: Path) -> str:
     if not path.exists():
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        content = image.path.read_bytes() if isinstance(image, StoredImage) else encode_png(image.pixels)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)  # whole or absent; thousands of images are too many to fsync one by one
+        try:
+            content = read_regular(image.path) if isinstance(image, StoredImage) else encode_png(image.pixels)
+            temporary.write_bytes(content)
+            os.replace(temporary, path)  # whole or absent; thousands of images are too many to fsync one by one
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
     return f"{MEDIA}/{path.name}"

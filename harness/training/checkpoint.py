@@ -17,7 +17,7 @@ import os
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,15 @@ def save_checkpoint(folder: Path, state: Mapping[str, Any], about: Mapping[str, 
 def newest_checkpoint(folder: Path) -> Path | None:
     """Return the newest intact checkpoint in a folder, or None where there is none; warn of damaged ones.
 
+    Where the index is gone (not damaged), the checksums that a zip archive has of its parts tell which are intact.
+
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
     """
     paths = [path for name in (INCOMING, LAST, PREVIOUS) if (path := folder / name).exists()]
+    if not (folder / INDEX).exists() and (unlisted := _newest_without_index(paths)):
+        log.warning("%s is missing; %s is intact by the checksums of its parts", folder / INDEX, unlisted.name)
+        return unlisted
     intact = [path for path in paths if checkpoint_info(path)]
     if paths == [folder / INCOMING] and not intact:
         return None  # killed in its first save, before it was in the index
@@ -75,6 +80,11 @@ def newest_checkpoint(folder: Path) -> Path | None:
             f"every checkpoint in {folder} is damaged; start again with --resume never or another --name"
         )
     return max(intact, key=lambda path: checkpoint_info(path)["step"], default=None)
+
+
+def _newest_without_index(paths: Sequence[Path]) -> Path | None:
+    """Return the newest checkpoint whose parts have their checksums; one that was never renamed does not count."""
+    return next((path for path in paths if path.name != INCOMING and is_intact_archive(path)), None)
 
 
 def _is_archive(path: Path) -> bool:
@@ -106,8 +116,15 @@ def checkpoint_info(path: Path) -> dict[str, Any]:
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
     entries = read_json(folder / INDEX).get("checkpoints", [])
+    return [entry for entry in entries if _is_entry(entry)] if isinstance(entries, list) else []
+
+
+def _is_entry(entry: Any) -> bool:
+    """Return whether an entry of the index has the types that harness writes; the index may come from somebody else."""
     return (
-        [entry for entry in entries if isinstance(entry, dict) and "step" in entry] if isinstance(entries, list) else []
+        isinstance(entry, dict)
+        and all(type(entry.get(key)) is int for key in ("step", "bytes"))
+        and type(entry.get("format", FORMAT)) is int
     )
 
 

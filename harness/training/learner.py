@@ -19,7 +19,7 @@ from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
 from harness.training.finite import first_not_finite, infinite_buffers
 from harness.training.lookahead import Lookahead
-from harness.training.optimizer import create_momentum_buffers, current_lr, make_optimizer, set_lr_and_momentum
+from harness.training.optimizer import current_lr, load_optimizer, make_optimizer, set_lr_and_momentum
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
@@ -219,10 +219,13 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned.
+
+        Raises:
+            ValueError and others: the state is not that of this model and optimizer.
+        """
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        create_momentum_buffers(self.optimizer)
+        load_optimizer(self.optimizer, state["optimizer"])
         if self.graph is not None:
             self.graph.reset()  # the optimizer has new buffers
         if self.ema is not None:

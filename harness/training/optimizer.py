@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from harness.config.settings import Config
 from harness.utils.errors import UsageError
@@ -87,3 +88,30 @@ def current_lr(optimizer: torch.optim.Optimizer) -> float:
     """Return the learning rate that the optimizer has now, without the factors of parameter groups."""
     group = optimizer.param_groups[0]
     return float(group["lr"]) / group.get("lr_scale", 1.0)
+
+
+# Settings of the optimizer that do not change in a run; the schedule sets the others at every step.
+CONSTANT = ("weight_decay", "nesterov", "dampening", "eps", "maximize", "alpha", "centered", "amsgrad")
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load the state of an optimizer after a check that PyTorch leaves out: fused kernels trust the shapes of their buffers.
+
+    Raises:
+        ValueError: a buffer has another shape than its parameter, or a setting is another one.
+    """
+    for group, saved in zip(optimizer.param_groups, state["param_groups"], strict=True):
+        for name in CONSTANT:
+            if name in group and name in saved and saved[name] != group[name]:
+                raise ValueError(f"{name} {saved[name]!r} instead of {group[name]!r}")
+        for name in ("lr", "momentum"):
+            if name in saved and not isinstance(saved[name], int | float | Tensor):
+                raise ValueError(f"{name} {saved[name]!r} is no number")
+    optimizer.load_state_dict(dict(state))
+    create_momentum_buffers(optimizer)
+    for parameter, buffers in optimizer.state.items():
+        for name, buffer in buffers.items():
+            shapes = [[], [1]] if name == "step" else [list(parameter.shape)]
+            if buffer is not None and (not isinstance(buffer, Tensor) or list(buffer.shape) not in shapes):
+                shape = list(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
+                raise ValueError(f"{name} {shape} for a parameter {list(parameter.shape)}")

@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.utils.files import sha256, write_atomically, write_json
+from harness.utils.files import read_regular, sha256, write_atomically, write_json
+from harness.utils.plain import from_plain, to_plain
 
 SUMS = "SHA256SUMS"  # `sha256sum -c SHA256SUMS` checks it too
 CHECKSUM = "checksum"  # the key of a JSON file's own checksum
@@ -27,7 +28,7 @@ def changed_files(folder: Path, names: Iterable[str]) -> list[str]:
     Files that it does not list, such as those of version 0.1, are not checked.
     """
     try:
-        text = (folder / SUMS).read_text(encoding="utf-8", errors="replace")
+        text = read_regular(folder / SUMS).decode("utf-8", "replace")
     except OSError:
         return []
     sums = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.M)}
@@ -36,7 +37,7 @@ def changed_files(folder: Path, names: Iterable[str]) -> list[str]:
 
 def _digest(path: Path) -> str:
     try:
-        return sha256(path)
+        return sha256(path) if path.is_file() else ""
     except OSError:
         return ""
 
@@ -44,7 +45,7 @@ def _digest(path: Path) -> str:
 def write_checked_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON file that holds the checksum of its values."""
     content = {key: part for key, part in value.items() if key != CHECKSUM}
-    write_json(path, {**content, CHECKSUM: _checksum(json.loads(json.dumps(content)))})
+    write_json(path, {**content, CHECKSUM: _checksum(from_plain(to_plain(content)))})
 
 
 def is_checked_json_intact(value: Mapping[str, Any]) -> bool:

@@ -91,7 +91,7 @@ class AlreadyFinished(HarnessError):
 
 
 def as_harness_error(error: BaseException) -> HarnessError | None:
-    """Return the error to show for an exception of the system or of torch; None for an unexpected one."""
+    """Return the error to show for an exception of the system or of a library; None for an unexpected one."""
     if isinstance(error, HarnessError):
         return error
     text = " ".join(str(error).split())
@@ -103,15 +103,43 @@ def as_harness_error(error: BaseException) -> HarnessError | None:
         return ResourceError(
             f"a data-loader worker died ({text[:120]}); memory or /dev/shm may be short: try --workers 0"
         )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE):
+    name = f": {error.filename}" if isinstance(error, OSError) and error.filename else ""
+    if is_out_of_space(error):
+        reason = error.strerror if isinstance(error, OSError) else "No space left on device"
+        return ResourceError(f"{reason}{name}; free some space, then run the same command again")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return ResourceError(
-            f"{error.strerror}{f': {error.filename}' if error.filename else ''}; free some space or close files, then run the same command again"
+            f"{error.strerror}{name}; close files or raise `ulimit -n`, then run the same command again"
         )
+    if isinstance(error, ImportError | OSError) and any(part in text for part in NOT_MAPPED_TEXTS):
+        return ResourceError(f"out of memory while a library was loaded ({text[:160]}); raise `ulimit -v`")
+    if isinstance(error, OSError) and error.errno in (errno.EROFS, errno.EIO):
+        return ResourceError(f"{error.strerror}{name}")
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and name:
+        return UsageError(f"{error.strerror}{name}; choose another file or folder, or change its permissions")
     return None
 
 
+# A file system that is full, a quota that is used up, a file that may not grow.
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How torch's zip writer and libraries in Rust and C++, which raise no OSError, say that the disk is full.
+OUT_OF_SPACE_TEXTS = ("inline_container", "No space left on device", "File too large", "os error 28", "os error 27")
+# How the dynamic linker says that there is no memory for a library.
+NOT_MAPPED_TEXTS = ("failed to map segment", "cannot allocate memory", "Cannot allocate memory")
+# A path that the user has to change; errors of reading data have messages of their own.
+UNUSABLE_PATH = (
+    errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EEXIST,
+    errno.EINVAL,
+)  # fmt: skip
 # How PyTorch's allocator and oneDNN (which has no other text for it) say that there is no memory left on the CPU.
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "could not create a primitive")
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
+
+
+def is_out_of_space(error: BaseException) -> bool:
+    """Return whether a file could not be written because the disk is full or the file may not grow."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in OUT_OF_SPACE
+    return isinstance(error, Exception) and any(text in str(error) for text in OUT_OF_SPACE_TEXTS)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -119,6 +147,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or (isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS))
     )
 

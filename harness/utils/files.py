@@ -1,19 +1,72 @@
-"""Atomic writes: after a crash at any moment a file has either its former or its new content."""
+"""Atomic writes: after a crash at any moment a file has either its former or its new content. Reads of untrusted files.
+
+A run directory may come from somebody else. What harness reads or writes in it is opened as a regular file and never
+through a symbolic link, which could lead anywhere; a pipe or a device would block or never end.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
-import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from harness.utils import fault_injection
-from harness.utils.errors import ResourceError
+from harness.utils.errors import UNUSABLE_PATH, ResourceError, UsageError, is_out_of_space
+from harness.utils.plain import json_text, parse_json
 
-OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+MAX_JSON_BYTES = 64 * 2**20  # of a file that `read_json` reads; those of harness have kilobytes
+# Without O_NONBLOCK the opening of a pipe waits for its other end.
+_SAFE = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+
+
+def open_regular(path: Path, flags: int = os.O_RDONLY) -> int:
+    """Return a file descriptor of a regular file; a symbolic link is not followed, and a pipe is not waited for.
+
+    Args:
+        flags: as those of `os.open`.
+
+    Raises:
+        OSError: the file cannot be opened, or is a link, a directory, a pipe or a device.
+    """
+    try:
+        descriptor = os.open(path, flags | _SAFE, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP and os.path.islink(path):
+            raise OSError(errno.ELOOP, "a symbolic link, which is not followed", str(path)) from None
+        if error.errno == errno.ENXIO:  # a pipe without a reader, or a socket
+            raise OSError(errno.EINVAL, "not a regular file", str(path)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+def read_regular(path: Path, limit: int | None = None) -> bytes:
+    """Return the content of a regular file that is no symbolic link.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or has more than `limit` bytes.
+    """
+    with open(open_regular(path), "rb") as file:
+        if limit is not None and os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"more than {limit:,} bytes", str(path))
+        return file.read()
+
+
+def link_inside(root: Path, path: Path) -> Path | None:
+    """Return the first symbolic link on the way from the folder `root` to `path`, which lies in it; None without one."""
+    inner = Path(root)
+    for part in Path(path).relative_to(root).parts:
+        inner = inner / part
+        if inner.is_symlink():
+            return inner
+    return None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | str) -> None:
@@ -23,13 +76,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | s
         write: the content, or a function that writes it to the open binary file.
 
     Raises:
-        ResourceError: the disk is full or the folder is not writable; the former file is unchanged.
+        ResourceError: the disk is full or read-only. UsageError: the path cannot be written, for example for want of
+            permission. The former file is unchanged.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # a new file: what lies there may be a link
             if callable(write):
                 write(file)
             else:
@@ -40,26 +95,30 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | s
         os.replace(temporary, path)
         sync_folder(path.parent)
         fault_injection.point("replaced")
-    except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
-        # torch reports a full disk as a RuntimeError of its zip writer, without errno.
-        if isinstance(error, OSError) or "inline_container" in str(error):
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the folder may have gone, or have become read-only
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
+            raise UsageError(f"cannot write {path}: {error.strerror}; choose another file or folder") from error
+        if isinstance(error, OSError) or is_out_of_space(error):
             raise ResourceError(_why_not_written(path, error)) from error
-        raise
-    except BaseException:
-        temporary.unlink(missing_ok=True)
         raise
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write `value` as indented, strict JSON, atomically."""
+    write_atomically(path, json_bytes(value))
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """Return the content of a JSON file. The bytes of a name that is no Unicode are written as escapes."""
+    return (json_text(value, indent=2) + "\n").encode("utf-8", "backslashreplace")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the mapping in a JSON file; empty if there is no such file or it holds no mapping."""
+    """Return the mapping in a JSON file; empty if there is no such regular file or it holds no mapping."""
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(read_regular(path, MAX_JSON_BYTES))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -97,15 +156,18 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def _why_not_written(path: Path, error: Exception) -> str:
-    code = error.errno if isinstance(error, OSError) else errno.ENOSPC
-    if code in OUT_OF_SPACE:
-        try:
-            file_system = os.statvfs(path.parent)
-            free = f"{file_system.f_bavail * file_system.f_frsize / 2**20:.1f} MB free"
-        except OSError:
-            free = "no space left"
-        return (
-            f"no space to write {path.name} in {path.parent} ({free}); free some space, then run the same command again"
-        )
+def _why_not_written(path: Path, error: BaseException) -> str:
+    if is_out_of_space(error):
+        return f"no space to write {path.name} in {path.parent} ({free_space(path.parent)}); free some space, then run the same command again"
     return f"cannot write {path}: {getattr(error, 'strerror', None) or error}"
+
+
+def free_space(folder: Path) -> str:
+    """Return how much space is free where a folder is or would be, as text."""
+    try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        file_system = os.statvfs(folder)
+        return f"{file_system.f_bavail * file_system.f_frsize / 2**20:.1f} MB free"
+    except OSError:
+        return "no space left"

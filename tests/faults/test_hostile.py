@@ -154,7 +154,7 @@ def rewrite_member(path, name, change):
             archive.writestr(item, change(content) if item.endswith(name) else content)
 
 
-@pytest.mark.parametrize("kind", ["shapes", "model", "future", "optimizer", "pickle", "no state"])
+@pytest.mark.parametrize("kind", ["shapes", "model", "future", "optimizer", "buffer", "setting", "pickle", "no state"])
 def test_a_checkpoint_of_something_else_is_refused_with_what_is_wrong(copied, tmp_path, kind, capfd, monkeypatch):
     path = copied / "last.pt"
     state = torch.load(path, weights_only=True)
@@ -172,6 +172,12 @@ def test_a_checkpoint_of_something_else_is_refused_with_what_is_wrong(copied, tm
         case "optimizer":
             state["learner"]["optimizer"]["param_groups"][0]["params"] = [0]
             message = "optimizer"
+        case "buffer":  # a fused kernel would write beyond its end
+            state["learner"]["optimizer"]["state"][0]["momentum_buffer"] = torch.zeros(3)
+            message = "momentum_buffer [3] for a parameter"
+        case "setting":
+            state["learner"]["optimizer"]["param_groups"][0]["weight_decay"] = 0.5
+            message = "weight_decay 0.5 instead of"
         case "no state":
             state = {"learner": {}, "progress": {}}
             message = "is not a checkpoint"

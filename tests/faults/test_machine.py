@@ -18,6 +18,7 @@ import torch
 from harness.config.settings import Config
 from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import claim_run_dir, is_locked
+from harness.training.checkpoint import newest_checkpoint
 from harness.utils.errors import ResourceError
 from harness.utils.files import read_json, sha256
 from tests.support.broken_images import picture_folder
@@ -336,6 +337,105 @@ def test_a_loader_process_that_hangs_is_ended_and_reported_in_one_line(tmp_path,
     with pytest.raises(DataError, match="no batch from the loader processes"):
         list(epoch)
     assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize(
+    "free", [8_192, *(pytest.param(free, marks=pytest.mark.slow) for free in (12_288, 131_072, 650_000, 900_000))]
+)
+@pytest.mark.parametrize("mode", ["disabled", pytest.param("offline", marks=pytest.mark.slow)])
+def test_on_a_disk_that_fills_at_any_moment_the_status_says_failed_and_no_library_prints_a_traceback(
+    tmp_path, free, mode
+):
+    """In a line of the journal, in a checkpoint, in a figure; W&B's own logging meets the full disk too."""
+    with mounted(tmp_path / "disk", "size=4m") as small:
+        if not small:
+            pytest.skip("this machine does not permit mounting")
+        left = os.statvfs(tmp_path / "disk").f_bavail * 4096
+        (tmp_path / "disk/other").write_bytes(bytes(left - free))
+        words = ["run", *TINY[:-1], mode, "--gallery", 4, "--output", tmp_path / "disk/runs", "--name", "r"]
+        ended = harness(*words, cwd=tmp_path, check=6)
+        assert len(ended.errors) == 1 and "Traceback" not in ended.err and "Logging error" not in ended.err
+        status = read_json(tmp_path / "disk/runs/r/status.json")
+        assert status["state"] == "failed" and status["exit_code"] == 6
+        assert not list((tmp_path / "disk").rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_a_disk_that_cannot_be_written_is_one_line_in_every_command_that_writes(tmp_path, finished, state):
+    run = finished[1]
+    with mounted(tmp_path / "disk", "size=12m") as small:
+        if not small:
+            pytest.skip("this machine does not permit mounting")
+        disk = tmp_path / "disk"
+        shutil.copytree(run, disk / "r")
+        if state == "full":
+            (disk / "other").write_bytes(bytes(os.statvfs(disk).f_bavail * 4096))
+        else:
+            subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        (tmp_path / "digit.png").write_bytes(next((run / "media").glob("*.png")).read_bytes())
+        key = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+        for words, unwritable in (
+            (["evaluate", disk / "r", "--gallery", 0], 6),
+            (["predict", run, "digit.png", "-o", disk / "x.csv"], 6),
+            (["explain", run, "digit.png", "-o", disk / "out"], 6),
+            (["export", run, "--timm", disk / "timm"], 6),
+            (["report", disk / "r"], 6),
+            (["plot", "-o", disk / "lr.png"], 6),
+            (["sync", disk / "r"], 2),
+            (["run", *TINY, "--output", disk / "runs"], 2),
+            (["run", *TINY, "--seeds", 2, "--output", disk / "runs"], 2),
+        ):
+            ended = harness(*words, cwd=tmp_path, variables=key)
+            assert ended.code == (6 if state == "full" else unwritable), (words, ended.err)
+            assert len(ended.errors) == 1 and "Traceback" not in ended.err, (words, ended.err)
+        assert "finished" in harness("runs", disk, cwd=tmp_path, check=0).out
+
+
+def test_a_memory_limit_that_no_library_fits_into_is_one_line(tmp_path):
+    line = f"ulimit -v 1048576; exec {sys.executable} -m harness run --recipe digits"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 6, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and "ulimit -v" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        (["run", *TINY, "--model", "no_such_model"], 2),
+        (["run", *TINY, "--data", "folder", "--data-dir", "nowhere"], 3),
+        (["run", *TINY[:-1], "online"], 7),
+        (["run", *TINY[:-1], "online", "--output", "deep/er/runs"], 7),
+        (["run", *TINY, "--seeds", 2, "--model", "no_such_model"], 2),
+        (["lr-find", *TINY, "--model", "no_such_model"], 2),
+    ],
+    ids=lambda value: " ".join(map(str, value[-4:])) if isinstance(value, list) else "",
+)
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(words, status, tmp_path):
+    harness(*words, cwd=tmp_path, check=status, account=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_is_refused_leaves_the_folders_that_were_there(tmp_path):
+    (tmp_path / "runs/r").mkdir(parents=True)
+    (tmp_path / "runs/r/mine.txt").write_text("kept")
+    harness("run", *TINY[:-1], "online", "--name", "r", cwd=tmp_path, check=7, account=False)
+    assert (tmp_path / "runs/r/mine.txt").read_text() == "kept"
+
+
+def test_without_its_index_an_intact_checkpoint_is_used_and_a_damaged_one_is_not(tmp_path, uninterrupted):
+    harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="int@step=9", check=130)
+    folder = tmp_path / "runs/r/checkpoints"
+    (folder / "index.json").unlink()
+    content = bytearray((folder / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    shutil.copy(folder / "last.pt", tmp_path / "last.pt")
+    (folder / "last.pt").write_bytes(content)
+    assert newest_checkpoint(folder) == folder / "previous.pt"
+    shutil.copy(tmp_path / "last.pt", folder / "last.pt")
+    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
+    assert "index.json is missing" in ended.err and "from step 9" in ended.err
+    assert contents_of(tmp_path / "runs/r") == uninterrupted
 
 
 def make_batches(pictures, **settings):

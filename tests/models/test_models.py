@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from harness.config.settings import Config
 from harness.models import factory
+from harness.utils import plugins as user_plugins
 from harness.utils.errors import DataError, UsageError
 
 ORDERS = ("conv-pool-bn-relu", "conv-bn-relu-pool")
@@ -338,6 +339,9 @@ def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     (tmp_path / "crooked_plugin_for_a_test.py").write_text("def (\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(user_plugins, "_named", set())
+    names = ("plugin_for_a_test", "broken_plugin_for_a_test", "crooked_plugin_for_a_test")
+    user_plugins.allow_plugins(names)
     loaded = set(sys.modules)
     registered = set(_registry._model_entrypoints)
     yield tmp_path

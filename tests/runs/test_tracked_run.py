@@ -6,7 +6,7 @@ import pytest
 
 from harness.config.settings import Config
 from harness.runs.progress import ProgressReporter
-from harness.runs.tracked_run import resume_command, tracked_output, tracked_run
+from harness.runs.tracked_run import tracked_output, tracked_run
 from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
 from harness.tracking.records import Record
@@ -86,7 +86,7 @@ def test_a_body_that_fails_is_recorded_everywhere_and_its_error_is_raised(config
     directory, status, lines, raised = run_body(config, body, state_after_two_epochs())
     assert raised is error
     assert (status["state"], status["exit_code"], status["reason"]) == (state, exit_code, str(error))
-    assert status["resume"] == resume_command(directory)
+    assert status["resume"] == directory.resume_command
     summary = json.loads((directory.path / "summary.json").read_text())
     stopped = isinstance(error, Interrupted)
     assert (summary["status"], summary["reason"]) == ("stopped" if stopped else "failed", str(error))

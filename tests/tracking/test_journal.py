@@ -17,10 +17,11 @@ from sklearn.metrics import precision_recall_curve
 
 from harness.tracking.journal import REPLACED, Journal, read_journal
 from harness.tracking.records import Artifact, Curve, Image, Record, Scores, StoredImage, encode_png
-from harness.tracking.serialization import from_line, from_plain, to_line, to_plain
+from harness.tracking.serialization import from_line, to_line
 from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import rows
 from harness.utils.errors import CheckpointError, DataError, ResourceError
+from harness.utils.plain import from_plain, to_plain
 from tests.support.records import epoch, final, image, same
 
 RECORDS = [

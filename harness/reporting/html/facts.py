@@ -13,10 +13,11 @@ from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
 from harness.reporting.html.groups import share_interval
-from harness.reporting.html.run_data import RunData, number, sub_mapping
-from harness.tracking.run_dir import RunState
+from harness.reporting.html.run_data import RunData
+from harness.tracking.run_dir import RunState, resume_command
 from harness.utils.errors import HarnessError
-from harness.utils.text import percent
+from harness.utils.plain import number, sub_mapping
+from harness.utils.text import percent, printable
 
 FINISHED = RunState.FINISHED
 STATE_SENTENCES: dict[str, str] = {
@@ -218,19 +219,25 @@ def environment_facts(run: RunData) -> list[tuple[str, str]]:
 def reproduce_commands(run: RunData) -> list[tuple[str, str]]:
     """Return (title, command) of the ways to repeat or to resume the run."""
     commands = []
-    if run.state not in (FINISHED, RunState.RUNNING) and run.status.get("resume"):
-        commands.append(("Resume", str(run.status["resume"])))
-    original = str(run.environment.get("command", ""))
-    if original:
-        program, _, arguments = original.partition(" ")
-        program = program if program.startswith("harness") else "harness"
-        commands.append(("Original command", f"{program} {arguments}".strip()))
+    if run.state not in (FINISHED, RunState.RUNNING) and (command := resume_command(run.path, run.status)):
+        commands.append(("Resume", command))
+    if original := _quoted(run.environment.get("command")):
+        commands.append(("Original command", original))
     config = shlex.quote(str(run.path / "config.yaml"))
     if run.epochs or not run.finder:
         commands.append(("As a new run with the same settings", f"harness run --recipe {config} --resume never"))
-    if run.finder.get("command"):
-        commands.append(("Train with the suggested learning rates", str(run.finder["command"])))
+    if suggested := _quoted(run.finder.get("command")):
+        commands.append(("Train with the suggested learning rates", suggested))
     return commands
+
+
+def _quoted(command: Any) -> str:
+    """Return a recorded command as one of harness in which no character means anything to a shell; empty for none."""
+    try:
+        words = shlex.split(printable(command)) if isinstance(command, str) else []
+    except ValueError:  # a quote without its end
+        return ""
+    return shlex.join(["harness", *words[1:]]) if words else ""
 
 
 def duration(seconds: float) -> str:

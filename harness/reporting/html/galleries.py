@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.reporting.html.run_data import RunData, number
+from harness.reporting.html.run_data import RunData
 from harness.tracking.records import Image
+from harness.utils.files import read_regular
+from harness.utils.plain import number
 
 MAX_PNG_BYTES = 6_000  # a larger file is embedded as JPEG
 JPEG_QUALITY = 85
@@ -138,8 +140,8 @@ def image_uri(image: Any) -> str:
         return ""
     path: Path | None = getattr(image, "path", None)
     try:
-        if path is not None and path.stat().st_size <= MAX_PNG_BYTES:
-            return _data_uri("png", path.read_bytes())
+        if path is not None and path.stat().st_size <= MAX_PNG_BYTES and image.pixels.size:  # it can be decoded
+            return _data_uri("png", read_regular(path, MAX_PNG_BYTES))
         from PIL import Image as Pillow
 
         file = io.BytesIO()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.reporting.html.run_data import RunData, affecting_settings
+from harness.utils.plain import to_plain
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
 
 
@@ -60,7 +61,7 @@ def group_runs(runs: Sequence[RunData]) -> list[RunGroup]:
 
 def _group_key(run: RunData) -> str:
     settings = {key: value for key, value in affecting_settings(run).items() if key != "seed"}
-    return json.dumps([settings, run.dataset.get("fingerprint")], sort_keys=True, default=str)
+    return json.dumps(to_plain([settings, run.dataset.get("fingerprint")]), sort_keys=True)
 
 
 def _group_name(members: Sequence[RunData], differing: Mapping[str, Any], groups: int) -> str:
@@ -82,5 +83,5 @@ def run_differences(runs: Sequence[RunData], *, seed: bool = True) -> dict[str, 
     return {
         name: [each.get(name, "") for each in settings]
         for name in names
-        if (seed or name != "seed") and len({json.dumps(each.get(name, ""), default=str) for each in settings}) > 1
+        if (seed or name != "seed") and len({json.dumps(to_plain(each.get(name, ""))) for each in settings}) > 1
     }

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness.tracking.records import Record, Scalar, Table, Value
 from harness.tracking.run_dir import RunState
 from harness.utils.errors import DataError, HarnessError, UsageError
 from harness.utils.files import read_json
+from harness.utils.plain import number, sub_mapping
 
 PREDICTIONS = "predictions.csv"
 FINDER, TRIALS, SWEEP = "lr_finder.json", "trials.csv", "sweep.json"
@@ -123,25 +123,14 @@ class RunData:
         return [record.scalars() for record in self.epochs]
 
 
-def sub_mapping(mapping: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return the mapping under a key of a mapping; empty where there is none."""
-    value = mapping.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def number(value: Any) -> float:
-    """Return a plain number as a float, anything else as NaN."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
-
-
 def is_run(path: Path) -> bool:
     """Return whether a folder is a run directory, even a damaged one."""
-    return any((path / name).is_file() for name in (run_dir.CONFIG, journal.NAME))
+    return any(os.path.lexists(path / name) for name in (run_dir.CONFIG, journal.NAME))
 
 
 def is_sweep(path: Path) -> bool:
     """Return whether a folder is a sweep's."""
-    return any((path / name).is_file() for name in (TRIALS, SWEEP))
+    return any(os.path.lexists(path / name) for name in (TRIALS, SWEEP))
 
 
 def check_folder(path: Path) -> None:
@@ -151,6 +140,7 @@ def check_folder(path: Path) -> None:
         UsageError: it is neither a run directory nor a sweep's folder.
     """
     if is_run(path) or is_sweep(path):
+        run_dir.check_own_files(path)
         return
     if not path.is_dir():
         raise UsageError(f"no such directory: {path}; `harness runs` lists the runs")
@@ -223,10 +213,7 @@ def _config(path: Path, header: Mapping[str, Any], missing: list[str]) -> Mappin
 def _state(path: Path) -> str:
     state = str(read_json(path / run_dir.STATUS).get("state", RunState.CRASHED))
     if state == RunState.RUNNING:
-        with contextlib.suppress(OSError):  # nobody writes in a directory that cannot be written
-            if run_dir.is_locked(path):
-                return state
-        return RunState.CRASHED
+        return state if run_dir.is_locked(path) else RunState.CRASHED
     return state
 
 

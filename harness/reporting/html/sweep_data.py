@@ -12,9 +12,10 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.names import TrialStatus
-from harness.reporting.html.run_data import SWEEP, TRIALS, sub_mapping
+from harness.reporting.html.run_data import SWEEP, TRIALS
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json
+from harness.utils.plain import sub_mapping
 from harness.utils.text import percent, truncate
 
 LAST_COLUMNS = ("values", "seconds", "training_s", "folder", "reason")  # behind the metric's

@@ -61,6 +61,7 @@ def start(
 
     Raises:
         TrackingError: `wandb` is `online` or `offline` by name, and W&B is unavailable in that mode.
+        UsageError: a run directory as the current one holds settings of W&B.
     """
     mode = resolve_mode(config.wandb)
     if mode == "disabled":
@@ -74,6 +75,7 @@ def start(
             ) from error
         say("W&B is not installed, so the run is not in W&B. Install it with: pip install wandb")
         return NullTracker()
+    _check_workspace(Path.cwd())
     folder = Path(folder).resolve()
     known_id = run_id or known_run_id(folder) or os.environ.get("WANDB_RUN_ID")
     session = Session(
@@ -101,6 +103,18 @@ def start(
         session.leave()
         raise
     return tracker
+
+
+def _check_workspace(folder: Path) -> None:
+    """Refuse W&B's settings file in the current directory where that is a run's, which may come from somebody else.
+
+    Raises:
+        UsageError: there is one; W&B would take the server from it, and send it the API key.
+    """
+    if os.path.lexists(folder / "wandb/settings") and os.path.lexists(folder / "journal.jsonl"):
+        raise UsageError(
+            f"{folder / 'wandb/settings'} may name another W&B server, which would get your API key; remove that file, or start from another directory"
+        )
 
 
 def preload() -> None:

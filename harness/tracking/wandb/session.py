@@ -30,7 +30,7 @@ from harness.tracking.wandb.client import (
 )
 from harness.tracking.wandb.variables import environment_changes, own_defaults
 from harness.utils.errors import TrackingError
-from harness.utils.files import read_json
+from harness.utils.files import json_bytes, read_json
 
 State: TypeAlias = Literal["online", "offline", "incomplete"]
 
@@ -251,9 +251,14 @@ class Session:
         if not self.run_id:
             return
         temporary = self.files / f".{SENT}.tmp"
-        with contextlib.suppress(OSError):  # the disk may be full; training continues
-            temporary.write_text(json.dumps({"run_id": self.run_id, "step": step}))
+        try:
+            temporary.unlink(missing_ok=True)
+            with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
+                file.write(json_bytes({"run_id": self.run_id, "step": step}))
             os.replace(temporary, self.files / SENT)
+        except OSError:  # the disk may be full; training continues
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
     def refusal(self, run: Any) -> str:
         """Return why W&B gave up uploading, which only its own log says; empty when it did not."""

@@ -20,7 +20,7 @@ from harness.tracking.wandb import init
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.tracking.wandb.rows import rows
 from harness.utils.checksums import SUMS
-from harness.utils.errors import BusyError, DataError, TrackingError, UsageError
+from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, UsageError, first_line
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,18 @@ def sync(
         BusyError: the run is still being written.
         TrackingError: W&B is unavailable, or did not accept everything.
     """
+    folder = Path(folder).expanduser()
+    run_dir.check_own_files(folder)
     journal = read_journal(folder)
     if "config" not in journal.header:
         raise DataError(f"{folder}: the journal has lost its first line, and with it the settings of the run")
     if run_dir.is_locked(folder):
         raise BusyError(f"{folder} is still being written; sync it when the run has ended")
-    config = Config(**journal.header["config"]).replace(wandb="online", **(corrections or {}))
+    try:
+        config = Config(**journal.header["config"]).replace(wandb="online")
+    except (HarnessError, TypeError) as error:
+        raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
+    config = config.replace(**(corrections or {}))
     try:
         check_wandb_values(config)
     except UsageError as error:
@@ -71,6 +77,7 @@ def sync(
         raise DataError(
             f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"
         )
+    run_dir.make_folder(folder / "wandb", "copy the run directory to where it can be written")
     extra = {key: value for key, value in journal.header.items() if key != "config"}
     tracker = init.start(
         config,

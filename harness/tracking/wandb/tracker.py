@@ -115,7 +115,7 @@ class WandbTracker(Tracker):
             for key, value in values.items():
                 try:
                     row.update(to_wandb(self._session.wandb, key, value, self._session.folder))
-                except (TypeError, ValueError) as error:
+                except (OSError, SyntaxError, TypeError, ValueError) as error:  # an image's file may be damaged or gone
                     self._session.say(f"W&B does not accept {key}: {error}; the journal has it")
             run.log(row, step=step, commit=not keep_open)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]
 
 def _image(wandb: Any, image: Image, folder: Path) -> Any:
     """Return W&B's image, of a file where there is one: W&B would spend a second on encoding the images of a run again."""
-    path = image.path if isinstance(image, StoredImage) else stored_image(image, folder)
+    if isinstance(image, StoredImage):
+        os.close(image.open())  # it is there, and no link
+        return wandb.Image(str(image.path), caption=image.caption or None)
+    path = stored_image(image, folder)
     return wandb.Image(str(path) if path.is_file() else image.pixels, caption=image.caption or None)
 
 

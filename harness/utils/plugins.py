@@ -1,0 +1,83 @@
+"""Plug-ins: Python modules of the user, which register models when they are imported.
+
+A module's code runs when it is imported. The name of a plug-in that stands in a file (the configuration of a run or a
+checkpoint, a recipe) may come from somebody else, and the module may lie beside that file; so only those modules are
+imported that the user named, on the command line or in Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import keyword
+import os
+import sys
+from collections.abc import Iterable
+
+from harness.utils.errors import UsageError, first_line
+
+_named: set[str] = set()  # by the user, so that they are looked for in the current directory too
+_trusts_files = [False]
+
+
+def allow_plugins(modules: Iterable[str]) -> None:
+    """Allow `import_plugins` to import these modules, from the current directory too: the user named them."""
+    _named.update(modules)
+
+
+def trust_files() -> None:
+    """Allow `import_plugins` to import every module that a file names, if it is installed: the user said `--trust`."""
+    _trusts_files[0] = True
+
+
+def import_plugins(modules: Iterable[str]) -> None:
+    """Import modules that may register models with timm.
+
+    Raises:
+        UsageError: a module was named by a file only, is no module of a user, or cannot be imported.
+    """
+    for module in modules:
+        _check_name(module)
+        if module in sys.modules:
+            continue
+        if module not in _named and not _trusts_files[0]:
+            raise UsageError(
+                f"plugin {module!r} is named by a file, and importing it runs its code; if you trust it, add --plugin {module} (or --trust, for installed modules)"
+            )
+        try:
+            _import(module)
+        except UsageError:
+            raise
+        except Exception as error:
+            raise UsageError(f"cannot import plugin {module!r}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def _check_name(module: str) -> None:
+    if module.endswith(".py") or "/" in module or os.sep in module:
+        raise UsageError(f"plugin {module!r} must be a module's name, such as my_models, not a file")
+    parts = module.split(".")
+    if not all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
+        raise UsageError(
+            f"plugin {module!r} is no name of a module; need a name such as my_models or package.my_models"
+        )
+    if parts[0] in sys.stdlib_module_names:
+        raise UsageError(f"plugin {module!r} is a module of Python itself; name one of your own, such as my_models")
+
+
+def _import(module: str) -> None:
+    """Import a module; one that the user named is looked for in the current directory first.
+
+    Afterwards the directory stays at the end of the path, so that the module can import others beside it later, and no
+    file there hides a library.
+    """
+    directory = os.getcwd()
+    importlib.invalidate_caches()  # the file may be newer than Python's listing of the directory
+    if module not in _named or directory in sys.path:
+        importlib.import_module(module)
+        return
+    sys.path.insert(0, directory)
+    try:
+        importlib.import_module(module)
+    finally:
+        sys.path.remove(directory)
+        sys.path.append(directory)
