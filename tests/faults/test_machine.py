@@ -318,7 +318,7 @@ def test_a_run_in_a_folder_of_any_name_is_resumed_by_the_command_that_it_prints(
 
 def test_a_loader_process_that_hangs_is_ended_and_reported_in_one_line(tmp_path, pictures, monkeypatch):
     """Stopped by SIGSTOP, like one that waits for a disk that was removed."""
-    from harness.data import worker_loader
+    from harness.data import worker_pool
     from harness.data.loaders import make_loaders
     from harness.data.preprocess import Preprocess
     from harness.data.registry import load_dataset
@@ -330,7 +330,7 @@ def test_a_loader_process_that_hangs_is_ended_and_reported_in_one_line(tmp_path,
     ).train
     epoch = batches.epoch(0)
     next(epoch)
-    monkeypatch.setattr(worker_loader, "TIMEOUT", 1.0)
+    monkeypatch.setattr(worker_pool, "TIMEOUT", 1.0)
     for pid in batches.workers.pids[:]:
         os.kill(pid, signal.SIGSTOP)
     began = time.monotonic()
