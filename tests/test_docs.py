@@ -158,6 +158,18 @@ def test_every_fault_in_the_table_of_reliability_has_its_test_and_every_test_of_
         "test_an_option_that_looks_like_a_secret_is_no_option",
         "test_yaml_of_any_depth_in_an_option_is_refused_too",
         "test_any_text_as_the_name_of_a_setting_names_one_or_is_refused",
+        # The other side of a refusal, and the parts that the tests in the table rest on.
+        "test_a_plugin_that_the_user_names_is_imported_from_the_current_folder",
+        "test_a_plugin_from_the_current_folder_hides_no_library_afterwards",
+        "test_trust_imports_installed_modules_and_none_of_the_current_folder",
+        "test_the_command_that_resumes_a_run_names_its_plugins_and_a_listed_one_does_not",
+        "test_the_directories_that_harness_and_wandb_leave_are_not_refused",
+        "test_a_run_that_is_refused_leaves_the_folders_that_were_there",
+        "test_a_file_is_opened_only_if_it_is_a_regular_one",
+        "test_the_temporary_file_of_a_write_is_never_one_that_was_there",
+        "test_a_lock_is_seen_without_writing_and_through_no_link",
+        "test_the_command_line_prints_by_one_function_only",
+        "test_no_file_of_the_package_writes_json_but_the_strict_writer",
     }
 
 

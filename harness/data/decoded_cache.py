@@ -20,7 +20,7 @@ import PIL
 
 from harness.config.names import SplitName
 from harness.data.dataset import Split, in_memory
-from harness.utils.errors import ResourceError
+from harness.utils.errors import HarnessError
 from harness.utils.files import cache_folder, write_atomically
 
 FORMAT = 1
@@ -66,7 +66,7 @@ def save_decoded(archive: Path, classes: tuple[str, ...], splits: Mapping[SplitN
         return
     index = json.dumps({"classes": classes, "ids": {name: list(split.ids) for name, split in splits.items()}})
     arrays["index"] = np.frombuffer(index.encode(), np.uint8)
-    with contextlib.suppress(ResourceError, OSError):
+    with contextlib.suppress(HarnessError, OSError):
         write_atomically(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
         for old in sorted(path.parent.glob("*.npz"), key=lambda file: -file.stat().st_mtime)[MAX_ENTRIES:]:
             old.unlink(missing_ok=True)

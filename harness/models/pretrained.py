@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.utils.errors import UsageError
+from harness.utils.plain import json_text, parse_json
 from harness.utils.text import escape_unprintable
 
 # Arguments that a run decides by other settings.
@@ -28,7 +28,7 @@ def architecture_of(model: nn.Module, name: str) -> dict[str, Any] | None:
         return None
     plain = {key: value for key, value in arguments.items() if key not in DECIDED_ARGUMENTS}
     try:
-        architecture = {"name": str(cfg["architecture"]), "args": json.loads(json.dumps(plain))}
+        architecture = {"name": str(cfg["architecture"]), "args": parse_json(json_text(plain))}
     except (KeyError, TypeError, ValueError):
         return None
     return architecture

@@ -172,7 +172,8 @@ def test_a_run_that_no_process_is_writing_any_more_is_crashed(run_copy):
     status = read_json(run_copy / "status.json")
     write_json(run_copy / "status.json", {**status, "state": "running", "resume": "harness run --resume x"})
     row = rows_of(verify(folder=run_copy))["epochs"]
-    assert row.found == "3 of 3, crashed; resume with: harness run --resume x"
+    command = f"harness run --recipe {run_copy / 'config.yaml'} --resume {run_copy}"  # never the one in a file
+    assert row.found == f"3 of 3, crashed; resume with: {command}"
 
 
 def test_data_of_fewer_than_ten_classes_deviates_in_its_rows_and_the_softmax_is_still_checked(tmp_path):

@@ -17,6 +17,7 @@ import harness
 from harness.config.settings import Config
 from harness.models import factory
 from harness.models.pretrained import match_classes
+from harness.utils.checksums import write_checked_json
 from harness.utils.errors import CheckpointError, UsageError
 from tests.support.commands import command
 from tests.support.image_folders import make_class_folders
@@ -109,12 +110,12 @@ def test_a_run_of_a_model_from_a_folder_does_not_need_the_folder(finished_run):
     assert content["architecture"] == {"name": "test_resnet", "args": {"global_pool": "avg"}}
     harness.load_model(finished_run / "runs/r/checkpoints/last.pt")
     for architecture in ({"name": "local-dir:X"}, {"name": "hf-hub:x/y", "args": {}}, {"name": 3, "args": {}}, [1]):
-        facts.write_text(json.dumps({**content, "architecture": architecture}))
+        write_checked_json(facts, {**content, "architecture": architecture})
         with pytest.raises(CheckpointError, match="no usable architecture"):
             harness.load_model(finished_run / "runs/r")
-    facts.write_text(json.dumps({key: value for key, value in content.items() if key != "architecture"}))
+    write_checked_json(facts, {key: value for key, value in content.items() if key != "architecture"})
     harness.load_model(finished_run / "runs/r")  # a run of an earlier version has it for timm
-    facts.write_text(json.dumps(content))
+    write_checked_json(facts, content)
 
 
 @pytest.mark.slow  # imports timm in a new process

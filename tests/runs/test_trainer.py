@@ -37,7 +37,9 @@ def test_a_checkpoint_within_an_epoch_does_not_read_the_loss_and_one_with_a_loss
         dataset=SimpleNamespace(fingerprint="", classes=("a", "b", "c")),
         preprocess=SimpleNamespace(to_dict=dict),
     )
-    directory = SimpleNamespace(path=tmp_path, checkpoints=tmp_path, status=lambda *args, **facts: None)
+    directory = SimpleNamespace(
+        path=tmp_path, checkpoints=tmp_path, status=lambda *args, **facts: None, resume_command=""
+    )
     with StopRequests() as stop_requests:
         Trainer(
             components, directory, NullTracker(), NullJournal(), ProgressReporter(), TrainerState(), stop_requests

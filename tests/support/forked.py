@@ -172,6 +172,7 @@ def _child(
     multiprocessing.set_start_method(method, force=True)  # of loader processes, as outside a test
     # A forked process inherits the server's signal handlers; restore those of a new process.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup
     signal.set_wakeup_fd(-1)
     if file_size:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
