@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import warnings
 import zipfile
 import zlib
 from collections import deque
@@ -150,7 +151,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not facts and not is_intact_archive(path):  # a file without the index beside it
         raise CheckpointError(f"{path} is damaged: a part of it has another checksum")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a sparse tensor, which is refused where it is used
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types; each means that the file is damaged or unsafe
         reason = first_line(error)
         if "weights_only" in str(error) or "Unsupported" in str(error):
