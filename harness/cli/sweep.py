@@ -90,7 +90,7 @@ def runs(output: Path) -> None:
     listed = list(list_runs(output))
     for path, state, status in listed:
         echo(_run_line(path.name, state, status, read_summary(path)))
-        if state != "finished" and (command := resume_command(path, status)):
+        if state not in ("finished", "unreadable") and (command := resume_command(path, status)):
             echo(f"    {command}")
     sweeps = sorted(output.glob("*/sweep.json"))
     for path in sweeps:

@@ -17,6 +17,7 @@ from harness.config.settings import Config
 from harness.data.dataset import Dataset, Split
 from harness.data.image_io import to_rgb
 from harness.utils.errors import UsageError
+from harness.utils.plain import number
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")  # timm's names
 BUILT_IN_MODELS_PACKAGE = "harness.models."
@@ -60,10 +61,11 @@ class Preprocess:
             or not 1 <= self.size <= 8192
             or len(self.mean) != 3
             or len(self.std) != 3
-            or not all(isinstance(value, int | float) and math.isfinite(value) for value in numbers)
+            or not all(math.isfinite(number(value)) for value in numbers)
             or min(self.std) <= 0
             or not 0 < self.crop_pct <= 2
             or self.interpolation not in INTERPOLATIONS
+            or self.crop_mode not in CROP_MODES.values()
         ):
             raise ValueError("its preprocessing makes no sense")
 

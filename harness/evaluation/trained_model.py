@@ -15,11 +15,13 @@ from harness.config.settings import Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.models.pretrained import DECIDED_ARGUMENTS
-from harness.tracking.run_files import check_own_files
+from harness.tracking.run_dir import RunState
+from harness.tracking.run_files import CHECKPOINTS, STATUS, check_own_files
 from harness.training import checkpoint
 from harness.training.device import pick_device, pick_precision
 from harness.training.process_settings import configure_torch, configured_torch, restore_process_state
 from harness.utils import plugins
+from harness.utils.checksums import changed_files
 from harness.utils.errors import CheckpointError, HarnessError, UsageError
 from harness.utils.files import read_json
 
@@ -71,7 +73,7 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
         if not isinstance(facts["classes"], list | tuple) or not facts["classes"]:
             raise ValueError("its classes make no sense")
         classes = tuple(map(str, facts["classes"]))
-    except (HarnessError, AttributeError, KeyError, TypeError, ValueError) as error:
+    except (HarnessError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} has no usable configuration ({error}); it is not a checkpoint of this harness"
         ) from None
@@ -119,7 +121,7 @@ def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path names: itself, or the resulting weights in a run directory.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or that of a finished run is gone.
         DataError: the directory has links or pipes in place of a run's files.
     """
     if path.is_dir():
@@ -130,6 +132,11 @@ def find_checkpoint(path: Path) -> Path:
         newest = checkpoint.newest_checkpoint(path / "checkpoints")
         if newest is None:
             raise CheckpointError(f"no checkpoint in {path}: need a run directory, a model.safetensors or a last.pt")
+        result = f"{CHECKPOINTS}/model.safetensors"
+        if read_json(path / STATUS).get("state") == RunState.FINISHED or changed_files(path, [result]):
+            raise CheckpointError(
+                f"{path / result} with the weights of the result is gone; restore it from a copy, or name {newest}, whose weights may be of another epoch"
+            )
         return newest
     if not path.is_file():
         raise CheckpointError(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.config.settings import Config
+from harness.data.preprocess import Preprocess
 from harness.models.factory import module_of
+from harness.utils.plain import sub_mapping
 from harness.utils.text import markdown
 
 
@@ -15,11 +18,13 @@ def model_card(facts: Mapping[str, Any]) -> str:
     Args:
         facts: the contents of `model.json` beside the weights: config, classes, preprocess, epoch, result.
     """
-    config, result, preprocess = facts["config"], facts.get("result", {}), facts["preprocess"]
-    figures = [f"| {key} | {_figure(key, value)} |" for key, value in result.items() if isinstance(value, float)]
-    size = preprocess["size"]
+    config, preprocess = Config(**facts["config"]), Preprocess(**facts["preprocess"])
+    result, size = sub_mapping(facts, "result"), preprocess.size
+    figures = [
+        f"| {markdown(key)} | {_figure(key, value)} |" for key, value in result.items() if isinstance(value, float)
+    ]
     usage = ["import timm"]
-    if module := module_of(config["model"]):
+    if module := module_of(config.model):
         usage += [f"import {module}  # registers the model with timm"]
     usage += [
         'model = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder',
@@ -27,11 +32,11 @@ def model_card(facts: Mapping[str, Any]) -> str:
     ]
     lines = [
         "---", "library_name: timm", "tags: [image-classification]", "---", "",
-        f"# {config['model']} on {markdown(config['data'])}", "",
-        f"{config['epochs']} epochs, batch {config['batch_size']}, {config['schedule']} between {config['lr_min']} and {config['lr_max']}, seed {config['seed']}.",
-        f"The weights are those of epoch {facts.get('epoch', '?')} ({result.get('chosen', 'not evaluated yet')}).", "",
+        f"# {markdown(config.model)} on {markdown(config.data)}", "",
+        f"{config.epochs} epochs, batch {config.batch_size}, {config.schedule} between {config.lr_min} and {config.lr_max}, seed {config.seed}.",
+        f"The weights are those of epoch {markdown(facts.get('epoch', '?'))} ({markdown(result.get('chosen', 'not evaluated yet'))}).", "",
         *(["| metric | value |", "| --- | --- |", *figures, ""] if figures else []),
-        f"Input: RGB, {_RESIZING[preprocess.get('crop_mode', 'center')]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess['mean'])} and standard deviation {_triple(preprocess['std'])}.", "",
+        f"Input: RGB, {_RESIZING[preprocess.crop_mode]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess.mean)} and standard deviation {_triple(preprocess.std)}.", "",
         f"Classes, in the order of the logits: {', '.join(map(markdown, facts['classes']))}.", "",
         "```python", *usage, "```", "",
         "timm's own scripts sort class folders in another order; with `--class-map class_map.txt` they use this one.", "",

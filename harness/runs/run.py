@@ -31,6 +31,7 @@ from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState
 from harness.training.process_settings import restore_process_state
+from harness.training.saved_progress import check_progress
 from harness.training.schedule import make_schedule
 from harness.utils.errors import CheckpointError, PeerLostError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
@@ -168,7 +169,13 @@ def _load_checkpoint(directory: RunDir, components: Components, reporter: Progre
         reporter.message(f"{directory.path} has no checkpoint yet: the run starts from step 0.")
         return None
     saved = checkpoint.load_checkpoint(path)
-    if saved_step > (step := int(saved["progress"]["step"])):
+    try:
+        step = _check_position(saved["progress"], components.loaders.train.steps)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this run: {error}; start again with --resume never"
+        ) from None
+    if saved_step > step:
         reporter.message(f"The checkpoint of step {saved_step} is lost; the one before it is of step {step}.")
     if saved.get("fingerprint") != components.dataset.fingerprint:
         raise UsageError(
@@ -178,6 +185,19 @@ def _load_checkpoint(directory: RunDir, components: Components, reporter: Progre
     if components.selection_split and saved["progress"]["history"]:  # the weights of the best epoch so far
         checkpoint.load_weights(directory.checkpoints / WEIGHTS)
     return saved
+
+
+def _check_position(progress: Any, steps_per_epoch: int) -> int:
+    """Return the step in the progress of a checkpoint.
+
+    Raises:
+        ValueError: the progress makes no sense, or its step is not that of its epochs.
+    """
+    check_progress(progress)
+    step: int = progress["step"]
+    if step != (expected := len(progress["history"]) * steps_per_epoch + len(progress["lrs"])):
+        raise ValueError(f"its step is {step}, and that of its {len(progress['history'])} epochs is {expected}")
+    return step
 
 
 def _with_found_lr(

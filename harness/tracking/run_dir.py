@@ -20,6 +20,8 @@ from typing import IO, Any
 
 from harness.config import yaml_io
 from harness.config.settings import AUTO, Config, setting_fields
+from harness.tracking.journal import NAME as JOURNAL
+from harness.tracking.journal import read_journal
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.run_files import (
     CHECKPOINTS,
@@ -59,6 +61,7 @@ class RunState(StrEnum):
     INTERRUPTED = "interrupted"  # stopped by the user or by W&B, with its state saved
     CRASHED = "crashed"  # `running`, but no process is writing it
     NONE = "none"  # there is no run in the directory
+    UNREADABLE = "unreadable"  # there is one, whose settings are gone
     UNKNOWN = "unknown"  # any other text in `status.json`
 
     @classmethod
@@ -66,7 +69,7 @@ class RunState(StrEnum):
         return cls.UNKNOWN
 
 
-UNREADABLE = f"{CONFIG} cannot be read"
+CONFIG_UNREADABLE = f"{CONFIG} cannot be read"
 UNFINISHED = (RunState.RUNNING, RunState.FAILED, RunState.PREEMPTED, RunState.INTERRUPTED)  # can be resumed
 
 
@@ -177,13 +180,15 @@ def claim_run_dir(config: Config) -> RunDir:
         mine: list[Path] = []
         if state == RunState.NONE:
             mine = make_folder(path)
-        elif state not in UNFINISHED or config.resume == "never":
+        elif config.resume == "never":
+            continue
+        elif state == RunState.UNREADABLE:
+            raise _unreadable(path)
+        elif state not in UNFINISHED:
             continue
         elif changed := changed_settings(path, config):
-            if changed == [UNREADABLE]:  # it may be this very run: never start it again without a word
-                raise UsageError(
-                    f"{path}: {UNREADABLE}, so it is not known whether this is its run; restore that file, or start a new run with --resume never"
-                )
+            if changed == [CONFIG_UNREADABLE]:
+                raise _unreadable(path)
             continue
         check_own_files(path)
         lock = lock_folder(path)
@@ -235,6 +240,8 @@ def runs_with_settings(config: Config) -> Iterator[Path]:
 def _claim_named(config: Config, path: Path) -> RunDir:
     if read_state(path) == RunState.NONE:
         raise UsageError(f"--resume {path}: there is no run in that directory; `harness runs` lists the runs")
+    if read_state(path) == RunState.UNREADABLE:
+        raise _unreadable(path)
     changed = changed_settings(path, config)
     if changed:
         raise UsageError(
@@ -257,12 +264,19 @@ def _busy(path: Path) -> BusyError:
     )
 
 
+def _unreadable(path: Path) -> UsageError:
+    """Return the error for a run that may be the requested one: it must not start again without a word."""
+    return UsageError(
+        f"{path}: {CONFIG_UNREADABLE}, so it is not known whether this is its run; restore that file, or start a new run with --resume never"
+    )
+
+
 def changed_settings(path: Path, config: Config) -> list[str]:
     """Return `setting: stored -> requested` for each setting that affects a run's numbers and is not equal."""
     try:
         stored = Config(**yaml_io.read_yaml(path / CONFIG)).affecting_results()
     except (HarnessError, TypeError):
-        return [UNREADABLE]
+        return [CONFIG_UNREADABLE]
     requested = config.affecting_results()
     every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
     return [
@@ -273,9 +287,15 @@ def changed_settings(path: Path, config: Config) -> list[str]:
 
 
 def read_state(path: Path) -> RunState:
-    """Return the state in `status.json`; `NONE` where there is no run, `FAILED` where there is no status."""
-    if not path.is_dir() or not os.path.lexists(path / CONFIG):
+    """Return the state in `status.json`; `FAILED` where there is no status.
+
+    Without `config.yaml`, which a run writes first, it is `UNREADABLE` where anything else of a run is there, and else `NONE`.
+    """
+    if not path.is_dir():
         return RunState.NONE
+    if not os.path.lexists(path / CONFIG):
+        is_run = any(os.path.lexists(path / name) for name in (JOURNAL, STATUS, CHECKPOINTS))
+        return RunState.UNREADABLE if is_run else RunState.NONE
     return RunState(str(read_json(path / STATUS).get("state", RunState.FAILED)))
 
 
@@ -296,12 +316,21 @@ def changed_results(path: Path) -> list[str]:
 
 
 def saved_step(path: Path) -> int:
-    """Return the step of the newest checkpoint that a run has saved, by its status; 0 where it has saved none."""
+    """Return the step of the newest checkpoint that a run has saved, by its status; 0 where it has saved none.
+
+    Where the status does not tell, it is the step of the last epoch in the journal: checkpoints are saved with the epochs.
+    """
     status = read_json(path / STATUS)
     step = status.get("checkpoint_step")
     if step is None and read_state(path) in (RunState.RUNNING, RunState.PREEMPTED, RunState.INTERRUPTED):
         step = status.get("step")  # version 0.1: in these states it is that of a checkpoint
-    return step if isinstance(step, int) else 0
+    if isinstance(step, int):
+        return step
+    try:
+        records = read_journal(path).records
+    except HarnessError:
+        return 0
+    return max((record.step for record in records if record.kind == "epoch"), default=0)
 
 
 def current_state(path: Path) -> RunState:

@@ -14,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import warnings
 import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.utils import fault_injection
-from harness.utils.checksums import CHECKSUM, is_checked_json_intact, write_checked_json
+from harness.utils.checksums import CHECKSUM, SUMS, changed_files, is_checked_json_intact, read_sums, write_checked_json
 from harness.utils.errors import CheckpointError, first_line
 from harness.utils.files import read_json, sha256, sync_folder, write_atomically, write_json
 
-FORMAT = 1
+FORMAT = 1  # of a checkpoint
+WEIGHTS_FORMAT = 2  # of the facts beside weights; from 2 on they have the checksum of the weights and of themselves
 REPLACED = "replaced"  # in the facts of weights: those of the weights before them
 LAST, PREVIOUS, INCOMING, INDEX = "last.pt", "previous.pt", "incoming.pt", "index.json"
 log = logging.getLogger(__name__)
@@ -148,7 +151,9 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     if not facts and not is_intact_archive(path):  # a file without the index beside it
         raise CheckpointError(f"{path} is damaged: a part of it has another checksum")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a sparse tensor, which is refused where it is used
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - torch raises many types; each means that the file is damaged or unsafe
         reason = first_line(error)
         if "weights_only" in str(error) or "Unsupported" in str(error):
@@ -170,7 +175,7 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor], about: Mapping
 
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
     content = to_bytes(state, metadata={"format": "pt"})
-    facts = {"format": FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **about}
+    facts = {"format": WEIGHTS_FORMAT, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), **about}
     if (former := _facts_on_disk(path)) and former["sha256"] != facts["sha256"]:
         facts[REPLACED] = former
     write_checked_json(path.with_suffix(".json"), facts)
@@ -180,7 +185,7 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor], about: Mapping
 def _facts_on_disk(path: Path) -> dict[str, Any]:
     """Return the facts of the weights that are there, with their checksum; empty where there are none or they are damaged."""
     facts = read_json(path.with_suffix(".json"))
-    if not (path.is_file() and facts and is_checked_json_intact(facts)):
+    if not (path.is_file() and facts and is_checked_json_intact(facts)) or _lacks_checksums(facts):
         return {}
     try:
         facts = _facts_of(path, facts)
@@ -191,6 +196,9 @@ def _facts_on_disk(path: Path) -> dict[str, Any]:
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the weights in a `model.safetensors` of harness and the facts in the JSON file beside it.
+
+    Both files are compared with the checksums in the facts, and with `SHA256SUMS` in the folder above where it lists them.
+    A warning names weights of version 0.1 that have neither.
 
     Raises:
         CheckpointError: one of the files is missing, damaged or from a newer version.
@@ -205,21 +213,54 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"{path.with_suffix('.json')} is damaged: its values have another checksum; restore it from a copy, or use last.pt"
         )
+    if _lacks_checksums(facts):
+        raise CheckpointError(
+            f"{path.with_suffix('.json')} is damaged: it has no checksums; restore it from a copy, or use last.pt"
+        )
+    is_verified = {"sha256", CHECKSUM} <= facts.keys()
     facts = _facts_of(path, facts)
     if not {"config", "classes", "preprocess"} <= facts.keys():
         raise CheckpointError(
             f"{path} is not a checkpoint of harness: {path.with_suffix('.json').name} with its settings is missing"
         )
-    if not isinstance(facts.get("format"), int):
+    if type(facts.get("format")) is not int:
         raise CheckpointError(f"{path} is not a checkpoint of harness: {path.with_suffix('.json').name} has no format")
-    if facts["format"] > FORMAT:
+    if facts["format"] > WEIGHTS_FORMAT:
         raise CheckpointError(
-            f"{path} was written by a newer version of harness (format {facts['format']}, this one reads {FORMAT}); upgrade it"
+            f"{path} was written by a newer version of harness (format {facts['format']}, this one reads {WEIGHTS_FORMAT}); upgrade it"
         )
+    _check_listed(path, is_verified)
     try:
         return load_file(path), facts
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
+
+
+def _lacks_checksums(facts: Mapping[str, Any]) -> bool:
+    """Return whether facts of the present format lack the checksum of the weights or of themselves."""
+    version = facts.get("format")
+    return isinstance(version, int) and version >= 2 and not {"sha256", CHECKSUM} <= facts.keys()
+
+
+def _check_listed(path: Path, is_verified: bool) -> None:
+    """Compare weights and their facts with `SHA256SUMS` of the run directory; warn once where nothing vouches for them.
+
+    Raises:
+        CheckpointError: one of them has another checksum there.
+    """
+    names = [f"{path.parent.name}/{file.name}" for file in (path, path.with_suffix(".json"))]
+    folder = path.absolute().parent.parent
+    if changed := changed_files(folder, names):
+        raise CheckpointError(
+            f"{folder / changed[0]} is damaged: {SUMS} has another checksum; restore it from a copy, or use last.pt"
+        )
+    if not is_verified and not set(names) <= read_sums(folder).keys():
+        _warn_unverified(path.absolute())
+
+
+@lru_cache
+def _warn_unverified(path: Path) -> None:
+    log.warning("%s has no checksums, as in version 0.1: it was not verified", path)
 
 
 def _facts_of(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
@@ -244,9 +285,18 @@ def load_weights_strict(model: nn.Module, weights: Mapping[str, torch.Tensor], p
     """Load `weights` into `model`.
 
     Raises:
-        CheckpointError: keys are missing, unknown or of another shape; the message names the first ones.
+        CheckpointError: keys are missing, unknown, or no dense tensor of the shape and the kind of numbers (floating-point,
+            integer, complex) of the model; the message names the first ones.
     """
+    if not isinstance(weights, Mapping):
+        raise CheckpointError(f"{path} does not fit the model: its weights are no mapping")
     expected = model.state_dict()
+    if kinds := [
+        f"{key} {kind}" for key in expected if key in weights and (kind := _other_kind(weights[key], expected[key]))
+    ]:
+        raise CheckpointError(
+            f"{path} does not fit the model: {'; '.join(kinds[:5])}{' ...' if len(kinds) > 5 else ''}"
+        )
     problems = [f"{key} missing" for key in expected if key not in weights]
     problems += [f"{key} unknown" for key in weights if key not in expected]
     problems += [
@@ -259,6 +309,18 @@ def load_weights_strict(model: nn.Module, weights: Mapping[str, torch.Tensor], p
             f"{path} does not fit the model: {'; '.join(problems[:5])}{' ...' if len(problems) > 5 else ''}"
         )
     model.load_state_dict(dict(weights))
+
+
+def _other_kind(value: Any, expected: Tensor) -> str:
+    """Return what a value of a checkpoint is, where it is no dense tensor with the kind of numbers of another; else nothing."""
+    if not isinstance(value, Tensor):
+        return f"{type(value).__name__} instead of a tensor"
+    if value.layout != torch.strided or value.is_nested or value.is_quantized or value.device.type == "meta":
+        return "instead of a dense tensor"
+    kinds = [
+        (dtype.is_floating_point, dtype.is_complex, dtype == torch.bool) for dtype in (value.dtype, expected.dtype)
+    ]
+    return "" if kinds[0] == kinds[1] else f"{value.dtype} instead of {expected.dtype}"
 
 
 class CheckpointWriter:

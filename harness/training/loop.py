@@ -21,6 +21,7 @@ from harness.tracking.records import Curve, Record, Value
 from harness.training.device import autocast, eval_mode, pause_garbage_collection, peak_memory, synchronise
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner
+from harness.training.saved_progress import TENSOR_FIELDS, check_progress
 from harness.training.schedule import Schedule
 from harness.utils import fault_injection
 from harness.utils.errors import DivergedError, ResourceError, is_out_of_memory
@@ -79,7 +80,6 @@ class StepInfo:
 
 COLLECT_EVERY = 100  # updates between collections of the garbage of a long epoch
 PLAIN_FIELDS = ("step", "history", "lrs", "sizes", "seconds")
-TENSOR_FIELDS = ("losses", "corrects", "norms")
 
 
 @dataclass
@@ -121,7 +121,12 @@ class TrainerState:
         return {**plain, **tensors, "random": random}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Restore what `state_dict` returned, including torch's random states."""
+        """Restore what `state_dict` returned, including torch's random states.
+
+        Raises:
+            ValueError and others: it is not such a state.
+        """
+        check_progress(state)
         for name in PLAIN_FIELDS:
             setattr(self, name, state[name])
         self.history = [with_present_names(row) for row in self.history]

@@ -112,6 +112,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -
     for parameter, buffers in optimizer.state.items():
         for name, buffer in buffers.items():
             shapes = [[], [1]] if name == "step" else [list(parameter.shape)]
-            if buffer is not None and (not isinstance(buffer, Tensor) or list(buffer.shape) not in shapes):
-                shape = list(buffer.shape) if isinstance(buffer, Tensor) else type(buffer).__name__
+            is_tensor = isinstance(buffer, Tensor) and buffer.layout == torch.strided and buffer.is_floating_point()
+            if buffer is not None and (not is_tensor or list(buffer.shape) not in shapes):
+                shape = list(buffer.shape) if is_tensor else "no dense tensor of floating-point numbers"
                 raise ValueError(f"{name} {shape} for a parameter {list(parameter.shape)}")

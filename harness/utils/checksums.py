@@ -27,12 +27,17 @@ def changed_files(folder: Path, names: Iterable[str]) -> list[str]:
 
     Files that it does not list, such as those of version 0.1, are not checked.
     """
+    sums = read_sums(folder)
+    return [name for name in names if name in sums and _digest(folder / name) != sums[name]]
+
+
+def read_sums(folder: Path) -> dict[str, str]:
+    """Return file name -> SHA-256 in `SHA256SUMS` of a folder; empty where it is missing."""
     try:
         text = read_regular(folder / SUMS).decode("utf-8", "replace")
     except OSError:
-        return []
-    sums = {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.M)}
-    return [name for name in names if name in sums and _digest(folder / name) != sums[name]]
+        return {}
+    return {name: digest for digest, name in re.findall(r"^([0-9a-f]{64})  (.+)$", text, re.M)}
 
 
 def _digest(path: Path) -> str:

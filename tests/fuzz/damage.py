@@ -48,12 +48,18 @@ def files_of(run: Path) -> list[Path]:
     return [*found, *sorted((run / "media").glob("*.png"))[:3]]
 
 
-def damage(run: Path, bait: Path, draw: random.Random) -> str:
+def damage(run: Path, bait: Path, draw: random.Random, only_leaves: bool = False) -> str:
     """Damage one file of a run directory, and return what was done.
 
     Args:
         bait: a folder outside, which nothing may read from or write to.
+        only_leaves: change one value of a checkpoint or of `model.json` and sign it anew, or remove `config.yaml`.
     """
+    if only_leaves:
+        names = [name for name in (*PATHS, "checkpoints/model.json") if (run / name).is_file()]
+        name = draw.choice([*3 * names, "config.yaml"])
+        kind: Callable[[Path, Path, random.Random], str] = remove if name == "config.yaml" else leaf
+        return f"{kind.__name__} {name}: {kind(run / name, bait, draw)}"
     path = draw.choice(files_of(run))
     name = path.relative_to(run).as_posix()
     kinds: list[Callable[[Path, Path, random.Random], str]] = [remove, link, link, special, swap]
@@ -62,7 +68,9 @@ def damage(run: Path, bait: Path, draw: random.Random) -> str:
         if path.suffix in (".json", ".jsonl", ".yaml"):
             kinds += 6 * [value]
         if name in PATHS:
-            kinds += 3 * [state]
+            kinds += 3 * [state, leaf]
+        if name == "checkpoints/model.json":
+            kinds += 4 * [leaf]
         if path.suffix == ".safetensors":
             kinds += 2 * [header]
         if path.suffix == ".csv":
@@ -247,6 +255,12 @@ def state(path: Path, bait: Path, draw: random.Random) -> str:
         del container[key]
     else:
         container[key] = new
+    _save_listed(path, content)
+    return f"{name}/{key}: {str(new)[:30]!r}"
+
+
+def _save_listed(path: Path, content: Any) -> None:
+    """Write a checkpoint, and the index that vouches for it."""
     torch.save(content, path)
     index = path.parent / "index.json"
     if index.is_file():
@@ -254,7 +268,42 @@ def state(path: Path, bait: Path, draw: random.Random) -> str:
         for entry in entries["checkpoints"]:
             entry.update({"sha256": sha256(path), "bytes": path.stat().st_size})
         index.write_text(json.dumps(entries))
-    return f"{name}/{key}: {str(new)[:30]!r}"
+
+
+def _leaves(name: str, part: Any) -> list[tuple[str, Any, Any]]:
+    """Return (path, container, key) of each value that is no container, or an empty one."""
+    keys = list(part) if isinstance(part, dict) else range(len(part))
+    result = []
+    for key in keys:
+        inner = part[key]
+        is_container = isinstance(inner, dict | list) and inner
+        result += _leaves(f"{name}/{key}", inner) if is_container else [(f"{name}/{key}", part, key)]
+    return result
+
+
+def leaf(path: Path, bait: Path, draw: random.Random) -> str:
+    """Change one value at any depth of `model.json` or of a checkpoint, with the checksums of the new content."""
+    is_json = path.suffix == ".json"
+    content = json.loads(path.read_text()) if is_json else torch.load(path, weights_only=True)
+    leaves = _leaves("", content)
+    # As often in each part, since most of the values are weights.
+    part = draw.choice(sorted({"/".join(name.split("/")[:3]) for name, _, _ in leaves if name != "/checksum"}))
+    name, container, key = draw.choice([one for one in leaves if "/".join(one[0].split("/")[:3]) == part])
+    old = container[key]
+    values = [*VALUES, ["x"], "evil", 7, -3]
+    if isinstance(old, torch.Tensor):
+        values = [
+            *values[::6], old.to(torch.complex64), old.long(), old.double(), old.bool(), old.flatten()[:-1], old.to_sparse(),
+            old.to("meta"), old.double() * float("nan"), old.reshape(-1, 1), old.new_zeros(0),
+        ]  # fmt: skip
+    new = draw.choice(values)
+    container[key] = new
+    if is_json:
+        sign_anew(path, content)
+    else:
+        _save_listed(path, content)
+        (path.parents[1] / "SHA256SUMS").unlink(missing_ok=True)
+    return f"{name}: {str(new)[:30]!r} {SIGNED}"
 
 
 def header(path: Path, bait: Path, draw: random.Random) -> str:

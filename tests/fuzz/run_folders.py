@@ -169,12 +169,19 @@ def cases_of(commands: Iterable[str], count: int, seed: int = 0, first: int = 0)
 
 
 def run_case(
-    base: Base, number: int, work: Path, seed: int, variables: dict[str, str] | None = None, in_process: bool = False
+    base: Base,
+    number: int,
+    work: Path,
+    seed: int,
+    variables: dict[str, str] | None = None,
+    in_process: bool = False,
+    only_leaves: bool = False,
 ) -> Outcome:
     """Damage a copy of the base and run one command on it.
 
     Args:
         in_process: run commands that do not train in this process, which is several times cheaper.
+        only_leaves: see `damage`.
     """
     command, draw = command_of(number, seed), random.Random(f"{seed}/{number}/damage")
     folder, bait = work / "case", work / "bait"
@@ -187,7 +194,7 @@ def run_case(
     run = folder / "runs" / target(command)
     if command == "evaluate .":
         shutil.copyfile(folder / f"{PLUGIN}.py", run / f"{PLUGIN}.py")
-    done = damage(run, bait, draw)
+    done = damage(run, bait, draw, only_leaves)
     before = snapshot(bait)
     began = time.monotonic()
     run_command = run_in_process if in_process and not command.startswith(("resume", "sync")) else harness
@@ -259,6 +266,9 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--commands", default=",".join(COMMANDS), help="cases of these commands only")
+    parser.add_argument(
+        "--leaves", action="store_true", help="change single values that are signed anew, or remove config.yaml"
+    )
     parser.add_argument("--only", type=int, help="repeat one case and print its output")
     options = parser.parse_args()
     numbers = cases_of(options.commands.split(","), options.cases, options.seed, options.first)
@@ -276,7 +286,7 @@ def main() -> int:
         for count, number in enumerate(numbers, 1):
             with Server() as server:
                 variables = {"WANDB_BASE_URL": server.url, "WANDB_API_KEY": KEY}
-                outcome = run_case(base, number, Path(name), options.seed, variables, in_process=True)
+                outcome = run_case(base, number, Path(name), options.seed, variables, True, options.leaves)
                 if is_secret_sent(server):
                     outcome = dataclasses.replace(outcome, wrong="sent from elsewhere")
             counts[outcome.command, outcome.wrong or f"exit {outcome.status}"] += 1

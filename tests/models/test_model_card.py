@@ -4,8 +4,9 @@ from harness.models.model_card import model_card
 
 FACTS = {
     "config": {"model": "custom_resnet", "data": "folder", "epochs": 3, "batch_size": 64, "schedule": "one_cycle",
-               "lr_min": 0.01, "lr_max": 0.1, "seed": 0},
-    "preprocess": {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+               "lr_min": 0.01, "lr_max": 0.1, "seed": 0, "peak_epoch": 1},
+    "preprocess": {"size": 32, "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2], "crop_pct": 1.0,
+                   "interpolation": "bicubic"},
     "classes": ["cat", "<b>*dog*\nx"],
     "epoch": 3,
     "result": {"test/acc": 0.875, "test/loss": 0.5, "chosen": "last epoch"},
@@ -14,7 +15,7 @@ FACTS = {
 
 def test_the_card_holds_the_result_and_a_usage_example():
     card = model_card(FACTS)
-    assert "# custom_resnet on folder" in card
+    assert "# custom&#95;resnet on folder" in card
     assert "| test/acc | 87.50 % |" in card
     assert "| test/loss | 0.5000 |" in card
     assert "epoch 3 (last epoch)" in card

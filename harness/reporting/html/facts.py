@@ -24,6 +24,7 @@ STATE_SENTENCES: dict[str, str] = {
     RunState.FINISHED: "The run finished.",
     RunState.RUNNING: "The run is still running: this page shows what was logged when it was generated.",
     RunState.FAILED: "The run failed.",
+    RunState.UNREADABLE: "The settings of the run, config.yaml, are gone.",
     RunState.CRASHED: "The run crashed: its process ended without recording why.",
     RunState.PREEMPTED: "The run was preempted; its state is saved.",
     RunState.INTERRUPTED: "The run was interrupted; its state is saved.",
