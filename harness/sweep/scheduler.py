@@ -23,6 +23,7 @@ from harness.sweep.storage import describe_error
 from harness.sweep.study import Study, Trial, TrialRecord
 from harness.tracking import run_dir
 from harness.tracking.journal import follow_journal
+from harness.tracking.run_files import DATABASE, check_output_folder, check_own_files
 from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import write_atomically
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
@@ -30,7 +31,6 @@ from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
 POLL_INTERVAL = 0.1  # seconds between two checks of the trials
 COMPARE_INTERVAL = 2.0  # seconds after which a trial is compared again, though it has logged nothing new
 MAX_FAILED_AT_START = 5  # the sweep itself is wrong when so many trials have ended and all of them failed
-DATABASE = "study.db"
 
 
 @dataclass
@@ -284,7 +284,9 @@ def run_search(
     if cap is None and sweep.method != "grid":
         raise UsageError(f"a {sweep.method} search never ends by itself; give --count N, or run_cap: N in the file")
     folder = sweep_folder(sweep, output, name)
+    check_output_folder(folder, is_named=False)
     run_dir.make_folder(folder)
+    check_own_files(folder)
     lock: IO[str] | None = run_dir.lock_folder(folder)
     url = storage if "://" in storage else f"sqlite:///{Path(storage or folder / DATABASE).expanduser().resolve()}"
     display = progress.SweepTable(sweep) if sys.stderr.isatty() else progress.SweepLog(sweep)
