@@ -172,7 +172,7 @@ class _FinalRun:
 
 
 def final_runs(
-    launcher: Launcher, best: TrialRecord | None, seeds: int, stop_requests: StopRequests, say: Callable[[str], None]
+    launcher: Launcher, best: TrialRecord | None, seeds: int, stop_requests: StopRequests, notify: Callable[[str], None]
 ) -> SeedsResult:
     """Train the best configuration over several seeds, as many at a time as there are workers, and test each.
 
@@ -208,7 +208,7 @@ def final_runs(
                     raise HarnessError(f"the final run with seed {run.seed} failed: {reason}")
                 finished.append(_seed_run(launcher.runs / run.name, run.seed))
                 accuracy = finished[-1].result.get("test/acc")
-                say(f"final run, seed {run.seed}: test accuracy {'-' if accuracy is None else percent(accuracy, 2)}")
+                notify(f"final run, seed {run.seed}: test accuracy {'-' if accuracy is None else percent(accuracy, 2)}")
             time.sleep(POLL_INTERVAL)
     finally:
         stop_all([run.process for run in running])

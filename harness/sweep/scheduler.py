@@ -96,7 +96,7 @@ class Scheduler:
                 if self.display.is_due():
                     self.display.update(self.study.records(), self.study.best(), self._time_left())
                 if self._running and self.study.reached():
-                    self.display.say("Target reached: stopping the other trials.")
+                    self.display.message("Target reached: stopping the other trials.")
                     self._stop_running()
                 if not self._running and self.study.exhausted():
                     if not self.study.running_elsewhere([]) or self.study.reached():
@@ -167,7 +167,7 @@ class Scheduler:
         elif running.is_pruned:
             self._end(trial, TrialStatus.PRUNED, "", seconds)
         elif (code < 0 or code in PREEMPTED) and self.study.requeue(trial, counts=True):
-            self.display.say(f"{trial.name}  stopped from outside (exit status {code}); it will be resumed")
+            self.display.message(f"{trial.name}  stopped from outside (exit status {code}); it will be resumed")
         elif self.launcher.disk_was_full(trial.name, code):
             self.study.requeue(trial)  # its parameters are not to blame
             raise ResourceError(
@@ -291,7 +291,7 @@ def run_search(
     url = storage if "://" in storage else f"sqlite:///{Path(storage or folder / DATABASE).expanduser().resolve()}"
     display = progress.SweepTable(sweep) if sys.stderr.isatty() else progress.SweepLog(sweep)
     try:
-        study = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None, say=display.say)
+        study = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None, notify=display.message)
     except BaseException:
         display.close()
         raise
@@ -309,7 +309,7 @@ def run_search(
                 from harness.runs.seeds import seeds_table
 
                 display.close()
-                result = final_runs(scheduler.launcher, study.best(), final, stop_requests, display.say)
+                result = final_runs(scheduler.launcher, study.best(), final, stop_requests, display.message)
                 summary += f"\nfinal runs of the best:\n{seeds_table(result)}"
     except Interrupted as stop:
         raise Interrupted(
