@@ -95,14 +95,14 @@ def augmentation_rows(model: nn.Module, config: Config) -> list[CheckRow]:
 
 def batch_row(config: Config, data: Dataset, preprocess: Preprocess, kind: LoaderKind) -> CheckRow:
     """Return the row about the images per update: those of the loader's first batch."""
-    how, found = "the loader's first batch", config.batch_size
+    how, images = "the loader's first batch", config.batch_size
     if config.batch_size <= len(data.train):
         settings = config.replace(loader=kind, workers=0)
-        found = len(next(iter(make_loaders(settings, data, preprocess, "cpu").train.epoch(0)))[1])
+        images = len(next(iter(make_loaders(settings, data, preprocess, "cpu").train.epoch(0)))[1])
     else:
         how = "the setting"
     parts = f", in {config.grad_accumulation} parts" if config.grad_accumulation > 1 else ""
-    return row("batch", BATCH_WANTED, f"{found:,} images{parts}", how, found == BATCH_SIZE)
+    return row("batch", BATCH_WANTED, f"{images:,} images{parts}", how, images == BATCH_SIZE)
 
 
 def measure_loader(config: Config, data: Dataset, preprocess: Preprocess, kind: LoaderKind) -> MeasuredAugmentation:
@@ -180,8 +180,8 @@ def _span(values: list[int]) -> str:
 def _flip(measured: MeasuredAugmentation) -> tuple[str, bool]:
     fraction = float(measured.flipped.mean())
     tolerance = SIGMAS * 0.5 / np.sqrt(len(measured.flipped))
-    found = f"{fraction:.3f} of {len(measured.flipped):,} images (tolerance {tolerance:.3f})"
-    return found, abs(fraction - 0.5) <= tolerance
+    description = f"{fraction:.3f} of {len(measured.flipped):,} images (tolerance {tolerance:.3f})"
+    return description, abs(fraction - 0.5) <= tolerance
 
 
 def _cutout(measured: MeasuredAugmentation) -> tuple[str, bool]:
@@ -191,8 +191,8 @@ def _cutout(measured: MeasuredAugmentation) -> tuple[str, bool]:
     is_filled = bool((measured.cutout_pixels == measured.cutout_sizes.prod(1)).all())
     shown = " or ".join(f"{height}x{width}" for height, width in sizes[:3]) + (" ..." if len(sizes) > 3 else "")
     fraction = float((measured.cutout_pixels > 0).mean())
-    found = f"{shown} in every image" if fraction == 1 else f"{shown} in {percent(fraction, 0)} of the images"
-    return found, sizes == [(CUTOUT, CUTOUT)] and is_filled
+    description = f"{shown} in every image" if fraction == 1 else f"{shown} in {percent(fraction, 0)} of the images"
+    return description, sizes == [(CUTOUT, CUTOUT)] and is_filled
 
 
 def _order(measured: MeasuredAugmentation, config: Config) -> tuple[str, bool]:
@@ -209,8 +209,8 @@ def _order(measured: MeasuredAugmentation, config: Config) -> tuple[str, bool]:
 def _row(name: str, wanted: str, results: list[tuple[str, bool]], kinds: Sequence[LoaderKind]) -> CheckRow:
     """Return one row for all loaders that were measured."""
     texts = [text for text, _ in results]
-    found = texts[0]
+    description = texts[0]
     if len(set(texts)) > 1:
-        found = "; ".join(f"{kind}: {text}" for kind, text in zip(kinds, texts, strict=True))
+        description = "; ".join(f"{kind}: {text}" for kind, text in zip(kinds, texts, strict=True))
     how = f"a test pattern through the loader ({', '.join(kinds)})"
-    return row(name, wanted, found, how, all(agrees for _, agrees in results))
+    return row(name, wanted, description, how, all(agrees for _, agrees in results))

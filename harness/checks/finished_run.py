@@ -89,8 +89,8 @@ def data_row(name: str, classes: tuple[str, ...], train: int, test: int, how: st
     """Return the row about the data, which is CIFAR-10 by its name, or by its classes and numbers of images."""
     is_cifar10 = name == "cifar10" or tuple(sorted(classes)) == CIFAR10
     wanted = f"CIFAR-10: 10 classes, {SIZES[0]:,} training and {SIZES[1]:,} test images"
-    found = f"{name}: {len(classes)} classes, {train:,} training and {test:,} test images"
-    return row("data", wanted, found, how, is_cifar10 and (train, test) == SIZES)
+    description = f"{name}: {len(classes)} classes, {train:,} training and {test:,} test images"
+    return row("data", wanted, description, how, is_cifar10 and (train, test) == SIZES)
 
 
 def run_data_row(run: FinishedRun) -> CheckRow:
@@ -123,19 +123,21 @@ def used_rates(run: FinishedRun) -> tuple[float, float]:
 
 def epochs_row(run: FinishedRun) -> CheckRow:
     """Return the row about the number of epochs, which are to be complete."""
-    found = f"{run.epochs} of {run.config.epochs}, {run.state}"
+    description = f"{run.epochs} of {run.config.epochs}, {run.state}"
     resume = resume_command(run.folder, read_json(run.folder / STATUS))
     if run.state not in (RunState.FINISHED, RunState.RUNNING) and resume:
-        found += f"; resume with: {resume}"
-    return row("epochs", f"{EPOCHS}", found, "the journal", run.epochs == EPOCHS and run.state == RunState.FINISHED)
+        description += f"; resume with: {resume}"
+    return row(
+        "epochs", f"{EPOCHS}", description, "the journal", run.epochs == EPOCHS and run.state == RunState.FINISHED
+    )
 
 
 def finished_batch_row(run: FinishedRun, per_epoch: int) -> CheckRow:
     """Return the row about the batch size, which is to agree with the number of updates per epoch."""
     train = run.images.get("train", 0)
     agrees = run.config.batch_size == BATCH_SIZE and per_epoch in (train // BATCH_SIZE, -(-train // BATCH_SIZE))
-    found = f"{run.config.batch_size:,} images: {per_epoch} updates for {train:,} images"
-    return row("batch", BATCH_WANTED, found, "the setting; updates per epoch in the journal", agrees)
+    description = f"{run.config.batch_size:,} images: {per_epoch} updates for {train:,} images"
+    return row("batch", BATCH_WANTED, description, "the setting; updates per epoch in the journal", agrees)
 
 
 def weights_row(run: FinishedRun, resnet18: bool) -> CheckRow:
@@ -166,14 +168,18 @@ def accuracy_row(run: FinishedRun) -> CheckRow:
         return row("accuracy", ACCURACY_WANTED, "no result yet", how, False)
     if not 0 <= accuracy <= 1:
         return row("accuracy", ACCURACY_WANTED, "the test set was not evaluated", how, False)
-    found = f"{percent(accuracy, 2)} ({result.get('chosen', '?')})"
+    description = f"{percent(accuracy, 2)} ({result.get('chosen', '?')})"
     predictions, _ = read_predictions_csv(run.folder / "predictions.csv", run.classes)
     if predictions is None:
-        return row("accuracy", ACCURACY_WANTED, found, how, accuracy >= TARGET)
+        return row("accuracy", ACCURACY_WANTED, description, how, accuracy >= TARGET)
     how = "summary.json; predictions.csv, counted"
     correct, total = int(predictions.correct.sum()), len(predictions.correct)
     if abs(correct / total - accuracy) > 1e-9:
         return row(
-            "accuracy", ACCURACY_WANTED, f"{found}, but {correct:,} of {total:,} predictions are correct", how, False
+            "accuracy",
+            ACCURACY_WANTED,
+            f"{description}, but {correct:,} of {total:,} predictions are correct",
+            how,
+            False,
         )
-    return row("accuracy", ACCURACY_WANTED, f"{found}: {correct:,} of {total:,}", how, accuracy >= TARGET)
+    return row("accuracy", ACCURACY_WANTED, f"{description}: {correct:,} of {total:,}", how, accuracy >= TARGET)

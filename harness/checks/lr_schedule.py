@@ -134,8 +134,10 @@ def range_test_row(config: Config, folder: Path | None) -> CheckRow:
     shipped = make_config({})
     if all(_equal(value, float(getattr(shipped, name))) for name, value in fixed.items()):
         return row("range test", wanted, f"{shown}: suggested for the shipped recipe, see its header", how, True)
-    found = f"{shown}: from no range test in that folder; test with harness lr-find, or --lr-min find --lr-max find"
-    return row("range test", wanted, found, how, False)
+    description = (
+        f"{shown}: from no range test in that folder; test with harness lr-find, or --lr-min find --lr-max find"
+    )
+    return row("range test", wanted, description, how, False)
 
 
 def _is_near(suggested: object, value: float) -> bool:
@@ -151,8 +153,8 @@ def cyclic_row() -> CheckRow:
     triangle = 0.08 + (0.8 - 0.08) * np.maximum(0, 1 - np.abs(x / 10 - 2 * cycle + 1))
     agrees = len(lr) == len(x) and bool(np.abs(lr - triangle).max() < EXACT)
     wanted = "triangle 0.08 to 0.8, step size 10, 100 iterations"
-    found = f"{lr.min():g} to {lr.max():g}, step size {_first_maximum(lr)}, {len(lr) - 1} iterations"
-    return row("cyclic plot", wanted, found, "Smith's formula at every point", agrees)
+    description = f"{lr.min():g} to {lr.max():g}, step size {_first_maximum(lr)}, {len(lr) - 1} iterations"
+    return row("cyclic plot", wanted, description, "Smith's formula at every point", agrees)
 
 
 def _first_maximum(lr: Sequence[float] | np.ndarray) -> int:

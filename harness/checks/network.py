@@ -67,8 +67,8 @@ def _custom_rows(steps: list[Step]) -> list[CheckRow]:
         is_last = name == "layer3"
         begin = starts[done] if done < len(starts) else len(body)
         end = starts[done + convs] if not is_last and done + convs < len(starts) else len(body)
-        found = describe_section(body[begin:end], begin)
-        rows.append(row(name, wanted, found or "nothing", HOW, found == wanted))
+        description = describe_section(body[begin:end], begin)
+        rows.append(row(name, wanted, description or "nothing", HOW, description == wanted))
         done += convs
     pools = [step for step in head if step.kind == "pool"]
     rest = [step for step in head if step.kind not in ("pool", "softmax")]
@@ -116,12 +116,12 @@ def _resnet18_rows(steps: list[Step]) -> list[CheckRow]:
     convs3x3 = sum(step.text.startswith("conv3x3") for step in body)
     channels = sorted({step.shape[1] for step in blocks})
     sizes = sorted({step.shape[-1] for step in blocks}, reverse=True)
-    found = f"{len(blocks)} blocks with {convs3x3 - 1} conv3x3, channels {channels}, sizes {sizes}"
+    description = f"{len(blocks)} blocks with {convs3x3 - 1} conv3x3, channels {channels}, sizes {sizes}"
     wanted = "8 blocks with 16 conv3x3, channels [64, 128, 256, 512], sizes [32, 16, 8, 4]"
     classifier = describe_steps([step for step in head if step.kind != "softmax"])
     return [
         row("stem", "conv3x3 3>64, BN, ReLU", stem, HOW, stem == "conv3x3 3>64, BN, ReLU"),
-        row("blocks", wanted, found, HOW, found == wanted),
+        row("blocks", wanted, description, HOW, description == wanted),
         row("classifier", "AvgPool 4, FC 512>10", classifier or "none", HOW, classifier == "AvgPool 4, FC 512>10"),
     ]
 
@@ -133,17 +133,17 @@ def softmax_row(model: nn.Module, config: Config, images: Tensor, steps: list[St
     sums, sums_of_exp = logits.double().sum(1), logits.double().exp().sum(1)
     if _all_ones(sums) or _all_ones(sums_of_exp) or any(step.kind == "softmax" for step in steps):
         kind = "log-softmax" if _all_ones(sums_of_exp) else "softmax"
-        found = f"the network's output is a {kind} already, and the loss takes a second one"
-        return row("softmax", wanted, found, how, False)
+        description = f"the network's output is a {kind} already, and the loss takes a second one"
+        return row("softmax", wanted, description, how, False)
     loss, reference = _losses(model, config, images)
     agrees = bool(abs(loss - reference) <= 1e-4 * max(1.0, abs(reference)))
     distance = float((sums_of_exp - 1).abs().min())
-    found = (
+    description = (
         f"the output is not normalised (sums of exp differ from 1 by at least {distance:.2g}); the loss is -log softmax"
     )
     if not agrees:
-        found = f"the loss is {loss:.5g}, but -log softmax of the output is {reference:.5g}"
-    return row("softmax", wanted, found, how, agrees)
+        description = f"the loss is {loss:.5g}, but -log softmax of the output is {reference:.5g}"
+    return row("softmax", wanted, description, how, agrees)
 
 
 def _all_ones(sums: Tensor) -> bool:

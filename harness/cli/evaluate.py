@@ -99,17 +99,10 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
 @click.command(cls=SettingsCommand, shown=EXPLANATION)
 @click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("pictures", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    default="explained",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder for the overlays.",
-)
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the overlays. [explained]")
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to print.")
 @setting_options
-def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path, top: int) -> None:
+def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path | None, top: int) -> None:
     """Classify pictures and draw which parts of them the prediction rests on (Grad-CAM).
 
     IMAGE is a file or a folder; any size, mode or orientation will do. With --wandb the results also go to W&B.
@@ -122,7 +115,7 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     for explanation in inference.explain(checkpoint, pictures, settings, out=out, top=top):
         guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
         echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
-    echo(f"overlays: {out}", err=True)
+    echo(f"overlays: {out or inference.EXPLAINED}", err=True)
 
 
 @click.command(cls=SettingsCommand, shown=("plugin",))

@@ -56,17 +56,17 @@ def complete_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**drawn, **given}
 
 
-def with_sweep_values(config: Config, say: Callable[[str], None], is_own: bool = False) -> Config:
+def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: bool = False) -> Config:
     """Return the settings with the drawn parameters applied; unchanged outside a sweep.
 
     Args:
-        say: receives one line about what was changed.
+        notify: receives one line about what was changed.
         is_own: whether the caller has opened the sweep's run, so that a parameter which is no setting may be its own.
 
     Raises:
         UsageError: a parameter cannot be applied.
     """
-    drawn = _by_setting(read_sweep_values(), say if is_own else None)
+    drawn = _by_setting(read_sweep_values(), notify if is_own else None)
     changes = {name: value for name, value in drawn.items() if coerce(name, value) != getattr(config, name)}
     if "recipe" in changes:
         raise UsageError(
@@ -77,7 +77,7 @@ def with_sweep_values(config: Config, say: Callable[[str], None], is_own: bool =
         return config
     if "epochs" in changes and "peak_epoch" not in drawn:  # as in `make_config`
         changes["peak_epoch"] = config.peak_epoch * coerce("epochs", changes["epochs"]) / max(config.epochs, 1)
-    say(f"From the sweep: {', '.join(f'{name}={value}' for name, value in changes.items())}")
+    notify(f"From the sweep: {', '.join(f'{name}={value}' for name, value in changes.items())}")
     return config.replace(**changes)
 
 
@@ -97,18 +97,18 @@ def differing_values(parameters: Mapping[str, Any], config: Config) -> list[str]
     return differing
 
 
-def _by_setting(values: Mapping[str, Any], say: Callable[[str], None] | None) -> dict[str, Any]:
+def _by_setting(values: Mapping[str, Any], notify: Callable[[str], None] | None) -> dict[str, Any]:
     """Return the values under the names of their settings.
 
     Args:
-        say: receives a line about each value that belongs to no setting; None: such a value is refused.
+        notify: receives a line about each value that belongs to no setting; None: such a value is refused.
     """
     by_setting: dict[str, Any] = {}
     for key, value in values.items():
         try:
             by_setting[canonical_name(key)] = value
         except UsageError as error:
-            if say is None:
+            if notify is None:
                 raise UsageError(f"the sweep's parameter {key!r} would have no effect: {error}") from None
-            say(f"The sweep's parameter {key!r} is no setting of harness; only your own code can apply it.")
+            notify(f"The sweep's parameter {key!r} is no setting of harness; only your own code can apply it.")
     return by_setting

@@ -16,7 +16,7 @@ from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.models.pretrained import DECIDED_ARGUMENTS
 from harness.tracking.run_dir import RunState
-from harness.tracking.run_files import CHECKPOINTS, STATUS, check_own_files
+from harness.tracking.run_files import CHECKPOINTS, STATUS, check_own_files, is_run
 from harness.training import checkpoint
 from harness.training.device import pick_device, pick_precision
 from harness.training.process_settings import configure_torch, configured_torch, restore_process_state
@@ -122,8 +122,27 @@ def find_checkpoint(path: Path) -> Path:
 
     Raises:
         CheckpointError: there is none, or that of a finished run is gone.
-        DataError: the directory has links or pipes in place of a run's files.
+        DataError: the directory, or the run directory that it belongs to, has links or pipes in place of a run's files.
     """
+    checkpoint_file = _find_checkpoint(path)
+    folder = run_folder(checkpoint_file)
+    if is_run(folder):
+        check_own_files(folder)
+    return checkpoint_file
+
+
+def run_folder(checkpoint_file: Path) -> Path:
+    """Return the run directory that a checkpoint belongs to, or else the folder that it lies in."""
+    for path in (
+        checkpoint_file,
+        checkpoint_file.absolute(),
+    ):  # the name of the current folder is not in a relative path
+        if path.parent.name == CHECKPOINTS:
+            return path.parent.parent
+    return checkpoint_file.parent
+
+
+def _find_checkpoint(path: Path) -> Path:
     if path.is_dir():
         check_own_files(path)
         for file in (path / "checkpoints" / "model.safetensors", path / "model.safetensors"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,13 +38,16 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
             f"{trained.config.model} has no timm configuration, so timm cannot rebuild it; use --onnx instead"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    save_for_hf(
-        trained.model.to(memory_format=torch.contiguous_format),  # the only layout that safetensors writes
-        str(folder),
-        model_config={"label_names": list(trained.classes), "num_classes": len(trained.classes)},
-        safe_serialization=True,
-        data_config=factory.timm_input(trained.preprocess),
-    )
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=folder) as written:  # timm would write through links
+        save_for_hf(
+            trained.model.to(memory_format=torch.contiguous_format),  # the only layout that safetensors writes
+            written,
+            model_config={"label_names": list(trained.classes), "num_classes": len(trained.classes)},
+            safe_serialization=True,
+            data_config=factory.timm_input(trained.preprocess),
+        )
+        for file in Path(written).iterdir():
+            os.replace(file, folder / file.name)
     write_atomically(folder / "README.md", model_card(trained.facts))
     factory.write_class_map(trained.classes, folder / factory.CLASS_MAP)
     modules = [*filter(None, [factory.module_of(trained.config.model)]), *trained.config.plugin]

@@ -17,16 +17,18 @@ from harness.data import loaders
 from harness.data.image_io import image_files, read_image
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
-from harness.evaluation.trained_model import TrainedModel, load_trained_model
+from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
 from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
+from harness.tracking.run_files import EVALUATION, check_output_folder
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
 from harness.utils.files import write_atomically, write_json
 
+EXPLAINED = Path("explained")  # where the overlays go by default
 log = logging.getLogger(__name__)
 
 
@@ -77,7 +79,8 @@ def evaluate(
     if images is None:
         available = ", ".join(key for key, value in splits.items() if value is not None)
         raise UsageError(f"split={name!r}: the data has {available}")
-    folder = Path(out) if out is not None else _run_folder(trained.path) / f"evaluation-{name}"
+    folder = Path(out) if out is not None else run_folder(trained.path) / f"{EVALUATION}{name}"
+    check_output_folder(folder, is_named=out is not None)
     configure_torch(trained.config, trained.device)
     loader = loaders.make_eval_loader(images, trained.preprocess, trained.config, trained.device)
     result = _evaluator(trained).evaluate(images, loader, folder)
@@ -130,7 +133,7 @@ def explain(
     pictures: Path | str | Sequence[Path | str],
     settings: Mapping[str, Any] | None = None,
     *,
-    out: Path = Path("explained"),
+    out: Path | None = None,
     top: int = 5,
 ) -> Iterator[Explanation]:
     """Classify pictures of any size, mode or orientation, and write each beside its class-activation map.
@@ -141,21 +144,23 @@ def explain(
         run: a run directory, a `model.safetensors` or a `last.pt`.
         pictures: files, or folders that are searched at any depth.
         settings: replace those of the checkpoint (`cam`, `device`, ...); `wandb` also records the answers in W&B, at the end.
-        out: folder for the overlays.
+        out: folder for the overlays; None: `explained`.
         top: number of guesses.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: a picture cannot be read, or a folder has none.
+        DataError: a picture cannot be read, a folder has none, or `explained` is a symbolic link.
         DivergedError: the model answers with NaN or infinite numbers.
     """
     settings = settings or {}
+    folder = EXPLAINED if out is None else Path(out)
+    check_output_folder(folder, is_named=out is not None)
     trained = load_trained_model(Path(run), settings)
     explanations = []
-    for explanation in _explain_each(trained, image_files(pictures), Path(out), top):
+    for explanation in _explain_each(trained, image_files(pictures), folder, top):
         explanations.append(explanation)
         yield explanation
-    _track_explanations(trained, settings, explanations, Path(out))
+    _track_explanations(trained, settings, explanations, folder)
 
 
 def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, top: int) -> Iterator[Explanation]:
@@ -214,10 +219,6 @@ def _evaluator(trained: TrainedModel) -> Evaluator:
     return Evaluator(trained.config, trained.model, trained.preprocess, trained.classes, trained.device)
 
 
-def _run_folder(path: Path) -> Path:
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
-
-
 def _few(classes: Sequence[str]) -> str:
     return ", ".join(classes[:4]) + (f", ... {len(classes)} in all" if len(classes) > 4 else "")
 
@@ -252,7 +253,7 @@ def _to_wandb(
 ) -> None:
     """Record values as a W&B run of its own, where the settings name `wandb`."""
     requested = "wandb" in {canonical_name(key) for key in settings}
-    name = f"{job_type}-{_run_folder(trained.path).name}"
+    name = f"{job_type}-{run_folder(trained.path).name}"
     with tracked_output(trained.config, out, job_type=job_type, name=name, enabled=requested) as tracker:
         tracker.record(Record(0, 0, values, kind="final"))
         tracker.summary(summary)

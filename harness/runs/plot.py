@@ -11,6 +11,7 @@ from harness.config.settings import canonical_name
 from harness.reporting.figures import schedule
 from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Curve, Record
+from harness.tracking.run_files import check_output_folder
 
 
 def plot_schedule(
@@ -34,6 +35,7 @@ def plot_schedule(
     if "wandb" not in {canonical_name(key) for key in settings} or config.wandb == "disabled":
         return text
     folder = Path(config.output).expanduser() / name if config.wandb == "offline" else Path(tempfile.mkdtemp())
+    check_output_folder(folder, is_named=False)
     with tracked_output(config.replace(job_type="plot"), folder, job_type="plot", name=name) as tracker:
         line = Curve("iteration", curve.x, {"lr": curve.lr}, title="learning rate")
         tracker.record(Record(0, 0, {"plot/lr": line}, kind="final"))

@@ -213,11 +213,11 @@ def _with_found_lr(
         return components
     requested = config
     config = resolve_lr(config, components, directory.path, tracked.tracker, reporter, stop_requests.check)
-    found: dict[str, Scalar] = {}
+    rates: dict[str, Scalar] = {}
     for name in ("lr_min", "lr_max"):
         if getattr(config, name) != getattr(requested, name):
-            found |= {name: getattr(config, name), f"{name}_requested": getattr(requested, name)}
-    tracked.tracker.settings(found)
+            rates |= {name: getattr(config, name), f"{name}_requested": getattr(requested, name)}
+    tracked.tracker.settings(rates)
     return dataclasses.replace(
         components, config=config, schedule=make_schedule(config, components.loaders.train.steps)
     )

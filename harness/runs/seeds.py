@@ -24,6 +24,7 @@ from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
+from harness.tracking.run_files import check_output_folder
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import pick_device, pick_precision, release_memory
@@ -273,6 +274,7 @@ def _claim(config: Config, count: int) -> tuple[Path, IO[str], list[Path]]:
     for path in _folders(config, count):
         if (path / RECIPE).exists() and (config.resume == "never" or not _equal(path / RECIPE, config)):
             continue
+        check_output_folder(path, is_named=False)
         created = run_dir.make_folder(path)
         run_dir.check_own_files(path)
         lock = run_dir.lock_folder(path)

@@ -154,7 +154,7 @@ def _open(
         code=_plugin_files(config),
         extra=header,
         on_stop=stop_requests.stop,
-        say=reporter.message,
+        notify=reporter.message,
     )
     return TrackedRun(MultiTracker([journal, wandb]), journal, wandb)
 

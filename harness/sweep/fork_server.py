@@ -29,6 +29,7 @@ from typing import Any
 
 from harness.sweep.workers import STOP_TIMEOUT, send_signal
 from harness.utils.errors import HarnessError
+from harness.utils.files import open_regular
 from harness.utils.signals import die_with_parent
 
 POLL_INTERVAL = 0.05  # seconds between two checks for ended trials
@@ -221,7 +222,7 @@ def _fork(request: Mapping[str, Any], connection: Connection) -> int:
 
 def _become_trial(request: Mapping[str, Any]) -> None:
     """Run `harness ARGUMENTS` in this process, with the request's environment, folder and log."""
-    log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_regular(Path(request["log"]), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout.fileno(), sys.stderr.fileno()):
         os.dup2(log, stream)
     os.environ.clear()

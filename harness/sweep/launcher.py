@@ -20,7 +20,7 @@ from harness.sweep.workers import FinishedTrial, SubprocessTrial, TrialProcess, 
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
 from harness.utils.errors import HarnessError, ResourceError
-from harness.utils.files import read_json, write_json
+from harness.utils.files import read_json, read_regular, write_json
 from harness.utils.signals import StopRequests
 from harness.utils.text import percent
 
@@ -130,7 +130,9 @@ class Launcher:
         if status.get("state") == RunState.FAILED and status.get("reason"):
             return str(status["reason"])
         try:
-            lines = [line for line in self._log(name).read_text(errors="replace").splitlines() if line.strip()]
+            lines = [
+                line for line in read_regular(self._log(name)).decode(errors="replace").splitlines() if line.strip()
+            ]
         except OSError:
             lines = []
         messages = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines
@@ -145,7 +147,9 @@ class Launcher:
             return True
         probe = self.folder / ".probe"
         try:  # on a full disk its reason may be lost
-            probe.write_bytes(bytes(PROBE_SIZE))
+            probe.unlink(missing_ok=True)  # what lies there may be a link
+            with open(probe, "xb") as file:
+                file.write(bytes(PROBE_SIZE))
         except OSError:
             return True
         finally:
@@ -168,7 +172,7 @@ class _FinalRun:
 
 
 def final_runs(
-    launcher: Launcher, best: TrialRecord | None, seeds: int, stop_requests: StopRequests, say: Callable[[str], None]
+    launcher: Launcher, best: TrialRecord | None, seeds: int, stop_requests: StopRequests, notify: Callable[[str], None]
 ) -> SeedsResult:
     """Train the best configuration over several seeds, as many at a time as there are workers, and test each.
 
@@ -204,7 +208,7 @@ def final_runs(
                     raise HarnessError(f"the final run with seed {run.seed} failed: {reason}")
                 finished.append(_seed_run(launcher.runs / run.name, run.seed))
                 accuracy = finished[-1].result.get("test/acc")
-                say(f"final run, seed {run.seed}: test accuracy {'-' if accuracy is None else percent(accuracy, 2)}")
+                notify(f"final run, seed {run.seed}: test accuracy {'-' if accuracy is None else percent(accuracy, 2)}")
             time.sleep(POLL_INTERVAL)
     finally:
         stop_all([run.process for run in running])

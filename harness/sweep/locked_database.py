@@ -19,10 +19,10 @@ class PatientConnection(sqlite3.Connection):
     """A connection to SQLite that tries again, without end, while another process has locked the database.
 
     Attributes:
-        say: receives each line for the user.
+        notify: receives each line for the user.
     """
 
-    say: ClassVar[Callable[[str], None]]
+    notify: ClassVar[Callable[[str], None]]
     _has_written = False  # in this transaction
 
     def cursor(self, *_: Any) -> Any:
@@ -52,7 +52,7 @@ class PatientConnection(sqlite3.Connection):
                     self.rollback()  # else its read lock could be what the other process waits for
                 if (now := time.monotonic()) - said >= INTERVAL:
                     said = now
-                    type(self).say(
+                    type(self).notify(
                         f"Waiting for the database of the search since {now - began:.0f} s: another process has locked "
                         "it. Running trials are not affected. Press Ctrl-C twice to leave."
                     )
@@ -60,7 +60,7 @@ class PatientConnection(sqlite3.Connection):
             else:
                 self._has_written = self.in_transaction
                 if said > began:
-                    type(self).say(f"The database of the search was free after {time.monotonic() - began:.0f} s.")
+                    type(self).notify(f"The database of the search was free after {time.monotonic() - began:.0f} s.")
                 return result
 
 
@@ -78,7 +78,7 @@ class PatientCursor(sqlite3.Cursor):
         return self.connection.try_again(lambda: super(PatientCursor, self).executemany(*arguments))
 
 
-def connect_arguments(say: Callable[[str], None]) -> dict[str, Any]:
+def connect_arguments(notify: Callable[[str], None]) -> dict[str, Any]:
     """Return the arguments of `sqlite3.connect` for connections that wait."""
-    factory = type("SayingConnection", (PatientConnection,), {"say": staticmethod(say)})
+    factory = type("NotifyingConnection", (PatientConnection,), {"notify": staticmethod(notify)})
     return {"timeout": TIMEOUT, "factory": factory}

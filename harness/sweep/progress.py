@@ -23,13 +23,13 @@ class SweepLog:
     def __init__(self, sweep: SweepSpec, stream: TextIO | None = None) -> None:
         self.sweep, self.stream = sweep, stream or sys.stderr
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Print a message."""
         print(printable(text, keep_newlines=True), file=self.stream, flush=True)
 
     def trial_started(self, name: str, values: Mapping[str, Any]) -> None:
         """Print that a trial has started."""
-        self.say(f"{name}  started        {_settings(values)}")
+        self.message(f"{name}  started        {_settings(values)}")
 
     def trial_ended(self, record: TrialRecord, seconds: float, best: TrialRecord | None, time_left: str) -> None:
         """Print how a trial has ended."""
@@ -37,7 +37,7 @@ class SweepLog:
         parts += [f"{self.sweep.metric.name} {_score(self.sweep, record)}", f"{seconds:.1f} s"]
         if best is not None:
             parts.append(f"best so far {_score(self.sweep, best)} ({best.name})")
-        self.say("  ".join([*parts, *(text for text in (time_left, record.reason) if text)]))
+        self.message("  ".join([*parts, *(text for text in (time_left, record.reason) if text)]))
 
     def is_due(self) -> bool:
         """Return whether `update` would print anything."""
@@ -63,7 +63,7 @@ class SweepTable(SweepLog):
         self._live.start()
         self._drawn = 0.0
 
-    def say(self, text: str) -> None:
+    def message(self, text: str) -> None:
         """Print a message above the table."""
         self._console.print(printable(text, keep_newlines=True), markup=False)
 
@@ -73,7 +73,7 @@ class SweepTable(SweepLog):
     def trial_ended(self, record: TrialRecord, seconds: float, best: TrialRecord | None, time_left: str) -> None:
         """Print the reason of a failure, for which the table has no column."""
         if record.state == TrialStatus.FAILED:
-            self.say(f"{record.name} failed: {record.reason}")
+            self.message(f"{record.name} failed: {record.reason}")
 
     def is_due(self) -> bool:
         """Return whether the table is to be redrawn."""

@@ -23,6 +23,7 @@ from harness.sweep.storage import describe_error
 from harness.sweep.study import Study, Trial, TrialRecord
 from harness.tracking import run_dir
 from harness.tracking.journal import follow_journal
+from harness.tracking.run_files import DATABASE, check_output_folder, check_own_files
 from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import write_atomically
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
@@ -30,7 +31,6 @@ from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
 POLL_INTERVAL = 0.1  # seconds between two checks of the trials
 COMPARE_INTERVAL = 2.0  # seconds after which a trial is compared again, though it has logged nothing new
 MAX_FAILED_AT_START = 5  # the sweep itself is wrong when so many trials have ended and all of them failed
-DATABASE = "study.db"
 
 
 @dataclass
@@ -96,7 +96,7 @@ class Scheduler:
                 if self.display.is_due():
                     self.display.update(self.study.records(), self.study.best(), self._time_left())
                 if self._running and self.study.reached():
-                    self.display.say("Target reached: stopping the other trials.")
+                    self.display.message("Target reached: stopping the other trials.")
                     self._stop_running()
                 if not self._running and self.study.exhausted():
                     if not self.study.running_elsewhere([]) or self.study.reached():
@@ -167,7 +167,7 @@ class Scheduler:
         elif running.is_pruned:
             self._end(trial, TrialStatus.PRUNED, "", seconds)
         elif (code < 0 or code in PREEMPTED) and self.study.requeue(trial, counts=True):
-            self.display.say(f"{trial.name}  stopped from outside (exit status {code}); it will be resumed")
+            self.display.message(f"{trial.name}  stopped from outside (exit status {code}); it will be resumed")
         elif self.launcher.disk_was_full(trial.name, code):
             self.study.requeue(trial)  # its parameters are not to blame
             raise ResourceError(
@@ -284,12 +284,14 @@ def run_search(
     if cap is None and sweep.method != "grid":
         raise UsageError(f"a {sweep.method} search never ends by itself; give --count N, or run_cap: N in the file")
     folder = sweep_folder(sweep, output, name)
+    check_output_folder(folder, is_named=False)
     run_dir.make_folder(folder)
+    check_own_files(folder)
     lock: IO[str] | None = run_dir.lock_folder(folder)
     url = storage if "://" in storage else f"sqlite:///{Path(storage or folder / DATABASE).expanduser().resolve()}"
     display = progress.SweepTable(sweep) if sys.stderr.isatty() else progress.SweepLog(sweep)
     try:
-        study = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None, say=display.say)
+        study = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None, notify=display.message)
     except BaseException:
         display.close()
         raise
@@ -307,7 +309,7 @@ def run_search(
                 from harness.runs.seeds import seeds_table
 
                 display.close()
-                result = final_runs(scheduler.launcher, study.best(), final, stop_requests, display.say)
+                result = final_runs(scheduler.launcher, study.best(), final, stop_requests, display.message)
                 summary += f"\nfinal runs of the best:\n{seeds_table(result)}"
     except Interrupted as stop:
         raise Interrupted(

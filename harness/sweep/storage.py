@@ -28,14 +28,14 @@ def open_study(
     digest: str,
     maximise: bool,
     on_stale: Callable[[FrozenTrial], None],
-    say: Callable[[str], None],
+    notify: Callable[[str], None],
 ) -> tuple[RDBStorage, optuna.Study, bool]:
     """Open a study in a database, and create it where there is none.
 
     Args:
         digest: of the search, stored with a study that is created.
         on_stale: called with every trial that Optuna fails because its heartbeat has stopped.
-        say: receives each line for the user, about a SQLite file that another process has locked.
+        notify: receives each line for the user, about a SQLite file that another process has locked.
 
     Returns:
         the storage, the study, and whether this call created it.
@@ -51,7 +51,7 @@ def open_study(
                     heartbeat_interval=HEARTBEAT,
                     grace_period=GRACE,
                     failed_trial_callback=lambda study, trial: on_stale(trial),
-                    engine_kwargs={"connect_args": connect_arguments(say)} if url.startswith("sqlite") else None,
+                    engine_kwargs={"connect_args": connect_arguments(notify)} if url.startswith("sqlite") else None,
                 )
                 return storage, *_create_or_load(storage, name, digest, maximise)
         except Exception as error:  # SQLAlchemy's, the driver's, Optuna's

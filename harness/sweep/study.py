@@ -89,7 +89,7 @@ class Study:
     Args:
         cap: trials in all; None: every point of the grid.
         shared: whether other schedulers may work on it too.
-        say: receives each line for the user.
+        notify: receives each line for the user.
 
     Raises:
         UsageError: the storage cannot be opened, or holds another sweep of that name.
@@ -103,14 +103,19 @@ class Study:
         cap: int | None,
         seed: int = 0,
         shared: bool = False,
-        say: Callable[[str], None] = log.warning,
+        notify: Callable[[str], None] = log.warning,
     ) -> None:
         self.sweep, self.cap, self._seed, self._shared = sweep, cap, seed, shared
         self._owner = owner_id()
         self._last_heartbeat = self._last_requeue = 0.0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._storage, self._study, is_new = open_study(
-            storage, name, digest=sweep.digest(), maximise=sweep.metric.maximise, on_stale=self._enqueue_again, say=say
+            storage,
+            name,
+            digest=sweep.digest(),
+            maximise=sweep.metric.maximise,
+            on_stale=self._enqueue_again,
+            notify=notify,
         )
         if self._study.user_attrs.get("digest", sweep.digest()) != sweep.digest():
             raise UsageError(f"the storage holds another sweep named {name}; choose another --name")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from harness.utils.environment import usable_cpus
+from harness.utils.files import open_regular
 from harness.utils.signals import die_with_parent
 
 STOP_TIMEOUT = 90.0  # seconds that a trial may take to save and stop
@@ -49,7 +50,7 @@ class SubprocessTrial:
     """A trial started by its command line."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str], folder: Path, log: Path) -> None:
-        with open(log, "ab") as output:
+        with open(open_regular(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab") as output:
             self._process = subprocess.Popen(  # noqa: S603 - the sweep's own command, without a shell
                 list(command),
                 stdin=subprocess.DEVNULL,

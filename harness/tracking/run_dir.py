@@ -31,6 +31,7 @@ from harness.tracking.run_files import (
     SEEDS_RECIPE,
     STATUS,
     SUMMARY,
+    check_output_folder,
     check_own_files,
     is_locked,
     lock_folder,
@@ -173,10 +174,13 @@ def claim_run_dir(config: Config) -> RunDir:
     run_id = os.environ.get("WANDB_RUN_ID")
     base = slug(run_id or config.name or default_name(config))
     if run_id and read_state(output / base) != RunState.NONE:
+        check_output_folder(output / base, is_named=False)
         return _claim_named(config, output / base)  # one directory for one W&B run, never a second beside it
     for name in (base, *(f"{base}-{number}" for number in range(2, 10_000))):
         path = output / name
         state = read_state(path)
+        if state in (RunState.NONE, *UNFINISHED):
+            check_output_folder(path, is_named=False)
         mine: list[Path] = []
         if state == RunState.NONE:
             mine = make_folder(path)

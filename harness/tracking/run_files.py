@@ -22,13 +22,22 @@ CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "statu
 SEEDS = "seeds.json"  # in the directory of several seeds
 SEEDS_RECIPE = "recipe.yaml"  # beside it
 LOCK = ".lock"
-# What a run and the commands that use it write in its directory, or read there: none of it may be a symbolic link.
-OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", "wandb")
+JOURNAL, WANDB, EVALUATION = "journal.jsonl", "wandb", "evaluation-"
+DATABASE = "study.db"  # of a sweep
+# What a run, a sweep and the commands that use them write in its directory, or read there: none of it may be a link.
+OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", WANDB)
+SWEEP_FOLDERS = ("runs", "logs")
+WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")  # W&B replaces them by new links
 OWN_FILES = (
-    LOCK, STATUS, SUMMARY, CONFIG, SEEDS, SEEDS_RECIPE, "journal.jsonl", "journal.replaced.jsonl", "report.html",
+    LOCK, STATUS, SUMMARY, CONFIG, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html",
     "predictions.csv", "per_class.csv", "lr_finder.json", "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
-    "sweep.yaml", "best.yaml", "SHA256SUMS",
+    "sweep.yaml", "best.yaml", "times.json", "SHA256SUMS", DATABASE, *(f"{DATABASE}-{end}" for end in ("journal", "wal", "shm")),
 )  # fmt: skip
+
+
+def is_run(path: Path) -> bool:
+    """Return whether a folder is a run directory, even a damaged one."""
+    return any(os.path.lexists(path / name) for name in (CONFIG, JOURNAL))
 
 
 def check_own_files(path: Path) -> None:
@@ -37,28 +46,65 @@ def check_own_files(path: Path) -> None:
     Raises:
         DataError: there is such a file; the message names it.
     """
-    names = [*OWN_FOLDERS, *OWN_FILES]
+    evaluations: list[str] = []
     with contextlib.suppress(OSError):  # a directory that cannot be listed has no file to refuse
-        names += [name for name in os.listdir(path) if name.startswith("evaluation-")]
-    for inner in (path / name for name in names):
+        evaluations = [name for name in os.listdir(path) if name.startswith(EVALUATION)]
+    for inner in (path / name for name in (*OWN_FOLDERS, *SWEEP_FOLDERS, *evaluations, *OWN_FILES)):
         if not os.path.lexists(inner):
             continue
-        if inner.is_symlink() or (
-            (inner.name in OWN_FOLDERS) != inner.is_dir() and not inner.name.startswith("evaluation-")
-        ):
+        is_folder = inner.name not in OWN_FILES
+        if inner.is_symlink() or is_folder != inner.is_dir():
             raise _refused(path, inner)
-        if inner.is_dir() and inner.name != "wandb":  # W&B makes links of its own in there, and opens none of ours
-            for folder, folders, files in os.walk(inner):
-                for name in (*folders, *files):
-                    _check_own_file(path, Path(folder, name), is_folder=name in folders)
-        elif inner.is_file():
+        if not is_folder:
             _check_own_file(path, inner, is_folder=False)
-        elif inner.name != "wandb":
-            raise _refused(path, inner)
+        elif inner.name == WANDB:
+            _check_wandb_folder(path, inner)
+        else:
+            _check_inside(path, inner)
+
+
+def _check_inside(root: Path, folder: Path) -> None:
+    """Check everything in a folder; of the runs of a sweep, which are checked when they are used, only the folders."""
+    for walked, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            _check_own_file(root, Path(walked, name), is_folder=name in folders)
+        if WANDB in folders:
+            _check_wandb_folder(root, Path(walked, WANDB))
+            folders.remove(WANDB)
+        if folder.name == "runs":
+            return
+
+
+def _check_wandb_folder(root: Path, folder: Path) -> None:
+    """Check what W&B writes to by its name; it makes links of its own, and harness opens nothing through them."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if name not in WANDB_LINKS and (folder / name).is_symlink():
+                raise _refused(root, folder / name)
+
+
+def check_output_folder(path: Path, is_named: bool) -> None:
+    """Refuse to write results through symbolic links of names that the user has not given.
+
+    Args:
+        path: where results are about to be written; it may not exist yet.
+        is_named: whether the user named it: then it may be a link itself.
+
+    Raises:
+        DataError: it is a link, or has one in it.
+    """
+    for folder in (*(() if is_named else (path,)), path / FIGURES, path / WANDB):
+        if folder.is_symlink():
+            raise DataError(
+                f"{folder} is a symbolic link, and what is written would lie where it leads; remove it, or name another folder"
+            )
+    if (path / WANDB).is_dir():
+        _check_wandb_folder(path, path / WANDB)
 
 
 def _check_own_file(root: Path, path: Path, is_folder: bool) -> None:
-    if path.is_symlink() or not (is_folder or path.is_file()):
+    # What has gone since it was listed, like a temporary file of a living process, is nothing to refuse.
+    if path.is_symlink() or (not is_folder and not path.is_file() and os.path.lexists(path)):
         raise _refused(root, path)
 
 

@@ -151,7 +151,7 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_starts_from_the_b
 
 
 @pytest.mark.slow
-def test_a_lost_newest_checkpoint_is_said(tmp_path):
+def test_a_lost_newest_checkpoint_is_reported(tmp_path):
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=14")
     (tmp_path / "runs/r/checkpoints/last.pt").unlink()
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)

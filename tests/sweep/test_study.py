@@ -248,14 +248,14 @@ def test_a_database_that_another_process_has_locked_is_waited_for_and_reported(u
     monkeypatch.setattr(locked_database, "FIRST_MESSAGE", 0.2)
     monkeypatch.setattr(locked_database, "TIMEOUT", 0.1)
     said = []
-    study = Study(sweep(), "x", url, 8, say=said.append)
+    study = Study(sweep(), "x", url, 8, notify=said.append)
     trial = study.ask()
     for call in (
         lambda: study.report(trial, [0.5]),
         lambda: study.tell(trial, "complete"),
         study.records,
         study.ask,
-        lambda: Study(sweep(), "x", url, 8, say=said.append).close(),
+        lambda: Study(sweep(), "x", url, 8, notify=said.append).close(),
     ):
         said.clear()
         with locked_elsewhere(url, 0.7):

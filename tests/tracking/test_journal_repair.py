@@ -60,7 +60,7 @@ HOW = ["gone", "doubled", "cut", "joined", "zeros", "a digit", "other type", "mo
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("index", range(5))
-def test_after_any_damage_each_epoch_of_the_checkpoint_has_one_record_with_its_metrics_and_a_loss_is_said(
+def test_after_any_damage_each_epoch_of_the_checkpoint_has_one_record_with_its_metrics_and_a_loss_is_reported(
     tmp_path, index, how
 ):
     """The lines: 0 header, 1 range test, 2 to 4 epochs, then the alert and the end."""
@@ -85,7 +85,7 @@ def test_after_any_damage_each_epoch_of_the_checkpoint_has_one_record_with_its_m
         assert result.removed == [index - 1] and not lost
 
 
-def test_a_whole_journal_is_not_touched_and_nothing_is_said(tmp_path):
+def test_a_whole_journal_is_not_touched_and_nothing_is_reported(tmp_path):
     content = b"".join(write(tmp_path, epoch(4), final(12)))
     assert not repair(tmp_path)
     assert (tmp_path / "journal.jsonl").read_bytes() == content

@@ -27,7 +27,7 @@ def run(folder, **settings):
     """Track an epoch; return the lines for the user and the tracker."""
     lines = []
     config = Config(**{"epochs": 2, "peak_epoch": 1, "finish_timeout": 5, **settings})
-    tracker = init.start(config, folder, run_name="made", say=lines.append)
+    tracker = init.start(config, folder, run_name="made", notify=lines.append)
     tracker.record(epoch(1))
     tracker.finish("finished", 0)
     return lines, tracker

@@ -52,7 +52,7 @@ def start(folder: Path, lines: list | None = None, **arguments):
         folder,
         run_name="a run",
         **arguments,
-        say=messages.append,
+        notify=messages.append,
     )
 
 

@@ -18,9 +18,10 @@ from harness.reporting.html import facts, run_charts, sweep_charts
 from harness.reporting.html.galleries import galleries
 from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.plotly import Chart
-from harness.reporting.html.run_data import RunData, check_folder, is_run, is_sweep, read_run
+from harness.reporting.html.run_data import RunData, check_folder, is_sweep, read_run
 from harness.reporting.html.sweep_data import STATE_LABELS, SweepData, read_sweep, value_text
 from harness.tracking.run_dir import members
+from harness.tracking.run_files import is_run
 from harness.utils.environment import version
 from harness.utils.errors import UsageError, as_harness_error
 from harness.utils.files import write_atomically
@@ -35,7 +36,7 @@ MATRIX_ROWS = 20  # classes up to which the page has the confusion matrix as a t
 log = logging.getLogger(__name__)
 
 
-def write_run_page(folder: Path, say: Callable[[str], None], state: str = "") -> None:
+def write_run_page(folder: Path, notify: Callable[[str], None], state: str = "") -> None:
     """Write the page of a run or a sweep at its end; a failure is reported in one line, and fails nothing.
 
     Args:
@@ -47,7 +48,7 @@ def write_run_page(folder: Path, say: Callable[[str], None], state: str = "") ->
         user_error = as_harness_error(error)
         if user_error is None:
             log.exception("while writing the page of %s", folder)
-        say(f"{PAGE} was not written: {user_error or error}; write it with: harness report {folder}")
+        notify(f"{PAGE} was not written: {user_error or error}; write it with: harness report {folder}")
 
 
 def write_page(paths: Path | str | Sequence[Path | str], out: Path | str | None = None, state: str = "") -> Path:

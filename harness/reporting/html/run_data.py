@@ -15,6 +15,7 @@ from harness.evaluation.metrics import SavedPredictions, read_predictions_csv
 from harness.tracking import journal, run_dir
 from harness.tracking.records import Record, Scalar, Table, Value
 from harness.tracking.run_dir import RunState
+from harness.tracking.run_files import is_run
 from harness.utils.errors import DataError, HarnessError, UsageError
 from harness.utils.files import read_json
 from harness.utils.plain import number, sub_mapping
@@ -121,11 +122,6 @@ class RunData:
     def scalars(self) -> list[Mapping[str, Scalar]]:
         """Return the scalar values of each epoch."""
         return [record.scalars() for record in self.epochs]
-
-
-def is_run(path: Path) -> bool:
-    """Return whether a folder is a run directory, even a damaged one."""
-    return any(os.path.lexists(path / name) for name in (run_dir.CONFIG, journal.NAME))
 
 
 def is_sweep(path: Path) -> bool:

@@ -39,17 +39,17 @@ def _set_environment(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def set_up(wandb: Any, say: Callable[[str], None] = log.warning) -> Any:
+def set_up(wandb: Any, notify: Callable[[str], None] = log.warning) -> Any:
     """Start W&B's process and return W&B's settings; where W&B is in use already, its present settings.
 
     W&B reads `wandb/settings` of the current folder, which may be a run that came from elsewhere: the file would decide
     which server gets the API key and the run. It is left out.
     """
-    found = [path for path in (Path(".wandb/settings"), Path("wandb/settings")) if path.is_file()]
-    if not found or in_use(wandb):
+    settings_files = [path for path in (Path(".wandb/settings"), Path("wandb/settings")) if path.is_file()]
+    if not settings_files or in_use(wandb):
         return wandb.setup().settings
-    say(
-        f"{found[0]} of the current folder is not used, as it could name another W&B server: set WANDB_BASE_URL, --entity "
+    notify(
+        f"{settings_files[0]} of the current folder is not used, as it could name another W&B server: set WANDB_BASE_URL, --entity "
         "and --project, or use ~/.config/wandb/settings"
     )
     current = os.getcwd()

@@ -45,7 +45,7 @@ def send_failure(reason: str, exit_code: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
             # W&B adds the parameters that the sweep chose; the settings may be what is wrong, so they stay out.
             config = Config(wandb="online", finish_timeout=20)
-            session = Session(wandb, config, Path(folder), {"resume": "allow"}, on_stop=None, say=log.warning)
+            session = Session(wandb, config, Path(folder), {"resume": "allow"}, on_stop=None, notify=log.warning)
             session.enter()
             try:
                 tracker = WandbTracker(session, online=True, resumed_step=None)

@@ -44,7 +44,7 @@ def start(
     code: Sequence[Path] = (),
     extra: Mapping[str, Any] | None = None,
     on_stop: Callable[[], None] | None = None,
-    say: Callable[[str], None] = log.warning,
+    notify: Callable[[str], None] = log.warning,
 ) -> WandbTracker | NullTracker:
     """Return a tracker that writes to W&B in the mode of `config.wandb`, with W&B's own files under `folder`/wandb.
 
@@ -57,7 +57,7 @@ def start(
         code: source files to keep, when `config.log_code` is on.
         extra: plain values beside the settings in W&B's config: the environment, facts of the data.
         on_stop: called, in another thread, when somebody stops the run in W&B; when None, W&B sends a SIGINT.
-        say: receives each line for the user.
+        notify: receives each line for the user.
 
     Raises:
         TrackingError: `wandb` is `online` or `offline` by name, and W&B is unavailable in that mode.
@@ -73,7 +73,7 @@ def start(
             raise TrackingError(
                 f"wandb={config.wandb}, but W&B is not installed ({error}); pip install wandb"
             ) from error
-        say("W&B is not installed, so the run is not in W&B. Install it with: pip install wandb")
+        notify("W&B is not installed, so the run is not in W&B. Install it with: pip install wandb")
         return NullTracker()
     _check_workspace(Path.cwd())
     folder = Path(folder).resolve()
@@ -84,14 +84,14 @@ def start(
         folder=folder,
         arguments=_arguments(config, run_name, known_id or uuid.uuid4().hex[:8], job_type, extra or {}),
         on_stop=on_stop,
-        say=say,
+        notify=notify,
         has_new_id=not known_id,
     )
     for line in unused_lines():
-        say(line)
+        notify(line)
     session.enter()
     try:
-        session.broken = missing_service(wandb) or _why_not_set_up(wandb, say)
+        session.broken = missing_service(wandb) or _why_not_set_up(wandb, notify)
         session.why_offline = "" if session.broken else _why_offline(config, mode)
         tracker = WandbTracker(session, mode != "offline" and not session.why_offline, resumed_step)
         for record in earlier:
@@ -209,10 +209,10 @@ def _in_netrc(server: str, is_default: bool) -> bool:
     return False
 
 
-def _why_not_set_up(wandb: Any, say: Callable[[str], None]) -> str:
+def _why_not_set_up(wandb: Any, notify: Callable[[str], None]) -> str:
     """Start W&B's process; return why that is not possible, for example a variable that W&B cannot read."""
     try:
-        set_up(wandb, say)
+        set_up(wandb, notify)
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         errors = getattr(error, "errors", None)
         if not callable(errors):

@@ -52,7 +52,7 @@ class Session:
         has_new_id: whether the run id was made for this session, so that W&B has no run with it.
         broken: why W&B cannot be used at all; empty where it can.
         why_offline: why the run is offline from the start; empty when it is not, or was requested so.
-        say: receives each line for the user.
+        notify: receives each line for the user.
         online: whether the run is connected to a server.
         stopped: whether W&B is known to have stopped the run.
     """
@@ -62,7 +62,7 @@ class Session:
     folder: Path
     arguments: Mapping[str, Any]
     on_stop: Callable[[], None] | None
-    say: Callable[[str], None]
+    notify: Callable[[str], None]
     has_new_id: bool = False
     broken: str = ""
     why_offline: str = ""
@@ -113,7 +113,7 @@ class Session:
         if self.broken:
             if self.config.wandb in ("online", "offline"):
                 raise TrackingError(f"{self.broken}; mend it, or set --wandb disabled")
-            self.say(f"{self.broken}. The run is not in W&B; its journal is complete.")
+            self.notify(f"{self.broken}. The run is not in W&B; its journal is complete.")
             return None, "incomplete"
         if online:
             try:
@@ -134,10 +134,10 @@ class Session:
             why = f"W&B cannot write to {self.files} ({reason(error)})"
             if self.config.wandb != "auto":
                 raise TrackingError(f"{why}; set --wandb disabled to train without W&B") from None
-            self.say(f"{why}. The run is not in W&B; its journal is complete.")
+            self.notify(f"{why}. The run is not in W&B; its journal is complete.")
             return None, "incomplete"
         if why:
-            self.say(f"W&B is offline ({why}). Upload later with: {self.sync_command()}")
+            self.notify(f"W&B is offline ({why}). Upload later with: {self.sync_command()}")
         return run, "offline"
 
     def _borrow(self, run: Any) -> tuple[Any, State]:
@@ -178,7 +178,7 @@ class Session:
         if self.on_stop is not None:
             # A plain function: W&B makes deep copies of its settings, and a method would include this object's threads.
             settings["stop_fn"] = lambda: self._stop()
-        set_up(self.wandb, say=lambda text: None)  # the message was given at the start
+        set_up(self.wandb, notify=lambda text: None)  # the message was given at the start
         run = self.wandb.init(mode=mode, settings=self.wandb.Settings(**settings), **self.arguments)
         self.run_id, self.online = str(run.id), mode == "online"
         self._define_metrics(run)

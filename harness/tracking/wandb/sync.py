@@ -43,7 +43,7 @@ class SyncResult:
 
 
 def sync(
-    folder: Path, say: Callable[[str], None], anew: bool = False, corrections: Mapping[str, Any] | None = None
+    folder: Path, notify: Callable[[str], None], anew: bool = False, corrections: Mapping[str, Any] | None = None
 ) -> SyncResult:
     """Send the missing records of a run to the same W&B run, each step once.
 
@@ -86,7 +86,7 @@ def sync(
         run_id=uuid.uuid4().hex[:8] if anew else None,
         earlier=journal.records,
         extra=extra,
-        say=say,
+        notify=notify,
     )
     assert isinstance(tracker, init.WandbTracker)  # wandb=online is never disabled
     if journal.settings:

@@ -116,7 +116,7 @@ class WandbTracker(Tracker):
                 try:
                     row.update(to_wandb(self._session.wandb, key, value, self._session.folder))
                 except (OSError, SyntaxError, TypeError, ValueError) as error:  # an image's file may be damaged or gone
-                    self._session.say(f"W&B does not accept {key}: {error}; the journal has it")
+                    self._session.notify(f"W&B does not accept {key}: {error}; the journal has it")
             run.log(row, step=step, commit=not keep_open)
 
         if self._attempt(send):
@@ -224,6 +224,6 @@ class WandbTracker(Tracker):
         """Report, once, that W&B does not get everything."""
         if self.state != "incomplete":
             self.state = "incomplete"
-            self._session.say(
+            self._session.notify(
                 f"W&B stopped accepting the run ({why}). The journal is complete. Upload later with: {self.sync_command}"
             )
