@@ -22,6 +22,7 @@ from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enl
 from harness.reporting.figures import gradcam as cam_figure
 from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
@@ -62,10 +63,11 @@ def evaluate(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
         DataError: the data is missing or unreadable, or has other classes than the model.
-        UsageError: the data has no such split.
+        UsageError: the data has no such split, or W&B would refuse a value such as the project.
     """
     settings = settings or {}
     trained = load_trained_model(Path(run), settings)
+    _check_tracking(trained, settings)
     dataset = load_dataset(trained.config)
     if dataset.classes != trained.classes:
         raise DataError(
@@ -148,9 +150,11 @@ def explain(
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
         DataError: a picture cannot be read, or a folder has none.
         DivergedError: the model answers with NaN or infinite numbers.
+        UsageError: W&B would refuse a value such as the project.
     """
     settings = settings or {}
     trained = load_trained_model(Path(run), settings)
+    _check_tracking(trained, settings)
     explanations = []
     for explanation in _explain_each(trained, image_files(pictures), Path(out), top):
         explanations.append(explanation)
@@ -242,6 +246,16 @@ def _track_explanations(
     _to_wandb(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
 
 
+def _check_tracking(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
+    """Refuse what W&B would refuse, before the work whose results it gets."""
+    if _is_tracked(settings):
+        check_wandb_values(trained.config)
+
+
+def _is_tracked(settings: Mapping[str, Any]) -> bool:
+    return "wandb" in {canonical_name(key) for key in settings}
+
+
 def _to_wandb(
     trained: TrainedModel,
     settings: Mapping[str, Any],
@@ -251,8 +265,7 @@ def _to_wandb(
     out: Path,
 ) -> None:
     """Record values as a W&B run of its own, where the settings name `wandb`."""
-    requested = "wandb" in {canonical_name(key) for key in settings}
     name = f"{job_type}-{_run_folder(trained.path).name}"
-    with tracked_output(trained.config, out, job_type=job_type, name=name, enabled=requested) as tracker:
+    with tracked_output(trained.config, out, job_type=job_type, name=name, enabled=_is_tracked(settings)) as tracker:
         tracker.record(Record(0, 0, values, kind="final"))
         tracker.summary(summary)
