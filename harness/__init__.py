@@ -11,9 +11,22 @@ Everything that the command line does has a function here; each is imported when
 The parts below are in `harness.training`, `harness.data`, `harness.models` and `harness.evaluation`.
 """
 
-from __future__ import annotations
+import os  # loaded by the interpreter itself, like sys
+import sys
 
-from importlib import import_module, metadata
+# `python -m harness` puts the current directory first on the path, so that a file there hides a library of the same name,
+# Python's own too. It may be the folder of a run from somewhere else: it leaves the path before anything else is imported,
+# `from __future__` included. A directory that this package is imported from stays.
+if (
+    sys.argv[:1] == ["-m"]  # the value while runpy looks for the module
+    and not sys.flags.safe_path
+    and any(word.partition(".")[0].endswith("harness") for word in sys.orig_argv[1:])
+    and sys.path[0] in ("", os.getcwd())
+    and os.getcwd() != os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+):
+    del sys.path[0]
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from harness.utils.lazy import lazy_attributes
@@ -66,7 +79,7 @@ _public = lazy_attributes(__name__, _PUBLIC)
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return metadata.version("vision-harness")
+        return import_module("importlib.metadata").version("vision-harness")
     if name == "sweep":  # the package of that name, which can be called
         return import_module("harness.sweep")
     return _public(name)

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from harness.data.dataset import (
 )
 from harness.data.folder_scan import find_layout
 from harness.data.image_io import read_image, to_rgb
+from harness.data.safe_names import local_folder
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.text import escape_unprintable
 
@@ -106,7 +106,7 @@ def _open_image_folders(config: Config) -> list[Any]:
     Raises:
         DataError: there is no training folder, or two splits are one folder.
     """
-    root = Path(config.data_dir).expanduser()
+    root = Path(local_folder(config))
     layout = find_layout(root)
     if "val" in layout.splits and "test" in layout.splits:
         log.warning("%s is not used with --data %s; set --data folder", layout.splits["val"], config.data)
@@ -164,7 +164,9 @@ def _create_timm_dataset(config: Config, split: str, root: Path | None = None, *
 
     # For torchvision's data sets look on the disk first: a download creates folders even where it fails.
     attempts = (False, True) if config.download else (False,)
-    folder = str(root or os.path.expanduser(config.data_dir))
+    folder = str(root or local_folder(config))
+    if config.data.lower().startswith(("hfds/", "hfids/")):
+        options["trust_remote_code"] = False
     if config.data.lower().startswith(("wds/", "hfids/")):
         options["input_img_mode"] = ""  # images as stored: a conversion to RGB would clip deep grey values
     for download in attempts if config.data.lower().startswith("torch/") else (config.download,):

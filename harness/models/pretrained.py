@@ -37,25 +37,27 @@ def architecture_of(model: nn.Module, name: str) -> dict[str, Any] | None:
 def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
     """Put the outputs of a pretrained model into the order of `classes`, by the names that its configuration gives them.
 
-    Models without names, or with another number of classes than their weights had, are left as they are. Where the names
-    are those of other classes, the last layer is initialised anew.
+    Outputs without a class of the data, as `--classes` may ask for, come last. A model without names, or whose last layer
+    is new since its weights had another number of outputs, is left as it is. Where the names do not fit the outputs, or
+    the data has classes that they do not name, the last layer is initialised anew.
 
     Raises:
         UsageError: the order differs, and the last layer cannot be rearranged.
     """
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     names = _label_names(cfg)
-    if not names or len(names) != len(classes):
+    outputs = int(getattr(model, "num_classes", len(classes)))
+    if not names or cfg.get("num_classes", len(names)) != outputs:
         return
-    if set(names) != set(classes) or len(set(names)) < len(names):
+    if len(names) != outputs or len(set(names)) < len(names) or not set(classes) <= set(names):
         log.warning(
             "the pretrained model has other classes (%s) than the data (%s): its last layer is initialised anew",
             ", ".join(names[:3]), ", ".join(list(classes)[:3]),
         )  # fmt: skip
-        model.reset_classifier(len(classes))  # type: ignore[operator]
-    elif list(names) != list(classes):
-        order = torch.tensor([names.index(name) for name in classes])
-        for layer in _classifiers(model, cfg, len(classes)):
+        model.reset_classifier(outputs)  # type: ignore[operator]
+    elif (ordered := [*classes, *(name for name in names if name not in set(classes))]) != names:
+        order = torch.tensor([names.index(name) for name in ordered])
+        for layer in _classifiers(model, cfg, outputs):
             with torch.no_grad():
                 for parameter in (layer.weight, layer.bias):
                     if isinstance(parameter, Tensor):

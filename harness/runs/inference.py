@@ -23,6 +23,7 @@ from harness.reporting.figures import gradcam as cam_figure
 from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, check_output_folder
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
@@ -64,10 +65,11 @@ def evaluate(
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
         DataError: the data is missing or unreadable, or has other classes than the model.
-        UsageError: the data has no such split.
+        UsageError: the data has no such split, or W&B would refuse a value such as the project.
     """
     settings = settings or {}
     trained = load_trained_model(Path(run), settings)
+    _check_tracking(trained, settings)
     dataset = load_dataset(trained.config)
     if dataset.classes != trained.classes:
         raise DataError(
@@ -151,11 +153,13 @@ def explain(
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
         DataError: a picture cannot be read, a folder has none, or `explained` is a symbolic link.
         DivergedError: the model answers with NaN or infinite numbers.
+        UsageError: W&B would refuse a value such as the project.
     """
     settings = settings or {}
     folder = EXPLAINED if out is None else Path(out)
     check_output_folder(folder, is_named=out is not None)
     trained = load_trained_model(Path(run), settings)
+    _check_tracking(trained, settings)
     explanations = []
     for explanation in _explain_each(trained, image_files(pictures), folder, top):
         explanations.append(explanation)
@@ -243,6 +247,16 @@ def _track_explanations(
     _to_wandb(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
 
 
+def _check_tracking(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
+    """Refuse what W&B would refuse, before the work whose results it gets."""
+    if _is_tracked(settings):
+        check_wandb_values(trained.config)
+
+
+def _is_tracked(settings: Mapping[str, Any]) -> bool:
+    return "wandb" in {canonical_name(key) for key in settings}
+
+
 def _to_wandb(
     trained: TrainedModel,
     settings: Mapping[str, Any],
@@ -252,8 +266,7 @@ def _to_wandb(
     out: Path,
 ) -> None:
     """Record values as a W&B run of its own, where the settings name `wandb`."""
-    requested = "wandb" in {canonical_name(key) for key in settings}
     name = f"{job_type}-{run_folder(trained.path).name}"
-    with tracked_output(trained.config, out, job_type=job_type, name=name, enabled=requested) as tracker:
+    with tracked_output(trained.config, out, job_type=job_type, name=name, enabled=_is_tracked(settings)) as tracker:
         tracker.record(Record(0, 0, values, kind="final"))
         tracker.summary(summary)

@@ -12,6 +12,7 @@ from harness.reporting.figures import schedule
 from harness.runs.tracked_run import tracked_output
 from harness.tracking.records import Curve, Record
 from harness.tracking.run_files import check_output_folder
+from harness.tracking.wandb.limits import check_wandb_values
 
 
 def plot_schedule(
@@ -30,9 +31,12 @@ def plot_schedule(
         iterations, step_size: length and half-cycle of a cyclic curve, in updates.
     """
     curve = schedule.curve(settings, steps_per_epoch, iterations, step_size)
-    text = schedule.draw_schedule(curve, out)
     config, name = curve.config, f"plot-{out.stem}"
-    if "wandb" not in {canonical_name(key) for key in settings} or config.wandb == "disabled":
+    is_tracked = "wandb" in {canonical_name(key) for key in settings} and config.wandb != "disabled"
+    if is_tracked:
+        check_wandb_values(config)
+    text = schedule.draw_schedule(curve, out)
+    if not is_tracked:
         return text
     folder = Path(config.output).expanduser() / name if config.wandb == "offline" else Path(tempfile.mkdtemp())
     check_output_folder(folder, is_named=False)

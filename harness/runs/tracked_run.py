@@ -19,6 +19,7 @@ from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
 from harness.tracking.wandb.client import in_sweep
+from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.checksums import SUMS, write_sums
 from harness.utils.errors import DivergedError, ResourceError, TrackingError, as_harness_error
 from harness.utils.files import write_atomically, write_json
@@ -108,12 +109,18 @@ def tracked_output(
 ) -> Iterator[Tracker]:
     """Open a W&B run for the results of an evaluation, an explanation or a plot; do nothing unless `enabled`.
 
+    What takes time before it calls `check_wandb_values` first.
+
     Args:
         folder: for W&B's own files.
+
+    Raises:
+        UsageError: W&B would refuse a value, such as the project.
     """
     if not enabled or config.wandb == "disabled":
         yield NullTracker()
         return
+    check_wandb_values(config)
     folder.mkdir(parents=True, exist_ok=True)
     tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type)])
     try:

@@ -48,7 +48,8 @@ from harness.utils.plain import sub_mapping
 # report is written again by `harness report`.
 RESULT_FILES = (
     CONFIG, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
-    "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/README.md",
+    "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/class_map.txt",
+    "checkpoints/README.md",
 )  # fmt: skip
 
 

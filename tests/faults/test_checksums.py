@@ -81,6 +81,7 @@ def test_the_checksums_are_those_of_sha256sum_and_cover_every_file_that_the_resu
     listed = {line.partition(": ")[0] for line in done.stdout.splitlines()}
     assert listed == {name for name in run_dir.RESULT_FILES if (run_copy / name).is_file()}
     assert {"journal.jsonl", "summary.json", "predictions.csv", "checkpoints/model.safetensors"} <= listed
+    assert "checkpoints/class_map.txt" in listed
 
 
 def test_a_report_names_what_has_changed_and_shows_no_figure_of_it(run_copy):

@@ -137,12 +137,17 @@ def test_a_plugin_from_the_current_folder_hides_no_library_afterwards(tmp_path, 
     assert sys.path[-1] == str(tmp_path) and str(tmp_path) not in sys.path[:-1]
 
 
-def test_python_m_harness_imports_no_library_from_the_current_folder(tmp_path):
-    for name in ("click", "yaml", "torch", "timm"):
-        (tmp_path / f"{name}.py").write_text("open('canary', 'w').close()\n")
+@pytest.mark.parametrize("module", ["harness", "harness.sweep.fork_server"])
+def test_python_m_harness_imports_no_library_from_the_current_folder(tmp_path, module):
+    """Neither one that it uses nor a part of Python."""
+    names = {"click", "yaml", "torch", "timm", "numpy"} | (set(sys.stdlib_module_names) - set(sys.builtin_module_names))
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("open(__name__ + '.canary', 'w').close()\n")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-m", "harness", "--version"], cwd=tmp_path, env=environment, check=True)
-    assert done.returncode == 0 and not (tmp_path / "canary").exists()
+    words = ["--version"] if module == "harness" else ["no number"]
+    done = subprocess.run([sys.executable, "-m", module, *words], cwd=tmp_path, env=environment, capture_output=True)
+    assert not list(tmp_path.glob("*.canary")), done.stderr
+    assert done.returncode == (0 if module == "harness" else 1)
 
 
 def test_the_command_that_resumes_a_run_names_its_plugins_and_a_listed_one_does_not(tmp_path):

@@ -35,9 +35,9 @@ def save(folder, labels, name="test_resnet", **options):
     return model.eval()
 
 
-def load(folder, classes):
+def load(folder, classes, outputs=None):
     config = Config(model=f"local-dir:{folder}", pretrained=True)
-    model = factory.create_model(config, len(classes))
+    model = factory.create_model(config, outputs or len(classes))
     match_classes(model, classes)
     return model.eval()
 
@@ -65,6 +65,23 @@ def test_a_pretrained_model_of_other_classes_gets_a_new_last_layer(tmp_path, cap
     assert not torch.equal(model.get_classifier().weight, original.get_classifier().weight)
     torch.testing.assert_close(model.conv1[0].weight, original.conv1[0].weight)
     assert "has other classes (cat, dog) than the data (ship, train)" in caplog.text
+
+
+def test_outputs_beyond_the_classes_of_the_data_come_last_and_the_others_are_matched_by_name(tmp_path):
+    """As with `--classes 4` on data of three classes."""
+    original, images = save(tmp_path, list("dcba")), torch.randn(2, 3, 160, 160)
+    with torch.no_grad():
+        logits, expected = load(tmp_path, list("abc"), 4)(images), original(images)
+    torch.testing.assert_close(logits, expected[:, [3, 2, 1, 0]])
+
+
+@pytest.mark.parametrize(("labels", "classes"), [("dcba", "abx"), ("aabc", "abc")])
+def test_outputs_that_cannot_be_matched_by_name_are_never_kept_silently(tmp_path, caplog, labels, classes):
+    original = save(tmp_path, list(labels))
+    model = load(tmp_path, list(classes), 4)
+    assert model.get_classifier().weight.shape == original.get_classifier().weight.shape
+    assert not torch.equal(model.get_classifier().weight, original.get_classifier().weight)
+    assert "its last layer is initialised anew" in caplog.text
 
 
 def test_a_last_layer_that_cannot_be_rearranged_is_refused():

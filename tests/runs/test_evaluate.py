@@ -70,6 +70,16 @@ def test_the_journal_has_the_same_tables(finished):
     assert confidences == sorted(confidences, reverse=True)
 
 
+@pytest.mark.parametrize("words", [["evaluate", "RUN", "--out", "out"], ["explain", "RUN", "x.png", "--out", "out"], ["plot", "--out", "out/plot.png"]], ids=lambda words: words[0])  # fmt: skip
+def test_a_project_that_wandb_refuses_is_named_before_any_work(finished, tmp_path, words):
+    _, folder = finished
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / "x.png")
+    words = [str(folder) if word == "RUN" else word for word in words]
+    done = command(*words, "--wandb", "offline", "--project", "a/b:1", cwd=tmp_path)
+    assert done.code == 2 and "--project='a/b:1': W&B does not take" in done.err, done
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
 @pytest.mark.parametrize("name", ["", "checkpoints/model.safetensors", "checkpoints/last.pt"])
 def test_evaluating_any_checkpoint_of_a_run_repeats_its_predictions(finished, name, tmp_path):
     _, folder = finished
