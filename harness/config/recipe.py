@@ -77,6 +77,10 @@ def _default_recipe(resume: str) -> str:
         return str(setting_fields()["recipe"].default)
     path = Path(resume).expanduser() / "config.yaml"
     if not os.path.lexists(path):
+        if any(os.path.lexists(path.with_name(name)) for name in ("journal.jsonl", "status.json", "checkpoints")):
+            raise UsageError(
+                f"--resume {resume}: config.yaml cannot be read, so the settings of its run are not known; restore that file, or start a new run with --resume never"
+            )
         raise UsageError(f"--resume {resume}: there is no run in that directory; `harness runs` lists the runs")
     return str(path)
 

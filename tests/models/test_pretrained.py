@@ -124,6 +124,7 @@ def test_a_run_of_a_model_from_a_folder_does_not_need_the_folder(finished_run):
     assert evaluated.metrics["acc"] == pytest.approx(result["test/acc"])
     facts = finished_run / "runs/r/checkpoints/model.json"
     content = json.loads(facts.read_text())
+    (finished_run / "runs/r/SHA256SUMS").unlink()  # as if signed anew
     assert content["architecture"] == {"name": "test_resnet", "args": {"global_pool": "avg"}}
     harness.load_model(finished_run / "runs/r/checkpoints/last.pt")
     for architecture in ({"name": "local-dir:X"}, {"name": "hf-hub:x/y", "args": {}}, {"name": 3, "args": {}}, [1]):
