@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 
 from harness.models import factory
 from harness.runs.components import Components
-from harness.tracking.wandb.session import variables
+from harness.tracking.wandb.client import changed_environment
 
 # Warm-up updates, measured updates -> seconds of the measured updates, seconds of one evaluation of the test split.
 Timed = Callable[[int, int], tuple[float, float]]
@@ -130,7 +130,7 @@ def wandb_offline() -> Iterator[None]:
     """Keep W&B offline, silent, and in a temporary folder, for all libraries that log to it by themselves."""
     with tempfile.TemporaryDirectory() as folder:
         names = ("WANDB_DIR", "WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_ARTIFACT_DIR")
-        with variables(**dict.fromkeys(names, folder), WANDB_MODE="offline", WANDB_SILENT="true"):
+        with changed_environment(**dict.fromkeys(names, folder), WANDB_MODE="offline", WANDB_SILENT="true"):
             yield
 
 

@@ -24,7 +24,7 @@ MODEL_SETTINGS = (
 def recipe_paths() -> dict[str, Path]:
     """Return the shipped recipes: name -> file."""
     folder = Path(str(resources.files("harness.config") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def read_recipe(recipe: str) -> dict[str, Any]:
