@@ -98,7 +98,7 @@ def agent(folder, *options):
             process.communicate()
 
 
-def output_of(process, seconds=150):
+def output_of(process, seconds=400):
     """Wait for a process to end and return what it printed."""
     output, _ = process.communicate(timeout=seconds)
     return output
