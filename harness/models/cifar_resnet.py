@@ -11,17 +11,15 @@ from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
 import torch
-from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from timm.models.resnet import BasicBlock, ResNet
 from torch import Tensor, nn
-from torch.nn import functional as F
+
+from harness.models.staged import StagedNet
 
 ORDERS = ("conv-pool-bn-relu", "conv-bn-relu-pool")
 HEAD_INITS = ("default", "zero")
 PaddingMode: TypeAlias = Literal["zeros", "reflect", "replicate", "circular"]
-STAGES = ("prep", "layer1", "layer2", "layer3")
 
 
 def cifar_cfg(first_conv: str, **more: Any) -> dict[str, Any]:
@@ -80,7 +78,7 @@ class Residual(nn.Module):
         return x + self.block2(self.block1(x))
 
 
-class CustomResNet(nn.Module):
+class CustomResNet(StagedNet):
     """The nine-layer residual network of the one-cycle CIFAR-10 exercise; 6,573,130 parameters by default.
 
     prep: conv BN ReLU. layer1: conv pool BN ReLU, plus a residual block. layer2: conv pool BN ReLU. layer3: as
@@ -102,6 +100,8 @@ class CustomResNet(nn.Module):
 
     Source: David Page, "How to Train Your ResNet", https://github.com/davidcpage/cifar10-fast.
     """
+
+    STAGES = ("prep", "layer1", "layer2", "layer3")
 
     def __init__(
         self,
@@ -128,7 +128,6 @@ class CustomResNet(nn.Module):
         self.head_init = head_init
         self.head_init_scale = float(head_init_scale)
         self.drop_rate = drop_rate
-        self.grad_checkpointing = False
 
         same: dict[str, Any] = {"padding_mode": padding_mode, "device": device, "dtype": dtype}
         down = {"order": order, **same}
@@ -138,21 +137,13 @@ class CustomResNet(nn.Module):
         self.layer3 = _stage(conv_block(4 * width, 8 * width, **down), Residual(8 * width, **same))
         self.num_features = 8 * width
         self.feature_info = [
-            {"num_chs": width * 2**depth, "reduction": 2**depth, "module": name} for depth, name in enumerate(STAGES)
+            {"num_chs": width * 2**depth, "reduction": 2**depth, "module": name}
+            for depth, name in enumerate(self.STAGES)
         ]
-        self._set_head(global_pool, device=device, dtype=dtype)
+        self.set_head(global_pool, device=device, dtype=dtype)
 
-    def _set_head(self, global_pool: str, **factory: Any) -> None:
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        if self.num_classes > 0 and not global_pool:
-            raise ValueError(f"{self.num_classes} classes need a pooling before the classifier; set global_pool")
-        self.fc: nn.Module = nn.Identity()
-        if self.num_classes > 0:
-            self.fc = nn.Linear(self.head_hidden_size, self.num_classes, bias=self.head_bias, **factory)
-        self._init_head()
-
-    def _init_head(self) -> None:
+    def init_head(self) -> None:
+        """Scale the initial weights and bias of the classifier."""
         scale = 0.0 if self.head_init == "zero" else self.head_init_scale
         if scale != 1:
             with torch.no_grad():
@@ -165,7 +156,7 @@ class CustomResNet(nn.Module):
         for module in self.modules():
             if callable(reset := getattr(module, "reset_parameters", None)):
                 reset()
-        self._init_head()
+        self.init_head()
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
@@ -175,96 +166,12 @@ class CustomResNet(nn.Module):
         # The number after a pattern orders the layers of a stage.
         return {"stem": r"^prep", "blocks": [(r"^layer(\d+)\.down", (0,)), (r"^layer(\d+)\.residual", (1,))]}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of the stages for the backward pass and recompute the rest.
-
-        As in all of timm, the BN statistics of those stages then move twice a step.
-        """
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """Return the classifier, or its name."""
-        return "fc" if name_only else self.fc
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; 0 classes: none. `global_pool` None keeps the pooling, empty removes it."""
-        self.num_classes = num_classes
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        self._set_head(pool, **get_device_dtype(self))
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
-    @torch.jit.ignore
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the outputs of some stages (prep, layer1, layer2, layer3), after the final output unless `intermediates_only`.
-
-        Args:
-            x: images [B, 3, H, W].
-            indices: the last n stages when a number, those stages when a list, all when None.
-            norm: has no effect: every stage ends normalised.
-            stop_early: compute no stage after the last requested one.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"need output_fmt='NCHW', got {output_fmt!r}")
-        requested, last = feature_take_indices(len(STAGES), indices)
-        intermediates: list[Tensor] = []
-        for index, name in enumerate(STAGES[: last + 1] if stop_early else STAGES):
-            x = self._run([getattr(self, name)], x) if index else self.prep(x)
-            if index in requested:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages that `forward_intermediates(indices=indices)` does not need; return the requested indices."""
-        requested, last = feature_take_indices(len(STAGES), indices)
-        for name in STAGES[last + 1 :]:
-            setattr(self, name, nn.Identity())
-        # A classifier fits the channels of the last stage, so it is removed with that stage.
-        self.num_features = self.feature_info[last]["num_chs"]
-        if prune_head or last + 1 < len(STAGES):
-            self.reset_classifier(0, "")
-        return list(requested)
-
-    def _run(self, stages: Sequence[nn.Module], x: Tensor) -> Tensor:
-        if self.grad_checkpointing:
-            return checkpoint_seq(list(stages), x)
-        for stage in stages:
-            x = stage(x)
-        return x
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output [B, 8 width, H / 8, W / 8] for images [B, 3, H, W]."""
         x = self.prep(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x)
         return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits [B, classes] for the last stage's output; with `pre_logits` the input of the classifier."""
-        x = self.global_pool(x)
-        if self.drop_rate > 0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        if pre_logits or self.num_classes <= 0:
-            return x
-        logits = self.fc(x)
-        return logits if self.logit_scale == 1 else logits * self.logit_scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 def _check(width: int, order: str, head_init: str) -> None:

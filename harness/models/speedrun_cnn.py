@@ -11,15 +11,12 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
-from timm.layers import SelectAdaptivePool2d, get_device_dtype
 from timm.models import build_model_with_cfg, checkpoint_seq, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.models.cifar_resnet import cifar_cfg
+from harness.models.staged import StagedNet
 
-STAGES = ("stem", "layer1", "layer2", "layer3")
 CONV_INITS = ("dirac", "default")
 KERNEL = 2  # side of the patches that the first layer whitens, in pixels
 
@@ -49,7 +46,7 @@ def conv_group(channels_in: int, channels_out: int, momentum: float, **factory: 
     return nn.Sequential(OrderedDict(layers))
 
 
-class SpeedrunCNN(nn.Module):
+class SpeedrunCNN(StagedNet):
     """A network of seven convolutions for images of 32 x 32 pixels; 1,972,792 parameters with ten classes.
 
     stem: a 2x2 convolution without padding, of 24 channels (two for each value of a 2x2 patch of RGB pixels), and GELU.
@@ -66,6 +63,8 @@ class SpeedrunCNN(nn.Module):
     Raises:
         ValueError: `width` below 1, or an unknown `conv_init`.
     """
+
+    STAGES = ("stem", "layer1", "layer2", "layer3")
 
     def __init__(
         self,
@@ -90,7 +89,7 @@ class SpeedrunCNN(nn.Module):
         self.logit_scale = float(logit_scale)
         self.conv_init = conv_init
         self.drop_rate = drop_rate
-        self.grad_checkpointing = False
+        self.head_bias = False
 
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
         patches = 2 * in_chans * KERNEL**2
@@ -102,10 +101,10 @@ class SpeedrunCNN(nn.Module):
         channels = (patches, width, 4 * width, 4 * width)
         self.feature_info = [
             {"num_chs": count, "reduction": 2**depth, "module": name}
-            for depth, (name, count) in enumerate(zip(STAGES, channels, strict=True))
+            for depth, (name, count) in enumerate(zip(self.STAGES, channels, strict=True))
         ]
         self._init_convolutions()
-        self._set_head(global_pool, **factory)
+        self.set_head(global_pool, **factory)
 
     def _init_convolutions(self) -> None:
         """Start the 3x3 convolutions as the identity of their first channels, with random filters for the others."""
@@ -115,15 +114,6 @@ class SpeedrunCNN(nn.Module):
         for conv in (layer for stage in stages for layer in stage if isinstance(layer, nn.Conv2d)):
             # The identity of as many channels as both sides have; the other filters keep torch's initialisation.
             nn.init.dirac_(conv.weight.data[: min(conv.in_channels, conv.out_channels)])
-
-    def _set_head(self, global_pool: str, **factory: Any) -> None:
-        self.global_pool = SelectAdaptivePool2d(pool_type=global_pool, flatten=bool(global_pool))
-        self.head_hidden_size = self.num_features * self.global_pool.feat_mult()
-        if self.num_classes > 0 and not global_pool:
-            raise ValueError(f"{self.num_classes} classes need a pooling before the classifier; set global_pool")
-        self.fc: nn.Module = nn.Identity()
-        if self.num_classes > 0:
-            self.fc = nn.Linear(self.head_hidden_size, self.num_classes, bias=False, **factory)
 
     @torch.jit.ignore
     def init_weights(self) -> None:
@@ -138,85 +128,12 @@ class SpeedrunCNN(nn.Module):
         """Return timm's patterns of parameter names, from input to output, for layer-wise learning rates."""
         return {"stem": r"^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(?:conv|bn)(\d+)"}
 
-    @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the inputs of the stages for the backward pass and recompute the rest."""
-        self.grad_checkpointing = enable
-
-    @torch.jit.ignore
-    def get_classifier(self, name_only: bool = False) -> str | nn.Module:
-        """Return the classifier, or its name."""
-        return "fc" if name_only else self.fc
-
-    @torch.jit.ignore
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the classifier; 0 classes: none. `global_pool` None keeps the pooling, empty removes it."""
-        self.num_classes = num_classes
-        pool = self.global_pool.pool_type if global_pool is None else global_pool
-        self._set_head(pool, **get_device_dtype(self))
-        self.global_pool.train(self.training)
-        self.fc.train(self.training)
-
-    @torch.jit.ignore
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
-        """Return the outputs of some stages (stem, layer1, layer2, layer3), after the final output unless `intermediates_only`.
-
-        Args:
-            x: images [B, 3, H, W].
-            indices: the last n stages when a number, those stages when a list, all when None.
-            norm: has no effect: every stage ends normalised.
-            stop_early: compute no stage after the last requested one.
-        """
-        if output_fmt != "NCHW":
-            raise ValueError(f"need output_fmt='NCHW', got {output_fmt!r}")
-        requested, last = feature_take_indices(len(STAGES), indices)
-        intermediates: list[Tensor] = []
-        for index, name in enumerate(STAGES[: last + 1] if stop_early else STAGES):
-            x = getattr(self, name)(x)
-            if index in requested:
-                intermediates.append(x)
-        return intermediates if intermediates_only else (x, intermediates)
-
-    @torch.jit.ignore
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """Drop the stages that `forward_intermediates(indices=indices)` does not need; return the requested indices."""
-        requested, last = feature_take_indices(len(STAGES), indices)
-        for name in STAGES[last + 1 :]:
-            setattr(self, name, nn.Identity())
-        # A classifier fits the channels of the last stage, so it is removed with that stage.
-        self.num_features = self.feature_info[last]["num_chs"]
-        if prune_head or last + 1 < len(STAGES):
-            self.reset_classifier(0, "")
-        return list(requested)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's output [B, 4 width, h, w] for images [B, 3, H, W]; h is 3 for H = 32."""
         x = self.stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x)
         return self.layer3(self.layer2(self.layer1(x)))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return logits [B, classes] for the last stage's output; with `pre_logits` the input of the classifier."""
-        x = self.global_pool(x)
-        if self.drop_rate > 0:
-            x = F.dropout(x, p=self.drop_rate, training=self.training)
-        if pre_logits or self.num_classes <= 0:
-            return x
-        return self.fc(x) * self.logit_scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 @register_model
