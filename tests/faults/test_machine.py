@@ -207,7 +207,7 @@ def test_a_killed_process_leaves_no_lock_though_a_process_that_it_forked_lives_o
         "import os, sys, time; from pathlib import Path; from harness.tracking.run_dir import lock_folder\n"
         "lock = lock_folder(Path(sys.argv[1])); assert lock\n"
         "child = os.fork()\n"
-        "print(child, flush=True) if child else None\n"
+        "print(os.getpid(), flush=True) if not child else None\n"  # after the fork's hooks have run in it
         "time.sleep(100)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
