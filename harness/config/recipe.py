@@ -85,6 +85,11 @@ def _default_recipe(resume: str) -> str:
     return str(path)
 
 
+def scaled_peak(peak_epoch: float, epochs: int, new_epochs: Any) -> float:
+    """Return the epoch of the peak at the same fraction of a run of another length."""
+    return float(peak_epoch * coerce("epochs", new_epochs) / max(epochs, 1))
+
+
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """Return the effective configuration: an option over the recipe over the default.
 
@@ -108,7 +113,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
         epochs, peak_epoch = (
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
         )
-        values["peak_epoch"] = peak_epoch * coerce("epochs", given["epochs"]) / max(epochs, 1)
+        values["peak_epoch"] = scaled_peak(peak_epoch, epochs, given["epochs"])
     if "model" in given and given["model"] != values.get("model", setting_fields()["model"].default):
         values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
     if values.get("model_args") and "model_args" in given:

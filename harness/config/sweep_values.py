@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.recipe import scaled_peak
 from harness.config.settings import Config, canonical_name, coerce
 from harness.utils.errors import UsageError
 
@@ -67,7 +68,7 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         UsageError: a parameter cannot be applied.
     """
     drawn = _by_setting(read_sweep_values(), notify if is_own else None)
-    changes = {name: value for name, value in drawn.items() if coerce(name, value) != getattr(config, name)}
+    changes = {name: value for name, value in drawn.items() if not _is_applied(name, value, config)}
     if "recipe" in changes:
         raise UsageError(
             f"the sweep has recipe={changes['recipe']!r}, and the settings were made from {config.recipe!r}; "
@@ -75,8 +76,10 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         )
     if not changes:
         return config
-    if "epochs" in changes and "peak_epoch" not in drawn:  # as in `make_config`
-        changes["peak_epoch"] = config.peak_epoch * coerce("epochs", changes["epochs"]) / max(config.epochs, 1)
+    if "epochs" in changes and "peak_epoch" not in drawn:
+        changes["peak_epoch"] = scaled_peak(config.peak_epoch, config.epochs, changes["epochs"])
+    if "model_args" in changes:
+        changes["model_args"] = {**config.model_args, **coerce("model_args", changes["model_args"])}
     notify(f"From the sweep: {', '.join(f'{name}={value}' for name, value in changes.items())}")
     return config.replace(**changes)
 
@@ -92,9 +95,17 @@ def differing_values(parameters: Mapping[str, Any], config: Config) -> list[str]
     for name, value in _by_setting(parameters, None).items():
         wanted, actual = coerce(name, value), getattr(config, name)
         is_resolved = name == "precision" and wanted == "auto"  # the run stores what it chose
-        if wanted != actual and not is_resolved:
+        if not _is_applied(name, value, config) and not is_resolved:
             differing.append(f"{name}={actual!r} instead of {wanted!r}")
     return differing
+
+
+def _is_applied(name: str, value: Any, config: Config) -> bool:
+    """Return whether the settings have a parameter's value; of `model_args`, whether they have all of its arguments."""
+    wanted, actual = coerce(name, value), getattr(config, name)
+    if isinstance(wanted, Mapping):
+        return {**actual, **wanted} == actual
+    return bool(wanted == actual)
 
 
 def _by_setting(values: Mapping[str, Any], notify: Callable[[str], None] | None) -> dict[str, Any]:

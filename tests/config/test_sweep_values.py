@@ -1,0 +1,39 @@
+"""The drawn parameters of a sweep and the settings of a run; the processes that use them are in tests/sweep."""
+
+import json
+
+import pytest
+
+from harness.config.recipe import make_config
+from harness.config.sweep_values import differing_values, with_sweep_values
+
+
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """Return a function that writes parameters as W&B's agent does."""
+
+    def write(**parameters):
+        path = tmp_path / "parameters.yaml"
+        path.write_text(json.dumps({name: {"value": value} for name, value in parameters.items()}))
+        monkeypatch.setenv("WANDB_SWEEP_ID", "sweep001")
+        monkeypatch.setenv("WANDB_SWEEP_PARAM_PATH", str(path))
+
+    return write
+
+
+def test_drawn_arguments_of_the_model_are_added_to_those_of_the_recipe(draw):
+    recipe = make_config({}, "custom-resnet")
+    draw(model_args={"width": 8}, epochs=12)
+    config = with_sweep_values(recipe, lambda text: None)
+    same = make_config({"model_args": {"width": 8}, "epochs": 12}, "custom-resnet")
+    assert config.model_args == {**recipe.model_args, "width": 8} == same.model_args
+    assert config.peak_epoch == same.peak_epoch
+    assert with_sweep_values(config, pytest.fail) == config
+
+
+def test_a_trial_has_the_drawn_arguments_if_it_has_others_too_and_not_if_one_differs():
+    config = make_config({"model_args": {"width": 8}}, "custom-resnet")
+    assert differing_values({"model_args": {"width": 8}}, config) == []
+    assert differing_values({"model_args": "width=8,head_init_scale=0.125"}, config) == []
+    assert len(differing_values({"model_args": {"width": 9}}, config)) == 1
+    assert len(differing_values({"model_args": {"order": "conv-bn-relu-pool"}}, config)) == 1
