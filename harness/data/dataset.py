@@ -27,6 +27,11 @@ IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
 
+def spread_indices(length: int, count: int = 16) -> list[int]:
+    """Return up to `count` indices of a sequence, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, length - 1, count).astype(int)).tolist() if length else []
+
+
 class ArrayImages:
     """Images in memory; `source[i]` is (PIL image RGB, label).
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from harness.config.names import SPLIT_NAMES, SplitName
 from harness.data import decoded_cache
-from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory
+from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory, spread_indices
 from harness.data.folder_scan import FolderScan, Layout, child_folders, scan_folder
 from harness.data.image_io import check_header, read_image, unused_range
 from harness.utils.environment import usable_cpus
@@ -142,7 +142,7 @@ def _grey_notes(files: Sequence[str | bytes]) -> list[str]:
 
 def _sample(items: Sequence[T]) -> list[T]:
     """Return up to 16 of the items, evenly spread."""
-    return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, 16).astype(int))] if items else []
+    return [items[index] for index in spread_indices(len(items))]
 
 
 def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path, notes: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from harness.config.settings import Config
-from harness.data.dataset import Dataset, Split
+from harness.data.dataset import Dataset, Split, spread_indices
 from harness.data.image_io import to_rgb
 from harness.utils.errors import UsageError
 from harness.utils.plain import number
@@ -177,8 +177,7 @@ def preprocess_notes(config: Config, model: nn.Module, data: Dataset, preprocess
         notes.append(
             f"{config.model} is configured for images of {width} x {height} pixels; it is given {size} x {size}"
         )
-    indices = np.unique(np.linspace(0, max(len(data.train) - 1, 0), 16).astype(int)).tolist() if len(data.train) else []
-    shapes = [data.train.picture(index).shape for index in indices]
+    shapes = [data.train.picture(index).shape for index in spread_indices(len(data.train))]
     share = float(np.mean([preprocess.cut_share(shape[1], shape[0]) for shape in shapes] or [0.0]))
     if share >= MIN_CUT_SHARE:
         notes.append(

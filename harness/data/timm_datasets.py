@@ -25,6 +25,7 @@ from harness.data.dataset import (
     Split,
     TimmReaderImages,
     in_memory,
+    spread_indices,
 )
 from harness.data.folder_scan import find_layout
 from harness.data.image_io import read_image, to_rgb
@@ -238,7 +239,7 @@ def _decode_all(source: Any) -> np.ndarray | None:
     """Return all images, uint8 [N, H, W, 3], where they have one size and fit in memory, else None."""
     if not len(source):
         raise DataError("the data set holds no images")
-    samples = [source[int(index)][0].size for index in np.unique(np.linspace(0, len(source) - 1, 16).astype(int))]
+    samples = [source[index][0].size for index in spread_indices(len(source))]
     width, height = samples[0]
     if len(set(samples)) > 1 or len(source) * width * height * 3 > MAX_PIXEL_BYTES:
         return None

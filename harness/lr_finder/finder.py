@@ -15,13 +15,12 @@ from harness.config.settings import FIND, Config
 from harness.data import loaders
 from harness.data.dataset import Dataset, hold_out
 from harness.data.mixup import make_mixup
-from harness.data.preprocess import Preprocess, sample_images
+from harness.data.preprocess import Preprocess
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, candidate_lrs, default_range, range_test, short_run
 from harness.lr_finder.result import LRFinderResult
 from harness.lr_finder.suggestion import Suggestion, round_significant, suggest
 from harness.models import factory
-from harness.models.whitening import whiten_first_layer
 from harness.tracking.records import Record
 from harness.training.learner import Learner, make_learner
 from harness.training.loop import EvalBatches, StepInfo, TrainBatches
@@ -199,8 +198,7 @@ class LRFinder:
         gc.collect()  # a learner of another seed, and what it holds on the device
         torch.manual_seed(seed)
         model = factory.create_model(config, self.num_classes)
-        if config.whitening:
-            whiten_first_layer(model, sample_images(self.dataset.train, inputs.preprocess))
+        factory.initialise_for(model, config, self.dataset, inputs.preprocess)
         mixup, forward = (
             make_mixup(config, self.num_classes),
             factory.make_training_forward(config, model, inputs.device),

@@ -15,9 +15,12 @@ from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import Tensor, nn
 
 from harness.config.settings import Config
-from harness.data.preprocess import Preprocess
+from harness.data.dataset import Dataset
+from harness.data.preprocess import Preprocess, sample_images
 from harness.models import cifar_resnet, speedrun_cnn
 from harness.models.outputs import return_logits_in_evaluation
+from harness.models.pretrained import match_classes
+from harness.models.whitening import whiten_first_layer
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.files import write_atomically
 from harness.utils.plugins import import_plugins
@@ -68,6 +71,18 @@ def create_model(config: Config, classes: int) -> nn.Module:
             remedy = "set --pretrained False" if config.pretrained else "choose a model of harness models"
             raise DataError(f"model {name!r} cannot be loaded: {_first_line(error)}; {remedy}") from error
         raise
+
+
+def initialise_for(model: nn.Module, config: Config, data: Dataset, preprocess: Preprocess) -> None:
+    """Give a new model what its initialisation takes from the data: the order of its classes, and whitening filters.
+
+    Raises:
+        UsageError: the model does not fit the settings or the classes.
+    """
+    if config.pretrained:
+        match_classes(model, data.classes)
+    if config.whitening:
+        whiten_first_layer(model, sample_images(data.train, preprocess))
 
 
 def check_name(name: str) -> None:

@@ -13,12 +13,10 @@ from harness.config.settings import Config
 from harness.data import loaders
 from harness.data.dataset import Dataset
 from harness.data.mixup import make_mixup
-from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes, sample_images
+from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
-from harness.models.pretrained import match_classes
-from harness.models.whitening import whiten_first_layer
 from harness.runs.model_check import check_model
 from harness.training.device import autocast_dtype, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
@@ -79,9 +77,8 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
 
     torch.manual_seed(config.seed)
     model = factory.create_model(config, classes)
-    if config.pretrained:
-        match_classes(model, dataset.classes)
     preprocess = make_preprocess(config, model, dataset)
+    factory.initialise_for(model, config, dataset, preprocess)
     notes = preprocess_notes(config, model, dataset, preprocess)
     dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
     for note in notes if processes.is_main else ():
@@ -90,8 +87,6 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
         model = factory.with_sync_batchnorm(model)
 
     made = loaders.make_loaders(config, dataset, preprocess, device, processes)
-    if config.whitening:
-        whiten_first_layer(model, sample_images(dataset.train, preprocess))
     precision = autocast_dtype(config.precision)
     shape = (3, preprocess.size, preprocess.size)
     check_model(config, model.to(device), shape, classes, device, precision, made.train, processes)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from harness.config.names import SPLIT_NAMES
-from harness.config.settings import canonical_name
 from harness.data import loaders
 from harness.data.image_io import image_files, read_image
 from harness.data.registry import load_dataset
@@ -20,7 +19,7 @@ from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
-from harness.runs.tracked_run import tracked_output
+from harness.runs.tracked_run import is_tracking_requested, tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, check_output_folder
 from harness.tracking.wandb.limits import check_wandb_values
@@ -249,12 +248,8 @@ def _track_explanations(
 
 def _check_tracking(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
     """Refuse what W&B would refuse, before the work whose results it gets."""
-    if _is_tracked(settings):
+    if is_tracking_requested(settings):
         check_wandb_values(trained.config)
-
-
-def _is_tracked(settings: Mapping[str, Any]) -> bool:
-    return "wandb" in {canonical_name(key) for key in settings}
 
 
 def _to_wandb(
@@ -267,6 +262,8 @@ def _to_wandb(
 ) -> None:
     """Record values as a W&B run of its own, where the settings name `wandb`."""
     name = f"{job_type}-{run_folder(trained.path).name}"
-    with tracked_output(trained.config, out, job_type=job_type, name=name, enabled=_is_tracked(settings)) as tracker:
+    with tracked_output(
+        trained.config, out, job_type=job_type, name=name, enabled=is_tracking_requested(settings)
+    ) as tracker:
         tracker.record(Record(0, 0, values, kind="final"))
         tracker.summary(summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -42,10 +43,11 @@ def check_model(
     """
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"{config.model} has no parameter to train: each has requires_grad=False")
-    _try_evaluation(config, model, shape, classes, device, precision)
+    trial = _Trial(config.model, model, shape, classes, device, precision)
+    trial.evaluate()
     images = min(2, smallest_part(train, config.grad_accumulation, processes.world_size))
     with _unchanged(model):
-        _try_training(config, model, shape, classes, device, precision, images)
+        trial.train(images)
         without_gradient = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None
         ]
@@ -61,71 +63,68 @@ def smallest_part(train: TrainLoader, grad_accumulation: int, world_size: int) -
     return max(1, smallest // grad_accumulation)
 
 
-def _try_evaluation(
-    config: Config,
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    classes: int,
-    device: torch.device,
-    precision: torch.dtype | None,
-) -> None:
-    """Pass one image through the model, so that an image size that does not fit is found before training."""
-    size = f"{shape[2]} x {shape[1]}"
-    try:
-        with eval_mode(model), torch.no_grad(), autocast(device, precision):
-            outputs = model(torch.zeros(1, *shape, device=device))
-    except UsageError as error:
-        raise UsageError(f"{config.model} in evaluation: {error}") from None
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        raise UsageError(
-            f"{config.model} cannot take images of {size} pixels: {_reason(error)}; set --image-size or --model-args img_size={shape[1]}"
-        ) from error
-    _check_width(config, outputs, classes)
+@dataclass(frozen=True)
+class _Trial:
+    """A model, and the images and precision that it is tried with."""
 
+    name: str
+    model: nn.Module
+    shape: tuple[int, int, int]
+    classes: int
+    device: torch.device
+    precision: torch.dtype | None
 
-def _try_training(
-    config: Config,
-    model: nn.Module,
-    shape: tuple[int, int, int],
-    classes: int,
-    device: torch.device,
-    precision: torch.dtype | None,
-    images: int,
-) -> None:
-    """Compute the gradients of the smallest part of a batch."""
-    model.train()
-    labels = torch.arange(images, device=device) % classes
-    try:
-        with autocast(device, precision):
-            logits = split_logits(model(torch.randn(images, *shape, device=device)))
-        for each in logits:
-            _check_width(config, each, classes)
-        weighted_loss([F.cross_entropy(each.float(), labels) for each in logits]).backward()
-    except UsageError as error:
-        raise UsageError(f"{config.model} in training: {error}") from None
-    except Exception as error:
-        if is_out_of_memory(error):
-            raise
-        if SINGLE_VALUE in str(error):
+    def evaluate(self) -> None:
+        """Pass one image through the model, so that an image size that does not fit is found before training."""
+        try:
+            with eval_mode(self.model), torch.no_grad(), autocast(self.device, self.precision):
+                outputs = self.model(torch.zeros(1, *self.shape, device=self.device))
+        except UsageError as error:
+            raise UsageError(f"{self.name} in evaluation: {error}") from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise UsageError(
-                f"batch normalisation in {config.model} cannot use {images} image at a time; set a larger --batch-size, a smaller --grad-accumulation, or --drop-last True"
+                f"{self.name} cannot take images of {self._size} pixels: {_reason(error)}; set --image-size or --model-args img_size={self.shape[1]}"
             ) from error
-        raise UsageError(
-            f"{config.model} cannot be trained on images of {shape[2]} x {shape[1]} pixels: {_reason(error)}"
-        ) from error
+        self._check_width(outputs)
 
+    def train(self, images: int) -> None:
+        """Compute the gradients of the smallest part of a batch."""
+        self.model.train()
+        labels = torch.arange(images, device=self.device) % self.classes
+        try:
+            with autocast(self.device, self.precision):
+                logits = split_logits(self.model(torch.randn(images, *self.shape, device=self.device)))
+            for each in logits:
+                self._check_width(each)
+            weighted_loss([F.cross_entropy(each.float(), labels) for each in logits]).backward()
+        except UsageError as error:
+            raise UsageError(f"{self.name} in training: {error}") from None
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if SINGLE_VALUE in str(error):
+                raise UsageError(
+                    f"batch normalisation in {self.name} cannot use {images} image at a time; set a larger --batch-size, a smaller --grad-accumulation, or --drop-last True"
+                ) from error
+            raise UsageError(
+                f"{self.name} cannot be trained on images of {self._size} pixels: {_reason(error)}"
+            ) from error
 
-def _check_width(config: Config, logits: torch.Tensor, classes: int) -> None:
-    if logits.ndim != 2:
-        raise UsageError(
-            f"{config.model} returns {list(logits.shape)} instead of logits [images, classes]; it is not an image classifier"
-        )
-    if logits.shape[1] != classes:
-        raise UsageError(
-            f"{config.model} returns {list(logits.shape)} instead of logits for {classes} classes; its head must have num_classes={classes} outputs"
-        )
+    @property
+    def _size(self) -> str:
+        return f"{self.shape[2]} x {self.shape[1]}"
+
+    def _check_width(self, logits: torch.Tensor) -> None:
+        if logits.ndim != 2:
+            raise UsageError(
+                f"{self.name} returns {list(logits.shape)} instead of logits [images, classes]; it is not an image classifier"
+            )
+        if logits.shape[1] != self.classes:
+            raise UsageError(
+                f"{self.name} returns {list(logits.shape)} instead of logits for {self.classes} classes; its head must have num_classes={self.classes} outputs"
+            )
 
 
 def _reason(error: Exception) -> str:

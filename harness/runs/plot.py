@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import canonical_name
 from harness.reporting.figures import schedule
-from harness.runs.tracked_run import tracked_output
+from harness.runs.tracked_run import is_tracking_requested, tracked_output
 from harness.tracking.records import Curve, Record
 from harness.tracking.run_files import check_output_folder
 from harness.tracking.wandb.limits import check_wandb_values
@@ -32,7 +31,7 @@ def plot_schedule(
     """
     curve = schedule.curve(settings, steps_per_epoch, iterations, step_size)
     config, name = curve.config, f"plot-{out.stem}"
-    is_tracked = "wandb" in {canonical_name(key) for key in settings} and config.wandb != "disabled"
+    is_tracked = is_tracking_requested(settings) and config.wandb != "disabled"
     if is_tracked:
         check_wandb_values(config)
     text = schedule.draw_schedule(curve, out)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.settings import Config
+from harness.config.settings import Config, canonical_name
 from harness.reporting.html.pages import write_run_page
 from harness.tracking import run_dir
 from harness.tracking.journal import REPLACED, Journal, NullJournal, read_journal
@@ -101,6 +101,11 @@ def tracked_run(
         RunState.FINISHED, exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync
     )  # `resume` is left out: there is nothing to resume
     _report_paths(directory, tracked, reporter)
+
+
+def is_tracking_requested(settings: Mapping[str, Any]) -> bool:
+    """Return whether the settings of an evaluation, an explanation or a plot name `wandb`."""
+    return "wandb" in {canonical_name(key) for key in settings}
 
 
 @contextlib.contextmanager

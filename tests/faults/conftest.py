@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.fuzz import run_folders
 from tests.support.forked import harness
 from tests.support.resume import SAVING, contents_of
 from tests.support.shared import make_once
@@ -17,3 +18,10 @@ def uninterrupted(tmp_path_factory):
 
     contents, _ = make_once(tmp_path_factory, "uninterrupted", make)
     return contents
+
+
+@pytest.fixture(scope="session")
+def runs_and_picture(tmp_path_factory):
+    """A folder with the runs `done`, `other` and `stopped`, and a picture; to be copied, not changed."""
+    _, folder = make_once(tmp_path_factory, "foreign", run_folders.make_runs)
+    return folder

@@ -22,22 +22,14 @@ from tests.fuzz import run_folders
 from tests.fuzz.damage import sign_anew
 from tests.support.checkpoints import vouch_for
 from tests.support.forked import harness
-from tests.support.shared import make_once
 
 BY_NAME = ["run", *run_folders.SETTINGS, "--name", "stopped"]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A folder with the runs `done`, `other` and `stopped`, and a picture."""
-    _, folder = make_once(tmp_path_factory, "foreign", run_folders.make_runs)
-    return folder
-
-
 @pytest.fixture
-def folder(base, tmp_path):
+def folder(runs_and_picture, tmp_path):
     """A copy of them."""
-    return Path(shutil.copytree(base, tmp_path / "altered"))
+    return Path(shutil.copytree(runs_and_picture, tmp_path / "altered"))
 
 
 def contents(run):

@@ -31,22 +31,14 @@ from tests.fuzz.damage import DEEP, ESCAPES, sign_anew
 from tests.support.checkpoints import vouch_for
 from tests.support.forked import TINY, harness
 from tests.support.records import image
-from tests.support.shared import make_once
 
 MODULE = "setup_data_of_a_test"
 
 
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    """A folder with the runs `done`, `other` and `stopped`, and a picture."""
-    _, folder = make_once(tmp_path_factory, "foreign", run_folders.make_runs)
-    return folder
-
-
 @pytest.fixture
-def folder(base, tmp_path):
+def folder(runs_and_picture, tmp_path):
     """A copy of them."""
-    return Path(shutil.copytree(base, tmp_path / "downloaded"))
+    return Path(shutil.copytree(runs_and_picture, tmp_path / "downloaded"))
 
 
 @pytest.fixture
@@ -250,9 +242,9 @@ def test_a_lock_is_seen_without_writing_and_through_no_link(tmp_path):
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_the_directories_that_harness_and_wandb_leave_are_not_refused(finished, base):
+def test_the_directories_that_harness_and_wandb_leave_are_not_refused(finished, runs_and_picture):
     check_own_files(finished[1])
-    for run in (base / "runs").iterdir():
+    for run in (runs_and_picture / "runs").iterdir():
         check_own_files(run)
 
 

@@ -17,9 +17,7 @@ from harness.sweep.workers import SubprocessTrial
 from harness.tracking.run_files import check_output_folder, check_own_files
 from harness.utils.errors import DataError
 from tests.faults.test_hostile import command
-from tests.fuzz import run_folders
 from tests.support.forked import TINY
-from tests.support.shared import make_once
 from tests.support.sweeps import write_sweep
 
 SWEEP = ["sweep", "../sweep.yaml", "--name", "s", "--count", "1", "--output", ".", "--fork"]
@@ -74,17 +72,10 @@ REPLACED = [
 FILES = (".json", ".csv", ".yaml", ".html", ".lock", ".log", ".db", "-journal", "-wal", ".jsonl", "SUMS", ".md", ".txt", ".png", ".safetensors")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A folder with the runs `done`, `other` and `stopped`, a picture, and the weights of a run on their own."""
-    _, folder = make_once(tmp_path_factory, "foreign", run_folders.make_runs)
-    return folder
-
-
 @pytest.fixture
-def runs(base, tmp_path):
+def runs(runs_and_picture, tmp_path):
     """A copy of the folder with the runs, and in it the folder `weights`."""
-    runs = Path(shutil.copytree(base, tmp_path / "downloaded")) / "runs"
+    runs = Path(shutil.copytree(runs_and_picture, tmp_path / "downloaded")) / "runs"
     (runs / "weights").mkdir()
     for name in ("model.safetensors", "model.json", "config.json"):
         shutil.copy(runs / "done/checkpoints" / name, runs / "weights")
