@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.config.words import settings_of
 from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
 
@@ -106,7 +107,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     Raises:
         UsageError: there is no such recipe or setting, or a value is not allowed.
     """
-    given = {canonical_name(key): value for key, value in options.items()}
+    given = settings_of(options)
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
     values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
     if "epochs" in given and "peak_epoch" not in given:

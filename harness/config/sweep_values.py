@@ -15,6 +15,7 @@ from typing import Any
 from harness.config import yaml_io
 from harness.config.recipe import scaled_peak
 from harness.config.settings import Config, canonical_name, coerce
+from harness.config.words import ungrouped
 from harness.utils.errors import UsageError
 
 
@@ -115,7 +116,7 @@ def _by_setting(values: Mapping[str, Any], notify: Callable[[str], None] | None)
         notify: receives a line about each value that belongs to no setting; None: such a value is refused.
     """
     by_setting: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in ungrouped(values).items():
         try:
             by_setting[canonical_name(key)] = value
         except UsageError as error:

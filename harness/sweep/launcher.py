@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, canonical_name
+from harness.config.settings import Config
 from harness.config.sweep_values import differing_values
+from harness.config.words import settings_of
 from harness.sweep import command, results
 from harness.sweep.fork_server import ForkServer
 from harness.sweep.schema import SweepSpec
@@ -75,9 +76,7 @@ class Launcher:
         """Return `setting=value instead of value` where a trial did not have the parameters that its row shows."""
         replaced = {*PLACE, *self._forced}
         parameters = {
-            key: value
-            for key, value in self.sweep.trial_parameters(values).items()
-            if canonical_name(key) not in replaced
+            key: value for key, value in settings_of(self.sweep.trial_parameters(values)).items() if key not in replaced
         }
         return differing_values(parameters, Config(**yaml_io.read_yaml(self.runs / name / run_dir.CONFIG)))
 
@@ -93,7 +92,7 @@ class Launcher:
             defaults: settings that hold unless the file or the command line gives them.
             forced: settings that hold in any case.
         """
-        given = {canonical_name(parameter.path[0]) for parameter in self.sweep.parameters} | set(self.sweep.overrides)
+        given = self.sweep.settings
         defaults = {"wandb": "offline", **defaults, "group": self.folder.name}
         defaults |= self.sweep.destination()
         settings = {key: value for key, value in defaults.items() if key not in given}
@@ -108,15 +107,24 @@ class Launcher:
         parameters = self.sweep.trial_parameters(values)
         environment = {**self._environment, **self._shares[share]}
         self.runs.mkdir(parents=True, exist_ok=True)
-        log = self._log(name)
+        log, json_file = self._log(name), self._json_file(name, parameters)
+        options = [*command.omitted(self.sweep.command, parameters), *options]
         if self._forks and command.is_plain(self.sweep.command):
             if self._server is None:
                 self._server = ForkServer(environment)
-            arguments = ["run", *command.arguments(parameters), *options]
+            arguments = [*command.run_arguments(self.sweep.command, parameters, environment, json_file), *options]
             return self._server.start(arguments, environment, Path.cwd(), log)
-        line = command.fill(self.sweep.command, parameters, environment)
-        line += [*command.omitted(self.sweep.command, parameters), *options]
+        line = [*command.fill(self.sweep.command, parameters, environment, json_file), *options]
         return SubprocessTrial(line, environment, Path.cwd(), log)
+
+    def _json_file(self, name: str, parameters: Mapping[str, Any]) -> Path | None:
+        """Write the parameters of a run for `${args_json_file}`; None where the command does not have it."""
+        if "${args_json_file}" not in self.sweep.command:
+            return None
+        path = (self.folder / "parameters" / f"{name}.json").absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {key: value for key, value in parameters.items() if key != "plugin"})
+        return path
 
     def _log(self, name: str) -> Path:
         """Return the file that the output of a run goes to."""

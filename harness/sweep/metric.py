@@ -46,6 +46,10 @@ def read_metric(block: Any, method: str) -> Metric:
     """
     if block is None and method != "bayes":  # W&B needs none for a grid or a random search
         return Metric("best/val_acc", True)
+    if block is None:
+        raise UsageError(
+            "bayes needs a metric, for W&B's own search too: add metric: {name: best/val_acc, goal: maximize}"
+        )
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
         raise UsageError("metric: need `name:` and `goal:`, such as {name: best/val_acc, goal: maximize}")
     known = ("name", "goal", "target", "impute", "impute_while_running")

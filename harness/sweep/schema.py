@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
+import logging
 import math
+import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from harness.config import yaml_io
 from harness.config.recipe import make_config
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.config.words import read_words, settings_of
 from harness.sweep import command
 from harness.sweep.distributions import MAX_GRID_POINTS, Parameter, nested, read_parameters
 from harness.sweep.hyperband import Hyperband, read_hyperband
 from harness.sweep.metric import Metric, check_metric, read_metric
+from harness.sweep.yaml_1_1 import as_wandb_reads
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.errors import UsageError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 METHODS = ("grid", "random", "bayes", "custom")
 # As W&B's schema (package `sweeps`, `config/schema.json`).
@@ -56,6 +61,7 @@ class SweepSpec:
         method: grid, random or bayes.
         parameters: fixed and searched ones, in the order of the file.
         document: the YAML as it was read.
+        fixed: settings that the words of `command` give every trial.
         overrides: settings given on the command line, under their names; they win over the file's constants.
     """
 
@@ -67,7 +73,13 @@ class SweepSpec:
     hyperband: Hyperband | None
     run_cap: int | None
     document: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
     overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def settings(self) -> set[str]:
+        """Return the settings that the file or the command line gives."""
+        return {setting_of(parameter)[0] for parameter in self.parameters} | set(self.fixed) | set(self.overrides)
 
     @property
     def searched(self) -> list[Parameter]:
@@ -93,11 +105,11 @@ class SweepSpec:
         Raises:
             UsageError: they contradict each other.
         """
-        return make_config({**self.trial_parameters(values), **self.overrides})
+        return make_config({**settings_of(self.trial_parameters(values)), **self.fixed, **self.overrides})
 
     def destination(self) -> dict[str, str]:
         """Return the project and entity of the file, which its trials have unless a parameter or an option says other."""
-        given = {canonical_name(parameter.path[0]) for parameter in self.parameters} | set(self.overrides)
+        given = self.settings
         return {
             key: str(self.document[key]) for key in ("project", "entity") if self.document.get(key) and key not in given
         }
@@ -131,22 +143,53 @@ class SweepSpec:
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def read_sweep_file(path: Path, overrides: Mapping[str, Any] | None = None, *, on_test: bool = False) -> SweepSpec:
+def setting_of(parameter: Parameter) -> tuple[str, int]:
+    """Return the setting that a parameter stands for, and how many names of its path lead to it.
+
+    Names before it are those of groups, which mean nothing to a run; names behind it are of arguments of the model.
+
+    Raises:
+        UsageError: no name of the path is a setting.
+    """
+    for index, name in enumerate(parameter.path, 1):
+        with contextlib.suppress(UsageError):
+            return canonical_name(name), index
+    try:
+        return canonical_name(parameter.path[-1]), len(parameter.path)
+    except UsageError as error:
+        raise UsageError(f"parameters.{parameter.name}: {error}") from None
+
+
+def read_sweep_file(
+    path: Path,
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    on_test: bool = False,
+    notify: Callable[[str], None] = log.warning,
+) -> SweepSpec:
     """Return the sweep of a YAML file.
 
     Args:
         overrides: settings given on the command line, under any spelling of their names.
         on_test: allow a metric of the test set.
+        notify: receives a line about what `wandb sweep` would refuse.
 
     Raises:
         UsageError: with the key, what is wrong with it and the remedy.
     """
-    document = yaml_io.read_yaml(path)
+    document = yaml_io.read_yaml(path, aliases=True)
     try:
-        _check_numbers(document, path.read_text(encoding="utf-8-sig"))
-        return parse_sweep(document, path.stem, overrides or {}, on_test=on_test)
+        document = as_wandb_reads(document, path.read_text(encoding="utf-8-sig"))
+        sweep = parse_sweep(document, path.stem, overrides or {}, on_test=on_test)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from None
+    for parameter in sweep.parameters:
+        if parameter.has_mixed_bounds and len(parameter.path) == 1:
+            low, high = (f"{float(parameter.spec[key])!r}" for key in ("min", "max"))
+            notify(
+                f"{path}: parameters.{parameter.name}: a range of real numbers, as in W&B's schema; the command `wandb sweep` asks for both bounds in one form: min: {low}, max: {high}"
+            )
+    return sweep
 
 
 def parse_sweep(
@@ -162,17 +205,20 @@ def parse_sweep(
     if "metrics" in document:
         raise UsageError("`metrics:` (several at once) is not supported; give one `metric:`")
     overrides = {canonical_name(key): value for key, value in overrides.items()}
-    parameters = _check_parameters(read_parameters(document.get("parameters")), overrides)
+    words = command.check(document.get("command"), document.get("program"))
+    fixed = _fixed_settings(words)
+    parameters = _check_parameters(read_parameters(document.get("parameters")), fixed, overrides)
     block = document.get("early_terminate")
     sweep = SweepSpec(
         name=str(document.get("name") or name),
         method=method,
         metric=read_metric(document.get("metric"), method),
         parameters=parameters,
-        command=command.check(document.get("command"), document.get("program")),
+        command=words,
         hyperband=None if block is None else read_hyperband(block),
         run_cap=_read_cap(document.get("run_cap")),
         document=document,
+        fixed=fixed,
         overrides=overrides,
     )
     if method == "grid":
@@ -215,34 +261,49 @@ def _read_cap(value: Any) -> int | None:
     return value
 
 
-def _check_parameters(parameters: Sequence[Parameter], overrides: Mapping[str, Any]) -> tuple[Parameter, ...]:
-    """Return the parameters without those that `overrides` replaces.
+def _fixed_settings(words: Sequence[str]) -> dict[str, Any]:
+    """Return the settings in the words of a command, as every trial has them.
 
     Raises:
-        UsageError: one is no setting, has a value that the setting refuses, stands there twice, or is both searched
-            and given on the command line.
+        UsageError: a word is no setting of a run.
+    """
+    try:
+        return read_words([command.with_variables(word, os.environ) for word in command.fixed_words(words)])
+    except UsageError as error:
+        raise UsageError(f"command: {error}") from None
+
+
+def _check_parameters(
+    parameters: Sequence[Parameter], fixed: dict[str, Any], overrides: Mapping[str, Any]
+) -> tuple[Parameter, ...]:
+    """Return the parameters without those that `overrides` replaces; remove from `fixed` what they repeat.
+
+    Raises:
+        UsageError: one is no setting, has a value that the setting refuses, stands there twice, is given by the command
+            with another value, or is both searched and given on the command line.
     """
     spellings: dict[str, str] = {}
     kept = []
     for parameter in parameters:
-        try:
-            name = canonical_name(parameter.path[0])
-        except UsageError as error:
-            raise UsageError(f"parameters.{parameter.name}: {error}") from None
-        if len(parameter.path) > 1 and name != "model_args":
-            raise UsageError(
-                f"parameters.{parameter.path[0]}: {name} is one value; only model_args has parameters of its own"
-            )
-        is_repeated = len(parameter.path) == 1 and [other.path for other in parameters].count(parameter.path) > 1
-        if spellings.setdefault(name, parameter.path[0]) != parameter.path[0] or is_repeated:
-            raise UsageError(
-                f"parameters: {parameter.path[0]!r} and {spellings[name]!r} are one setting; keep one of them"
-            )
+        name, depth = setting_of(parameter)
+        spelling, is_whole = ".".join(parameter.path[:depth]), depth == len(parameter.path)
+        if not is_whole and name != "model_args":
+            raise UsageError(f"parameters.{spelling}: {name} is one value; only model_args has parameters of its own")
+        is_repeated = is_whole and [other.path for other in parameters].count(parameter.path) > 1
+        if spellings.setdefault(name, spelling) != spelling or is_repeated:
+            raise UsageError(f"parameters: {spelling!r} and {spellings[name]!r} are one setting; keep one of them")
         if name in overrides:
             if not parameter.is_fixed:
                 raise UsageError(f"{name} is searched by the sweep; leave it out of the command line")
             continue
-        if len(parameter.path) == 1:
+        if name in fixed:
+            is_equal = is_whole and parameter.is_fixed and coerce(name, fixed[name]) == coerce(name, parameter.at(0.5))
+            if not is_equal:
+                raise UsageError(
+                    f"command: it has {name}={fixed[name]!r}, which parameters.{parameter.name} gives too; keep one of them"
+                )
+            del fixed[name]
+        if is_whole:
             _check_values(parameter, name)
         kept.append(parameter)
     return tuple(kept)
@@ -282,35 +343,3 @@ def _sample_config(sweep: SweepSpec) -> Config:
         except UsageError as error:
             first_error = first_error or error
     raise UsageError(f"no trial could run: {first_error}")
-
-
-def _check_numbers(document: Mapping[str, Any], text: str) -> None:
-    """Refuse numbers that W&B, which reads YAML 1.1, takes for text (1e-3): they would be another sweep there.
-
-    Raises:
-        UsageError: with the key.
-    """
-    try:
-        theirs = yaml.safe_load(text)  # without tags and aliases: `read_yaml` has refused those
-    except (yaml.YAMLError, ValueError) as error:  # a date out of range, a lone `=`
-        raise UsageError(f"W&B cannot read it: {' '.join(str(error).split())[:200]}") from None
-
-    def compare(ours: Any, other: Any, where: str) -> None:
-        key = where.rsplit(".", 1)[-1]
-        if isinstance(ours, Mapping) and isinstance(other, Mapping):
-            for (name, value), (_, other_value) in zip(ours.items(), other.items(), strict=False):
-                compare(value, other_value, f"{where}.{name}" if where else str(name))
-        elif isinstance(ours, list) and isinstance(other, list) and key != "values":
-            for value, other_value in zip(ours, other, strict=False):
-                compare(value, other_value, where)
-        elif isinstance(ours, float) and isinstance(other, str) and key not in ("value", "values"):
-            raise UsageError(f"{where}: W&B reads {other} as text; write {_with_point(other)}")
-
-    compare(document, theirs, "")
-
-
-def _with_point(number: str) -> str:
-    """Return a number with an exponent as YAML 1.1 reads it."""
-    mantissa, mark, exponent = number.lower().partition("e")
-    sign = "" if exponent.startswith(("-", "+")) else "+"
-    return f"{mantissa if '.' in mantissa else mantissa + '.0'}{mark}{sign}{exponent}"

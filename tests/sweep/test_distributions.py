@@ -77,8 +77,7 @@ def test_nested_parameters_keep_their_path():
     ("spec", "message"),
     [
         (3, "need `value:`"),
-        ({"min": 0, "max": 0.9}, "an integer and a float, which W&B refuses"),
-        ({"min": 2.0, "max": 1.0}, "need min < max"),
+        ({"min": 2.0, "max": 1.0}, "W&B needs min < max"),
         ({"distribution": "unifrom", "min": 0.0, "max": 1.0}, "did you mean 'uniform'"),
         ({"distribution": "log_uniform", "min": 0.0001, "max": 1000.0}, "exponents of e"),
         ({"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}, "needs min > 0"),
@@ -247,13 +246,20 @@ def test_what_wandbs_own_code_refuses_is_refused_here(wandb_sweeps, spec):
         parameter(spec)
 
 
-def test_bounds_of_two_types_are_refused_by_wandbs_client_too():
-    sweeps = importlib.import_module("wandb.apis.public.sweeps")
-    for spec in ({"min": 0, "max": 0.5}, {"min": 0.0, "max": 5}):
-        with pytest.raises(ValueError, match="ambiguous"):
-            sweeps._validate_config_and_fill_distribution({"parameters": {"x": spec}})
-        with pytest.raises(UsageError, match="an integer and a float, which W&B refuses"):
-            parameter(spec)
+MIXED = [{"min": 0, "max": 0.5}, {"min": 0.0, "max": 5}, {"min": -1, "max": 1.5}]
+
+
+@pytest.mark.parametrize("spec", MIXED, ids=str)
+def test_bounds_of_two_types_are_the_uniform_range_that_wandbs_own_code_draws_from(wandb_sweeps, spec):
+    config = importlib.import_module("sweeps.config")
+    filled = config.SweepConfig({"method": "random", "parameters": {"x": dict(spec)}})
+    assert filled["parameters"]["x"]["distribution"] == parameter(spec).kind == "uniform"
+    other = importlib.import_module("sweeps.params").HyperParameter("x", dict(spec))
+    for u in QUANTILES:
+        assert parameter(spec).at(u) == pytest.approx(float(other.ppf(u)), rel=1e-9)
+    client = importlib.import_module("wandb.apis.public.sweeps")  # the command `wandb sweep` asks for one form
+    with pytest.raises(ValueError, match="ambiguous"):
+        client._validate_config_and_fill_distribution({"parameters": {"x": dict(spec)}})
 
 
 def test_a_grid_of_too_many_values_is_refused_before_they_are_made():

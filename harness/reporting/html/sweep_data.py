@@ -311,7 +311,7 @@ def value_text(text: str) -> str:
 
 def _document(path: Path, missing: list[str]) -> Mapping[str, Any]:
     try:
-        return yaml_io.read_yaml(path)
+        return yaml_io.read_yaml(path, aliases=True)
     except HarnessError:
         missing.append("sweep.yaml, the sweep's configuration")
         return {}
