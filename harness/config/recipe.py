@@ -18,6 +18,7 @@ MODEL_SETTINGS = (
     "model_args",
     "lr_min",
     "lr_max",
+    "lr_min_ratio",
     "head_lr_scale",
 )  # of a recipe, for its own model only: an LR belongs to its model
 
@@ -122,4 +123,11 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
             **coerce("model_args", values["model_args"]),
             **coerce("model_args", given["model_args"]),
         }
-    return Config(**{**values, **given})
+    if "lr_min" in given and "lr_min_ratio" not in given:
+        values.pop("lr_min_ratio", None)
+    config = Config(**{**values, **given})
+    if config.lr_min_ratio is not None and "lr_min" in given and config.lr_min != coerce("lr_min", given["lr_min"]):
+        raise UsageError(
+            f"lr_min={given['lr_min']} and lr_min_ratio={config.lr_min_ratio:g} both give LRMIN; keep one of them"
+        )
+    return config

@@ -79,6 +79,8 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         return config
     if "epochs" in changes and "peak_epoch" not in drawn:
         changes["peak_epoch"] = scaled_peak(config.peak_epoch, config.epochs, changes["epochs"])
+    if "lr_min" in changes and "lr_min_ratio" not in drawn:
+        changes["lr_min_ratio"] = None
     if "model_args" in changes:
         changes["model_args"] = {**config.model_args, **coerce("model_args", changes["model_args"])}
     notify(f"From the sweep: {', '.join(f'{name}={value}' for name, value in changes.items())}")

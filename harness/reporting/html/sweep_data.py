@@ -72,7 +72,7 @@ class ParameterAxis:
     @property
     def label(self) -> str:
         plain = self.name.lower().replace("-", "").replace("_", "")
-        return {"lrmax": "LRMAX", "lrmin": "LRMIN"}.get(plain, self.name)
+        return {"lrmax": "LRMAX", "lrmin": "LRMIN", "lrminratio": "LRMIN/LRMAX"}.get(plain, self.name)
 
     def position(self, trial: TrialData) -> float:
         """Return a trial's number on this axis, or the index of its category; NaN where it has none."""
@@ -163,10 +163,11 @@ class SweepData:
 
     @property
     def pair(self) -> list[ParameterAxis]:
-        """LRMIN and LRMAX where both were searched, else the two most important parameters."""
+        """LRMIN (or its fraction of LRMAX) and LRMAX where both were searched, else the two most important parameters."""
         by_label = {axis.label: axis for axis in self.varied}
-        if "LRMIN" in by_label and "LRMAX" in by_label:
-            return [by_label["LRMIN"], by_label["LRMAX"]]
+        for label in ("LRMIN", "LRMIN/LRMAX"):
+            if label in by_label and "LRMAX" in by_label:
+                return [by_label[label], by_label["LRMAX"]]
         return sorted(self.varied, key=lambda axis: -self.importance.get(axis.name, 0.0))[:2]
 
     @property
