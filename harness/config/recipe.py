@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -90,6 +91,15 @@ def _default_recipe(resume: str) -> str:
 def scaled_peak(peak_epoch: float, epochs: int, new_epochs: Any) -> float:
     """Return the epoch of the peak at the same fraction of a run of another length."""
     return float(peak_epoch * coerce("epochs", new_epochs) / max(epochs, 1))
+
+
+def first_comparison(config: Config) -> int:
+    """Return the epoch before which no run is compared with others: half-way between the peak of the LR and the end.
+
+    Around its peak a high learning rate looks worst, although it may end best.
+    """
+    peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
+    return max(1, math.ceil((peak + config.epochs) / 2))
 
 
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:

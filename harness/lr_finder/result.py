@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.recipe import make_config
+from harness.config.recipe import first_comparison, make_config
 from harness.config.settings import Config
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
@@ -215,13 +215,8 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
 
 
 def first_band(config: Config) -> int | None:
-    """Return the epoch after which early termination may compare runs; None where a run is too short for it.
-
-    Around the peak of the learning rate a high one looks worst, although it may end best: the first comparison is half-way
-    between the peak and the end.
-    """
-    peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
-    first = math.ceil((peak + config.epochs) / 2)
+    """Return the epoch after which early termination may compare runs; None where a run is too short for it."""
+    first = first_comparison(config)
     return first if config.epochs >= SHORTEST_WITH_EARLY_END and first < config.epochs else None
 
 

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import itertools
-import json
 import logging
 import math
 import os
-import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.recipe import make_config
-from harness.config.settings import Config, canonical_name, coerce, setting_fields
-from harness.config.words import read_words, settings_of
+from harness.config.settings import canonical_name, coerce
+from harness.config.words import read_words
 from harness.sweep import command
-from harness.sweep.distributions import MAX_GRID_POINTS, Parameter, nested, read_parameters
-from harness.sweep.hyperband import Hyperband, read_hyperband
-from harness.sweep.metric import Metric, check_metric, read_metric
+from harness.sweep.distributions import MAX_GRID_POINTS, Parameter, read_parameters
+from harness.sweep.hyperband import read_hyperband
+from harness.sweep.metric import check_metric, read_metrics, reads_test_set
+from harness.sweep.source import SchedulerBlock, read_scheduler
+from harness.sweep.spec import SweepSpec, setting_of
 from harness.sweep.yaml_1_1 import as_wandb_reads
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.errors import UsageError, did_you_mean
@@ -51,113 +46,6 @@ KEYS = (
     "early_terminate",
     "parameters",
 )
-
-
-@dataclass(frozen=True)
-class SweepSpec:
-    """A checked sweep.
-
-    Attributes:
-        method: grid, random or bayes.
-        parameters: fixed and searched ones, in the order of the file.
-        document: the YAML as it was read.
-        fixed: settings that the words of `command` give every trial.
-        overrides: settings given on the command line, under their names; they win over the file's constants.
-    """
-
-    name: str
-    method: str
-    metric: Metric
-    parameters: tuple[Parameter, ...]
-    command: tuple[str, ...]
-    hyperband: Hyperband | None
-    run_cap: int | None
-    document: Mapping[str, Any]
-    fixed: Mapping[str, Any] = field(default_factory=dict)
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def settings(self) -> set[str]:
-        """Return the settings that the file or the command line gives."""
-        return {setting_of(parameter)[0] for parameter in self.parameters} | set(self.fixed) | set(self.overrides)
-
-    @property
-    def searched(self) -> list[Parameter]:
-        """Return the parameters that have more than one value."""
-        return [parameter for parameter in self.parameters if not parameter.is_fixed]
-
-    def trial_parameters(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the parameters of one trial, nested as an agent passes them on.
-
-        Args:
-            values: the searched values by dotted name.
-        """
-        return nested(
-            {
-                parameter.path: parameter.spec["value"] if parameter.is_fixed else values[parameter.name]
-                for parameter in self.parameters
-            }
-        )
-
-    def config(self, values: Mapping[str, Any]) -> Config:
-        """Return the settings of one trial.
-
-        Raises:
-            UsageError: they contradict each other.
-        """
-        return make_config({**settings_of(self.trial_parameters(values)), **self.fixed, **self.overrides})
-
-    def destination(self) -> dict[str, str]:
-        """Return the project and entity of the file, which its trials have unless a parameter or an option says other."""
-        given = self.settings
-        return {
-            key: str(self.document[key]) for key in ("project", "entity") if self.document.get(key) and key not in given
-        }
-
-    def grid(self, in_file_order: bool = False) -> list[dict[str, Any]]:
-        """Return every point of the grid, in W&B's order: the parameters sorted by name, the last one varies fastest.
-
-        Args:
-            in_file_order: as before there was W&B's order: the parameters as the file has them, equal values repeated.
-        """
-        if in_file_order:
-            lists = {each.name: each.choices or each.points() for each in self.searched}
-        else:
-            lists = {each.name: each.points() for each in sorted(self.searched, key=lambda each: each.path)}
-        return [dict(zip(lists, point, strict=True)) for point in itertools.product(*lists.values())]
-
-    def digest(self) -> str:
-        """Return 8 hexadecimal digits that identify what is searched, whatever the cap, the place and the name."""
-        document = dict(self.document)
-        if tuple(document.get("command") or ()) == command.START_RUN:  # so that sweeps begun before are still found
-            document["command"] = list(command.FORMER_START_RUN)
-        searched = {
-            key: value
-            for key, value in document.items()
-            if key not in ("run_cap", "name", "description", "project", "entity")
-        }
-        overrides = {
-            name: value for name, value in self.overrides.items() if setting_fields()[name].metadata["affects_results"]
-        }
-        text = json.dumps([searched, overrides], sort_keys=True, default=str)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def setting_of(parameter: Parameter) -> tuple[str, int]:
-    """Return the setting that a parameter stands for, and how many names of its path lead to it.
-
-    Names before it are those of groups, which mean nothing to a run; names behind it are of arguments of the model.
-
-    Raises:
-        UsageError: no name of the path is a setting.
-    """
-    for index, name in enumerate(parameter.path, 1):
-        with contextlib.suppress(UsageError):
-            return canonical_name(name), index
-    try:
-        return canonical_name(parameter.path[-1]), len(parameter.path)
-    except UsageError as error:
-        raise UsageError(f"parameters.{parameter.name}: {error}") from None
 
 
 def read_sweep_file(
@@ -201,18 +89,26 @@ def parse_sweep(
     method = document.get("method")
     if method not in METHODS:
         raise UsageError(f"method={method!r}: need one of grid, random, bayes{did_you_mean(str(method), METHODS)}")
-    method = _resolve_scheduler(document, str(method))
-    if "metrics" in document:
-        raise UsageError("`metrics:` (several at once) is not supported; give one `metric:`")
+    method, scheduler = str(method), SchedulerBlock()
+    if document.get("scheduler") is not None:
+        scheduler = read_scheduler(document["scheduler"], method, "early_terminate" in document)
+    elif method == "custom":
+        raise UsageError("method: custom needs a `scheduler:` block; or set method: bayes, random or grid")
+    metrics = read_metrics(document, method)
+    method = "bayes" if method == "custom" else method
     overrides = {canonical_name(key): value for key, value in overrides.items()}
     words = command.check(document.get("command"), document.get("program"))
     fixed = _fixed_settings(words)
-    parameters = _check_parameters(read_parameters(document.get("parameters")), fixed, overrides)
+    # With a function that draws the parameters W&B passes on what it returns, and none of the file's.
+    listed = [] if scheduler.search_space else read_parameters(document.get("parameters"))
+    parameters = _check_parameters(listed, fixed, overrides)
     block = document.get("early_terminate")
+    if block is not None and "metric" not in document:
+        raise UsageError("early_terminate needs a metric, for W&B's own Hyperband too; add metric:")
     sweep = SweepSpec(
         name=str(document.get("name") or name),
         method=method,
-        metric=read_metric(document.get("metric"), method),
+        metrics=metrics,
         parameters=parameters,
         command=words,
         hyperband=None if block is None else read_hyperband(block),
@@ -220,39 +116,22 @@ def parse_sweep(
         document=document,
         fixed=fixed,
         overrides=overrides,
+        scheduler=scheduler,
     )
     if method == "grid":
         count = math.prod(len(parameter.points()) for parameter in sweep.searched)
         if count > MAX_GRID_POINTS:
             raise UsageError(f"the grid has {count:,} points; take fewer values, or set method: random")
-    sample = _sample_config(sweep)
-    check_metric(sweep.metric.name, sample, on_test)
+    sample = sweep.sample_config()
+    for metric in sweep.metrics:
+        if not scheduler.search_space:
+            check_metric(metric.name, sample, on_test)
+        elif reads_test_set(metric.name) and not on_test:
+            raise UsageError(
+                f"metric: {metric.name} would choose by the test set; use best/val_acc, or give --choose-on-test"
+            )
     check_wandb_values(sample.replace(**sweep.destination()))
     return sweep
-
-
-def _resolve_scheduler(document: Mapping[str, Any], method: str) -> str:
-    """Return the method that W&B's experimental `scheduler:` block stands for; without one, the file's own."""
-    block = document.get("scheduler")
-    if block is None:
-        if method == "custom":
-            raise UsageError("method: custom needs a `scheduler:` block; or set method: bayes, random or grid")
-        return method
-    if not isinstance(block, Mapping) or block.get("engine") not in ("optuna", "wandb", "ax"):
-        raise UsageError("scheduler: need `engine: optuna` or `engine: wandb`")
-    if "early_terminate" in document:
-        raise UsageError("scheduler and early_terminate do not go together in W&B; leave one out")
-    if unsupported := [key for key in ("source", "optimizer", "search_space") if key in block]:
-        raise UsageError(
-            f"scheduler: {unsupported[0]} runs your own Python code, which `harness sweep` does not; leave it out, or use `wandb sweep-scheduler`"
-        )
-    if block["engine"] == "ax":
-        raise UsageError("scheduler: engine=ax is not supported; set engine: optuna, or method: bayes alone")
-    if (block["engine"] == "optuna") != (method == "custom"):
-        raise UsageError(
-            f"scheduler: engine={block['engine']} with method={method}: optuna goes with custom, wandb with grid, random or bayes"
-        )
-    return "bayes" if method == "custom" else method
 
 
 def _read_cap(value: Any) -> int | None:
@@ -325,21 +204,3 @@ def _check_values(parameter: Parameter, name: str) -> None:
             coerce(name, value)
         except UsageError as error:
             raise UsageError(f"parameters.{parameter.name}: {error}") from None
-
-
-def _sample_config(sweep: SweepSpec) -> Config:
-    """Return the settings of the middle of the search space, or of another point where the middle is no valid run.
-
-    Raises:
-        UsageError: the middle and a hundred other points are no valid runs; it says what is wrong with the middle.
-    """
-    draw = random.Random(0)  # noqa: S311 - no secret
-    points = [[0.5] * len(sweep.searched), *([draw.random() for _ in sweep.searched] for _ in range(100))]
-    first_error: UsageError | None = None
-    for quantiles in points:
-        pairs = zip(sweep.searched, quantiles, strict=True)
-        try:
-            return sweep.config({parameter.name: parameter.at(u) for parameter, u in pairs})
-        except UsageError as error:
-            first_error = first_error or error
-    raise UsageError(f"no trial could run: {first_error}")
