@@ -8,6 +8,7 @@ from optuna.samplers import BaseSampler
 
 from harness.config.recipe import first_comparison
 from harness.config.settings import Config
+from harness.sweep.storage import quiet
 
 SAMPLERS = ("auto", "tpe", "gp", "nsga2", "qmc", "random")
 PRUNERS = ("none", "median", "asha", "patient")
@@ -24,6 +25,11 @@ def make_sampler(
         objectives: number of metrics.
         is_conditional: whether trials have different parameters.
     """
+    with quiet():
+        return _sampler(name, seed, cap, objectives, is_conditional)
+
+
+def _sampler(name: str, seed: int, cap: int | None, objectives: int, is_conditional: bool) -> BaseSampler:
     startup = 10 if cap is None else max(4, min(10, cap // 3))
     match name:
         case "random":
@@ -49,12 +55,13 @@ def make_pruner(name: str, config: Config) -> BasePruner:
         config: settings of a trial.
     """
     first = first_comparison(config)
-    median = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first - 1)
+    median = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first)
     match name:
         case "median":
             return median
         case "asha":
             return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
         case "patient":
-            return optuna.pruners.PatientPruner(median, patience=max(1, config.epochs // 4))
+            with quiet():
+                return optuna.pruners.PatientPruner(median, patience=max(1, config.epochs // 4))
     return optuna.pruners.NopPruner()

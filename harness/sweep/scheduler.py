@@ -10,7 +10,7 @@ from pathlib import Path
 
 from harness.config.names import TrialStatus
 from harness.reporting.figures import sweep as figures
-from harness.reporting.html.sweep_data import read_sweep
+from harness.reporting.html.sweep_reader import read_sweep
 from harness.sweep import progress, results, workers
 from harness.sweep.launcher import Launcher
 from harness.sweep.results import TrialTimes

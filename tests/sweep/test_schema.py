@@ -11,7 +11,7 @@ import yaml
 
 from harness.config import yaml_io
 from harness.config.settings import coerce
-from harness.reporting.html.sweep_data import _document as read_document
+from harness.reporting.html.sweep_reader import _document as read_document
 from harness.sweep import command, schema
 from harness.sweep.metric import OTHER_METRICS, Metric
 from harness.tracking.journal import read_journal
@@ -46,6 +46,9 @@ def changed(**changes):
         else:
             level[key] = value
     return document
+
+
+CUSTOM = {"method": "custom", "scheduler": {"engine": "optuna"}, "metric": None}
 
 
 def parse(document, **overrides):
@@ -119,7 +122,15 @@ def test_an_option_wins_over_a_constant_and_is_refused_for_a_searched_parameter(
         (changed(parameters__optim={"parameters": {"LRMAX": {"value": 0.1}}}), "one setting"),
         (changed(metric__goal="max"), "did you mean 'maximize'"),
         (changed(metric__target="high"), "need a number"),
-        (changed(metrics=[{"name": "val/acc"}]), "give one `metric:`"),
+        (changed(metrics=[{"name": "val/acc"}, {"name": "val/loss"}]), "metric and metrics do not go together"),
+        (changed(metric=None, metrics=[{"name": "val/acc"}, {"name": "val/loss"}]), "W&B needs method: custom"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc"}]), "two or more metrics"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc"}, {"name": "val/acc"}]), "listed twice"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc", "target": 1}, {"name": "val/loss"}]), "of one metric only"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc"}, {"name": "time/epochs"}]), "did you mean 'time/epoch_s'"),
+        (changed(method="custom", scheduler={"engine": "optuna", "sampler": "gp"}), "W&B has no key 'sampler'"),
+        (changed(method="custom", scheduler={"engine": "optuna", "optimizer": "f"}), "need `source:`"),
+        (changed(metric=None, early_terminate={"type": "hyperband", "min_iter": 3}), "early_terminate needs a metric"),
         (changed(command=["python", "train.py", "${args}"]), "does not start `harness run`"),
         (changed(command=None, program="train.py"), "does not start `harness run`"),
         (changed(command=["harness", "run"]), "need ${args} once"),
@@ -138,7 +149,6 @@ def test_an_option_wins_over_a_constant_and_is_refused_for_a_searched_parameter(
         (changed(early_terminate={"type": "median"}), "need hyperband"),
         (changed(method="custom"), "needs a `scheduler:` block"),
         (changed(scheduler={"engine": "ax"}, method="custom"), "not supported"),
-        (changed(scheduler={"engine": "optuna", "source": "mine.py"}, method="custom"), "runs your own Python code"),
         (changed(scheduler={"engine": "optuna"}), "goes with custom"),
         (changed(method="grid"), "a grid takes"),
     ],
