@@ -130,7 +130,7 @@ def test_a_requeued_trial_of_a_conditional_space_keeps_its_values(source):
 @pytest.mark.parametrize(
     ("block", "message"),
     [
-        ({"optimizer": "studdy"}, "did you mean 'study'"),
+        ({"optimizer": "a_study"}, "did you mean 'study'"),
         ({"optimizer": "wrong_way"}, "other directions"),
         ({"optimizer": "space"}, "'space' failed"),
         ({"optimizer": "study", "source": "none.py"}, "no Python file 'none.py'"),
