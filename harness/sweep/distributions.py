@@ -253,9 +253,13 @@ def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
     if values.get("q") is not None and values["q"] <= 0:
         raise UsageError(f"{where}: need q > 0, got {values['q']!r}")
     if values.get("sigma") is not None and values["sigma"] <= 0:  # at 0 W&B draws NaN
-        raise UsageError(f"{where}: need sigma > 0, got {values['sigma']!r}; for one value, write `value:`")
+        raise UsageError(
+            f"{where}: need sigma > 0, got {values['sigma']!r}, with which W&B draws no number; for one value, write `value:`"
+        )
     if kind.endswith("beta") and not (values["a"] > 0 and values["b"] > 0):
-        raise UsageError(f"{where}: need a > 0 and b > 0, got {values['a']!r} and {values['b']!r}")
+        raise UsageError(
+            f"{where}: need a > 0 and b > 0, got {values['a']!r} and {values['b']!r}, with which W&B draws no number"
+        )
 
 
 def _check_values(values: Mapping[str, Any], where: str) -> None:
