@@ -135,9 +135,11 @@ def parse_sweep(
 
 
 def _read_cap(value: Any) -> int | None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 1 or value % 1:
         raise UsageError(f"run_cap={value!r}: need an integer of 1 or more")
-    return value
+    return int(value)
 
 
 def _fixed_settings(words: Sequence[str]) -> dict[str, Any]:

@@ -55,7 +55,12 @@ class SweepSpec:
 
     @property
     def seed_parameter(self) -> str:
-        """Return the name of the searched parameter that is the seed; empty where the seed is not searched."""
+        """Return the name of the seed among the parameters of a grid; empty where it is not one of them.
+
+        Other searches draw a configuration once, so there is no mean over seeds.
+        """
+        if self.method != "grid":
+            return ""
         return next((each.name for each in self.searched if setting_of(each)[0] == "seed"), "")
 
     def searched_names(self, values: Sequence[Mapping[str, Any]]) -> list[str]:

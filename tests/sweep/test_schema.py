@@ -133,12 +133,10 @@ def test_an_option_wins_over_a_constant_and_is_refused_for_a_searched_parameter(
         (changed(metric=None, early_terminate={"type": "hyperband", "min_iter": 3}), "early_terminate needs a metric"),
         (changed(command=["python", "train.py", "${args}"]), "does not start `harness run`"),
         (changed(command=None, program="train.py"), "does not start `harness run`"),
-        (changed(command=["harness", "run"]), "need ${args} once"),
         (changed(command=["harness", "run", "${args}", "--val-fraction", "0.3"]), "keep one of them"),
         (changed(command=["harness", "run", "--lr-max=0.1", "${args}"]), "which parameters.lr_max gives too"),
         (changed(command=["harness", "run", "${args}", "--seeds", "3"]), "no setting 'seeds'"),
         (changed(command=["harness", "run", "${args}", "--epochs"]), "its value is missing"),
-        (changed(command=["harness", "run", "${args}", "${args}"]), "need ${args} once"),
         (changed(command=["${env}", "A=1", "no-such-program", "harness", "run", "${args}"]), "there is no program"),
         (changed(command=["bash", "-c", "echo $@", "${args}"]), "does not start `harness run`"),
         (changed(command=["/no/such/harness", "run", "${args}"]), "there is no program"),
@@ -146,6 +144,7 @@ def test_an_option_wins_over_a_constant_and_is_refused_for_a_searched_parameter(
         (changed(command=["harness", "run", "${argz}"]), "did you mean '${args}'"),
         (changed(command="harness run"), "need a list of words"),
         (changed(run_cap=0), "run_cap=0"),
+        (changed(run_cap=2.5), "run_cap=2.5"),
         (changed(early_terminate={"type": "median"}), "need hyperband"),
         (changed(method="custom"), "needs a `scheduler:` block"),
         (changed(scheduler={"engine": "ax"}, method="custom"), "not supported"),
@@ -300,6 +299,13 @@ def test_the_words_behind_run_are_settings_of_every_trial(monkeypatch):
     assert command.run_arguments(plain, {"a": 1}, {"WHY": "x"})[:8] == [
         "run", "--epochs=3", "--no-flip", "-b", "32", "--notes", "x", "--a=1"
     ]  # fmt: skip
+
+
+def test_a_command_without_a_macro_gives_the_parameters_as_the_agents_file_of_them_does():
+    parts = command.check(["${interpreter}", "-m", "harness", "run", "--epochs=3"], None)
+    assert command.omitted(parts, {"lr_max": 0.1, "flip": False}) == ["--lr_max=0.1", "--flip=False"]
+    assert command.omitted(command.check(GOOD["command"], None), {"flip": False}) == []
+    assert parse(changed(run_cap=4.0)).run_cap == 4
 
 
 def test_a_wrapper_that_starts_harness_run_is_a_command_and_any_other_script_is_not(tmp_path):
