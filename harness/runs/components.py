@@ -18,7 +18,7 @@ from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.models import factory
 from harness.runs.model_check import check_model
-from harness.training.device import autocast_dtype, loading_cuda, pick_device, pick_precision
+from harness.training.device import autocast_dtype, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
@@ -69,7 +69,7 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
     # The main process decides, since the choice may be measured.
     config = config.replace(precision=processes.broadcast(pick_precision(config.precision, device)))
 
-    with loading_cuda(device, autocast_dtype(config.precision)), processes.main_first():
+    with processes.main_first():
         dataset = load_dataset(config)
     if not config.test:
         dataset = dataclasses.replace(dataset, test=None)

@@ -8,7 +8,6 @@ import platform
 import resource
 import shlex
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,32 +149,6 @@ def no_cudnn_benchmark() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-@contextlib.contextmanager
-def loading_cuda(device: torch.device, precision: torch.dtype | None) -> Iterator[None]:
-    """Load CUDA's libraries in another thread meanwhile: a process's first convolution and matrix product take over a second.
-
-    Nothing depends on it: a failure occurs again where it matters. A device without CUDA is left alone.
-    """
-
-    def load() -> None:
-        with contextlib.suppress(RuntimeError, AssertionError):  # the latter from a torch without CUDA
-            images, kernel = (
-                torch.zeros(8, 8, 3, 3, device=device, dtype=precision or torch.float32, requires_grad=True)
-                for _ in range(2)
-            )
-            torch.nn.functional.conv2d(images, kernel).flatten(1).mm(kernel.new_zeros(8, 8)).sum().backward()
-            torch.cuda.synchronize(device)
-
-    thread = threading.Thread(target=load, name="loading CUDA")
-    if device.type == "cuda":
-        thread.start()
-    try:
-        yield
-    finally:
-        if thread.ident is not None:
-            thread.join()
 
 
 @contextlib.contextmanager

@@ -1,13 +1,11 @@
 """The precision of a training step and how it is chosen."""
 
-import threading
-
 import pytest
 import torch
 from torch import nn
 
 from harness.config.settings import Config
-from harness.training.device import autocast_dtype, loading_cuda, no_cudnn_benchmark, pick_precision
+from harness.training.device import autocast_dtype, no_cudnn_benchmark, pick_precision
 from harness.training.learner import make_learner
 
 
@@ -51,13 +49,3 @@ def test_cudnn_measures_no_algorithms_in_the_context_and_does_again_after_an_err
         assert torch.backends.cudnn.benchmark
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def test_loading_cuda_ends_with_its_context_and_does_nothing_without_cuda():
-    before = threading.active_count()
-    with loading_cuda(torch.device("cpu"), None):
-        assert threading.active_count() == before
-    # A device that does not exist: the thread ends without a message, since the run meets the error itself.
-    with pytest.raises(ValueError, match="inside"), loading_cuda(torch.device("cuda", 99), torch.bfloat16):
-        raise ValueError("inside")
-    assert threading.active_count() == before
