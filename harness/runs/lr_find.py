@@ -20,6 +20,7 @@ from harness.runs.tracked_run import tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
 from harness.tracking.records import Record
+from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb.client import has_active_run
 from harness.tracking.wandb.failed_trial import report_failed_trial
@@ -68,7 +69,7 @@ def find_lr(
         range_for(config, options)  # a wrong range is refused before anything is loaded
         check_wandb_values(config)
     components = build_components(with_placeholder_lr(config))
-    name = config.name or f"find-{run_dir.default_name(config)}"
+    name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
     facts = describe_environment(components.learner.device)

@@ -18,6 +18,7 @@ from harness.sweep.storage import describe_error
 from harness.sweep.study import Study
 from harness.tracking import run_dir
 from harness.tracking.run_files import DATABASE, check_output_folder, check_own_files
+from harness.tracking.run_names import slug
 from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import write_atomically
 from harness.utils.signals import Interrupted, StopRequests
@@ -25,7 +26,7 @@ from harness.utils.signals import Interrupted, StopRequests
 
 def sweep_folder(sweep: SweepSpec, output: Path, name: str) -> Path:
     """Return the folder of a sweep: the same for the same search, so that the same command resumes it."""
-    return output / run_dir.slug(name or f"{run_dir.slug(sweep.name)}-{sweep.digest()}")
+    return output / slug(name or f"{slug(sweep.name)}-{sweep.digest()}")
 
 
 def run_search(
