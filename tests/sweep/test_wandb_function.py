@@ -149,5 +149,6 @@ def assert_trained_rates(sweep, folder, run_id):
     """Check that the highest rate of the optimizer is the one that W&B shows for the run."""
     records = [record for record in read_journal(folder / "runs" / run_id).records if record.steps]
     highest = max(max(record.steps.lines["lr"]) for record in records)
-    assert highest == pytest.approx(sweep.runs[run_id].config["lr_max"], rel=1e-3)
+    shown = sweep.runs[run_id].config["lr_max"]
+    assert 0.9 * shown < highest <= shown  # the peak may fall between two steps
     assert sweep.handed[run_id].items() <= sweep.runs[run_id].config.items()
