@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from enum import StrEnum
-from pathlib import Path
 from typing import Literal, TypeAlias, get_args
 
 SplitName: TypeAlias = Literal["train", "val", "test"]
@@ -36,7 +36,9 @@ def data_name(data: str, data_dir: str) -> str:
     """Return a short name of a data set: that of the folder or archive for `folder`, else the last part of its own."""
     if data != "folder":
         return data.rsplit("/", 1)[-1]
-    name = Path(data_dir).expanduser().resolve().name
+    name = os.path.basename(os.path.normpath(data_dir))
+    if name in ("", ".", ".."):
+        name = os.path.basename(os.path.abspath(data_dir))
     return re.sub(r"\.(tar(\.\w+)?|tgz|txz)$", "", name, flags=re.IGNORECASE) or data
 
 
