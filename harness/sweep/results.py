@@ -151,7 +151,9 @@ def differing_settings(config: Config) -> dict[str, Any]:
         **{
             key: value
             for key, value in config.to_dict().items()
-            if value != defaults[key] and key not in PER_RUN_SETTINGS
+            if value != defaults[key]
+            and key not in PER_RUN_SETTINGS
+            and (key != "lr_min" or config.lr_min_ratio is None)  # it follows from the ratio
         },
     }
 

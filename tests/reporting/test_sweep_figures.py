@@ -136,6 +136,7 @@ def test_a_sweep_for_two_metrics_shows_its_front_and_its_further_metric_is_no_pa
     assert (tmp_path / "figures/pareto.png") in figures.draw_sweep(data, tmp_path / "figures")
     (chart,) = [chart for chart in sweep_charts.charts(data) if chart.key == "pareto"]
     assert sorted(chart.data[-1]["x"]) == [5.0, 9.0] and "1.25" in chart.caption
+    assert (data.front_step, chart.data[-1]["line"]["shape"]) == ("post", "hv")  # a longer time is no loss
     page = sweep_page(data)
     assert "Pareto front" in page and "&lt;b&gt;two&lt;/b&gt; at once" in page and "<b>two</b>" not in page
 

@@ -81,7 +81,7 @@ def draw_scatter(sweep: SweepData, path: Path) -> Path:
 
 
 def draw_front(sweep: SweepData, path: Path) -> Path:
-    """Draw the first two of several metrics of each trial, and the Pareto front as a line."""
+    """Draw the first two of several metrics of each trial, and the Pareto front, of two metrics as a staircase."""
     figure = style.figure(8.0, 6.0)
     plot = figure.add_subplot()
     second = sweep.further[0]
@@ -89,13 +89,13 @@ def draw_front(sweep: SweepData, path: Path) -> Path:
     others = [trial for trial in sweep.evaluated if trial.name not in names]
     plot.scatter(
         [trial.further[second] for trial in others], [trial.value for trial in others], s=45, color=style.SKY,
-        label=f"another is better in every metric ({len(others)})", zorder=2,
+        label=f"another is at least as good in every metric ({len(others)})", zorder=2,
     )  # fmt: skip
     front = sorted(sweep.front, key=lambda trial: trial.further[second])
-    plot.plot(
-        [trial.further[second] for trial in front], [trial.value for trial in front], "o-", color=style.VERMILLION,
-        markersize=8, label=f"Pareto front ({len(front)})", zorder=3,
-    )  # fmt: skip
+    x, y = [trial.further[second] for trial in front], [trial.value for trial in front]
+    plot.scatter(x, y, s=70, color=style.VERMILLION, label=f"Pareto front ({len(front)})", zorder=3)
+    if sweep.front_step:
+        plot.step(x, y, where=sweep.front_step, color=style.VERMILLION, zorder=2)
     style.style_axes(plot, x=second, y=sweep.metric, title=_title(sweep))
     _score_axis(plot.yaxis, sweep)
     figure.legend(loc="outside lower center", ncols=2, fontsize=10, frameon=False, labelcolor=style.INK)

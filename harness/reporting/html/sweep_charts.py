@@ -48,15 +48,16 @@ def charts(sweep: SweepData) -> list[Chart]:
 
 
 def pareto(sweep: SweepData) -> Chart:
-    """Show the first two of several metrics of each trial, and the Pareto front as a line."""
+    """Show the first two of several metrics of each trial, and the Pareto front, of two metrics as a staircase."""
     second = sweep.further[0]
     names = {trial.name for trial in sweep.front}
     others = [trial for trial in sweep.evaluated if trial.name not in names]
     front = sorted(sweep.front, key=lambda trial: trial.further[second])
     looks: list[tuple[str, Sequence[TrialData], dict[str, Any]]] = [
-        (f"another is better in every metric ({len(others)})", others, {"mode": "markers", "marker": {"size": 9, "color": SKY}}),
+        (f"another is at least as good in every metric ({len(others)})", others, {"mode": "markers", "marker": {"size": 9, "color": SKY}}),
         (f"Pareto front ({len(front)})", front,
-         {"mode": "lines+markers", "marker": {"size": 12, "color": VERMILLION}, "line": {"color": VERMILLION, "width": 2}}),
+         {"mode": "lines+markers" if sweep.front_step else "markers", "marker": {"size": 12, "color": VERMILLION},
+          "line": {"color": VERMILLION, "width": 2, "shape": "vh" if sweep.front_step == "pre" else "hv"}}),
     ]  # fmt: skip
     data = [
         {

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.config.names import TrialStatus
 from harness.utils.plain import sub_mapping
@@ -128,6 +128,14 @@ class SweepData:
         trials = {trial.name: trial for trial in self.trials}
         names = [str(each.get("trial")) for each in mappings_in(self.summary.get("pareto"))]
         return [trials[name] for name in names if name in trials]
+
+    @property
+    def front_step(self) -> Literal["post", "pre", ""]:
+        """Where the front of two metrics, over the second, changes its value: behind a trial, before it; else empty."""
+        if len(self.further) != 1:  # in two of more metrics the front is no line
+            return ""
+        goals = [each.get("goal") for each in mappings_in(self.summary.get("metrics"))]
+        return "pre" if goals[1:] == ["maximize"] else "post"
 
     @property
     def hypervolume(self) -> float:
