@@ -16,7 +16,7 @@ RECALLS = 21
 TIMESTAMP = "_timestamp"  # W&B's own name: seconds since 1970
 
 
-def last_step(record: Record) -> int:
+def last_row_step(record: Record) -> int:
     """Return the step of the last row of a record.
 
     The final record has a row of its own, one step after the last update: that of the update need not wait for it.
@@ -33,7 +33,7 @@ def rows(record: Record, log_every: int = 1) -> Iterator[tuple[int, dict[str, Va
         log_every: of the steps within an epoch, take every this many; 0: all.
     """
     by_step: dict[int, dict[str, Value]] = {}
-    own_step = last_step(record)
+    own_step = last_row_step(record)
     if record.steps is not None:
         for index, x in enumerate(record.steps.x):
             step = min(round(x), record.step)

@@ -18,7 +18,7 @@ from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
 from harness.tracking.wandb.limits import check_wandb_values
-from harness.tracking.wandb.rows import last_step, rows
+from harness.tracking.wandb.rows import last_row_step, rows
 from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, UsageError, first_line
 
@@ -91,7 +91,7 @@ def sync(
     assert isinstance(tracker, init.WandbTracker)  # wandb=online is never disabled
     if journal.settings:
         tracker.settings(journal.settings)
-    sent = sum(last_step(record) >= tracker.first_step for record in journal.records)
+    sent = sum(last_row_step(record) >= tracker.first_step for record in journal.records)
     for artifact in journal.artifacts:
         if all(path.is_file() for path in artifact.files.values()):
             tracker.artifact(artifact)
