@@ -192,7 +192,8 @@ class Trainer:
             batch_size = self.components.config.batch_size
             text = f"out of memory: each batch of {batch_size} images is now computed in {micro_batches} micro-batches"
             self.reporter.message(text)
-            self.tracker.alert("out of memory", text)
+            if self.components.config.alerts != "none":
+                self.tracker.alert("out of memory", text)
 
     def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()

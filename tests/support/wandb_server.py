@@ -29,6 +29,7 @@ class Run:
         stopped: whether the server requests it to stop.
         stops: how often it asked whether it should stop.
         files: name -> content.
+        console: line number -> line of the console log.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +42,7 @@ class Run:
     stopped: bool = False
     stops: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
+    console: dict[int, str] = field(default_factory=dict)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -214,6 +216,8 @@ class Server(ThreadingHTTPServer):
         lines = body.get("files", {}).get("wandb-history.jsonl")
         if lines:
             run.rows |= {lines["offset"] + index: json.loads(line) for index, line in enumerate(lines["content"])}
+        if lines := body.get("files", {}).get("output.log"):
+            run.console |= {lines["offset"] + index: line for index, line in enumerate(lines["content"])}
         if summary := body.get("files", {}).get("wandb-summary.json"):
             run.summary = json.loads(summary["content"][-1])
         run.preempting |= bool(body.get("preempting"))

@@ -95,7 +95,7 @@ def tracked(tmp_path_factory):
             run_name="a run",
             run_id="abc123",
             extra={"environment": {"torch": "2.15"}},
-            code=[Path(__file__)],
+            code={"test_wandb.py": Path(__file__), "package/inner.py": Path(__file__)},
         )
         tracker.record(epoch(1))
         tracker.record(epoch(2))
