@@ -139,6 +139,13 @@ METRICS = (
     Metric("time/eval_s", "s", "evaluation part of it"),
     Metric("throughput/images_per_s", "images/s", "training images per second of training"),
     Metric("memory/peak_gib", "GiB", "peak memory so far: of the GPU, or of the process on a CPU"),
+    Metric(
+        "gradients/*",
+        "histogram",
+        "of the gradient of a parameter at the epoch's last update, after clipping",
+        "`--watch`",
+    ),
+    Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", "`--watch`"),
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
     Metric("result/test/loss", LOSS, "of the weights of the result", TEST),
     Metric("result/test/ece", SHARE, "expected calibration error", TEST),
