@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
+import socket
 import subprocess
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -107,12 +111,34 @@ def processor() -> str:
 
 def git_state() -> dict[str, Any]:
     """Return the commit of the working directory and whether files differ from it; empty outside a git repository."""
+    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
+    return {} if commit is None or status is None else {"commit": commit, "changed": bool(status)}
 
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
-        return result.stdout.strip()
 
+def describe_process() -> dict[str, Any]:
+    """Return where, when and how this process was started: what W&B notes of a run, for one that is uploaded later.
+
+    A password in the address of the git remote is left out.
+    """
+    remote = _git("remote", "get-url", "origin") or ""
+    return {
+        "started": round(time.time(), 3),  # seconds since 1970
+        "host": socket.gethostname(),
+        "program": os.path.abspath(sys.argv[0]),
+        "args": sys.argv[1:],
+        "root": os.getcwd(),
+        "executable": sys.executable,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "os": platform.platform(),
+        "cpu_count": os.cpu_count() or 1,
+        "git": {"commit": _git("rev-parse", "HEAD") or "", "remote": re.sub(r"//[^/@]*@", "//", remote)},
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    """Return the output of a git command in the working directory; None where it fails."""
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
+        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
     except (OSError, subprocess.SubprocessError):
-        return {}
+        return None
+    return result.stdout.strip()

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import shlex
+import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from harness.config.settings import Config, setting_fields
+from harness.tracking.run_files import JOURNAL
 from harness.tracking.wandb import offline_log
 from harness.tracking.wandb.client import (
     active_run,
@@ -28,6 +30,7 @@ from harness.tracking.wandb.client import (
     reason,
     set_up,
 )
+from harness.tracking.wandb.finishing import finish_run
 from harness.tracking.wandb.variables import environment_changes, own_defaults
 from harness.utils.errors import TrackingError
 from harness.utils.files import json_bytes, read_json
@@ -170,7 +173,8 @@ class Session:
         settings: dict[str, Any] = dict(
             root_dir=str(self.folder),
             init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_TIMEOUT),
-            finish_timeout=self.finish_timeout,
+            # W&B's own limit cannot grow with what is left to upload; `finish` has one that does.
+            finish_timeout=0.0 if self._is_ours else self.finish_timeout,
             finish_timeout_raises=False,
             reinit="create_new",  # never the run that a notebook has open
             **own_defaults(),
@@ -220,7 +224,9 @@ class Session:
             self._step_lines.add(name)
 
     def sync_command(self) -> str:
-        """Return the command that uploads every offline run directory of the run."""
+        """Return the command that uploads the run; `harness sync` needs its journal, which an evaluation has not."""
+        if (self.folder / JOURNAL).is_file():
+            return f"harness sync {shlex.quote(str(self.folder))}"
         folders = sorted(self.files.glob(f"offline-run-*-{self.run_id}*"))
         if len(folders) == 1:
             return f"wandb sync {shlex.quote(str(folders[0]))}"
@@ -240,25 +246,33 @@ class Session:
 
     def _stored_step(self, sent: int) -> int:
         """Return the highest step in the earlier offline run directories; `sent` where a server has some of the run."""
-        earlier = sorted(self.files.glob(f"*run-*-{self.run_id}*"))[:-1]
-        if not earlier or any(not folder.name.startswith("offline-") for folder in earlier):
+        # The present one is among them, without a row; not the last by name, where clocks disagree.
+        folders = list(self.files.glob(f"*run-*-{self.run_id}*"))
+        if len(folders) < 2 or any(not folder.name.startswith("offline-") for folder in folders):
             return sent
-        logs = [log for folder in earlier for log in folder.glob("run-*.wandb")]
+        logs = [log for folder in folders for log in folder.glob("run-*.wandb")]
         return max((offline_log.last_step(log) for log in logs), default=-1)
 
     def note_sent(self, step: int) -> None:
         """Store the highest step sent to W&B; nothing where W&B has never opened the run."""
-        if not self.run_id:
-            return
-        temporary = self.files / f".{SENT}.tmp"
-        try:
-            temporary.unlink(missing_ok=True)
-            with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
-                file.write(json_bytes({"run_id": self.run_id, "step": step}))
-            os.replace(temporary, self.files / SENT)
-        except OSError:  # the disk may be full; training continues
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+        if self.run_id:
+            note_sent(self.files, self.run_id, step)
+
+    def finish(self, run: Any, exit_code: int) -> str:
+        """Finish the run; return why not everything was uploaded, empty where it was.
+
+        A process of W&B that serves other runs as well is not ended: W&B's own limit holds there.
+        """
+        if not self.online:
+            run.finish(exit_code=exit_code)
+            return ""
+        started, timeout = time.monotonic(), self.finish_timeout
+        if self._is_ours:
+            late = finish_run(run, exit_code, timeout, lambda: self._teardown(kill=True))
+        else:
+            run.finish(exit_code=exit_code)
+            late = f"not uploaded within {timeout:g} s" if time.monotonic() - started > 0.95 * timeout else ""
+        return late or self.refusal(run)
 
     def refusal(self, run: Any) -> str:
         """Return why W&B gave up uploading, which only its own log says; empty when it did not."""
@@ -287,6 +301,19 @@ class Session:
             if core is not None:
                 core.kill()
                 core.wait()
+
+
+def note_sent(files: Path, run_id: str, step: int) -> None:
+    """Store the highest step sent to W&B beside W&B's files; a full disk is no reason to stop."""
+    temporary = files / f".{SENT}.tmp"
+    try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
+            file.write(json_bytes({"run_id": run_id, "step": step}))
+        os.replace(temporary, files / SENT)
+    except OSError:  # the disk may be full; training continues
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def known_run_id(folder: Path) -> str | None:

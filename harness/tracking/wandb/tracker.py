@@ -6,11 +6,9 @@ No failure of W&B raises here: the first is reported to the user, and the journa
 from __future__ import annotations
 
 import logging
-import re
 import shlex
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,7 +19,7 @@ from harness.tracking.tracker import Status, Tracker
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.rows import rows
 from harness.tracking.wandb.session import Session, State, is_preemption
-from harness.tracking.wandb.values import to_wandb
+from harness.tracking.wandb.values import artifact_name, to_wandb
 from harness.utils.errors import TrackingError
 from harness.utils.signals import PREEMPTED
 
@@ -39,14 +37,14 @@ class WandbTracker(Tracker):
         url: the run's page; empty when it has none.
     """
 
-    def __init__(self, session: Session, online: bool, resumed_step: int | None) -> None:
+    def __init__(self, session: Session, online: bool, resumed_step: int | None, first_step: int | None = None) -> None:
         self._session = session
         self._summary: dict[str, Scalar] = {}
         self._restarts_left = MAX_RESTARTS
         self._run: Any
         self.state: State
         self._run, self.state = session.connect(online)
-        self.first_step = session.first_step(self._run, resumed_step)
+        self.first_step = session.first_step(self._run, resumed_step) if first_step is None else first_step
         self.url = str(self._run.url or "") if session.online else ""
         self._last_step = self.first_step - 1  # of the last row sent
         self._is_open = False  # whether values can be added to that row
@@ -75,6 +73,19 @@ class WandbTracker(Tracker):
     def record(self, record: Record) -> None:
         """Log one row for every step of the record, except those that W&B has already."""
         self._submit(lambda: self._record(record))
+
+    def rows(self, record: Record, steps: set[int]) -> None:
+        """Log those rows of a record that are at some steps."""
+
+        def log_rows() -> None:
+            if record.steps is not None:
+                names = set(record.steps.lines) - set(record.values)
+                self._attempt(lambda run: self._session.plot_by_step(run, names))
+            for step, values in rows(record):
+                if step in steps:
+                    self._log(step, values, keep_open=True)  # a later record may have the same step
+
+        self._submit(log_rows)
 
     def _submit(self, job: Callable[[], object], wait: bool = False) -> None:
         """Run a job in the background after those before it; an exception of an earlier one is raised here."""
@@ -141,7 +152,7 @@ class WandbTracker(Tracker):
                 raise FileNotFoundError(f"artifact {artifact.name}: there is no file {path}")
 
         def send(run: Any) -> None:
-            name = re.sub(r"[^\w.-]+", "-", artifact.name, flags=re.ASCII)[:128]
+            name = artifact_name(artifact)
             if artifact.kind == "code":  # a type that W&B reserves
                 self._log_code(run, name, artifact)
                 return
@@ -197,13 +208,10 @@ class WandbTracker(Tracker):
             self._attempt(lambda run: run.mark_preempting())  # W&B queues the run again, under the same id
         if self._session.is_borrowed:  # the user's code closes it
             return
-        run, started = self._run, time.monotonic()
-        if not self._attempt(lambda run: run.finish(exit_code=exit_code), restart=False) or not self._session.online:
-            return
-        timeout = self._session.finish_timeout
-        late = f"not uploaded within {timeout:g} s" if time.monotonic() - started > 0.95 * timeout else ""
-        if why := late or self._session.refusal(run):
-            self._report_failure(why)
+        reasons: list[str] = []
+        self._attempt(lambda run: reasons.append(self._session.finish(run, exit_code)), restart=False)
+        if any(reasons):
+            self._report_failure(reasons[0])
 
     def _attempt(self, call: Callable[[Any], object], restart: bool = True) -> bool:
         """Call W&B and return whether it accepted; after its process died, try again in a new offline run directory."""

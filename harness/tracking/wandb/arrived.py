@@ -1,0 +1,81 @@
+"""What W&B has of a run: rows, files and artifacts."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.tracking.wandb.client import reason
+from harness.tracking.wandb.run_logs import ArtifactKey
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """What W&B has of a run.
+
+    Attributes:
+        path: ENTITY/PROJECT/ID.
+        exists: whether W&B knows the run.
+        rows: how many history rows it has; the first ones of the run.
+        last_step: -1 where there is no row.
+        files: names with sizes in bytes.
+        artifacts: (name, digest) of those that are committed; None where the server does not report them.
+        state: of the run: `running`, `finished`, `failed`, `crashed`.
+    """
+
+    path: str
+    url: str = ""
+    exists: bool = False
+    rows: int = 0
+    last_step: int = -1
+    files: dict[str, int] = field(default_factory=dict)
+    artifacts: set[ArtifactKey] | None = field(default_factory=set)
+    state: str = ""
+
+    def lacks_files(self, names: Iterable[str]) -> list[str]:
+        """Return which files are not there under their name, nor, for pictures and tables, under the same content."""
+        contents = {_content(name) for name in self.files}
+        return [name for name in names if name not in self.files and _content(name) not in contents]
+
+
+def _content(name: str) -> str:
+    """Return the part of a media file's name that stands for its content: W&B ends it with a part of its SHA-256."""
+    match = re.fullmatch(r"media/.*_([0-9a-f]{20}\.[\w.]+)", name)
+    return match[1] if match else name
+
+
+def look_up_arrived(entity: str, project: str, run_id: str) -> Arrived:
+    """Return what W&B has of a run; called inside `wandb_api_errors`."""
+    import wandb
+
+    api = wandb.Api(timeout=10)
+    path = f"{entity or api.default_entity or ''}/{project}/{run_id}"
+    try:
+        run = api.run(path)
+    except Exception as error:
+        cause = getattr(error, "exc", error)  # W&B wraps its exceptions
+        if isinstance(cause, ValueError) and "could not find" in str(cause).lower():
+            return Arrived(path)
+        raise
+    files = {file.name: int(file.size) for file in run.files(per_page=500)}
+    count = int(run.historyLineCount or 0)
+    last = int(run.lastHistoryStep) if count else -1
+    return Arrived(path, run.url, True, count, last, files, _committed(run), str(run.state))
+
+
+def _committed(run: Any) -> set[ArtifactKey] | None:
+    """Return (name, digest) of each artifact of a run that W&B has whole; None where the server cannot be asked."""
+    try:
+        artifacts = list(run.logged_artifacts(per_page=100))
+    except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
+        log.debug("W&B does not report the artifacts of a run: %s", reason(error))
+        return None
+    names = ((artifact.source_name.rpartition(":")[0], artifact) for artifact in artifacts)
+    return {
+        (name, str(artifact.digest)) for name, artifact in names if str(artifact.state).upper().endswith("COMMITTED")
+    }

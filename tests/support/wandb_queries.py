@@ -1,0 +1,79 @@
+"""Answers of the loopback server to what W&B's public API asks about a run: its facts, files and artifacts."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+PAGE = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+
+
+def run_fragment(name: str, run: Any) -> dict[str, Any]:
+    """The run as the query `Run` returns it."""
+    state = {None: "running", 0: "finished"}.get(run.exit_code, "failed")
+    return {
+        "id": name,
+        "projectId": "1",
+        "name": name,
+        "displayName": run.name or name,
+        "sweepName": run.sweep or None,
+        "state": state,
+        "tags": run.upserted.get("tags") or [],
+        "group": run.upserted.get("groupName") or "",
+        "jobType": run.upserted.get("jobType") or "",
+        "commit": run.upserted.get("commit") or "",
+        "readOnly": False,
+        "description": "",
+        "notes": run.upserted.get("notes") or "",
+        "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
+        "summaryMetrics": json.dumps(run.summary),
+        "systemMetrics": "{}",
+        "createdAt": "2026-01-01",
+        "heartbeatAt": "2026-01-01",
+        "historyLineCount": len(run.rows),
+        "historyKeys": {"lastStep": run.steps[-1]} if run.rows else {},
+        "user": {"name": "e", "username": "e"},
+        "project": {"internalId": "1"},
+    }
+
+
+def files_answer(run: Any) -> dict[str, Any]:
+    """The run's files as the query `RunFiles` returns them."""
+    about = {"url": "", "directUrl": "", "mimetype": "", "updatedAt": "2026-01-01", "md5": ""}
+    nodes = [{"id": name, "name": name, "sizeBytes": len(content), **about} for name, content in run.files.items()]
+    edges = [{"node": node, "cursor": str(number)} for number, node in enumerate(nodes)]
+    files = {"edges": edges, "pageInfo": {"endCursor": None, "hasNextPage": False}}
+    return {"project": {"internalId": "1", "run": {"fileCount": len(edges), "files": files}}}
+
+
+def artifacts_answer(run_id: str, artifacts: dict[str, Any]) -> dict[str, Any]:
+    """The artifacts that the run logged, as the query `RunOutputArtifacts` returns them."""
+    project = {"id": "p", "internalId": "1", "name": "p", "entity": {"name": "e"}}
+    edges = [
+        {
+            "node": {
+                "__typename": "Artifact",
+                "id": artifact_id,
+                "artifactSequence": {"__typename": "ArtifactSequence", "name": artifact.name, "project": project},
+                "versionIndex": 0,
+                "artifactType": {"name": artifact.kind},
+                "description": None,
+                "metadata": None,
+                "ttlDurationSeconds": -1,
+                "ttlIsInherited": True,
+                "tags": [],
+                "historyStep": None,
+                "state": "COMMITTED" if artifact.committed else "PENDING",
+                "size": sum(map(len, artifact.files.values())),
+                "digest": artifact.digest,
+                "commitHash": None,
+                "fileCount": len(artifact.files),
+                "createdAt": "2026-01-01T00:00:00",
+                "updatedAt": None,
+                "aliases": [],
+            }
+        }
+        for artifact_id, artifact in artifacts.items()
+        if artifact.run == run_id
+    ]
+    return {"project": {"run": {"artifacts": {"totalCount": len(edges), "pageInfo": PAGE, "edges": edges}}}}
