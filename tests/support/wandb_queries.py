@@ -47,33 +47,16 @@ def files_answer(run: Any) -> dict[str, Any]:
 
 
 def artifacts_answer(run_id: str, artifacts: dict[str, Any]) -> dict[str, Any]:
-    """The artifacts that the run logged, as the query `RunOutputArtifacts` returns them."""
-    project = {"id": "p", "internalId": "1", "name": "p", "entity": {"name": "e"}}
+    """The artifacts that the run logged, complete or not."""
     edges = [
         {
             "node": {
-                "__typename": "Artifact",
-                "id": artifact_id,
-                "artifactSequence": {"__typename": "ArtifactSequence", "name": artifact.name, "project": project},
-                "versionIndex": 0,
-                "artifactType": {"name": artifact.kind},
-                "description": None,
-                "metadata": None,
-                "ttlDurationSeconds": -1,
-                "ttlIsInherited": True,
-                "tags": [],
-                "historyStep": None,
+                "artifactSequence": {"name": artifact.name},
                 "state": "COMMITTED" if artifact.committed else "PENDING",
-                "size": sum(map(len, artifact.files.values())),
                 "digest": artifact.digest,
-                "commitHash": None,
-                "fileCount": len(artifact.files),
-                "createdAt": "2026-01-01T00:00:00",
-                "updatedAt": None,
-                "aliases": [],
             }
         }
-        for artifact_id, artifact in artifacts.items()
+        for artifact in artifacts.values()
         if artifact.run == run_id
     ]
-    return {"project": {"run": {"artifacts": {"totalCount": len(edges), "pageInfo": PAGE, "edges": edges}}}}
+    return {"project": {"run": {"outputArtifacts": {"pageInfo": PAGE, "edges": edges}}}}

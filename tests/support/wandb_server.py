@@ -82,6 +82,8 @@ class Server(ThreadingHTTPServer):
         stream_status: HTTP status of its answers to rows.
         upload_status: HTTP status of its answers to files; those that it refuses are lost.
         seconds_per_mb: how long it takes to receive files.
+        requests: how many GraphQL requests it has answered.
+        uploaded: the names of the runs' files, each time that they were uploaded.
     """
 
     daemon_threads = True
@@ -93,6 +95,8 @@ class Server(ThreadingHTTPServer):
         self.artifacts: dict[str, StoredArtifact] = {}
         self.stream_status = self.upload_status = 200
         self.seconds_per_mb = 0.0
+        self.requests = 0
+        self.uploaded: list[str] = []
 
     def __enter__(self) -> Server:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -140,7 +144,7 @@ class Server(ThreadingHTTPServer):
                 return {"project": {"run": {"stopped": run.stopped}}}
             case "GetDefaultEntity" | "GetViewer":
                 return {"viewer": {**VIEWER, "apiKeys": {"edges": []}}}
-            case "Run" | "RunHistoryKeys" | "RunFiles" | "RunOutputArtifacts" as query:
+            case "Run" | "RunHistoryKeys" | "RunFiles" | "RunArtifacts" as query:
                 return self._about(query, variables)
             case "RunResumeStatus":
                 return {"model": self._resume(variables["name"])}
@@ -161,7 +165,7 @@ class Server(ThreadingHTTPServer):
         match query:
             case "RunFiles":
                 return files_answer(run)
-            case "RunOutputArtifacts":
+            case "RunArtifacts":
                 return artifacts_answer(name, self.artifacts)
         return {"project": {"run": run_fragment(name, run)}}
 
@@ -264,6 +268,8 @@ class Server(ThreadingHTTPServer):
         kind, owner, name = path.strip("/").split("/")
         files = self.runs[owner].files if kind == "run" else self.artifacts[owner].files
         files[unquote(name)] = content
+        if kind == "run":
+            self.uploaded.append(unquote(name))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -288,6 +294,7 @@ class Handler(BaseHTTPRequestHandler):
             self._reply(answer, self.server.stream_status)
         elif self.path.endswith("/graphql"):
             request = json.loads(body)
+            self.server.requests += 1
             operation = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
             self._reply({"data": self.server.answer(operation[1] if operation else "", request.get("variables") or {})})
         else:

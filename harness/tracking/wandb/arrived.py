@@ -11,6 +11,17 @@ from typing import Any
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.run_logs import ArtifactKey
 
+ARTIFACTS = """query RunArtifacts($entity: String!, $project: String!, $run: String!, $cursor: String) {
+    project(entityName: $entity, name: $project) {
+        run(name: $run) {
+            outputArtifacts(after: $cursor, first: 100) {
+                pageInfo { endCursor hasNextPage }
+                edges { node { digest state artifactSequence { name } } }
+            }
+        }
+    }
+}"""
+
 log = logging.getLogger(__name__)
 
 
@@ -69,13 +80,23 @@ def look_up_arrived(entity: str, project: str, run_id: str) -> Arrived:
 
 
 def _committed(run: Any) -> set[ArtifactKey] | None:
-    """Return (name, digest) of each artifact of a run that W&B has whole; None where the server cannot be asked."""
+    """Return (name, digest) of each artifact of a run that W&B has whole; None where the server cannot be asked.
+
+    W&B's own `logged_artifacts` raises an AssertionError where one of them is not complete.
+    """
+    artifacts: set[ArtifactKey] = set()
+    cursor: str | None = None
     try:
-        artifacts = list(run.logged_artifacts(per_page=100))
+        while True:
+            variables = {"entity": run.entity, "project": run.project, "run": run.id, "cursor": cursor}
+            answer = run._service_api.execute_graphql(ARTIFACTS, variables=variables)
+            page = answer["project"]["run"]["outputArtifacts"]
+            for node in (edge["node"] for edge in page["edges"]):
+                if node["state"] == "COMMITTED":
+                    artifacts.add((str(node["artifactSequence"]["name"]), str(node["digest"])))
+            cursor = page["pageInfo"]["endCursor"]
+            if not page["pageInfo"]["hasNextPage"]:
+                return artifacts
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         log.debug("W&B does not report the artifacts of a run: %s", reason(error))
         return None
-    names = ((artifact.source_name.rpartition(":")[0], artifact) for artifact in artifacts)
-    return {
-        (name, str(artifact.digest)) for name, artifact in names if str(artifact.state).upper().endswith("COMMITTED")
-    }
