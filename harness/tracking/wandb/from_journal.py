@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from harness.tracking.wandb import init
 from harness.tracking.wandb.client import changed_environment
 from harness.tracking.wandb.offline_log import encode_log, name_of, read_log
 from harness.tracking.wandb.rows import rows
-from harness.tracking.wandb.run_logs import Row, RunContent, log_files
+from harness.tracking.wandb.run_logs import ArtifactKey, Row, RunContent, log_files
 from harness.tracking.wandb.tracker import WandbTracker
 from harness.tracking.wandb.values import artifact_name
 from harness.utils.files import write_atomically
@@ -60,9 +60,11 @@ def _has_values(content: RunContent, record: Record) -> bool:
     return set(record.values) <= parts
 
 
-def lacking_artifacts(journal: JournalContents, content: RunContent) -> list[Artifact]:
-    """Return the artifacts of the journal that W&B's logs lack, or whose files W&B has lost."""
-    names = {name for name, _ in content.artifacts}
+def lacking_artifacts(
+    journal: JournalContents, content: RunContent, committed: Collection[ArtifactKey]
+) -> list[Artifact]:
+    """Return the artifacts of the journal that neither W&B nor its logs have."""
+    names = {name for name, _ in (*content.artifacts, *committed)}
     return [
         artifact
         for artifact in journal.artifacts

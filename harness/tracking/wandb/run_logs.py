@@ -11,7 +11,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,11 @@ class RunContent:
 
     Attributes:
         run: the record that names and describes it; None where there is no log.
+        candidates: step -> its rows in the order of the logs; `choose_rows` chooses among them.
         rows: step -> row, in increasing order.
         files: name in W&B -> file on disk.
         artifacts: (name, digest) -> record, with the paths that its files have now.
+        lost: artifacts whose files are no longer there: W&B removes them after the upload.
         manifests: (name, digest) -> the manifest of an artifact of so many files that W&B keeps it in a file.
         exit_code: None where no log has an end.
     """
@@ -73,20 +75,31 @@ class RunContent:
     run: Any = None
     setup: list[Any] = field(default_factory=list)
     environment: Any = None
+    candidates: dict[int, list[Row]] = field(default_factory=dict)
     rows: dict[int, Row] = field(default_factory=dict)
     files: dict[str, Path] = field(default_factory=dict)
     artifacts: dict[ArtifactKey, Any] = field(default_factory=dict)
+    lost: dict[ArtifactKey, Any] = field(default_factory=dict)
     manifests: dict[ArtifactKey, dict[str, Any]] = field(default_factory=dict)
     links: list[Any] = field(default_factory=list)
     events: list[Any] = field(default_factory=list)
     tail: list[Any] = field(default_factory=list)
     exit_code: int | None = None
 
-    def is_whole(self, row: Row) -> bool:
-        """Return whether every file and table that a row refers to is there."""
-        ids = {artifact.client_id for artifact in self.artifacts.values()}
-        ids |= {artifact.sequence_client_id for artifact in self.artifacts.values()}
-        return row.media() <= self.files.keys() and row.tables() <= ids
+    def choose_rows(self, committed: Collection[ArtifactKey], last_step: int) -> None:
+        """Choose one row of each step: the first whose files and tables are all there; the journal has the others.
+
+        Args:
+            committed: the artifacts that W&B has.
+            last_step: the last that W&B has; rows up to it stay as they are.
+        """
+        known = [*self.artifacts.values(), *(artifact for key, artifact in self.lost.items() if key in committed)]
+        ids = {each for artifact in known for each in (artifact.client_id, artifact.sequence_client_id)}
+        self.rows = {}
+        for step, rows in sorted(self.candidates.items()):
+            whole = [row for row in rows if row.media() <= self.files.keys() and row.tables() <= ids]
+            if whole or step <= last_step:
+                self.rows[step] = (whole or rows)[0]
 
     def files_of(self, key: ArtifactKey) -> list[Path]:
         """Return the files of an artifact that are uploaded."""
@@ -114,15 +127,13 @@ def number(text: str | None) -> float:
 def load(folder: Path) -> RunContent:
     """Return what the logs under `folder`/wandb contain together.
 
-    Where two have a row of the same step, the earlier log's counts, as in W&B. A row whose pictures or tables are lost
-    is left out: the journal has it.
+    Where two have a row of the same step, the earlier log's counts, as in W&B; `choose_rows` has to be called.
     """
     content = RunContent()
     logs = [(log, list(read_log(log))) for log in log_files(folder)]
     logs = [(log, records) for log, records in logs if any(record.HasField("run") for record in records)]
     for log, records in sorted(logs, key=lambda pair: _order(pair[1])):
         _Reader(content, folder, log.parent / "files").add(records)
-    content.rows = {step: row for step, row in sorted(content.rows.items()) if content.is_whole(row)}
     return content
 
 
@@ -150,7 +161,9 @@ class _Reader:
         self.pending: list[Any] = []  # changes of the summary since the last row
         self.environment: Any = None
         self.offset: float | None = None  # seconds of the run before this log, which its runtimes leave out
-        self.runtime = max((number(row.values().get("_runtime")) for row in content.rows.values()), default=0.0)
+        self.runtime = max(
+            (number(rows[-1].values().get("_runtime")) for rows in content.candidates.values()), default=0.0
+        )
 
     def add(self, records: list[Any]) -> None:
         content = self.content
@@ -172,7 +185,7 @@ class _Reader:
             elif kind == "history":
                 self._shift(record.history.item)
                 row = Row(record.history, self.pending)
-                content.rows.setdefault(row.step, row)
+                content.candidates.setdefault(row.step, []).append(row)
                 self.pending = []
             elif kind == "files":
                 self._add_files(record.files)
@@ -223,23 +236,27 @@ class _Reader:
                 self.content.files[file.path] = path
 
     def _add_artifact(self, artifact: Any) -> None:
-        """Keep an artifact with the paths that its files have now; nothing where one of them is lost."""
+        """Keep an artifact with the paths that its files have now, apart from those of which a file is lost."""
         kept = type(artifact)()
         kept.CopyFrom(artifact)
-        manifest = kept.manifest
+        key = (str(kept.name), str(kept.digest))
+        kind = self.content.artifacts if self._find_files(key, kept.manifest) else self.content.lost
+        kind[key] = kept
+
+    def _find_files(self, key: ArtifactKey, manifest: Any) -> bool:
         if manifest.manifest_file_path:
             path = find_staged(self.root, manifest.manifest_file_path)
             listed = _read_manifest(path)
             if path is None or listed is None or not self._relocate(listed.get("contents")):
-                return
-            self.content.manifests[kept.name, kept.digest] = listed
+                return False
+            self.content.manifests[key] = listed
         for entry in manifest.contents:
             if entry.local_path:
                 staged = find_staged(self.root, entry.local_path)
                 if staged is None:
-                    return
+                    return False
                 entry.local_path = str(staged)
-        self.content.artifacts[kept.name, kept.digest] = kept
+        return True
 
     def _relocate(self, entries: Any) -> bool:
         """Put the present paths into the entries of a manifest; False where a file is lost."""

@@ -12,7 +12,7 @@ import os
 import shlex
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def sync(
     with wandb_api_errors():
         target = _target(config, content, corrections or {}, run_id)
         arrived = look_up_arrived(target["entity"], target["project"], run_id)
-    content = _completed(config, folder, run_id, journal, content, notify)
+    content = _completed(config, folder, run_id, journal, content, arrived, notify)
     _add_journal_facts(content, journal, corrections or {})
     changes = _target(config, content, corrections or {}, run_id)
     sent, arrived = _upload_missing(
@@ -159,15 +159,20 @@ def _completed(
     run_id: str,
     journal: JournalContents,
     content: RunContent,
+    arrived: Arrived,
     notify: Callable[[str], None],
 ) -> RunContent:
     """Return the content of W&B's logs, after what they lack was added from the journal."""
+    committed = arrived.artifacts or set()
+    content.choose_rows(committed, arrived.last_step)
     records = from_journal.lacking_rows(config, journal, content)
-    artifacts = from_journal.lacking_artifacts(journal, content)
+    artifacts = from_journal.lacking_artifacts(journal, content, committed)
     if not records and not artifacts and content.run is not None:
         return content
     from_journal.add_log(config, folder, run_id, journal, records, artifacts, notify)
-    return run_logs.load(folder)
+    content = run_logs.load(folder)
+    content.choose_rows(committed, arrived.last_step)
+    return content
 
 
 def _add_journal_facts(content: RunContent, journal: JournalContents, corrections: Mapping[str, Any]) -> None:
@@ -199,6 +204,7 @@ class _Missing:
     files: list[str]
     artifacts: list[ArtifactKey]
     gap: int  # rows before W&B's latest, which it does not accept any more
+    lost: list[str]  # artifacts of such rows whose files are gone
     end: bool  # whether it has not learnt that the run is finished
 
     def __bool__(self) -> bool:
@@ -214,9 +220,18 @@ def _missing(content: RunContent, arrived: Arrived) -> _Missing:
         rows=[step for step in content.rows if step > arrived.last_step],
         files=arrived.lacks_files(content.files),
         artifacts=artifacts,
+        lost=_lost(content, arrived),
         gap=sum(step <= arrived.last_step for step in content.rows) - arrived.rows,
         end=not arrived.exists or (content.exit_code == 0 and arrived.state in ("running", "crashed", "failed")),
     )
+
+
+def _lost(content: RunContent, arrived: Arrived) -> list[str]:
+    """Return the artifacts that W&B lacks, whose files are gone, and which were not made anew from the journal."""
+    if arrived.artifacts is None:
+        return []
+    names = {name for name, _ in (*content.artifacts, *arrived.artifacts)}
+    return [name for name, _ in content.lost if name not in names]
 
 
 def _upload_missing(
@@ -268,14 +283,22 @@ def _wait_for(content: RunContent, changes: Mapping[str, Any], before: Arrived) 
 def _check_complete(content: RunContent, folder: Path, arrived: Arrived, missing: _Missing, why: str) -> None:
     """Raise TrackingError where W&B lacks rows, files or artifacts."""
     quoted = shlex.quote(str(folder))
+    anew = f"send all of them as a new W&B run with: harness sync --anew {quoted}"
     if missing.gap > 0:
         raise TrackingError(
-            f"W&B has {arrived.rows} of {len(content.rows)} steps of {folder} and accepts none before its latest; "
-            f"send all of them as a new W&B run with: harness sync --anew {quoted}"
+            f"W&B has {arrived.rows} of {len(content.rows)} steps of {folder} and accepts none before its latest; {anew}"
+        )
+    if missing.lost:
+        raise TrackingError(
+            f"W&B lacks {len(missing.lost)} artifacts of {folder} ({missing.lost[0]}) that W&B's folder has lost; {anew}"
         )
     if not missing:
         return
-    counts = {"steps": missing.rows, "files": missing.files, "artifacts": [name for name, _ in missing.artifacts]}
+    counts: dict[str, Sequence[Any]] = {
+        "steps": missing.rows,
+        "files": missing.files,
+        "artifacts": [name for name, _ in missing.artifacts],
+    }
     parts = [
         f"{len(items)} {kind} ({items[0]}{', ...' if len(items) > 1 else ''})"
         for kind, items in counts.items()
