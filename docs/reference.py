@@ -36,7 +36,10 @@ VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set"
 
 RUN = (
     File(CONFIG, "every setting of the run; it is a recipe that repeats the run"),
-    File(JOURNAL, "one JSON record per line: settings, machine and data first, then every epoch, the end, the summary"),
+    File(
+        JOURNAL,
+        "one JSON record per line: settings, machine and data first, then every epoch (its steps may be in earlier lines), the end, the summary",
+    ),
     File(
         STATUS, "running, finished, failed, preempted or interrupted; why; the command that resumes or uploads the run"
     ),
@@ -110,7 +113,8 @@ METRICS = (
     Metric("train/step_loss", LOSS, "loss of each step's batch"),
     Metric("train/grad_norm", "-", "2-norm of each step's gradient, before clipping", CLIP),
     Metric("lr", "-", "learning rate of each step, read back from the optimizer"),
-    Metric("epoch", "epochs", "finished epochs"),
+    Metric("epoch", "epochs", "finished epochs, with a fraction at the steps within one"),
+    Metric("images_seen", "images", "training images seen until then, counted in every epoch"),
     Metric(
         "train/loss",
         LOSS,

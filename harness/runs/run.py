@@ -38,6 +38,8 @@ from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
 from harness.utils.signals import StopRequests
 
+MAX_ROWS = 100_000  # of a run in W&B, whose pages become slow beyond that: https://docs.wandb.ai/guides/track/limits
+
 
 @restore_process_state()
 def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
@@ -78,7 +80,10 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
         # The requested settings, with `find` where it stands, name the directory, and a resumed run must agree with them.
-        config = config.replace(precision=components.config.precision)
+        config = config.replace(
+            precision=components.config.precision,
+            log_every=config.log_every or 1 + components.schedule.steps // MAX_ROWS,
+        )
         directory = run_dir.claim_run_dir(config)
         _report_other_name(config, directory, reporter)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
 from harness.training.finite import first_not_finite
+from harness.training.live_steps import LIVE_SECONDS
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DivergedError
@@ -116,11 +118,15 @@ class Trainer:
             seed=config.seed,
             state=self.state,
             on_step=self._on_step,
+            live_seconds=LIVE_SECONDS if self.processes.is_main else None,
         )
         if self._stops_early():  # resumed after its last epoch
             return
         try:
             for record in records:
+                if record.kind == "steps":
+                    self.tracker.record(record)
+                    continue
                 self._on_epoch(record)
                 if self._stops_early():
                     self.reporter.message(
@@ -161,7 +167,7 @@ class Trainer:
         split = self.components.eval_split
         epoch, acc = best_epoch(self.state.history, split)
         values = {**record.values, f"best/{split}_acc": acc, **self._explain_epoch(record)}
-        self.tracker.record(Record(record.step, record.epoch, values, record.steps, record.kind))
+        self.tracker.record(dataclasses.replace(record, values=values))
         if self.components.selection_split and epoch == record.epoch:
             self._save_weights(self.components.learner.eval_model, {"epoch": epoch})
         self._save_checkpoint()

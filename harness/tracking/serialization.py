@@ -18,7 +18,7 @@ import numpy as np
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Cell, Curve, Image, Record, Scores, StoredImage, Table, Value, encode_png
 from harness.utils.files import read_regular, sha256
-from harness.utils.plain import json_text, parse_json
+from harness.utils.plain import json_text, number, parse_json
 
 MEDIA = "media"
 # More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
@@ -45,9 +45,13 @@ def from_line(line: bytes) -> dict[str, Any]:
 def encode_record(record: Record, folder: Path) -> dict[str, Any]:
     """Return a record as a mapping; its images are written under `folder`/media."""
     line: dict[str, Any] = {"kind": record.kind, "step": record.step, "epoch": record.epoch}
+    if record.time:
+        line["time"] = record.time
     line["values"] = {key: _encode(value, folder) for key, value in record.values.items()}
     if record.steps is not None:
         line["steps"] = _encode(record.steps, folder)["curve"]
+    if record.step_times:
+        line["step_times"] = list(record.step_times)
     return line
 
 
@@ -59,13 +63,17 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
     Raises:
         ValueError, TypeError, KeyError, AttributeError, IndexError: the line is no record.
     """
-    steps = line.get("steps")
+    steps, step_times = line.get("steps"), line.get("step_times")
+    if step_times is not None and not _is_numbers(step_times):
+        raise ValueError("the times of steps are numbers")
     return Record(
         step=_integer(line["step"]),
         epoch=_integer(line["epoch"]),
         values={key: _decode(value, folder) for key, value in with_present_names(line["values"]).items()},
         steps=_curve(steps) if steps is not None else None,
         kind=line["kind"],
+        time=number(line["time"]) if "time" in line else 0.0,
+        step_times=step_times or (),
     )
 
 

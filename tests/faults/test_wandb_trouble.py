@@ -21,7 +21,7 @@ from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY
 
 AUTO = [*TINY[:-1], "auto", "--name", "r"]
-LAST = 33
+LAST = 34  # 33 updates, and the row of the result
 SLIM = {
     "WANDB_X_DISABLE_STATS": "true", "WANDB_X_SAVE_REQUIREMENTS": "false", "WANDB_DISABLE_GIT": "true",
     "WANDB_X_DISABLE_MACHINE_INFO": "true",
@@ -137,7 +137,7 @@ def test_training_continues_when_the_wandb_service_is_killed(tmp_path):
     assert ended.code == 0, ended.err
     assert len([line for line in ended.err.splitlines() if "W&B stopped accepting the run" in line]) == 1
     assert read_journal(folder).whole and len(read_journal(folder).records) == 7
-    assert_uploaded_by_sync(folder, 66)
+    assert_uploaded_by_sync(folder, 67)
 
 
 def test_a_killed_online_run_resumes_as_the_same_wandb_run_with_each_step_once(tmp_path):
@@ -189,7 +189,7 @@ def test_steps_missing_in_wandb_are_reported_and_the_run_can_be_sent_anew(tmp_pa
         harness("run", *AUTO, cwd=tmp_path, variables=server.variables | SLIM, check=0)
         server.rows = dict(enumerate(server.history[10:]))  # as after a crash at their end
         ended = harness("sync", folder, cwd=tmp_path, variables=server.variables | SLIM, check=7, seconds=200)
-        assert f"W&B has 23 of {LAST} steps" in ended.errors[0]
+        assert f"W&B has 24 of {LAST} steps" in ended.errors[0]
         server.rows = {}
         ended = harness("sync", "--anew", folder, cwd=tmp_path, variables=server.variables | SLIM, check=0)
         assert has_steps(server, LAST)

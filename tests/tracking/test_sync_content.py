@@ -3,7 +3,7 @@
 import shutil
 import subprocess
 import sys
-import time
+from dataclasses import replace
 
 import pytest
 
@@ -45,7 +45,7 @@ def train(folder, mode, run_id="r", epochs=2, first=1, status="finished"):
     config = Config(
         epochs=2, peak_epoch=1, wandb=mode, group="g", tags=("a", "b"), notes="n", name="named", finish_timeout=20
     )
-    records = [epoch(number) for number in range(1, epochs + 1)]
+    records = [timed(epoch(number)) for number in range(1, epochs + 1)]
     resumed = 3 * (first - 1) or None
     if resumed:
         journal = Journal.resume(folder, resumed)
@@ -64,12 +64,19 @@ def train(folder, mode, run_id="r", epochs=2, first=1, status="finished"):
     for record in records[first - 1 :]:
         both.record(record)
     if status == "finished":
-        both.record(final(3 * epochs))
+        both.record(timed(final(3 * epochs)))
         weights = folder / "weights.bin"
         weights.write_bytes(b"weights")
         both.artifact(Artifact("model", "model", {"weights.bin": weights}, ("best", "latest"), {"acc": 0.2}))
     both.summary({"val/acc": 0.99, "status": status})
     both.finish(status, 0 if status == "finished" else 143)
+
+
+def timed(record):
+    """The record with times of its own: two seconds a step."""
+    first = PROCESS["started"] + 10
+    times = [first + 2 * step for step in record.steps.x] if record.steps is not None else ()
+    return replace(record, time=first + 2 * record.step + (record.kind == "final"), step_times=times)
 
 
 def to_server(monkeypatch, server):
@@ -84,8 +91,9 @@ def moved(folder, name):
     return target
 
 
-def without_times(rows):
-    return [{key: value for key, value in row.items() if key not in ("_timestamp", "_runtime")} for row in rows]
+def without_runtime(rows):
+    """W&B counts the seconds of a process from its own clock."""
+    return [{key: value for key, value in row.items() if key != "_runtime"} for row in rows]
 
 
 @pytest.mark.slow
@@ -95,14 +103,12 @@ def test_an_online_run_and_its_twins_by_wandb_sync_and_by_harness_sync_have_the_
     contents = {}
     monkeypatch.setenv("WANDB_HOST", "trainer")
     monkeypatch.chdir(repository)
-    began = time.time()
     with Server() as server:
         to_server(monkeypatch, server)
         train(tmp_path / "online", "online")
         contents["online"] = content(server, "r")
     offline = tmp_path / "offline"
     train(offline, "offline")
-    ended = time.time()
     copies = [moved(offline, name) for name in ("wandb", "harness", "journal")]
     shutil.rmtree(copies[2] / "wandb")
     monkeypatch.setenv("WANDB_HOST", "laptop")
@@ -129,14 +135,16 @@ def test_an_online_run_and_its_twins_by_wandb_sync_and_by_harness_sync_have_the_
     assert second["provenance"]["commit"] == git(repository, "rev-parse", "HEAD")
     assert second["provenance"]["repo"] == "https://example.org/training.git"
     assert second["provenance"]["host"] == second["metadata"]["host"] == "trainer"
-    assert all(began < row["_timestamp"] < ended for row in second["history"])
+    assert [row["_timestamp"] for row in second["history"]] == [
+        PROCESS["started"] + 10 + 2 * step for step in range(1, 7)
+    ] + [PROCESS["started"] + 23]
     assert second["events"]
 
     # The online run is another process: times differ, and how often the system was measured.
     online = contents["online"]
     for twin in (online, second):
-        twin["history"] = without_times(twin["history"])
-        twin["summary"] = without_times([twin["summary"]])
+        twin["history"] = without_runtime(twin["history"])
+        twin["summary"] = without_runtime([twin["summary"]])
         del twin["metadata"]["startedAt"], twin["metadata"]["root"], twin["config"]["wandb"]
         del twin["events"]
     assert second == online
@@ -152,5 +160,7 @@ def test_an_online_run_and_its_twins_by_wandb_sync_and_by_harness_sync_have_the_
     del journal["config"]["wandb"]
     for field in ("config", "metrics", "exit code"):
         assert journal[field] == online[field], field
-    assert without_times(journal["history"]) == online["history"]
-    assert without_times([journal["summary"]]) == online["summary"]
+    assert without_runtime(journal["history"]) == online["history"]
+    assert without_runtime([journal["summary"]]) == online["summary"]
+    runtimes = [row["_runtime"] for row in journal["history"]]
+    assert runtimes == [12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 23.0]

@@ -50,7 +50,7 @@ def lacking_rows(config: Config, journal: JournalContents, content: RunContent) 
 
 def journal_rows(config: Config, record: Record) -> list[tuple[int, dict[str, Value]]]:
     """Return the rows of a record that are in W&B."""
-    return list(rows(record))
+    return list(rows(record, config.log_every))
 
 
 def _has_values(content: RunContent, record: Record) -> bool:

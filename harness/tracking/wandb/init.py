@@ -19,6 +19,7 @@ from harness.config.settings import Config, setting_fields
 from harness.tracking.records import Artifact, Record
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import changed_environment, in_sweep, in_use, missing_service, reason, set_up
+from harness.tracking.wandb.rows import last_row_step
 from harness.tracking.wandb.session import Session, known_run_id
 from harness.tracking.wandb.tracker import WandbTracker
 from harness.tracking.wandb.variables import environment_changes, unused_lines
@@ -96,7 +97,7 @@ def start(
         session.why_offline = "" if session.broken else _why_offline(config, mode)
         tracker = WandbTracker(session, mode != "offline" and not session.why_offline, resumed_step, first_step)
         for record in earlier:
-            if record.step >= tracker.first_step:
+            if last_row_step(record) >= tracker.first_step:
                 tracker.record(record)
         if config.log_code and code:
             tracker.artifact(Artifact(f"source-{session.run_id}", "code", {path.name: path for path in code}))

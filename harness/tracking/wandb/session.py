@@ -41,6 +41,8 @@ INIT_TIMEOUT = 20.0  # seconds that the start of a run waits for a server
 CLUSTER_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_COMPLETION_INDEX")  # set in the jobs of a cluster
 SENT = "harness-sent.json"  # beside W&B's files: the highest step sent, so that offline run directories never overlap
 
+AXES = ("epoch", "images_seen")  # on every row of a step, beside W&B's own step and time
+
 log = logging.getLogger(__name__)
 
 
@@ -189,8 +191,9 @@ class Session:
         return run
 
     def _define_metrics(self, run: Any) -> None:
-        """Have W&B plot the metrics of epochs over the epoch."""
-        run.define_metric("epoch", hidden=True)
+        """Have W&B plot the metrics of epochs over the epoch; those of steps may be plotted over any of `AXES`."""
+        for name in AXES:
+            run.define_metric(name, hidden=True)
         # No summary= here: it would make the summary's value a mapping, which a sweep cannot read.
         for pattern in ("train/*", "val/*", "test/*", "best/*", "time/*", "throughput*", "memory/*"):
             run.define_metric(pattern, step_metric="epoch")

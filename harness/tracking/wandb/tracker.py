@@ -18,7 +18,7 @@ from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.tracker import Status, Tracker
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.rows import rows
-from harness.tracking.wandb.session import Session, State, is_preemption
+from harness.tracking.wandb.session import AXES, Session, State, is_preemption
 from harness.tracking.wandb.values import artifact_name, to_wandb
 from harness.utils.errors import TrackingError
 from harness.utils.signals import PREEMPTED
@@ -47,6 +47,7 @@ class WandbTracker(Tracker):
         self.first_step = session.first_step(self._run, resumed_step) if first_step is None else first_step
         self.url = str(self._run.url or "") if session.online else ""
         self._last_step = self.first_step - 1  # of the last row sent
+        self._is_resumed = resumed_step is not None
         self._is_open = False  # whether values can be added to that row
         session.note_sent(self._last_step)
         self._worker: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="wandb-tracker")
@@ -79,9 +80,9 @@ class WandbTracker(Tracker):
 
         def log_rows() -> None:
             if record.steps is not None:
-                names = set(record.steps.lines) - set(record.values)
+                names = set(record.steps.lines) - set(record.values) - set(AXES)
                 self._attempt(lambda run: self._session.plot_by_step(run, names))
-            for step, values in rows(record):
+            for step, values in rows(record, self._session.config.log_every):
                 if step in steps:
                     self._log(step, values, keep_open=True)  # a later record may have the same step
 
@@ -96,11 +97,10 @@ class WandbTracker(Tracker):
             self._jobs.pop(0).result()
 
     def _record(self, record: Record) -> None:
-        config = self._session.config
-        # W&B plots a row once it is closed. The last epoch's stays open: the final record has the same step.
-        keep_open = record.kind != "epoch" or record.epoch >= config.epochs or config.early_stop > 0
+        # A row that is closed can be plotted at once. Those of a range test stay open: all its records have step 0.
+        keep_open = record.kind == "find"
         if record.steps is not None:
-            names = set(record.steps.lines) - set(record.values)
+            names = set(record.steps.lines) - set(record.values) - set(AXES)
             self._attempt(lambda run: self._session.plot_by_step(run, names))
         pending = self._pending_rows(record)
         if pending:
@@ -111,11 +111,16 @@ class WandbTracker(Tracker):
 
     def _pending_rows(self, record: Record) -> list[tuple[int, dict[str, Value]]]:
         """Return the rows of a record that W&B does not have, in increasing order."""
-        *before, (step, values) = rows(record)
-        pending = [(earlier, row) for earlier, row in before if earlier > self._last_step]
-        if step >= self.first_step or record.kind == "final":
-            # Nothing can be added to a closed row; the next step number is better than losing the values.
-            pending.append((max(step, self._last_step if self._is_open else self._last_step + 1), values))
+        numbered = list(rows(record, self._session.config.log_every))
+        pending = [(step, row) for step, row in numbered if step > self._last_step]
+        if record.kind == "steps" or (pending and pending[-1][0] == numbered[-1][0]):
+            return pending
+        step, values = numbered[-1]
+        # A run that was killed at its very end and resumed has its final row in W&B already. Otherwise nothing can be added
+        # to a closed row, and the next step number is better than losing the values.
+        has_result = self._is_resumed and not self._session.is_borrowed
+        if step >= self.first_step or (record.kind == "final" and not has_result):
+            pending.append((self._last_step if self._is_open else self._last_step + 1, values))
         return pending
 
     def _log(self, step: int, values: Mapping[str, Value], keep_open: bool) -> None:
