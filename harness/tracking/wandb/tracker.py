@@ -17,7 +17,7 @@ from typing import Any
 from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.tracker import Status, Tracker
 from harness.tracking.wandb.client import reason
-from harness.tracking.wandb.rows import rows
+from harness.tracking.wandb.rows import TIMESTAMP, rows
 from harness.tracking.wandb.session import AXES, Session, State, is_preemption
 from harness.tracking.wandb.values import artifact_name, to_wandb
 from harness.utils.errors import TrackingError
@@ -49,6 +49,7 @@ class WandbTracker(Tracker):
         self._last_step = self.first_step - 1  # of the last row sent
         self._is_resumed = resumed_step is not None
         self._is_open = False  # whether values can be added to that row
+        self._last_time: dict[str, Any] = {}  # when it was measured; W&B would note when it is closed
         session.note_sent(self._last_step)
         self._worker: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="wandb-tracker")
         self._jobs: list[Future[object]] = []
@@ -84,7 +85,7 @@ class WandbTracker(Tracker):
                 self._attempt(lambda run: self._session.plot_by_step(run, names))
             for step, values in rows(record, self._session.config.log_every):
                 if step in steps:
-                    self._log(step, values, keep_open=True)  # a later record may have the same step
+                    self._log(step, values, keep_open=record.kind == "find")
 
         self._submit(log_rows)
 
@@ -137,6 +138,7 @@ class WandbTracker(Tracker):
 
         if self._attempt(send):
             self._last_step, self._is_open = step, keep_open
+            self._last_time = {name: value for name, value in values.items() if name == TIMESTAMP}
 
     def summary(self, values: Mapping[str, Scalar]) -> None:
         """Add figures to the run's summary; they are set at the end and override those of the last row."""
@@ -204,7 +206,7 @@ class WandbTracker(Tracker):
     def _finish(self, exit_code: int) -> None:
         if self._is_open:
             self._session.note_sent(self._last_step)
-            self._attempt(lambda run: run.log({}, step=self._last_step, commit=True))
+            self._attempt(lambda run: run.log(self._last_time, step=self._last_step, commit=True))
         if self._summary.get("status") == "finished":
             self._forget_end(["reason"])
         if self._summary:
