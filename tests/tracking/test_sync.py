@@ -115,6 +115,7 @@ def offline(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_pictures_tables_and_artifacts_that_have_not_arrived_are_named_and_sent_again(offline, server, monkeypatch):
     monkeypatch.setattr(wandb_sync, "SETTLING", 0.5)
     server.upload_status = 403
@@ -137,6 +138,7 @@ def test_pictures_tables_and_artifacts_that_have_not_arrived_are_named_and_sent_
     assert server.requests - requests < 8  # it has asked, and sent nothing
 
 
+@pytest.mark.slow
 def test_files_that_the_server_has_lost_are_sent_alone(offline, server):
     wandb_sync.sync(offline, print)
     (run,) = server.runs.values()
@@ -153,6 +155,7 @@ def test_files_that_the_server_has_lost_are_sent_alone(offline, server):
     assert run.summary.items() <= summary.items()  # `_step` comes with rows alone
 
 
+@pytest.mark.slow
 def test_a_slow_upload_has_the_time_that_its_bytes_need(offline, server):
     (offline / "big.bin").write_bytes(random.Random(0).randbytes(2_000_000))
     journal = Journal.resume(offline, 10**6)
@@ -173,6 +176,7 @@ def test_a_killed_run_is_not_shown_as_finished(killed, server):
 # --- the order of several logs
 
 
+@pytest.mark.slow
 def test_logs_made_under_other_clocks_are_sent_in_the_order_of_their_steps(tmp_path, server, monkeypatch):
     for name, value in SLIM.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
@@ -197,6 +201,7 @@ def test_logs_made_under_other_clocks_are_sent_in_the_order_of_their_steps(tmp_p
 # --- a run directory from somebody else
 
 
+@pytest.mark.slow
 def test_only_files_of_the_run_directory_are_uploaded_whatever_its_log_names(offline, server, tmp_path):
     secret = tmp_path / "id_rsa"
     secret.write_text("SECRET")

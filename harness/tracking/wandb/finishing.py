@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 SLOWEST = 100_000  # bytes a second of a connection that still counts as working
-BUFFERED = 4 * 2**20  # bytes that the system may have taken over of which nothing has arrived yet
+BUFFERED = 4 * 2**20  # bytes that count as sent as the system has taken them over, though nothing has arrived yet
 POLL = 0.5
 
 
@@ -35,16 +35,16 @@ def finish_run(run: Any, exit_code: int, timeout: float, give_up: Callable[[], N
 
     thread = threading.Thread(target=finish, name="wandb-finish", daemon=True)
     thread.start()
-    uploaded, left, changed = -1, 0, time.monotonic()
+    uploaded, total, changed = -1, 0, time.monotonic()
     while True:
         thread.join(POLL)
         if not thread.is_alive():
             break
-        before, (uploaded, left) = uploaded, _progress(run)
+        before, (uploaded, total) = uploaded, _progress(run)
         if uploaded != before:
             changed = time.monotonic()
         waited = time.monotonic() - changed
-        if waited > patience(timeout, min(left, BUFFERED)):
+        if waited > patience(timeout, min(total, BUFFERED)):
             give_up()
             thread.join(10)
             return f"nothing was uploaded for {waited:.0f} s"
@@ -54,9 +54,9 @@ def finish_run(run: Any, exit_code: int, timeout: float, give_up: Callable[[], N
 
 
 def _progress(run: Any) -> tuple[int, int]:
-    """Return the bytes of files that were uploaded, and those that are left; W&B has no public API for that."""
+    """Return the bytes of files that were sent, and all that are to be sent; W&B has no public API for that."""
     with contextlib.suppress(Exception):
         handle = run._interface.deliver_poll_exit()
         stats = handle.wait_or(timeout=5).response.poll_exit_response.pusher_stats
-        return int(stats.uploaded_bytes), int(stats.total_bytes - stats.uploaded_bytes)
+        return int(stats.uploaded_bytes), int(stats.total_bytes)
     return 0, 0

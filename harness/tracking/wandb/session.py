@@ -39,6 +39,7 @@ State: TypeAlias = Literal["online", "offline", "incomplete"]
 
 INIT_TIMEOUT = 20.0  # seconds that the start of a run waits for a server
 CLUSTER_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_COMPLETION_INDEX")  # set in the jobs of a cluster
+GIVEN_UP = ("file transfer: upload: failed", "sender: failed to log artifact")  # in W&B's log, after all tries
 SENT = "harness-sent.json"  # beside W&B's files: the highest step sent, so that offline run directories never overlap
 
 AXES = ("epoch", "images_seen")  # on every row of a step, beside W&B's own step and time
@@ -278,12 +279,13 @@ class Session:
         return late or self.refusal(run)
 
     def refusal(self, run: Any) -> str:
-        """Return why W&B gave up uploading, which only its own log says; empty when it did not."""
+        """Return why W&B gave up uploading rows, a file or an artifact, which only its own log says; empty when it did not."""
         with contextlib.suppress(OSError):
             for line in Path(run.settings.log_internal).read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError):
                     entry = json.loads(line)
-                    if str(entry["level"]).startswith("ERROR+"):  # beyond ERROR: it will not try again
+                    # Beyond ERROR: it will not try again.
+                    if str(entry["level"]).startswith("ERROR+") or str(entry["msg"]).startswith(GIVEN_UP):
                         return reason(RuntimeError(entry["msg"]))
         return ""
 
