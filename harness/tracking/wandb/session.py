@@ -11,9 +11,10 @@ import json
 import logging
 import os
 import shlex
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -261,6 +262,23 @@ class Session:
         """Store the highest step sent to W&B; nothing where W&B has never opened the run."""
         if self.run_id:
             note_sent(self.files, self.run_id, step)
+
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        """End W&B's process where what is inside takes longer than the finish timeout; W&B asks a dead server for hours.
+
+        Logging an artifact, or a row with a table, is such a request. The call then fails, and the run continues offline.
+        """
+        core = core_process(self.wandb) if self.online and self._is_ours else None
+        timer = threading.Timer(self.finish_timeout, core.kill) if core is not None else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
+        try:
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def finish(self, run: Any, exit_code: int) -> str:
         """Finish the run; return why not everything was uploaded, empty where it was.

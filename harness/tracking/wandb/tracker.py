@@ -5,6 +5,7 @@ No failure of W&B raises here: the first is reported to the user, and the journa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 import shutil
@@ -134,7 +135,9 @@ class WandbTracker(Tracker):
                     row.update(to_wandb(self._session.wandb, key, value, self._session.folder))
                 except (OSError, SyntaxError, TypeError, ValueError) as error:  # an image's file may be damaged or gone
                     self._session.notify(f"W&B does not accept {key}: {error}; the journal has it")
-            run.log(row, step=step, commit=not keep_open)
+            has_media = any(not isinstance(value, Scalar) for value in values.values())
+            with self._session.limited() if has_media else contextlib.nullcontext():
+                run.log(row, step=step, commit=not keep_open)
 
         if self._attempt(send):
             self._last_step, self._is_open = step, keep_open
@@ -166,7 +169,8 @@ class WandbTracker(Tracker):
             logged = self._session.wandb.Artifact(name, type=artifact.kind, metadata=dict(artifact.metadata))
             for inside, path in artifact.files.items():
                 logged.add_file(str(path), name=inside, skip_cache=True)
-            run.log_artifact(logged, aliases=list(artifact.aliases))
+            with self._session.limited():
+                run.log_artifact(logged, aliases=list(artifact.aliases))
 
         self._submit(lambda: self._attempt(send), wait=True)
 
