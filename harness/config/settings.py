@@ -168,7 +168,7 @@ class Config:
     notes: str = _setting("", "W&B notes, for example why you started the run.", group="Tracking", affects_results=False)
     log_every: int = _setting(0, "Send the metrics of every this many steps to the trackers; 0: of every step in a run of fewer than 100,000 steps, and of as few as give fewer than 100,000 rows in a longer one. The journal has every step.", group="Tracking", low=0, high=1_000_000_000, affects_results=False)
     log_code: bool = _setting(False, "Save the source of the --plugin modules as a W&B code artifact.", group="Tracking", affects_results=False)
-    finish_timeout: int = _setting(60, "Seconds to wait for W&B at the end of a run.", group="Tracking", low=1, high=86_400, affects_results=False)
+    finish_timeout: int = _setting(60, "Seconds without progress of the upload after which the end of a run no longer waits for W&B.", group="Tracking", low=1, high=86_400, affects_results=False)
 
     output: str = _setting("runs", "Folder for run directories.", group="Output", affects_results=False)
     resume: str = _setting("auto", "auto: resume an unfinished run of the same name and settings; never; or the run directory to resume.", group="Output", affects_results=False)
