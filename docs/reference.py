@@ -10,6 +10,7 @@ from harness.runs import lr_find, seeds
 from harness.sweep import results
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.run_dir import CHECKPOINTS, CONFIG, FIGURES, STATUS, SUMMARY
+from harness.tracking.run_files import CONSOLE, DIFF
 from harness.tracking.serialization import MEDIA
 from harness.training.checkpoint import INDEX, LAST, PREVIOUS
 from harness.utils.checksums import SUMS
@@ -45,6 +46,8 @@ RUN = (
     ),
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
+    File(CONSOLE, "what the run has shown: messages, warnings and epochs with their times, without the progress bar"),
+    File(DIFF, "the uncommitted changes of the git repository of the working directory, at the start", "such changes"),
     File("predictions.csv", "a row per image of the reported split: truth, prediction, confidence, loss, margin"),
     File("per_class.csv", "precision, recall, F1 and number of images of each class"),
     File(f"{FIGURES}/losses.png", "loss of every step and every epoch"),
@@ -136,6 +139,13 @@ METRICS = (
     Metric("time/eval_s", "s", "evaluation part of it"),
     Metric("throughput/images_per_s", "images/s", "training images per second of training"),
     Metric("memory/peak_gib", "GiB", "peak memory so far: of the GPU, or of the process on a CPU"),
+    Metric(
+        "gradients/*",
+        "histogram",
+        "of the gradient of a parameter at the epoch's last update, after clipping",
+        "`--watch`",
+    ),
+    Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", "`--watch`"),
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
     Metric("result/test/loss", LOSS, "of the weights of the result", TEST),
     Metric("result/test/ece", SHARE, "expected calibration error", TEST),

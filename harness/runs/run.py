@@ -14,6 +14,7 @@ from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
+from harness.runs.console_log import ConsoleLog
 from harness.runs.lr_find import resolve_lr
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import TrackedRun, tracked_run
@@ -51,7 +52,7 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
         Interrupted: a signal stopped the run; its state was saved, and the same call resumes it.
     """
     started_at = time.monotonic()
-    reporter = reporter or LineReporter(sys.stderr)
+    reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():
         config = with_sweep_values(config, reporter.message, is_own=has_active_run())
     try:

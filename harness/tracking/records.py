@@ -132,7 +132,24 @@ class Scores:
     classes: tuple[str, ...]
 
 
-Value: TypeAlias = Scalar | Image | Table | Curve | Scores | tuple[Image, ...]
+@dataclass(frozen=True)
+class Histogram:
+    """How many values lie between each two neighbouring edges.
+
+    Attributes:
+        counts: one fewer than `edges`.
+        edges: increasing.
+    """
+
+    counts: Sequence[int]
+    edges: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError(f"need one edge more than counts, got {len(self.edges)} and {len(self.counts)}")
+
+
+Value: TypeAlias = Scalar | Image | Table | Curve | Scores | Histogram | tuple[Image, ...]
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,18 @@ from typing import Any
 import numpy as np
 
 from harness.tracking.metric_names import with_present_names
-from harness.tracking.records import Cell, Curve, Image, Record, Scores, StoredImage, Table, Value, encode_png
+from harness.tracking.records import (
+    Cell,
+    Curve,
+    Histogram,
+    Image,
+    Record,
+    Scores,
+    StoredImage,
+    Table,
+    Value,
+    encode_png,
+)
 from harness.utils.files import read_regular, sha256
 from harness.utils.plain import json_text, number, parse_json
 
@@ -107,6 +118,8 @@ def _encode(value: Value, folder: Path) -> Any:
             return {"curve": {**head, "x": list(value.x), "lines": lines}}
         case Scores():
             return {"scores": _encode_scores(value)}
+        case Histogram():
+            return {"histogram": {"counts": list(value.counts), "edges": list(value.edges)}}
     return value
 
 
@@ -138,6 +151,10 @@ def _decode(value: Any, folder: Path) -> Value:
             ):
                 raise ValueError("the labels do not fit the probabilities")
             return Scores(labels, probabilities, classes)
+        case {"histogram": {"counts": counts, "edges": edges}}:
+            if not _is_numbers(counts) or not _is_numbers(edges):
+                raise ValueError("a histogram has lists of numbers")
+            return Histogram(counts, edges)
     return _scalar(value)
 
 

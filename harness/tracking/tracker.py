@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from harness.tracking.metric_names import check_metric_names
@@ -66,6 +67,12 @@ class NullTracker(Tracker):
         """Do nothing."""
 
     def finish(self, status: Status, exit_code: int) -> None:
+        """Do nothing."""
+
+    def console(self, text: str) -> None:
+        """Do nothing."""
+
+    def file(self, path: Path) -> None:
         """Do nothing."""
 
     def stopped_by_server(self) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CGROUP_ROOT, CGROUP_MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MAX_DIFF = 10_000_000  # bytes
 PACKAGES = ("vision-harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "albumentations", "numpy")
 
 
@@ -111,8 +112,26 @@ def processor() -> str:
 
 def git_state() -> dict[str, Any]:
     """Return the commit of the working directory and whether files differ from it; empty outside a git repository."""
-    commit, status = _git("rev-parse", "HEAD"), _git("status", "--porcelain")
-    return {} if commit is None or status is None else {"commit": commit, "changed": bool(status)}
+    try:
+        return {"commit": _git("rev-parse", "HEAD").strip(), "changed": bool(_git("status", "--porcelain").strip())}
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return {}
+
+
+def git_diff() -> str:
+    """Return the uncommitted changes of the files that git knows in the repository of the working directory, as a patch.
+
+    Empty where there are none, outside a repository, where git is disabled (WANDB_DISABLE_GIT), and where the patch would have
+    over `MAX_DIFF` bytes.
+    """
+    if os.environ.get("WANDB_DISABLE_GIT", "").lower() in ("1", "true", "yes", "on"):
+        return ""
+    try:
+        # No program that the repository names is run, and all files are there from wherever in it harness is started.
+        diff = _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short", "HEAD", "--", ":/")
+    except (OSError, subprocess.SubprocessError, ValueError):  # ValueError: a changed file is not UTF-8
+        return ""
+    return diff if len(diff) <= MAX_DIFF else ""
 
 
 def describe_process() -> dict[str, Any]:
@@ -120,7 +139,7 @@ def describe_process() -> dict[str, Any]:
 
     A password in the address of the git remote is left out.
     """
-    remote = _git("remote", "get-url", "origin") or ""
+    commit, remote = (_git_or_nothing(*words) for words in (("rev-parse", "HEAD"), ("remote", "get-url", "origin")))
     return {
         "started": round(time.time(), 3),  # seconds since 1970
         "host": socket.gethostname(),
@@ -131,14 +150,18 @@ def describe_process() -> dict[str, Any]:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "os": platform.platform(),
         "cpu_count": os.cpu_count() or 1,
-        "git": {"commit": _git("rev-parse", "HEAD") or "", "remote": re.sub(r"//[^/@]*@", "//", remote)},
+        "git": {"commit": commit, "remote": re.sub(r"//[^/@]*@", "//", remote)},
     }
 
 
-def _git(*arguments: str) -> str | None:
-    """Return the output of a git command in the working directory; None where it fails."""
+def _git_or_nothing(*arguments: str) -> str:
     try:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip()
+        return _git(*arguments).strip()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-c", "core.fsmonitor=false", *arguments]
+    result = subprocess.run(command, capture_output=True, timeout=10, check=True)  # noqa: S603
+    return result.stdout.decode("utf-8", "strict")

@@ -34,6 +34,7 @@ class Run:
         files: name -> content.
         upserted: what the run's requests `UpsertBucket` have said beside its config: commit, repo, host, program, tags.
         events: line number -> row of system metrics.
+        console: line number -> line of the console log.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Run:
     files: dict[str, bytes] = field(default_factory=dict)
     upserted: dict[str, Any] = field(default_factory=dict)
     events: dict[int, dict[str, Any]] = field(default_factory=dict)
+    console: dict[int, str] = field(default_factory=dict)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -256,6 +258,8 @@ class Server(ThreadingHTTPServer):
         lines = body.get("files", {}).get("wandb-events.jsonl")
         if lines:
             run.events |= {lines["offset"] + index: json.loads(line) for index, line in enumerate(lines["content"])}
+        if lines := body.get("files", {}).get("output.log"):
+            run.console |= {lines["offset"] + index: line for index, line in enumerate(lines["content"])}
         if summary := body.get("files", {}).get("wandb-summary.json"):
             run.summary = json.loads(summary["content"][-1])
         run.preempting |= bool(body.get("preempting"))

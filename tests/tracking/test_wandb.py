@@ -95,7 +95,7 @@ def tracked(tmp_path_factory):
             run_name="a run",
             run_id="abc123",
             extra={"environment": {"torch": "2.15"}},
-            code=[Path(__file__)],
+            code={"test_wandb.py": Path(__file__), "package/inner.py": Path(__file__)},
         )
         tracker.record(epoch(1))
         tracker.record(epoch(2))
@@ -178,6 +178,7 @@ def test_images_tables_curves_and_scores_arrive_with_their_content(tracked):
     counts = np.array([cell[2] for cell in table("test/confusion_table")["data"]]).reshape(4, 4)
     assert np.array_equal(counts, confusion_matrix(scores.labels, scores.probabilities.argmax(1)))
     assert row["test/pr_table.nrows"] == 4 * rows.RECALLS
+    assert (row["gradients/fc.values"], row["gradients/fc.bins"]) == ([3, 0, 1], [-1.0, -0.5, 0.0, 0.5])
     tables = {artifact["name"]: artifact for artifact in offline_run.artifacts if artifact["type"] == "run_table"}
     wrong = next(artifact for name, artifact in tables.items() if name.endswith("wrong"))
     data = json.loads(Path(wrong["files"]["wrong.table.json"]).read_text())["data"]

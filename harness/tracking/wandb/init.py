@@ -10,7 +10,7 @@ import logging
 import netrc
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
@@ -41,7 +41,7 @@ def start(
     resumed_step: int | None = None,
     earlier: Iterable[Record] = (),
     job_type: str | None = None,
-    code: Sequence[Path] = (),
+    code: Mapping[str, Path] | None = None,
     extra: Mapping[str, Any] | None = None,
     on_stop: Callable[[], None] | None = None,
     first_step: int | None = None,
@@ -55,7 +55,7 @@ def start(
         resumed_step: the step from which a run is resumed.
         earlier: the journal's records of a resumed run; W&B is sent those that it does not have.
         job_type: `config.job_type` when None.
-        code: source files to keep, when `config.log_code` is on.
+        code: source files to keep, when `config.log_code` is on: name -> file.
         extra: plain values beside the settings in W&B's config: the environment, facts of the data.
         on_stop: called, in another thread, when somebody stops the run in W&B; when None, W&B sends a SIGINT.
         first_step: rows before it are not sent; when None, those that W&B has already.
@@ -100,7 +100,7 @@ def start(
             if last_row_step(record) >= tracker.first_step:
                 tracker.record(record)
         if config.log_code and code:
-            tracker.artifact(Artifact(f"source-{session.run_id}", "code", {path.name: path for path in code}))
+            tracker.artifact(Artifact(f"source-{session.run_id}", "code", code))
     except BaseException:
         session.leave()
         raise

@@ -197,7 +197,17 @@ class Session:
         for name in AXES:
             run.define_metric(name, hidden=True)
         # No summary= here: it would make the summary's value a mapping, which a sweep cannot read.
-        for pattern in ("train/*", "val/*", "test/*", "best/*", "time/*", "throughput*", "memory/*"):
+        for pattern in (
+            "train/*",
+            "val/*",
+            "test/*",
+            "best/*",
+            "time/*",
+            "throughput*",
+            "memory/*",
+            "gradients/*",
+            "parameters/*",
+        ):
             run.define_metric(pattern, step_metric="epoch")
         for name in self._step_lines:
             run.define_metric(name)

@@ -21,6 +21,7 @@ from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.rows import TIMESTAMP, rows
 from harness.tracking.wandb.session import AXES, Session, State, is_preemption
 from harness.tracking.wandb.values import artifact_name, to_wandb
+from harness.tracking.wandb.variables import own_defaults
 from harness.utils.errors import TrackingError
 from harness.utils.signals import PREEMPTED
 
@@ -177,6 +178,7 @@ class WandbTracker(Tracker):
     def _log_code(self, run: Any, name: str, artifact: Artifact) -> None:
         with tempfile.TemporaryDirectory(dir=self._session.files) as folder:
             for inside, path in artifact.files.items():
+                Path(folder, inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, Path(folder, inside))
             run.log_code(
                 folder, name=name, include_fn=lambda path, root=folder: True, exclude_fn=lambda path, root=folder: False
@@ -185,6 +187,24 @@ class WandbTracker(Tracker):
     def alert(self, title: str, text: str) -> None:
         """Send a W&B alert."""
         self._submit(lambda: self._attempt(lambda run: run.alert(title=title, text=text, level="WARN")))
+
+    def console(self, text: str) -> None:
+        """Add lines to the run's console log in W&B, unless W&B captures the console itself."""
+        worker = self._worker
+        if worker is None or "console" not in own_defaults():
+            return
+        with contextlib.suppress(RuntimeError):  # it is being closed; messages come from other threads as well
+            worker.submit(lambda: self._attempt(lambda run: run.write_logs(text)))
+
+    def file(self, path: Path) -> None:
+        """Add a copy of a file to the files of the run in W&B."""
+
+        def send(run: Any) -> None:
+            copy = Path(run.dir, path.name)
+            shutil.copyfile(path, copy)
+            run.save(str(copy), base_path=run.dir, policy="now", glob=False)
+
+        self._submit(lambda: self._attempt(send))
 
     def stopped_by_server(self) -> bool:
         """Return whether W&B stopped the run, so that a signal means an early end and not a preemption."""

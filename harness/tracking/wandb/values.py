@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.tracking.records import Artifact, Curve, Image, Scores, StoredImage, Table, Value
+from harness.tracking.records import Artifact, Curve, Histogram, Image, Scores, StoredImage, Table, Value
 from harness.tracking.serialization import stored_image
 from harness.tracking.wandb import rows
 
@@ -40,6 +40,8 @@ def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]
             return {key: _table(wandb, value, folder)}
         case Curve():
             return _curve(wandb, key, value)
+        case Histogram():
+            return {key: wandb.Histogram(np_histogram=(list(value.counts), list(value.edges)))}
         case Scores():
             return _scores(wandb, key, value)
     return {key: value.item() if isinstance(value, np.generic) else value}
