@@ -45,7 +45,7 @@ class Row:
 
     def time(self) -> float:
         """Return when the row was made, seconds since 1970; 0 where it does not say."""
-        return number(self.values().get("_timestamp"))
+        return json_number(self.values().get("_timestamp"))
 
     def media(self) -> set[str]:
         """Return the names of the files of its images and tables."""
@@ -116,7 +116,7 @@ class RunContent:
         return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-def number(text: str | None) -> float:
+def json_number(text: str | None) -> float:
     """Return a number in JSON; 0 where it is none."""
     try:
         return float(json.loads(text or "0"))
@@ -162,7 +162,7 @@ class _Reader:
         self.environment: Any = None
         self.offset: float | None = None  # seconds of the run before this log, which its runtimes leave out
         self.runtime = max(
-            (number(rows[-1].values().get("_runtime")) for rows in content.candidates.values()), default=0.0
+            (json_number(rows[-1].values().get("_runtime")) for rows in content.candidates.values()), default=0.0
         )
 
     def add(self, records: list[Any]) -> None:
@@ -222,7 +222,7 @@ class _Reader:
         """Count the runtime from the start of the run: a resumed offline run begins at zero again."""
         for item in items:
             if name_of(item) in RUNTIMES:
-                value = number(item.value_json)
+                value = json_number(item.value_json)
                 if self.offset is None:
                     self.offset = self.runtime if value < self.runtime else 0.0
                 if self.offset:
