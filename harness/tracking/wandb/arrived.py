@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,7 +32,7 @@ class Arrived:
         exists: whether W&B knows the run.
         rows: how many history rows it has; the first ones of the run.
         last_step: -1 where there is no row.
-        files: names with sizes in bytes.
+        files: their names; that of a picture or a table has a part of its SHA-256.
         artifacts: (name, digest) of those that are committed; None where the server does not report them.
         state: of the run: `running`, `finished`, `failed`, `crashed`.
     """
@@ -44,20 +42,9 @@ class Arrived:
     exists: bool = False
     rows: int = 0
     last_step: int = -1
-    files: dict[str, int] = field(default_factory=dict)
+    files: frozenset[str] = frozenset()
     artifacts: set[ArtifactKey] | None = field(default_factory=set)
     state: str = ""
-
-    def lacks_files(self, names: Iterable[str]) -> list[str]:
-        """Return which files are not there under their name, nor, for pictures and tables, under the same content."""
-        contents = {_content(name) for name in self.files}
-        return [name for name in names if name not in self.files and _content(name) not in contents]
-
-
-def _content(name: str) -> str:
-    """Return the part of a media file's name that stands for its content: W&B ends it with a part of its SHA-256."""
-    match = re.fullmatch(r"media/.*_([0-9a-f]{20}\.[\w.]+)", name)
-    return match[1] if match else name
 
 
 def look_up_arrived(entity: str, project: str, run_id: str) -> Arrived:
@@ -73,7 +60,7 @@ def look_up_arrived(entity: str, project: str, run_id: str) -> Arrived:
         if isinstance(cause, ValueError) and "could not find" in str(cause).lower():
             return Arrived(path)
         raise
-    files = {file.name: int(file.size) for file in run.files(per_page=500)}
+    files = frozenset(file.name for file in run.files(per_page=500))
     count = int(run.historyLineCount or 0)
     last = int(run.lastHistoryStep) if count else -1
     return Arrived(path, run.url, True, count, last, files, _committed(run), str(run.state))

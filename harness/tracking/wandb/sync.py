@@ -218,7 +218,7 @@ def _missing(content: RunContent, arrived: Arrived) -> _Missing:
         artifacts = list(content.artifacts)
     return _Missing(
         rows=[step for step in content.rows if step > arrived.last_step],
-        files=arrived.lacks_files(content.files),
+        files=[name for name in content.files if name not in arrived.files],
         artifacts=artifacts,
         lost=_lost(content, arrived),
         gap=sum(step <= arrived.last_step for step in content.rows) - arrived.rows,
