@@ -59,4 +59,15 @@ def artifacts_answer(run_id: str, artifacts: dict[str, Any]) -> dict[str, Any]:
         for artifact in artifacts.values()
         if artifact.run == run_id
     ]
-    return {"project": {"run": {"outputArtifacts": {"pageInfo": PAGE, "edges": edges}}}}
+    return {"project": {"run": {"page": {"pageInfo": PAGE, "edges": edges}}}}
+
+
+def collection_answer(collection: str, artifacts: dict[str, Any]) -> dict[str, Any]:
+    """The versions in a collection, of all runs."""
+    nodes = [
+        {"artifactSequence": {"name": collection}, "digest": artifact.digest, "state": "COMMITTED"}
+        for artifact in artifacts.values()
+        if artifact.name == collection and artifact.committed
+    ]
+    page = {"page": {"pageInfo": PAGE, "edges": [{"node": node} for node in nodes]}}
+    return {"project": {"artifactType": {"artifactCollection": page if nodes else None}}}

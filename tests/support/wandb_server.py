@@ -12,7 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, unquote
 
-from tests.support.wandb_queries import artifacts_answer, files_answer, run_fragment
+from tests.support.wandb_queries import artifacts_answer, collection_answer, files_answer, run_fragment
 
 KEY = "0123456789abcdef" * 3  # of the form that W&B's client takes
 VIEWER = {"id": "u", "entity": "e", "username": "e", "email": "", "flags": "{}", "teams": {"edges": []}}
@@ -148,6 +148,8 @@ class Server(ThreadingHTTPServer):
                 return {"viewer": {**VIEWER, "apiKeys": {"edges": []}}}
             case "Run" | "RunHistoryKeys" | "RunFiles" | "RunArtifacts" as query:
                 return self._about(query, variables)
+            case "CollectionVersions":
+                return collection_answer(variables["collection"], self.artifacts)
             case "RunResumeStatus":
                 return {"model": self._resume(variables["name"])}
             case "CreateRunFiles":

@@ -230,3 +230,14 @@ def test_a_written_log_is_read_back(sizes):
     log = offline_log.encode_log(payloads)
     assert list(offline_log.records(log)) == payloads
     assert list(wandb_files.payloads(log)) == payloads  # by the reader of the tests
+
+
+@pytest.mark.slow
+def test_an_artifact_that_equals_a_version_of_another_run_has_arrived(offline, server):
+    wandb_sync.sync(offline, print)
+    model = next(artifact for artifact in server.artifacts.values() if artifact.kind == "model")
+    model.run = "another"  # W&B lists a version with the run that made it first
+    server.uploaded.clear()
+    count = len(server.artifacts)
+    wandb_sync.sync(offline, print)
+    assert (server.uploaded, len(server.artifacts)) == ([], count)

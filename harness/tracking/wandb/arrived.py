@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.run_logs import ArtifactKey
 
-ARTIFACTS = """query RunArtifacts($entity: String!, $project: String!, $run: String!, $cursor: String) {
+PAGE = "pageInfo { endCursor hasNextPage } edges { node { digest state artifactSequence { name } } }"
+OF_RUN = """query RunArtifacts($entity: String!, $project: String!, $run: String!, $cursor: String) {
     project(entityName: $entity, name: $project) {
-        run(name: $run) {
-            outputArtifacts(after: $cursor, first: 100) {
-                pageInfo { endCursor hasNextPage }
-                edges { node { digest state artifactSequence { name } } }
-            }
+        run(name: $run) { page: %s(after: $cursor, first: 100) { %s } }
+    }
+}"""
+OF_COLLECTION = """query CollectionVersions(
+    $entity: String!, $project: String!, $type: String!, $collection: String!, $cursor: String
+) {
+    project(entityName: $entity, name: $project) {
+        artifactType(name: $type) {
+            artifactCollection(name: $collection) { page: artifacts(after: $cursor, first: 100) { %s } }
         }
     }
 }"""
@@ -33,7 +39,7 @@ class Arrived:
         rows: how many history rows it has; the first ones of the run.
         last_step: -1 where there is no row.
         files: their names; that of a picture or a table has a part of its SHA-256.
-        artifacts: (name, digest) of those that are committed; None where the server does not report them.
+        artifacts: (name, digest) of its outputs and inputs that are committed; None where the server does not report them.
         state: of the run: `running`, `finished`, `failed`, `crashed`.
     """
 
@@ -47,8 +53,12 @@ class Arrived:
     state: str = ""
 
 
-def look_up_arrived(entity: str, project: str, run_id: str) -> Arrived:
-    """Return what W&B has of a run; called inside `wandb_api_errors`."""
+def look_up_arrived(entity: str, project: str, run_id: str, expected: Mapping[ArtifactKey, str]) -> Arrived:
+    """Return what W&B has of a run; called inside `wandb_api_errors`.
+
+    Args:
+        expected: (name, digest) -> type of each artifact of the run.
+    """
     import wandb
 
     api = wandb.Api(timeout=10)
@@ -63,27 +73,45 @@ def look_up_arrived(entity: str, project: str, run_id: str) -> Arrived:
     files = frozenset(file.name for file in run.files(per_page=500))
     count = int(run.historyLineCount or 0)
     last = int(run.lastHistoryStep) if count else -1
-    return Arrived(path, run.url, True, count, last, files, _committed(run), str(run.state))
+    return Arrived(path, run.url, True, count, last, files, _committed(run, expected), str(run.state))
 
 
-def _committed(run: Any) -> set[ArtifactKey] | None:
-    """Return (name, digest) of each artifact of a run that W&B has whole; None where the server cannot be asked.
+def _committed(run: Any, expected: Mapping[ArtifactKey, str]) -> set[ArtifactKey] | None:
+    """Return (name, digest) of the artifacts of a run that W&B has whole; None where the server cannot be asked.
 
-    W&B's own `logged_artifacts` raises an AssertionError where one of them is not complete.
+    An output that equals a version of another run is that version, and not listed with this run: its collection is asked.
+    W&B's own `logged_artifacts` raises an AssertionError where one artifact is not complete.
     """
-    artifacts: set[ArtifactKey] = set()
-    cursor: str | None = None
+    where = {"entity": run.entity, "project": run.project}
     try:
-        while True:
-            variables = {"entity": run.entity, "project": run.project, "run": run.id, "cursor": cursor}
-            answer = run._service_api.execute_graphql(ARTIFACTS, variables=variables)
-            page = answer["project"]["run"]["outputArtifacts"]
-            for node in (edge["node"] for edge in page["edges"]):
-                if node["state"] == "COMMITTED":
-                    artifacts.add((str(node["artifactSequence"]["name"]), str(node["digest"])))
-            cursor = page["pageInfo"]["endCursor"]
-            if not page["pageInfo"]["hasNextPage"]:
-                return artifacts
+        found = {
+            key
+            for kind in ("outputArtifacts", "inputArtifacts")
+            for key in _versions(run, OF_RUN % (kind, PAGE), {**where, "run": run.id}, ("run",))
+        }
+        for key, kind in expected.items():
+            if key not in found:
+                variables = {**where, "type": kind, "collection": key[0]}
+                found |= _versions(run, OF_COLLECTION % PAGE, variables, ("artifactType", "artifactCollection")) & {key}
+        return found
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         log.debug("W&B does not report the artifacts of a run: %s", reason(error))
         return None
+
+
+def _versions(run: Any, query: str, variables: Mapping[str, Any], path: Sequence[str]) -> set[ArtifactKey]:
+    """Return (name, digest) of the complete artifacts in all pages of a query; none where there is no such collection."""
+    versions: set[ArtifactKey] = set()
+    cursor: str | None = None
+    while True:
+        answer = run._service_api.execute_graphql(query, variables={**variables, "cursor": cursor})["project"]
+        for name in path:
+            answer = (answer or {}).get(name)
+        if answer is None:
+            return versions
+        for node in (edge["node"] for edge in answer["page"]["edges"]):
+            if node["state"] == "COMMITTED":
+                versions.add((str(node["artifactSequence"]["name"]), str(node["digest"])))
+        cursor = answer["page"]["pageInfo"]["endCursor"]
+        if not answer["page"]["pageInfo"]["hasNextPage"]:
+            return versions

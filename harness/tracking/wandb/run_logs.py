@@ -101,6 +101,10 @@ class RunContent:
             if whole or step <= last_step:
                 self.rows[step] = (whole or rows)[0]
 
+    def artifact_types(self) -> dict[ArtifactKey, str]:
+        """Return the type of each artifact, those whose files are gone included."""
+        return {key: str(artifact.type) for key, artifact in {**self.lost, **self.artifacts}.items()}
+
     def files_of(self, key: ArtifactKey) -> list[Path]:
         """Return the files of an artifact that are uploaded."""
         if key in self.manifests:

@@ -92,7 +92,7 @@ def sync(
     run_id = _run_id(folder, content, anew)
     with wandb_api_errors():
         target = _target(config, content, corrections or {}, run_id)
-        arrived = look_up_arrived(target["entity"], target["project"], run_id)
+        arrived = look_up_arrived(target["entity"], target["project"], run_id, content.artifact_types())
     content = _completed(config, folder, run_id, journal, content, arrived, notify)
     _add_journal_facts(content, journal, corrections or {})
     changes = _target(config, content, corrections or {}, run_id)
@@ -272,7 +272,9 @@ def _wait_for(content: RunContent, changes: Mapping[str, Any], before: Arrived) 
     began, latest = time.monotonic(), before
     while True:
         with wandb_api_errors():
-            arrived = look_up_arrived(changes["entity"], changes["project"], changes["run_id"])
+            arrived = look_up_arrived(
+                changes["entity"], changes["project"], changes["run_id"], content.artifact_types()
+            )
         if not _missing(content, arrived) or (time.monotonic() - began > SETTLING and arrived == latest):
             return arrived
         if arrived != latest:
