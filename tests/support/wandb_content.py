@@ -24,6 +24,8 @@ def content(server: Server, run_id: str) -> dict[str, Any]:
         "summary": {key: value for key, value in run.summary.items() if key not in OF_THE_UPLOAD},
         "history": run.history,
         "events": [run.events[line] for line in sorted(run.events)],
+        # W&B notes when it has received a line.
+        "console": [run.console[line].partition(" ")[2] for line in sorted(run.console)],
         "files": _files(run),
         "artifacts": sorted(
             (artifact.kind, artifact.name, artifact.digest, *sorted(artifact.aliases), *_hashes(artifact.files))

@@ -61,8 +61,11 @@ def train(folder, mode, run_id="r", epochs=2, first=1, status="finished"):
         notify=print,
     )
     both = MultiTracker([journal, tracker])
+    (folder / "diff.patch").write_text("a change")
+    tracker.file(folder / "diff.patch")
     for record in records[first - 1 :]:
         both.record(record)
+        tracker.console(f"epoch {record.epoch}\n")
     if status == "finished":
         both.record(timed(final(3 * epochs)))
         weights = folder / "weights.bin"
@@ -131,6 +134,7 @@ def test_an_online_run_and_its_twins_by_wandb_sync_and_by_harness_sync_have_the_
     first, second = contents["wandb sync"], contents["harness"]
     assert first["provenance"].pop("program") != contents["online"]["provenance"]["program"]
     assert second["provenance"].pop("program") == contents["online"]["provenance"].pop("program")
+    assert first["files"].pop("output.log") == ""  # the run itself has not captured its console
     assert second == first
     assert second["provenance"]["commit"] == git(repository, "rev-parse", "HEAD")
     assert second["provenance"]["repo"] == "https://example.org/training.git"
@@ -139,6 +143,7 @@ def test_an_online_run_and_its_twins_by_wandb_sync_and_by_harness_sync_have_the_
         PROCESS["started"] + 10 + 2 * step for step in range(1, 7)
     ] + [PROCESS["started"] + 23]
     assert second["events"]
+    assert second["console"] == ["epoch 1", "epoch 2"]
 
     # The online run is another process: times differ, and how often the system was measured.
     online = contents["online"]
@@ -162,5 +167,8 @@ def test_an_online_run_and_its_twins_by_wandb_sync_and_by_harness_sync_have_the_
         assert journal[field] == online[field], field
     assert without_runtime(journal["history"]) == online["history"]
     assert without_runtime([journal["summary"]]) == online["summary"]
+    assert journal["artifacts"] == online["artifacts"]
+    assert journal["files"].items() <= online["files"].items()
+    assert online["files"].keys() - journal["files"].keys() == {"requirements.txt"}
     runtimes = [row["_runtime"] for row in journal["history"]]
     assert runtimes == [12.0, 14.0, 16.0, 18.0, 20.0, 22.0, 23.0]

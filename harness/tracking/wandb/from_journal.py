@@ -11,6 +11,7 @@ from typing import Any
 from harness.config.settings import Config
 from harness.tracking.journal import JournalContents
 from harness.tracking.records import Artifact, Record, Value
+from harness.tracking.run_files import DIFF
 from harness.tracking.wandb import init
 from harness.tracking.wandb.client import changed_environment
 from harness.tracking.wandb.offline_log import encode_log, name_of, read_log
@@ -104,6 +105,8 @@ def add_log(
                 tracker.rows(record, steps)
             for artifact in artifacts:
                 tracker.artifact(artifact)
+            if not before and (folder / DIFF).is_file():
+                tracker.file(folder / DIFF)
             tracker.summary(journal.summary)
         finally:
             tracker.finish(journal.status or "failed", 1 if journal.exit_code is None else journal.exit_code)

@@ -89,6 +89,8 @@ def _wandb_sync(log: Path, content: RunContent, seconds: float) -> str:
             environment.pop(name, None)
     environment |= {"WANDB_DIR": str(log.parent), "PYTHONSAFEPATH": "1"}
     program = content.environment.program if content.environment is not None else ""
+    if not any(record.HasField("output_raw") for record in content.events):
+        environment["WANDB_CONSOLE"] = "off"  # as it was in the run; else W&B makes a file of the lines as well
     environment["WANDB_PROGRAM"] = program or "harness"  # else W&B would note its own command
     command = [sys.executable, "-m", "wandb", "sync", "--no-skip-online", "--no-skip-synced", str(log)]
     process = subprocess.Popen(  # noqa: S603 - our own interpreter
