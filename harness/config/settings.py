@@ -171,7 +171,7 @@ class Config:
     watch: str = _setting("none", "Histograms after every epoch: of the gradients of its last update, of the parameters, or all of both.", group="Tracking", choices=("none", "gradients", "parameters", "all"), affects_results=False)
     alerts: str = _setting("diverged", "When W&B sends an alert: diverged: when training diverges or memory runs out; failed: also when the run fails; ended: also when it stops or finishes; none: never.", group="Tracking", choices=ALERTS, affects_results=False)
     log_code: bool = _setting(False, "Save the source of the --plugin modules, and of the script that calls harness, as a W&B code artifact.", group="Tracking", affects_results=False)
-    finish_timeout: int = _setting(60, "Seconds to wait for W&B at the end of a run.", group="Tracking", low=1, high=86_400, affects_results=False)
+    finish_timeout: int = _setting(60, "Seconds without progress of the upload after which the end of a run no longer waits for W&B.", group="Tracking", low=1, high=86_400, affects_results=False)
 
     output: str = _setting("runs", "Folder for run directories.", group="Output", affects_results=False)
     resume: str = _setting("auto", "auto: resume an unfinished run of the same name and settings; never; or the run directory to resume.", group="Output", affects_results=False)

@@ -24,7 +24,7 @@ from harness.tracking.wandb import init
 from harness.tracking.wandb.client import in_sweep
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.checksums import SUMS, write_sums
-from harness.utils.environment import git_diff
+from harness.utils.environment import describe_process, git_diff
 from harness.utils.errors import DivergedError, ResourceError, TrackingError, as_harness_error
 from harness.utils.files import write_atomically, write_json
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
@@ -166,7 +166,7 @@ def _open(
 ) -> TrackedRun:
     """Open the journal and W&B; those of a resumed run continue from `state.step`."""
     resumed_step = state.step if directory.resumed and state is not None else None
-    full_header = {"config": config.to_dict(), **header}
+    full_header = {"config": config.to_dict(), **header, "process": describe_process()}
     if resumed_step is None:
         journal, earlier = Journal(directory.path, full_header), []
     else:

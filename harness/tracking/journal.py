@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
@@ -22,7 +21,7 @@ from harness.tracking.serialization import decode_record, encode_record, from_li
 from harness.tracking.tracker import Status, Tracker
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DataError, ResourceError
-from harness.utils.files import link_inside, open_regular, read_regular, write_atomically
+from harness.utils.files import is_plain_path, link_inside, open_regular, read_regular, write_atomically
 from harness.utils.plain import sub_mapping
 
 NAME = "journal.jsonl"
@@ -265,8 +264,7 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
 
 def _is_inside(folder: Path, file: str) -> bool:
     """Return whether a path that a journal names is one of plain names in the run directory, without a link on its way."""
-    parts = re.split(r"[/\\]", file)
-    return not {"", ".", ".."} & set(parts) and ":" not in file and not link_inside(folder, folder / file)
+    return is_plain_path(file) and not link_inside(folder, folder / file)
 
 
 def _whole_lines(content: bytes) -> tuple[list[bytes], bool]:

@@ -5,7 +5,11 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
+import socket
 import subprocess
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -128,6 +132,33 @@ def git_diff() -> str:
     except (OSError, subprocess.SubprocessError, ValueError):  # ValueError: a changed file is not UTF-8
         return ""
     return diff if len(diff) <= MAX_DIFF else ""
+
+
+def describe_process() -> dict[str, Any]:
+    """Return where, when and how this process was started: what W&B notes of a run, for one that is uploaded later.
+
+    A password in the address of the git remote is left out.
+    """
+    commit, remote = (_git_or_nothing(*words) for words in (("rev-parse", "HEAD"), ("remote", "get-url", "origin")))
+    return {
+        "started": round(time.time(), 3),  # seconds since 1970
+        "host": socket.gethostname(),
+        "program": os.path.abspath(sys.argv[0]),
+        "args": sys.argv[1:],
+        "root": os.getcwd(),
+        "executable": sys.executable,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "os": platform.platform(),
+        "cpu_count": os.cpu_count() or 1,
+        "git": {"commit": commit, "remote": re.sub(r"//[^/@]*@", "//", remote)},
+    }
+
+
+def _git_or_nothing(*arguments: str) -> str:
+    try:
+        return _git(*arguments).strip()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ""
 
 
 def _git(*arguments: str) -> str:

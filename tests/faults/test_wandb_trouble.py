@@ -55,7 +55,7 @@ def test_a_server_that_fails_from_the_start_makes_the_run_offline(tmp_path, faul
         ended = harness("run", *AUTO, cwd=tmp_path, variables=variables, check=0)
         assert time.monotonic() - began < 60
     reports = [line for line in ended.err.splitlines() if "W&B is offline" in line]
-    assert len(reports) == 1 and "wandb sync" in reports[0]
+    assert len(reports) == 1 and "harness sync" in reports[0]
     folder = tmp_path / "runs/r"
     assert read_json(folder / "status.json")["tracking"] == "offline"
     (offline_run,) = offline_runs(folder)
@@ -155,7 +155,7 @@ def test_a_killed_online_run_resumes_as_the_same_wandb_run_with_each_step_once(t
 @pytest.mark.slow
 @pytest.mark.parametrize("points", [("step=26",), ("evaluation=3", "phase=3")])
 def test_the_offline_run_directories_of_a_killed_run_sync_into_one_complete_history(tmp_path, points):
-    """As documented: `wandb sync` of the offline run directories, oldest first."""
+    """By `wandb sync` of the offline run directories, oldest first, where `harness sync` is not at hand."""
     words = ["run", *TINY[:-1], "offline", "--name", "r", "--checkpoint-every", 4]
     for point in points:
         assert harness(*words, cwd=tmp_path, variables=SLIM, fault=f"kill@{point}").code == -signal.SIGKILL
@@ -164,7 +164,7 @@ def test_the_offline_run_directories_of_a_killed_run_sync_into_one_complete_hist
     ended = harness(*words, cwd=tmp_path, variables=SLIM, check=0)
     folders = sorted((tmp_path / "runs/r/wandb").glob("offline-run-*"))
     assert len(folders) == 1 + len(points)
-    assert "wandb sync" in ended.err
+    assert "harness sync" in ended.err
     with FaultyServer() as server:
         for folder in folders:
             subprocess.run(

@@ -41,7 +41,7 @@ def test_a_run_writes_every_documented_file_and_its_status(finished):
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["exit_code"], status["epoch"]) == ("finished", 0, 3)
     assert len(re.findall(r"^epoch \d/3 ", done.stderr, re.M)) == 3
-    assert "wandb sync" in done.stderr
+    assert "harness sync" in done.stderr
     assert "test accuracy" in done.stdout
 
 

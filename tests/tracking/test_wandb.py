@@ -684,3 +684,48 @@ def test_outside_a_sweep_the_server_is_not_asked_who_sent_sigterm(tmp_path, serv
     assert not tracker.stopped_by_server()
     tracker.finish("stopped", 143)
     assert (server.runs["run1"].stops, server.runs["run1"].preempting) == (0, False)
+
+
+def artifact_of(folder, size):
+    """An artifact of one file of random bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "big.bin").write_bytes(np.random.default_rng(0).bytes(size))
+    return Artifact("big", "model", {"big.bin": folder / "big.bin"})
+
+
+@pytest.mark.slow
+def test_an_upload_that_proceeds_at_the_end_is_waited_for_beyond_the_finish_timeout(tmp_path, server):
+    server.seconds_per_mb = 1.5
+    lines: list[str] = []
+    tracker = start(tmp_path, lines, finish_timeout=1)
+    tracker.record(epoch(1))
+    tracker.artifact(artifact_of(tmp_path, 3_000_000))
+    tracker.finish("finished", 0)
+    assert (tracker.state, lines, server.exit_code) == ("online", [], 0)
+    (artifact,) = server.artifacts.values()
+    assert artifact.committed
+
+
+@pytest.mark.slow
+def test_an_upload_that_does_not_proceed_at_the_end_is_given_up(tmp_path, server):
+    server.seconds_per_mb = 1e5
+    lines: list[str] = []
+    tracker = start(tmp_path, lines, finish_timeout=1)
+    tracker.record(epoch(1))
+    tracker.artifact(artifact_of(tmp_path, 60_000))
+    began = time.monotonic()
+    tracker.finish("finished", 0)
+    assert time.monotonic() - began < 30
+    assert tracker.state == "incomplete"
+    assert "nothing was uploaded for" in lines[0]
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_the_files_is_reported_at_the_end(tmp_path, server):
+    server.upload_status = 403
+    lines: list[str] = []
+    tracker = start(tmp_path, lines)
+    tracker.record(final(3))
+    tracker.finish("finished", 0)
+    assert tracker.state == "incomplete"
+    assert len(lines) == 1
