@@ -50,7 +50,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Row:
+class MeasuredRow:
     """What was measured at one step: numbers and texts, and images, by name.
 
     Attributes:
@@ -83,7 +83,7 @@ class Backend(ABC):
         """Begin the run, or continue the one with the id of the labels."""
 
     @abstractmethod
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[MeasuredRow]) -> None:
         """Write what was measured at some steps, which increase."""
 
     @abstractmethod

@@ -20,7 +20,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image as PILImage
 
 from harness.config.conversion import FIND
-from harness.tracking.backends.backend import Backend, Row, RunLabels, flat
+from harness.tracking.backends.backend import Backend, MeasuredRow, RunLabels, flat
 from harness.tracking.records import Artifact, Scalar
 from harness.tracking.tracker import Status
 
@@ -74,7 +74,7 @@ class MLflow(Backend):
         self._params = dict(run.data.params)
         return run
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[MeasuredRow]) -> None:
         """Write numbers as metrics in few requests, texts as tags, and images for MLflow's image grid."""
         metrics = [
             Metric(name, float(value), int(row.time * 1000), row.step)
@@ -106,7 +106,7 @@ class MLflow(Backend):
 
     def summary(self, values: Mapping[str, Scalar]) -> None:
         """Write numbers as metrics of the last step, texts as tags."""
-        self.log([Row(self._last_step, values, {}, time.time())])
+        self.log([MeasuredRow(self._last_step, values, {}, time.time())])
 
     def files(self, artifact: Artifact) -> None:
         """Upload the files under the artifact's name."""

@@ -22,7 +22,7 @@ from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from harness.tracking.backends.backend import POSITION, Backend, Row, RunLabels, flat
+from harness.tracking.backends.backend import POSITION, Backend, MeasuredRow, RunLabels, flat
 from harness.tracking.records import Artifact, Scalar
 from harness.tracking.tracker import Status
 from harness.utils.files import sha256, write_atomically
@@ -65,7 +65,7 @@ class TensorBoard(Backend):
         self._writer.write(Event(wall_time=time.time(), file_version=VERSION).SerializeToString())
         self._writer.flush()
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[MeasuredRow]) -> None:
         """Write scalars, images, and texts as TensorBoard's text."""
         for row in rows:
             self._last_step = max(self._last_step, row.step)

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.tracking.backends.backend import POSITION, Backend, Picture, Row, RunLabels
+from harness.tracking.backends.backend import POSITION, Backend, MeasuredRow, Picture, RunLabels
 from harness.tracking.records import Artifact, Curve, Image, Record, Scalar, StoredImage, Table, Value, encode_png
 from harness.tracking.run_files import CONFIG, SUMMARY
 from harness.tracking.serialization import stored_image
@@ -152,7 +152,7 @@ class BackendTracker(Tracker):
             self._notify(f"{self.title}: {self._backend.address}")
 
     def _record(self, backend: Backend, record: Record) -> None:
-        pending: list[Row] = []
+        pending: list[MeasuredRow] = []
         tables: dict[str, Table | Curve] = {}
         for step, values in rows(record, self._log_every):
             # The last row of an epoch may be sent in two parts; a final record has its step again.
@@ -172,7 +172,7 @@ class BackendTracker(Tracker):
             with tempfile.TemporaryDirectory() as folder:
                 backend.files(Artifact("tables", "tables", _write_tables(tables, Path(folder))))
 
-    def _row(self, step: int, values: Mapping[str, Value]) -> Row:
+    def _row(self, step: int, values: Mapping[str, Value]) -> MeasuredRow:
         """Return the numbers, texts and images of a row; an image that cannot be read is left out and reported."""
         scalars = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
         pictures: dict[str, Picture] = {}
@@ -186,7 +186,7 @@ class BackendTracker(Tracker):
                 except Exception as error:  # noqa: BLE001 - its file may be damaged in any way, or gone
                     self._notify(f"{self.title} does not get {name}: {error}; the journal has it")
         measured_at = scalars.pop(TIMESTAMP, time.time())
-        return Row(step, scalars, pictures, float(measured_at))
+        return MeasuredRow(step, scalars, pictures, float(measured_at))
 
     def _note_sent(self, step: int) -> None:
         """Store the highest step sent, and which metrics of it: the row of an epoch's end is sent in two parts."""

@@ -15,7 +15,7 @@ import trackio
 from PIL import Image as PILImage
 from trackio.sqlite_storage import SQLiteStorage
 
-from harness.tracking.backends.backend import Backend, Row, RunLabels
+from harness.tracking.backends.backend import Backend, MeasuredRow, RunLabels
 from harness.tracking.records import Artifact, Scalar
 from harness.tracking.tracker import Status
 from harness.utils.plain import to_plain
@@ -51,7 +51,7 @@ class Trackio(Backend):
         """Return how many rows its database has of the run."""
         return int(SQLiteStorage.get_log_count(self._labels.project, run_id=self.run_id)) if self._is_local else 0
 
-    def log(self, rows: Sequence[Row]) -> None:
+    def log(self, rows: Sequence[MeasuredRow]) -> None:
         """Write a row a step, with its images."""
         for row in rows:
             self._last_step = max(self._last_step, row.step)
