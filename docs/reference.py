@@ -32,6 +32,7 @@ class Metric(NamedTuple):
 REPORT = "report.html"
 SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
+CHANGES, WATCH = "uncommitted changes", "`--watch`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
 VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set", "`--tta`"
 
@@ -47,7 +48,7 @@ RUN = (
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
     File(CONSOLE, "what the run has shown: messages, warnings and epochs with their times, without the progress bar"),
-    File(DIFF, "the uncommitted changes of the git repository of the working directory, at the start", "such changes"),
+    File(DIFF, "the uncommitted changes of the git repository of the working directory, at the start", CHANGES),
     File("predictions.csv", "a row per image of the reported split: truth, prediction, confidence, loss, margin"),
     File("per_class.csv", "precision, recall, F1 and number of images of each class"),
     File(f"{FIGURES}/losses.png", "loss of every step and every epoch"),
@@ -145,7 +146,7 @@ METRICS = (
         "of the gradient of a parameter at the epoch's last update, after clipping",
         "`--watch`",
     ),
-    Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", "`--watch`"),
+    Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", WATCH),
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
     Metric("result/test/loss", LOSS, "of the weights of the result", TEST),
     Metric("result/test/ece", SHARE, "expected calibration error", TEST),

@@ -20,7 +20,7 @@ def model_histograms(model: nn.Module, *, gradients: bool, parameters: bool) -> 
     Returns:
         `parameters/NAME` and `gradients/NAME` (as the optimizer saw it, after clipping), with `/` for the dots of NAME.
     """
-    result = {}
+    result: dict[str, Histogram] = {}
     for name, parameter in model.named_parameters():
         key = re.sub(r"[^A-Za-z0-9_]", "/", name)
         for prefix, tensor, is_requested in (
