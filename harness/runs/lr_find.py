@@ -15,8 +15,9 @@ from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.figures import lr_finder, training_curves
 from harness.runs.components import Components, build_components
+from harness.runs.console_log import ConsoleLog
 from harness.runs.progress import LineReporter, ProgressReporter
-from harness.runs.tracked_run import tracked_run
+from harness.runs.tracked_run import check_tracking, tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
 from harness.tracking.records import Record
@@ -24,7 +25,6 @@ from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb.client import has_active_run
 from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import describe_environment
 from harness.training.process_settings import restore_process_state
 from harness.utils.errors import UsageError
@@ -63,11 +63,11 @@ def find_lr(
         Interrupted: a signal stopped it.
     """
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
-    reporter = reporter or LineReporter(sys.stderr)
+    reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():
         config = with_sweep_values(config, reporter.message, is_own=has_active_run())
         range_for(config, options)  # a wrong range is refused before anything is loaded
-        check_wandb_values(config)
+        check_tracking(config)
     components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))

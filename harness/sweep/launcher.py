@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config
+from harness.config.settings import Config, setting_fields
 from harness.config.sweep_values import differing_values
 from harness.config.words import settings_of
 from harness.sweep import command, results
@@ -92,8 +92,14 @@ class Launcher:
         return self.sweep.config(record.values)
 
     def start_final(self, best: TrialRecord, seed: int, name: str, share: int) -> TrialProcess:
-        """Start a run that trains the best configuration with another seed and reads the test set."""
-        options = self._options(name, best.values, {"job_type": "final"}, {"test": True, "seed": seed})
+        """Start a run that trains the best configuration with another seed, reads the test set and explains the result.
+
+        Galleries and page are made whatever the file says for its trials, as from `best.yaml`.
+        """
+        explained = {
+            key: setting_fields()[key].default for key in ("gallery", "report") if key not in self.sweep.overrides
+        }
+        options = self._options(name, best.values, {"job_type": "final"}, {"test": True, "seed": seed, **explained})
         return self._start(best.values, options, name, share)
 
     def _options(

@@ -19,6 +19,7 @@ from harness.sweep.metric import check_metric, read_metrics, reads_test_set
 from harness.sweep.source import SchedulerBlock, read_scheduler
 from harness.sweep.spec import SweepSpec, setting_of
 from harness.sweep.yaml_1_1 import as_wandb_reads
+from harness.tracking.backends.registry import check_trackers
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.errors import UsageError, did_you_mean
 
@@ -130,7 +131,9 @@ def parse_sweep(
             raise UsageError(
                 f"metric: {metric.name} would choose by the test set; use best/val_acc, or give --choose-on-test"
             )
-    check_wandb_values(sample.replace(**sweep.destination()))
+    destined = sample.replace(**sweep.destination())
+    check_wandb_values(destined)
+    check_trackers(destined)
     return sweep
 
 
