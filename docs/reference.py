@@ -145,10 +145,7 @@ METRICS = (
     Metric("throughput/images_per_s", "images/s", "training images per second of training"),
     Metric("memory/peak_gib", "GiB", "peak memory so far: of the GPU, or of the process on a CPU"),
     Metric(
-        "gradients/*",
-        "histogram",
-        "of the gradient of a parameter at the epoch's last update, after clipping",
-        "`--watch`",
+        "gradients/*", "histogram", "of the gradient of a parameter at the epoch's last update, after clipping", WATCH
     ),
     Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", WATCH),
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
