@@ -34,6 +34,7 @@ SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
 CHANGES, WATCH = "uncommitted changes", "`--watch`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
+TENSORBOARD, OTHERS = "`--tracker tensorboard`", "`--tracker mlflow` or `trackio`"
 VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set", "`--tta`"
 
 RUN = (
@@ -80,6 +81,9 @@ RUN = (
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),
     File("wandb/*", "W&B's own run directory, and how much of it was sent", "not `--wandb disabled`"),
+    File("tensorboard/*", "TensorBoard's event files, and how much of the run they have", TENSORBOARD),
+    File("mlflow/*", "how much of the run MLflow has, and its id there", OTHERS),
+    File("trackio/*", "how much of the run Trackio has, and its id there", OTHERS),
     File(".lock", "locked by the process that writes the directory"),
 )
 SWEEP = (
@@ -141,10 +145,7 @@ METRICS = (
     Metric("throughput/images_per_s", "images/s", "training images per second of training"),
     Metric("memory/peak_gib", "GiB", "peak memory so far: of the GPU, or of the process on a CPU"),
     Metric(
-        "gradients/*",
-        "histogram",
-        "of the gradient of a parameter at the epoch's last update, after clipping",
-        "`--watch`",
+        "gradients/*", "histogram", "of the gradient of a parameter at the epoch's last update, after clipping", WATCH
     ),
     Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", WATCH),
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),

@@ -24,6 +24,8 @@ from harness.utils.errors import UsageError, did_you_mean
 
 # Data that may bring its own validation split, so that val_fraction=0 does not imply that there is none.
 FOLDER_LIKE = ("folder",)
+WANDB = "wandb"
+TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
 AUTO = "auto"  # written for None, the value of a switch that is neither on nor off
 # Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
@@ -159,6 +161,7 @@ class Config:
     process_timeout: int = _setting(1800, "Under torchrun: seconds after which a process stops waiting for the others.", group="Hardware", low=1, high=1_000_000, affects_results=False)
     threads: int = _setting(0, "CPU threads of torch; 0: torch's default.", group="Hardware", low=0, high=4096, affects_results=False)
 
+    tracker: tuple[str, ...] = _setting((WANDB,), "Trackers that get the run, besides its own directory: wandb, tensorboard, mlflow, trackio, or several with commas; empty: none. Each but wandb needs the extra of its name: vision-harness[tensorboard].", group="Tracking", choices=TRACKERS, affects_results=False)
     wandb: str = _setting("auto", "W&B mode: auto (online with an API key, else offline), online (fail where it is impossible), offline or disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), affects_results=False)
     project: str = _setting("harness", "W&B project of the run.", group="Tracking", affects_results=False)
     entity: str = _setting("", "W&B user or team; empty: your default one.", group="Tracking", affects_results=False)
@@ -235,6 +238,10 @@ class Config:
         if not self.test and self.select == "best-on-test":
             raise UsageError(
                 "select=best-on-test selects on the test set, which test=False leaves unread; set --test True"
+            )
+        if self.wandb == "online" and WANDB not in self.tracker:
+            raise UsageError(
+                f"wandb=online, but tracker={','.join(self.tracker)} leaves W&B out; add wandb to --tracker, or leave --wandb out"
             )
         if self.alternating_flip and not self.flip:
             raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")
@@ -363,9 +370,11 @@ def coerce(name: str, value: Any) -> Any:
         value = convert(kind, value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name}={value!r}: need {error}") from None
-    if metadata["choices"] and value not in metadata["choices"]:
-        hint = did_you_mean(str(value), metadata["choices"])
-        raise UsageError(f"{name}={value!r}: need one of {', '.join(metadata['choices'])}{hint}")
+    if metadata["choices"]:
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in metadata["choices"]:
+                hint = did_you_mean(str(item), metadata["choices"])
+                raise UsageError(f"{name}={item!r}: need one of {', '.join(metadata['choices'])}{hint}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_bounds(name, value, metadata)
     return value

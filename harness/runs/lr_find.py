@@ -16,13 +16,12 @@ from harness.reporting.figures import lr_finder, training_curves
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.progress import LineReporter, ProgressReporter
-from harness.runs.tracked_run import tracked_run
+from harness.runs.tracked_run import check_tracking, tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
 from harness.tracking.records import Record
 from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
-from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import describe_environment
 from harness.training.process_settings import restore_process_state
 from harness.utils.errors import UsageError
@@ -62,7 +61,7 @@ def find_lr(
     """
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
     range_for(config, options)  # a wrong range is refused before anything is loaded
-    check_wandb_values(config)
+    check_tracking(config)
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{default_name(config)}"

@@ -17,7 +17,7 @@ from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.lr_find import resolve_lr
 from harness.runs.progress import LineReporter, ProgressReporter
-from harness.runs.tracked_run import TrackedRun, tracked_run
+from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
 from harness.runs.trainer import WEIGHTS, RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
@@ -27,7 +27,6 @@ from harness.tracking.run_names import slug
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import has_active_run
 from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.tracking.wandb.limits import check_wandb_values
 from harness.training import checkpoint, distributed
 from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
@@ -74,7 +73,7 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
 def _run_main(config: Config, reporter: ProgressReporter, started_at: float, processes: SingleProcess) -> RunResult:
     """Run as the process that writes, most often the only one."""
     with report_failed_trial():
-        check_wandb_values(config)
+        check_tracking(config)
         run_dir.check_output(config)
         _check_distributed(config, processes)
         config = config.replace(precision=run_dir.kept_precision(config))

@@ -6,15 +6,17 @@ import contextlib
 import logging
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.settings import ALERTS, Config, canonical_name
+from harness.config.settings import ALERTS, WANDB, Config, canonical_name
 from harness.reporting.html.pages import write_run_page
 from harness.runs.console_log import ConsoleLog
 from harness.tracking import run_dir
+from harness.tracking.backends.registry import check_trackers, open_trackers, other_trackers
+from harness.tracking.backends.tracker import BackendTracker
 from harness.tracking.journal import REPLACED, Journal, NullJournal, read_journal
 from harness.tracking.journal_repair import JournalRepair, repair_journal
 from harness.tracking.run_dir import RunDir, RunState
@@ -42,7 +44,7 @@ class TrackedRun:
     """The open trackers of a run.
 
     Attributes:
-        tracker: the journal, where the run has a directory of its own, and W&B.
+        tracker: the journal, where the run has a directory of its own, W&B, and the other trackers of the settings.
         journal: writes `journal.jsonl`; a NullJournal where only W&B is written.
         wandb: writes to W&B; a NullTracker where W&B is disabled.
     """
@@ -50,6 +52,7 @@ class TrackedRun:
     tracker: Tracker
     journal: Journal | NullJournal
     wandb: WandbTracker | NullTracker
+    others: Sequence[BackendTracker] = ()
 
 
 @contextlib.contextmanager
@@ -107,7 +110,12 @@ def tracked_run(
         write_sums(directory.path, run_dir.RESULT_FILES)
         sync = {"sync": tracked.wandb.sync_command} if tracked.wandb.sync_command else {}
         directory.status(
-            RunState.FINISHED, exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync
+            RunState.FINISHED,
+            exit_code=0,
+            **_counters(state),
+            tracking=tracked.wandb.state,
+            **sync,
+            **({"trackers": {each.kind: each.state for each in tracked.others}} if tracked.others else {}),
         )  # `resume` is left out: there is nothing to resume
         _report_paths(directory, tracked, reporter)
 
@@ -122,30 +130,46 @@ def _console_log(
 
 
 def is_tracking_requested(settings: Mapping[str, Any]) -> bool:
-    """Return whether the settings of an evaluation, an explanation or a plot name `wandb`."""
-    return "wandb" in {canonical_name(key) for key in settings}
+    """Return whether the settings of an evaluation, an explanation or a plot name `wandb` or `tracker`."""
+    return not {"wandb", "tracker"}.isdisjoint(canonical_name(key) for key in settings)
+
+
+def is_tracked(config: Config) -> bool:
+    """Return whether the settings name a tracker besides the run directory."""
+    return bool(other_trackers(config)) or (WANDB in config.tracker and config.wandb != "disabled")
+
+
+def check_tracking(config: Config) -> None:
+    """Check, before anything takes time, that the trackers of the settings can be used.
+
+    Raises:
+        UsageError: W&B would refuse a value, or the package of another tracker is missing.
+    """
+    check_wandb_values(config)
+    check_trackers(config)
 
 
 @contextlib.contextmanager
 def tracked_output(
     config: Config, folder: Path, *, job_type: str, name: str, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """Open a W&B run for the results of an evaluation, an explanation or a plot; do nothing unless `enabled`.
+    """Open a run in the trackers for the results of an evaluation, an explanation or a plot; nothing unless `enabled`.
 
-    What takes time before it calls `check_wandb_values` first.
+    What takes time before it calls `check_tracking` first.
 
     Args:
-        folder: for W&B's own files.
+        folder: for the trackers' own files.
 
     Raises:
-        UsageError: W&B would refuse a value, such as the project.
+        UsageError: W&B would refuse a value, such as the project, or the package of a tracker is missing.
     """
-    if not enabled or config.wandb == "disabled":
+    if not enabled or not is_tracked(config):
         yield NullTracker()
         return
-    check_wandb_values(config)
+    check_tracking(config)
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type)])
+    others = open_trackers(config, folder, run_name=name, job_type=job_type, notify=log.warning)
+    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type), *others])
     try:
         yield tracker
     except BaseException as error:
@@ -189,7 +213,16 @@ def _open(
     if resumed_step is None and (diff := git_diff()):
         write_atomically(directory.path / DIFF, diff)
         wandb.file(directory.path / DIFF)
-    return TrackedRun(MultiTracker([journal, wandb]), journal, wandb)
+    others = open_trackers(
+        config,
+        directory.path,
+        run_name=config.name or directory.name,
+        is_resumed=directory.resumed,
+        earlier=earlier,
+        extra=header,
+        notify=reporter.message,
+    )
+    return TrackedRun(MultiTracker([journal, wandb, *others]), journal, wandb, others)
 
 
 def _repair_journal(directory: RunDir, header: Mapping[str, Any], state: TrainerState | None) -> JournalRepair:

@@ -7,6 +7,7 @@ what is decoded has the types that a record has, and an image is no link to anot
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -75,15 +76,18 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
         ValueError, TypeError, KeyError, AttributeError, IndexError: the line is no record.
     """
     steps, step_times = line.get("steps"), line.get("step_times")
-    if step_times is not None and not _is_numbers(step_times):
-        raise ValueError("the times of steps are numbers")
+    time = number(line.get("time", 0.0))
+    if not math.isfinite(time) or (
+        step_times is not None and not (_is_numbers(step_times) and all(map(math.isfinite, step_times)))
+    ):
+        raise ValueError("the times of a record are finite numbers")
     return Record(
         step=_integer(line["step"]),
         epoch=_integer(line["epoch"]),
         values={key: _decode(value, folder) for key, value in with_present_names(line["values"]).items()},
         steps=_curve(steps) if steps is not None else None,
         kind=line["kind"],
-        time=number(line["time"]) if "time" in line else 0.0,
+        time=time,
         step_times=step_times or (),
     )
 

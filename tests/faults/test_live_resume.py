@@ -47,7 +47,7 @@ def uninterrupted(tmp_path_factory):
     return contents_of(folder / "r")
 
 
-@pytest.mark.parametrize("how", ["signal", "killed"])
+@pytest.mark.parametrize("how", ["signal", pytest.param("killed", marks=pytest.mark.slow)])
 def test_a_resumed_run_is_bit_identical_and_has_every_step_once_in_the_journal_and_in_wandb(
     uninterrupted, tmp_path, monkeypatch, how
 ):

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tests.support.wandb_queries import run_fragment
-from tests.support.wandb_server import VIEWER, Server
+from tests.support.wandb_server import VIEWER, Run, Server
 
 
 @dataclass
@@ -57,7 +57,7 @@ class ReportServer(Server):
                 return {"project": {"sweep": self._sweep(variables["name"])} if mine else None}
             case "Runs":
                 return {"project": self._runs(variables)}
-            case "upsertView":
+            case "upsertView" | "UpsertView2":
                 return {"upsertView": self._save(variables)}
         return super().answer(operation, variables)
 
@@ -74,8 +74,10 @@ class ReportServer(Server):
         return {**about, **more, "config": yaml.safe_dump(config), "runCount": 1, "runCountExpected": None}
 
     def _runs(self, variables: dict[str, Any]) -> dict[str, Any]:
-        (where,) = json.loads(variables["filters"])["$and"]
-        found = [(name, run) for name, run in self.runs.items() if run.sweep == where["sweep"]]
+        where = json.loads(variables["filters"])
+        for condition in where.pop("$and", ()):
+            where |= condition
+        found = [(name, run) for name, run in self.runs.items() if where.items() <= self._labels(run).items()]
         sign, key = variables["order"][0], variables["order"][1:].removeprefix("summary_metrics.")
         if sign in "+-" and key != "created_at":
             found.sort(key=lambda item: item[1].summary[key], reverse=sign == "-")
@@ -83,6 +85,11 @@ class ReportServer(Server):
         page = {"endCursor": None, "hasNextPage": False}
         about = {"internalId": "1", "runCount": len(found), "readOnly": False}
         return {**about, "runs": {"edges": edges[: variables["perPage"]], "pageInfo": page}}
+
+    @staticmethod
+    def _labels(run: Run) -> dict[str, Any]:
+        labels = {key: run.upserted.get(name) for key, name in (("group", "groupName"), ("jobType", "jobType"))}
+        return {**labels, "sweep": run.sweep}
 
     def _save(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.saved.append(

@@ -1,6 +1,7 @@
 """The steps of an epoch are written once, in one or several lines of a journal, and read as one curve."""
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ from harness.tracking.journal import NAME, REPLACED, Journal, read_journal
 from harness.tracking.journal_lines import encode_line
 from harness.tracking.journal_repair import repair_journal
 from harness.tracking.records import Record
+from harness.tracking.serialization import encode_record
 from tests.support.records import epoch, same
 
 TIMES = [1e9 + second for second in range(1, 13)]
@@ -99,6 +101,23 @@ def test_steps_without_a_curve_are_damage(tmp_path):
     with open(tmp_path / NAME, "ab") as file:
         file.write(encode_line({"kind": "steps", "step": 5, "epoch": 1, "values": {}}))
     assert read_journal(tmp_path).records == [timed(1)]
+
+
+@pytest.mark.parametrize(
+    "times", [{"time": math.nan}, {"time": "now"}, {"step_times": [math.inf] * 4}, {"step_times": 3}]
+)
+def test_times_that_are_no_finite_numbers_are_damage(tmp_path, times):
+    write(tmp_path, timed(1))
+    line = {
+        "kind": "epoch",
+        "step": 8,
+        "epoch": 2,
+        "values": {},
+        "steps": encode_record(epoch(2, 4), tmp_path)["steps"],
+    }
+    with open(tmp_path / NAME, "ab") as file:
+        file.write(encode_line({**line, **times}))
+    assert read_journal(tmp_path).records == [timed(1)] and not read_journal(tmp_path).whole
 
 
 def test_a_record_with_other_times_than_steps_is_refused():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
-from harness.config.settings import Config, setting_fields
+from harness.config.settings import WANDB, Config, setting_fields
 from harness.tracking.records import Artifact, Record
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import changed_environment, in_sweep, in_use, missing_service, reason, set_up
@@ -47,7 +47,7 @@ def start(
     first_step: int | None = None,
     notify: Callable[[str], None] = log.warning,
 ) -> WandbTracker | NullTracker:
-    """Return a tracker that writes to W&B in the mode of `config.wandb`, with W&B's own files under `folder`/wandb.
+    """Return a tracker that writes to W&B in the mode of `config.wandb`, where `config.tracker` names it, with W&B's own files under `folder`/wandb.
 
     Args:
         run_id: letters, digits and dashes, 64 at most; when None, the id that the directory's run had before, or a
@@ -65,8 +65,7 @@ def start(
         TrackingError: `wandb` is `online` or `offline` by name, and W&B is unavailable in that mode.
         UsageError: a run directory as the current one holds settings of W&B.
     """
-    mode = resolve_mode(config.wandb)
-    if mode == "disabled":
+    if WANDB not in config.tracker or (mode := resolve_mode(config.wandb)) == "disabled":
         return NullTracker()
     try:
         import wandb

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import Config, setting_fields
+from harness.config.settings import WANDB, Config, setting_fields
 from harness.tracking import run_dir
 from harness.tracking.journal import JournalContents, read_journal
 from harness.tracking.wandb import from_journal, init, run_logs, session
@@ -120,7 +120,7 @@ def _checked(folder: Path, corrections: Mapping[str, Any]) -> tuple[JournalConte
     if run_dir.is_locked(folder):
         raise BusyError(f"{folder} is still being written; sync it when the run has ended")
     try:
-        config = Config(**journal.header["config"]).replace(wandb="online")
+        config = Config(**journal.header["config"]).replace(tracker=(WANDB,), wandb="online")
     except (HarnessError, TypeError) as error:
         raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
     config = config.replace(**corrections)
