@@ -151,7 +151,7 @@ def _list(mapping: Mapping[str, Any], key: str) -> list[Any]:
     "folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=complete_run
 )
 @click.option("--anew", is_flag=True, help="Send everything as a new W&B run, when the former one has gaps.")
-@setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes")
+@setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes", "link")
 def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool) -> None:
     """Complete offline, interrupted or partly uploaded runs in W&B, from their journals.
 
@@ -163,6 +163,7 @@ def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool) -> Non
     harness sync runs/my-run
     harness sync runs/* --anew
     harness sync runs/my-run --project other --tags first,second
+    harness sync runs/my-run --link model/digits
     """
     from harness.tracking.run_dir import members
     from harness.tracking.wandb import sync as syncing

@@ -166,6 +166,9 @@ class Config:
     tags: tuple[str, ...] = _setting((), "W&B tags of the run.", group="Tracking", affects_results=False)
     notes: str = _setting("", "W&B notes, for example why you started the run.", group="Tracking", affects_results=False)
     log_code: bool = _setting(False, "Save the source of the --plugin modules as a W&B code artifact.", group="Tracking", affects_results=False)
+    log_model: str = _setting("auto", "When the model becomes a W&B artifact: end (that of the result), best (during training also each new best epoch by validation accuracy, at most every 10 minutes), never; auto: end, and never in the trials of a sweep.", group="Tracking", choices=("auto", "end", "best", "never"), affects_results=False)
+    model_ttl: int = _setting(14, "Days after which W&B may delete the models that log_model=best logs during training; 0: never. That of the result is kept.", group="Tracking", low=0, high=36_500, affects_results=False)
+    link: str = _setting("", "W&B registry collection to link the model of the result to: REGISTRY/COLLECTION.", group="Tracking", affects_results=False)
     finish_timeout: int = _setting(60, "Seconds to wait for W&B at the end of a run.", group="Tracking", low=1, high=86_400, affects_results=False)
 
     output: str = _setting("runs", "Folder for run directories.", group="Output", affects_results=False)
@@ -230,6 +233,10 @@ class Config:
         if not self.test and self.select == "best-on-test":
             raise UsageError(
                 "select=best-on-test selects on the test set, which test=False leaves unread; set --test True"
+            )
+        if self.link and self.log_model == "never":
+            raise UsageError(
+                f"link={self.link!r} links the model, which log_model=never does not log; set --log-model end"
             )
         if self.alternating_flip and not self.flip:
             raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")

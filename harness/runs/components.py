@@ -112,15 +112,22 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
 def describe_data(components: Components) -> dict[str, Any]:
     """Return plain facts of the data: sizes of the splits, classes, fingerprint, and the loader."""
     dataset = components.dataset
-    sizes = {split.name: len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None}
     return {
-        "name": dataset.name,
-        "classes": list(dataset.classes),
-        "images": sizes,
-        "fingerprint": dataset.fingerprint,
+        **describe_dataset(dataset),
         "skipped": len(dataset.skipped),
         "loader": components.loaders.kind,
         "notes": dataset.notes,
+    }
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Return plain facts that identify the data: name, classes, sizes of the splits, fingerprint."""
+    splits = (dataset.train, dataset.val, dataset.test)
+    return {
+        "name": dataset.name,
+        "classes": list(dataset.classes),
+        "images": {split.name: len(split) for split in splits if split is not None},
+        "fingerprint": dataset.fingerprint,
     }
 
 
@@ -155,6 +162,10 @@ def _check_cam(components: Components) -> None:
 def _check_splits(components: Components) -> None:
     """Refuse settings that need a split which the data does not have."""
     config, made = components.config, components.loaders
+    if config.log_model == "best" and not components.selection_split:
+        raise UsageError(
+            "log_model=best logs epochs that a validation split selects, and the data has none; set --val-fraction 0.1, or --log-model end"
+        )
     needs_validation = config.schedule == "plateau" or config.early_stop or config.select == "best"
     if needs_validation and made.val is None:
         raise UsageError(

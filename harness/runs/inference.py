@@ -14,13 +14,16 @@ import torch
 from harness.config.names import SPLIT_NAMES
 from harness.data import loaders
 from harness.data.image_io import image_files, read_image
-from harness.data.registry import load_dataset
+from harness.data.registry import Dataset, load_dataset
 from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
+from harness.runs.components import describe_dataset
+from harness.runs.model_log import WEIGHTS
 from harness.runs.tracked_run import is_tracking_requested, tracked_output
-from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
+from harness.tracking.lineage import dataset_artifact, model_of_run
+from harness.tracking.records import Artifact, Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, check_output_folder
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import autocast, autocast_dtype
@@ -93,7 +96,7 @@ def evaluate(
         "fingerprint": dataset.fingerprint,
     }
     write_json(folder / "evaluation.json", {**facts, **result.metrics})
-    _track_evaluation(trained, settings, result, name, folder)
+    _track_evaluation(trained, settings, dataset, result, name, folder)
     return SplitEvaluation(name, result.metrics, result.per_class, folder)
 
 
@@ -227,10 +230,15 @@ def _few(classes: Sequence[str]) -> str:
 
 
 def _track_evaluation(
-    trained: TrainedModel, settings: Mapping[str, Any], result: EvaluationResult, split: str, out: Path
+    trained: TrainedModel,
+    settings: Mapping[str, Any],
+    dataset: Dataset,
+    result: EvaluationResult,
+    split: str,
+    out: Path,
 ) -> None:
     metrics = {f"{split}/{key}": value for key, value in result.metrics.items()}
-    _to_wandb(trained, settings, "evaluate", {**result.values, **metrics}, metrics, out)
+    _to_wandb(trained, settings, "evaluate", {**result.values, **metrics}, metrics, out, dataset)
 
 
 def _track_explanations(
@@ -246,6 +254,12 @@ def _track_explanations(
     _to_wandb(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
 
 
+def used_models(trained: TrainedModel) -> list[Artifact]:
+    """Return the model in W&B that was loaded, as an artifact that a run uses; empty where W&B has none with these weights."""
+    logged = model_of_run(run_folder(trained.path)) if trained.path.name == WEIGHTS else None
+    return [] if logged is None else [logged]
+
+
 def _check_tracking(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
     """Refuse what W&B would refuse, before the work whose results it gets."""
     if is_tracking_requested(settings):
@@ -259,11 +273,18 @@ def _to_wandb(
     values: Mapping[str, Value],
     summary: Mapping[str, Scalar],
     out: Path,
+    dataset: Dataset | None = None,
 ) -> None:
-    """Record values as a W&B run of its own, where the settings name `wandb`."""
+    """Record values as a W&B run of its own, where the settings name `wandb`; it uses the model and the data set."""
+
+    def inputs() -> list[Artifact]:
+        facts = {} if dataset is None else describe_dataset(dataset)
+        return [*used_models(trained), *([dataset_artifact(trained.config, out, facts)] if facts else [])]
+
     name = f"{job_type}-{run_folder(trained.path).name}"
+    is_tracked = is_tracking_requested(settings)
     with tracked_output(
-        trained.config, out, job_type=job_type, name=name, enabled=is_tracking_requested(settings)
+        trained.config, out, job_type=job_type, name=name, enabled=is_tracked, inputs=inputs
     ) as tracker:
         tracker.record(Record(0, 0, values, kind="final"))
         tracker.summary(summary)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 from harness.config.settings import Config, canonical_name
 from harness.reporting.html.pages import write_run_page
 from harness.tracking import run_dir
-from harness.tracking.journal import REPLACED, Journal, NullJournal, read_journal
+from harness.tracking.journal import REPLACED, Journal, JournalContents, NullJournal, read_journal
 from harness.tracking.journal_repair import JournalRepair, repair_journal
+from harness.tracking.lineage import dataset_artifact
+from harness.tracking.records import Artifact
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
@@ -74,7 +76,8 @@ def tracked_run(
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
         with stop_requests.at_once():
-            tracked = _open(config, directory, reporter, stop_requests, header, state)
+            dataset = dataset_artifact(config, directory.path, header["dataset"])
+            tracked, known = _open(config, directory, reporter, stop_requests, header, state)
     except BaseException as error:
         if isinstance(error, TrackingError) and not directory.resumed:
             directory.discard()  # W&B is required: nothing has begun
@@ -85,6 +88,7 @@ def tracked_run(
     if tracked.wandb.url:
         reporter.message(f"W&B: {tracked.wandb.url}")
     try:
+        _declare_dataset(tracked, dataset, known)
         yield tracked
         tracked.tracker.finish("finished", 0)
     except BaseException as error:
@@ -110,7 +114,13 @@ def is_tracking_requested(settings: Mapping[str, Any]) -> bool:
 
 @contextlib.contextmanager
 def tracked_output(
-    config: Config, folder: Path, *, job_type: str, name: str, enabled: bool = True
+    config: Config,
+    folder: Path,
+    *,
+    job_type: str,
+    name: str,
+    enabled: bool = True,
+    inputs: Callable[[], Sequence[Artifact]] = tuple,
 ) -> Iterator[Tracker]:
     """Open a W&B run for the results of an evaluation, an explanation or a plot; do nothing unless `enabled`.
 
@@ -118,6 +128,7 @@ def tracked_output(
 
     Args:
         folder: for W&B's own files.
+        inputs: returns the artifacts that the results are of; called when the W&B run is open.
 
     Raises:
         UsageError: W&B would refuse a value, such as the project.
@@ -129,6 +140,8 @@ def tracked_output(
     folder.mkdir(parents=True, exist_ok=True)
     tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type)])
     try:
+        for artifact in inputs():
+            tracker.artifact(artifact)
         yield tracker
     except BaseException as error:
         known = as_harness_error(error)
@@ -145,30 +158,39 @@ def _open(
     stop_requests: StopRequests,
     header: Mapping[str, Any],
     state: TrainerState | None,
-) -> TrackedRun:
-    """Open the journal and W&B; those of a resumed run continue from `state.step`."""
+) -> tuple[TrackedRun, Sequence[Artifact]]:
+    """Open the journal and W&B, and return them with the artifacts that the journal has.
+
+    Those of a resumed run continue from `state.step`.
+    """
     resumed_step = state.step if directory.resumed and state is not None else None
     full_header = {"config": config.to_dict(), **header}
     if resumed_step is None:
-        journal, earlier = Journal(directory.path, full_header), []
+        journal, contents = Journal(directory.path, full_header), JournalContents()
     else:
         repair = _repair_journal(directory, full_header, state)
         if repair and resumed_step:  # else the run was killed before its journal was whole, and starts again
             reporter.message(f"{repair}; what was there is in {REPLACED}")
         journal = Journal.resume(directory.path, resumed_step, full_header)
-        earlier = read_journal(directory.path).records
+        contents = read_journal(directory.path)
     wandb = init.start(
         config,
         directory.path,
         run_name=config.name or directory.name,
         resumed_step=resumed_step,
-        earlier=earlier,
+        earlier=contents.records,
         code=_plugin_files(config),
         extra=header,
         on_stop=stop_requests.stop,
         notify=reporter.message,
     )
-    return TrackedRun(MultiTracker([journal, wandb]), journal, wandb)
+    return TrackedRun(MultiTracker([journal, wandb]), journal, wandb), contents.artifacts
+
+
+def _declare_dataset(tracked: TrackedRun, dataset: Artifact, known: Sequence[Artifact]) -> None:
+    """Declare which data the run uses; the journal of a resumed run has that already."""
+    is_known = any(artifact.is_input and artifact.kind == dataset.kind for artifact in known)
+    (tracked.wandb if is_known else tracked.tracker).artifact(dataset)
 
 
 def _repair_journal(directory: RunDir, header: Mapping[str, Any], state: TrainerState | None) -> JournalRepair:

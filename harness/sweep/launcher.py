@@ -63,7 +63,7 @@ class Launcher:
         """Start a trial; nothing is started where it finished under a scheduler that died before it stored that."""
         if run_dir.read_state(self.runs / trial.name) == RunState.FINISHED:
             return FinishedTrial()
-        defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
+        defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False, "log_model": "never"}
         return self._start(trial.values, self._options(trial.name, defaults, self._forced), trial.name, share)
 
     @property

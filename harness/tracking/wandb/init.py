@@ -249,13 +249,21 @@ def _arguments(
         job_type=_job_type(config, job_type),
         tags=list(config.tags) or None,
         notes=config.notes or None,
-        config={**config.to_dict(), **extra},
+        config={**config.to_dict(), **_without_class_names(extra)},
         resume="allow",
     )
     if not in_sweep():  # there W&B decides these
         by_variable = "WANDB_PROJECT" in os.environ and config.project == setting_fields()["project"].default
         arguments.update(id=run_id, entity=config.entity or None, project=None if by_variable else config.project)
     return arguments
+
+
+def _without_class_names(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts with the number of classes in place of their names, which are in the artifact of the data set."""
+    dataset = extra.get("dataset")
+    if not isinstance(dataset, Mapping) or not isinstance(dataset.get("classes"), list | tuple):
+        return dict(extra)
+    return {**extra, "dataset": {**dataset, "classes": len(dataset["classes"])}}
 
 
 def _job_type(config: Config, job_type: str | None) -> str | None:

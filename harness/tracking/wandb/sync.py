@@ -68,7 +68,8 @@ def sync(
         config = Config(**journal.header["config"]).replace(wandb="online")
     except (HarnessError, TypeError) as error:
         raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
-    config = config.replace(**(corrections or {}))
+    # A run that comes from elsewhere does not decide which model a registry gets: `link` holds only where it is given here.
+    config = config.replace(**{"link": "", **(corrections or {})})
     try:
         check_wandb_values(config)
     except UsageError as error:

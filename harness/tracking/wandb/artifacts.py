@@ -1,0 +1,154 @@
+"""Send artifacts to W&B: the versions that a run makes, and those that it uses.
+
+The `wandb` module is passed in with the session, so that importing this stays cheap.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from harness.tracking.lineage import BEST, artifact_name, leads, run_alias
+from harness.tracking.records import Artifact
+from harness.tracking.wandb.client import reason
+from harness.tracking.wandb.session import Session
+
+REQUEST_TIMEOUT = 10  # seconds that a question to the server may take
+REGISTRY = "wandb-registry-"  # what the project of a registry begins with
+
+log = logging.getLogger(__name__)
+
+
+def send_artifact(session: Session, run: Any, artifact: Artifact) -> None:
+    """Log an artifact as an output of a run, or declare it as an input.
+
+    Files of an output are copied, so they may change afterwards; those of an input may not.
+    """
+    if artifact.is_input:
+        _declare_input(session, run, artifact)
+    elif artifact.kind == "code":  # a type that W&B reserves
+        _log_code(session, run, artifact)
+    else:
+        _log_output(session, run, artifact)
+
+
+def needs_link(session: Session, artifact: Artifact) -> bool:
+    """Return whether an artifact is the model that `link` is about: that of the result."""
+    return bool(session.config.link) and _is_result(artifact)
+
+
+def _is_result(artifact: Artifact) -> bool:
+    return artifact.kind == "model" and not (artifact.is_input or artifact.is_interim)
+
+
+def _log_output(session: Session, run: Any, artifact: Artifact) -> None:
+    logged = _make(session, artifact)
+    for inside, path in artifact.files.items():
+        logged.add_file(str(path), name=inside, skip_cache=True)
+    if artifact.keep_days:
+        logged.ttl = timedelta(days=artifact.keep_days)
+    aliases = [alias for alias in artifact.aliases if alias != BEST]
+    if BEST in artifact.aliases and _is_best(session, run, logged.name, artifact.metadata):
+        aliases.append(BEST)
+    if _is_result(artifact):
+        aliases.append(run_alias(run.id))
+    run.log_artifact(logged, aliases=aliases)
+    if needs_link(session, artifact):
+        _link(session, run, logged)
+
+
+def _make(session: Session, artifact: Artifact) -> Any:
+    """Return W&B's artifact with the references and metadata, without the files."""
+    made = session.wandb.Artifact(artifact_name(artifact.name), type=artifact.kind, metadata=dict(artifact.metadata))
+    if artifact.references:
+        from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
+
+        # Not `add_reference`: it has no way to give the checksum, reads every file to compute one, and without one
+        # makes an entry for every file of a folder, whose checksum is that of its path on this machine.
+        for inside, reference in artifact.references.items():
+            made.manifest.add_entry(ArtifactManifestEntry(path=inside, ref=reference.uri, digest=reference.checksum))
+    return made
+
+
+def _declare_input(session: Session, run: Any, artifact: Artifact) -> None:
+    """Declare that the run uses an artifact: the version in W&B where there is one, else this content.
+
+    W&B finds a version of equal content by its checksum, and uploads nothing then.
+    """
+    if session.online and artifact.version:
+        try:
+            version = _api(session, run).artifact(_full_path(run, artifact.version), type=artifact.kind)
+        except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
+            log.debug("W&B has no %s: %s", artifact.version, reason(error))
+        else:
+            run.use_artifact(version)
+            return
+    made = _make(session, artifact)
+    for inside, path in artifact.files.items():
+        made.add_file(str(Path(path).absolute()), name=inside, skip_cache=True, policy="immutable")
+    made.finalize()
+    # `run.use_artifact` refuses to work offline, waits without a limit for the upload, and moves the alias `latest`. This
+    # is what it calls: W&B's process notes the use once the artifact is there, which `wandb sync` does later.
+    run._interface.publish_artifact(run, made, [], is_user_created=True, use_after_commit=True)
+
+
+def _is_best(session: Session, run: Any, name: str, metadata: Mapping[str, Any]) -> bool:
+    """Return whether a version takes over the alias `best` of its collection; offline nobody knows, and it does not."""
+    if not session.online:
+        return False
+    try:
+        former = _api(session, run).artifact(_full_path(run, f"{name}:{BEST}"))
+    except Exception as error:  # noqa: BLE001 - as above
+        log.debug("no best version of %s: %s", name, reason(error))
+        return "not found" in str(error)
+    return leads(metadata, former.metadata)
+
+
+def _link(session: Session, run: Any, logged: Any) -> None:
+    """Link a logged artifact to the collection of a registry; report why where that is not possible."""
+    registry, collection = session.config.link.split("/")
+    path = f"{REGISTRY}{registry.removeprefix(REGISTRY)}/{collection}"
+    why = "W&B links only online"
+    if session.online:
+        try:
+            logged.wait(timeout=session.finish_timeout)
+            run.link_artifact(logged, path)
+            return
+        except Exception as error:  # noqa: BLE001 - as above
+            why = reason(error)
+    session.notify(
+        f"The model is not linked to {session.config.link} ({why}). Link it later with: {link_command(session)}"
+    )
+
+
+def link_command(session: Session) -> str:
+    """Return the command that uploads what W&B lacks and links the model."""
+    return shlex.join(["harness", "sync", str(session.folder), "--link", session.config.link])
+
+
+def _api(session: Session, run: Any) -> Any:
+    return session.wandb.Api(overrides={"entity": run.entity, "project": run.project}, timeout=REQUEST_TIMEOUT)
+
+
+def _full_path(run: Any, path: str) -> str:
+    """Return ENTITY/PROJECT/NAME:ALIAS of a path that may lack its first parts."""
+    defaults = [run.entity, run.project][: 2 - path.count("/")]
+    return "/".join([*defaults, path])
+
+
+def _log_code(session: Session, run: Any, artifact: Artifact) -> None:
+    with tempfile.TemporaryDirectory(dir=session.files) as folder:
+        for inside, path in artifact.files.items():
+            shutil.copyfile(path, Path(folder, inside))
+        run.log_code(
+            folder,
+            name=artifact_name(artifact.name),
+            include_fn=lambda path, root=folder: True,
+            exclude_fn=lambda path, root=folder: False,
+        )
