@@ -76,7 +76,7 @@ def tracked_run(
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
         with stop_requests.at_once():
-            dataset = dataset_artifact(config, directory.path, header["dataset"])
+            dataset = dataset_artifact(config, directory.path, header["dataset"]) if "dataset" in header else None
             tracked, known = _open(config, directory, reporter, stop_requests, header, state)
     except BaseException as error:
         if isinstance(error, TrackingError) and not directory.resumed:
@@ -88,7 +88,8 @@ def tracked_run(
     if tracked.wandb.url:
         reporter.message(f"W&B: {tracked.wandb.url}")
     try:
-        _declare_dataset(tracked, dataset, known)
+        if dataset is not None:
+            _declare_dataset(tracked, dataset, known)
         yield tracked
         tracked.tracker.finish("finished", 0)
     except BaseException as error:

@@ -40,7 +40,7 @@ def send_artifact(session: Session, run: Any, artifact: Artifact) -> None:
 
 def needs_link(session: Session, artifact: Artifact) -> bool:
     """Return whether an artifact is the model that `link` is about: that of the result."""
-    return bool(session.config.link) and _is_result(artifact)
+    return bool(session.link) and _is_result(artifact)
 
 
 def _is_result(artifact: Artifact) -> bool:
@@ -112,7 +112,7 @@ def _is_best(session: Session, run: Any, name: str, metadata: Mapping[str, Any])
 
 def _link(session: Session, run: Any, logged: Any) -> None:
     """Link a logged artifact to the collection of a registry; report why where that is not possible."""
-    registry, collection = session.config.link.split("/")
+    registry, collection = session.link.split("/")
     path = f"{REGISTRY}{registry.removeprefix(REGISTRY)}/{collection}"
     why = "W&B links only online"
     if session.online:
@@ -122,14 +122,12 @@ def _link(session: Session, run: Any, logged: Any) -> None:
             return
         except Exception as error:  # noqa: BLE001 - as above
             why = reason(error)
-    session.notify(
-        f"The model is not linked to {session.config.link} ({why}). Link it later with: {link_command(session)}"
-    )
+    session.notify(f"The model is not linked to {session.link} ({why}). Link it later with: {link_command(session)}")
 
 
 def link_command(session: Session) -> str:
     """Return the command that uploads what W&B lacks and links the model."""
-    return shlex.join(["harness", "sync", str(session.folder), "--link", session.config.link])
+    return shlex.join(["harness", "sync", str(session.folder), "--link", session.link])
 
 
 def _api(session: Session, run: Any) -> Any:

@@ -43,6 +43,7 @@ def start(
     job_type: str | None = None,
     code: Sequence[Path] = (),
     extra: Mapping[str, Any] | None = None,
+    link: str | None = None,
     on_stop: Callable[[], None] | None = None,
     notify: Callable[[str], None] = log.warning,
 ) -> WandbTracker | NullTracker:
@@ -56,6 +57,7 @@ def start(
         job_type: `config.job_type` when None.
         code: source files to keep, when `config.log_code` is on.
         extra: plain values beside the settings in W&B's config: the environment, facts of the data.
+        link: registry collection that gets the model; `config.link` when None.
         on_stop: called, in another thread, when somebody stops the run in W&B; when None, W&B sends a SIGINT.
         notify: receives each line for the user.
 
@@ -85,6 +87,7 @@ def start(
         arguments=_arguments(config, run_name, known_id or uuid.uuid4().hex[:8], job_type, extra or {}),
         on_stop=on_stop,
         notify=notify,
+        link=config.link if link is None else link,
         has_new_id=not known_id,
     )
     for line in unused_lines():

@@ -29,7 +29,7 @@ def check_wandb_values(config: Config) -> None:
     for variable, name in OF_SETTINGS.items():
         if name in MAX_LENGTHS:
             _check_text(variable, name, os.environ.get(variable, ""))
-    _check_link(config.link)
+    check_link(config.link)
     for tag in config.tags:
         _check_tag("--tags", tag)
     for tag in os.environ.get("WANDB_TAGS", "").split(","):
@@ -49,7 +49,12 @@ def _check_text(option: str, name: str, value: str) -> None:
         raise UsageError(f"{option}={value!r}: W&B does not take the character {refused[0]!r} here")
 
 
-def _check_link(link: str) -> None:
+def check_link(link: str) -> None:
+    """Check the registry collection that a model is linked to; an empty text is none.
+
+    Raises:
+        UsageError: it is not REGISTRY/COLLECTION, or has characters that W&B does not take.
+    """
     parts = link.split("/")
     is_usable = len(parts) == 2 and all(
         0 < len(part) <= MAX_LINK and not set(part) & set(LINK_REFUSES) for part in parts

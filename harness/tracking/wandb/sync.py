@@ -17,7 +17,7 @@ from harness.config.settings import Config
 from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
 from harness.tracking.wandb import init
-from harness.tracking.wandb.limits import check_wandb_values
+from harness.tracking.wandb.limits import check_link, check_wandb_values
 from harness.tracking.wandb.rows import rows
 from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, UsageError, first_line
@@ -68,12 +68,17 @@ def sync(
         config = Config(**journal.header["config"]).replace(wandb="online")
     except (HarnessError, TypeError) as error:
         raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
-    # A run that comes from elsewhere does not decide which model a registry gets: `link` holds only where it is given here.
-    config = config.replace(**{"link": "", **(corrections or {})})
+    changes = dict(corrections or {})
+    # The run may come from somebody else, who does not decide what a registry gets: its own `link` does not hold.
+    link = str(changes.pop("link", ""))
+    config = config.replace(**changes)
     try:
         check_wandb_values(config)
+        check_link(link)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}; give another value to harness sync with that option") from None
+    if link and not any(artifact.kind == "model" and not artifact.is_input for artifact in journal.artifacts):
+        raise UsageError(f"{folder} has no model to link to {link}: the run did not finish, or log_model was never")
     if changed := run_dir.changed_results(folder):
         raise DataError(
             f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"
@@ -87,6 +92,7 @@ def sync(
         run_id=uuid.uuid4().hex[:8] if anew else None,
         earlier=journal.records,
         extra=extra,
+        link=link,
         notify=notify,
     )
     assert isinstance(tracker, init.WandbTracker)  # wandb=online is never disabled
