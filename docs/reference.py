@@ -9,7 +9,8 @@ from typing import NamedTuple
 from harness.runs import lr_find, seeds
 from harness.sweep import results
 from harness.tracking.journal import NAME as JOURNAL
-from harness.tracking.run_dir import CHECKPOINTS, CONFIG, FIGURES, STATUS, SUMMARY
+from harness.tracking.run_dir import CHECKPOINTS, CONFIG, DATASET, FIGURES, STATUS, SUMMARY
+from harness.tracking.run_files import EXPORT
 from harness.tracking.serialization import MEDIA
 from harness.training.checkpoint import INDEX, LAST, PREVIOUS
 from harness.utils.checksums import SUMS
@@ -40,6 +41,7 @@ RUN = (
     File(
         STATUS, "running, finished, failed, preempted or interrupted; why; the command that resumes or uploads the run"
     ),
+    File(DATASET, "the data set's name, fingerprint and classes: the content of its W&B artifact"),
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
     File("predictions.csv", "a row per image of the reported split: truth, prediction, confidence, loss, margin"),
@@ -72,6 +74,7 @@ RUN = (
     ),
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),
+    File(f"{EXPORT}/wandb/*", "W&B's run directories of exports", "`harness export --wandb`"),
     File("wandb/*", "W&B's own run directory, and how much of it was sent", "not `--wandb disabled`"),
     File(".lock", "locked by the process that writes the directory"),
 )

@@ -37,7 +37,8 @@ class ModelLog:
         config, split = self.components.config, self.components.selection_split
         if log_model_mode(config) != "never":
             facts = result_facts(summary, f"{split}/acc" if split else "")
-            self.tracker.artifact(model_artifact(config, self._files(), facts, is_best=bool(split)))
+            is_candidate = facts.get("score") is not None
+            self.tracker.artifact(model_artifact(config, self._files(), facts, is_best=is_candidate))
 
     def log_best(self, epoch: int, acc: float, write: Callable[[], None]) -> None:
         """Log the model of a new best epoch, at most every `INTERVAL` seconds: the run may never reach its end.

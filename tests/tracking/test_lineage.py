@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -210,6 +212,25 @@ def test_a_registry_that_refuses_is_reported_and_the_run_ends_well(server, track
     lines = []
     tracker = track("one", model(b"weights", score=0.5), lines=lines, link="vision/cats")
     assert tracker.state == "online" and "not linked to vision/cats" in lines[0] and "harness sync" in lines[0]
+
+
+@pytest.mark.parametrize(
+    "operation", ["ArtifactType", "ArtifactMembershipByName", "FetchOrgInfoFromEntity", "LinkArtifact", "UseArtifact"]
+)
+def test_a_server_that_never_answers_a_question_about_artifacts_does_not_hold_up_the_end(
+    server, track, monkeypatch, operation
+):
+    answer, end = server.answer, threading.Event()
+    monkeypatch.setattr(
+        server, "answer", lambda name, given: {} if name == operation and end.wait(60) else answer(name, given)
+    )
+    used = Artifact("m", "model", {}, is_input=True, version="p/m:run-1")
+    began = time.monotonic()
+    try:
+        track("one", dataset, used, model(b"weights", score=0.5), link="vision/cats", finish_timeout=3)
+        assert time.monotonic() - began < 30
+    finally:
+        end.set()
 
 
 def test_the_journal_gives_back_references_and_uses(tmp_path):

@@ -95,7 +95,11 @@ def _declare_input(session: Session, run: Any, artifact: Artifact) -> None:
     made.finalize()
     # `run.use_artifact` refuses to work offline, waits without a limit for the upload, and moves the alias `latest`. This
     # is what it calls: W&B's process notes the use once the artifact is there, which `wandb sync` does later.
-    run._interface.publish_artifact(run, made, [], is_user_created=True, use_after_commit=True)
+    publish = getattr(run._interface, "publish_artifact", None)
+    if publish is not None:
+        publish(run, made, [], is_user_created=True, use_after_commit=True)
+    elif session.online:
+        run.use_artifact(made)
 
 
 def _is_best(session: Session, run: Any, name: str, metadata: Mapping[str, Any]) -> bool:

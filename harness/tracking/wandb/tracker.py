@@ -41,7 +41,7 @@ class WandbTracker(Tracker):
         self._session = session
         self._summary: dict[str, Scalar] = {}
         self._restarts_left = MAX_RESTARTS
-        self._is_linked_later = False  # whether there is a model to link, which W&B does only online
+        self._has_link = False  # whether there is a model to link, which W&B does only online
         self._run: Any
         self.state: State
         self._run, self.state = session.connect(online)
@@ -67,7 +67,7 @@ class WandbTracker(Tracker):
     @property
     def sync_command(self) -> str:
         """The command that uploads what W&B lacks; empty when it has everything."""
-        if self.state == "offline" and self._is_linked_later:
+        if self.state != "online" and self._has_link:
             return link_command(self._session)
         if self.state == "incomplete":
             return f"harness sync {shlex.quote(str(self._session.folder))}"
@@ -142,7 +142,7 @@ class WandbTracker(Tracker):
                 raise FileNotFoundError(f"artifact {artifact.name}: there is no file {path}")
         is_copied = not artifact.is_input
         self._submit(lambda: self._attempt(lambda run: send_artifact(self._session, run, artifact)), wait=is_copied)
-        self._is_linked_later |= needs_link(self._session, artifact)
+        self._has_link |= needs_link(self._session, artifact)
 
     def alert(self, title: str, text: str) -> None:
         """Send a W&B alert."""
