@@ -139,7 +139,8 @@ def tracked_output(
         return
     check_wandb_values(config)
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type)])
+    # The settings are those of the training; its model has been linked then.
+    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type, link="")])
     try:
         for artifact in inputs():
             tracker.artifact(artifact)

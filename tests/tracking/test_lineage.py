@@ -18,6 +18,9 @@ from tests.support.lineage_server import LineageServer
 from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY
 
+# A thread of W&B's client may fail when its process is ended under it, as by a server that never answers.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
 SLIM = ("X_DISABLE_STATS", "DISABLE_GIT", "X_DISABLE_MACHINE_INFO")
 FACTS = {"name": "folder", "classes": ["cat", "dog"], "images": {"train": 8, "test": 2}, "fingerprint": "ab" * 32}
 
@@ -227,8 +230,10 @@ def test_a_server_that_never_answers_a_question_about_artifacts_does_not_hold_up
     used = Artifact("m", "model", {}, is_input=True, version="p/m:run-1")
     began = time.monotonic()
     try:
-        track("one", dataset, used, model(b"weights", score=0.5), link="vision/cats", finish_timeout=3)
-        assert time.monotonic() - began < 30
+        making = dataset, used, model(b"weights", score=0.5)
+        tracker = track("one", *making, link="vision/cats", finish_timeout=2, wandb="auto")
+        assert time.monotonic() - began < 15
+        assert tracker.state == ("incomplete" if operation in ("ArtifactType", "UseArtifact") else "online")
     finally:
         end.set()
 

@@ -9,7 +9,9 @@ import logging
 import shlex
 import shutil
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -58,7 +60,7 @@ def _log_output(session: Session, run: Any, artifact: Artifact) -> None:
         aliases.append(BEST)
     if _is_result(artifact):
         aliases.append(run_alias(run.id))
-    run.log_artifact(logged, aliases=aliases)
+    _within(session, lambda: run.log_artifact(logged, aliases=aliases))
     if needs_link(session, artifact):
         _link(session, run, logged)
 
@@ -82,13 +84,13 @@ def _declare_input(session: Session, run: Any, artifact: Artifact) -> None:
     W&B finds a version of equal content by its checksum, and uploads nothing then.
     """
     if session.online and artifact.version:
+        stored = _full_path(run, artifact.version)
         try:
-            version = _api(session, run).artifact(_full_path(run, artifact.version), type=artifact.kind)
+            version = _within(session, lambda: _api(session, run).artifact(stored, type=artifact.kind))
+            _within(session, lambda: run.use_artifact(version))
+            return
         except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
             log.debug("W&B has no %s: %s", artifact.version, reason(error))
-        else:
-            run.use_artifact(version)
-            return
     made = _make(session, artifact)
     for inside, path in artifact.files.items():
         made.add_file(str(Path(path).absolute()), name=inside, skip_cache=True, policy="immutable")
@@ -99,7 +101,7 @@ def _declare_input(session: Session, run: Any, artifact: Artifact) -> None:
     if publish is not None:
         publish(run, made, [], is_user_created=True, use_after_commit=True)
     elif session.online:
-        run.use_artifact(made)
+        _within(session, lambda: run.use_artifact(made))
 
 
 def _is_best(session: Session, run: Any, name: str, metadata: Mapping[str, Any]) -> bool:
@@ -107,7 +109,7 @@ def _is_best(session: Session, run: Any, name: str, metadata: Mapping[str, Any])
     if not session.online:
         return False
     try:
-        former = _api(session, run).artifact(_full_path(run, f"{name}:{BEST}"))
+        former = _within(session, lambda: _api(session, run).artifact(_full_path(run, f"{name}:{BEST}")))
     except Exception as error:  # noqa: BLE001 - as above
         log.debug("no best version of %s: %s", name, reason(error))
         return "not found" in str(error)
@@ -122,7 +124,7 @@ def _link(session: Session, run: Any, logged: Any) -> None:
     if session.online:
         try:
             logged.wait(timeout=session.finish_timeout)
-            run.link_artifact(logged, path)
+            _within(session, lambda: run.link_artifact(logged, path))
             return
         except Exception as error:  # noqa: BLE001 - as above
             why = reason(error)
@@ -132,6 +134,27 @@ def _link(session: Session, run: Any, logged: Any) -> None:
 def link_command(session: Session) -> str:
     """Return the command that uploads what W&B lacks and links the model."""
     return shlex.join(["harness", "sync", str(session.folder), "--link", session.link])
+
+
+def _within(session: Session, call: Callable[[], Any]) -> Any:
+    """Return the result of a call that asks the server; W&B would wait for some answers without a limit.
+
+    Raises:
+        TimeoutError: it takes longer than `finish_timeout`.
+    """
+    result: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised in the thread that waits
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="wandb-request", daemon=True).start()
+    try:
+        return result.result(session.finish_timeout)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {session.finish_timeout:g} s") from None
 
 
 def _api(session: Session, run: Any) -> Any:
