@@ -32,6 +32,7 @@ class Metric(NamedTuple):
 REPORT = "report.html"
 SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
+TRACKED_EXPORT = "`harness export --wandb`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
 VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set", "`--tta`"
 
@@ -74,7 +75,7 @@ RUN = (
     ),
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),
-    File(f"{EXPORT}/wandb/*", "W&B's run directories of exports", "`harness export --wandb`"),
+    File(f"{EXPORT}/wandb/*", "W&B's run directories of exports", TRACKED_EXPORT),
     File("wandb/*", "W&B's own run directory, and how much of it was sent", "not `--wandb disabled`"),
     File(".lock", "locked by the process that writes the directory"),
 )
