@@ -119,8 +119,8 @@ def test_a_journal_with_a_damaged_line_is_mended_from_the_checkpoint_when_its_ru
     """Killed in the third epoch, whose first two records were damaged since."""
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=30")
     journal = tmp_path / "runs/r/journal.jsonl"
-    header, first, second = journal.read_bytes().splitlines(keepends=True)
-    journal.write_bytes(header + second.replace(b'"train/acc":0', b'"train/acc":9', 1) + first)
+    header, dataset, first, second = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(header + dataset + second.replace(b'"train/acc":0', b'"train/acc":9', 1) + first)
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     assert "1 line is damaged; the metrics of epoch 2 are restored from the checkpoint" in ended.err
     assert epochs_of(tmp_path / "runs/r") == [1, 2, 3]
