@@ -112,22 +112,15 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
 def describe_data(components: Components) -> dict[str, Any]:
     """Return plain facts of the data: sizes of the splits, classes, fingerprint, and the loader."""
     dataset = components.dataset
-    return {
-        **describe_dataset(dataset),
-        "skipped": len(dataset.skipped),
-        "loader": components.loaders.kind,
-        "notes": dataset.notes,
-    }
-
-
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """Return plain facts that identify the data: name, classes, sizes of the splits, fingerprint."""
-    splits = (dataset.train, dataset.val, dataset.test)
+    sizes = {split.name: len(split) for split in (dataset.train, dataset.val, dataset.test) if split is not None}
     return {
         "name": dataset.name,
         "classes": list(dataset.classes),
-        "images": {split.name: len(split) for split in splits if split is not None},
+        "images": sizes,
         "fingerprint": dataset.fingerprint,
+        "skipped": len(dataset.skipped),
+        "loader": components.loaders.kind,
+        "notes": dataset.notes,
     }
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import wandb
 from sklearn.metrics import confusion_matrix
 from wandb.errors import WandbCoreNotAvailableError
 
+import wandb
 from harness.config.settings import Config, setting_fields
 from harness.tracking.journal import Journal
 from harness.tracking.records import Artifact, Record, Scores, StoredImage, Table, encode_png
