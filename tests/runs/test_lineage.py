@@ -48,6 +48,7 @@ def picture(folder):
     return path
 
 
+@pytest.mark.slow
 def test_every_use_of_a_model_leads_back_to_its_run_and_its_data(server, tmp_path):
     folder = train()
     (training,) = server.runs
@@ -80,6 +81,7 @@ def test_every_use_of_a_model_leads_back_to_its_run_and_its_data(server, tmp_pat
     assert server.uploaded() - uploaded <= tables + added
 
 
+@pytest.mark.slow
 def test_what_an_offline_model_is_used_for_leads_to_it_after_both_are_uploaded(server, tmp_path):
     folder = train(wandb="offline")
     inference.evaluate(folder, {"wandb": "offline", "gallery": 0})
@@ -94,6 +96,7 @@ def test_what_an_offline_model_is_used_for_leads_to_it_after_both_are_uploaded(s
     assert data.used_by == [training, evaluated]
 
 
+@pytest.mark.slow
 def test_new_best_epochs_are_logged_during_training_on_request(server, monkeypatch):
     monkeypatch.setattr(model_log, "INTERVAL", 0.0)
     train(epochs=4, log_model="best", model_ttl=5)
@@ -106,6 +109,7 @@ def test_new_best_epochs_are_logged_during_training_on_request(server, monkeypat
     assert not any({"best", "latest"} & set(version.aliases) for version in early)
 
 
+@pytest.mark.slow
 def test_models_during_training_are_logged_at_intervals(server):
     train(log_model="best", epochs=3)
     assert len(server.versions("custom_resnet-digits")) == 1

@@ -218,7 +218,14 @@ def test_a_registry_that_refuses_is_reported_and_the_run_ends_well(server, track
 
 
 @pytest.mark.parametrize(
-    "operation", ["ArtifactType", "ArtifactMembershipByName", "FetchOrgInfoFromEntity", "LinkArtifact", "UseArtifact"]
+    "operation",
+    [
+        "ArtifactType",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("ArtifactMembershipByName", "FetchOrgInfoFromEntity", "LinkArtifact", "UseArtifact")
+        ),
+    ],
 )
 def test_a_server_that_never_answers_a_question_about_artifacts_does_not_hold_up_the_end(
     server, track, monkeypatch, operation
