@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from enum import StrEnum
 from typing import Literal, TypeAlias, get_args
 
@@ -28,6 +30,16 @@ NAMES_ELSEWHERE = {
     "scheduler": "schedule", "smoothing": "label_smoothing", "trainbatchsize": "batch_size", "wandbproject": "project",
     "warmup": "peak_epoch", "warmupepochs": "peak_epoch",
 }  # fmt: skip
+
+
+def data_name(data: str, data_dir: str) -> str:
+    """Return a short name of a data set: that of the folder or archive for `folder`, else the last part of its own."""
+    if data != "folder":
+        return data.rsplit("/", 1)[-1]
+    name = os.path.basename(os.path.normpath(data_dir))
+    if name in ("", ".", ".."):
+        name = os.path.basename(os.path.abspath(data_dir))
+    return re.sub(r"\.(tar(\.\w+)?|tgz|txz)$", "", name, flags=re.IGNORECASE) or data
 
 
 class TrialStatus(StrEnum):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.config.names import SPLIT_NAMES
+from harness.config.names import SPLIT_NAMES, data_name
 from harness.config.settings import canonical_name
 from harness.data import loaders
 from harness.data.image_io import image_files, read_image
@@ -127,8 +127,8 @@ def _evaluation_folder(trained: TrainedModel, data: EvaluationData, split: str) 
     config, run = trained.config, run_folder(trained.path)
     if data.is_own:
         return run / f"{EVALUATION}{split}"
-    source = Path(config.data_dir).expanduser().resolve().stem if config.data == "folder" else config.data
-    folder = run / f"{EVALUATION}{safe_file_name(source, 'data')}-{split}"
+    name = safe_file_name(data_name(config.data, config.data_dir), "data")
+    folder = run / f"{EVALUATION}{name}-{split}"
     if read_json(folder / "evaluation.json").get("fingerprint", data.fingerprint) != data.fingerprint:
         return folder.with_name(f"{folder.name}-{data.fingerprint[:8]}")  # another folder of this name
     return folder
