@@ -18,9 +18,6 @@ from tests.support.lineage_server import LineageServer
 from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY
 
-# A thread of W&B's client may fail when its process is ended under it, as by a server that never answers.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-
 SLIM = ("X_DISABLE_STATS", "DISABLE_GIT", "X_DISABLE_MACHINE_INFO")
 FACTS = {"name": "folder", "classes": ["cat", "dog"], "images": {"train": 8, "test": 2}, "fingerprint": "ab" * 32}
 

@@ -140,7 +140,7 @@ def _within(session: Session, call: Callable[[], Any]) -> Any:
     """Return the result of a call that asks the server; W&B would wait for some answers without a limit.
 
     Raises:
-        TimeoutError: it takes longer than `finish_timeout`.
+        ValueError: it takes longer than `finish_timeout`. W&B's process itself works: only this call has failed.
     """
     result: Future[Any] = Future()
 
@@ -154,7 +154,7 @@ def _within(session: Session, call: Callable[[], Any]) -> Any:
     try:
         return result.result(session.finish_timeout)
     except TimeoutError:
-        raise TimeoutError(f"no answer within {session.finish_timeout:g} s") from None
+        raise ValueError(f"no answer within {session.finish_timeout:g} s") from None
 
 
 def _api(session: Session, run: Any) -> Any:
