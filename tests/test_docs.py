@@ -69,6 +69,7 @@ def test_a_run_with_every_option_on_leaves_what_the_reference_says(tmp_path):
     command("run", *QUICK, "--epochs", 2, *options, "--name", "whole", cwd=tmp_path, check=0)
     folder = tmp_path / "runs/whole"
     command("evaluate", folder, "--split", "train", cwd=tmp_path, check=0)
+    command("export", folder, "--timm", "exported", "--wandb", "offline", cwd=tmp_path, check=0)
     _compare_files(folder, reference.RUN)
     conditions = {"", reference.SEEN, reference.MAPS, reference.VAL, reference.TEST, reference.CLIP, reference.FIND}
     _compare_metrics(folder, conditions | {f"{reference.TEST}, {reference.TTA}"})
