@@ -55,7 +55,7 @@ def test_the_api_page_has_every_public_name_and_nothing_that_does_not_exist(monk
 
 
 def test_every_file_of_a_run_is_in_the_reference_and_the_other_way_round(finished):
-    without = (reference.FIND, reference.EVERY, reference.EVALUATE, reference.TRACKED_EXPORT)
+    without = (reference.FIND, reference.EVERY, reference.EVALUATE, reference.CHANGES, reference.TRACKED_EXPORT)
     _compare_files(finished[1], reference.RUN, without)
 
 
@@ -65,13 +65,26 @@ def test_every_metric_of_a_run_is_in_the_reference_and_the_other_way_round(finis
 
 @pytest.mark.slow
 def test_a_run_with_every_option_on_leaves_what_the_reference_says(tmp_path):
-    options = ["--val-fraction", 0.2, "--tta", "--clip-grad", 1, "--lr-max", "find", "--explain-every", 1]
+    options = [
+        "--val-fraction",
+        0.2,
+        "--tta",
+        "--clip-grad",
+        1,
+        "--lr-max",
+        "find",
+        "--explain-every",
+        1,
+        "--watch",
+        "all",
+    ]
     command("run", *QUICK, "--epochs", 2, *options, "--name", "whole", cwd=tmp_path, check=0)
     folder = tmp_path / "runs/whole"
     command("evaluate", folder, "--split", "train", cwd=tmp_path, check=0)
     command("export", folder, "--timm", "exported", "--wandb", "offline", cwd=tmp_path, check=0)
-    _compare_files(folder, reference.RUN)
+    _compare_files(folder, reference.RUN, without=(reference.CHANGES,))
     conditions = {"", reference.SEEN, reference.MAPS, reference.VAL, reference.TEST, reference.CLIP, reference.FIND}
+    conditions |= {reference.WATCH}
     _compare_metrics(folder, conditions | {f"{reference.TEST}, {reference.TTA}"})
 
 

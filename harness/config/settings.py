@@ -24,6 +24,7 @@ from harness.utils.errors import UsageError, did_you_mean
 
 # Data that may bring its own validation split, so that val_fraction=0 does not imply that there is none.
 FOLDER_LIKE = ("folder",)
+ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
 AUTO = "auto"  # written for None, the value of a switch that is neither on nor off
 # Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
 SHORT_NAMES = {"config": "recipe", "lr": "lr_max", "opt": "optimizer", "wd": "weight_decay"}
@@ -166,11 +167,14 @@ class Config:
     job_type: str = _setting("train", "W&B job type of the run.", group="Tracking", affects_results=False)
     tags: tuple[str, ...] = _setting((), "W&B tags of the run.", group="Tracking", affects_results=False)
     notes: str = _setting("", "W&B notes, for example why you started the run.", group="Tracking", affects_results=False)
-    log_code: bool = _setting(False, "Save the source of the --plugin modules as a W&B code artifact.", group="Tracking", affects_results=False)
+    log_every: int = _setting(0, "Send the metrics of every this many steps to the trackers; 0: of every step in a run of fewer than 100,000 steps, and of as few as give fewer than 100,000 rows in a longer one. The journal has every step.", group="Tracking", low=0, high=1_000_000_000, affects_results=False)
+    watch: str = _setting("none", "Histograms after every epoch: of the gradients of its last update, of the parameters, or all of both.", group="Tracking", choices=("none", "gradients", "parameters", "all"), affects_results=False)
+    alerts: str = _setting("diverged", "When W&B sends an alert: diverged: when training diverges or memory runs out; failed: also when the run fails; ended: also when it stops or finishes; none: never.", group="Tracking", choices=ALERTS, affects_results=False)
+    log_code: bool = _setting(False, "Save the source of the --plugin modules, and of the script that calls harness, as a W&B code artifact.", group="Tracking", affects_results=False)
     log_model: str = _setting("auto", "When the model becomes a W&B artifact: end (that of the result), best (during training also each new best epoch by validation accuracy, at most every 10 minutes), never; auto: end, and never in the trials of a sweep.", group="Tracking", choices=("auto", "end", "best", "never"), affects_results=False)
     model_ttl: int = _setting(14, "Days after which W&B may delete the models that log_model=best logs during training; 0: never. That of the result is kept.", group="Tracking", low=0, high=36_500, affects_results=False)
     link: str = _setting("", "W&B registry collection to link the model of the result to: REGISTRY/COLLECTION.", group="Tracking", affects_results=False)
-    finish_timeout: int = _setting(60, "Seconds to wait for W&B at the end of a run.", group="Tracking", low=1, high=86_400, affects_results=False)
+    finish_timeout: int = _setting(60, "Seconds without progress of the upload after which the end of a run no longer waits for W&B.", group="Tracking", low=1, high=86_400, affects_results=False)
 
     output: str = _setting("runs", "Folder for run directories.", group="Output", affects_results=False)
     resume: str = _setting("auto", "auto: resume an unfinished run of the same name and settings; never; or the run directory to resume.", group="Output", affects_results=False)

@@ -17,7 +17,7 @@ from harness.models import factory
 from harness.models.model_card import model_card
 from harness.runs.inference import used_models
 from harness.runs.tracked_run import is_tracking_requested, tracked_output
-from harness.tracking.lineage import artifact_name, model_name
+from harness.tracking.lineage import collection_name, model_name
 from harness.tracking.records import Artifact
 from harness.tracking.run_files import EXPORT, check_output_folder
 from harness.utils.errors import HarnessError, UsageError
@@ -49,7 +49,9 @@ def track_export(path: Path, files: Mapping[str, Path], form: str, settings: Map
     with tracked_output(trained.config, out, job_type="export", name=name, inputs=lambda: models) as tracker:
         about = models[0].metadata if models else {}
         tracker.artifact(
-            Artifact(artifact_name(model_name(trained.config), form), "model", files, metadata={**about, "form": form})
+            Artifact(
+                collection_name(model_name(trained.config), form), "model", files, metadata={**about, "form": form}
+            )
         )
 
 

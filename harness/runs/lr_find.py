@@ -14,6 +14,7 @@ from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.figures import lr_finder, training_curves
 from harness.runs.components import Components, build_components
+from harness.runs.console_log import ConsoleLog
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import tracked_run
 from harness.runs.trainer import tracking_header
@@ -62,7 +63,7 @@ def find_lr(
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
     range_for(config, options)  # a wrong range is refused before anything is loaded
     check_wandb_values(config)
-    reporter = reporter or LineReporter(sys.stderr)
+    reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))

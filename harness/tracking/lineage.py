@@ -21,6 +21,7 @@ from harness.utils.files import write_json
 
 LogModel: TypeAlias = Literal["end", "best", "never"]
 
+RUN_ALIAS = "run-"  # what the alias of the version that a run has logged begins with
 BEST = "best"  # alias of the best version of a collection
 MAX_NAME = 128  # characters that W&B takes
 # Settings that every version of a model has in its metadata; others are in it where they are not the default.
@@ -35,21 +36,21 @@ def log_model_mode(config: Config) -> LogModel:
     return "never" if in_sweep() else "end"
 
 
-def artifact_name(*parts: str) -> str:
-    """Return the name of an artifact in characters that W&B takes, joined with dashes."""
+def collection_name(*parts: str) -> str:
+    """Return the name of a collection in characters that W&B takes, its parts joined with dashes."""
     return re.sub(r"[^\w.-]+", "-", "-".join(parts), flags=re.ASCII).strip("-")[:MAX_NAME]
 
 
 def dataset_name(config: Config) -> str:
     """Return the collection that holds the versions of a data set: its name, for image folders with the folder's."""
     if config.data == "folder":
-        return artifact_name(config.data, Path(config.data_dir).expanduser().absolute().name)
-    return artifact_name(config.data)
+        return collection_name(config.data, Path(config.data_dir).expanduser().absolute().name)
+    return collection_name(config.data)
 
 
 def model_name(config: Config) -> str:
     """Return the collection that holds the versions of a model: those of one architecture trained on one data set."""
-    return artifact_name(config.model, dataset_name(config))
+    return collection_name(config.model, dataset_name(config))
 
 
 def dataset_artifact(config: Config, folder: Path, facts: Mapping[str, Any]) -> Artifact:
@@ -180,4 +181,4 @@ def model_of_run(folder: Path) -> Artifact | None:
 
 def run_alias(run_id: str) -> str:
     """Return the alias of the version that a run has logged."""
-    return f"run-{run_id}"
+    return f"{RUN_ALIAS}{run_id}"

@@ -25,13 +25,14 @@ SEEDS_RECIPE = "recipe.yaml"  # beside it
 LOCK = ".lock"
 JOURNAL, WANDB, EVALUATION = "journal.jsonl", "wandb", "evaluation-"
 EXPORT = "wandb-export"  # of W&B's files of `harness export --wandb`
+CONSOLE, DIFF = "console.log", "diff.patch"
 DATABASE = "study.db"  # of a sweep
 # What a run, a sweep and the commands that use them write in its directory, or read there: none of it may be a link.
 OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", WANDB, EXPORT)
 SWEEP_FOLDERS = ("runs", "logs")
 WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")  # W&B replaces them by new links
 OWN_FILES = (
-    LOCK, STATUS, SUMMARY, CONFIG, DATASET, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html",
+    LOCK, STATUS, SUMMARY, CONFIG, DATASET, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html", CONSOLE, DIFF,
     "predictions.csv", "per_class.csv", "lr_finder.json", "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
     "sweep.yaml", "best.yaml", "times.json", "SHA256SUMS", DATABASE, *(f"{DATABASE}-{end}" for end in ("journal", "wal", "shm")),
 )  # fmt: skip

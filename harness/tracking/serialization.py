@@ -20,6 +20,7 @@ from harness.tracking.records import (
     Artifact,
     Cell,
     Curve,
+    Histogram,
     Image,
     Record,
     Reference,
@@ -30,7 +31,7 @@ from harness.tracking.records import (
     encode_png,
 )
 from harness.utils.files import read_regular, sha256
-from harness.utils.plain import json_text, parse_json, sub_mapping
+from harness.utils.plain import json_text, number, parse_json, sub_mapping
 
 MEDIA = "media"
 # More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
@@ -57,9 +58,13 @@ def from_line(line: bytes) -> dict[str, Any]:
 def encode_record(record: Record, folder: Path) -> dict[str, Any]:
     """Return a record as a mapping; its images are written under `folder`/media."""
     line: dict[str, Any] = {"kind": record.kind, "step": record.step, "epoch": record.epoch}
+    if record.time:
+        line["time"] = record.time
     line["values"] = {key: _encode(value, folder) for key, value in record.values.items()}
     if record.steps is not None:
         line["steps"] = _encode(record.steps, folder)["curve"]
+    if record.step_times:
+        line["step_times"] = list(record.step_times)
     return line
 
 
@@ -71,13 +76,17 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
     Raises:
         ValueError, TypeError, KeyError, AttributeError, IndexError: the line is no record.
     """
-    steps = line.get("steps")
+    steps, step_times = line.get("steps"), line.get("step_times")
+    if step_times is not None and not _is_numbers(step_times):
+        raise ValueError("the times of steps are numbers")
     return Record(
         step=_integer(line["step"]),
         epoch=_integer(line["epoch"]),
         values={key: _decode(value, folder) for key, value in with_present_names(line["values"]).items()},
         steps=_curve(steps) if steps is not None else None,
         kind=line["kind"],
+        time=number(line["time"]) if "time" in line else 0.0,
+        step_times=step_times or (),
     )
 
 
@@ -144,6 +153,8 @@ def _encode(value: Value, folder: Path) -> Any:
             return {"curve": {**head, "x": list(value.x), "lines": lines}}
         case Scores():
             return {"scores": _encode_scores(value)}
+        case Histogram():
+            return {"histogram": {"counts": list(value.counts), "edges": list(value.edges)}}
     return value
 
 
@@ -175,6 +186,10 @@ def _decode(value: Any, folder: Path) -> Value:
             ):
                 raise ValueError("the labels do not fit the probabilities")
             return Scores(labels, probabilities, classes)
+        case {"histogram": {"counts": counts, "edges": edges}}:
+            if not _is_numbers(counts) or not _is_numbers(edges):
+                raise ValueError("a histogram has lists of numbers")
+            return Histogram(counts, edges)
     return _scalar(value)
 
 

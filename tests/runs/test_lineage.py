@@ -62,7 +62,7 @@ def test_every_use_of_a_model_leads_back_to_its_run_and_its_data(server, tmp_pat
     assert (model.metadata["classes"], model.metadata["settings"]["batch_size"]) == (10, 256)
     assert model.files["model.safetensors"] == (folder / "checkpoints/model.safetensors").read_bytes()
     assert json.loads(data.files["dataset.json"])["classes"] == [str(digit) for digit in range(10)]
-    uploaded = server.uploaded()
+    uploaded = server.uploaded_bytes()
 
     inference.evaluate(folder, {"wandb": "online", "gallery": 0})
     list(inference.explain(folder, picture(tmp_path), {"wandb": "online"}, out=tmp_path / "maps"))
@@ -78,7 +78,7 @@ def test_every_use_of_a_model_leads_back_to_its_run_and_its_data(server, tmp_pat
         len(file) for one in server.artifacts.values() if one.kind == "run_table" for file in one.files.values()
     )
     added = sum(len(file) for file in made.files.values())
-    assert server.uploaded() - uploaded <= tables + added
+    assert server.uploaded_bytes() - uploaded <= tables + added
 
 
 @pytest.mark.slow

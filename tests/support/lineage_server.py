@@ -22,7 +22,6 @@ class Version(StoredArtifact):
         links: registry collections that it is linked to.
     """
 
-    digest: str = ""
     number: int = 0
     ttl: int | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -52,7 +51,7 @@ class LineageServer(Server):
                 return version
         return None
 
-    def uploaded(self) -> int:
+    def uploaded_bytes(self) -> int:
         """Return the bytes of all files of artifacts."""
         return sum(len(content) for version in self.artifacts.values() for content in version.files.values())
 
@@ -71,6 +70,14 @@ class LineageServer(Server):
                 return {"project": {"artifactCollectionMembership": version and self._membership(version)}}
             case "FetchOrgInfoFromEntity":
                 return {"entity": {"organization": {"name": "org", "orgEntity": {"name": "org"}}, "user": None}}
+            case "AddAliases":
+                about = variables["input"]
+                for alias in about["aliases"]:
+                    self._take_alias(alias["artifactCollectionName"], alias["alias"])
+                    self.artifacts[about["artifactID"]].aliases.append(alias["alias"])
+                return {"addAliases": {"success": True}}
+            case "UpdateArtifact":
+                return {"result": {"artifact": self._fragment(variables["input"]["artifactID"])}}
             case "LinkArtifact":
                 about = variables["input"]
                 version = self.artifacts[about["artifactID"]]
@@ -85,19 +92,24 @@ class LineageServer(Server):
             key for key, one in self.artifacts.items() if (one.name, one.digest) == (name, digest) and one.committed
         ]
         key = same[0] if same else f"a{len(self.artifacts)}"
-        for version in self.versions(name):
-            version.aliases = [alias for alias in version.aliases if alias not in aliases]
+        for alias in aliases:
+            self._take_alias(name, alias)
         if same:
             self.artifacts[key].aliases += aliases
         else:
             self.artifacts[key] = Version(
                 name, about["artifactTypeName"], about["runName"], aliases,
-                digest=digest, number=len(self.versions(name)), ttl=about.get("ttlDurationSeconds"),
+                digest=digest, client_id=about.get("clientID") or "",
+                sequence_client_id=about.get("sequenceClientID") or "", number=len(self.versions(name)), ttl=about.get("ttlDurationSeconds"),
                 metadata=json.loads(about.get("metadata") or "{}"),
             )  # fmt: skip
         sequence = {"id": f"s{name}", "latestArtifact": None}
         state = "COMMITTED" if same else "PENDING"
         return {"createArtifact": {"artifact": {"id": key, "state": state, "artifactSequence": sequence}}}
+
+    def _take_alias(self, collection: str, alias: str) -> None:
+        for version in self.versions(collection):
+            version.aliases = [other for other in version.aliases if other != alias]
 
     def _membership(self, version: Version) -> dict[str, Any]:
         (key,) = [key for key, one in self.artifacts.items() if one is version]

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from harness.tracking.records import Artifact, Curve, Image, Record, Scores, Table
+from harness.tracking.records import Artifact, Curve, Histogram, Image, Record, Scores, Table
 
 
 def image(seed: int) -> Image:
@@ -35,6 +35,7 @@ def final(step: int) -> Record:
         "cam": image(3),
         "finder": curve,
         "test": scores,
+        "gradients/fc": Histogram([3, 0, 1], [-1.0, -0.5, 0.0, 0.5]),
         "result/acc": 0.75,
     }
     return Record(step, 2, values, kind="final")
@@ -48,7 +49,13 @@ def same(one, other) -> bool:
         case Scores(), Scores():
             is_close = np.allclose(one.probabilities, other.probabilities, rtol=1e-5)
             return one.classes == other.classes and np.array_equal(one.labels, other.labels) and is_close
-        case (Record(), Record()) | (Curve(), Curve()) | (Table(), Table()) | (Artifact(), Artifact()):
+        case (
+            (Record(), Record())
+            | (Curve(), Curve())
+            | (Table(), Table())
+            | (Artifact(), Artifact())
+            | (Histogram(), Histogram())
+        ):
             return same(vars(one), vars(other))
         case dict(), dict():
             return list(one) == list(other) and all(same(value, other[key]) for key, value in one.items())

@@ -107,7 +107,7 @@ def test_runs_on_equal_data_use_one_version_that_holds_its_classes_and_none_of_i
     entry = version.manifest["data"]
     assert entry["ref"] == (tmp_path / "pictures").as_uri()
     assert entry["digest"] == version.metadata["fingerprint"] == FACTS["fingerprint"]
-    assert set(version.files) == {"dataset.json", "manifest"} and server.uploaded() < 2000
+    assert set(version.files) == {"dataset.json", "manifest"} and server.uploaded_bytes() < 2000
 
 
 def test_changed_data_is_another_version_and_the_same_data_elsewhere_is_not(server, track, tmp_path):
@@ -214,16 +214,8 @@ def test_a_registry_that_refuses_is_reported_and_the_run_ends_well(server, track
     assert tracker.state == "online" and "not linked to vision/cats" in lines[0] and "harness sync" in lines[0]
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
-        "ArtifactType",
-        *(
-            pytest.param(name, marks=pytest.mark.slow)
-            for name in ("ArtifactMembershipByName", "FetchOrgInfoFromEntity", "LinkArtifact", "UseArtifact")
-        ),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("operation", ["ArtifactMembershipByName", "FetchOrgInfoFromEntity", "LinkArtifact"])
 def test_a_server_that_never_answers_a_question_about_artifacts_does_not_hold_up_the_end(
     server, track, monkeypatch, operation
 ):
@@ -237,7 +229,7 @@ def test_a_server_that_never_answers_a_question_about_artifacts_does_not_hold_up
         making = dataset, used, model(b"weights", score=0.5)
         tracker = track("one", *making, link="vision/cats", finish_timeout=2, wandb="auto")
         assert time.monotonic() - began < 15
-        assert tracker.state == ("incomplete" if operation in ("ArtifactType", "UseArtifact") else "online")
+        assert tracker.state == "online"
     finally:
         end.set()
 

@@ -16,10 +16,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from harness.tracking.lineage import BEST, artifact_name, leads, run_alias
+from harness.tracking.lineage import BEST, leads, run_alias
 from harness.tracking.records import Artifact
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.session import Session
+from harness.tracking.wandb.values import artifact_name
 
 REQUEST_TIMEOUT = 10  # seconds that a question to the server may take
 REGISTRY = "wandb-registry-"  # what the project of a registry begins with
@@ -60,14 +61,15 @@ def _log_output(session: Session, run: Any, artifact: Artifact) -> None:
         aliases.append(BEST)
     if _is_result(artifact):
         aliases.append(run_alias(run.id))
-    _within(session, lambda: run.log_artifact(logged, aliases=aliases))
+    with session.limited():
+        run.log_artifact(logged, aliases=aliases)
     if needs_link(session, artifact):
         _link(session, run, logged)
 
 
 def _make(session: Session, artifact: Artifact) -> Any:
     """Return W&B's artifact with the references and metadata, without the files."""
-    made = session.wandb.Artifact(artifact_name(artifact.name), type=artifact.kind, metadata=dict(artifact.metadata))
+    made = session.wandb.Artifact(artifact_name(artifact), type=artifact.kind, metadata=dict(artifact.metadata))
     if artifact.references:
         from wandb.sdk.artifacts.artifact_manifest_entry import ArtifactManifestEntry
 
@@ -92,8 +94,10 @@ def _declare_input(session: Session, run: Any, artifact: Artifact) -> None:
         except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
             log.debug("W&B has no %s: %s", artifact.version, reason(error))
     made = _make(session, artifact)
+    # A model stays where it is; a small file is copied to W&B's own, with which it can be moved and uploaded.
+    policy = "immutable" if artifact.kind == "model" else "mutable"
     for inside, path in artifact.files.items():
-        made.add_file(str(Path(path).absolute()), name=inside, skip_cache=True, policy="immutable")
+        made.add_file(str(Path(path).absolute()), name=inside, skip_cache=True, policy=policy)
     made.finalize()
     # `run.use_artifact` refuses to work offline, waits without a limit for the upload, and moves the alias `latest`. This
     # is what it calls: W&B's process notes the use once the artifact is there, which `wandb sync` does later.
@@ -109,17 +113,49 @@ def _is_best(session: Session, run: Any, name: str, metadata: Mapping[str, Any])
     if not session.online:
         return False
     try:
-        former = _within(session, lambda: _api(session, run).artifact(_full_path(run, f"{name}:{BEST}")))
+        return bool(_within(session, lambda: _leads_collection(_api(session, run), _full_path(run, name), metadata)))
+    except ValueError as error:
+        log.debug("no best version of %s: %s", name, error)
+        return False
+
+
+def _leads_collection(api: Any, path: str, metadata: Mapping[str, Any]) -> bool:
+    """Return whether a version is better than the one of its collection that has the alias `best`, or the first to have it."""
+    try:
+        former = api.artifact(f"{path}:{BEST}")
     except Exception as error:  # noqa: BLE001 - as above
-        log.debug("no best version of %s: %s", name, reason(error))
+        log.debug("no best version of %s: %s", path, reason(error))
         return "not found" in str(error)
     return leads(metadata, former.metadata)
 
 
+def complete_model(api: Any, path: str, model: Artifact, link: str) -> None:
+    """Do for an uploaded model what W&B does only online: give it the alias `best` if it leads, and link it.
+
+    Args:
+        path: of the version, ENTITY/PROJECT/NAME:ALIAS.
+        link: REGISTRY/COLLECTION; empty: none.
+
+    Raises:
+        Exception: W&B's own; the model is not linked.
+    """
+    version = api.artifact(path)
+    is_candidate = BEST in model.aliases and BEST not in version.aliases
+    if is_candidate and _leads_collection(api, path.partition(":")[0], model.metadata):
+        version.aliases.append(BEST)
+        version.save()
+    if link:
+        version.link(_registry_path(link))
+
+
+def _registry_path(link: str) -> str:
+    registry, collection = link.split("/")
+    return f"{REGISTRY}{registry.removeprefix(REGISTRY)}/{collection}"
+
+
 def _link(session: Session, run: Any, logged: Any) -> None:
     """Link a logged artifact to the collection of a registry; report why where that is not possible."""
-    registry, collection = session.link.split("/")
-    path = f"{REGISTRY}{registry.removeprefix(REGISTRY)}/{collection}"
+    path = _registry_path(session.link)
     why = "W&B links only online"
     if session.online:
         try:
@@ -170,10 +206,11 @@ def _full_path(run: Any, path: str) -> str:
 def _log_code(session: Session, run: Any, artifact: Artifact) -> None:
     with tempfile.TemporaryDirectory(dir=session.files) as folder:
         for inside, path in artifact.files.items():
+            Path(folder, inside).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, Path(folder, inside))
         run.log_code(
             folder,
-            name=artifact_name(artifact.name),
+            name=artifact_name(artifact),
             include_fn=lambda path, root=folder: True,
             exclude_fn=lambda path, root=folder: False,
         )

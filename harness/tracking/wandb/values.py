@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from harness.tracking.records import Curve, Image, Scores, StoredImage, Table, Value
+from harness.tracking.records import Artifact, Curve, Histogram, Image, Scores, StoredImage, Table, Value
 from harness.tracking.serialization import stored_image
 from harness.tracking.wandb import rows
 
 MAX_IMAGES = 108  # W&B drops the rest of a longer list
+
+
+def artifact_name(artifact: Artifact) -> str:
+    """Return the name of an artifact with the characters that W&B accepts."""
+    return re.sub(r"[^\w.-]+", "-", artifact.name, flags=re.ASCII)[:128]
 
 
 def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]:
@@ -34,6 +40,8 @@ def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]
             return {key: _table(wandb, value, folder)}
         case Curve():
             return _curve(wandb, key, value)
+        case Histogram():
+            return {key: wandb.Histogram(np_histogram=(list(value.counts), list(value.edges)))}
         case Scores():
             return _scores(wandb, key, value)
     return {key: value.item() if isinstance(value, np.generic) else value}
