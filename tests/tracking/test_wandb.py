@@ -211,7 +211,7 @@ def test_an_artifact_keeps_its_content_inside_the_run_folder(tracked):
     config, folder, offline_run, _ = tracked
     by_type = {artifact["type"]: artifact for artifact in offline_run.artifacts}
     model = by_type["model"]
-    assert (model["name"], sorted(model["aliases"])) == ("my-run-model", ["best", "latest"])
+    assert (model["name"], sorted(model["aliases"])) == ("my-run-model", ["latest", f"run-{offline_run.run_id}"])
     assert model["metadata"] == {"config": config.to_dict(), "acc": 0.2}
     staged = Path(model["files"]["weights.bin"])
     assert staged.read_bytes() == b"weights"
