@@ -395,6 +395,7 @@ def test_groups_and_several_runs_are_looked_up_and_saved_as_one_report(online, t
         wandb_report.save_report("e/p/groups/none")
 
 
+@pytest.mark.slow
 def test_the_directories_of_seeds_and_of_a_sweep_name_their_runs(online, tmp_path):
     seeds = tmp_path / "seeds"
     seeds.mkdir()

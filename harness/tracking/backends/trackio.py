@@ -60,6 +60,9 @@ class Trackio(Backend):
                 image = PILImage.open(io.BytesIO(picture.png), formats=("PNG",))
                 values[name] = trackio.Image(image, caption=picture.caption or None)
             self._log(values, row.step)
+        if self._is_local:
+            with self._run._client_lock:  # else its thread writes them half a second later, and a kill loses them
+                self._run._flush_queues_inline()
 
     def _log(self, values: dict[str, Any], step: int) -> None:
         self._run.log(values, step=step)
