@@ -20,7 +20,7 @@ from harness.tracking.wandb.run_logs import ArtifactKey, Row, RunContent, log_fi
 from harness.tracking.wandb.tracker import WandbTracker
 from harness.tracking.wandb.values import artifact_name
 from harness.utils.files import write_atomically
-from harness.utils.plain import number, sub_mapping
+from harness.utils.plain import json_text, number, sub_mapping
 
 # The machine that uploads is not the one that the run was made on.
 NOT_RECORDED = {
@@ -147,9 +147,9 @@ def _set_runtime(items: Iterable[Any], started: float, time: float = 0.0) -> Non
     seconds = max(0.0, round(max(times, default=time) - started, 3))
     for item in items:
         if name_of(item) == "_runtime":
-            item.value_json = json.dumps(seconds)
+            item.value_json = json_text(seconds)
         elif name_of(item) == "_wandb/runtime":
-            item.value_json = json.dumps(int(seconds))
+            item.value_json = json_text(int(seconds))
 
 
 def _describe_run(run: Any, process: Mapping[str, Any], started: float) -> None:

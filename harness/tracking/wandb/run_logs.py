@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.tracking.wandb.offline_log import name_of, read_log, step_of
 from harness.utils.files import is_plain_path, link_inside
+from harness.utils.plain import json_text
 
 # Kinds of records beside the run, the rows, the files, the artifacts and the exit that are uploaded as they are. Others
 # (a request to download, a folder of TensorBoard files) would read or write whatever a log names.
@@ -231,7 +232,7 @@ class _Reader:
                     self.offset = self.runtime if value < self.runtime else 0.0
                 if self.offset:
                     total = value + self.offset
-                    item.value_json = json.dumps(int(total) if isinstance(json.loads(item.value_json), int) else total)
+                    item.value_json = json_text(int(total) if isinstance(json.loads(item.value_json), int) else total)
 
     def _add_files(self, record: Any) -> None:
         for file in record.files:

@@ -7,7 +7,6 @@ arrived is counted at W&B: rows, files, tables and artifacts.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -33,6 +32,7 @@ from harness.tracking.wandb.upload import upload
 from harness.tracking.wandb.values import artifact_name
 from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, UsageError, first_line
+from harness.utils.plain import json_text
 
 log = logging.getLogger(__name__)
 
@@ -221,11 +221,11 @@ def _add_journal_facts(content: RunContent, journal: JournalContents, correction
     if changed:
         record = protobuf.ConfigRecord()
         for key, value in changed.items():
-            record.update.add(key=key, value_json=json.dumps(value))
+            record.update.add(key=key, value_json=json_text(value))
         content.setup.append(protobuf.Record(config=record))
     summary = protobuf.SummaryRecord()
     for key, value in journal.summary.items():
-        summary.update.add(key=key, value_json=json.dumps(value))
+        summary.update.add(key=key, value_json=json_text(value))
     if journal.status == "finished" and "reason" not in journal.summary:
         summary.remove.add(key="reason")
     if journal.summary:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -19,6 +18,7 @@ from harness.tracking.wandb.finishing import patience
 from harness.tracking.wandb.offline_log import encode_log
 from harness.tracking.wandb.run_logs import ArtifactKey, RunContent, select
 from harness.tracking.wandb.variables import environment_changes
+from harness.utils.plain import json_text
 
 # They describe the run of the process that has them, not the one that is uploaded.
 OF_ANOTHER_RUN = (
@@ -56,7 +56,7 @@ def upload(
         for number, key in enumerate(artifacts):
             if key in content.manifests:
                 manifest = Path(temporary, f"manifest-{number}.json")
-                manifest.write_text(json.dumps(content.manifests[key]))
+                manifest.write_text(json_text(content.manifests[key]))
                 content.artifacts[key].manifest.manifest_file_path = str(manifest)
         selected = select(content, rows=rows, files=files, artifacts=artifacts, after=after, changes=changes)
         payloads = []
