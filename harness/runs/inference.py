@@ -17,8 +17,9 @@ from harness.data.image_io import image_files, read_image
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
-from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
+from harness.reporting.evaluation_report import EvaluationResult, Evaluator, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
+from harness.reporting.gradcam_images import enlarge
 from harness.runs.tracked_run import is_tracking_requested, tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, check_output_folder

@@ -12,7 +12,8 @@ from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, 
 from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
-from harness.reporting.figures import lr_finder, training_curves
+from harness.reporting.figures import lr_finder
+from harness.reporting.range_test_chart import range_test_chart
 from harness.runs.components import Components, build_components
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import tracked_run
@@ -157,9 +158,9 @@ def run_range_test(
         tracker.record(record)
     result = finder.result(folder)
     write_json(folder / JSON, result.to_json())
-    figure = draw_lr_finder(result, folder / "figures" / FIGURE)
-    values = {**result.values(), "find/figure": training_curves.as_image(figure)}
-    tracker.record(Record(0, 0, values, kind="find"))
+    draw_lr_finder(result, folder / "figures" / FIGURE)
+    values = {"find/chart": range_test_chart(result), "find/steps": result.steps_table()}
+    tracker.record(Record(0, 0, values, kind="find", details=result.details()))
     tracker.summary(result.scalars())
     return result
 
