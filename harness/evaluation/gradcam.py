@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.evaluation.cam_layers import Layer, find_layer
+from harness.training.device import no_cudnn_benchmark
 from harness.utils.errors import UsageError, did_you_mean
 from harness.utils.lazy import deferred_imports
 
@@ -118,7 +119,7 @@ def compute_maps(
         raise UsageError(
             f"need images [N, 3, H, W] and a class for each, got {list(images.shape)} and {len(classes)} classes"
         )
-    with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+    with torch.inference_mode(False), torch.enable_grad(), _no_autocast(), no_cudnn_benchmark():
         copied = private_copy(model)
         device = next(copied.parameters()).device
         inputs = images.detach().clone().to(device, torch.float32)  # images of inference mode record no graph

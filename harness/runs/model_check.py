@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from harness.config.settings import Config
 from harness.data.loaders import TrainLoader
 from harness.models.outputs import split_logits, weighted_loss
-from harness.training.device import autocast, eval_mode
+from harness.training.device import autocast, eval_mode, no_cudnn_benchmark
 from harness.training.distributed import SingleProcess
 from harness.training.rng import preserve_rng_state
 from harness.utils.errors import UsageError, first_line, is_out_of_memory
@@ -44,9 +44,9 @@ def check_model(
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UsageError(f"{config.model} has no parameter to train: each has requires_grad=False")
     trial = _Trial(config.model, model, shape, classes, device, precision)
-    trial.evaluate()
     images = min(2, smallest_part(train, config.grad_accumulation, processes.world_size))
-    with _unchanged(model):
+    with no_cudnn_benchmark(), _unchanged(model):
+        trial.evaluate()
         trial.train(images)
         without_gradient = [
             name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter.grad is None

@@ -138,6 +138,20 @@ def autocast(device: torch.device, precision: torch.dtype | None) -> Iterator[No
 
 
 @contextlib.contextmanager
+def no_cudnn_benchmark() -> Iterator[None]:
+    """Let cuDNN choose its algorithms by rule instead of by measurement, for shapes that are computed only once or twice.
+
+    Measuring them takes seconds for a whole network.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
+@contextlib.contextmanager
 def pause_garbage_collection() -> Iterator[None]:
     """Disable Python's automatic garbage collection, and exempt the objects that exist already from any other one.
 

@@ -44,6 +44,14 @@ def activation_and_gradient(model, images, targets):
     return activation.detach(), gradient, logits.detach()
 
 
+def test_cudnn_does_not_measure_its_algorithms_for_a_few_maps(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    model, seen = tiny_net(), []
+    model.head.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    gradcam.compute_maps(model, random_images()[:1], [0])
+    assert seen and not any(seen) and torch.backends.cudnn.benchmark
+
+
 TARGETS = [0, 1, 2, 3, 1]
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from harness.config.settings import Config
-from harness.training.device import autocast_dtype, pick_precision
+from harness.training.device import autocast_dtype, no_cudnn_benchmark, pick_precision
 from harness.training.learner import make_learner
 
 
@@ -37,3 +37,15 @@ def test_the_speed_of_bfloat16_is_measured_once_per_machine_and_stored(home):
         content = files[0].read_bytes()
         assert pick_precision("auto", torch.device("cpu")) == first
         assert files[0].read_bytes() == content
+
+
+def test_cudnn_measures_no_algorithms_in_the_context_and_does_again_after_an_error():
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        with pytest.raises(ValueError, match="inside"), no_cudnn_benchmark():
+            assert not torch.backends.cudnn.benchmark
+            raise ValueError("inside")
+        assert torch.backends.cudnn.benchmark
+    finally:
+        torch.backends.cudnn.benchmark = before
