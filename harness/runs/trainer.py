@@ -26,6 +26,7 @@ from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
+from harness.training.device import pause_garbage_collection
 from harness.training.finite import first_not_finite
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.utils import fault_injection
@@ -243,6 +244,7 @@ class Trainer:
             checkpoint.load_weights_strict(model, weights, path)
         return model.eval()
 
+    @pause_garbage_collection()  # what it draws and encodes would set off a full collection
     def _evaluate_result(self, model: nn.Module) -> dict[str, Scalar]:
         """Return the metrics of the result on every held-out split; write its predictions, galleries and figures.
 
