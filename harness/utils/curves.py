@@ -31,7 +31,9 @@ def recall_at_false_positive_rates(is_class: np.ndarray, scores: np.ndarray) -> 
     """
     hits, misses = _counts(is_class, scores)
     recall, rate = np.append(0, hits / hits[-1]), np.append(0, misses / misses[-1])
-    return np.interp(FALSE_POSITIVE_RATES, rate, recall)  # of several recalls at one rate the last, which is the highest
+    return np.interp(
+        FALSE_POSITIVE_RATES, rate, recall
+    )  # of several recalls at one rate the last, which is the highest
 
 
 def _counts(is_class: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
