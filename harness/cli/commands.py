@@ -10,6 +10,7 @@ import click
 
 from harness.cli import completion
 from harness.config import settings
+from harness.config.names import NAMES_ELSEWHERE
 from harness.config.settings import normalize_name
 from harness.tracking.wandb.failed_trial import send_failure
 from harness.utils.errors import did_you_mean
@@ -27,19 +28,6 @@ DAILY = (
     "wandb", "project", "name", "tags",
     "output", "resume",
 )  # fmt: skip
-
-# How other trainers call a setting or an option: the remedy when that name is no option of a command.
-NAMES_ELSEWHERE = {
-    "amp": "precision", "arch": "model", "baselr": "lr-max", "batch": "batch-size", "bs": "batch-size",
-    "checkpoint": "resume", "classificationdataset": "data", "dataset": "data", "datapath": "data-dir",
-    "earlystopping": "early-stop", "experiment": "name", "gpu": "device", "gpus": "device", "gradclip": "clip-grad",
-    "imgsize": "image-size", "initlr": "lr-max", "inputsize": "image-size", "learningrate": "lr-max", "maxepochs": "epochs",
-    "maxlr": "lr-max", "minlr": "lr-min", "modelema": "ema", "mom": "momentum", "networkname": "model",
-    "numclasses": "classes", "numepochs": "epochs", "numworkers": "workers", "outputdir": "output", "randomseed": "seed",
-    "runname": "name", "sched": "schedule", "scheduler": "schedule", "smoothing": "label-smoothing",
-    "wandbproject": "project", "warmupepochs": "peak-epoch",
-}  # fmt: skip
-
 
 CONTEXT = {"token_normalize_func": normalize_name, "help_option_names": ["-h", "--help"], "max_content_width": 110}
 
@@ -228,6 +216,6 @@ def nearest_option(error: click.NoSuchOption) -> str:
         if name.startswith("--")
     }
     typed = normalize_name(error.option_name)
-    if (usual := NAMES_ELSEWHERE.get(typed)) and normalize_name(usual) in {key.lstrip("-") for key in options}:
+    if (usual := NAMES_ELSEWHERE.get(typed, "").replace("_", "-")) and normalize_name(usual) in options:
         return f" (did you mean '--{usual}'?)"
     return did_you_mean(error.option_name.lower().replace("_", "-"), list(options.values()))

@@ -39,7 +39,10 @@ PREDICTION = (
     shell_complete=lambda context, parameter, incomplete: [name for name in SPLIT_NAMES if name.startswith(incomplete)],
 )
 @click.option(
-    "-o", "--out", type=click.Path(path_type=Path), help="Folder for the files. [evaluation-SPLIT in the run directory]"
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for the files. [evaluation-SPLIT or evaluation-DATA-SPLIT in the run directory]",
 )
 @setting_options
 def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path | None) -> None:
@@ -47,6 +50,9 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
 
     RUN is a run directory, a model.safetensors or a last.pt. The run's own settings hold unless you give others. With
     --wandb the results also go to W&B, as a run of their own.
+
+    The run's own images are split as the run split them. Of other data every image counts, or those of its test folder;
+    its classes are matched with the model's by name, and may be fewer.
 
     \b
     harness evaluate runs/my-run

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from harness.cli import check, completion, evaluate, report, sweep, train
+from harness.cli import check, completion, evaluate, report, runs, sweep, train
 from harness.cli.commands import CONTEXT, CommandGroup, nearest_option
 from harness.cli.terminal import echo, prepare_logging
 from harness.config.recipe import recipe_paths
@@ -53,7 +53,7 @@ EPILOG = "\b\n" + textwrap.fill(
 SECTIONS = {
     "Train": (train.run, train.lr_find, train.plot),
     "Use a trained model": (evaluate.evaluate, evaluate.predict, evaluate.explain, evaluate.export),
-    "Many runs": (sweep.sweep, sweep.runs, evaluate.models),
+    "Many runs": (sweep.sweep, runs.runs, evaluate.models),
     "Share": (report.report, sweep.sync),
     "Check": (check.verify, check.doctor, check.completion),
 }

@@ -1,9 +1,7 @@
-"""Commands about many runs: sweep, runs, sync."""
+"""Commands about many runs: sweep and sync."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +12,7 @@ from harness.cli.commands import DAILY, PlainCommand, SettingsCommand
 from harness.cli.completion import complete_run, complete_sweep
 from harness.cli.options import setting_options_except, setting_options_only
 from harness.cli.terminal import echo
-from harness.config.names import REPORTED_SPLITS
 from harness.utils.errors import UsageError
-from harness.utils.plain import number, sub_mapping
-from harness.utils.text import percent, printable
 
 
 @click.command(cls=SettingsCommand, shown=DAILY)
@@ -69,81 +64,6 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
         f"Upload later with: harness sync {result.folder}/runs/*",
         err=True,
     )
-
-
-@click.command(cls=PlainCommand)
-@click.argument("output", default="runs", type=click.Path(path_type=Path))
-def runs(output: Path) -> None:
-    """List runs with their state, epoch and accuracy, and the command that resumes each unfinished one.
-
-    OUTPUT is the folder that holds the run directories [runs].
-
-    \b
-    harness runs
-    harness runs other-runs
-    """
-    from harness.tracking.run_dir import list_runs, read_summary, resume_command, resume_seeds_command
-    from harness.utils.files import read_json
-
-    if not output.is_dir() and output != Path("runs"):
-        raise UsageError(f"there is no folder {output}; run directories are in the folder that --output names")
-    listed = list(list_runs(output))
-    for path, state, status in listed:
-        echo(_run_line(path.name, state, status, read_summary(path)))
-        if state not in ("finished", "unreadable") and (command := resume_command(path, status)):
-            echo(f"    {command}")
-    sweeps = sorted(output.glob("*/sweep.json"))
-    for path in sweeps:
-        echo(_sweep_line(path.parent.name, read_json(path)))
-    for path in sorted(output.glob("*/seeds.json")):
-        summary = read_json(path)
-        echo(_seeds_line(path.parent.name, summary))
-        if summary.get("resume"):
-            echo(f"    {resume_seeds_command(path.parent, len(_list(summary, 'seeds')))}")
-    if not listed and not sweeps:
-        echo(f"no runs in {output}", err=True)
-
-
-def _run_line(name: str, state: str, status: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
-    """Return a line for a run: its state, its epoch and its accuracy. What is no number is left out."""
-    accuracies = [(split, number(sub_mapping(summary, "result").get(f"{split}/acc"))) for split in REPORTED_SPLITS]
-    accuracy = next((f"{split} {percent(value, 2)}" for split, value in accuracies if 0 <= value <= 1), "-")
-    epoch = number(status.get("epoch", 0))
-    shown = f"{epoch:.0f}" if 0 <= epoch < 1e9 else "?"
-    return printable(f"{name:<44} {state:<12} epoch {shown:<5} {accuracy}")
-
-
-def _sweep_line(name: str, summary: Mapping[str, Any]) -> str:
-    """Return a line for a sweep: its trials by state, and its best value."""
-    trials = {state: number(count) for state, count in sub_mapping(summary, "trials").items()}
-    counts = ", ".join(
-        f"{count:.0f} {'stopped early' if state == 'pruned' else state}" for state, count in trials.items() if count > 0
-    )
-    value = number(sub_mapping(summary, "best").get("value"))
-    best = f"{value:.4g}" if math.isfinite(value) else "-"
-    metric = sub_mapping(summary, "metric").get("name")
-    return printable(f"{name:<44} sweep        {counts}; best {metric} {best}")
-
-
-def _seeds_line(name: str, summary: Mapping[str, Any]) -> str:
-    """Return a line for a run over several seeds."""
-    states = [seed.get("state") for seed in _list(summary, "seeds") if isinstance(seed, Mapping)]
-    means = []
-    for key in sub_mapping(summary, "figures"):
-        spread = sub_mapping(summary["figures"], key)
-        mean, deviation = number(spread.get("mean")), number(spread.get("sd"))
-        if key.endswith("/acc") and 0 <= mean <= 1:
-            means.append(
-                f"{key.split('/')[0]} {percent(mean, 2)}" + (f" ± {100 * deviation:.2f}" if deviation > 0 else "")
-            )
-    return printable(
-        f"{name:<44} seeds        {states.count('finished')} of {len(states)} done  {', '.join(means) or '-'}"
-    )
-
-
-def _list(mapping: Mapping[str, Any], key: str) -> list[Any]:
-    value = mapping.get(key)
-    return value if isinstance(value, list) else []
 
 
 @click.command(cls=PlainCommand)

@@ -19,6 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from harness.config import yaml_io
 from harness.config.conversion import BOOLEANS as BOOLEANS
 from harness.config.conversion import FIND, NumberOrFind, convert
+from harness.config.names import NAMES_ELSEWHERE
 from harness.utils.errors import UsageError, did_you_mean
 
 # Data that may bring its own validation split, so that val_fraction=0 does not imply that there is none.
@@ -331,7 +332,9 @@ def canonical_name(spelling: str) -> str:
     names = {normalize_name(name): name for name in setting_fields()} | SHORT_NAMES
     key = normalize_name(str(spelling))
     if key not in names:
-        raise UsageError(f"there is no setting {spelling!r}{did_you_mean(str(spelling).lower(), setting_fields())}")
+        usual = NAMES_ELSEWHERE.get(key)
+        hint = f" (did you mean {usual!r}?)" if usual else did_you_mean(str(spelling).lower(), setting_fields())
+        raise UsageError(f"there is no setting {spelling!r}{hint}")
     return names[key]
 
 

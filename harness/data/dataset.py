@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -202,6 +204,39 @@ def in_memory(name: SplitName, pixels: np.ndarray, labels: np.ndarray, ids: Sequ
     """Return a split of images in memory, uint8 [N, H, W, 3]."""
     labels, pixels = np.asarray(labels, dtype=np.int64), np.ascontiguousarray(pixels)
     return Split(name, labels, ids, pixels, ArrayImages(pixels, labels))
+
+
+def with_classes(
+    split: Split, names: Sequence[str] | None, classes: Sequence[str], data: str, owner: str = "the training images"
+) -> Split:
+    """Return the split with its labels as indices into `classes`, matched by name.
+
+    Args:
+        names: the split's own classes, in the order of its labels; None where they are `classes`.
+        data: the data set that an error message names.
+        owner: what has `classes`, for an error message.
+
+    Raises:
+        DataError: the split has a class that `classes` does not have, or labels beyond its classes.
+    """
+    names = classes if names is None else names
+    if len(split) and not 0 <= split.labels.min() <= split.labels.max() < len(names):
+        raise DataError(
+            f"{data}: the {split.name} labels are {split.labels.min()} to {split.labels.max()}, but there are {len(names)} classes"
+        )
+    if list(names) == list(classes):
+        return split
+    index = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
+    places = [index.get(unicodedata.normalize("NFC", name)) for name in names]
+    if unknown := [names[label] for label in np.unique(split.labels) if places[label] is None]:
+        raise DataError(
+            f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which {owner} {'do' if owner.endswith('s') else 'does'} not have"
+        )
+    labels = np.array([place or 0 for place in places], dtype=np.int64)[split.labels]
+    if split.pixels is not None:
+        return in_memory(split.name, split.pixels, labels, split.ids)
+    # A source gives each image its own label; the new ones take their place.
+    return dataclasses.replace(split, labels=labels, source=RelabelledImages(split.source, labels))
 
 
 def hold_out(

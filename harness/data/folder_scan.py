@@ -61,8 +61,11 @@ class Layout:
     splits: Mapping[SplitName, str]
 
 
-def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
+def scan_folder(root: Path, needs_train: bool = True) -> tuple[FolderScan, Layout]:
     """List the contents of a folder or of a tar archive.
+
+    Args:
+        needs_train: whether split folders without a `train` folder are refused.
 
     Raises:
         DataError: it is missing, unreadable, holds something unsafe, or its layout is not supported.
@@ -70,7 +73,7 @@ def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
     if root.is_dir():
         try:
             resolved = root.resolve()
-            layout = find_layout(resolved)
+            layout = find_layout(resolved, needs_train)
             scan = _Walk(resolved).run(layout.splits.values() or [layout.prefix])
             if layout.splits:
                 _count_unused(resolved, layout, scan)
@@ -79,20 +82,20 @@ def scan_folder(root: Path) -> tuple[FolderScan, Layout]:
             raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
     if root.is_file() and root.name.lower().endswith(ARCHIVES):
         scan = _scan_archive(root)
-        return scan, _find_layout(lambda path: child_folders(scan.folders, path))
+        return scan, _find_layout(lambda path: child_folders(scan.folders, path), needs_train)
     if root.is_file():
         raise DataError(f"{root} is neither a folder nor an archive ({', '.join(ARCHIVES)}); set --data-dir")
     raise DataError(f"there is no folder {root}; set --data-dir to the folder (or .tar) that holds train/ and test/")
 
 
-def find_layout(root: Path) -> Layout:
+def find_layout(root: Path, needs_train: bool = True) -> Layout:
     """Return where the class folders of a folder are.
 
     Raises:
         DataError: the folder is missing or unreadable, or its layout is not supported.
     """
     try:
-        return _find_layout(lambda path: _subfolders(root / path))
+        return _find_layout(lambda path: _subfolders(root / path), needs_train)
     except OSError as error:
         raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
 
@@ -103,7 +106,7 @@ def child_folders(folders: Iterable[str], path: str) -> list[str]:
     return sorted(item[len(start) :] for item in folders if item.startswith(start) and "/" not in item[len(start) :])
 
 
-def _find_layout(subfolders: Callable[[str], list[str]]) -> Layout:
+def _find_layout(subfolders: Callable[[str], list[str]], needs_train: bool) -> Layout:
     """Find `train/`, `val/` and `test/` in the root or in its only folder, or else class folders without splits.
 
     Args:
@@ -114,7 +117,7 @@ def _find_layout(subfolders: Callable[[str], list[str]]) -> Layout:
     top_folders = subfolders("")
     if not splits and len(top_folders) == 1 and _find_splits(top_folders[0], subfolders):
         prefix, splits = top_folders[0], _find_splits(top_folders[0], subfolders)
-    if splits and "train" not in splits:
+    if needs_train and splits and "train" not in splits:
         raise DataError(
             f"there is {' and '.join(sorted(splits.values()))} but no train folder; name the training images' folder train"
         )

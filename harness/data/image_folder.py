@@ -56,12 +56,16 @@ class FolderData:
     notes: list[str] = field(default_factory=list)
 
 
-def read_image_folder(root: Path, skip_bad: bool, grey_range: tuple[float, float] | None = None) -> FolderData:
+def read_image_folder(
+    root: Path, skip_bad: bool, grey_range: tuple[float, float] | None = None, is_for_training: bool = True
+) -> FolderData:
     """Read a folder or a tar archive of class folders.
 
     Args:
         skip_bad: leave unreadable images out instead of raising.
         grey_range: that of `read_image`.
+        is_for_training: whether `train` has to be there, with two classes or more, each with images, and those of the
+            other splits among them.
 
     Raises:
         DataError: there is no data, an image cannot be read, or the classes are inconsistent.
@@ -70,11 +74,15 @@ def read_image_folder(root: Path, skip_bad: bool, grey_range: tuple[float, float
     is_cached = is_archive and grey_range is None  # an entry of the cache is named by the archive alone
     if is_cached and (cached := decoded_cache.load_decoded(root)) is not None:
         return FolderData(*cached)
-    scan, layout = scan_folder(root)
+    scan, layout = scan_folder(root, needs_train=is_for_training)
     class_folders = _group_by_class(scan, layout)
     notes = _unused_notes(scan, layout)
-    _check_classes(class_folders, root, notes)
-    classes = tuple(class_folders["train"].paths)
+    if is_for_training:
+        _check_classes(class_folders, root, notes)
+        classes = tuple(class_folders["train"].paths)
+    else:
+        _check_any(class_folders, root, notes)
+        classes = tuple(sorted({name for split in class_folders.values() for name in split.paths}))
     notes += [] if grey_range else _grey_notes([scan.files[path] for path in _sample([*scan.files])])
     data = FolderData(tuple(escape_unprintable(name) for name in classes), {}, notes=notes)
     problems = dict(scan.problems)
@@ -86,8 +94,9 @@ def read_image_folder(root: Path, skip_bad: bool, grey_range: tuple[float, float
             f"{root}: {len(problems)} of {len(problems) + sum(map(len, data.splits.values()))} images cannot be read, the first is {escape_unprintable(path)}: {reason}; repair them, or set --bad-images skip"
         )
     data.skipped.extend(escape_unprintable(path) for path in sorted(problems))
-    _check_not_emptied(data, root)
-    if is_cached and not problems and not notes:  # an entry of the cache has no notes
+    _check_not_emptied(data, root, of_class=is_for_training)
+    # An entry of the cache has no notes, and may be used for training.
+    if is_cached and not problems and not notes and is_for_training:
         decoded_cache.save_decoded(root, data.classes, data.splits)
     return data
 
@@ -145,6 +154,13 @@ def _sample(items: Sequence[T]) -> list[T]:
     return [items[index] for index in spread_indices(len(items))]
 
 
+def _check_any(class_folders: Mapping[SplitName, ClassFolders], root: Path, notes: Sequence[str]) -> None:
+    """Raise DataError for a folder without labelled images."""
+    if not any(paths for split in class_folders.values() for paths in split.paths.values()):
+        unused = f" ({'; '.join(notes)})" if notes else ""
+        raise DataError(f"{root}: no images in class folders{unused}; the layout is CLASS/IMAGE or test/CLASS/IMAGE")
+
+
 def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path, notes: Sequence[str]) -> None:
     """Raise DataError for classes that are empty, too few, missing in `train`, or that differ only in case."""
     train = class_folders["train"]
@@ -172,11 +188,13 @@ def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path, 
         folded_names[folded] = name
 
 
-def _check_not_emptied(data: FolderData, root: Path) -> None:
-    """Raise DataError where leaving out unreadable images emptied a split or a class."""
+def _check_not_emptied(data: FolderData, root: Path, of_class: bool) -> None:
+    """Raise DataError where leaving out unreadable images emptied a split or, if `of_class`, a class."""
     for name, split in data.splits.items():
         if not len(split):
             raise DataError(f"{root}: none of the {name} images can be read")
+    if not of_class:
+        return
     class_sizes = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
     if empty := [name for name, size in zip(data.classes, class_sizes, strict=True) if not size]:
         raise DataError(f"{root}: none of the training images of class {_names(empty)} can be read")

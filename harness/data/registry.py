@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import importlib.util
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from harness.config.names import SplitName
+from harness.config.names import SPLIT_NAMES, SplitName
 from harness.config.settings import Config
 from harness.data.dataset import (
     Dataset,
@@ -23,13 +25,14 @@ from harness.data.dataset import (
     fingerprint,
     hold_out,
     in_memory,
+    with_classes,
 )
 from harness.data.duplicates import duplicate_notes
-from harness.data.image_folder import FolderData, read_image_folder
+from harness.data.image_folder import read_image_folder
 from harness.utils.environment import rank
 from harness.utils.errors import DataError, UsageError, first_line
 
-__all__ = ["Dataset", "Split", "load_dataset"]
+__all__ = ["Dataset", "Split", "load_dataset", "load_evaluation_data"]
 log = logging.getLogger(__name__)
 
 # Mean and standard deviation over all pixels of the 50,000 training images. The value 0.20 that is often quoted for the
@@ -50,35 +53,114 @@ def load_dataset(config: Config) -> Dataset:
         DataError: the data is missing, unreadable, empty or inconsistent.
         UsageError: there is no such data set, or the settings do not fit it.
     """
+    source = _read(config)
+    check_classes(source.classes, config.classes)
+    train, val, test = _divide(config, source)
+    notes = [*source.notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
+    mean, std = CIFAR_STATISTICS.get(config.data) or channel_statistics(train)
+    digest = fingerprint(source.classes, (train, val, test))
+    if rank() == 0:
+        for note in notes:
+            log.warning("%s", note)
+    return Dataset(config.data, tuple(source.classes), train, val, test, mean, std, digest, source.skipped, notes)
+
+
+@dataclass(frozen=True)
+class EvaluationData:
+    """Labelled images to evaluate a model on; labels are indices into the model's classes.
+
+    Attributes:
+        fingerprint: SHA-256 as that of a `Dataset`.
+        is_own: whether these are the images of the run, with its own splits.
+    """
+
+    splits: dict[SplitName, Split]
+    fingerprint: str
+    is_own: bool
+
+
+def load_evaluation_data(
+    config: Config, classes: Sequence[str], own_fingerprint: str, divide: bool = False
+) -> EvaluationData:
+    """Load the images that a trained model is evaluated on: those of its run with their splits, or all images of other data.
+
+    Args:
+        classes: the model's; the data's are matched with them by name, and may be fewer.
+        own_fingerprint: of the data that the model was trained with; data with another one is other data.
+        divide: hold images of other data out too, as `val_fraction` and `test_fraction` say.
+
+    Raises:
+        DataError: the data is missing, unreadable or empty, or has a class that the model does not have.
+        UsageError: there is no such data set, or the settings do not fit it.
+    """
+    source = _read(config, is_for_training=False)
+    for note in source.notes:
+        log.warning("%s", note)
+    if "train" in source.splits:
+        divided = None
+        with contextlib.suppress(UsageError):  # other data, which the run's fractions do not fit
+            divided = _divide(config, source)
+        if divided is not None and (divide or fingerprint(source.classes, divided) == own_fingerprint):
+            source.splits = {split.name: split for split in divided if split is not None}
+        elif divide:
+            _divide(config, source)  # raises
+    own = fingerprint(source.classes, [source.splits.get(name) for name in SPLIT_NAMES])
+    owner = "the model"
+    splits = {
+        name: with_classes(split, source.classes, classes, config.data_dir or config.data, owner)
+        for name, split in source.splits.items()
+    }
+    return EvaluationData(splits, own, own == own_fingerprint)
+
+
+@dataclass
+class _Source:
+    """A data set as it is stored, before anything is held out."""
+
     classes: Sequence[str]
+    splits: dict[SplitName, Split]
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def _read(config: Config, is_for_training: bool = True) -> _Source:
+    """Read the data set that `config.data` names."""
+    if config.data == "folder":
+        folder, grey_range = Path(config.data_dir).expanduser(), config.grey_limits()
+        data = read_image_folder(folder, config.bad_images == "skip", grey_range, is_for_training)
+        return _Source(data.classes, data.splits, data.skipped, data.notes)
+    classes: Sequence[str]
+    train: Split
     val: Split | None
     test: Split | None
-    skipped: list[str] = []
-    notes: list[str] = []
     if config.data in CIFAR_STATISTICS:
         classes, train, val, test = _cifar(config)
     elif config.data == "digits":
         classes, train, val, test = _digits()
-    elif config.data == "folder":
-        data = _image_folder(config)
-        classes, skipped, notes = data.classes, data.skipped, data.notes
-        train, val, test = data.splits["train"], data.splits.get("val"), data.splits.get("test")
     else:
         from harness.data.timm_datasets import read_timm_dataset
 
         classes, train, val, test = read_timm_dataset(config)
-    check_classes(classes, config.classes)
+    return _Source(classes, {split.name: split for split in (train, val, test) if split is not None})
+
+
+def _divide(config: Config, source: _Source) -> tuple[Split, Split | None, Split | None]:
+    """Return the training, validation and test images, held out as the settings say.
+
+    Raises:
+        UsageError: the fractions do not fit the data.
+    """
+    train, val, test = (source.splits.get(name) for name in SPLIT_NAMES)
+    assert train is not None
+    if val is not None and config.val_fraction:
+        raise UsageError(
+            f"{config.data_dir} has a validation folder of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
+        )
     if val is None and test is None:
         train, test = hold_out(train, config.test_fraction, "test", "test_fraction")
     if config.val_fraction:
         train, val = hold_out(train, config.val_fraction, "val", "val_fraction")
-    notes = [*notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
-    mean, std = CIFAR_STATISTICS.get(config.data) or channel_statistics(train)
-    digest = fingerprint(classes, (train, val, test))
-    if rank() == 0:
-        for note in notes:
-            log.warning("%s", note)
-    return Dataset(config.data, tuple(classes), train, val, test, mean, std, digest, skipped, notes)
+    return train, val, test
 
 
 def _cifar(config: Config) -> tuple[Sequence[str], Split, None, Split]:
@@ -144,13 +226,3 @@ def read_digits_table() -> tuple[np.ndarray, np.ndarray]:
 
     digits = load_digits()
     return digits.data, digits.target
-
-
-def _image_folder(config: Config) -> FolderData:
-    folder = Path(config.data_dir).expanduser()
-    data = read_image_folder(folder, skip_bad=config.bad_images == "skip", grey_range=config.grey_limits())
-    if "val" in data.splits and config.val_fraction:
-        raise UsageError(
-            f"{config.data_dir} has a validation folder of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
-        )
-    return data

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import sys
@@ -21,11 +20,11 @@ from harness.data.dataset import (
     MAX_PIXEL_BYTES,
     ArrayImages,
     ConvertedImages,
-    RelabelledImages,
     Split,
     TimmReaderImages,
     in_memory,
     spread_indices,
+    with_classes,
 )
 from harness.data.folder_scan import find_layout
 from harness.data.image_io import read_image, to_rgb
@@ -82,10 +81,10 @@ def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split
             continue
         if classes is None:
             classes = _numbers(train_split, split)
-        split = _with_classes(split, _class_names(dataset), classes, config.data)
-        return classes, _with_classes(train_split, None, classes, config.data), None, split
+        split = with_classes(split, _class_names(dataset), classes, config.data)
+        return classes, with_classes(train_split, None, classes, config.data), None, split
     classes = classes or _numbers(train_split)
-    return classes, _with_classes(train_split, None, classes, config.data), None, None
+    return classes, with_classes(train_split, None, classes, config.data), None, None
 
 
 def _held_out(config: Config) -> Iterator[Any]:
@@ -125,34 +124,6 @@ def _open_image_folders(config: Config) -> list[Any]:
 
 def _read_file(path: str, grey_range: tuple[float, float] | None) -> Image.Image:
     return Image.fromarray(read_image(path, grey_range=grey_range))
-
-
-def _with_classes(split: Split, names: Sequence[str] | None, classes: Sequence[str], data: str) -> Split:
-    """Return the split with its labels as indices into `classes`, matched by name.
-
-    Args:
-        names: the split's own classes, in the order of its labels; None where they are `classes`.
-
-    Raises:
-        DataError: the split has a class that `classes` does not have, or labels beyond its classes.
-    """
-    names = classes if names is None else names
-    if len(split) and not 0 <= split.labels.min() <= split.labels.max() < len(names):
-        raise DataError(
-            f"{data}: the {split.name} labels are {split.labels.min()} to {split.labels.max()}, but there are {len(names)} classes"
-        )
-    if list(names) == list(classes):
-        return split
-    index = {name: number for number, name in enumerate(classes)}
-    if unknown := [names[label] for label in np.unique(split.labels) if names[label] not in index]:
-        raise DataError(
-            f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which the training images do not have"
-        )
-    labels = np.array([index.get(name, 0) for name in names], dtype=np.int64)[split.labels]
-    if split.pixels is not None:
-        return in_memory(split.name, split.pixels, labels, split.ids)
-    # A source gives each image its own label; the new ones take their place.
-    return dataclasses.replace(split, labels=labels, source=RelabelledImages(split.source, labels))
 
 
 def _numbers(*splits: Split) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from harness.config.names import SPLIT_NAMES
+from harness.config.names import SPLIT_NAMES, data_name
+from harness.config.settings import canonical_name
 from harness.data import loaders
 from harness.data.image_io import image_files, read_image
-from harness.data.registry import load_dataset
+from harness.data.registry import EvaluationData, Split, load_evaluation_data
 from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, table_text, to_uint8
@@ -22,12 +24,13 @@ from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.gradcam_images import enlarge
 from harness.runs.tracked_run import is_tracking_requested, tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
-from harness.tracking.run_files import EVALUATION, check_output_folder
+from harness.tracking.run_files import EVALUATION, SUMMARY, check_output_folder
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
-from harness.utils.files import write_atomically, write_json
+from harness.utils.files import read_json, write_atomically, write_json
+from harness.utils.text import safe_file_name
 
 EXPLAINED = Path("explained")  # where the overlays go by default
 log = logging.getLogger(__name__)
@@ -54,48 +57,80 @@ class SplitEvaluation:
 def evaluate(
     run: Path | str, settings: Mapping[str, Any] | None = None, *, split: str = "", out: Path | None = None
 ) -> SplitEvaluation:
-    """Evaluate a trained model on a split of its data, or of other data, and write the same files as a run does.
+    """Evaluate a trained model on a split of its data, or on other data, and write the same files as a run does.
+
+    Images are split as the run split them where they are the run's own. Of other data every image counts: those of the split
+    folder `test`, or else `val`, or else all there are, unless `split`, `val_fraction` or `test_fraction` say otherwise.
+    Their classes are matched with the model's by name, and may be fewer.
 
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
         settings: replace those of the checkpoint, such as `data` and `data_dir`; `wandb` also records the evaluation in W&B.
         split: train, val or test; empty: the test set, where there is one.
-        out: folder for the files; None: `evaluation-SPLIT` in the run directory.
+        out: folder for the files; None: `evaluation-SPLIT` in the run directory, or `evaluation-NAME-SPLIT` for other data.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: the data is missing or unreadable, or has other classes than the model.
+        DataError: the data is missing or unreadable, or has a class that the model does not have.
         UsageError: the data has no such split, or W&B would refuse a value such as the project.
     """
     settings = settings or {}
+    named = {canonical_name(key) for key in settings}
     trained = load_trained_model(Path(run), settings)
     _check_tracking(trained, settings)
-    dataset = load_dataset(trained.config)
-    if dataset.classes != trained.classes:
-        raise DataError(
-            f"the data's classes ({_few(dataset.classes)}) are not those the model was trained on ({_few(trained.classes)})"
-        )
-    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    name = split or next(key for key in reversed(SPLIT_NAMES) if splits[key] is not None)
-    images = splits.get(name)
-    if images is None:
-        available = ", ".join(key for key, value in splits.items() if value is not None)
-        raise UsageError(f"split={name!r}: the data has {available}")
-    folder = Path(out) if out is not None else run_folder(trained.path) / f"{EVALUATION}{name}"
+    config = trained.config
+    data = load_evaluation_data(
+        config, trained.classes, _own_fingerprint(trained), divide=bool(named & {"val_fraction", "test_fraction"})
+    )
+    if not data.is_own and not named & {"data", "data_dir"}:
+        log.warning("%s has changed since the model was trained", config.data_dir or config.data)
+    images = _choose_split(data, split)
+    folder = Path(out) if out is not None else _evaluation_folder(trained, data, images.name)
     check_output_folder(folder, is_named=out is not None)
-    configure_torch(trained.config, trained.device)
-    loader = loaders.make_eval_loader(images, trained.preprocess, trained.config, trained.device)
+    configure_torch(config, trained.device)
+    loader = loaders.make_eval_loader(images, trained.preprocess, config, trained.device)
     result = _evaluator(trained).evaluate(images, loader, folder)
     facts = {
         "checkpoint": str(trained.path),
-        "data": dataset.name,
-        "split": name,
+        "data": config.data,
+        "data_dir": config.data_dir,
+        "split": images.name,
         "images": len(images),
-        "fingerprint": dataset.fingerprint,
+        "fingerprint": data.fingerprint,
     }
     write_json(folder / "evaluation.json", {**facts, **result.metrics})
-    _track_evaluation(trained, settings, result, name, folder)
-    return SplitEvaluation(name, result.metrics, result.per_class, folder)
+    _track_evaluation(trained, settings, result, images.name, folder)
+    return SplitEvaluation(images.name, result.metrics, result.per_class, folder)
+
+
+def _choose_split(data: EvaluationData, name: str) -> Split:
+    """Return the images of a split; without a name the test set, the validation set, or whatever there is."""
+    chosen = name or next(key for key in reversed(SPLIT_NAMES) if key in data.splits)
+    if chosen not in data.splits:
+        raise UsageError(f"split={name!r}: the data has {', '.join(data.splits)}")
+    images = data.splits[chosen]
+    # Other data without splits is read as training images, and is what the model is tested on.
+    return dataclasses.replace(images, name="test") if not data.is_own and not name and chosen == "train" else images
+
+
+def _own_fingerprint(trained: TrainedModel) -> str:
+    """Return the fingerprint of the data that a model was trained with; empty where it is not known."""
+    summary = read_json(run_folder(trained.path) / SUMMARY)
+    dataset: Any = summary.get("dataset")  # weights of earlier versions do not have it
+    known = trained.facts.get("fingerprint") or (dataset.get("fingerprint") if isinstance(dataset, dict) else "")
+    return str(known or "")
+
+
+def _evaluation_folder(trained: TrainedModel, data: EvaluationData, split: str) -> Path:
+    """Return the folder in the run directory for an evaluation: one for each data set and split."""
+    config, run = trained.config, run_folder(trained.path)
+    if data.is_own:
+        return run / f"{EVALUATION}{split}"
+    name = safe_file_name(data_name(config.data, config.data_dir), "data")
+    folder = run / f"{EVALUATION}{name}-{split}"
+    if read_json(folder / "evaluation.json").get("fingerprint", data.fingerprint) != data.fingerprint:
+        return folder.with_name(f"{folder.name}-{data.fingerprint[:8]}")  # another folder of this name
+    return folder
 
 
 def evaluation_text(evaluation: SplitEvaluation) -> str:
@@ -212,8 +247,7 @@ def _overlay_names(files: Sequence[Path]) -> list[str]:
     counts: dict[str, int] = {}
     names = []
     for file in files:
-        safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in file.stem)
-        stem = safe[:80].lstrip(".") or "picture"
+        stem = safe_file_name(file.stem, "picture")
         counts[stem] = counts.get(stem, 0) + 1
         names.append(f"{stem}{'' if counts[stem] == 1 else f'-{counts[stem]}'}.png")
     return names
@@ -221,10 +255,6 @@ def _overlay_names(files: Sequence[Path]) -> list[str]:
 
 def _evaluator(trained: TrainedModel) -> Evaluator:
     return Evaluator(trained.config, trained.model, trained.preprocess, trained.classes, trained.device)
-
-
-def _few(classes: Sequence[str]) -> str:
-    return ", ".join(classes[:4]) + (f", ... {len(classes)} in all" if len(classes) > 4 else "")
 
 
 def _track_evaluation(

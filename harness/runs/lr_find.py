@@ -20,6 +20,7 @@ from harness.runs.tracked_run import tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
 from harness.tracking.records import Record
+from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import describe_environment
@@ -64,7 +65,7 @@ def find_lr(
     check_wandb_values(config)
     reporter = reporter or LineReporter(sys.stderr)
     components = build_components(with_placeholder_lr(config))
-    name = config.name or f"find-{run_dir.default_name(config)}"
+    name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
     facts = describe_environment(components.learner.device)

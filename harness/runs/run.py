@@ -22,6 +22,7 @@ from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
 from harness.tracking.records import Scalar
 from harness.tracking.run_dir import RunDir
+from harness.tracking.run_names import slug
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import has_active_run
 from harness.tracking.wandb.failed_trial import report_failed_trial
@@ -237,7 +238,7 @@ def _check_distributed(config: Config, processes: SingleProcess) -> None:
 
 def _report_other_name(config: Config, directory: RunDir, reporter: ProgressReporter) -> None:
     """Report that the requested name belongs to another run, if it does."""
-    requested = run_dir.slug(config.name) if config.name else directory.name
+    requested = slug(config.name) if config.name else directory.name
     if directory.name.startswith(requested) and directory.name != requested:
         other = directory.path.parent / requested
         reporter.message(f"{other} is another run or is finished already; this run is written to {directory.path}")

@@ -25,6 +25,7 @@ from harness.runs.run import run
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import check_output_folder
+from harness.tracking.run_names import name_without_seed, slug
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import pick_device, pick_precision, release_memory
@@ -250,7 +251,7 @@ def _common(config: Config, count: int) -> Config:
 
 
 def _with_group(config: Config) -> Config:
-    group = config.group or os.environ.get("WANDB_RUN_GROUP") or config.name or run_dir.name_without_seed(config)
+    group = config.group or os.environ.get("WANDB_RUN_GROUP") or config.name or name_without_seed(config)
     return config.replace(group=group)
 
 
@@ -260,7 +261,7 @@ def _with_seed(config: Config, seed: int) -> Config:
 
 def _folders(config: Config, count: int) -> Iterator[Path]:
     """Yield the directories in which a summary of seeds of this name stands, and then the first free one."""
-    start = run_dir.slug(config.name or run_dir.name_without_seed(config))[:MAX_NAME]
+    start = slug(config.name or name_without_seed(config))[:MAX_NAME]
     base = f"{start}-seeds-{config.seed}-{config.seed + count - 1}"
     for number in upwards(1):
         path = Path(config.output).expanduser() / (base if number == 1 else f"{base}-{number}")

@@ -200,7 +200,6 @@ class Trainer:
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
-            "fingerprint": self.components.dataset.fingerprint,
             **self._describe_model(),
         }
 
@@ -285,6 +284,7 @@ class Trainer:
             "classes": list(components.dataset.classes),
             "preprocess": components.preprocess.to_dict(),
             "architecture": architecture_of(components.learner.model, components.config.model),
+            "fingerprint": components.dataset.fingerprint,
         }
 
     def _save_weights(self, model: nn.Module, facts: Mapping[str, Any]) -> None:

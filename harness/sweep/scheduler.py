@@ -24,6 +24,7 @@ from harness.sweep.study import Study, Trial, TrialRecord
 from harness.tracking import run_dir
 from harness.tracking.journal import follow_journal
 from harness.tracking.run_files import DATABASE, check_output_folder, check_own_files
+from harness.tracking.run_names import slug
 from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import write_atomically
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
@@ -248,7 +249,7 @@ def _duration(seconds: float) -> str:
 
 def sweep_folder(sweep: SweepSpec, output: Path, name: str) -> Path:
     """Return the folder of a sweep: the same for the same search, so that the same command resumes it."""
-    return output / run_dir.slug(name or f"{run_dir.slug(sweep.name)}-{sweep.digest()}")
+    return output / slug(name or f"{slug(sweep.name)}-{sweep.digest()}")
 
 
 def run_search(

@@ -10,7 +10,6 @@ import re
 import shlex
 import shutil
 import socket
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -38,6 +37,7 @@ from harness.tracking.run_files import (
     make_folder,
     remove_empty,
 )
+from harness.tracking.run_names import default_name, slug
 from harness.utils.checksums import changed_files
 from harness.utils.environment import launch_command
 from harness.utils.errors import AlreadyFinished, BusyError, HarnessError, ResourceError, UsageError
@@ -73,26 +73,6 @@ class RunState(StrEnum):
 
 CONFIG_UNREADABLE = f"{CONFIG} cannot be read"
 UNFINISHED = (RunState.RUNNING, RunState.FAILED, RunState.PREEMPTED, RunState.INTERRUPTED)  # can be resumed
-
-
-def slug(name: str) -> str:
-    """Return `name` as 1 to 80 letters, digits, `.`, `_` and `-`, the first of them no `.` or `-`."""
-    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", plain).strip(".-")[:80].rstrip(".-") or "run"
-
-
-def default_name(config: Config) -> str:
-    """Return `<recipe>-<data>-s<seed>-<digest>`: equal settings give equal names, so a rerun finds its run."""
-    return slug(f"{_prefix(config)}-s{config.seed}-{config.digest()}")
-
-
-def name_without_seed(config: Config) -> str:
-    """Return `<recipe>-<data>-<digest>`: equal for all seeds of the same settings."""
-    return slug(f"{_prefix(config)}-{config.replace(seed=0).digest()}")
-
-
-def _prefix(config: Config) -> str:
-    return f"{Path(config.recipe).stem}-{config.data.rsplit('/', 1)[-1]}"
 
 
 @dataclass

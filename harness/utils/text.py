@@ -29,6 +29,12 @@ def escape_unprintable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def safe_file_name(name: str, default: str) -> str:
+    """Return a name with letters, digits, `.`, `_` and `-` only, at most 80 of them and not hidden; `default` for nothing."""
+    safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)
+    return safe[:80].lstrip(".") or default
+
+
 def truncate(text: object, width: int) -> str:
     """Return `text` on one line of at most `width` characters, with an ellipsis in place of the middle."""
     line = " ".join(str(text).split())

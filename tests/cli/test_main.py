@@ -9,8 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
-from harness.cli.commands import ALIASES, DAILY, NAMES_ELSEWHERE
+from harness.cli.commands import ALIASES, DAILY
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
+from harness.config.names import NAMES_ELSEWHERE
 from harness.config.settings import SHORT_NAMES, canonical_name, normalize_name, setting_fields
 from harness.utils import errors
 from tests.support.commands import command
@@ -116,6 +117,7 @@ def test_help_all_is_an_option(tmp_path):
         (["run", "--Batch_Sise=3"], "no such option --Batch_Sise (did you mean '--batch-size'?)"),
         (["run", "--learning-rate", "1"], "no such option --learning-rate (did you mean '--lr-max'?)"),
         (["run", "--num_workers", "1"], "no such option --num_workers (did you mean '--workers'?)"),
+        (["run", "--patience=3"], "no such option --patience (did you mean '--early-stop'?)"),
         (["evaluate", "x", "--spilt", "val"], "(did you mean '--split'?)"),
         (["trian"], "no such command 'trian' (did you mean 'train'?); see harness --help"),
         (["predct", "x"], "(did you mean 'predict'?)"),
@@ -132,7 +134,7 @@ def test_names_that_other_trainers_use_lead_to_settings():
     for elsewhere, name in NAMES_ELSEWHERE.items():
         assert canonical_name(name) in setting_fields()
         assert elsewhere == normalize_name(elsewhere)
-        with pytest.raises(errors.UsageError):
+        with pytest.raises(errors.UsageError, match=f"did you mean '{name}'"):
             canonical_name(elsewhere)
 
 

@@ -1,0 +1,139 @@
+"""The command that lists runs, sweeps and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from harness.cli.commands import PlainCommand
+from harness.cli.terminal import echo
+from harness.utils.errors import UsageError
+from harness.utils.plain import json_text, number, sub_mapping
+from harness.utils.text import percent, printable
+
+if TYPE_CHECKING:
+    from harness.tracking.run_list import ListedRun
+
+SORTS = ("date", "name", "state", "accuracy", "lr")
+HEADINGS = ("run", "state", "last written", "model", "data", "LRMAX", "epoch", "accuracy")
+
+
+@click.command(cls=PlainCommand)
+@click.argument("output", default="runs", type=click.Path(path_type=Path))
+@click.option("--sort", type=click.Choice(SORTS), default="date", show_default=True, help="Order, ascending.")
+@click.option(
+    "--state", "states", multiple=True, metavar="STATE", help="List only runs in this state; may be repeated."
+)
+@click.option("--match", default="", metavar="TEXT", help="List only runs whose name, model or data contains TEXT.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: bool) -> None:
+    """List runs with their state, model, data, LR, epoch and accuracy, and the command that resumes each unfinished one.
+
+    OUTPUT is the folder that holds the run directories [runs]. The accuracy is the result's; of a run without one, the
+    last epoch's.
+
+    \b
+    harness runs
+    harness runs other-runs --sort accuracy --state finished
+    harness runs --match resnet --json
+    """
+    from harness.tracking.run_dir import RunState, resume_seeds_command
+    from harness.tracking.run_list import listed_runs
+    from harness.utils.files import read_json
+
+    if not output.is_dir() and output != Path("runs"):
+        raise UsageError(f"there is no folder {output}; run directories are in the folder that --output names")
+    if unknown := set(states) - set(RunState):
+        raise UsageError(f"--state {min(unknown)}: need one of {', '.join(RunState)}")
+    listed = listed_runs(output, states, match, sort)
+    if as_json:
+        echo(json_text([_plain(run) for run in listed], indent=1))
+        return
+    for line in _table([_cells(run) for run in listed], [_advice(run) for run in listed]):
+        echo(line)
+    sweeps, seeds = [], []
+    if not states and not match:
+        sweeps, seeds = sorted(output.glob("*/sweep.json")), sorted(output.glob("*/seeds.json"))
+    for path in sweeps:
+        echo(_sweep_line(path.parent.name, read_json(path)))
+    for path in seeds:
+        summary = read_json(path)
+        echo(_seeds_line(path.parent.name, summary))
+        if summary.get("resume"):
+            echo(f"    {resume_seeds_command(path.parent, len(_list(summary, 'seeds')))}")
+    if not listed and not sweeps:
+        echo(f"no runs in {output}" + (" that match" if states or match else ""), err=True)
+
+
+def _plain(run: ListedRun) -> dict[str, Any]:
+    values = dataclasses.asdict(run)
+    values["path"] = str(run.path)
+    return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
+
+
+def _cells(run: ListedRun) -> tuple[str, ...]:
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.written_at)) if 0 < run.written_at < 1e11 else "-"
+    epoch = f"{run.epoch:.0f}" if 0 <= run.epoch < 1e9 else "?"
+    of = f"/{run.epochs:.0f}" if 0 <= run.epochs < 1e9 else ""
+    lr = f"{run.lr_max:.3g}" if math.isfinite(run.lr_max) else "-"
+    accuracy = f"{run.split} {percent(run.accuracy, 2)}" if run.split else "-"
+    return run.name, run.state, date, run.model or "-", run.data or "-", lr, f"{epoch}{of}", accuracy
+
+
+def _advice(run: ListedRun) -> str:
+    if run.diverged:
+        return f"diverged at lr_max={run.lr_max:g}: start it anew with a lower --lr-max or --clip-grad 1; harness lr-find suggests a rate"
+    return run.resume
+
+
+def _table(rows: Sequence[Sequence[str]], below: Sequence[str]) -> list[str]:
+    """Return the lines of a table, each row followed by its text of `below` where it has one."""
+    if not rows:
+        return []
+    table = [HEADINGS, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[column]) for row in table) for column in range(len(HEADINGS))]
+    lines = []
+    for row, text in zip(table, ("", *below), strict=True):
+        lines.append("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        if text:
+            lines.append(f"    {text}")
+    return lines
+
+
+def _sweep_line(name: str, summary: Mapping[str, Any]) -> str:
+    """Return a line for a sweep: its trials by state, and its best value."""
+    trials = {state: number(count) for state, count in sub_mapping(summary, "trials").items()}
+    counts = ", ".join(
+        f"{count:.0f} {'stopped early' if state == 'pruned' else state}" for state, count in trials.items() if count > 0
+    )
+    value = number(sub_mapping(summary, "best").get("value"))
+    best = f"{value:.4g}" if math.isfinite(value) else "-"
+    metric = sub_mapping(summary, "metric").get("name")
+    return printable(f"{name:<44} sweep        {counts}; best {metric} {best}")
+
+
+def _seeds_line(name: str, summary: Mapping[str, Any]) -> str:
+    """Return a line for a run over several seeds."""
+    states = [seed.get("state") for seed in _list(summary, "seeds") if isinstance(seed, Mapping)]
+    means = []
+    for key in sub_mapping(summary, "figures"):
+        spread = sub_mapping(summary["figures"], key)
+        mean, deviation = number(spread.get("mean")), number(spread.get("sd"))
+        if key.endswith("/acc") and 0 <= mean <= 1:
+            means.append(
+                f"{key.split('/')[0]} {percent(mean, 2)}" + (f" ± {100 * deviation:.2f}" if deviation > 0 else "")
+            )
+    return printable(
+        f"{name:<44} seeds        {states.count('finished')} of {len(states)} done  {', '.join(means) or '-'}"
+    )
+
+
+def _list(mapping: Mapping[str, Any], key: str) -> list[Any]:
+    value = mapping.get(key)
+    return value if isinstance(value, list) else []

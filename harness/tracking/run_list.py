@@ -1,0 +1,116 @@
+"""What `harness runs` lists: the runs, sweeps and seeds of an output folder, whoever wrote their files."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.config import yaml_io
+from harness.config.names import REPORTED_SPLITS, data_name
+from harness.tracking.journal import NAME as JOURNAL
+from harness.tracking.run_dir import RunState, list_runs, read_summary, resume_command
+from harness.tracking.run_files import CONFIG
+from harness.utils.errors import DivergedError, HarnessError
+from harness.utils.plain import number, sub_mapping
+
+
+@dataclass(frozen=True)
+class ListedRun:
+    """A run as a row of a list. What is not known is empty or NaN.
+
+    Attributes:
+        written_at: when its journal was last written, in seconds since 1970.
+        epoch: epochs that are done.
+        split, accuracy: of the result, or of the last epoch of a run without one.
+        resume: the command that resumes it; empty where it is finished or has to change first.
+        diverged: whether it ended because a loss or a weight was not finite.
+    """
+
+    path: Path
+    state: RunState
+    written_at: float
+    model: str
+    data: str
+    seed: float
+    lr_max: float
+    epoch: float
+    epochs: float
+    split: str
+    accuracy: float
+    resume: str
+    diverged: bool
+
+    @property
+    def name(self) -> str:
+        """The name of its directory."""
+        return self.path.name
+
+
+# The column by which a list is sorted -> what its rows are compared by.
+SORT_KEYS: dict[str, Callable[[ListedRun], Any]] = {
+    "date": lambda run: (run.written_at, run.name),
+    "name": lambda run: run.name,
+    "state": lambda run: (run.state, run.written_at),
+    "accuracy": lambda run: (run.accuracy if math.isfinite(run.accuracy) else -1.0, run.written_at),
+    "lr": lambda run: (run.lr_max if math.isfinite(run.lr_max) else -1.0, run.written_at),
+}
+
+
+def listed_runs(output: Path, states: Iterable[str] = (), part: str = "", sort: str = "date") -> list[ListedRun]:
+    """Return the runs in an output folder.
+
+    Args:
+        states: keep the runs in one of these states; none: all.
+        part: keep the runs whose name, model or data contains this text.
+        sort: a key of `SORT_KEYS`.
+    """
+    kept, text = set(states), part.lower()
+    runs = (_read(path, state, status) for path, state, status in list_runs(output))
+    chosen = [
+        run
+        for run in runs
+        if (not kept or run.state in kept) and any(text in field.lower() for field in (run.name, run.model, run.data))
+    ]
+    return sorted(chosen, key=SORT_KEYS[sort])
+
+
+def _read(path: Path, state: RunState, status: Mapping[str, Any]) -> ListedRun:
+    settings: Mapping[str, Any] = {}
+    with contextlib.suppress(HarnessError):
+        settings = yaml_io.read_yaml(path / CONFIG)
+    summary = read_summary(path)
+    split, accuracy = _accuracy(summary)
+    diverged = state == RunState.FAILED and status.get("exit_code") == DivergedError.exit_code
+    is_over = state in (RunState.FINISHED, RunState.UNREADABLE) or diverged
+    try:
+        written_at = (path / JOURNAL).lstat().st_mtime
+    except OSError:
+        written_at = math.nan
+    return ListedRun(
+        path,
+        state,
+        written_at if math.isfinite(written_at) else 0.0,
+        str(settings.get("model") or ""),
+        data_name(str(settings.get("data") or ""), str(settings.get("data_dir") or "")) if settings else "",
+        number(settings.get("seed")),
+        number(settings.get("lr_max")),
+        number(status.get("epoch", 0)),
+        number(settings.get("epochs")),
+        split,
+        accuracy,
+        "" if is_over else resume_command(path, status),
+        diverged,
+    )
+
+
+def _accuracy(summary: Mapping[str, Any]) -> tuple[str, float]:
+    for section in ("result", "last"):
+        for split in REPORTED_SPLITS:
+            value = number(sub_mapping(summary, section).get(f"{split}/acc"))
+            if 0 <= value <= 1:
+                return split, value
+    return "", math.nan

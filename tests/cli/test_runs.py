@@ -1,0 +1,96 @@
+"""`harness runs` lists what was trained on what, how far it came, and what to do about it."""
+
+import json
+import os
+import shutil
+import sys
+
+import pytest
+
+from harness.cli.main import main
+from harness.tracking.run_list import listed_runs
+
+
+@pytest.fixture
+def folder(finished, tmp_path):
+    """An output folder with the runs `a` (finished), `b` (stopped) and `c` (diverged), written in the order c, a, b."""
+    for number, name in enumerate("cab"):
+        run = tmp_path / "runs" / name
+        shutil.copytree(finished[1], run, ignore=shutil.ignore_patterns("checkpoints", "wandb"))
+        os.utime(run / "journal.jsonl", (1e9 + number, 1e9 + number))
+    for name, status, lr in (
+        ("b", {"state": "interrupted", "epoch": 1, "resume": "harness run"}, 0.05),
+        ("c", {"state": "failed", "exit_code": 5, "epoch": 2, "resume": "harness run"}, 0.5),
+    ):
+        run = tmp_path / "runs" / name
+        (run / "status.json").write_text(json.dumps(status))
+        text = (run / "config.yaml").read_text().splitlines()
+        text = [f"lr_max: {lr}" if line.startswith("lr_max:") else line for line in text]
+        (run / "config.yaml").write_text("\n".join(text))
+    (tmp_path / "runs/b/summary.json").write_text('{"last": {"test/acc": 0.25}}')
+    (tmp_path / "runs/c/summary.json").write_text("{}")
+    return tmp_path
+
+
+def run(folder, capsys, monkeypatch, *arguments, code=0):
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["harness", "runs", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    assert (stop.value.code or 0) == code, shown.err
+    return shown
+
+
+def names(text):
+    return [line.split()[0] for line in text.splitlines()[1:] if not line.startswith(" ")]
+
+
+def test_the_table_says_what_was_trained_and_the_newest_run_is_last(folder, finished, capsys, monkeypatch):
+    lines = run(folder, capsys, monkeypatch).out.splitlines()
+    accuracy = json.loads((finished[1] / "summary.json").read_text())["result"]["test/acc"]
+    assert lines[0].split() == ["run", "state", "last", "written", "model", "data", "LRMAX", "epoch", "accuracy"]
+    diverged, advice, done, stopped, command = lines[1:]
+    assert diverged.startswith("c ") and diverged.endswith("0.5    2/3    -")
+    assert "diverged at lr_max=0.5" in advice and "--resume" not in advice
+    assert done.startswith("a ") and "custom_resnet" in done and "digits" in done
+    assert done.endswith(f"3/3    test {100 * accuracy:.2f} %")
+    assert stopped.startswith("b ") and stopped.endswith("1/3    test 25.00 %")
+    assert command.strip() == "harness run --recipe runs/b/config.yaml --resume runs/b"
+    columns = {line.index(" digits") for line in (diverged, done, stopped)}
+    assert len(columns) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--sort", "name"], "abc"),
+        (["--sort", "accuracy"], "cba"),
+        (["--sort", "lr"], "abc"),
+        (["--state", "finished", "--state", "failed"], "ca"),
+        (["--match", "B"], "b"),
+        (["--match", "DIGITS", "--sort", "name"], "abc"),
+    ],
+)
+def test_runs_are_sorted_and_chosen(arguments, expected, folder, capsys, monkeypatch):
+    assert "".join(names(run(folder, capsys, monkeypatch, *arguments).out)) == expected
+
+
+def test_json_has_the_same_runs_with_unknown_values_as_null(folder, capsys, monkeypatch):
+    listed = json.loads(run(folder, capsys, monkeypatch, "--json").out)
+    assert [one["path"] for one in listed] == ["runs/c", "runs/a", "runs/b"]
+    assert [one["diverged"] for one in listed] == [True, False, False]
+    assert listed[0]["accuracy"] is None and listed[2]["accuracy"] == 0.25
+    assert listed[0]["lr_max"] == 0.5 and listed[0]["resume"] == ""
+
+
+def test_nothing_that_matches_and_a_state_that_does_not_exist_are_said(folder, capsys, monkeypatch):
+    assert "no runs in runs that match" in run(folder, capsys, monkeypatch, "--match", "nothing").err
+    shown = run(folder, capsys, monkeypatch, "--state", "done", code=2)
+    assert "--state done: need one of running, finished" in shown.err
+
+
+def test_settings_that_make_no_sense_hide_no_run(folder):
+    (folder / "runs/a/config.yaml").write_text('model: [1, {x: 2}]\ndata: folder\ndata_dir: "a\\0b"\nlr_max: find\n')
+    (folder / "runs/b/config.yaml").write_text("[" * 2000)
+    assert sorted(one.name for one in listed_runs(folder / "runs")) == ["a", "b", "c"]
