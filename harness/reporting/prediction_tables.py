@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.evaluation.metrics import Predictions, Reliability, most_confused_classes, top_classes
-from harness.tracking.records import Cell, Image, Table, TableChart
+from harness.tracking.records import Cell, ChartKind, Image, Table, TableChart
 from harness.utils.curves import FALSE_POSITIVE_RATES, RECALLS, precision_at_recalls, recall_at_false_positive_rates
 
 MAX_ROWS = 50_000  # of the table; of a larger split every second image, every third, ...
@@ -74,7 +74,7 @@ def prediction_charts(
         else f"{split} set, the {len(chosen)} most confused of {len(classes):,} classes"
     )
     counts = matrix[np.ix_(chosen, chosen)].tolist()
-    cells = [
+    cells: list[tuple[Cell, ...]] = [
         (truth, name, count)
         for truth, row in zip(names, counts, strict=True)
         for name, count in zip(names, row, strict=True)
@@ -98,8 +98,8 @@ def prediction_charts(
     }  # fmt: skip
 
 
-def _chart(kind: str, title: str, columns: tuple[str, ...], rows: list[tuple[Cell, ...]]) -> TableChart:
-    return TableChart(kind, title, Table(columns, rows))  # type: ignore[arg-type]
+def _chart(kind: ChartKind, title: str, columns: tuple[str, ...], rows: list[tuple[Cell, ...]]) -> TableChart:
+    return TableChart(kind, title, Table(columns, rows))
 
 
 def _points(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray, name: str) -> list[tuple[Cell, ...]]:

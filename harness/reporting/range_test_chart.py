@@ -29,8 +29,8 @@ def range_test_chart(result: LRFinderResult) -> PlotlyFigure:
     data: list[dict[str, Any]] = []
     for number, curve in enumerate(result.curves):
         data += _seed_lines(curve, PALETTE[number % len(PALETTE)], limit)
-    for curve, name, y in ((loss, "median loss", "y"), (acc, "median accuracy", "y2")):
-        data.append(_line(curve.x, curve.lines["median"], name, INK, limit, width=3, yaxis=y))
+    for median, name, y in ((loss, "median loss", "y"), (acc, "median accuracy", "y2")):
+        data.append(_line(median.x, median.lines["median"], name, INK, limit, width=3, yaxis=y))
     for rule, lr in result.estimates().items():
         data.append(_line([lr, lr], limits, f"{rule} {lr:.2g}", SOFT, limit, dash="dot", visible="legendonly"))
     if result.short_runs:
@@ -43,8 +43,8 @@ def range_test_chart(result: LRFinderResult) -> PlotlyFigure:
 
 def _seed_lines(curve: LRCurve, colour: str, limit: int) -> list[dict[str, Any]]:
     """Return the losses of a seed as measured and smoothed, and its smoothed accuracy; one click hides all of them."""
-    lrs, group = curve.lrs[: curve.finite].tolist(), {"legendgroup": f"seed {curve.seed}"}
-    hidden = {**group, "showlegend": False}
+    lrs, group = curve.lrs[: curve.finite].tolist(), dict[str, Any](legendgroup=f"seed {curve.seed}")
+    hidden = dict[str, Any](group, showlegend=False)
     return [
         _line(lrs, curve.losses[: curve.finite].tolist(), f"seed {curve.seed}, each step", colour, limit, width=0.6, opacity=0.5, **hidden),
         _line(lrs, curve.level.tolist(), f"seed {curve.seed}", colour, limit, **group),

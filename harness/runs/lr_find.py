@@ -19,7 +19,7 @@ from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
-from harness.tracking.records import Record
+from harness.tracking.records import Record, Value
 from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb.limits import check_wandb_values
@@ -160,7 +160,7 @@ def run_range_test(
     result = finder.result(folder)
     write_json(folder / JSON, result.to_json())
     draw_lr_finder(result, folder / "figures" / FIGURE)
-    values = {"find/chart": range_test_chart(result), "find/steps": result.steps_table()}
+    values: dict[str, Value] = {"find/chart": range_test_chart(result), "find/steps": result.steps_table()}
     tracker.record(Record(0, 0, values, kind="find", details=result.details()))
     tracker.summary(result.scalars())
     return result
