@@ -43,7 +43,7 @@ from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter
 from harness.training.cuda_graph import GraphedStep
 from harness.training.device import autocast
-from harness.training.loop import TrainerState, evaluate_batches, fit
+from harness.training.loop import StepInfo, TrainerState, evaluate_batches, fit
 
 # FLOP per image of the custom ResNet at 32 x 32, two per multiply-add, convolutions and the last layer.
 FORWARD, UPDATE = 758.524e6, 2272.033e6
@@ -197,6 +197,28 @@ def check_waits(bench: Bench) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         bench.add(f"updates wait for the device, {name}", "yes" if where else "no", remark=where, good=not where)
+    _check_waits_of_live_steps(bench)
+
+
+def _check_waits_of_live_steps(bench: Bench) -> None:
+    """Train three epochs whose steps are read while they are computed, and raise where that waits for the device."""
+    parts = bench.fresh()
+
+    def forbid_waiting(info: StepInfo) -> None:  # not in the warm-up and the capture, nor at the end of an epoch
+        torch.cuda.set_sync_debug_mode("error" if 8 <= info.batch < info.batches else "default")
+
+    where, records = "", []
+    try:
+        training = dict(epochs=3, on_step=forbid_waiting, live_seconds=0.0)
+        records = list(fit(parts.learner, parts.loaders.train, parts.schedule, **training))  # type: ignore[arg-type]
+    except RuntimeError as error:
+        where = str(error)[:200]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    live = [step for record in records if record.kind == "steps" for step in record.steps.x]
+    whole = [step for record in records if record.kind == "epoch" for step in list(record.steps.x)[:-1]]
+    bench.add("steps read during an epoch wait for the device", "yes" if where else "no", remark=where, good=not where)
+    bench.add("steps read during an epoch", len(live), "steps", f"of {len(whole)}, in order", good=live == whole)
 
 
 def check_fused(bench: Bench) -> None:

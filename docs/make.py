@@ -69,7 +69,7 @@ METRICS = """# Metrics
 
 Generated from `docs/reference.py` by `python docs/make.py`; tests compare it with the journals of real runs, in both directions. The
 keys are the same in the journal, in W&B's history and in `RunResult.history`. Accuracies are fractions, never percentages. The axis is
-the step: optimizer updates done.
+the step: optimizer updates done. In W&B every row has its time, `epoch` and `images_seen` as other axes.
 """
 
 

@@ -10,6 +10,7 @@ from harness.runs import lr_find, seeds
 from harness.sweep import results
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.run_dir import CHECKPOINTS, CONFIG, FIGURES, STATUS, SUMMARY
+from harness.tracking.run_files import CONSOLE, DIFF
 from harness.tracking.serialization import MEDIA
 from harness.training.checkpoint import INDEX, LAST, PREVIOUS
 from harness.utils.checksums import SUMS
@@ -33,17 +34,24 @@ REPORT = "report.html"
 SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
 JOURNAL_ONLY, IN_SUMMARY = "journal", "journal, summary"
+CHANGES, WATCH = "uncommitted changes", "`--watch`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
+TENSORBOARD, OTHERS = "`--tracker tensorboard`", "`--tracker mlflow` or `trackio`"
 VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set", "`--tta`"
 
 RUN = (
     File(CONFIG, "every setting of the run; it is a recipe that repeats the run"),
-    File(JOURNAL, "one JSON record per line: settings, machine and data first, then every epoch, the end, the summary"),
+    File(
+        JOURNAL,
+        "one JSON record per line: settings, machine and data first, then every epoch (its steps may be in earlier lines), the end, the summary",
+    ),
     File(
         STATUS, "running, finished, failed, preempted or interrupted; why; the command that resumes or uploads the run"
     ),
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
+    File(CONSOLE, "what the run has shown: messages, warnings and epochs with their times, without the progress bar"),
+    File(DIFF, "the uncommitted changes of the git repository of the working directory, at the start", CHANGES),
     File("predictions.csv", "a row per image of the reported split: truth, prediction, confidence, loss, margin"),
     File("per_class.csv", "precision, recall, F1 and number of images of each class"),
     File(f"{FIGURES}/losses.png", "loss of every step and every epoch"),
@@ -75,6 +83,9 @@ RUN = (
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),
     File("wandb/*", "W&B's own run directory, and how much of it was sent", "not `--wandb disabled`"),
+    File("tensorboard/*", "TensorBoard's event files, and how much of the run they have", TENSORBOARD),
+    File("mlflow/*", "how much of the run MLflow has, and its id there", OTHERS),
+    File("trackio/*", "how much of the run Trackio has, and its id there", OTHERS),
     File(".lock", "locked by the process that writes the directory"),
 )
 SWEEP = (
@@ -112,7 +123,8 @@ METRICS = (
     Metric("train/step_loss", LOSS, "loss of each step's batch"),
     Metric("train/grad_norm", "-", "2-norm of each step's gradient, before clipping", CLIP),
     Metric("lr", "-", "learning rate of each step, read back from the optimizer"),
-    Metric("epoch", "epochs", "finished epochs"),
+    Metric("epoch", "epochs", "finished epochs, with a fraction at the steps within one"),
+    Metric("images_seen", "images", "training images seen until then, counted in every epoch"),
     Metric(
         "train/loss",
         LOSS,
@@ -134,6 +146,10 @@ METRICS = (
     Metric("time/eval_s", "s", "evaluation part of it"),
     Metric("throughput/images_per_s", "images/s", "training images per second of training"),
     Metric("memory/peak_gib", "GiB", "peak memory so far: of the GPU, or of the process on a CPU"),
+    Metric(
+        "gradients/*", "histogram", "of the gradient of a parameter at the epoch's last update, after clipping", WATCH
+    ),
+    Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", WATCH),
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
     Metric("result/test/loss", LOSS, "of the weights of the result", TEST),
     Metric("result/test/ece", SHARE, "expected calibration error", TEST),

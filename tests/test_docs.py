@@ -37,6 +37,7 @@ def _load_generator():
 
 generator = _load_generator()
 reference = generator.reference
+TRACKERS = (reference.TENSORBOARD, reference.OTHERS)
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 
 
@@ -55,7 +56,8 @@ def test_the_api_page_has_every_public_name_and_nothing_that_does_not_exist(monk
 
 
 def test_every_file_of_a_run_is_in_the_reference_and_the_other_way_round(finished):
-    _compare_files(finished[1], reference.RUN, without=(reference.FIND, reference.EVERY, reference.EVALUATE))
+    absent = (reference.FIND, reference.EVERY, reference.EVALUATE, reference.CHANGES, *TRACKERS)
+    _compare_files(finished[1], reference.RUN, without=absent)
 
 
 def test_every_metric_of_a_run_is_in_the_reference_and_the_other_way_round(finished):
@@ -64,12 +66,27 @@ def test_every_metric_of_a_run_is_in_the_reference_and_the_other_way_round(finis
 
 @pytest.mark.slow
 def test_a_run_with_every_option_on_leaves_what_the_reference_says(tmp_path):
-    options = ["--val-fraction", 0.2, "--tta", "--clip-grad", 1, "--lr-max", "find", "--explain-every", 1]
+    options = [
+        "--tracker",
+        "wandb,tensorboard",
+        "--val-fraction",
+        0.2,
+        "--tta",
+        "--clip-grad",
+        1,
+        "--lr-max",
+        "find",
+        "--explain-every",
+        1,
+        "--watch",
+        "all",
+    ]
     command("run", *QUICK, "--epochs", 2, *options, "--name", "whole", cwd=tmp_path, check=0)
     folder = tmp_path / "runs/whole"
     command("evaluate", folder, "--split", "train", cwd=tmp_path, check=0)
-    _compare_files(folder, reference.RUN)
+    _compare_files(folder, reference.RUN, without=(reference.CHANGES, reference.OTHERS))
     conditions = {"", reference.SEEN, reference.MAPS, reference.VAL, reference.TEST, reference.CLIP, reference.FIND}
+    conditions |= {reference.WATCH}
     _compare_metrics(folder, conditions | {f"{reference.TEST}, {reference.TTA}"})
 
 
@@ -138,7 +155,7 @@ def test_every_extra_that_is_named_is_one_and_every_one_for_users_is_named():
     assert named.keys() <= extras, {name: str(path) for name, path in named.items() if name not in extras}
     users = set(re.findall(r"\w+", package["options.extras_require"]["all"].partition("[")[2]))
     in_code = {name for name, path in named.items() if path.suffix == ".py"}
-    assert users == {"onnx", "postgres", "reports"} <= in_code
+    assert users == {"onnx", "postgres", "reports", "tensorboard"} <= in_code
 
 
 def test_every_fault_in_the_table_of_reliability_has_its_test_and_every_test_of_a_fault_is_in_the_table():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config.recipe import make_config
-from harness.config.settings import Config
+from harness.config.settings import WANDB, Config
 from harness.utils.environment import git_state, processor, usable_cpus, version
 from harness.utils.errors import HarnessError, first_line
 
@@ -61,7 +61,15 @@ def diagnose(settings: Mapping[str, Any] | None = None) -> list[Diagnosis]:
         UsageError: the settings are invalid.
     """
     config = make_config(settings or {})
-    sections: list[Callable[[Config], Iterator[Diagnosis]]] = [_versions, _machine, _wandb, _data, _disk, _run]
+    sections: list[Callable[[Config], Iterator[Diagnosis]]] = [
+        _versions,
+        _machine,
+        _wandb,
+        _other_trackers,
+        _data,
+        _disk,
+        _run,
+    ]
     return [_redacted(diagnosis) for section in sections for diagnosis in section(config)]
 
 
@@ -214,6 +222,9 @@ def _wandb(config: Config) -> Iterator[Diagnosis]:
     from harness.tracking.wandb.init import has_api_key, resolve_mode
 
     group, is_required = "W&B", config.wandb == "online"
+    if WANDB not in config.tracker:
+        yield Diagnosis(group, "mode", f"not in --tracker {','.join(config.tracker)}")
+        return
     if not version("wandb"):
         yield Diagnosis(
             group,
@@ -239,6 +250,18 @@ def _wandb(config: Config) -> Iterator[Diagnosis]:
     yield Diagnosis(group, "server", os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai (default)")
     names = sorted(name for name in os.environ if name.startswith("WANDB_"))
     yield Diagnosis(group, "environment", " ".join(names) or "no WANDB_ variables")
+
+
+def _other_trackers(config: Config) -> Iterator[Diagnosis]:
+    from harness.tracking.backends.registry import check_trackers, other_trackers
+
+    for kind in other_trackers(config):
+        try:
+            check_trackers(config.replace(tracker=(kind,)))
+        except HarnessError as error:
+            yield _fatal("trackers", kind, "-", error)
+        else:
+            yield Diagnosis("trackers", kind, version(kind) or "installed")
 
 
 def _data(config: Config) -> Iterator[Diagnosis]:

@@ -25,7 +25,7 @@ DAILY = (
     "epochs", "batch_size", "optimizer", "weight_decay", "label_smoothing", "ema",
     "schedule", "lr_min", "lr_max", "peak_epoch",
     "seed", "device", "precision",
-    "wandb", "project", "name", "tags",
+    "tracker", "wandb", "project", "name", "tags",
     "output", "resume",
 )  # fmt: skip
 

@@ -20,9 +20,9 @@ from harness.utils.errors import did_you_mean
 
 EVALUATION = (
     "data", "data_dir", "val_fraction", "eval_batch_size", "tta", "gallery", "gallery_rule", "cam", "cam_layer",
-    "device", "precision", "wandb", "project", "plugin",
+    "device", "precision", "tracker", "wandb", "project", "plugin",
 )  # fmt: skip
-EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "wandb", "project", "plugin")
+EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "tracker", "wandb", "project", "plugin")
 PREDICTION = (
     "bad_images", "eval_batch_size", "device", "precision", "channels_last", "deterministic", "threads", "plugin",
 )  # fmt: skip
@@ -49,7 +49,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     """Metrics, per-class table, confusion matrix, galleries and Grad-CAM of a trained model.
 
     RUN is a run directory, a model.safetensors or a last.pt. The run's own settings hold unless you give others. With
-    --wandb the results also go to W&B, as a run of their own.
+    --wandb or --tracker the results also go there, as a run of their own.
 
     The run's own images are split as the run split them. Of other data every image counts, or those of its test folder;
     its classes are matched with the model's by name, and may be fewer.
@@ -111,7 +111,8 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
 def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path | None, top: int) -> None:
     """Classify pictures and draw which parts of them the prediction rests on (Grad-CAM).
 
-    IMAGE is a file or a folder; any size, mode or orientation will do. With --wandb the results also go to W&B.
+    IMAGE is a file or a folder; any size, mode or orientation will do. With --wandb or --tracker the
+    results also go there, as a run of their own.
 
     \b
     harness explain runs/my-run photo.jpg holiday/ --cam gradcam -o explained

@@ -28,7 +28,7 @@ class SettingOption(click.Option):
         extra: dict[str, Any] = {}
         if alone := config.value_alone(name):
             extra = {"is_flag": False, "flag_value": alone}
-        elif name in ("model_args", "plugin", "tags"):
+        elif name in ("model_args", "plugin", "tags", "tracker"):
             extra = {"multiple": True}
         super().__init__(
             [*option_names(name), name],
@@ -83,7 +83,7 @@ def _metavar(name: str) -> str:
         return "BOOL"
     if name in ("data_dir", "output"):
         return "FOLDER"
-    special = {"model_args": "KEY=VALUE,...", "plugin": "NAME,...", "tags": "NAME,..."}
+    special = {"model_args": "KEY=VALUE,...", "plugin": "NAME,...", "tags": "NAME,...", "tracker": "NAME,..."}
     return {int: "N", float: "NUMBER", str: "TEXT"}.get(config.setting_types()[name], special.get(name, "NUMBER"))
 
 

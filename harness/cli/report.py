@@ -24,13 +24,16 @@ from harness.cli.terminal import echo
 )
 @click.option(
     "--wandb",
-    "wandb_target",
+    "wandb_targets",
     metavar="ENTITY/PROJECT/RUN_OR_SWEEP",
-    default="",
-    help="Make a W&B report of that run or sweep and print its link (extra: vision-harness[reports]).",
+    multiple=True,
+    help="Make a W&B report of that run, group of runs or sweep and print its link; given several times, one report of all those runs (extra: vision-harness[reports]).",
 )
 @click.option("--draft", is_flag=True, help="With --wandb: save the report as a draft.")
-def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: bool) -> None:
+@click.option("--workspace", is_flag=True, help="With --wandb: save a view of the project's workspace too.")
+def report(
+    paths: tuple[Path, ...], out: Path | None, wandb_targets: tuple[str, ...], draft: bool, workspace: bool
+) -> None:
     """Make one self-contained HTML page of a run, of several runs, or of a sweep.
 
     The page needs no network and no server: it can be mailed, printed, and read on a phone. Several runs are shown side
@@ -42,19 +45,22 @@ def report(paths: tuple[Path, ...], out: Path | None, wandb_target: str, draft: 
     harness report runs/a-s0 runs/a-s1 runs/a-s2 -o seeds.html
     harness report runs/my-sweep
     harness report --wandb me/harness/3x5k2a9q
+    harness report --wandb runs/my-sweep --workspace
+    harness report --wandb me/harness/groups/narrow --wandb me/harness/groups/wide
     """
-    if not paths and not wandb_target:
+    if workspace and not wandb_targets:
+        raise click.UsageError("--workspace needs the run, group or sweep in W&B; add --wandb ENTITY/PROJECT/RUN")
+    if not paths and not wandb_targets:
         raise click.UsageError("give a run directory, several, or a sweep's directory; `harness runs` lists them")
     if paths:
         from harness.reporting.html import pages
 
         echo(pages.write_page(paths, out))
-    if wandb_target:
-        echo(_save_in_wandb(wandb_target, draft))
+    if wandb_targets:
+        from harness.tracking.wandb import report as wandb_report
 
+        echo(wandb_report.save_report(*wandb_targets, draft=draft))
+    if workspace:
+        from harness.tracking.wandb.workspace import save_workspace
 
-def _save_in_wandb(target: str, draft: bool) -> str:
-    """Save a W&B report and return its address."""
-    from harness.tracking.wandb import report as wandb_report
-
-    return wandb_report.save_report(target, draft)
+        echo(save_workspace(*wandb_targets))

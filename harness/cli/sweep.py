@@ -71,13 +71,19 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     "folders", metavar="RUN...", nargs=-1, required=True, type=click.Path(path_type=Path), shell_complete=complete_run
 )
 @click.option("--anew", is_flag=True, help="Send everything as a new W&B run, when the former one has gaps.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=1, max=86_400),
+    help="Seconds that the upload may take beyond what its bytes need at 100 kB/s; --finish-timeout of the run without it.",
+)
 @setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes")
-def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool) -> None:
-    """Complete offline, interrupted or partly uploaded runs in W&B, from their journals.
+def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeout: float | None) -> None:
+    """Complete offline, interrupted or partly uploaded runs in W&B.
 
-    Records that W&B has are not sent again. An option replaces what the run was started with, for example a tag that
-    W&B refuses. The directory that `harness run --seeds` made means all its runs.
-    `wandb sync` uploads W&B's own log instead, which may lack its end.
+    W&B's own logs are sent as far as they are whole, in the order of their steps, and the journal for the rest. Rows,
+    files, tables and artifacts are counted in W&B, and sent again where they are missing. What W&B has is not sent
+    again. An option replaces what the run was started with, for example a tag that W&B refuses. The directory that
+    `harness run --seeds` made means all its runs.
 
     \b
     harness sync runs/my-run
@@ -88,6 +94,7 @@ def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool) -> Non
     from harness.tracking.wandb import sync as syncing
 
     for folder in (run for directory in folders for run in members(directory)):
-        result = syncing.sync(folder, lambda text: echo(text, err=True), anew, settings)
-        verified = "" if result.arrived is None else f"; {result.steps} of {result.steps} steps are there"
-        echo(f"{result.folder}: {result.sent} of {result.records} records sent, now at {result.url}{verified}")
+        result = syncing.sync(folder, lambda text: echo(text, err=True), anew, settings, timeout)
+        artifacts = "" if result.artifacts is None else f", artifacts: {result.artifacts}"
+        verified = f"{result.steps} of {result.steps} steps are there, files: {result.files}{artifacts}"
+        echo(f"{result.folder}: {result.sent} of {result.records} records sent, now at {result.url}; {verified}")

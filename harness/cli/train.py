@@ -12,7 +12,7 @@ from harness.cli.commands import SettingsCommand
 from harness.cli.options import config_from_options, setting_options
 from harness.cli.terminal import echo
 from harness.config.names import REPORTED_SPLITS
-from harness.config.settings import Config
+from harness.config.settings import WANDB, Config
 from harness.config.sweep_values import complete_options
 from harness.runs.progress import BarReporter, LineReporter
 from harness.utils.text import percent
@@ -47,7 +47,7 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
 
     with report_failed_trial():
         config = config_from_options(complete_options(settings))
-    if config.wandb != "disabled":
+    if WANDB in config.tracker and config.wandb != "disabled":
         init.preload()
     from harness.runs import run as runner
 

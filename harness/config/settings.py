@@ -24,6 +24,9 @@ from harness.utils.errors import UsageError, did_you_mean
 
 # Data that may bring its own validation split, so that val_fraction=0 does not imply that there is none.
 FOLDER_LIKE = ("folder",)
+WANDB = "wandb"
+TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
+ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
 AUTO = "auto"  # written for None, the value of a switch that is neither on nor off
 # Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
 SHORT_NAMES = {"config": "recipe", "lr": "lr_max", "opt": "optimizer", "wd": "weight_decay"}
@@ -158,6 +161,7 @@ class Config:
     process_timeout: int = _setting(1800, "Under torchrun: seconds after which a process stops waiting for the others.", group="Hardware", low=1, high=1_000_000, affects_results=False)
     threads: int = _setting(0, "CPU threads of torch; 0: torch's default.", group="Hardware", low=0, high=4096, affects_results=False)
 
+    tracker: tuple[str, ...] = _setting((WANDB,), "Trackers that get the run, besides its own directory: wandb, tensorboard, mlflow, trackio, or several with commas; empty: none. Each but wandb needs the extra of its name: vision-harness[tensorboard].", group="Tracking", choices=TRACKERS, affects_results=False)
     wandb: str = _setting("auto", "W&B mode: auto (online with an API key, else offline), online (fail where it is impossible), offline or disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), affects_results=False)
     project: str = _setting("harness", "W&B project of the run.", group="Tracking", affects_results=False)
     entity: str = _setting("", "W&B user or team; empty: your default one.", group="Tracking", affects_results=False)
@@ -166,8 +170,11 @@ class Config:
     job_type: str = _setting("train", "W&B job type of the run.", group="Tracking", affects_results=False)
     tags: tuple[str, ...] = _setting((), "W&B tags of the run.", group="Tracking", affects_results=False)
     notes: str = _setting("", "W&B notes, for example why you started the run.", group="Tracking", affects_results=False)
-    log_code: bool = _setting(False, "Save the source of the --plugin modules as a W&B code artifact.", group="Tracking", affects_results=False)
-    finish_timeout: int = _setting(60, "Seconds to wait for W&B at the end of a run.", group="Tracking", low=1, high=86_400, affects_results=False)
+    log_every: int = _setting(0, "Send the metrics of every this many steps to the trackers; 0: of every step in a run of fewer than 100,000 steps, and of as few as give fewer than 100,000 rows in a longer one. The journal has every step.", group="Tracking", low=0, high=1_000_000_000, affects_results=False)
+    watch: str = _setting("none", "Histograms after every epoch: of the gradients of its last update, of the parameters, or all of both.", group="Tracking", choices=("none", "gradients", "parameters", "all"), affects_results=False)
+    alerts: str = _setting("diverged", "When W&B sends an alert: diverged: when training diverges or memory runs out; failed: also when the run fails; ended: also when it stops or finishes; none: never.", group="Tracking", choices=ALERTS, affects_results=False)
+    log_code: bool = _setting(False, "Save the source of the --plugin modules, and of the script that calls harness, as a W&B code artifact.", group="Tracking", affects_results=False)
+    finish_timeout: int = _setting(60, "Seconds without progress of the upload after which the end of a run no longer waits for W&B.", group="Tracking", low=1, high=86_400, affects_results=False)
 
     output: str = _setting("runs", "Folder for run directories.", group="Output", affects_results=False)
     resume: str = _setting("auto", "auto: resume an unfinished run of the same name and settings; never; or the run directory to resume.", group="Output", affects_results=False)
@@ -231,6 +238,10 @@ class Config:
         if not self.test and self.select == "best-on-test":
             raise UsageError(
                 "select=best-on-test selects on the test set, which test=False leaves unread; set --test True"
+            )
+        if self.wandb == "online" and WANDB not in self.tracker:
+            raise UsageError(
+                f"wandb=online, but tracker={','.join(self.tracker)} leaves W&B out; add wandb to --tracker, or leave --wandb out"
             )
         if self.alternating_flip and not self.flip:
             raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")
@@ -359,9 +370,11 @@ def coerce(name: str, value: Any) -> Any:
         value = convert(kind, value)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{name}={value!r}: need {error}") from None
-    if metadata["choices"] and value not in metadata["choices"]:
-        hint = did_you_mean(str(value), metadata["choices"])
-        raise UsageError(f"{name}={value!r}: need one of {', '.join(metadata['choices'])}{hint}")
+    if metadata["choices"]:
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in metadata["choices"]:
+                hint = did_you_mean(str(item), metadata["choices"])
+                raise UsageError(f"{name}={item!r}: need one of {', '.join(metadata['choices'])}{hint}")
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_bounds(name, value, metadata)
     return value

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config.settings import Config, canonical_name, coerce
+from harness.config.settings import WANDB, Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.models.pretrained import DECIDED_ARGUMENTS
@@ -81,7 +81,8 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     plugins.allow_plugins(coerce("plugin", named.get("plugin", ())))
     if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
-    config = saved.replace(**{"device": "auto", **named})
+    # The trackers of the training run are no request to track an evaluation in them.
+    config = saved.replace(**{"device": "auto", "tracker": (WANDB,), **named})
     device = pick_device(config.device)
     configure_torch(config, device)
     config = config.replace(precision=pick_precision(config.precision, device))

@@ -22,10 +22,9 @@ from harness.evaluation.trained_model import TrainedModel, load_trained_model, r
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.gradcam_images import enlarge
-from harness.runs.tracked_run import is_tracking_requested, tracked_output
+from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
 from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, SUMMARY, check_output_folder
-from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
@@ -65,7 +64,7 @@ def evaluate(
 
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
-        settings: replace those of the checkpoint, such as `data` and `data_dir`; `wandb` also records the evaluation in W&B.
+        settings: replace those of the checkpoint, such as `data` and `data_dir`; `wandb` or `tracker` also records the evaluation there.
         split: train, val or test; empty: the test set, where there is one.
         out: folder for the files; None: `evaluation-SPLIT` in the run directory, or `evaluation-NAME-SPLIT` for other data.
 
@@ -180,7 +179,7 @@ def explain(
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
         pictures: files, or folders that are searched at any depth.
-        settings: replace those of the checkpoint (`cam`, `device`, ...); `wandb` also records the answers in W&B, at the end.
+        settings: replace those of the checkpoint (`cam`, `device`, ...); `wandb` or `tracker` also records the answers there, at the end.
         out: folder for the overlays; None: `explained`.
         top: number of guesses.
 
@@ -261,29 +260,29 @@ def _track_evaluation(
     trained: TrainedModel, settings: Mapping[str, Any], result: EvaluationResult, split: str, out: Path
 ) -> None:
     metrics = {f"{split}/{key}": value for key, value in result.metrics.items()}
-    _to_wandb(trained, settings, "evaluate", {**result.values, **metrics}, metrics, out)
+    _to_trackers(trained, settings, "evaluate", {**result.values, **metrics}, metrics, out)
 
 
 def _track_explanations(
     trained: TrainedModel, settings: Mapping[str, Any], explanations: Sequence[Explanation], out: Path
 ) -> None:
-    """Record a row for each picture in W&B; an empty map is an empty cell."""
+    """Record a row for each picture; an empty map is an empty cell."""
     rows: list[tuple[Cell, ...]] = []
     for one in explanations:
         overlay = None if one.overlay is None or one.empty else Image(read_image(one.overlay))
         name, probability = one.guesses[0]
         rows.append((overlay, str(one.path.name), name, probability, ", ".join(name for name, _ in one.guesses)))
     table = Table(("image and map", "file", "prediction", "confidence", "guesses"), rows)
-    _to_wandb(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
+    _to_trackers(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
 
 
 def _check_tracking(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
-    """Refuse what W&B would refuse, before the work whose results it gets."""
+    """Refuse what the trackers would refuse, before the work whose results they get."""
     if is_tracking_requested(settings):
-        check_wandb_values(trained.config)
+        check_tracking(trained.config)
 
 
-def _to_wandb(
+def _to_trackers(
     trained: TrainedModel,
     settings: Mapping[str, Any],
     job_type: str,
@@ -291,7 +290,7 @@ def _to_wandb(
     summary: Mapping[str, Scalar],
     out: Path,
 ) -> None:
-    """Record values as a W&B run of its own, where the settings name `wandb`."""
+    """Record values as a run of its own, where the settings name `wandb` or `tracker`."""
     name = f"{job_type}-{run_folder(trained.path).name}"
     with tracked_output(
         trained.config, out, job_type=job_type, name=name, enabled=is_tracking_requested(settings)

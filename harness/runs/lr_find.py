@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,17 @@ from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, 
 from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
-from harness.reporting.figures import lr_finder
+from harness.reporting.figures import lr_finder, training_curves
 from harness.reporting.range_test_chart import range_test_chart
 from harness.runs.components import Components, build_components
+from harness.runs.console_log import ConsoleLog
 from harness.runs.progress import LineReporter, ProgressReporter
-from harness.runs.tracked_run import tracked_run
+from harness.runs.tracked_run import check_tracking, tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
 from harness.tracking.records import Record, Value
 from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
-from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import describe_environment
 from harness.training.process_settings import restore_process_state
 from harness.utils.errors import UsageError
@@ -62,8 +63,8 @@ def find_lr(
     """
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
     range_for(config, options)  # a wrong range is refused before anything is loaded
-    check_wandb_values(config)
-    reporter = reporter or LineReporter(sys.stderr)
+    check_tracking(config)
+    reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
@@ -159,8 +160,9 @@ def run_range_test(
         tracker.record(record)
     result = finder.result(folder)
     write_json(folder / JSON, result.to_json())
-    draw_lr_finder(result, folder / "figures" / FIGURE)
-    values: dict[str, Value] = {"find/chart": range_test_chart(result), "find/steps": result.steps_table()}
+    figure = draw_lr_finder(result, folder / "figures" / FIGURE)
+    chart = replace(range_test_chart(result), picture=training_curves.as_image(figure))
+    values: dict[str, Value] = {"find/chart": chart, "find/steps": result.steps_table()}
     tracker.record(Record(0, 0, values, kind="find", details=result.details()))
     tracker.summary(result.scalars())
     return result

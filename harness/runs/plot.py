@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.reporting.figures import schedule
-from harness.runs.tracked_run import is_tracking_requested, tracked_output
+from harness.runs.tracked_run import check_tracking, is_tracked, is_tracking_requested, tracked_output
 from harness.tracking.records import Curve, Record
 from harness.tracking.run_files import check_output_folder
-from harness.tracking.wandb.limits import check_wandb_values
 
 
 def plot_schedule(
@@ -31,13 +30,14 @@ def plot_schedule(
     """
     curve = schedule.curve(settings, steps_per_epoch, iterations, step_size)
     config, name = curve.config, f"plot-{out.stem}"
-    is_tracked = is_tracking_requested(settings) and config.wandb != "disabled"
-    if is_tracked:
-        check_wandb_values(config)
+    is_requested = is_tracking_requested(settings) and is_tracked(config)
+    if is_requested:
+        check_tracking(config)
     text = schedule.draw_schedule(curve, out)
-    if not is_tracked:
+    if not is_requested:
         return text
-    folder = Path(config.output).expanduser() / name if config.wandb == "offline" else Path(tempfile.mkdtemp())
+    is_kept = config.wandb == "offline" or "tensorboard" in config.tracker  # what the tracker writes is in the folder
+    folder = Path(config.output).expanduser() / name if is_kept else Path(tempfile.mkdtemp())
     check_output_folder(folder, is_named=False)
     with tracked_output(config.replace(job_type="plot"), folder, job_type="plot", name=name) as tracker:
         line = Curve("iteration", curve.x, {"lr": curve.lr}, title="learning rate")

@@ -14,9 +14,10 @@ from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
+from harness.runs.console_log import ConsoleLog
 from harness.runs.lr_find import resolve_lr
 from harness.runs.progress import LineReporter, ProgressReporter
-from harness.runs.tracked_run import TrackedRun, tracked_run
+from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
 from harness.runs.trainer import WEIGHTS, RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
@@ -26,7 +27,6 @@ from harness.tracking.run_names import slug
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import has_active_run
 from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.tracking.wandb.limits import check_wandb_values
 from harness.training import checkpoint, distributed
 from harness.training.device import describe_environment
 from harness.training.distributed import SingleProcess
@@ -39,6 +39,8 @@ from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
 from harness.utils.signals import StopRequests
 
+MAX_ROWS = 100_000  # of a run in W&B, whose pages become slow beyond that: https://docs.wandb.ai/guides/track/limits
+
 
 @restore_process_state()
 def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
@@ -49,7 +51,7 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
         Interrupted: a signal stopped the run; its state was saved, and the same call resumes it.
     """
     started_at = time.monotonic()
-    reporter = reporter or LineReporter(sys.stderr)
+    reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():
         config = with_sweep_values(config, reporter.message, is_own=has_active_run())
     try:
@@ -71,7 +73,7 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
 def _run_main(config: Config, reporter: ProgressReporter, started_at: float, processes: SingleProcess) -> RunResult:
     """Run as the process that writes, most often the only one."""
     with report_failed_trial():
-        check_wandb_values(config)
+        check_tracking(config)
         run_dir.check_output(config)
         _check_distributed(config, processes)
         config = config.replace(precision=run_dir.kept_precision(config))
@@ -79,7 +81,10 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
         # The requested settings, with `find` where it stands, name the directory, and a resumed run must agree with them.
-        config = config.replace(precision=components.config.precision)
+        config = config.replace(
+            precision=components.config.precision,
+            log_every=config.log_every or 1 + components.schedule.steps // MAX_ROWS,
+        )
         directory = run_dir.claim_run_dir(config)
         _report_other_name(config, directory, reporter)
     try:

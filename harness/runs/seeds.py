@@ -22,12 +22,12 @@ from harness.config.settings import AUTO, Config, setting_fields
 from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
+from harness.runs.tracked_run import check_tracking
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import check_output_folder
 from harness.tracking.run_names import name_without_seed, slug
 from harness.tracking.wandb.failed_trial import report_failed_trial
-from harness.tracking.wandb.limits import check_wandb_values
 from harness.training.device import pick_device, pick_precision, release_memory
 from harness.training.process_settings import configured_torch
 from harness.utils import environment
@@ -159,7 +159,7 @@ def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = No
         _check(config, count)
         config = _common(config, count)
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
-        check_wandb_values(config)
+        check_tracking(config)
         run_dir.check_output(config)
         folder, lock, created = _claim(config, count)
     reporter = reporter or LineReporter(sys.stderr)

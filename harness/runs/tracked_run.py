@@ -5,22 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+import sysconfig
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config.settings import Config, canonical_name
+from harness.config.settings import ALERTS, WANDB, Config, canonical_name
 from harness.reporting.html.pages import write_run_page
+from harness.runs.console_log import ConsoleLog
 from harness.tracking import run_dir
+from harness.tracking.backends.registry import check_trackers, open_trackers, other_trackers
+from harness.tracking.backends.tracker import BackendTracker
 from harness.tracking.journal import REPLACED, Journal, NullJournal, read_journal
 from harness.tracking.journal_repair import JournalRepair, repair_journal
 from harness.tracking.run_dir import RunDir, RunState
+from harness.tracking.run_files import CONSOLE, DIFF
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
 from harness.tracking.wandb import init
 from harness.tracking.wandb.client import in_sweep
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.checksums import SUMS, write_sums
+from harness.utils.environment import describe_process, git_diff
 from harness.utils.errors import DivergedError, ResourceError, TrackingError, as_harness_error
 from harness.utils.files import write_atomically, write_json
 from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
@@ -38,7 +44,7 @@ class TrackedRun:
     """The open trackers of a run.
 
     Attributes:
-        tracker: the journal, where the run has a directory of its own, and W&B.
+        tracker: the journal, where the run has a directory of its own, W&B, and the other trackers of the settings.
         journal: writes `journal.jsonl`; a NullJournal where only W&B is written.
         wandb: writes to W&B; a NullTracker where W&B is disabled.
     """
@@ -46,6 +52,7 @@ class TrackedRun:
     tracker: Tracker
     journal: Journal | NullJournal
     wandb: WandbTracker | NullTracker
+    others: Sequence[BackendTracker] = ()
 
 
 @contextlib.contextmanager
@@ -82,52 +89,87 @@ def tracked_run(
             with contextlib.suppress(ResourceError):  # the first error is the one that is raised
                 directory.status(_state_after(error), **_failure(directory, state, error))
         raise
-    if tracked.wandb.url:
-        reporter.message(f"W&B: {tracked.wandb.url}")
-    try:
-        yield tracked
-        tracked.tracker.finish("finished", 0)
-    except BaseException as error:
-        final = _early_stop_of_sweep(tracked, error) or error
-        _close_failed(config, directory, tracked, reporter, state, final)
-        if final is not error:
-            raise final from error
-        raise
-    if config.report:  # before the state is `finished`: a run that is killed here is resumed and writes the page then
-        write_run_page(directory.path, reporter.message, RunState.FINISHED)
-    write_sums(directory.path, run_dir.RESULT_FILES)
-    sync = {"sync": tracked.wandb.sync_command} if tracked.wandb.sync_command else {}
-    directory.status(
-        RunState.FINISHED, exit_code=0, **_counters(state), tracking=tracked.wandb.state, **sync
-    )  # `resume` is left out: there is nothing to resume
-    _report_paths(directory, tracked, reporter)
+    with _console_log(directory, tracked, reporter):
+        if tracked.wandb.url:
+            reporter.message(f"W&B: {tracked.wandb.url}")
+        try:
+            yield tracked
+            if config.alerts == "ended":
+                tracked.tracker.alert("run finished", f"{directory.name} has finished")
+            tracked.tracker.finish("finished", 0)
+        except BaseException as error:
+            final = _early_stop_of_sweep(tracked, error) or error
+            _close_failed(config, directory, tracked, reporter, state, final)
+            if final is not error:
+                raise final from error
+            raise
+        if (
+            config.report
+        ):  # before the state is `finished`: a run that is killed here is resumed and writes the page then
+            write_run_page(directory.path, reporter.message, RunState.FINISHED)
+        write_sums(directory.path, run_dir.RESULT_FILES)
+        sync = {"sync": tracked.wandb.sync_command} if tracked.wandb.sync_command else {}
+        directory.status(
+            RunState.FINISHED,
+            exit_code=0,
+            **_counters(state),
+            tracking=tracked.wandb.state,
+            **sync,
+            **({"trackers": {each.kind: each.state for each in tracked.others}} if tracked.others else {}),
+        )  # `resume` is left out: there is nothing to resume
+        _report_paths(directory, tracked, reporter)
+
+
+def _console_log(
+    directory: RunDir, tracked: TrackedRun, reporter: ProgressReporter
+) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which the lines of the console are written to the run directory and to W&B."""
+    if not isinstance(reporter, ConsoleLog):
+        return contextlib.nullcontext()
+    return reporter.written_to(directory.path / CONSOLE, tracked.wandb.console)
 
 
 def is_tracking_requested(settings: Mapping[str, Any]) -> bool:
-    """Return whether the settings of an evaluation, an explanation or a plot name `wandb`."""
-    return "wandb" in {canonical_name(key) for key in settings}
+    """Return whether the settings of an evaluation, an explanation or a plot name `wandb` or `tracker`."""
+    return not {"wandb", "tracker"}.isdisjoint(canonical_name(key) for key in settings)
+
+
+def is_tracked(config: Config) -> bool:
+    """Return whether the settings name a tracker besides the run directory."""
+    return bool(other_trackers(config)) or (WANDB in config.tracker and config.wandb != "disabled")
+
+
+def check_tracking(config: Config) -> None:
+    """Check, before anything takes time, that the trackers of the settings can be used.
+
+    Raises:
+        UsageError: W&B would refuse a value, or the package of another tracker is missing.
+    """
+    check_wandb_values(config)
+    check_trackers(config)
 
 
 @contextlib.contextmanager
 def tracked_output(
     config: Config, folder: Path, *, job_type: str, name: str, enabled: bool = True
 ) -> Iterator[Tracker]:
-    """Open a W&B run for the results of an evaluation, an explanation or a plot; do nothing unless `enabled`.
+    """Open a run in the trackers for the results of an evaluation, an explanation or a plot; nothing unless `enabled`.
 
-    What takes time before it calls `check_wandb_values` first.
+    What takes time before it calls `check_tracking` first.
 
     Args:
-        folder: for W&B's own files.
+        folder: for the trackers' own files.
 
     Raises:
-        UsageError: W&B would refuse a value, such as the project.
+        UsageError: W&B would refuse a value, such as the project, or the package of a tracker is missing.
     """
-    if not enabled or config.wandb == "disabled":
+    if not enabled or not is_tracked(config):
         yield NullTracker()
         return
-    check_wandb_values(config)
+    check_tracking(config)
     folder.mkdir(parents=True, exist_ok=True)
-    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type)])
+    others = open_trackers(config, folder, run_name=name, job_type=job_type, notify=log.warning)
+    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type), *others])
     try:
         yield tracker
     except BaseException as error:
@@ -148,7 +190,7 @@ def _open(
 ) -> TrackedRun:
     """Open the journal and W&B; those of a resumed run continue from `state.step`."""
     resumed_step = state.step if directory.resumed and state is not None else None
-    full_header = {"config": config.to_dict(), **header}
+    full_header = {"config": config.to_dict(), **header, "process": describe_process()}
     if resumed_step is None:
         journal, earlier = Journal(directory.path, full_header), []
     else:
@@ -163,12 +205,24 @@ def _open(
         run_name=config.name or directory.name,
         resumed_step=resumed_step,
         earlier=earlier,
-        code=_plugin_files(config),
+        code=_source_files(config) if config.log_code else None,
         extra=header,
         on_stop=stop_requests.stop,
         notify=reporter.message,
     )
-    return TrackedRun(MultiTracker([journal, wandb]), journal, wandb)
+    if resumed_step is None and (diff := git_diff()):
+        write_atomically(directory.path / DIFF, diff)
+        wandb.file(directory.path / DIFF)
+    others = open_trackers(
+        config,
+        directory.path,
+        run_name=config.name or directory.name,
+        is_resumed=directory.resumed,
+        earlier=earlier,
+        extra=header,
+        notify=reporter.message,
+    )
+    return TrackedRun(MultiTracker([journal, wandb, *others]), journal, wandb, others)
 
 
 def _repair_journal(directory: RunDir, header: Mapping[str, Any], state: TrainerState | None) -> JournalRepair:
@@ -177,10 +231,26 @@ def _repair_journal(directory: RunDir, header: Mapping[str, Any], state: Trainer
     return repair_journal(directory.path, state.step, header, state.history, state.step - len(state.lrs))
 
 
-def _plugin_files(config: Config) -> list[Path]:
-    """Return the source files of the user's plug-in modules."""
-    modules = (sys.modules.get(name) for name in config.plugin)
-    return [Path(module.__file__) for module in modules if module is not None and module.__file__]
+def _source_files(config: Config) -> dict[str, Path]:
+    """Return the source files of the user's plug-in modules, packages whole, and of the script that has called harness."""
+    files: dict[str, Path] = {}
+    for name in config.plugin:
+        module = sys.modules.get(name)
+        if module is None or not module.__file__:
+            continue
+        path, is_package = Path(module.__file__), hasattr(module, "__path__")
+        root = path.parent.parent if is_package else path.parent
+        inside = sorted(path.parent.rglob("*.py")) if is_package else [path]
+        files |= {str(file.relative_to(root)): file for file in inside}
+    script = Path(getattr(sys.modules.get("__main__"), "__file__", None) or "")
+    installed = [Path(__file__).parents[1], *map(Path, (sysconfig.get_path("purelib"), sysconfig.get_path("scripts")))]
+    if (
+        script.suffix == ".py"
+        and script.is_file()
+        and not any(script.resolve().is_relative_to(one) for one in installed)
+    ):
+        files.setdefault(script.name, script)
+    return files
 
 
 def _early_stop_of_sweep(tracked: TrackedRun, error: BaseException) -> Interrupted | None:
@@ -206,6 +276,8 @@ def _close_failed(
     stopped, diverged = isinstance(error, Interrupted), isinstance(error, DivergedError)
     failure = _failure(directory, state, error)
     outcome: dict[str, Any] = {"status": "stopped" if stopped else "failed", "reason": failure["reason"]}
+    if isinstance(reporter, ConsoleLog) and not stopped:
+        reporter.log(f"error: {failure['reason']}")  # the command line shows it at its end
 
     def write_summary() -> None:
         if state is not None:
@@ -214,8 +286,9 @@ def _close_failed(
             write_json(directory.path / run_dir.SUMMARY, {**outcome, "last": last, **counters})
 
     def close_trackers() -> None:
-        if diverged:
-            tracked.tracker.alert("training diverged", failure["reason"])
+        title = "training diverged" if diverged else "run stopped" if stopped else "run failed"
+        if ALERTS.index(config.alerts) >= ALERTS.index("diverged" if diverged else "ended" if stopped else "failed"):
+            tracked.tracker.alert(title, failure["reason"])
         tracked.tracker.summary(outcome)
         tracked.tracker.finish("stopped" if stopped else "failed", failure["exit_code"])
 

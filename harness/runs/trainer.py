@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +29,8 @@ from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
 from harness.training.device import pause_garbage_collection
 from harness.training.finite import first_not_finite
+from harness.training.histograms import model_histograms
+from harness.training.live_steps import LIVE_SECONDS
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DivergedError
@@ -117,11 +120,15 @@ class Trainer:
             seed=config.seed,
             state=self.state,
             on_step=self._on_step,
+            live_seconds=LIVE_SECONDS if self.processes.is_main else None,
         )
         if self._stops_early():  # resumed after its last epoch
             return
         try:
             for record in records:
+                if record.kind == "steps":
+                    self.tracker.record(record)
+                    continue
                 self._on_epoch(record)
                 if self._stops_early():
                     self.reporter.message(
@@ -161,15 +168,27 @@ class Trainer:
         """Record an epoch, keep its weights if they are the best, and save a checkpoint."""
         split = self.components.eval_split
         epoch, acc = best_epoch(self.state.history, split)
-        values: dict[str, Value] = {**record.values, f"best/{split}_acc": acc}
+        values: dict[str, Value] = {**record.values, f"best/{split}_acc": acc, **self._watch()}
         details: Mapping[str, Value] = {}
         if (explained := self._explain_epoch(record)) is not None:
             values, details = {**values, **explained.values}, explained.details
-        self.tracker.record(replace(record, values=values, details=details))
+        self.tracker.record(dataclasses.replace(record, values=values, details=details))
         if self.components.selection_split and epoch == record.epoch:
             self._save_weights(self.components.learner.eval_model, {"epoch": epoch})
         self._save_checkpoint()
         self.reporter.on_epoch(record, self.components.config.epochs)
+
+    def _watch(self) -> dict[str, Value]:
+        """Return the histograms that `watch` names, of the model that is trained."""
+        watched = self.components.config.watch
+        if watched == "none" or not self.processes.is_main:
+            return {}
+        model, is_all = self.components.learner.model, watched == "all"
+        return {
+            **model_histograms(
+                model, gradients=is_all or watched == "gradients", parameters=is_all or watched == "parameters"
+            )
+        }
 
     def _explain_epoch(self, record: Record) -> EvaluationResult | None:
         """Return galleries and figures of an epoch that `explain_every` names, written to figures/epoch-N; else None."""
@@ -190,7 +209,8 @@ class Trainer:
             batch_size = self.components.config.batch_size
             text = f"out of memory: each batch of {batch_size} images is now computed in {micro_batches} micro-batches"
             self.reporter.message(text)
-            self.tracker.alert("out of memory", text)
+            if self.components.config.alerts != "none":
+                self.tracker.alert("out of memory", text)
 
     def _save_checkpoint(self) -> None:
         self.components.learner.average_buffers()

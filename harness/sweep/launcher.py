@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, canonical_name
+from harness.config.settings import Config, canonical_name, setting_fields
 from harness.config.sweep_values import differing_values
 from harness.sweep import command, results
 from harness.sweep.fork_server import ForkServer
@@ -82,8 +82,14 @@ class Launcher:
         return differing_values(parameters, Config(**yaml_io.read_yaml(self.runs / name / run_dir.CONFIG)))
 
     def start_final(self, best: TrialRecord, seed: int, name: str, share: int) -> TrialProcess:
-        """Start a run that trains the best configuration with another seed and reads the test set."""
-        options = self._options(name, {"job_type": "final"}, {"test": True, "seed": seed})
+        """Start a run that trains the best configuration with another seed, reads the test set and explains the result.
+
+        Galleries and page are made whatever the file says for its trials, as from `best.yaml`.
+        """
+        explained = {
+            key: setting_fields()[key].default for key in ("gallery", "report") if key not in self.sweep.overrides
+        }
+        options = self._options(name, {"job_type": "final"}, {"test": True, "seed": seed, **explained})
         return self._start(best.values, options, name, share)
 
     def _options(self, name: str, defaults: Mapping[str, Any], forced: Mapping[str, Any]) -> list[str]:

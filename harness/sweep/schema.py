@@ -21,6 +21,7 @@ from harness.sweep import command
 from harness.sweep.distributions import MAX_GRID_POINTS, Parameter, nested, read_parameters
 from harness.sweep.hyperband import Hyperband, read_hyperband
 from harness.sweep.metric import Metric, check_metric, read_metric
+from harness.tracking.backends.registry import check_trackers
 from harness.tracking.wandb.limits import check_wandb_values
 from harness.utils.errors import UsageError, did_you_mean
 
@@ -181,7 +182,9 @@ def parse_sweep(
             raise UsageError(f"the grid has {count:,} points; take fewer values, or set method: random")
     sample = _sample_config(sweep)
     check_metric(sweep.metric.name, sample, on_test)
-    check_wandb_values(sample.replace(**sweep.destination()))
+    destined = sample.replace(**sweep.destination())
+    check_wandb_values(destined)
+    check_trackers(destined)
     return sweep
 
 

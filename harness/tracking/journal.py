@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from harness.tracking.epoch_steps import add_record
 from harness.tracking.journal_lines import KEY, are_unchanged, encode_line
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Artifact, Record, Scalar
@@ -21,12 +21,12 @@ from harness.tracking.serialization import decode_record, encode_record, from_li
 from harness.tracking.tracker import Status, Tracker
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DataError, ResourceError
-from harness.utils.files import link_inside, open_regular, read_regular, write_atomically
+from harness.utils.files import is_plain_path, link_inside, open_regular, read_regular, write_atomically
 from harness.utils.plain import sub_mapping
 
 NAME = "journal.jsonl"
 REPLACED = "journal.replaced.jsonl"
-RECORDS = ("epoch", "final", "find")
+RECORDS = ("steps", "epoch", "final", "find")
 VERSION = 1
 # What the decoding of a line raises that is JSON, but no record.
 NO_RECORD = (AttributeError, IndexError, KeyError, TypeError, ValueError, OverflowError)
@@ -67,7 +67,8 @@ class NullJournal:
 class Journal(Tracker):
     """A tracker that writes `journal.jsonl` in a run directory.
 
-    The lines of a journal that is already there move to `journal.replaced.jsonl`.
+    The lines of a journal that is already there move to `journal.replaced.jsonl`. Each step of an epoch is in one line: the
+    record of the epoch is written without those steps that were recorded before, and `read_journal` puts them together.
 
     Args:
         header: plain values; `config` and `environment` by convention.
@@ -99,7 +100,7 @@ class Journal(Tracker):
             CheckpointError: `folder` has no journal with a whole first line.
         """
         path = Path(folder) / NAME
-        kept, removed, is_damaged = _split(path, step)
+        kept, removed, is_damaged, last_step = _split(path, step)
         if not kept:
             if header is not None:
                 return cls(folder, header)
@@ -108,21 +109,28 @@ class Journal(Tracker):
             replace_lines(Path(folder), kept, removed)
         journal = cls.__new__(cls)
         journal.folder, journal.path = Path(folder), path
-        journal._open()
+        journal._open(last_step)
         return journal
 
-    def _open(self) -> None:
+    def _open(self, last_step: int = 0) -> None:
+        self._last_step = last_step  # of the steps that are written
         # Unbuffered: the system has a line when `record` returns, and a line that failed is not retried later.
         self._file: FileIO | None = FileIO(open_regular(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
         self._summary: dict[str, Scalar] = {}
 
     def record(self, record: Record) -> None:
         """Write one record as a line; the system has it when this returns."""
+        record = record.with_steps(lambda step: step > self._last_step)
+        steps = record.steps.x if record.steps is not None else ()
+        if record.kind == "steps" and not steps:  # a resumed run has them in its journal
+            return
         try:
             line = encode_record(record, self.folder)
         except OSError as error:
             raise _write_error(self.folder, error) from error
         self._write(line)
+        if steps:
+            self._last_step = round(steps[-1])
 
     def summary(self, values: Mapping[str, Scalar]) -> None:
         """Add figures to the last line, which `finish` writes."""
@@ -230,7 +238,7 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
     if kind == "header":
         contents["header"] = {key: value for key, value in line.items() if key not in ("kind", "journal", KEY)}
     elif kind in RECORDS:
-        contents["records"].append(decode_record(line, folder))
+        add_record(contents["records"], decode_record(line, folder))
     elif kind == "settings":
         contents["settings"] = {**contents.get("settings", {}), **line["settings"]}
     elif kind == "artifact":
@@ -256,8 +264,7 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
 
 def _is_inside(folder: Path, file: str) -> bool:
     """Return whether a path that a journal names is one of plain names in the run directory, without a link on its way."""
-    parts = re.split(r"[/\\]", file)
-    return not {"", ".", ".."} & set(parts) and ":" not in file and not link_inside(folder, folder / file)
+    return is_plain_path(file) and not link_inside(folder, folder / file)
 
 
 def _whole_lines(content: bytes) -> tuple[list[bytes], bool]:
@@ -282,16 +289,20 @@ def _is_object(line: bytes) -> bool:
     return True
 
 
-def _split(path: Path, step: int) -> tuple[bytes, bytes, bool]:
-    """Return the lines that a run resumed from `step` keeps, those that it will write again, and whether one is damaged."""
+def _split(path: Path, step: int) -> tuple[bytes, bytes, bool, int]:
+    """Return the lines that a run resumed from `step` keeps, and those that it will write again.
+
+    Then whether a line is damaged, and the last step of an epoch that is kept.
+    """
     try:
         lines, is_damaged = _whole_lines(read_regular(path))
     except FileNotFoundError:
-        return b"", b"", False
+        return b"", b"", False, 0
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; start again with --resume never") from None
     kept: list[bytes] = []
     removed: list[bytes] = []
+    last_step = 0
     for raw in lines:
         line = from_line(raw)
         kind, at = str(line.get("kind")), line.get("step")
@@ -300,10 +311,13 @@ def _split(path: Path, step: int) -> tuple[bytes, bytes, bool]:
             break
         is_repeated = kind in ("summary", "final") or (kind in RECORDS and isinstance(at, int) and at > step)
         # Whatever follows a repeated record belongs to it: artifacts and alerts too.
-        (removed if is_repeated or removed else kept).append(raw + b"\n")
+        is_kept = not is_repeated and not removed
+        (kept if is_kept else removed).append(raw + b"\n")
+        if is_kept and kind in ("steps", "epoch") and isinstance(at, int):
+            last_step = max(last_step, at)
     if kept and from_line(kept[0]).get("kind") != "header":
-        return b"", b"", is_damaged
-    return b"".join(kept), b"".join(removed), is_damaged
+        return b"", b"", is_damaged, 0
+    return b"".join(kept), b"".join(removed), is_damaged, last_step
 
 
 def replace_lines(folder: Path, kept: bytes, removed: bytes) -> None:

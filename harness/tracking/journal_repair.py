@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,11 @@ def repair_journal(
     body = lines if head is None else lines[1:]
     first_later = next((number for number, line in enumerate(body) if _is_later(line, step, len(history))), len(body))
     others = [line for line in body[:first_later] if line.kind != "epoch"]
-    others += [line for line in body[first_later:] if line.kind == "find"]
+    others += [
+        line
+        for line in body[first_later:]
+        if line.kind == "find" or (line.kind == "steps" and not _is_later(line, step, len(history)))
+    ]
     epochs = [line for line in body if line.kind == "epoch" and not _is_later(line, step, len(history))]
 
     chosen: dict[int, _Line] = {}
@@ -102,9 +106,10 @@ def repair_journal(
     restored = [epoch for epoch in range(1, len(history) + 1) if epoch not in chosen]
     surplus = [line for line in epochs if not any(line is one for one in chosen.values())]
     removed = [line.record.epoch for line in surplus if line.record is not None]
+    others = [line for line in others if not _is_of_epoch(line, set(removed) - set(chosen))]
     repair = JournalRepair(len(damaged), restored, removed, head is None)
     is_in_order = [id(line) for line in body[:first_later] if line.kind == "epoch"] == list(map(id, chosen.values()))
-    is_stale = any(line.step <= step and line.kind in ("find", "epoch") for line in body[first_later:])
+    is_stale = any(line.step <= step and line.kind in ("find", "steps", "epoch") for line in body[first_later:])
     if not repair and is_in_order and not is_stale:
         return repair
     for epoch in restored:
@@ -146,6 +151,11 @@ def _is_later(line: _Line, step: int, epochs: int) -> bool:
     if line.record is None:
         return line.kind == "summary"
     return line.kind == "final" or line.step > step or (line.kind == "epoch" and line.record.epoch > epochs)
+
+
+def _is_of_epoch(line: _Line, epochs: Collection[int]) -> bool:
+    """Return whether a line has steps of one of these epochs."""
+    return line.kind == "steps" and line.record is not None and line.record.epoch + 1 in epochs
 
 
 def _agrees(line: _Line, epoch: int, row: Mapping[str, float]) -> bool:

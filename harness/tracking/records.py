@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import io
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -194,10 +194,29 @@ class PlotlyFigure:
     Attributes:
         data: the traces, plain values.
         layout: title, axes, shapes, annotations; plain values.
+        picture: the same drawn, for trackers without Plotly.
     """
 
     data: Sequence[Mapping[str, Any]]
     layout: Mapping[str, Any]
+    picture: Image | None = None
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How many values lie between each two neighbouring edges.
+
+    Attributes:
+        counts: one fewer than `edges`.
+        edges: increasing.
+    """
+
+    counts: Sequence[int]
+    edges: Sequence[float]
+
+    def __post_init__(self) -> None:
+        if len(self.edges) != len(self.counts) + 1:
+            raise ValueError(f"need one edge more than counts, got {len(self.edges)} and {len(self.counts)}")
 
 
 Value: TypeAlias = (
@@ -207,6 +226,7 @@ Value: TypeAlias = (
     | Table
     | Curve
     | Scores
+    | Histogram
     | TableChart
     | PlotlyFigure
     | tuple[Image, ...]
@@ -222,9 +242,11 @@ class Record:
         step: optimizer updates done when it was measured; never decreases within a run.
         epoch: epochs finished (1 after the first).
         values: metric name -> value.
-        steps: what was measured at every step since the last record (axis: the step).
-        kind: `epoch` for the one record of an epoch; `final` for what is logged once at the end;
-            `find` for a range test.
+        steps: what was measured at every step of the epoch (axis: the step).
+        kind: `steps` for some steps of an epoch that is not finished; `epoch` for the one record of an epoch, with all
+            of its steps; `final` for what is logged once at the end; `find` for a range test.
+        time: when it was measured, seconds since 1970; 0 where that is not known.
+        step_times: when each point of `steps` was measured; empty where that is not known.
         details: name -> value that only the journal keeps, for pages and for whoever reads it; no tracker shows them.
     """
 
@@ -232,12 +254,29 @@ class Record:
     epoch: int
     values: Mapping[str, Value]
     steps: Curve | None = None
-    kind: Literal["epoch", "final", "find"] = "epoch"
+    kind: Literal["steps", "epoch", "final", "find"] = "epoch"
+    time: float = field(default=0.0, compare=False)
+    step_times: Sequence[float] = field(default=(), compare=False)
     details: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.step_times and (self.steps is None or len(self.step_times) != len(self.steps.x)):
+            raise ValueError(f"got the times of {len(self.step_times)} steps, need those of the points of its curve")
 
     def scalars(self) -> dict[str, Scalar]:
         """Return the numbers, strings and booleans among the values."""
         return {key: value for key, value in self.values.items() if isinstance(value, float | int | str | bool)}
+
+    def with_steps(self, keeps: Callable[[float], bool]) -> Record:
+        """Return the record with those points of `steps` alone whose step `keeps` accepts."""
+        if self.steps is None:
+            return self
+        kept = [index for index, step in enumerate(self.steps.x) if keeps(step)]
+        if len(kept) == len(self.steps.x):
+            return self
+        x, times = ([values[index] for index in kept if values] for values in (self.steps.x, self.step_times))
+        lines = {name: [line[index] for index in kept] for name, line in self.steps.lines.items()}
+        return replace(self, steps=replace(self.steps, x=x, lines=lines), step_times=times)
 
 
 @dataclass(frozen=True)

@@ -23,13 +23,15 @@ SEEDS = "seeds.json"  # in the directory of several seeds
 SEEDS_RECIPE = "recipe.yaml"  # beside it
 LOCK = ".lock"
 JOURNAL, WANDB, EVALUATION = "journal.jsonl", "wandb", "evaluation-"
+CONSOLE, DIFF = "console.log", "diff.patch"
 DATABASE = "study.db"  # of a sweep
 # What a run, a sweep and the commands that use them write in its directory, or read there: none of it may be a link.
-OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", WANDB)
+TRACKER_FOLDERS = ("tensorboard", "mlflow", "trackio")
+OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", WANDB, *TRACKER_FOLDERS)
 SWEEP_FOLDERS = ("runs", "logs")
 WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")  # W&B replaces them by new links
 OWN_FILES = (
-    LOCK, STATUS, SUMMARY, CONFIG, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html",
+    LOCK, STATUS, SUMMARY, CONFIG, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html", CONSOLE, DIFF,
     "predictions.csv", "per_class.csv", "lr_finder.json", "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
     "sweep.yaml", "best.yaml", "times.json", "SHA256SUMS", DATABASE, *(f"{DATABASE}-{end}" for end in ("journal", "wal", "shm")),
 )  # fmt: skip
@@ -93,7 +95,7 @@ def check_output_folder(path: Path, is_named: bool) -> None:
     Raises:
         DataError: it is a link, or has one in it.
     """
-    for folder in (*(() if is_named else (path,)), path / FIGURES, path / WANDB):
+    for folder in (*(() if is_named else (path,)), *(path / name for name in (FIGURES, WANDB, *TRACKER_FOLDERS))):
         if folder.is_symlink():
             raise DataError(
                 f"{folder} is a symbolic link, and what is written would lie where it leads; remove it, or name another folder"

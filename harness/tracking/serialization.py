@@ -7,6 +7,7 @@ what is decoded has the types that a record has, and an image is no link to anot
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from harness.tracking.records import (
     Cell,
     ChartKind,
     Curve,
+    Histogram,
     Image,
     LayeredImage,
     Mask,
@@ -33,7 +35,7 @@ from harness.tracking.records import (
     encode_png,
 )
 from harness.utils.files import read_regular, sha256
-from harness.utils.plain import json_text, parse_json
+from harness.utils.plain import json_text, number, parse_json
 
 MEDIA = "media"
 # More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
@@ -60,11 +62,15 @@ def from_line(line: bytes) -> dict[str, Any]:
 def encode_record(record: Record, folder: Path) -> dict[str, Any]:
     """Return a record as a mapping; its images are written under `folder`/media."""
     line: dict[str, Any] = {"kind": record.kind, "step": record.step, "epoch": record.epoch}
+    if record.time:
+        line["time"] = record.time
     line["values"] = {key: _encode(value, folder) for key, value in record.values.items()}
     if record.steps is not None:
         line["steps"] = _encode(record.steps, folder)["curve"]
     if record.details:
         line["details"] = {key: _encode(value, folder) for key, value in record.details.items()}
+    if record.step_times:
+        line["step_times"] = list(record.step_times)
     return line
 
 
@@ -76,7 +82,12 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
     Raises:
         ValueError, TypeError, KeyError, AttributeError, IndexError: the line is no record.
     """
-    steps = line.get("steps")
+    steps, step_times = line.get("steps"), line.get("step_times")
+    time = number(line.get("time", 0.0))
+    if not math.isfinite(time) or (
+        step_times is not None and not (_is_numbers(step_times) and all(map(math.isfinite, step_times)))
+    ):
+        raise ValueError("the times of a record are finite numbers")
     return Record(
         step=_integer(line["step"]),
         epoch=_integer(line["epoch"]),
@@ -84,6 +95,8 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
         steps=_curve(steps) if steps is not None else None,
         kind=line["kind"],
         details={key: _decode(value, folder) for key, value in line.get("details", {}).items()},
+        time=time,
+        step_times=step_times or (),
     )
 
 
@@ -119,13 +132,16 @@ def _encode(value: Value, folder: Path) -> Any:
         case TableChart():
             return {"chart": {"kind": value.kind, "title": value.title, **_encode(value.table, folder)}}
         case PlotlyFigure():
-            return {"plotly": {"data": [dict(trace) for trace in value.data], "layout": dict(value.layout)}}
+            picture = {} if value.picture is None else {"picture": _encode(value.picture, folder)}
+            return {"plotly": {"data": [dict(trace) for trace in value.data], "layout": dict(value.layout), **picture}}
         case Curve():
             lines = {name: list(line) for name, line in value.lines.items()}
             head = {"x_name": value.x_name, "title": value.title, "marks": dict(value.marks)}
             return {"curve": {**head, "x": list(value.x), "lines": lines}}
         case Scores():
             return {"scores": _encode_scores(value)}
+        case Histogram():
+            return {"histogram": {"counts": list(value.counts), "edges": list(value.edges)}}
     return value
 
 
@@ -155,8 +171,10 @@ def _decode(value: Any, folder: Path) -> Value:
             if kind not in get_args(ChartKind):
                 raise ValueError(f"{kind!r} is no kind of chart")
             return TableChart(kind, str(title), _table(chart["table"], folder))
-        case {"plotly": {"data": list(data), "layout": dict(layout)}}:
-            return PlotlyFigure([dict(trace) for trace in data], layout)
+        case {"plotly": {"data": list(data), "layout": dict(layout)} as figure}:
+            picture = figure.get("picture")
+            image = None if picture is None else _image(picture, folder)
+            return PlotlyFigure([dict(trace) for trace in data], layout, image)
         case {"table": dict(table)}:
             return _table(table, folder)
         case {"curve": curve}:
@@ -170,6 +188,10 @@ def _decode(value: Any, folder: Path) -> Value:
             ):
                 raise ValueError("the labels do not fit the probabilities")
             return Scores(labels, probabilities, classes)
+        case {"histogram": {"counts": counts, "edges": edges}}:
+            if not _is_numbers(counts) or not _is_numbers(edges):
+                raise ValueError("a histogram has lists of numbers")
+            return Histogram(counts, edges)
     return _scalar(value)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal, TypeAlias
 
 from harness.tracking.metric_names import check_metric_names
@@ -66,6 +69,12 @@ class NullTracker(Tracker):
     def finish(self, status: Status, exit_code: int) -> None:
         """Do nothing."""
 
+    def console(self, text: str) -> None:
+        """Do nothing."""
+
+    def file(self, path: Path) -> None:
+        """Do nothing."""
+
     def stopped_by_server(self) -> bool:
         """Return False: there is no server."""
         return False
@@ -78,12 +87,13 @@ class MultiTracker(Tracker):
         self.trackers = tuple(trackers)
 
     def record(self, record: Record) -> None:
-        """Write one record with each tracker.
+        """Write one record with each tracker, with the present time where it has none.
 
         Raises:
             ValueError: a metric name is not valid in W&B.
         """
         check_metric_names([*record.values, *(record.steps.lines if record.steps is not None else ())])
+        record = record if record.time else replace(record, time=round(time.time(), 3))
         for tracker in self.trackers:
             tracker.record(record)
 

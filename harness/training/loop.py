@@ -21,11 +21,13 @@ from harness.tracking.records import Curve, Record, Value
 from harness.training.device import autocast, eval_mode, pause_garbage_collection, peak_memory, synchronise
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner
+from harness.training.live_steps import EpochPosition, LiveSteps, step_curve
 from harness.training.saved_progress import TENSOR_FIELDS, check_progress
 from harness.training.schedule import Schedule
 from harness.utils import fault_injection
 from harness.utils.errors import DivergedError, ResourceError, is_out_of_memory
 from harness.utils.seeding import seed_for
+from harness.utils.signals import Interrupted
 
 
 class TrainBatches(Protocol):
@@ -80,6 +82,7 @@ class StepInfo:
 
 COLLECT_EVERY = 100  # updates between collections of the garbage of a long epoch
 PLAIN_FIELDS = ("step", "history", "lrs", "sizes", "seconds")
+UPDATE_FIELDS = (*TENSOR_FIELDS, "lrs", "sizes", "times")  # one value for each update of the unfinished epoch
 
 
 @dataclass
@@ -89,7 +92,8 @@ class TrainerState:
     Attributes:
         step: updates done.
         history: the scalars of each finished epoch's record.
-        losses, corrects, lrs, norms, sizes (images): of the unfinished epoch's updates, so that it can be resumed.
+        losses, corrects, lrs, norms, sizes (images), times (seconds since 1970): of the unfinished epoch's updates, so that
+            it can be resumed.
         seconds: time spent in the unfinished epoch so far.
     """
 
@@ -100,11 +104,12 @@ class TrainerState:
     norms: list[Tensor] = field(default_factory=list)
     lrs: list[float] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     seconds: float = 0.0
 
     def forget_epoch(self) -> None:
         """Empty what is kept of the unfinished epoch, which is finished now."""
-        for name in (*TENSOR_FIELDS, "lrs", "sizes"):
+        for name in UPDATE_FIELDS:
             setattr(self, name, [])
         self.seconds = 0.0
 
@@ -117,7 +122,7 @@ class TrainerState:
         random = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
             random["cuda"] = torch.cuda.get_rng_state()
-        plain = {name: getattr(self, name) for name in PLAIN_FIELDS}
+        plain = {name: getattr(self, name) for name in (*PLAIN_FIELDS, "times")}
         return {**plain, **tensors, "random": random}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -130,6 +135,8 @@ class TrainerState:
         for name in PLAIN_FIELDS:
             setattr(self, name, state[name])
         self.history = [with_present_names(row) for row in self.history]
+        times = list(state.get("times", []))
+        self.times = times if len(times) == len(self.lrs) else [round(time.time(), 3)] * len(self.lrs)
         for name in TENSOR_FIELDS:
             setattr(self, name, [] if state[name] is None else list(state[name].to(device)))
         torch.set_rng_state(state["random"]["cpu"])
@@ -147,6 +154,7 @@ def fit(
     seed: int = 0,
     state: TrainerState | None = None,
     on_step: Callable[[StepInfo], None] | None = None,
+    live_seconds: float | None = None,
 ) -> Iterator[Record]:
     """Train, and yield one record at the end of each epoch.
 
@@ -155,60 +163,77 @@ def fit(
         state: the position to resume from, updated during training; None: the start.
         on_step: called between updates. It may raise to stop; `state` and `learner` are consistent then. So may
             `evaluations` during an evaluation, with which the epoch is then resumed.
+        live_seconds: also yield a record of kind `steps` every this many seconds, of the updates that the device has
+            finished since the one before, and one before training stops by `Interrupted` or `DivergedError`; None: no such
+            records.
 
     Yields:
         `train/loss` (nats, mean over the images as augmented), `train/acc` (fraction), `<split>/loss`, `<split>/acc`,
-        `lr` (of the epoch's last update), `epoch`, times, throughput and memory; `steps` holds loss and LR of every
-        update. Gradients are enabled at each yield.
+        `lr` (of the epoch's last update), `epoch`, times, throughput and memory; `steps` holds loss, LR, fraction of the
+        epochs and images seen of every update. Gradients are enabled at each yield.
 
     Raises:
         DivergedError: a loss, a weight or a running statistic is not finite.
     """
     state = state or TrainerState()
+    live = LiveSteps(state, learner.device, math.inf if live_seconds is None else live_seconds)
     while len(state.history) < epochs:
-        epoch, done = len(state.history), len(state.lrs)
-        started_at = time.monotonic() - state.seconds
-        if done == 0:
-            # The random state of dropout and the like is a function of the epoch (and of the process).
-            torch.manual_seed(seed_for(seed, "epoch", epoch, *learner.processes.rank_key))
-        learner.model.train()
-        with pause_garbage_collection():
-            for images, labels in train.epoch(epoch, done):
-                num_images = len(labels) if learner.processes.world_size == 1 else train.size(len(state.lrs))
-                _step(learner, schedule, state, images, labels, num_images)
-                state.seconds = time.monotonic() - started_at
-                fault_injection.point("step", state.step)
-                if on_step is not None:
-                    on_step(_step_info(state, epoch, epochs, train.steps))
-                if state.step % COLLECT_EVERY == 0:
-                    gc.collect(1)
-        synchronise(learner.device)
-        train_seconds = time.monotonic() - started_at
-        state.seconds = train_seconds
-        images_seen = sum(state.sizes)
-        values, steps = _epoch_values(state)
-        learner.average_buffers()
-        if name := learner.first_not_finite():
-            raise _divergence(f"{name} is not finite", epoch, state.step - 1, state.lrs[-1])
-        for name, batches in (evaluations or {}).items():
-            metrics = evaluate_batches(
-                learner.eval_model, batches, learner.device, learner.precision, learner.processes
-            )
-            values |= {f"{name}/{key}": value for key, value in metrics.items()}
-            if batches.num_images and not math.isfinite(metrics["loss"]):
-                raise _divergence(f"{name}/loss {metrics['loss']}", epoch, state.step - 1, state.lrs[-1])
-        state.forget_epoch()
-        epoch_seconds = time.monotonic() - started_at
-        values |= {
-            "epoch": epoch + 1,
-            "time/epoch_s": epoch_seconds,
-            "time/train_s": train_seconds,
-            "time/eval_s": epoch_seconds - train_seconds,
-            "throughput/images_per_s": images_seen / max(train_seconds, 1e-9),
-            "memory/peak_gib": peak_memory(learner.device),
-        }
-        state.history.append({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
-        yield Record(step=state.step, epoch=epoch + 1, values=values, steps=steps)
+        position = EpochPosition(len(state.history), train.steps, train.num_images)
+        live.begin_epoch(position)
+        try:
+            epoch, done = position.epochs, len(state.lrs)
+            started_at = time.monotonic() - state.seconds
+            if done == 0:
+                # The random state of dropout and the like is a function of the epoch (and of the process).
+                torch.manual_seed(seed_for(seed, "epoch", epoch, *learner.processes.rank_key))
+            learner.model.train()
+            with pause_garbage_collection():
+                for images, labels in train.epoch(epoch, done):
+                    num_images = len(labels) if learner.processes.world_size == 1 else train.size(len(state.lrs))
+                    _step(learner, schedule, state, images, labels, num_images)
+                    state.seconds = time.monotonic() - started_at
+                    fault_injection.point("step", state.step)
+                    if on_step is not None:
+                        on_step(_step_info(state, epoch, epochs, train.steps))
+                    if state.step % COLLECT_EVERY == 0:
+                        gc.collect(1)
+                    if (record := live.poll()) is not None:
+                        yield record
+            synchronise(learner.device)
+            train_seconds = time.monotonic() - started_at
+            state.seconds = train_seconds
+            images_seen = sum(state.sizes)
+            if (record := live.finish_epoch()) is not None:  # before the evaluation, which may take long
+                yield record
+            values, steps = _epoch_values(state, position)
+            learner.average_buffers()
+            if name := learner.first_not_finite():
+                raise _divergence(f"{name} is not finite", epoch, state.step - 1, state.lrs[-1])
+            for name, batches in (evaluations or {}).items():
+                metrics = evaluate_batches(
+                    learner.eval_model, batches, learner.device, learner.precision, learner.processes
+                )
+                values |= {f"{name}/{key}": value for key, value in metrics.items()}
+                if batches.num_images and not math.isfinite(metrics["loss"]):
+                    raise _divergence(f"{name}/loss {metrics['loss']}", epoch, state.step - 1, state.lrs[-1])
+            step_times = state.times
+            state.forget_epoch()
+            epoch_seconds = time.monotonic() - started_at
+            values |= {
+                "epoch": epoch + 1,
+                "time/epoch_s": epoch_seconds,
+                "time/train_s": train_seconds,
+                "time/eval_s": epoch_seconds - train_seconds,
+                "throughput/images_per_s": images_seen / max(train_seconds, 1e-9),
+                "memory/peak_gib": peak_memory(learner.device),
+            }
+            state.history.append({key: float(value) for key, value in values.items() if isinstance(value, int | float)})
+            record = Record(state.step, epoch + 1, values, steps, time=round(time.time(), 3), step_times=step_times)
+            yield record
+        except (DivergedError, Interrupted):
+            if live_seconds is not None and (last := live.stop()) is not None:
+                yield last
+            raise
 
 
 def evaluate_batches(
@@ -269,11 +294,12 @@ def _step(
     state.corrects.append(result.correct)
     state.lrs.append(result.lr)
     state.sizes.append(num_images)
+    state.times.append(round(time.time(), 3))
     if result.grad_norm is not None:
         state.norms.append(result.grad_norm)
 
 
-def _epoch_values(state: TrainerState) -> tuple[dict[str, Value], Curve]:
+def _epoch_values(state: TrainerState, position: EpochPosition) -> tuple[dict[str, Value], Curve]:
     """Return the epoch's training metrics and per-step curves, read from the device at once."""
     losses = torch.stack(state.losses).cpu().double()  # [batches]; the only wait for the device in an epoch
     first_step = state.step - len(losses)
@@ -287,10 +313,8 @@ def _epoch_values(state: TrainerState) -> tuple[dict[str, Value], Curve]:
         "train/acc": int(torch.stack(state.corrects).sum()) / sum(state.sizes),
         "lr": state.lrs[-1],
     }
-    lines = {"train/step_loss": losses.tolist(), "lr": list(state.lrs)}
-    if state.norms:
-        lines["train/grad_norm"] = torch.stack(state.norms).float().cpu().tolist()
-    return values, Curve("step", list(range(first_step + 1, state.step + 1)), lines)
+    norms = torch.stack(state.norms).float().tolist() if state.norms else []
+    return values, step_curve(state, position, 0, len(state.lrs), losses.tolist(), norms)
 
 
 def _divergence(reason: str, epochs: int, step: int, lr: float) -> DivergedError:

@@ -40,6 +40,9 @@ def check_progress(state: Any) -> None:
         or not all(type(size) is int and size > 0 for size in sizes)
     ):
         raise ValueError("its sizes of batches are no positive numbers, one for each learning rate")
+    times = state.get("times", [])  # former checkpoints have none
+    if not isinstance(times, list) or not all(math.isfinite(number(value)) for value in times):
+        raise ValueError("the times of its updates are no numbers")
     if not 0 <= number(state.get("seconds")) < math.inf:
         raise ValueError(f"its seconds are {state.get('seconds')!r:.40}")
     for name in TENSOR_FIELDS:

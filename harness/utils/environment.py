@@ -5,12 +5,17 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
+import socket
 import subprocess
+import sys
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 CGROUP_ROOT, CGROUP_MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MAX_DIFF = 10_000_000  # bytes
 PACKAGES = ("vision-harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "albumentations", "numpy")
 
 
@@ -107,12 +112,56 @@ def processor() -> str:
 
 def git_state() -> dict[str, Any]:
     """Return the commit of the working directory and whether files differ from it; empty outside a git repository."""
-
-    def git(*arguments: str) -> str:
-        result = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)  # noqa: S603, S607
-        return result.stdout.strip()
-
     try:
-        return {"commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
+        return {"commit": _git("rev-parse", "HEAD").strip(), "changed": bool(_git("status", "--porcelain").strip())}
+    except (OSError, subprocess.SubprocessError, ValueError):
         return {}
+
+
+def git_diff() -> str:
+    """Return the uncommitted changes of the files that git knows in the repository of the working directory, as a patch.
+
+    Empty where there are none, outside a repository, where git is disabled (WANDB_DISABLE_GIT), and where the patch would have
+    over `MAX_DIFF` bytes.
+    """
+    if os.environ.get("WANDB_DISABLE_GIT", "").lower() in ("1", "true", "yes", "on"):
+        return ""
+    try:
+        # No program that the repository names is run, and all files are there from wherever in it harness is started.
+        diff = _git("diff", "--no-ext-diff", "--no-textconv", "--no-color", "--submodule=short", "HEAD", "--", ":/")
+    except (OSError, subprocess.SubprocessError, ValueError):  # ValueError: a changed file is not UTF-8
+        return ""
+    return diff if len(diff) <= MAX_DIFF else ""
+
+
+def describe_process() -> dict[str, Any]:
+    """Return where, when and how this process was started: what W&B notes of a run, for one that is uploaded later.
+
+    A password in the address of the git remote is left out.
+    """
+    commit, remote = (_git_or_nothing(*words) for words in (("rev-parse", "HEAD"), ("remote", "get-url", "origin")))
+    return {
+        "started": round(time.time(), 3),  # seconds since 1970
+        "host": socket.gethostname(),
+        "program": os.path.abspath(sys.argv[0]),
+        "args": sys.argv[1:],
+        "root": os.getcwd(),
+        "executable": sys.executable,
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "os": platform.platform(),
+        "cpu_count": os.cpu_count() or 1,
+        "git": {"commit": commit, "remote": re.sub(r"//[^/@]*@", "//", remote)},
+    }
+
+
+def _git_or_nothing(*arguments: str) -> str:
+    try:
+        return _git(*arguments).strip()
+    except (OSError, subprocess.SubprocessError, ValueError):
+        return ""
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-c", "core.fsmonitor=false", *arguments]
+    result = subprocess.run(command, capture_output=True, timeout=10, check=True)  # noqa: S603
+    return result.stdout.decode("utf-8", "strict")

@@ -10,6 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -67,6 +68,11 @@ def link_inside(root: Path, path: Path) -> Path | None:
         if inner.is_symlink():
             return inner
     return None
+
+
+def is_plain_path(path: str) -> bool:
+    """Return whether a path that a file names is one of plain names below a folder: not absolute, without `..` or a drive."""
+    return not {"", ".", ".."} & set(re.split(r"[/\\]", path)) and ":" not in path
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object] | bytes | str) -> None:

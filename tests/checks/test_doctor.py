@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import pytest
 
@@ -37,10 +38,14 @@ def test_a_machine_that_can_run_is_reported_as_text_and_as_json(tmp_path):
         ({"recipe": "digits", "device": "cuda:99"}, "device"),
         ({"recipe": "digits", "output": "/proc/nothing"}, "output"),
         ({"recipe": "digits", "wandb": "online"}, "mode"),
+        ({"recipe": "digits", "tracker": "tensorboard"}, "tensorboard"),
     ],
 )
 def test_what_makes_a_run_impossible_is_named_with_a_remedy(settings, name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    for module in ["tensorboard", *(module for module in sys.modules if module.startswith("tensorboard."))]:
+        monkeypatch.setitem(sys.modules, module, None)  # as where it is not installed
+    monkeypatch.delitem(sys.modules, "harness.tracking.backends.tensorboard", raising=False)
     fatal = [each for each in doctor.diagnose(settings) if each.fatal]
     assert [each.name for each in fatal] == [name]
     assert fatal[0].problem

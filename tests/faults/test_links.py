@@ -38,6 +38,8 @@ REFUSED = [
     ("weights/out/figures", ".", ["evaluate", "weights", "--out", "weights/out"]),
     ("done/explained", "done", ["explain", ".", "../../picture.png"]),
     ("done/explained/wandb", "done", ["explain", ".", "../../picture.png", "--wandb", "offline"]),
+    ("done/explained/tensorboard", "done", ["explain", ".", "../../picture.png", "--tracker", "tensorboard"]),
+    ("done/tensorboard", ".", ["evaluate", "done", "--tracker", "tensorboard"]),
     ("done/runs/plot-lr", "done", ["plot", "--recipe", "digits", "--wandb", "offline", "-o", "lr.png"]),
     ("new", ".", ["run", *TINY, "--name", "new", "--output", "."]),
     ("new", ".", ["lr-find", *TINY, "--name", "new", "--output", ".", "--seeds", "1"]),

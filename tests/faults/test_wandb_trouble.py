@@ -21,7 +21,7 @@ from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY
 
 AUTO = [*TINY[:-1], "auto", "--name", "r"]
-LAST = 33
+LAST = 34  # 33 updates, and the row of the result
 SLIM = {
     "WANDB_X_DISABLE_STATS": "true", "WANDB_X_SAVE_REQUIREMENTS": "false", "WANDB_DISABLE_GIT": "true",
     "WANDB_X_DISABLE_MACHINE_INFO": "true",
@@ -55,7 +55,7 @@ def test_a_server_that_fails_from_the_start_makes_the_run_offline(tmp_path, faul
         ended = harness("run", *AUTO, cwd=tmp_path, variables=variables, check=0)
         assert time.monotonic() - began < 60
     reports = [line for line in ended.err.splitlines() if "W&B is offline" in line]
-    assert len(reports) == 1 and "wandb sync" in reports[0]
+    assert len(reports) == 1 and "harness sync" in reports[0]
     folder = tmp_path / "runs/r"
     assert read_json(folder / "status.json")["tracking"] == "offline"
     (offline_run,) = offline_runs(folder)
@@ -137,7 +137,7 @@ def test_training_continues_when_the_wandb_service_is_killed(tmp_path):
     assert ended.code == 0, ended.err
     assert len([line for line in ended.err.splitlines() if "W&B stopped accepting the run" in line]) == 1
     assert read_journal(folder).whole and len(read_journal(folder).records) == 7
-    assert_uploaded_by_sync(folder, 66)
+    assert_uploaded_by_sync(folder, 67)
 
 
 def test_a_killed_online_run_resumes_as_the_same_wandb_run_with_each_step_once(tmp_path):
@@ -155,7 +155,7 @@ def test_a_killed_online_run_resumes_as_the_same_wandb_run_with_each_step_once(t
 @pytest.mark.slow
 @pytest.mark.parametrize("points", [("step=26",), ("evaluation=3", "phase=3")])
 def test_the_offline_run_directories_of_a_killed_run_sync_into_one_complete_history(tmp_path, points):
-    """As documented: `wandb sync` of the offline run directories, oldest first."""
+    """By `wandb sync` of the offline run directories, oldest first, where `harness sync` is not at hand."""
     words = ["run", *TINY[:-1], "offline", "--name", "r", "--checkpoint-every", 4]
     for point in points:
         assert harness(*words, cwd=tmp_path, variables=SLIM, fault=f"kill@{point}").code == -signal.SIGKILL
@@ -164,7 +164,7 @@ def test_the_offline_run_directories_of_a_killed_run_sync_into_one_complete_hist
     ended = harness(*words, cwd=tmp_path, variables=SLIM, check=0)
     folders = sorted((tmp_path / "runs/r/wandb").glob("offline-run-*"))
     assert len(folders) == 1 + len(points)
-    assert "wandb sync" in ended.err
+    assert "harness sync" in ended.err
     with FaultyServer() as server:
         for folder in folders:
             subprocess.run(
@@ -189,7 +189,7 @@ def test_steps_missing_in_wandb_are_reported_and_the_run_can_be_sent_anew(tmp_pa
         harness("run", *AUTO, cwd=tmp_path, variables=server.variables | SLIM, check=0)
         server.rows = dict(enumerate(server.history[10:]))  # as after a crash at their end
         ended = harness("sync", folder, cwd=tmp_path, variables=server.variables | SLIM, check=7, seconds=200)
-        assert f"W&B has 23 of {LAST} steps" in ended.errors[0]
+        assert f"W&B has 24 of {LAST} steps" in ended.errors[0]
         server.rows = {}
         ended = harness("sync", "--anew", folder, cwd=tmp_path, variables=server.variables | SLIM, check=0)
         assert has_steps(server, LAST)

@@ -41,7 +41,7 @@ def test_a_run_writes_every_documented_file_and_its_status(finished):
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["exit_code"], status["epoch"]) == ("finished", 0, 3)
     assert len(re.findall(r"^epoch \d/3 ", done.stderr, re.M)) == 3
-    assert "wandb sync" in done.stderr
+    assert "harness sync" in done.stderr
     assert "test accuracy" in done.stdout
 
 
@@ -77,7 +77,12 @@ def test_wandb_has_the_contents_of_the_journal(finished):
     assert (run.group, run.project, sorted(run.tags), run.notes) == ("tests", "trial", ["a", "b"], "why")
     epochs = [record for record in journal.records if record.kind == "epoch"]
     steps = [row["_step"] for row in run.rows]
-    assert steps == list(range(1, epochs[-1].step + 1))
+    assert steps == list(range(1, epochs[-1].step + 2))  # the last row is that of the result
+    assert run.rows[-1]["result/test/acc"] == journal.records[-1].values["result/test/acc"]
+    times = [row["_timestamp"] for row in run.rows]
+    assert times == [*(moment for record in epochs for moment in (*record.step_times[:-1], record.time)), times[-1]]
+    images = [row["images_seen"] for row in run.rows[:-1]]
+    assert images == [value for record in epochs for value in record.steps.lines["images_seen"]]
     for record in epochs:
         row = next(row for row in run.rows if row["_step"] == record.step)
         for key, value in record.scalars().items():
@@ -380,8 +385,8 @@ def test_galleries_during_a_run_add_no_row_and_no_record(tmp_path):
     assert [record.kind for record in records] == ["epoch", "epoch", "epoch", "final"]
     assert all("gallery/misclassified" in record.values for record in records if record.epoch < 3)
     run = load(next(folder.glob("wandb/offline-run-*")))
-    assert run.steps == list(range(1, records[-1].step + 1))
-    assert all("lr" in row for row in run.rows)
+    assert run.steps == list(range(1, records[-1].step + 2))  # the last row is that of the result
+    assert all("lr" in row for row in run.rows[:-1])
 
 
 def test_a_finished_run_is_not_resumed_and_its_folder_alone_names_the_run(finished):

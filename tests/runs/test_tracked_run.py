@@ -59,7 +59,7 @@ def test_a_body_that_succeeds_leaves_a_finished_run(config):
     )
     assert raised is None
     assert (status["state"], status["exit_code"], status["step"], status["epoch"]) == ("finished", 0, 20, 2)
-    assert "resume" not in status and status["tracking"] == "offline" and status["sync"].startswith("wandb sync ")
+    assert "resume" not in status and status["tracking"] == "offline" and status["sync"].startswith("harness sync ")
     contents = read_journal(directory.path)
     assert contents.status == "finished" and contents.whole and [record.step for record in contents.records] == [20]
     assert offline_runs(directory.path)[0].exit_code == 0

@@ -40,22 +40,6 @@ class FaultyServer(Server):
         match operation:
             case "RunStoppedStatus":
                 return {"project": {"run": {"stopped": self.stopped}}}
-            case "GetDefaultEntity":
-                return {"viewer": {"id": "u", "entity": "e"}}
-            case "Run":
-                empty = {
-                    "config": "{}",
-                    "summaryMetrics": "{}",
-                    "systemMetrics": "{}",
-                    "user": {"name": "e", "username": "e"},
-                }
-                texts = ("displayName", "state", "group", "jobType", "createdAt", "heartbeatAt", "description", "notes")
-                run = {
-                    "id": "b", "name": variables.get("name"), "tags": [], "sweepName": None, "commit": None,
-                    "readOnly": False, "historyLineCount": len(self.rows), "historyKeys": None, "projectId": "1",
-                    "project": {"internalId": "1"}, **dict.fromkeys(texts, ""), **empty,
-                }  # fmt: skip
-                return {"project": {"run": run}}
         return super().answer(operation, variables)
 
     @property

@@ -9,6 +9,7 @@ import numpy as np
 from harness.tracking.records import (
     Artifact,
     Curve,
+    Histogram,
     Image,
     LayeredImage,
     Mask,
@@ -60,9 +61,11 @@ def final(step: int) -> Record:
         "lines": PlotlyFigure(
             [{"type": "scatter", "x": [0.1, 0.2], "y": [1.5, None]}],
             {"xaxis": {"type": "log"}, "title": {"text": "LR"}},
+            image(8),
         ),
         "finder": curve,
         "test": scores,
+        "gradients/fc": Histogram([3, 0, 1], [-1.0, -0.5, 0.0, 0.5]),
         "result/acc": 0.75,
     }
     return Record(step, 2, values, kind="final", details={"overlays": Table(("image",), [(image(7),)]), "rate": 0.5})
@@ -85,6 +88,7 @@ def same(one, other) -> bool:
             | (Mask(), Mask())
             | (TableChart(), TableChart())
             | (PlotlyFigure(), PlotlyFigure())
+            | (Histogram(), Histogram())
         ):
             return same(vars(one), vars(other))
         case dict(), dict():

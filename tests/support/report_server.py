@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from tests.support.wandb_queries import run_fragment
 from tests.support.wandb_server import VIEWER, Run, Server
 
 
@@ -56,42 +57,13 @@ class ReportServer(Server):
                 return {"project": {"sweep": self._sweep(variables["name"])} if mine else None}
             case "Runs":
                 return {"project": self._runs(variables)}
-            case "upsertView":
+            case "upsertView" | "UpsertView2":
                 return {"upsertView": self._save(variables)}
         return super().answer(operation, variables)
 
     def _known(self, name: str) -> dict[str, Any] | None:
         run = self.runs.get(name)
-        return None if run is None else self._fragment(name, run)
-
-    def _fragment(self, name: str, run: Run) -> dict[str, Any]:
-        state = {None: "running", 0: "finished"}.get(run.exit_code, "failed")
-        empty = {
-            "tags": [],
-            "group": "",
-            "jobType": "",
-            "commit": "",
-            "readOnly": False,
-            "description": "",
-            "notes": "",
-        }
-        return {
-            **empty,
-            "id": name,
-            "projectId": "1",
-            "name": name,
-            "displayName": run.name or name,
-            "sweepName": run.sweep or None,
-            "state": state,
-            "config": json.dumps({key: {"value": value} for key, value in run.config.items()}),
-            "summaryMetrics": json.dumps(run.summary),
-            "systemMetrics": "{}",
-            "createdAt": "2026-01-01",
-            "heartbeatAt": "2026-01-01",
-            "historyLineCount": len(run.rows),
-            "historyKeys": {},
-            "user": {"name": "e", "username": "e"},
-        }
+        return None if run is None else run_fragment(name, run)
 
     def _sweep(self, name: str) -> dict[str, Any] | None:
         if name not in self.sweeps:
@@ -102,15 +74,22 @@ class ReportServer(Server):
         return {**about, **more, "config": yaml.safe_dump(config), "runCount": 1, "runCountExpected": None}
 
     def _runs(self, variables: dict[str, Any]) -> dict[str, Any]:
-        (where,) = json.loads(variables["filters"])["$and"]
-        found = [(name, run) for name, run in self.runs.items() if run.sweep == where["sweep"]]
+        where = json.loads(variables["filters"])
+        for condition in where.pop("$and", ()):
+            where |= condition
+        found = [(name, run) for name, run in self.runs.items() if where.items() <= self._labels(run).items()]
         sign, key = variables["order"][0], variables["order"][1:].removeprefix("summary_metrics.")
         if sign in "+-" and key != "created_at":
             found.sort(key=lambda item: item[1].summary[key], reverse=sign == "-")
-        edges = [{"node": self._fragment(name, run), "cursor": name} for name, run in found]
+        edges = [{"node": run_fragment(name, run), "cursor": name} for name, run in found]
         page = {"endCursor": None, "hasNextPage": False}
         about = {"internalId": "1", "runCount": len(found), "readOnly": False}
         return {**about, "runs": {"edges": edges[: variables["perPage"]], "pageInfo": page}}
+
+    @staticmethod
+    def _labels(run: Run) -> dict[str, Any]:
+        labels = {key: run.upserted.get(name) for key, name in (("group", "groupName"), ("jobType", "jobType"))}
+        return {**labels, "sweep": run.sweep}
 
     def _save(self, variables: dict[str, Any]) -> dict[str, Any]:
         self.saved.append(

@@ -6,10 +6,13 @@ import gzip
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import quote, unquote
+
+from tests.support.wandb_queries import artifacts_answer, collection_answer, files_answer, run_fragment
 
 KEY = "0123456789abcdef" * 3  # of the form that W&B's client takes
 VIEWER = {"id": "u", "entity": "e", "username": "e", "email": "", "flags": "{}", "teams": {"edges": []}}
@@ -29,6 +32,9 @@ class Run:
         stopped: whether the server requests it to stop.
         stops: how often it asked whether it should stop.
         files: name -> content.
+        upserted: what the run's requests `UpsertBucket` have said beside its config: commit, repo, host, program, tags.
+        events: line number -> row of system metrics.
+        console: line number -> line of the console log.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -41,6 +47,9 @@ class Run:
     stopped: bool = False
     stops: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
+    upserted: dict[str, Any] = field(default_factory=dict)
+    events: dict[int, dict[str, Any]] = field(default_factory=dict)
+    console: dict[int, str] = field(default_factory=dict)
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -61,6 +70,9 @@ class StoredArtifact:
     aliases: list[str]
     files: dict[str, bytes] = field(default_factory=dict)
     committed: bool = False
+    digest: str = ""
+    client_id: str = ""
+    sequence_client_id: str = ""
 
 
 class Server(ThreadingHTTPServer):
@@ -70,15 +82,23 @@ class Server(ThreadingHTTPServer):
         runs: id -> run. `rows`, `history`, `steps` and `exit_code` are those of the first.
         artifacts: id -> artifact.
         stream_status: HTTP status of its answers to rows.
+        upload_status: HTTP status of its answers to files; those that it refuses are lost.
+        seconds_per_mb: how long it takes to receive files.
+        requests: how many GraphQL requests it has answered.
+        uploaded: the names of the runs' files, each time that they were uploaded.
     """
 
     daemon_threads = True
+    request_queue_size = 512  # W&B opens a connection for each of hundreds of files at once
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, StoredArtifact] = {}
-        self.stream_status = 200
+        self.stream_status = self.upload_status = 200
+        self.seconds_per_mb = 0.0
+        self.requests = 0
+        self.uploaded: list[str] = []
 
     def __enter__(self) -> Server:
         threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
@@ -124,6 +144,12 @@ class Server(ThreadingHTTPServer):
                 run = self.runs[variables["runId"]]
                 run.stops += 1
                 return {"project": {"run": {"stopped": run.stopped}}}
+            case "GetDefaultEntity" | "GetViewer":
+                return {"viewer": {**VIEWER, "apiKeys": {"edges": []}}}
+            case "Run" | "RunHistoryKeys" | "RunFiles" | "RunArtifacts" as query:
+                return self._about(query, variables)
+            case "CollectionVersions":
+                return collection_answer(variables["collection"], self.artifacts)
             case "RunResumeStatus":
                 return {"model": self._resume(variables["name"])}
             case "CreateRunFiles":
@@ -134,6 +160,19 @@ class Server(ThreadingHTTPServer):
                 return {"createRunFiles": {"runID": variables["run"], "uploadHeaders": [], "files": files}}
         return self._artifact(operation, variables)
 
+    def _about(self, query: str, variables: dict[str, Any]) -> dict[str, Any]:
+        """Return what the public API asks about a run."""
+        name = variables.get("name") or variables.get("run") or ""
+        run = self.runs.get(name)
+        if run is None:
+            return {"project": {"run": None}}
+        match query:
+            case "RunFiles":
+                return files_answer(run)
+            case "RunArtifacts":
+                return artifacts_answer(name, self.artifacts)
+        return {"project": {"run": run_fragment(name, run)}}
+
     def _bucket(self, run_id: str) -> dict[str, Any]:
         run = self.runs[run_id]
         about = {"displayName": run.name or run_id, "sweepName": run.sweep or None, "project": PROJECT}
@@ -143,6 +182,7 @@ class Server(ThreadingHTTPServer):
         inserted = variables["name"] not in self.runs
         run = self.runs.setdefault(variables["name"], Run())
         run.config |= {key: part.get("value") for key, part in json.loads(variables.get("config") or "{}").items()}
+        run.upserted |= {key: value for key, value in variables.items() if value is not None and key != "config"}
         run.sweep, run.name = variables.get("sweep") or run.sweep, variables.get("displayName") or run.name
         return {"bucket": self._bucket(variables["name"]), "inserted": inserted}
 
@@ -160,7 +200,7 @@ class Server(ThreadingHTTPServer):
             "eventsTail": "[]",
             "tags": [],
             "logLineCount": 0,
-            "eventsLineCount": 0,
+            "eventsLineCount": len(run.events),
             "wandbConfig": json.dumps({"t": {"value": 1}}),
         }
         return {"bucket": {**self._bucket(run_id), **about}, "name": "p"}
@@ -173,9 +213,12 @@ class Server(ThreadingHTTPServer):
                 about = variables["input"]
                 artifact_id = f"a{len(self.artifacts)}"
                 aliases = [alias["alias"] for alias in about.get("aliases") or []]
-                self.artifacts[artifact_id] = StoredArtifact(
+                artifact = StoredArtifact(
                     about["artifactCollectionName"], about["artifactTypeName"], about["runName"], aliases
                 )
+                artifact.digest, artifact.client_id = about["digest"], about.get("clientID") or ""
+                artifact.sequence_client_id = about.get("sequenceClientID") or ""
+                self.artifacts[artifact_id] = artifact
                 sequence = {"id": f"s{artifact_id}", "latestArtifact": None}
                 return {
                     "createArtifact": {
@@ -214,6 +257,11 @@ class Server(ThreadingHTTPServer):
         lines = body.get("files", {}).get("wandb-history.jsonl")
         if lines:
             run.rows |= {lines["offset"] + index: json.loads(line) for index, line in enumerate(lines["content"])}
+        lines = body.get("files", {}).get("wandb-events.jsonl")
+        if lines:
+            run.events |= {lines["offset"] + index: json.loads(line) for index, line in enumerate(lines["content"])}
+        if lines := body.get("files", {}).get("output.log"):
+            run.console |= {lines["offset"] + index: line for index, line in enumerate(lines["content"])}
         if summary := body.get("files", {}).get("wandb-summary.json"):
             run.summary = json.loads(summary["content"][-1])
         run.preempting |= bool(body.get("preempting"))
@@ -226,6 +274,8 @@ class Server(ThreadingHTTPServer):
         kind, owner, name = path.strip("/").split("/")
         files = self.runs[owner].files if kind == "run" else self.artifacts[owner].files
         files[unquote(name)] = content
+        if kind == "run":
+            self.uploaded.append(unquote(name))
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -236,8 +286,10 @@ class Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
     def do_PUT(self) -> None:
-        self.server.upload(self.path, self._body())
-        self._reply({})
+        body = self._body()
+        if self.server.upload_status == 200:
+            self.server.upload(self.path, body)
+        self._reply({}, self.server.upload_status)
 
     def do_POST(self) -> None:
         body = self._body()
@@ -248,13 +300,19 @@ class Handler(BaseHTTPRequestHandler):
             self._reply(answer, self.server.stream_status)
         elif self.path.endswith("/graphql"):
             request = json.loads(body)
+            self.server.requests += 1
             operation = re.search(r"(?:query|mutation)\s+(\w+)", request["query"])
             self._reply({"data": self.server.answer(operation[1] if operation else "", request.get("variables") or {})})
         else:
             self._reply({})
 
     def _body(self) -> bytes:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body, left = b"", int(self.headers.get("Content-Length", 0))
+        while left > 0:
+            part = self.rfile.read(min(left, 50_000))
+            body, left = body + part, left - len(part)
+            if self.command == "PUT" and self.server.seconds_per_mb:
+                time.sleep(self.server.seconds_per_mb * len(part) / 1e6)
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
     def _reply(self, value: dict[str, Any], status: int = 200) -> None:

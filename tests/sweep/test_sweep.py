@@ -50,6 +50,12 @@ def test_a_sweep_writes_all_its_results(tmp_path):
         for path in sorted(folder.glob("runs/final-*-s?"))
     ]
     assert summary["final"]["test/acc_mean"] == pytest.approx(sum(scores) / 2)
+    # The file leaves galleries and page out of the trials; the final runs have them, also in W&B.
+    final_run = next(folder.glob("runs/final-*-s0"))
+    assert (final_run / "figures/gradcam.png").is_file() and (final_run / "report.html").is_file()
+    (offline_run,) = offline_runs(final_run)
+    assert offline_run.job_type == "final"
+    assert any("gallery/gradcam" in key for row in offline_run.rows for key in row)
 
     # best.yaml trains the best again: with the seed of the first final run, bit-identical.
     harness(

@@ -1,21 +1,28 @@
 """`harness sync` with a W&B server on the loopback."""
 
 import json
+import random
+import re
+import time
 from dataclasses import replace
 
 import pytest
 
 from harness.config.settings import Config
 from harness.tracking.journal import Journal
-from harness.tracking.records import Curve, Record
+from harness.tracking.records import Artifact, Curve, Record
 from harness.tracking.run_dir import RunDir, claim_run_dir
 from harness.tracking.tracker import MultiTracker
-from harness.tracking.wandb import init
+from harness.tracking.wandb import init, offline_log
 from harness.tracking.wandb import sync as wandb_sync
-from harness.utils.errors import BusyError, DataError, UsageError
+from harness.tracking.wandb.offline_log import last_step
+from harness.utils.errors import BusyError, DataError, TrackingError, UsageError
+from tests.support import wandb_files
 from tests.support.forked import harness as command
 from tests.support.records import final
 from tests.support.wandb_server import KEY
+from tests.tracking.test_sync_content import train
+from tests.tracking.test_wandb import SLIM
 
 
 def epoch(number, steps=4):
@@ -126,3 +133,144 @@ def test_a_run_that_is_still_being_written_is_refused(killed):
 def test_a_folder_without_a_journal_is_refused(tmp_path):
     with pytest.raises(DataError, match="journal"):
         wandb_sync.sync(tmp_path, print)
+
+
+# --- what has arrived is counted
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """The directory of an offline run with pictures, tables and an artifact."""
+    for name, value in SLIM.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    folder = tmp_path / "offline"
+    train(folder, "offline")
+    return folder
+
+
+@pytest.mark.slow
+def test_pictures_tables_and_artifacts_that_have_not_arrived_are_named_and_sent_again(offline, server, monkeypatch):
+    monkeypatch.setattr(wandb_sync, "SETTLING", 0.5)
+    server.upload_status = 403
+    with pytest.raises(TrackingError, match=r"W&B lacks \d+ files \(.*\), \d+ artifacts \(.*harness sync --timeout"):
+        wandb_sync.sync(offline, print)
+    (run,) = server.runs.values()
+    assert run.history
+    assert not run.files
+    server.upload_status = 200
+    rows = dict(run.rows)
+    result = wandb_sync.sync(offline, print)
+    assert run.rows == rows
+    assert {"model", "run_table"} <= {artifact.kind for artifact in server.artifacts.values() if artifact.committed}
+    media = {name for row in run.history for name in re.findall(r'"(media/[^"]+)"', json.dumps(row))}
+    assert media <= run.files.keys()
+    assert len(media) >= 110
+    assert (result.sent, result.files > 110, result.artifacts > 1) == (0, True, True)
+    requests = server.requests
+    assert wandb_sync.sync(offline, print).sent == 0
+    assert server.requests - requests < 8  # it has asked, and sent nothing
+
+
+@pytest.mark.slow
+def test_files_that_the_server_has_lost_are_sent_alone(offline, server):
+    wandb_sync.sync(offline, print)
+    (run,) = server.runs.values()
+    rows, files, summary = dict(run.rows), dict(run.files), run.summary
+    lost = [name for name in files if name.startswith("media/")][::20]
+    for name in lost:
+        del run.files[name]
+    server.uploaded.clear()
+    wandb_sync.sync(offline, print)
+    assert run.rows == rows
+    assert {name: run.files[name] for name in lost} == {name: files[name] for name in lost}
+    of_the_upload = {"config.yaml", "wandb-summary.json", "wandb-metadata.json"}
+    assert set(server.uploaded) - of_the_upload == set(lost)
+    assert run.summary.items() <= summary.items()  # `_step` comes with rows alone
+
+
+@pytest.mark.slow
+def test_a_slow_upload_has_the_time_that_its_bytes_need(offline, server):
+    (offline / "big.bin").write_bytes(random.Random(0).randbytes(2_000_000))
+    journal = Journal.resume(offline, 10**6)
+    journal.artifact(Artifact("big", "model", {"big.bin": offline / "big.bin"}))
+    journal.finish("finished", 0)
+    server.seconds_per_mb = 2.0
+    began = time.monotonic()
+    wandb_sync.sync(offline, print, timeout=1.0)
+    assert time.monotonic() - began > 4
+    assert any(artifact.name == "big" and artifact.committed for artifact in server.artifacts.values())
+
+
+def test_a_killed_run_is_not_shown_as_finished(killed, server):
+    wandb_sync.sync(killed, print)
+    assert server.exit_code == 1
+
+
+# --- the order of several logs
+
+
+@pytest.mark.slow
+def test_logs_made_under_other_clocks_are_sent_in_the_order_of_their_steps(tmp_path, server, monkeypatch):
+    for name, value in SLIM.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    folder, now = tmp_path / "run", time.time
+    train(folder, "offline", epochs=1, status="stopped")
+    monkeypatch.setattr(time, "time", lambda: now() - 86_400)  # resumed on a machine whose clock is a day late
+    train(folder, "offline", epochs=2, first=2)
+    monkeypatch.setattr(time, "time", now)
+    first, second = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert list(offline_log.read_log(first))  # by its name it is the older one
+    assert last_step(first) > last_step(second)
+    result = wandb_sync.sync(folder, print)
+    assert server.steps == sorted(set(server.steps))
+    assert result.steps == len(server.steps)
+    assert server.exit_code == 0
+    (run,) = server.runs.values()
+    assert (run.summary["status"], run.summary["val/acc"]) == ("finished", 0.99)
+    runtimes = [row["_runtime"] for row in run.history]
+    assert runtimes == sorted(runtimes)
+
+
+# --- a run directory from somebody else
+
+
+@pytest.mark.slow
+def test_only_files_of_the_run_directory_are_uploaded_whatever_its_log_names(offline, server, tmp_path):
+    secret = tmp_path / "id_rsa"
+    secret.write_text("SECRET")
+    (log,) = (offline / "wandb").glob("offline-run-*/*.wandb")
+    records = list(offline_log.read_log(log))
+    for record in records:
+        if record.HasField("artifact") and record.artifact.type == "model":
+            record.artifact.manifest.contents[0].local_path = str(secret)
+    files = next(record.files for record in records if record.HasField("files"))
+    for path in ("../../../../id_rsa", str(secret), "linked.txt"):
+        files.files.add(path=path)
+    (log.parent / "files/linked.txt").symlink_to(secret)
+    log.write_bytes(offline_log.encode_log(record.SerializeToString() for record in records))
+    wandb_sync.sync(offline, print)
+    everything = [data for run in server.runs.values() for data in run.files.values()]
+    everything += [data for artifact in server.artifacts.values() for data in artifact.files.values()]
+    assert not any(b"SECRET" in data for data in everything)
+    assert any(data == b"weights" for data in everything)  # the artifact is made anew from the journal
+
+
+@pytest.mark.parametrize(
+    "sizes", [[0], [1, 32_754, 3], [32_755, 32_761, 32_768], [100_000, 7], list(range(0, 40_000, 991))]
+)
+def test_a_written_log_is_read_back(sizes):
+    payloads = [random.Random(size).randbytes(size) for size in sizes]
+    log = offline_log.encode_log(payloads)
+    assert list(offline_log.records(log)) == payloads
+    assert list(wandb_files.payloads(log)) == payloads  # by the reader of the tests
+
+
+@pytest.mark.slow
+def test_an_artifact_that_equals_a_version_of_another_run_has_arrived(offline, server):
+    wandb_sync.sync(offline, print)
+    model = next(artifact for artifact in server.artifacts.values() if artifact.kind == "model")
+    model.run = "another"  # W&B lists a version with the run that made it first
+    server.uploaded.clear()
+    count = len(server.artifacts)
+    wandb_sync.sync(offline, print)
+    assert (server.uploaded, len(server.artifacts)) == ([], count)

@@ -82,9 +82,11 @@ def test_defaults_of_the_harness_give_way_to_a_variable(tmp_path, monkeypatch):
     original = wandb.init
     monkeypatch.setattr(wandb, "init", lambda **arguments: seen.setdefault("run", original(**arguments)))
     config = Config(epochs=2, peak_epoch=1, wandb="offline")
-    init.start(config, tmp_path / "run", run_name="r").finish("finished", 0)
+    tracker = init.start(config, tmp_path / "run", run_name="r")
+    assert tracker._session.finish_timeout == 7.0
+    tracker.finish("finished", 0)
     settings = seen["run"].settings
-    assert (settings.console, settings.finish_timeout, settings.x_file_stream_transmit_interval) == ("wrap", 7.0, 2.5)
+    assert (settings.console, settings.x_file_stream_transmit_interval) == ("wrap", 2.5)
     assert (settings.silent, settings.save_code, settings.x_transaction_log_flush_interval) == (True, False, 1.0)
 
 

@@ -20,7 +20,7 @@ from wandb.errors import WandbCoreNotAvailableError
 
 from harness.config.settings import Config, setting_fields
 from harness.tracking.journal import Journal
-from harness.tracking.records import Artifact, Record, Scores, StoredImage, Table, encode_png
+from harness.tracking.records import Artifact, Curve, Record, Scores, StoredImage, Table, encode_png
 from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import init, rows, session
 from harness.tracking.wandb.values import to_wandb
@@ -97,7 +97,7 @@ def tracked(tmp_path_factory):
             run_name="a run",
             run_id="abc123",
             extra={"environment": {"torch": "2.15"}},
-            code=[Path(__file__)],
+            code={"test_wandb.py": Path(__file__), "package/inner.py": Path(__file__)},
         )
         tracker.record(epoch(1))
         tracker.record(epoch(2))
@@ -127,11 +127,11 @@ def tracked(tmp_path_factory):
 
 def test_every_step_is_one_row_and_the_last_row_of_an_epoch_has_the_epochs_values(tracked):
     offline_run = tracked[2]
-    assert offline_run.steps == [1, 2, 3, 4, 5, 6]
-    assert [row["train/step_loss"] for row in offline_run.rows] == [0.01, 0.02, 0.03, 0.04, 0.05, 0.06]
-    assert [row.get("val/acc") for row in offline_run.rows] == [None, None, 0.1, None, None, 0.2]
+    assert offline_run.steps == [1, 2, 3, 4, 5, 6, 7]
+    assert [row.get("train/step_loss") for row in offline_run.rows] == [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, None]
+    assert [row.get("val/acc") for row in offline_run.rows] == [None, None, 0.1, None, None, 0.2, None]
     assert offline_run.rows[2]["epoch"] == 1
-    assert offline_run.rows[5]["result/acc"] == 0.75
+    assert offline_run.rows[6]["result/acc"] == 0.75  # after the last update, whose row does not wait for it
     assert offline_run.exit_code == 0
     assert (offline_run.run_id, offline_run.name, offline_run.project, offline_run.group, offline_run.tags) == (
         "abc123",
@@ -180,6 +180,7 @@ def test_images_tables_curves_and_scores_arrive_with_their_content(tracked):
     counts = np.array([cell[2] for cell in table("test/confusion_table")["data"]]).reshape(4, 4)
     assert np.array_equal(counts, confusion_matrix(scores.labels, scores.probabilities.argmax(1)))
     assert row["test/pr_table.nrows"] == 4 * len(rows.RECALLS)
+    assert (row["gradients/fc.values"], row["gradients/fc.bins"]) == ([3, 0, 1], [-1.0, -0.5, 0.0, 0.5])
     tables = {artifact["name"]: artifact for artifact in offline_run.artifacts if artifact["type"] == "run_table"}
     wrong = next(artifact for name, artifact in tables.items() if name.endswith("wrong"))
     data = json.loads(Path(wrong["files"]["wrong.table.json"]).read_text())["data"]
@@ -291,7 +292,7 @@ def test_offline_run_directories_of_a_resumed_run_have_no_gap_and_no_overlap(tmp
     tracker.finish("finished", 0)
     first, second = wandb_files.offline_runs(tmp_path)
     assert first.run_id == second.run_id
-    assert (first.steps, second.steps) == ([1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12])
+    assert (first.steps, second.steps) == ([1, 2, 3, 4, 5, 6], [7, 8, 9, 10, 11, 12, 13])
     assert second.rows[-1]["result/acc"] == 0.5
     assert first.exit_code == 143
     assert tracker.sync_command == f"wandb sync {tmp_path}/wandb/offline-run-*-{first.run_id}*"
@@ -302,13 +303,25 @@ def test_a_resumed_run_sends_the_records_that_wandb_does_not_have(tmp_path):
     (tmp_path / "wandb" / session.SENT).write_text('{"run_id": "old", "step": 3}')
     tracker = start(tmp_path, wandb="offline", resumed_step=6, epochs=9, earlier=[epoch(1), epoch(2)])
     tracker.record(epoch(3))
-    # Before the last epoch this row is closed at once, so the final record gets the next step.
     tracker.record(Record(9, 3, {"result/acc": 0.5}, kind="final"))
     tracker.finish("finished", 0)
     (offline_run,) = wandb_files.offline_runs(tmp_path)
     assert offline_run.run_id == "old"
     assert offline_run.steps == [4, 5, 6, 7, 8, 9, 10]
     assert [row.get("val/acc") for row in offline_run.rows] == [None, None, 0.2, None, None, 0.3, None]
+
+
+def test_a_resumed_run_whose_result_is_in_wandb_does_not_log_it_twice(tmp_path):
+    for resumed in (False, True):
+        earlier = [epoch(1), epoch(2)] if resumed else ()
+        tracker = start(tmp_path, wandb="offline", resumed_step=6 if resumed else None, earlier=earlier)
+        for record in () if resumed else (epoch(1), epoch(2)):
+            tracker.record(record)
+        tracker.record(Record(6, 2, {"result/acc": 0.5}, kind="final"))
+        tracker.finish("finished", 0)
+    first, second = wandb_files.offline_runs(tmp_path)
+    assert (first.steps, second.steps) == ([1, 2, 3, 4, 5, 6, 7], [])
+    assert first.rows[-1]["result/acc"] == 0.5
 
 
 def test_training_continues_when_the_process_of_wandb_is_killed(tmp_path):
@@ -564,6 +577,52 @@ def test_importing_the_module_does_not_import_wandb():
 # --- with a server on the loopback
 
 
+def test_the_steps_of_an_unfinished_epoch_arrive_with_the_times_at_which_they_were_made(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")
+    tracker = start(tmp_path, epochs=4)
+    curve = Curve(
+        "step", [1, 2], {"train/step_loss": [2.5, 2.0], "lr": [0.1, 0.2], "epoch": [0.25, 0.5], "images_seen": [8, 16]}
+    )
+    times = [1_700_000_000.25, 1_700_000_007.5]
+    tracker.record(Record(2, 0, {}, curve, "steps", step_times=times))
+    wait_until(lambda: server.steps == [1, 2], 60)
+    assert [row["_timestamp"] for row in server.history] == times
+    assert [(row["epoch"], row["images_seen"], row["train/step_loss"]) for row in server.history] == [
+        (0.25, 8, 2.5),
+        (0.5, 16, 2.0),
+    ]
+    whole = replace(epoch(1, steps=4), time=times[1] + 2, step_times=[*times, times[1] + 0.5, times[1] + 1])
+    tracker.record(whole)
+    wait_until(lambda: server.steps == [1, 2, 3, 4], 60)
+    assert [row["_timestamp"] for row in server.history][2:] == [times[1] + 0.5, times[1] + 2]
+    assert (server.history[3]["epoch"], server.history[3]["val/acc"]) == (1, 0.1)
+    tracker.finish("finished", 0)
+
+
+def test_the_last_epoch_is_at_the_server_before_the_result_is_there(tmp_path, server, monkeypatch):
+    monkeypatch.setenv("WANDB_X_FILE_STREAM_TRANSMIT_INTERVAL", "0.2")
+    tracker = start(tmp_path, epochs=1, early_stop=3, val_fraction=0.1)
+    tracker.record(epoch(1))
+    wait_until(lambda: server.steps == [1, 2, 3], 60)
+    assert server.history[-1]["val/acc"] == 0.1
+    tracker.record(Record(3, 1, {"result/acc": 0.5}, kind="final"))
+    tracker.finish("finished", 0)
+    assert (server.steps, server.history[-1]["result/acc"]) == ([1, 2, 3, 4], 0.5)
+
+
+def test_log_every_thins_the_steps_and_keeps_every_epoch(tmp_path):
+    tracker = start(tmp_path, wandb="offline", log_every=4)
+    live = epoch(1, steps=10).with_steps(lambda step: step <= 9)
+    tracker.record(replace(live, step=9, epoch=0, values={}, kind="steps"))
+    tracker.record(epoch(1, steps=10))
+    tracker.record(epoch(2, steps=10))
+    tracker.finish("finished", 0)
+    (offline_run,) = wandb_files.offline_runs(tmp_path)
+    assert offline_run.steps == [4, 8, 10, 12, 16, 20]
+    assert [row["train/step_loss"] for row in offline_run.rows] == [0.04, 0.08, 0.1, 0.12, 0.16, 0.2]
+    assert [row.get("val/acc") for row in offline_run.rows] == [None, None, 0.1, None, None, 0.2]
+
+
 def test_an_online_run_that_lost_its_tail_has_every_step_once_after_a_resume(tmp_path, server):
     tracker = start(tmp_path, epochs=4)
     assert (tracker.state, tracker.sync_command) == ("online", "")
@@ -578,7 +637,7 @@ def test_an_online_run_that_lost_its_tail_has_every_step_once_after_a_resume(tmp
         tracker.record(epoch(number))
     tracker.record(Record(12, 4, {"result/acc": 0.5}, kind="final"))
     tracker.finish("finished", 0)
-    assert server.steps == list(range(1, 13))
+    assert server.steps == list(range(1, 14))
     assert [row["val/acc"] for row in server.history if "val/acc" in row] == [0.1, 0.2, 0.3, 0.4]
     assert server.history[-1]["result/acc"] == 0.5
     assert not files_with(KEY, tmp_path)
@@ -667,3 +726,48 @@ def test_outside_a_sweep_the_server_is_not_asked_who_sent_sigterm(tmp_path, serv
     assert not tracker.stopped_by_server()
     tracker.finish("stopped", 143)
     assert (server.runs["run1"].stops, server.runs["run1"].preempting) == (0, False)
+
+
+def artifact_of(folder, size):
+    """An artifact of one file of random bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "big.bin").write_bytes(np.random.default_rng(0).bytes(size))
+    return Artifact("big", "model", {"big.bin": folder / "big.bin"})
+
+
+@pytest.mark.slow
+def test_an_upload_that_proceeds_at_the_end_is_waited_for_beyond_the_finish_timeout(tmp_path, server):
+    server.seconds_per_mb = 1.5
+    lines: list[str] = []
+    tracker = start(tmp_path, lines, finish_timeout=1)
+    tracker.record(epoch(1))
+    tracker.artifact(artifact_of(tmp_path, 3_000_000))
+    tracker.finish("finished", 0)
+    assert (tracker.state, lines, server.exit_code) == ("online", [], 0)
+    (artifact,) = server.artifacts.values()
+    assert artifact.committed
+
+
+@pytest.mark.slow
+def test_an_upload_that_does_not_proceed_at_the_end_is_given_up(tmp_path, server):
+    server.seconds_per_mb = 1e5
+    lines: list[str] = []
+    tracker = start(tmp_path, lines, finish_timeout=1)
+    tracker.record(epoch(1))
+    tracker.artifact(artifact_of(tmp_path, 60_000))
+    began = time.monotonic()
+    tracker.finish("finished", 0)
+    assert time.monotonic() - began < 30
+    assert tracker.state == "incomplete"
+    assert "nothing was uploaded for" in lines[0]
+
+
+@pytest.mark.slow
+def test_a_server_that_refuses_the_files_is_reported_at_the_end(tmp_path, server):
+    server.upload_status = 403
+    lines: list[str] = []
+    tracker = start(tmp_path, lines)
+    tracker.record(final(3))
+    tracker.finish("finished", 0)
+    assert tracker.state == "incomplete"
+    assert len(lines) == 1

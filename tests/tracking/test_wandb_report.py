@@ -3,18 +3,23 @@
 import json
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import time
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from harness.config.settings import Config
 from harness.tracking.run_dir import claim_run_dir
 from harness.tracking.wandb import init
 from harness.tracking.wandb import report as wandb_report
-from harness.tracking.wandb.api import RunFacts, SweepFacts, Target, parse
+from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, Target, parse
+from harness.tracking.wandb.panels import GRID_COLUMNS
+from harness.tracking.wandb.runs_report import runs_headline
+from harness.tracking.wandb.workspace import build_workspace, save_workspace
 from harness.utils.errors import TrackingError, UsageError
 from tests.support.records import epoch, final
 from tests.support.report_server import ReportServer
@@ -37,9 +42,9 @@ SWEEP = {
 }
 
 
-def tracked(folder, mode, name="a run", **summary):
+def tracked(folder, mode, name="a run", settings=None, **summary):
     """Track a run with one value of each kind, and return its run directory."""
-    config = Config(output=str(folder), wandb=mode, name=name, project="p", entity="e")
+    config = Config(output=str(folder), wandb=mode, name=name, project="p", entity="e", **(settings or {}))
     claimed = claim_run_dir(config)
     (claimed.path / "config.yaml").write_text(config.to_yaml())
     tracker = init.start(config, claimed.path, run_name=name)
@@ -168,7 +173,7 @@ def test_no_two_panels_of_a_grid_overlap_and_none_is_wider_than_the_page(offline
             layout = panel.layout
             cells = {(x, y) for x in range(layout.x, layout.x + layout.w) for y in range(layout.y, layout.y + layout.h)}
             assert not cells & taken
-            assert max(x for x, _ in cells) < wandb_report.GRID_COLUMNS
+            assert max(x for x, _ in cells) < GRID_COLUMNS
             taken |= cells
 
 
@@ -243,6 +248,8 @@ def test_a_sweep_without_runs_or_metric_has_a_report_too():
         ("p/abc", Target("", "p", "abc")),
         ("e/p/runs/abc", Target("e", "p", "abc", "run")),
         ("e/p/sweeps/s1", Target("e", "p", "s1", "sweep")),
+        ("e/p/groups/narrow", Target("e", "p", "narrow", "group")),
+        ("https://wandb.ai/e/p/groups/a%20b/workspace", Target("e", "p", "a b", "group")),
         ("https://wandb.ai/e/my%20p/runs/abc/overview?nw=1", Target("e", "my p", "abc", "run")),
         ("https://host/wandb/e/p/sweeps/s1", Target("e", "p", "s1", "sweep")),
         ("https://wandb.ai/e/runs/runs/abc", Target("e", "runs", "abc", "run")),
@@ -305,6 +312,155 @@ def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monke
     text = json.dumps(online.saved[0].spec)
     assert online.saved[0].title == "Sweep rates"
     assert "2 runs, method bayes" in text and "Best run: trial 2" in text and best in text
+
+
+# --- several runs, groups of seeds, the final runs of a sweep
+
+
+def seeds_of(facts, group, accuracies, **config):
+    """Return runs of one group as W&B has them, one for each test accuracy."""
+    return tuple(
+        replace(
+            facts,
+            run_id=f"{group}{seed}",
+            name=f"{group} {seed}",
+            group=group,
+            config={**facts.config, **config, "seed": seed},
+            summary={**facts.summary, "result/test/acc": accuracy},
+        )
+        for seed, accuracy in enumerate(accuracies)
+    )
+
+
+@pytest.fixture(scope="module")
+def two_groups(offline):
+    """Two groups of seeds that differ in the width."""
+    narrow = seeds_of(offline[0], "narrow", (0.80, 0.82, 0.87), lr_max=0.1)
+    return RunsFacts("two groups", narrow + seeds_of(offline[0], "wide", (0.90, 0.94), lr_max=0.2))
+
+
+def test_the_curves_of_groups_of_seeds_have_mean_and_spread(two_groups):
+    report = wandb_report.build(two_groups)
+    curves = [panel for panel in panels(report) if type(panel).__name__ in ("LinePlot", "BarPlot")]
+    by_epoch = [panel for panel in curves if getattr(panel, "title", "") in ("loss by epoch", "accuracy by epoch")]
+    assert len(by_epoch) == 2
+    for panel in by_epoch:
+        assert (panel.groupby, panel.groupby_aggfunc, panel.groupby_rangefunc) == ("Group", "mean", "stddev")
+    spec = spec_of(report)
+    text = json.dumps(spec)
+    assert all(run.run_id in text for run in two_groups.runs)
+    assert "RunComparer" in {type(panel).__name__ for panel in panels(report)}
+
+
+def test_the_report_of_several_runs_begins_with_what_differs_and_the_mean_of_each_group(two_groups):
+    text = runs_headline(two_groups)
+    assert "| run | group | seed | lr_max |" in text
+    expected = {
+        "narrow": (statistics.mean([80, 82, 87]), statistics.stdev([80, 82, 87])),
+        "wide": (statistics.mean([90, 94]), statistics.stdev([90, 94])),
+    }
+    for group, (mean, deviation) in expected.items():
+        assert (
+            f"| {group} | {3 if group == 'narrow' else 2} | 75.00 % ± 0 % | {mean:.2f} % ± {deviation:.2f} % |" in text
+        )
+    alone = RunsFacts("alone", tuple(replace(run, group="") for run in two_groups.runs))
+    assert "Mean and standard" not in runs_headline(alone)
+    curves = [panel for panel in panels(wandb_report.build(alone)) if type(panel).__name__ == "LinePlot"]
+    assert {panel.groupby for panel in curves} == {None}
+
+
+def test_the_report_of_a_sweep_has_the_galleries_of_the_final_runs(offline):
+    facts, keys = offline
+    trial = replace(facts, summary={"best/val_acc": 0.5, "train/loss": 1.0}, charts={})
+    without = SweepFacts("e", "p", "", "rates", SWEEP, 7, trial, group="rates-1")
+    assert "gallery" not in shown(wandb_report.build(without))
+    report = wandb_report.build(replace(without, finals=seeds_of(facts, "rates-1", (0.9, 0.92))))
+    assert {"gallery", "cam", "wrong"} <= shown(report) and shown(report) - {"best/val_acc"} <= keys
+    text = json.dumps(spec_of(report))
+    assert "Best configuration, trained again" in text and "rates-10" in text and "rates-11" in text
+
+
+def test_groups_and_several_runs_are_looked_up_and_saved_as_one_report(online, tmp_path):
+    folders = [
+        tracked(tmp_path, "online", f"{group} {seed}", {"group": group, "seed": seed})
+        for group, seed in (("narrow", 0), ("narrow", 1), ("wide", 0))
+    ]
+    wandb_report.save_report("e/p/groups/narrow")
+    wandb_report.save_report("e/p/groups/narrow", str(folders[2]))
+    first, second = online.saved
+    assert first.title == "Group narrow" and second.title == "Group narrow, wide 0"
+    ids = {run.name: name for name, run in online.runs.items()}
+    assert ids["wide 0"] not in json.dumps(first.spec)
+    for saved in (first, second):
+        text = json.dumps(saved.spec)
+        assert ids["narrow 0"] in text and ids["narrow 1"] in text
+    assert ids["wide 0"] in json.dumps(second.spec)
+    with pytest.raises(UsageError, match=r"no run of the group 'none' in e/p; give"):
+        wandb_report.save_report("e/p/groups/none")
+
+
+def test_the_directories_of_seeds_and_of_a_sweep_name_their_runs(online, tmp_path):
+    seeds = tmp_path / "seeds"
+    seeds.mkdir()
+    tracked(tmp_path / "runs", "online", "one", {"group": "g"})
+    (seeds / "seeds.json").write_text(json.dumps({"group": "g"}))
+    (seeds / "recipe.yaml").write_text(Config(project="p", entity="e", group="g").to_yaml())
+    wandb_report.save_report(str(seeds))
+    sweep = tmp_path / "search"
+    with pytest.raises(UsageError, match="is no run directory"):
+        sweep.mkdir()
+        wandb_report.save_report(str(sweep))
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    with pytest.raises(UsageError, match=r"no run of .* is in W&B; upload them with: harness sync"):
+        wandb_report.save_report(str(sweep))
+    for number, kind in ((1, "trial"), (2, "trial"), (3, "final")):
+        settings = {"group": "search", "job_type": kind}
+        tracked(sweep / "runs", "online", f"{kind} {number}", settings, **{"best/val_acc": number / 10})
+    wandb_report.save_report(str(sweep))
+    group, search = online.saved
+    assert (group.title, search.title) == ("Group g", "Sweep rates")
+    text = json.dumps(search.spec)
+    ids = {run.name: name for name, run in online.runs.items()}
+    assert "2 runs, method bayes" in text and "Best run: trial 2" in text and ids["final 3"] in text
+
+
+# --- a view of the workspace
+
+
+def test_a_workspace_view_shows_curves_and_galleries_and_pins_the_results(offline):
+    facts, keys = offline
+    workspace = build_workspace(facts)
+    sections = {section.name: section.panels for section in workspace.sections}
+    assert {"Accuracy and loss", "Learning rate", "Throughput, time and memory", "More"} <= set(sections)
+    assert ["lr"] in [panel.y for panel in sections["Learning rate"]]
+    media = {key for panels in sections.values() for panel in panels for key in getattr(panel, "media_keys", ())}
+    assert {"gallery", "cam"} <= media <= keys
+    columns = workspace.runset_settings.pinned_columns
+    assert columns[:3] == ["run:displayName", "summary:result/acc", "summary:result/test/acc"]
+    assert "config:lr_max.value" in columns and "config:seed.value" in columns
+    assert workspace._to_model().spec.section.run_sets[0].run_feed.column_pinned["summary:result/test/acc"]
+
+
+def test_the_view_of_a_sweep_shows_its_runs_and_pins_its_metric_and_parameters(offline):
+    parameters = {"lr": {"min": 0.01, "max": 0.1}, "model_args": {"parameters": {"width": {"values": [4, 8]}}}}
+    sweep = SweepFacts("e", "p", "s1", "rates", {**SWEEP, "parameters": parameters}, 7, offline[0])
+    view = build_workspace(sweep).runset_settings
+    assert view.pinned_columns[1] == "summary:best/val_acc"
+    assert view.pinned_columns[-2:] == ["config:lr_max.value", "config:model_args.value.width"]
+    assert "s1" in view.filters
+    assert "rates-1" in build_workspace(replace(sweep, sweep_id="", group="rates-1")).runset_settings.filters
+
+
+def test_a_saved_view_is_in_wandb_under_the_returned_url(online, tmp_path, capfd):
+    tracked(tmp_path, "online", "run 🎈")
+    (run_id,) = online.runs
+    link = save_workspace(f"e/p/{run_id}")
+    (saved,) = online.saved
+    assert (saved.title, saved.kind) == ("harness: run ", "project-view")
+    assert "/e/p?nw=" in link
+    text = json.dumps(saved.spec)
+    assert '"gallery"' in text and "summary:result/test/acc" in text
+    assert not capfd.readouterr().out
 
 
 def test_a_run_that_wandb_does_not_have_is_reported_in_one_line(online, tmp_path):

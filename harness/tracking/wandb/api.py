@@ -6,20 +6,26 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 from urllib.parse import unquote, urlsplit
 
 from harness.config import yaml_io
 from harness.config.settings import Config
+from harness.tracking.run_files import CONFIG, SEEDS, SEEDS_RECIPE
 from harness.tracking.wandb.client import changed_environment, in_use, reason, set_up
 from harness.tracking.wandb.init import has_api_key
 from harness.tracking.wandb.session import known_run_id
 from harness.tracking.wandb.variables import environment_changes
 from harness.utils.errors import HarnessError, TrackingError, UsageError
+from harness.utils.files import read_json
 
-Kind: TypeAlias = Literal["run", "sweep", ""]
-FORMS = "ENTITY/PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, a URL, or a run directory"
+Kind: TypeAlias = Literal["run", "sweep", "group", ""]
+FORMS = "ENTITY/PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, ENTITY/PROJECT/groups/NAME, a URL, or the directory of a run, of several seeds or of a sweep"
+MAX_RUNS = 50  # of a group, whose facts take a request each
+PLURALS: Mapping[str, Kind] = {"runs": "run", "sweeps": "sweep", "groups": "group"}
+SWEEP_COPY = "sweep.yaml"  # in the directory of a sweep
 TIMEOUT = 10  # seconds of one request
 # An unavailable server is reported within half a minute.
 SHORT_TIMEOUTS = {
@@ -37,7 +43,8 @@ class Target:
     Attributes:
         entity: empty: the user's default entity.
         kind: empty: a run, or else a sweep.
-        folder: the run directory that named it.
+        folder: the directory that named it.
+        sweep: the file of a sweep that `harness sweep` ran; W&B has its runs as a group.
     """
 
     entity: str
@@ -45,6 +52,7 @@ class Target:
     name: str
     kind: Kind = ""
     folder: Path | None = None
+    sweep: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -66,6 +74,21 @@ class RunFacts:
     charts: Mapping[str, Any]
     state: str = "finished"
     url: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class RunsFacts:
+    """Several runs as W&B has them.
+
+    Attributes:
+        name: what they have in common.
+        group: the W&B group of all of them; empty where they have none.
+    """
+
+    name: str
+    runs: tuple[RunFacts, ...]
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,9 +96,12 @@ class SweepFacts:
     """A sweep as W&B has it.
 
     Attributes:
+        sweep_id: W&B's id; empty for a sweep that `harness sweep` ran, whose runs are a group.
         config: the sweep's configuration (its YAML file).
-        runs: the number of runs.
+        runs: the number of trials.
         best: the best run by the sweep's metric; None where there is none.
+        group: W&B's group of the trials and the final runs.
+        finals: runs that trained the best configuration again and read the test set.
     """
 
     entity: str
@@ -86,6 +112,8 @@ class SweepFacts:
     runs: int
     best: RunFacts | None
     url: str = ""
+    group: str = ""
+    finals: tuple[RunFacts, ...] = ()
 
 
 def parse(target: str) -> Target:
@@ -99,25 +127,45 @@ def parse(target: str) -> Target:
         return _target_of_folder(folder)
     parts = [unquote(part) for part in urlsplit(target).path.strip("/").split("/") if part]
     # .../ENTITY/PROJECT/runs/ID, with any page of it after that
-    markers = [index for index in range(1, len(parts) - 1) if parts[index] in ("runs", "sweeps")]
+    markers = [index for index in range(1, len(parts) - 1) if parts[index] in PLURALS]
     if markers:
         index = markers[-1]
         entity = parts[index - 2] if index > 1 else ""
-        return Target(entity, parts[index - 1], parts[index + 1], "run" if parts[index] == "runs" else "sweep")
+        return Target(entity, parts[index - 1], parts[index + 1], PLURALS[parts[index]])
     if "://" not in target and len(parts) in (2, 3):
         return Target("" if len(parts) == 2 else parts[0], parts[-2], parts[-1])
     raise UsageError(f"{target!r} is no run or sweep of W&B; give {FORMS}")
 
 
 def _target_of_folder(folder: Path) -> Target:
+    if (folder / SEEDS).is_file():
+        group = read_json(folder / SEEDS).get("group")
+        return _target_of_group(folder, folder / SEEDS_RECIPE, str(group or ""))
+    if (folder / SWEEP_COPY).is_file():
+        tracked = [path for path in sorted(folder.glob("runs/*")) if known_run_id(path)]
+        if not tracked:
+            raise UsageError(f"no run of {folder} is in W&B; upload them with: harness sync {folder}/runs/*")
+        return _target_of_group(folder, tracked[0] / CONFIG, sweep=yaml_io.read_yaml(folder / SWEEP_COPY))
     run_id = known_run_id(folder)
-    try:
-        config = Config(**yaml_io.read_yaml(folder / "config.yaml"))
-    except (HarnessError, TypeError):
-        raise UsageError(f"{folder} is no run directory; give {FORMS}") from None
+    config = _config_of(folder, folder / CONFIG)
     if run_id is None:
         raise UsageError(f"{folder} is not in W&B; upload it with: harness sync {folder}")
     return Target(config.entity, config.project, run_id, "run", folder)
+
+
+def _target_of_group(folder: Path, settings: Path, group: str = "", sweep: Mapping[str, Any] | None = None) -> Target:
+    """Return the W&B group of the runs of a directory, with the settings of one of them."""
+    config = _config_of(folder, settings)
+    if not (group := group or config.group):
+        raise UsageError(f"the runs of {folder} have no W&B group; give each run with its own --wandb")
+    return Target(config.entity, config.project, group, "group", folder, sweep)
+
+
+def _config_of(folder: Path, settings: Path) -> Config:
+    try:
+        return Config(**yaml_io.read_yaml(settings))
+    except (HarnessError, TypeError):
+        raise UsageError(f"{folder} is no run directory; give {FORMS}") from None
 
 
 @contextlib.contextmanager
@@ -153,7 +201,7 @@ def wandb_api_errors() -> Iterator[None]:
                 wandb.teardown()
 
 
-def look_up(target: Target) -> RunFacts | SweepFacts:
+def look_up(target: Target) -> RunFacts | RunsFacts | SweepFacts:
     """Return what W&B has of a target; called inside `wandb_api_errors`.
 
     Raises:
@@ -164,10 +212,12 @@ def look_up(target: Target) -> RunFacts | SweepFacts:
     api = wandb.Api(timeout=TIMEOUT)
     entity = target.entity or str(api.default_entity or "")
     path = f"{entity}/{target.project}/{target.name}"
+    if target.kind == "group":
+        return _group(api, entity, target)
     if target.kind != "sweep" and (run := _or_none(lambda: api.run(path))) is not None:
         return _run(run, entity, target.project)
     if target.kind != "run" and (sweep := _or_none(lambda: api.sweep(path))) is not None:
-        return _sweep(sweep, entity, target.project)
+        return _sweep(api, sweep, entity, target.project)
     remedy = f"upload it with: harness sync {target.folder}" if target.folder else f"give {FORMS}"
     raise UsageError(f"W&B has no {target.kind or 'run or sweep'} {path}; {remedy}")
 
@@ -188,13 +238,64 @@ def _run(run: Any, entity: str, project: str) -> RunFacts:
     charts = {key: chart.get("panel_config") or {} for key, chart in (internal.get("visualize") or {}).items()}
     config = {key: value for key, value in run.config.items() if not key.startswith("_")}
     summary = dict(run.summaryMetrics or {})
-    return RunFacts(entity, project, run.id, run.name or run.id, config, summary, charts, run.state, run.url)
+    about = {"state": run.state, "url": run.url, "group": run.group or ""}
+    return RunFacts(entity, project, run.id, run.name or run.id, config, summary, charts, **about)
 
 
-def _sweep(sweep: Any, entity: str, project: str) -> SweepFacts:
+def _group(api: Any, entity: str, target: Target) -> RunsFacts | SweepFacts:
+    """Return the runs of a group, or the sweep that `harness sweep` ran as one.
+
+    Raises:
+        UsageError: W&B has no run of the group.
+    """
+    path, group = f"{entity}/{target.project}", target.name
+    if target.sweep is not None:
+        metric = target.sweep.get("metric") or {}
+        trials = _runs(api, path, {"group": group, "jobType": "trial"}, metric)
+        best = _full(trials[0], entity, target.project) if len(trials) else None
+        finals = _facts(_runs(api, path, {"group": group, "jobType": "final"}), entity, target.project)
+        name = str(target.sweep.get("name") or group)
+        if best is not None or finals:
+            return SweepFacts(
+                entity, target.project, "", name, target.sweep, len(trials), best, group=group, finals=finals
+            )
+    elif runs := _facts(_runs(api, path, {"group": group}), entity, target.project):
+        return RunsFacts(f"Group {group}", runs, group)
+    remedy = f"upload its runs with: harness sync {target.folder}" if target.folder else f"give {FORMS}"
+    raise UsageError(f"W&B has no run of the group {group!r} in {path}; {remedy}")
+
+
+def _runs(api: Any, path: str, filters: Mapping[str, Any], metric: Mapping[str, Any] | None = None) -> Any:
+    """Return runs lazily, the best by a sweep's metric first, or the oldest."""
+    sign = "-" if metric and metric.get("goal") == "maximize" else "+"
+    order = f"{sign}summary_metrics.{metric['name']}" if metric and metric.get("name") else "+created_at"
+    return api.runs(path, filters=dict(filters), order=order, per_page=MAX_RUNS)
+
+
+def _facts(runs: Any, entity: str, project: str) -> tuple[RunFacts, ...]:
+    return tuple(_full(run, entity, project) for run in islice(runs, MAX_RUNS))
+
+
+def _full(run: Any, entity: str, project: str) -> RunFacts:
+    run.load_full_data()  # a list of runs has only some of each
+    return _run(run, entity, project)
+
+
+def _sweep(api: Any, sweep: Any, entity: str, project: str) -> SweepFacts:
     order = sweep.order
     best = sweep.best_run() if order and len(sweep.runs) else None
-    if best is not None:
-        best.load_full_data()
-    facts = None if best is None else _run(best, entity, project)
-    return SweepFacts(entity, project, sweep.id, sweep.name, sweep.config, len(sweep.runs), facts, sweep.url)
+    facts = None if best is None else _full(best, entity, project)
+    # The best configuration, trained again by hand: `harness run --recipe best.yaml --job-type final --group SWEEP_ID`.
+    finals = _runs(api, f"{entity}/{project}", {"group": sweep.id, "jobType": "final"})
+    return SweepFacts(
+        entity,
+        project,
+        sweep.id,
+        sweep.name,
+        sweep.config,
+        len(sweep.runs),
+        facts,
+        sweep.url,
+        sweep.id,
+        _facts(finals, entity, project),
+    )

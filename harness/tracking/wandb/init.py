@@ -9,17 +9,17 @@ import contextlib
 import logging
 import netrc
 import os
-import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-from harness.config.settings import Config, setting_fields
+from harness.config.settings import WANDB, Config, setting_fields
 from harness.tracking.records import Artifact, Record
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import changed_environment, in_sweep, in_use, missing_service, reason, set_up
+from harness.tracking.wandb.rows import last_row_step
 from harness.tracking.wandb.session import Session, known_run_id
 from harness.tracking.wandb.tracker import WandbTracker
 from harness.tracking.wandb.variables import environment_changes, unused_lines
@@ -41,12 +41,13 @@ def start(
     resumed_step: int | None = None,
     earlier: Iterable[Record] = (),
     job_type: str | None = None,
-    code: Sequence[Path] = (),
+    code: Mapping[str, Path] | None = None,
     extra: Mapping[str, Any] | None = None,
     on_stop: Callable[[], None] | None = None,
+    first_step: int | None = None,
     notify: Callable[[str], None] = log.warning,
 ) -> WandbTracker | NullTracker:
-    """Return a tracker that writes to W&B in the mode of `config.wandb`, with W&B's own files under `folder`/wandb.
+    """Return a tracker that writes to W&B in the mode of `config.wandb`, where `config.tracker` names it, with W&B's own files under `folder`/wandb.
 
     Args:
         run_id: letters, digits and dashes, 64 at most; when None, the id that the directory's run had before, or a
@@ -54,17 +55,17 @@ def start(
         resumed_step: the step from which a run is resumed.
         earlier: the journal's records of a resumed run; W&B is sent those that it does not have.
         job_type: `config.job_type` when None.
-        code: source files to keep, when `config.log_code` is on.
+        code: source files to keep, when `config.log_code` is on: name -> file.
         extra: plain values beside the settings in W&B's config: the environment, facts of the data.
         on_stop: called, in another thread, when somebody stops the run in W&B; when None, W&B sends a SIGINT.
+        first_step: rows before it are not sent; when None, those that W&B has already.
         notify: receives each line for the user.
 
     Raises:
         TrackingError: `wandb` is `online` or `offline` by name, and W&B is unavailable in that mode.
         UsageError: a run directory as the current one holds settings of W&B.
     """
-    mode = resolve_mode(config.wandb)
-    if mode == "disabled":
+    if WANDB not in config.tracker or (mode := resolve_mode(config.wandb)) == "disabled":
         return NullTracker()
     try:
         import wandb
@@ -75,7 +76,7 @@ def start(
             ) from error
         notify("W&B is not installed, so the run is not in W&B. Install it with: pip install wandb")
         return NullTracker()
-    _check_workspace(Path.cwd())
+    check_workspace(Path.cwd())
     folder = Path(folder).resolve()
     known_id = run_id or known_run_id(folder) or os.environ.get("WANDB_RUN_ID")
     session = Session(
@@ -93,19 +94,19 @@ def start(
     try:
         session.broken = missing_service(wandb) or _why_not_set_up(wandb, notify)
         session.why_offline = "" if session.broken else _why_offline(config, mode)
-        tracker = WandbTracker(session, mode != "offline" and not session.why_offline, resumed_step)
+        tracker = WandbTracker(session, mode != "offline" and not session.why_offline, resumed_step, first_step)
         for record in earlier:
-            if record.step >= tracker.first_step:
+            if last_row_step(record) >= tracker.first_step:
                 tracker.record(record)
         if config.log_code and code:
-            tracker.artifact(Artifact(f"source-{session.run_id}", "code", {path.name: path for path in code}))
+            tracker.artifact(Artifact(f"source-{session.run_id}", "code", code))
     except BaseException:
         session.leave()
         raise
     return tracker
 
 
-def _check_workspace(folder: Path) -> None:
+def check_workspace(folder: Path) -> None:
     """Refuse W&B's settings file in the current directory where that is a run's, which may come from somebody else.
 
     Raises:
@@ -125,34 +126,6 @@ def preload() -> None:
     with contextlib.suppress(ImportError):
         import wandb.apis.public
         import wandb.sdk.launch  # noqa: F401
-
-
-def count_arrived_rows(url: str, expected: int, patience: float = 20.0) -> int | None:
-    """Return how many history rows W&B has of a run; None where it does not report them.
-
-    Args:
-        url: the run's page.
-        patience: seconds to wait until there are as many rows as expected.
-    """
-    import wandb
-
-    entity, project, _, run_id = urlsplit(url).path.strip("/").split("/")
-    is_ours, count, began = not in_use(wandb), None, time.monotonic()
-    with changed_environment(**environment_changes()):
-        try:
-            set_up(wandb)
-            while time.monotonic() - began < patience:
-                run = wandb.Api(timeout=10).run(f"{unquote(entity)}/{unquote(project)}/{run_id}")
-                count = int(run.historyLineCount)
-                if count >= expected:
-                    break
-                time.sleep(2)
-        except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
-            log.debug("W&B does not report how many rows it has: %s", reason(error))
-        finally:
-            if is_ours:
-                wandb.teardown()
-    return count
 
 
 def resolve_mode(setting: str) -> Mode:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from harness.config.settings import Config
+from harness.config.settings import WANDB, Config
 from harness.tracking.wandb.variables import OF_SETTINGS
 from harness.utils.errors import UsageError
 
@@ -14,14 +14,13 @@ PROJECT_REFUSES, ID_REFUSES = "/\\#?%:", ":;,#?/'\\%"
 
 
 def check_wandb_values(config: Config) -> None:
-    """Check what names and describes a run in W&B, before it trains; do nothing where W&B is disabled.
+    """Check what names and describes a run in W&B, before it trains; do nothing where W&B is not used.
 
     Raises:
         UsageError: W&B would refuse a value, so that the run could never be uploaded; the option or variable is named.
     """
-    if config.wandb == "disabled" or (
-        config.wandb == "auto" and os.environ.get("WANDB_MODE", "").lower() == "disabled"
-    ):
+    is_off = config.wandb == "auto" and os.environ.get("WANDB_MODE", "").lower() == "disabled"
+    if WANDB not in config.tracker or config.wandb == "disabled" or is_off:
         return
     for name in MAX_LENGTHS:
         _check_text(f"--{name.replace('_', '-')}", name, getattr(config, name))

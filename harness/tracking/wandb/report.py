@@ -1,54 +1,50 @@
-"""Build a W&B report of a run or a sweep from the keys that were logged.
-
-The only importer of wandb-workspaces (extra: reports).
-"""
+"""Build a W&B report of a run, of several runs or of a sweep from the keys that were logged (extra: reports)."""
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.names import SPLIT_NAMES
 from harness.config.settings import canonical_name
-from harness.tracking.wandb.api import RunFacts, SweepFacts, look_up, parse, wandb_api_errors
+from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, look_up, parse, wandb_api_errors
 from harness.tracking.wandb.client import reason
-from harness.utils.errors import TrackingError, UsageError
-from harness.utils.text import markdown, percent
-
-GRID_COLUMNS = 24  # of a W&B panel grid
-MAX_TITLE = 128  # characters
-MEDIA = ("image-file", "images/separated", "plotly-file")  # what W&B's media panel shows
-# Sections of images, tables and charts, and the prefixes of their keys.
-REPORT_SECTIONS = (
-    ("Learning-rate range test", ("find/",)),
-    (
-        "Correct and misclassified images",
-        ("gallery/correct", "gallery/misclassified", "predictions/correct", "predictions/misclassified"),
-    ),
-    ("Grad-CAM", ("gallery/gradcam", "explain/")),
-    ("Classes", ("predictions/",)),
-    ("More", ("",)),
+from harness.tracking.wandb.panels import (
+    grid_section,
+    is_number,
+    line_panel,
+    line_panels,
+    machine_panels,
+    media_sections,
+    number_text,
+    report_module,
+    result_numbers,
+    runset_of,
+    scatter_panel,
 )
+from harness.tracking.wandb.runs_report import runs_blocks
+from harness.utils.errors import UsageError
+from harness.utils.text import markdown
+
+MAX_TITLE = 128  # characters
 
 
-def save_report(target: str, draft: bool = False) -> str:
+def save_report(*targets: str, draft: bool = False) -> str:
     """Save a new report in W&B and return its URL.
 
     Args:
-        target: ENTITY/PROJECT/RUN_ID, PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, a URL, or a run directory.
+        targets: a run or a sweep, or several runs and groups of runs, each as ENTITY/PROJECT/RUN_ID, PROJECT/RUN_ID,
+            ENTITY/PROJECT/sweeps/ID, ENTITY/PROJECT/groups/NAME, a URL, or the directory of a run, of several seeds or
+            of a sweep.
         draft: only its author sees it.
 
     Raises:
-        UsageError: the target is invalid, or W&B has no such run or sweep.
+        UsageError: a target is invalid, or W&B has no such run or sweep.
         TrackingError: wandb-workspaces is not installed, there is no API key, or W&B is unavailable.
     """
-    requested = parse(target)
-    reports()
+    report_module()
     with wandb_api_errors():
-        report = build(look_up(requested))
+        report = build(look_up_all(targets))
         try:
             report.save(draft=draft)
         except ValueError as error:
@@ -56,62 +52,66 @@ def save_report(target: str, draft: bool = False) -> str:
         return str(report.url)
 
 
-def reports() -> Any:
-    """Return the module `wandb_workspaces.reports.v2`.
+def look_up_all(targets: Sequence[str]) -> RunFacts | RunsFacts | SweepFacts:
+    """Return what W&B has of one target, or of the runs of several; called inside `wandb_api_errors`.
 
     Raises:
-        TrackingError: it is not installed.
+        UsageError: a target is invalid, W&B has no such run, or a sweep is one of several targets.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it uses deprecated features of pydantic
-            import wandb_workspaces.reports.v2 as module
-    except ImportError as error:
-        raise TrackingError(
-            f"W&B reports need wandb-workspaces ({error}); pip install 'vision-harness[reports]'"
-        ) from error
-    return module
+    known = [look_up(target) for target in map(parse, targets)]
+    if len(known) == 1:
+        return known[0]
+    runs: dict[tuple[str, str, str], RunFacts] = {}
+    for target, facts in zip(targets, known, strict=True):
+        if isinstance(facts, SweepFacts):
+            raise UsageError(f"{target} is a sweep, which has a report of its own; leave it out, or give it alone")
+        for run in facts.runs if isinstance(facts, RunsFacts) else (facts,):
+            runs[run.entity, run.project, run.run_id] = run
+    names = [facts.name for facts in known]
+    return RunsFacts(", ".join(names) if len(names) < 4 else f"{len(runs)} runs", tuple(runs.values()))
 
 
-def build(facts: RunFacts | SweepFacts) -> Any:
-    """Return the report of a run or a sweep, not saved yet; no network."""
-    wr = reports()
+def build(facts: RunFacts | RunsFacts | SweepFacts) -> Any:
+    """Return the report of a run, of several runs or of a sweep, not saved yet; no network."""
+    wr = report_module()
+    place: RunFacts | SweepFacts
     if isinstance(facts, SweepFacts):
-        title, blocks = f"Sweep {facts.name}", _sweep_blocks(wr, facts)
+        place, title, blocks = facts, f"Sweep {facts.name}", _sweep_blocks(wr, facts)
+    elif isinstance(facts, RunsFacts):
+        place, title, blocks = facts.runs[0], facts.name, [wr.TableOfContents(), *runs_blocks(wr, facts)]
     else:
-        title, blocks = f"Run {facts.name}", _run_blocks(wr, facts)
+        place, title, blocks = facts, f"Run {facts.name}", _run_blocks(wr, facts)
     return wr.Report(
-        entity=facts.entity,
-        project=facts.project,
+        entity=place.entity,
+        project=place.project,
         title=title[:MAX_TITLE],
-        description=facts.url,
+        description=place.url,
         blocks=blocks,
         width="fluid",
     )
 
 
 def _run_blocks(wr: Any, run: RunFacts) -> list[Any]:
-    runs = _runset_of(wr, run)
+    runs = runset_of(wr, run)
     return [
         wr.MarkdownBlock(text=run_headline(run)),
         wr.TableOfContents(),
-        *_section(wr, "Training", [runs], _lines(wr, run.summary)),
-        *_media(wr, run, runs),
-        *_section(wr, "Time and memory", [runs], _machine(wr, run.summary)),
+        *grid_section(wr, "Training", [runs], line_panels(wr, run.summary)),
+        *media_sections(wr, run, [runs]),
+        *grid_section(wr, "Time and memory", [runs], machine_panels(wr, run.summary)),
         wr.H2(text="Settings"),
         wr.CodeBlock(code=yaml_io.dump_yaml(_settings(run.config)), language="yaml"),
     ]
 
 
 def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
-    runs = wr.Runset(
-        name="runs of the sweep", entity=sweep.entity, project=sweep.project, filters=f"Sweep == {sweep.sweep_id!r}"
-    )
+    trials = f"Sweep == {sweep.sweep_id!r}" if sweep.sweep_id else f"Group == {sweep.group!r} and JobType == 'trial'"
+    runs = wr.Runset(name="runs of the sweep", entity=sweep.entity, project=sweep.project, filters=trials)
     metric, best = metric_of(sweep.config)[0], sweep.best
     parameters = swept_parameters(sweep.config)
-    panels = [(_line(wr, metric, [metric], "epoch"), 12, 8)] if metric else []
+    panels = [(line_panel(wr, metric, [metric], "epoch"), 12, 8)] if metric else []
     if best is not None:
-        panels += _lines(wr, best.summary)
+        panels += line_panels(wr, best.summary)
     columns = [
         wr.ParallelCoordinatesPlotColumn(metric=wr.Config(name), log=is_log) for name, is_log in parameters.items()
     ]
@@ -119,23 +119,29 @@ def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
     comparison = [
         (wr.ParallelCoordinatesPlot(columns=[*columns, wr.ParallelCoordinatesPlotColumn(metric=objective)]), 24, 9),
         (wr.ParameterImportancePlot(with_respect_to=metric), 12, 8),
-        *([(_scatter(wr, parameters, objective), 12, 8)] if len(parameters) > 1 else []),
+        *([(scatter_panel(wr, parameters, objective), 12, 8)] if len(parameters) > 1 else []),
         (wr.ScalarChart(title=metric, metric=objective), 8, 6),
         (wr.RunComparer(diff_only="split"), 24, 12),
     ]
     blocks = [
         wr.MarkdownBlock(text=sweep_headline(sweep)),
         wr.TableOfContents(),
-        *_section(wr, "Parameters", [runs], comparison if metric and parameters else comparison[-1:]),
-        *_section(wr, "Training", [runs], panels),
+        *grid_section(wr, "Parameters", [runs], comparison if metric and parameters else comparison[-1:]),
+        *grid_section(wr, "Training", [runs], panels),
     ]
     if best is not None:
-        blocks += [wr.H1(text=markdown(f"Best run: {best.name}")), *_media(wr, best, _runset_of(wr, best))]
+        blocks += [wr.H1(text=markdown(f"Best run: {best.name}")), *media_sections(wr, best, [runset_of(wr, best)])]
+    if sweep.finals:  # they have the galleries and Grad-CAM, which trials leave out
+        blocks += [wr.H1(text="Best configuration, trained again"), *runs_blocks(wr, _finals(sweep))]
     return [
         *blocks,
         wr.H2(text="Sweep configuration"),
         wr.CodeBlock(code=yaml_io.dump_yaml(dict(sweep.config)), language="yaml"),
     ]
+
+
+def _finals(sweep: SweepFacts) -> RunsFacts:
+    return RunsFacts(f"Final runs of {sweep.name}", sweep.finals, sweep.group)
 
 
 def run_headline(run: RunFacts) -> str:
@@ -146,11 +152,11 @@ def run_headline(run: RunFacts) -> str:
         for name in ("model", "data", "epochs", "batch_size", "optimizer", "schedule", "seed")
         if config.get(name) not in (None, "")
     )
-    rows = [f"| {key.removeprefix('result/')} | {_number(key, value)} |" for key, value in _results(summary)]
+    rows = [f"| {key.removeprefix('result/')} | {number_text(key, value)} |" for key, value in result_numbers(summary)]
     rates = ", ".join(
         f"{name.upper().replace('_', '')} {summary[name]:.3g}"
         for name in ("lr_min", "lr_max")
-        if _is_number(summary.get(name))
+        if is_number(summary.get(name))
     )
     chosen, confidence = summary.get("result/chosen"), summary.get("find/sure")
     lines = [
@@ -176,7 +182,7 @@ def sweep_headline(sweep: SweepFacts) -> str:
     ]
     if sweep.best is not None:
         value = sweep.best.summary.get(metric)
-        shown = _number(metric, value) if _is_number(value) else "?"
+        shown = number_text(metric, value) if is_number(value) else "?"
         parameters = ", ".join(f"{name} {markdown(_config_value(sweep.best.config, name))}" for name in names)
         lines.append(f"Best: [{markdown(sweep.best.name)}]({sweep.best.url}) with {metric} {shown}: {parameters}.")
     return "\n\n".join(lines)
@@ -224,116 +230,7 @@ def _config_value(config: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def _runset_of(wr: Any, run: RunFacts) -> Any:
-    return wr.Runset(name=run.name, entity=run.entity, project=run.project, filters=f"ID == {run.run_id!r}")
-
-
-def _media(wr: Any, run: RunFacts, runs: Any) -> list[Any]:
-    """Return the sections with the images, tables and charts of one run, each shown once."""
-    kinds = {
-        key: str(value["_type"])
-        for key, value in sorted(run.summary.items())
-        if isinstance(value, Mapping) and "_type" in value
-    }
-    left = [key for key in kinds if not _belongs_to_chart(key, run.charts)] + sorted(run.charts)
-    blocks: list[Any] = []
-    for title, prefixes in REPORT_SECTIONS:
-        keys = [key for key in left if key.startswith(prefixes)]
-        left = [key for key in left if key not in keys]
-        keys.sort(key=lambda key: (kinds.get(key) == "table-file", key in run.charts, key))  # the widest last
-        panels = [panel for key in keys if (panel := _panel(wr, key, kinds, run.charts)) is not None]
-        blocks += _section(wr, title, [runs], panels)
-    return blocks
-
-
-def _belongs_to_chart(key: str, charts: Mapping[str, Any]) -> bool:
-    """Return whether a table is the data of a chart, or holds the points of one."""
-    return key.removesuffix("_table") in charts or re.sub(r"/table$", "/chart", key) in charts
-
-
-def _panel(wr: Any, key: str, kinds: Mapping[str, str], charts: Mapping[str, Any]) -> tuple[Any, int, int] | None:
-    """Return a panel for what was logged under a key, with its width and height; None for what has no panel."""
-    if key in charts:
-        chart = charts[key]
-        fields, strings = dict(chart.get("fieldSettings") or {}), dict(chart.get("stringSettings") or {})
-        table = {"summaryTable": {"tableKey": f"{key}_table"}}
-        panel = wr.CustomChart(
-            query=table, chart_name=str(chart.get("panelDefId", "")), chart_fields=fields, chart_strings=strings
-        )
-        return panel, 12, 10
-    if kinds[key] in MEDIA:
-        return wr.MediaBrowser(title=key, media_keys=[key], num_columns=1), 12, 12
-    if kinds[key] == "table-file":
-        return wr.WeavePanelSummaryTable(table_name=key), 24, 12
-    return None
-
-
-def _lines(wr: Any, summary: Mapping[str, Any]) -> list[tuple[Any, int, int]]:
-    """Return line plots of loss and accuracy by epoch, and of what was measured by step."""
-    numbers = [key for key, value in sorted(summary.items()) if _is_number(value)]
-    by_epoch = {
-        what: [f"{split}/{what}" for split in SPLIT_NAMES if f"{split}/{what}" in numbers] for what in ("loss", "acc")
-    }
-    titles = {"loss": "loss by epoch", "acc": "accuracy by epoch"}
-    panels = [(_line(wr, titles[what], keys, "epoch"), 12, 8) for what, keys in by_epoch.items() if keys]
-    steps = [key for key in numbers if key == "lr" or re.fullmatch(r"\w+/step_\w+", key)]
-    return panels + [(_line(wr, f"{key} by step", [key], "Step", log=key == "lr"), 12, 8) for key in steps]
-
-
-def _machine(wr: Any, summary: Mapping[str, Any]) -> list[tuple[Any, int, int]]:
-    keys = [key for key in sorted(summary) if key.startswith(("time/", "throughput", "memory/"))]
-    return [(_line(wr, key, [key], "epoch"), 8, 6) for key in keys]
-
-
-def _line(wr: Any, title: str, keys: Sequence[str], x: str, log: bool = False) -> Any:
-    return wr.LinePlot(title=title, x=x, y=list(keys), log_y=log or None)
-
-
-def _scatter(wr: Any, parameters: Mapping[str, bool], metric: Any) -> Any:
-    """Return a scatter plot of LRMIN and LRMAX, or else of the first two parameters; the metric is the colour."""
-    rates = [name for name in ("lr_min", "lr_max") if name in parameters]
-    x, y, *_ = [*rates, *(name for name in parameters if name not in rates)]
-    return wr.ScatterPlot(
-        title=f"{x} and {y}",
-        x=wr.Config(x),
-        y=wr.Config(y),
-        z=metric,
-        log_x=parameters[x] or None,
-        log_y=parameters[y] or None,
-    )
-
-
-def _section(wr: Any, title: str, runsets: Iterable[Any], panels: Sequence[tuple[Any, int, int]]) -> list[Any]:
-    """Return a heading and its panels in rows from left to right; nothing where there are no panels."""
-    if not panels:
-        return []
-    x = y = tallest = 0
-    for panel, width, height in panels:
-        if x + width > GRID_COLUMNS:
-            x, y, tallest = 0, y + tallest, 0
-        panel.layout.x, panel.layout.y, panel.layout.w, panel.layout.h = x, y, width, height
-        x, tallest = x + width, max(tallest, height)
-    return [wr.H2(text=title), wr.PanelGrid(runsets=list(runsets), panels=[panel for panel, _, _ in panels])]
-
-
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings sorted by name, the long sections of data and environment last."""
     long = ("dataset", "environment")
     return {key: config[key] for key in [*sorted(set(config) - set(long)), *(key for key in long if key in config)]}
-
-
-def _results(summary: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [
-        (key, value)
-        for key, value in sorted(summary.items())
-        if key.startswith("result/") and key != "result/epoch" and _is_number(value)
-    ]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _number(key: str, value: Any) -> str:
-    is_fraction = bool(re.search(r"(acc|ece)(\d|_tta)?$", key)) and 0 <= value <= 1
-    return percent(value, 2) if is_fraction else f"{value:.4g}"

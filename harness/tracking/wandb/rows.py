@@ -11,19 +11,38 @@ from harness.utils.curves import RECALLS, precision_at_recalls
 # Beyond these, W&B cuts or resamples its charts; tables hold everything.
 MAX_CHART_POINTS = 10_000
 MAX_CHART_CLASSES = 100
+TIMESTAMP = "_timestamp"  # W&B's own name: seconds since 1970
 
 
-def rows(record: Record) -> Iterator[tuple[int, dict[str, Value]]]:
-    """Yield (step, values) for every step of a record, in increasing order.
+def last_row_step(record: Record) -> int:
+    """Return the step of the last row of a record.
 
-    The row of the record's own step holds its values, its epoch and what was measured at that step.
+    The final record has a row of its own, one step after the last update: that of the update need not wait for it.
+    """
+    return record.step + (record.kind == "final")
+
+
+def rows(record: Record, log_every: int = 1) -> Iterator[tuple[int, dict[str, Value]]]:
+    """Yield (step, values) for every step of a record, in increasing order; `_timestamp` is when it was measured.
+
+    The last row holds the record's values, its epoch and what was measured at its step.
+
+    Args:
+        log_every: of the steps within an epoch, take every this many; 0: all.
     """
     by_step: dict[int, dict[str, Value]] = {}
+    own_step = last_row_step(record)
     if record.steps is not None:
-        for index, step in enumerate(record.steps.x):
-            row = by_step.setdefault(min(round(step), record.step), {})
+        for index, x in enumerate(record.steps.x):
+            step = min(round(x), record.step)
+            if step % max(log_every, 1) and (step != own_step or record.kind == "steps"):
+                continue
+            row = by_step.setdefault(step, {})
             row.update({name: float(line[index]) for name, line in record.steps.lines.items()})
-    by_step.setdefault(record.step, {}).update({"epoch": record.epoch, **record.values})
+            row.update({TIMESTAMP: record.step_times[index]} if record.step_times else {})
+    if record.kind != "steps":
+        by_step.setdefault(own_step, {}).update({"epoch": record.epoch, **record.values})
+        by_step[own_step].update({TIMESTAMP: record.time} if record.time else {})
     yield from sorted(by_step.items())
 
 

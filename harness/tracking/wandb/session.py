@@ -11,13 +11,16 @@ import json
 import logging
 import os
 import shlex
+import threading
+import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from harness.config.settings import Config, setting_fields
+from harness.tracking.run_files import JOURNAL
 from harness.tracking.wandb import offline_log
 from harness.tracking.wandb.client import (
     active_run,
@@ -28,6 +31,7 @@ from harness.tracking.wandb.client import (
     reason,
     set_up,
 )
+from harness.tracking.wandb.finishing import finish_run
 from harness.tracking.wandb.variables import environment_changes, own_defaults
 from harness.utils.errors import TrackingError
 from harness.utils.files import json_bytes, read_json
@@ -36,7 +40,10 @@ State: TypeAlias = Literal["online", "offline", "incomplete"]
 
 INIT_TIMEOUT = 20.0  # seconds that the start of a run waits for a server
 CLUSTER_JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_COMPLETION_INDEX")  # set in the jobs of a cluster
+GIVEN_UP = ("file transfer: upload: failed", "sender: failed to log artifact")  # in W&B's log, after all tries
 SENT = "harness-sent.json"  # beside W&B's files: the highest step sent, so that offline run directories never overlap
+
+AXES = ("epoch", "images_seen")  # on every row of a step, beside W&B's own step and time
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +177,8 @@ class Session:
         settings: dict[str, Any] = dict(
             root_dir=str(self.folder),
             init_timeout=float(os.environ.get("WANDB_INIT_TIMEOUT") or INIT_TIMEOUT),
-            finish_timeout=self.finish_timeout,
+            # W&B's own limit cannot grow with what is left to upload; `finish` has one that does.
+            finish_timeout=0.0 if self._is_ours else self.finish_timeout,
             finish_timeout_raises=False,
             reinit="create_new",  # never the run that a notebook has open
             **own_defaults(),
@@ -185,10 +193,21 @@ class Session:
         return run
 
     def _define_metrics(self, run: Any) -> None:
-        """Have W&B plot the metrics of epochs over the epoch."""
-        run.define_metric("epoch", hidden=True)
+        """Have W&B plot the metrics of epochs over the epoch; those of steps may be plotted over any of `AXES`."""
+        for name in AXES:
+            run.define_metric(name, hidden=True)
         # No summary= here: it would make the summary's value a mapping, which a sweep cannot read.
-        for pattern in ("train/*", "val/*", "test/*", "best/*", "time/*", "throughput*", "memory/*"):
+        for pattern in (
+            "train/*",
+            "val/*",
+            "test/*",
+            "best/*",
+            "time/*",
+            "throughput*",
+            "memory/*",
+            "gradients/*",
+            "parameters/*",
+        ):
             run.define_metric(pattern, step_metric="epoch")
         for name in self._step_lines:
             run.define_metric(name)
@@ -220,7 +239,9 @@ class Session:
             self._step_lines.add(name)
 
     def sync_command(self) -> str:
-        """Return the command that uploads every offline run directory of the run."""
+        """Return the command that uploads the run; `harness sync` needs its journal, which an evaluation has not."""
+        if (self.folder / JOURNAL).is_file():
+            return f"harness sync {shlex.quote(str(self.folder))}"
         folders = sorted(self.files.glob(f"offline-run-*-{self.run_id}*"))
         if len(folders) == 1:
             return f"wandb sync {shlex.quote(str(folders[0]))}"
@@ -240,33 +261,59 @@ class Session:
 
     def _stored_step(self, sent: int) -> int:
         """Return the highest step in the earlier offline run directories; `sent` where a server has some of the run."""
-        earlier = sorted(self.files.glob(f"*run-*-{self.run_id}*"))[:-1]
-        if not earlier or any(not folder.name.startswith("offline-") for folder in earlier):
+        # The present one is among them, without a row; not the last by name, where clocks disagree.
+        folders = list(self.files.glob(f"*run-*-{self.run_id}*"))
+        if len(folders) < 2 or any(not folder.name.startswith("offline-") for folder in folders):
             return sent
-        logs = [log for folder in earlier for log in folder.glob("run-*.wandb")]
+        logs = [log for folder in folders for log in folder.glob("run-*.wandb")]
         return max((offline_log.last_step(log) for log in logs), default=-1)
 
     def note_sent(self, step: int) -> None:
         """Store the highest step sent to W&B; nothing where W&B has never opened the run."""
-        if not self.run_id:
-            return
-        temporary = self.files / f".{SENT}.tmp"
+        if self.run_id:
+            note_sent(self.files, self.run_id, step)
+
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        """End W&B's process where what is inside takes longer than the finish timeout; W&B asks a dead server for hours.
+
+        Logging an artifact, or a row with a table, is such a request. The call then fails, and the run continues offline.
+        """
+        core = core_process(self.wandb) if self.online and self._is_ours else None
+        timer = threading.Timer(self.finish_timeout, core.kill) if core is not None else None
+        if timer is not None:
+            timer.daemon = True
+            timer.start()
         try:
-            temporary.unlink(missing_ok=True)
-            with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
-                file.write(json_bytes({"run_id": self.run_id, "step": step}))
-            os.replace(temporary, self.files / SENT)
-        except OSError:  # the disk may be full; training continues
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
+            yield
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def finish(self, run: Any, exit_code: int) -> str:
+        """Finish the run; return why not everything was uploaded, empty where it was.
+
+        A process of W&B that serves other runs as well is not ended: W&B's own limit holds there.
+        """
+        if not self.online:
+            run.finish(exit_code=exit_code)
+            return ""
+        started, timeout = time.monotonic(), self.finish_timeout
+        if self._is_ours:
+            late = finish_run(run, exit_code, timeout, lambda: self._teardown(kill=True))
+        else:
+            run.finish(exit_code=exit_code)
+            late = f"not uploaded within {timeout:g} s" if time.monotonic() - started > 0.95 * timeout else ""
+        return late or self.refusal(run)
 
     def refusal(self, run: Any) -> str:
-        """Return why W&B gave up uploading, which only its own log says; empty when it did not."""
+        """Return why W&B gave up uploading rows, a file or an artifact, which only its own log says; empty when it did not."""
         with contextlib.suppress(OSError):
             for line in Path(run.settings.log_internal).read_text(errors="replace").splitlines():
                 with contextlib.suppress(ValueError, TypeError):
                     entry = json.loads(line)
-                    if str(entry["level"]).startswith("ERROR+"):  # beyond ERROR: it will not try again
+                    # Beyond ERROR: it will not try again.
+                    if str(entry["level"]).startswith("ERROR+") or str(entry["msg"]).startswith(GIVEN_UP):
                         return reason(RuntimeError(entry["msg"]))
         return ""
 
@@ -287,6 +334,19 @@ class Session:
             if core is not None:
                 core.kill()
                 core.wait()
+
+
+def note_sent(files: Path, run_id: str, step: int) -> None:
+    """Store the highest step sent to W&B beside W&B's files; a full disk is no reason to stop."""
+    temporary = files / f".{SENT}.tmp"
+    try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
+            file.write(json_bytes({"run_id": run_id, "step": step}))
+        os.replace(temporary, files / SENT)
+    except OSError:  # the disk may be full; training continues
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def known_run_id(folder: Path) -> str | None:

@@ -5,12 +5,11 @@ No failure of W&B raises here: the first is reported to the user, and the journa
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import re
 import shlex
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,9 +18,10 @@ from typing import Any
 from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.tracker import Status, Tracker
 from harness.tracking.wandb.client import reason
-from harness.tracking.wandb.rows import rows
-from harness.tracking.wandb.session import Session, State, is_preemption
-from harness.tracking.wandb.values import to_wandb
+from harness.tracking.wandb.rows import TIMESTAMP, rows
+from harness.tracking.wandb.session import AXES, Session, State, is_preemption
+from harness.tracking.wandb.values import artifact_name, to_wandb
+from harness.tracking.wandb.variables import own_defaults
 from harness.utils.errors import TrackingError
 from harness.utils.signals import PREEMPTED
 
@@ -39,17 +39,19 @@ class WandbTracker(Tracker):
         url: the run's page; empty when it has none.
     """
 
-    def __init__(self, session: Session, online: bool, resumed_step: int | None) -> None:
+    def __init__(self, session: Session, online: bool, resumed_step: int | None, first_step: int | None = None) -> None:
         self._session = session
         self._summary: dict[str, Scalar] = {}
         self._restarts_left = MAX_RESTARTS
         self._run: Any
         self.state: State
         self._run, self.state = session.connect(online)
-        self.first_step = session.first_step(self._run, resumed_step)
+        self.first_step = session.first_step(self._run, resumed_step) if first_step is None else first_step
         self.url = str(self._run.url or "") if session.online else ""
         self._last_step = self.first_step - 1  # of the last row sent
+        self._is_resumed = resumed_step is not None
         self._is_open = False  # whether values can be added to that row
+        self._last_time: dict[str, Any] = {}  # when it was measured; W&B would note when it is closed
         session.note_sent(self._last_step)
         self._worker: ThreadPoolExecutor | None = ThreadPoolExecutor(1, thread_name_prefix="wandb-tracker")
         self._jobs: list[Future[object]] = []
@@ -76,6 +78,19 @@ class WandbTracker(Tracker):
         """Log one row for every step of the record, except those that W&B has already."""
         self._submit(lambda: self._record(record))
 
+    def rows(self, record: Record, steps: set[int]) -> None:
+        """Log those rows of a record that are at some steps."""
+
+        def log_rows() -> None:
+            if record.steps is not None:
+                names = set(record.steps.lines) - set(record.values) - set(AXES)
+                self._attempt(lambda run: self._session.plot_by_step(run, names))
+            for step, values in rows(record, self._session.config.log_every):
+                if step in steps:
+                    self._log(step, values, keep_open=record.kind == "find")
+
+        self._submit(log_rows)
+
     def _submit(self, job: Callable[[], object], wait: bool = False) -> None:
         """Run a job in the background after those before it; an exception of an earlier one is raised here."""
         if self._worker is None:
@@ -85,11 +100,10 @@ class WandbTracker(Tracker):
             self._jobs.pop(0).result()
 
     def _record(self, record: Record) -> None:
-        config = self._session.config
-        # W&B plots a row once it is closed. The last epoch's stays open: the final record has the same step.
-        keep_open = record.kind != "epoch" or record.epoch >= config.epochs or config.early_stop > 0
+        # A row that is closed can be plotted at once. Those of a range test stay open: all its records have step 0.
+        keep_open = record.kind == "find"
         if record.steps is not None:
-            names = set(record.steps.lines) - set(record.values)
+            names = set(record.steps.lines) - set(record.values) - set(AXES)
             self._attempt(lambda run: self._session.plot_by_step(run, names))
         pending = self._pending_rows(record)
         if pending:
@@ -100,11 +114,16 @@ class WandbTracker(Tracker):
 
     def _pending_rows(self, record: Record) -> list[tuple[int, dict[str, Value]]]:
         """Return the rows of a record that W&B does not have, in increasing order."""
-        *before, (step, values) = rows(record)
-        pending = [(earlier, row) for earlier, row in before if earlier > self._last_step]
-        if step >= self.first_step or record.kind == "final":
-            # Nothing can be added to a closed row; the next step number is better than losing the values.
-            pending.append((max(step, self._last_step if self._is_open else self._last_step + 1), values))
+        numbered = list(rows(record, self._session.config.log_every))
+        pending = [(step, row) for step, row in numbered if step > self._last_step]
+        if record.kind == "steps" or (pending and pending[-1][0] == numbered[-1][0]):
+            return pending
+        step, values = numbered[-1]
+        # A run that was killed at its very end and resumed has its final row in W&B already. Otherwise nothing can be added
+        # to a closed row, and the next step number is better than losing the values.
+        has_result = self._is_resumed and not self._session.is_borrowed
+        if step >= self.first_step or (record.kind == "final" and not has_result):
+            pending.append((self._last_step if self._is_open else self._last_step + 1, values))
         return pending
 
     def _log(self, step: int, values: Mapping[str, Value], keep_open: bool) -> None:
@@ -117,10 +136,13 @@ class WandbTracker(Tracker):
                     row.update(to_wandb(self._session.wandb, key, value, self._session.folder))
                 except (OSError, SyntaxError, TypeError, ValueError) as error:  # an image's file may be damaged or gone
                     self._session.notify(f"W&B does not accept {key}: {error}; the journal has it")
-            run.log(row, step=step, commit=not keep_open)
+            has_media = any(not isinstance(value, Scalar) for value in values.values())
+            with self._session.limited() if has_media else contextlib.nullcontext():
+                run.log(row, step=step, commit=not keep_open)
 
         if self._attempt(send):
             self._last_step, self._is_open = step, keep_open
+            self._last_time = {name: value for name, value in values.items() if name == TIMESTAMP}
 
     def summary(self, values: Mapping[str, Scalar]) -> None:
         """Add figures to the run's summary; they are set at the end and override those of the last row."""
@@ -141,20 +163,22 @@ class WandbTracker(Tracker):
                 raise FileNotFoundError(f"artifact {artifact.name}: there is no file {path}")
 
         def send(run: Any) -> None:
-            name = re.sub(r"[^\w.-]+", "-", artifact.name, flags=re.ASCII)[:128]
+            name = artifact_name(artifact)
             if artifact.kind == "code":  # a type that W&B reserves
                 self._log_code(run, name, artifact)
                 return
             logged = self._session.wandb.Artifact(name, type=artifact.kind, metadata=dict(artifact.metadata))
             for inside, path in artifact.files.items():
                 logged.add_file(str(path), name=inside, skip_cache=True)
-            run.log_artifact(logged, aliases=list(artifact.aliases))
+            with self._session.limited():
+                run.log_artifact(logged, aliases=list(artifact.aliases))
 
         self._submit(lambda: self._attempt(send), wait=True)
 
     def _log_code(self, run: Any, name: str, artifact: Artifact) -> None:
         with tempfile.TemporaryDirectory(dir=self._session.files) as folder:
             for inside, path in artifact.files.items():
+                Path(folder, inside).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, Path(folder, inside))
             run.log_code(
                 folder, name=name, include_fn=lambda path, root=folder: True, exclude_fn=lambda path, root=folder: False
@@ -163,6 +187,24 @@ class WandbTracker(Tracker):
     def alert(self, title: str, text: str) -> None:
         """Send a W&B alert."""
         self._submit(lambda: self._attempt(lambda run: run.alert(title=title, text=text, level="WARN")))
+
+    def console(self, text: str) -> None:
+        """Add lines to the run's console log in W&B, unless W&B captures the console itself."""
+        worker = self._worker
+        if worker is None or "console" not in own_defaults():
+            return
+        with contextlib.suppress(RuntimeError):  # it is being closed; messages come from other threads as well
+            worker.submit(lambda: self._attempt(lambda run: run.write_logs(text)))
+
+    def file(self, path: Path) -> None:
+        """Add a copy of a file to the files of the run in W&B."""
+
+        def send(run: Any) -> None:
+            copy = Path(run.dir, path.name)
+            shutil.copyfile(path, copy)
+            run.save(str(copy), base_path=run.dir, policy="now", glob=False)
+
+        self._submit(lambda: self._attempt(send))
 
     def stopped_by_server(self) -> bool:
         """Return whether W&B stopped the run, so that a signal means an early end and not a preemption."""
@@ -188,7 +230,7 @@ class WandbTracker(Tracker):
     def _finish(self, exit_code: int) -> None:
         if self._is_open:
             self._session.note_sent(self._last_step)
-            self._attempt(lambda run: run.log({}, step=self._last_step, commit=True))
+            self._attempt(lambda run: run.log(self._last_time, step=self._last_step, commit=True))
         if self._summary.get("status") == "finished":
             self._forget_end(["reason"])
         if self._summary:
@@ -197,13 +239,10 @@ class WandbTracker(Tracker):
             self._attempt(lambda run: run.mark_preempting())  # W&B queues the run again, under the same id
         if self._session.is_borrowed:  # the user's code closes it
             return
-        run, started = self._run, time.monotonic()
-        if not self._attempt(lambda run: run.finish(exit_code=exit_code), restart=False) or not self._session.online:
-            return
-        timeout = self._session.finish_timeout
-        late = f"not uploaded within {timeout:g} s" if time.monotonic() - started > 0.95 * timeout else ""
-        if why := late or self._session.refusal(run):
-            self._report_failure(why)
+        reasons: list[str] = []
+        self._attempt(lambda run: reasons.append(self._session.finish(run, exit_code)), restart=False)
+        if any(reasons):
+            self._report_failure(reasons[0])
 
     def _attempt(self, call: Callable[[Any], object], restart: bool = True) -> bool:
         """Call W&B and return whether it accepted; after its process died, try again in a new offline run directory."""

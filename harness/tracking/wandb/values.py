@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.tracking.records import (
+    Artifact,
     Curve,
+    Histogram,
     Image,
     LayeredImage,
     PlotlyFigure,
@@ -29,6 +32,11 @@ PRESETS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
     "rates": ("wandb/area-under-curve/v0", ("x", "y", "class"), ("x-axis-title", "y-axis-title")),
     "lines": ("wandb/lineseries/v0", ("step", "lineVal", "lineKey"), ("xname",)),
 }
+
+
+def artifact_name(artifact: Artifact) -> str:
+    """Return the name of an artifact with the characters that W&B accepts."""
+    return re.sub(r"[^\w.-]+", "-", artifact.name, flags=re.ASCII)[:128]
 
 
 def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]:
@@ -54,6 +62,8 @@ def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]
             return {key: _plotly(wandb, value)}
         case Curve():
             return _curve(wandb, key, value)
+        case Histogram():
+            return {key: wandb.Histogram(np_histogram=(list(value.counts), list(value.edges)))}
         case Scores():
             return _scores(wandb, key, value)
     return {key: value.item() if isinstance(value, np.generic) else value}

@@ -1,0 +1,96 @@
+"""The trackers that `--tracker` names beside W&B: what they need, and how they are opened."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config.settings import WANDB, Config
+from harness.tracking.backends.backend import Backend, RunLabels
+from harness.tracking.backends.tracker import BackendTracker
+from harness.tracking.records import Record
+from harness.utils.errors import UsageError, first_line
+
+# Name in `--tracker`, of the module here and of the extra -> the class in that module.
+BACKENDS = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "trackio": "Trackio"}
+
+
+def check_trackers(config: Config) -> None:
+    """Import what the trackers of the settings need, before anything is trained.
+
+    Raises:
+        UsageError: a package is missing or broken; the message names the extra.
+    """
+    for kind in other_trackers(config):
+        _backend_type(kind)
+
+
+def other_trackers(config: Config) -> tuple[str, ...]:
+    """Return the trackers beside W&B that the settings name."""
+    return tuple(kind for kind in dict.fromkeys(config.tracker) if kind != WANDB)
+
+
+def open_trackers(
+    config: Config,
+    folder: Path,
+    *,
+    run_name: str,
+    job_type: str = "",
+    is_resumed: bool = False,
+    earlier: Iterable[Record] = (),
+    extra: Mapping[str, Any] | None = None,
+    notify: Callable[[str], None],
+) -> list[BackendTracker]:
+    """Return the trackers beside W&B that the settings name, each opening its run in a thread of its own.
+
+    Args:
+        folder: the run directory; each tracker has a folder of its name in it.
+        job_type: `config.job_type` when empty.
+        is_resumed: continue the runs that began in this directory.
+        earlier: the journal's records of a resumed run.
+        extra: plain values beside the settings: the environment, facts of the data.
+
+    Raises:
+        UsageError: a package is missing or broken.
+    """
+    earlier = list(earlier)
+    labels = RunLabels(
+        folder=Path(folder).resolve(),
+        project=config.project,
+        name=run_name,
+        group=config.group,
+        job_type=job_type or config.job_type,
+        tags=config.tags,
+        notes=config.notes,
+    )
+    types = {kind: _backend_type(kind) for kind in other_trackers(config)}
+    return [
+        BackendTracker(
+            kind,
+            backend_type,
+            labels,
+            is_resumed=is_resumed,
+            config={**config.to_dict(), **(extra or {})},
+            earlier=earlier,
+            timeout=config.finish_timeout,
+            log_every=config.log_every,
+            notify=notify,
+        )
+        for kind, backend_type in types.items()
+    ]
+
+
+def _backend_type(kind: str) -> type[Backend]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the libraries about each other
+            module = importlib.import_module(f"harness.tracking.backends.{kind}")
+    except Exception as error:  # an installed package may be broken in any way
+        raise UsageError(
+            f"--tracker {kind}: its package cannot be imported ({first_line(error)}); pip install 'vision-harness[{kind}]'"
+        ) from error
+    backend_type: type[Backend] = getattr(module, BACKENDS[kind])
+    return backend_type

@@ -1,0 +1,182 @@
+"""Write what W&B's own logs lack of a run from its journal, as one more log that says where and when the run was made."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.config.settings import Config
+from harness.tracking.journal import JournalContents
+from harness.tracking.records import Artifact, Record, Value
+from harness.tracking.run_files import DIFF
+from harness.tracking.wandb import init
+from harness.tracking.wandb.client import changed_environment
+from harness.tracking.wandb.offline_log import encode_log, name_of, read_log
+from harness.tracking.wandb.rows import rows
+from harness.tracking.wandb.run_logs import ArtifactKey, Row, RunContent, log_files
+from harness.tracking.wandb.tracker import WandbTracker
+from harness.tracking.wandb.values import artifact_name
+from harness.utils.files import write_atomically
+from harness.utils.plain import number, sub_mapping
+
+# The machine that uploads is not the one that the run was made on.
+NOT_RECORDED = {
+    "WANDB_X_DISABLE_STATS": "true",
+    "WANDB_X_DISABLE_MACHINE_INFO": "true",
+    "WANDB_X_SAVE_REQUIREMENTS": "false",
+    "WANDB_DISABLE_GIT": "true",
+    "WANDB_CONSOLE": "off",
+    "WANDB_SAVE_CODE": None,
+    "WANDB_MODE": None,
+    "WANDB_NAME": None,
+    "WANDB_RUN_ID": None,
+}
+
+
+def lacking_rows(config: Config, journal: JournalContents, content: RunContent) -> list[tuple[Record, set[int]]]:
+    """Return the records of which W&B's logs lack rows, each with the steps of these rows.
+
+    Of the final record the names decide: in runs of earlier versions its values may be in the row of the last epoch.
+    """
+    result = []
+    for record in journal.records:
+        steps = {step for step, _ in journal_rows(config, record) if step not in content.rows}
+        if steps and not (record.kind == "final" and _has_values(content, record)):
+            result.append((record, steps))
+    return result
+
+
+def journal_rows(config: Config, record: Record) -> list[tuple[int, dict[str, Value]]]:
+    """Return the rows of a record that are in W&B."""
+    return list(rows(record, config.log_every))
+
+
+def _has_values(content: RunContent, record: Record) -> bool:
+    """Return whether rows from the step of a record on have all of its values, under names that begin with theirs."""
+    names = {name for step, row in content.rows.items() if step >= record.step for name in row.values()}
+    parts = {part for name in names for part in (name, *(name[:i] for i, letter in enumerate(name) if letter == "/"))}
+    return set(record.values) <= parts
+
+
+def lacking_artifacts(
+    journal: JournalContents, content: RunContent, committed: Collection[ArtifactKey]
+) -> list[Artifact]:
+    """Return the artifacts of the journal that neither W&B nor its logs have."""
+    names = {name for name, _ in (*content.artifacts, *committed)}
+    return [
+        artifact
+        for artifact in journal.artifacts
+        if artifact_name(artifact) not in names and all(path.is_file() for path in artifact.files.values())
+    ]
+
+
+def add_log(
+    config: Config,
+    folder: Path,
+    run_id: str,
+    journal: JournalContents,
+    records: Iterable[tuple[Record, set[int]]],
+    artifacts: Iterable[Artifact],
+    notify: Callable[[str], None],
+) -> None:
+    """Write rows and artifacts as a further offline run directory.
+
+    Args:
+        records: each with the steps of the rows to write; in increasing order.
+    """
+    before = set(log_files(folder))
+    facts = {key: value for key, value in journal.header.items() if key not in ("config", "process")}
+    with changed_environment(**NOT_RECORDED):
+        tracker = init.start(
+            config.replace(wandb="offline"),
+            folder,
+            run_name=config.name or folder.name,
+            run_id=run_id,
+            extra={**facts, **journal.settings},
+            first_step=0,
+            notify=notify,
+        )
+        assert isinstance(tracker, WandbTracker)  # offline is never disabled
+        try:
+            for record, steps in records:
+                tracker.rows(record, steps)
+            for artifact in artifacts:
+                tracker.artifact(artifact)
+            if not before and (folder / DIFF).is_file():
+                tracker.file(folder / DIFF)
+            tracker.summary(journal.summary)
+        finally:
+            tracker.finish(journal.status or "failed", 1 if journal.exit_code is None else journal.exit_code)
+    for log in set(log_files(folder)) - before:
+        _describe(log, sub_mapping(journal.header, "process"))
+
+
+def _describe(log: Path, process: Mapping[str, Any]) -> None:
+    """Put the facts of the run's own process in place of those of this one: host, command, start, seconds of each row."""
+    from wandb.proto import wandb_internal_pb2 as protobuf
+
+    records = list(read_log(log))
+    times = [Row(record.history, []).time() for record in records if record.HasField("history")]
+    started = number(process.get("started"))
+    if not math.isfinite(started):
+        started = min(times, default=0.0)
+    changed = []
+    for record in records:
+        kind = record.WhichOneof("record_type")
+        if kind == "run":
+            _describe_run(record.run, process, started)
+        elif kind == "history":
+            _set_runtime(record.history.item, started)
+        elif kind == "summary":
+            _set_runtime(record.summary.update, started, max(times, default=0.0))
+        if kind in ("environment", "stats"):
+            continue
+        changed.append(record.SerializeToString())
+        if kind == "run" and process:
+            changed.append(protobuf.Record(environment=_environment(protobuf, process, started)).SerializeToString())
+    write_atomically(log, encode_log(changed))
+
+
+def _set_runtime(items: Iterable[Any], started: float, time: float = 0.0) -> None:
+    """Set the seconds since the start, by the time that a row has; `time` where there is none."""
+    times = [float(json.loads(item.value_json)) for item in items if name_of(item) == "_timestamp"]
+    seconds = max(0.0, round(max(times, default=time) - started, 3))
+    for item in items:
+        if name_of(item) == "_runtime":
+            item.value_json = json.dumps(seconds)
+        elif name_of(item) == "_wandb/runtime":
+            item.value_json = json.dumps(int(seconds))
+
+
+def _describe_run(run: Any, process: Mapping[str, Any], started: float) -> None:
+    git = sub_mapping(process, "git")
+    run.host = str(process.get("host", ""))
+    run.ClearField("git")
+    for name, value in (("commit", git.get("commit")), ("remote_url", git.get("remote"))):
+        if isinstance(value, str) and value:
+            setattr(run.git, name, value)
+    if started:
+        run.start_time.FromMicroseconds(int(started * 1e6))
+
+
+def _environment(protobuf: Any, process: Mapping[str, Any], started: float) -> Any:
+    """Return the environment of the run's process as W&B describes it."""
+    environment = protobuf.EnvironmentRecord()
+    for name in ("os", "python", "program", "root", "host", "executable"):
+        if isinstance(process.get(name), str):
+            setattr(environment, name, process[name])
+    if isinstance(process.get("args"), list):
+        environment.args.extend(str(argument) for argument in process["args"])
+    if isinstance(process.get("cpu_count"), int):
+        environment.cpu_count = process["cpu_count"]
+    git = sub_mapping(process, "git")
+    if git.get("commit"):
+        environment.git.commit = str(git["commit"])
+    if git.get("remote"):
+        environment.git.remote_url = str(git["remote"])
+    if started:
+        environment.started_at.FromMicroseconds(int(started * 1e6))
+    return environment
