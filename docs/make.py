@@ -166,8 +166,8 @@ def files_page() -> str:
 
 def metrics_page() -> str:
     """Return every key that is recorded, with its unit."""
-    rows = [(f"`{metric.key}`", metric.unit, metric.about, metric.when) for metric in reference.METRICS]
-    return METRICS + "\n" + _table(("key", "unit", "what it is", "only with"), rows)
+    rows = [(f"`{metric.key}`", metric.unit, metric.about, metric.when, metric.where) for metric in reference.METRICS]
+    return METRICS + "\n" + _table(("key", "unit", "what it is", "only with", "only in"), rows)
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

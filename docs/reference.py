@@ -27,12 +27,14 @@ class Metric(NamedTuple):
     unit: str
     about: str
     when: str = ""
+    where: str = ""  # empty: journal and history
 
 
 REPORT = "report.html"
 SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
 TRACKED_EXPORT = "`harness export --wandb`"
+JOURNAL_ONLY, IN_SUMMARY = "journal", "journal, summary"
 CHANGES, WATCH = "uncommitted changes", "`--watch`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
 TENSORBOARD, OTHERS = "`--tracker tensorboard`", "`--tracker mlflow` or `trackio`"
@@ -170,32 +172,51 @@ METRICS = (
     ),
     Metric("result/empty_maps", "maps", "empty class-activation maps", "such a map"),
     Metric(
-        "predictions/scores",
-        "scores",
-        "labels and probabilities, for W&B's confusion matrix and precision-recall curves",
+        "predictions/table",
+        "table",
+        "a row for each image of the split (of more than 50,000 images every second, third, ...): id, truth, prediction, "
+        "whether it is correct, loss (nats), margin, the five most probable classes with their scores; thumbnails of the "
+        "galleries' images and of those with the highest loss, 100 in all",
     ),
     Metric("predictions/per_class", "table", "precision, recall, F1 of each class"),
-    Metric("predictions/confusion", "image", "confusion matrix"),
-    Metric("predictions/reliability", "image", "accuracy against confidence"),
-    Metric("predictions/correct", "table", "a row per image with the model's prediction", SEEN),
-    Metric("predictions/misclassified", "table", "a row per image with the model's prediction", f"{SEEN}, an error"),
+    Metric(
+        "predictions/confusion_matrix",
+        "chart",
+        "confusion matrix; of the 20 most confused classes where there are more",
+    ),
+    Metric("predictions/precision_recall", "chart", "precision at 21 recalls, of the same classes"),
+    Metric("predictions/roc", "chart", "true over false positive rate at 17 rates, of the same classes"),
+    Metric("predictions/calibration", "chart", "accuracy over confidence in 15 bins"),
+    Metric("predictions/confusion", "image", "confusion matrix of all classes"),
+    Metric("predictions/reliability", "image", "accuracy against confidence, with the number of images"),
+    Metric("predictions/correct", "table", "the rows of the gallery's images", SEEN, JOURNAL_ONLY),
+    Metric("predictions/misclassified", "table", "the rows of the gallery's images", f"{SEEN}, an error", JOURNAL_ONLY),
     Metric("gallery/correct", "image", "as in `figures/`", SEEN),
     Metric("gallery/misclassified", "image", "as in `figures/`", SEEN),
     Metric("gallery/gradcam", "image", "as in `figures/`", MAPS),
     Metric(
         "explain/gradcam",
-        "table",
-        "image, maps and overlays for prediction and truth, probability of each",
+        "images",
+        "misclassified images, with the evidence for the prediction and for the truth as layers of four levels",
         f"{MAPS}, an error",
     ),
-    Metric("find/seed_*", "curve", "loss over learning rate, of one seed", FIND),
-    Metric("find/loss", "curve", "smoothed loss over learning rate", FIND),
-    Metric("find/acc", "curve", "accuracy over learning rate", FIND),
-    Metric("find/steps", "table", "every step", FIND),
-    Metric("find/rules", "table", "suggestion of each rule", FIND),
-    Metric("find/trials", "table", "short runs around the suggestion", "`harness lr-find --confirm`"),
-    Metric("find/figure", "image", "the range test", FIND),
-    Metric("find/lr_max", "-", "suggested LRMAX; missing when there is none", FIND),
-    Metric("find/lr_min", "-", "suggested LRMIN; missing when there is none", FIND),
-    Metric("find/sure", "words", "sure, fairly sure or unsure, and why", FIND),
+    Metric(
+        "explain/maps",
+        "table",
+        "the same with overlays, and the share of the evidence",
+        f"{MAPS}, an error",
+        JOURNAL_ONLY,
+    ),
+    Metric(
+        "find/chart", "chart", "loss and accuracy of every seed over the learning rate, LRMIN and LRMAX marked", FIND
+    ),
+    Metric("find/steps", "table", "every step of every seed, at most 10,000", FIND),
+    Metric("find/seed_*", "curve", "loss over learning rate, of one seed", FIND, JOURNAL_ONLY),
+    Metric("find/loss", "curve", "smoothed loss over learning rate", FIND, JOURNAL_ONLY),
+    Metric("find/acc", "curve", "accuracy over learning rate", FIND, JOURNAL_ONLY),
+    Metric("find/rules", "table", "suggestion of each rule", FIND, JOURNAL_ONLY),
+    Metric("find/trials", "table", "short runs around the suggestion", "`harness lr-find --confirm`", JOURNAL_ONLY),
+    Metric("find/lr_max", "-", "suggested LRMAX; missing when there is none", FIND, IN_SUMMARY),
+    Metric("find/lr_min", "-", "suggested LRMIN; missing when there is none", FIND, IN_SUMMARY),
+    Metric("find/sure", "words", "sure, fairly sure or unsure, and why", FIND, IN_SUMMARY),
 )

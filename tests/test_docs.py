@@ -214,7 +214,10 @@ def _compare_metrics(folder, conditions):
     """Assert that every recorded key is listed, and every key listed under one of the conditions is recorded."""
     lines = (folder / "journal.jsonl").read_text(encoding="utf-8").splitlines()
     records = [record for record in map(json.loads, lines) if "values" in record]
-    keys = {key for one in records for key in [*one["values"], *((one.get("steps") or {}).get("lines") or {})]}
+    parts = [
+        {**one["values"], **one.get("details", {}), **((one.get("steps") or {}).get("lines") or {})} for one in records
+    ]
+    keys = {key for part in parts for key in part}
     for key in keys:
         assert any(fnmatch(key, metric.key) for metric in reference.METRICS), key
     for metric in reference.METRICS:

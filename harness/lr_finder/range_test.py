@@ -113,7 +113,7 @@ def range_test(
         on_step: called between updates; it may raise to stop.
 
     Yields:
-        `find/seed_<seed>`: loss and smoothed loss over the learning rate. The step is 0: no run was trained.
+        `find/seed_<seed>`, a detail: loss and smoothed loss over the learning rate. The step is 0: no run was trained.
     """
     for seed_index, seed in enumerate(seeds):
         curve = curve_of_seed(
@@ -128,7 +128,7 @@ def range_test(
             seed_index=seed_index,
         )
         curves.append(curve)
-        yield Record(step=0, epoch=0, values={f"find/seed_{seed}": seed_curve(curve)}, kind="find")
+        yield Record(step=0, epoch=0, values={}, kind="find", details={f"find/seed_{seed}": seed_curve(curve)})
 
 
 def curve_of_seed(

@@ -19,6 +19,7 @@ from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, r
 from harness.tracking.records import Curve, Scalar, Table, Value
 from harness.utils.errors import UsageError
 
+MAX_ROWS = 10_000  # of the table of steps
 SWEEP_FACTOR = 4.0  # how far a sweep searches around LRMAX and LRMIN
 SHORTEST_WITH_EARLY_END = 12  # epochs; a shorter run is over before a comparison could save much
 NOT_INHERITED = ("recipe", "name", "resume", "lr_min", "lr_max", "lr_min_ratio", "job_type", "notes")
@@ -119,14 +120,24 @@ class LRFinderResult:
             "config": self.config.to_dict(),
         }
 
-    def values(self) -> dict[str, Value]:
-        """Return values for a tracker: curves with the points marked, tables, and the learning rates as plain numbers."""
+    def steps_table(self) -> Table:
+        """Return every step of every seed for a tracker; every second one, every third, ... where they are too many."""
+        rows = []
+        for curve in self.curves:
+            columns = (curve.lrs, curve.losses, curve.smoothed, curve.accs, curve.norms)
+            for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+                cells = (*values, *curve.val_points.get(index, (None, None)))
+                rows.append((curve.seed, index + 1, *map(_finite_or_none, cells)))
+        names = ("seed", "step", "lr", "loss", "smoothed", "acc", "grad_norm", "held_loss", "held_acc")
+        return Table(names, rows[:: -(-len(rows) // MAX_ROWS) or 1])
+
+    def details(self) -> dict[str, Value]:
+        """Return values for the journal: curves with the points marked, tables, and the learning rates as plain numbers."""
         marks = {**self.estimates(), **self.chosen()}
         values: dict[str, Value] = {}
         loss, acc = median_curve(self.curves, "level"), median_curve(self.curves, "acc_level")
         for key, curve, title in (("find/loss", loss, "smoothed loss"), ("find/acc", acc, "batch accuracy")):
             values[key] = Curve(curve.x_name, curve.x, curve.lines, title=f"range test: {title}", marks=marks)
-        values["find/steps"] = _steps_table(self.curves)
         values["find/rules"] = Table(
             ("rule", "lr", "low", "high", "note"),
             [(rule.rule, rule.lr, rule.low, rule.high, rule.note) for rule in self.suggestion.rules],
@@ -271,16 +282,6 @@ def _seed_json(curve: LRCurve) -> Mapping[str, Any]:
         for index, (loss, acc) in curve.val_points.items()
     ]
     return {"seed": curve.seed, "end": curve.end, **columns, "held": held}
-
-
-def _steps_table(curves: Sequence[LRCurve]) -> Table:
-    rows = []
-    for curve in curves:
-        columns = (curve.lrs, curve.losses, curve.smoothed, curve.accs, curve.norms)
-        for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-            cells = (*values, *curve.val_points.get(index, (None, None)))
-            rows.append((curve.seed, index + 1, *map(_finite_or_none, cells)))
-    return Table(("seed", "step", "lr", "loss", "smoothed", "acc", "grad_norm", "held_loss", "held_acc"), rows)
 
 
 def _rule_line(rule: RuleEstimate) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,21 @@ from harness.evaluation import gradcam, metrics
 from harness.evaluation.metrics import Predictions
 from harness.evaluation.predict import predict_batches
 from harness.evaluation.selection import choose_images
+from harness.reporting import gradcam_images
 from harness.reporting.figures import confusion, gallery
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.figures.gallery import Tile
 from harness.reporting.figures.training_curves import as_image
-from harness.tracking.records import Cell, Image, Scalar, Table, Value
+from harness.reporting.prediction_tables import prediction_charts, predictions_table
+from harness.tracking.records import Scalar, Table, Value
 from harness.training.device import autocast_dtype
 from harness.utils.errors import UsageError
 from harness.utils.text import write_csv
 
 log = logging.getLogger(__name__)
-MAX_SIDE, CELL_SIDE = 256, 128  # pixels: of an image in a gallery, of a cell in the table of maps
+MAX_SIDE = 256  # pixels: of an image in a gallery
+# Images in the table of all predictions (more only where the galleries are larger), and pixels of each.
+THUMBNAILS, THUMBNAIL_SIDE = 100, 96
 MIN_CLASSES_TOP5 = 11  # with ten classes or fewer, top-5 accuracy says little
 # How a gallery's images were chosen, by the rule of `choose_images`.
 RULE_TEXTS = {
@@ -50,12 +54,14 @@ class EvaluationResult:
         values: tables, galleries and charts for a tracker.
         per_class: one row per class.
         empty_maps: number of empty class-activation maps, number of all.
+        details: what only the journal keeps, for the page: a table for each gallery.
     """
 
     metrics: dict[str, float]
     values: dict[str, Value]
     per_class: Table
     empty_maps: tuple[int, int] = (0, 0)
+    details: dict[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -83,21 +89,32 @@ class Evaluator:
         calibration = metrics.reliability(predictions)
         metrics.write_predictions_csv(predictions, split.ids, self.classes, folder / "predictions.csv")
         write_csv(folder / "per_class.csv", table.columns, table.rows)
+        pictures = _Pictures(split)
         values: dict[str, Value] = {
-            "predictions/scores": predictions.scores(self.classes),
             "predictions/per_class": table,
             "predictions/confusion": as_image(
                 confusion.confusion_figure(matrix, self.classes, figures / "confusion.png")
             ),
             "predictions/reliability": as_image(confusion.reliability_figure(calibration, figures / "reliability.png")),
+            **prediction_charts(predictions, matrix, calibration, self.classes, split.name),
         }
+        details: dict[str, Value] = {}
         empty = (0, 0)
         if self.config.gallery:
-            values |= self._galleries(predictions, split, figures)
+            drawn, details = self._galleries(predictions, split, pictures, figures)
+            values |= drawn
             if self.config.cam != "none" and self.has_cam_layer():
-                maps, empty = self._maps(predictions, split, figures)
-                values |= maps
-        return EvaluationResult(headline_metrics(predictions, calibration.ece), values, table, empty)
+                maps, overlays, empty = self._maps(predictions, split, figures)
+                values, details = {**values, **maps}, {**details, **overlays}
+        values["predictions/table"] = self._table(predictions, split, pictures)
+        return EvaluationResult(headline_metrics(predictions, calibration.ece), values, table, empty, details)
+
+    def _table(self, predictions: Predictions, split: Split, pictures: _Pictures) -> Table:
+        """Return the table of all predictions, with thumbnails of the galleries' images and of those with the highest loss."""
+        worst = np.argsort(-predictions.losses, kind="stable")[: THUMBNAILS if self.config.gallery else 0]
+        chosen = list(dict.fromkeys([*pictures, *worst.tolist()]))[: max(THUMBNAILS, len(pictures))]
+        thumbnails = {index: shrink(pictures[index], THUMBNAIL_SIDE) for index in chosen}
+        return predictions_table(predictions, split.ids, self.classes, pictures=thumbnails)
 
     def has_cam_layer(self) -> bool:
         """Return whether the model has a layer to compute class-activation maps of; a linear model, say, has none."""
@@ -110,88 +127,87 @@ class Evaluator:
             return False
         return True
 
-    def _galleries(self, predictions: Predictions, split: Split, figures: Path) -> dict[str, Value]:
-        """Draw the galleries of correctly classified and of misclassified images."""
+    def _galleries(
+        self, predictions: Predictions, split: Split, pictures: _Pictures, figures: Path
+    ) -> tuple[dict[str, Value], dict[str, Value]]:
+        """Draw the galleries of correctly classified and of misclassified images; return values and details."""
         values: dict[str, Value] = {}
+        details: dict[str, Value] = {}
         images = f"{len(predictions):,} {split.name} images"
         for name, adjective, wrong, rule in (
             ("correct", "correctly classified", False, "mixed"),
             ("misclassified", "misclassified", True, self.config.gallery_rule),
         ):
             chosen = self._choose(predictions, wrong=wrong, rule=rule)
-            pictures = [shrink(split.picture(int(index))) for index in chosen]
+            shown = {index: pictures[index] for index in chosen.tolist()}
             total = int((predictions.correct != wrong).sum())
             title = f"{len(chosen)} of {total:,} {adjective} images, {RULE_TEXTS[rule]} ({images})"
             path = gallery.gallery(
-                self._tiles(predictions, chosen, pictures), figures / f"{name}.png",
+                self._tiles(predictions, chosen, list(shown.values())), figures / f"{name}.png",
                 title=title, empty=f"None of the {images} is {adjective}.",
             )  # fmt: skip
             values[f"gallery/{name}"] = as_image(path)
             if len(chosen):
-                values[f"predictions/{name}"] = gallery.gallery_table(
-                    predictions, chosen, pictures, split.ids, self.classes
+                details[f"predictions/{name}"] = predictions_table(
+                    predictions, split.ids, self.classes, positions=chosen, pictures=shown
                 )
-        return values
+        return values, details
 
     def _choose(self, predictions: Predictions, *, wrong: bool, rule: str) -> np.ndarray:
         return choose_images(predictions, wrong=wrong, rule=rule, count=self.config.gallery, seed=self.config.seed)
 
-    def _maps(self, predictions: Predictions, split: Split, figures: Path) -> tuple[dict[str, Value], tuple[int, int]]:
-        """Draw the class-activation maps of misclassified images, for the predicted and for the true class."""
+    def _maps(
+        self, predictions: Predictions, split: Split, figures: Path
+    ) -> tuple[dict[str, Value], dict[str, Value], tuple[int, int]]:
+        """Draw the class-activation maps of misclassified images, for the predicted and for the true class.
+
+        Return values and details of `EvaluationResult`, and the number of empty maps and of all.
+        """
         chosen = self._choose(predictions, wrong=True, rule=self.config.gallery_rule)
         path = figures / "gradcam.png"
         if not len(chosen):
             cam_figure.gradcam_figure([], NO_MAPS, NO_MAPS, path)
-            return {"gallery/gradcam": as_image(path)}, (0, 0)
+            return {"gallery/gradcam": as_image(path)}, {}, (0, 0)
         images = torch.stack([self.preprocess.image(split.picture(int(index))) for index in chosen])
         pictures = [to_uint8(image) for image in self.preprocess.denormalise(images)]
         options = dict(method=self.config.cam, layer=self.config.cam_layer)
         predicted = gradcam.compute_maps(self.model, images, predictions.predicted[chosen], **options)
         true = gradcam.compute_maps(self.model, images, predictions.labels[chosen], **options)
-        tiles = self._tiles(predictions, chosen, pictures)
+        tiles, ids = self._tiles(predictions, chosen, pictures), [str(split.ids[index]) for index in chosen]
         title = f"Class-activation maps of {len(chosen)} misclassified images"
         cam_figure.gradcam_figure(tiles, predicted, true, path, title=title)
-        table = self._cam_table(predictions, chosen, pictures, split.ids, predicted, true)
+        values: dict[str, Value] = {
+            "gallery/gradcam": as_image(path),
+            "explain/gradcam": gradcam_images.layered_images(tiles, ids, predicted, true),
+        }
+        details: dict[str, Value] = {"explain/maps": gradcam_images.overlay_table(tiles, ids, predicted, true)}
         empty = int(predicted.empty.sum() + true.empty.sum())
-        return {"gallery/gradcam": as_image(path), "explain/gradcam": table}, (empty, 2 * len(chosen))
-
-    def _cam_table(
-        self,
-        predictions: Predictions,
-        chosen: np.ndarray,
-        pictures: list[np.ndarray],
-        ids: Sequence[str],
-        predicted: gradcam.Maps,
-        true: gradcam.Maps,
-    ) -> Table:
-        """Return one row per image: the image, its classes, and for each class the map, the overlay and the share."""
-        rows: list[tuple[Cell, ...]] = []
-        heats = zip(*cam_figure.shared_scale(predicted, true), strict=True)
-        for row, (index, picture, pair) in enumerate(zip(chosen, pictures, heats, strict=True)):
-            large = enlarge(picture, CELL_SIDE)
-            names = self.classes[predictions.labels[index]], self.classes[predictions.predicted[index]]
-            cells: list[Cell] = [Image(large), str(ids[index]), *names, float(predictions.confidence[index])]
-            for maps, heat in zip((predicted, true), pair, strict=True):
-                if maps.empty[row]:
-                    cells += [None, None]
-                else:
-                    cells += [Image(cam_figure.bare(heat, large.shape)), Image(cam_figure.overlay(large, heat))]
-                cells.append(float(maps.share[row]))
-            rows.append(tuple(cells))
-        columns = [f"{name} for {label}" for label in ("prediction", "truth") for name in ("map", "overlay", "share")]
-        return Table(("image", "id", "truth", "prediction", "confidence", *columns), rows)
+        return values, details, (empty, 2 * len(chosen))
 
     def _tiles(self, predictions: Predictions, chosen: np.ndarray, pictures: list[np.ndarray]) -> list[Tile]:
+        confidence, correct = predictions.confidence, predictions.correct  # each a pass over all probabilities
         return [
             Tile(
                 picture=picture,
                 truth=self.classes[predictions.labels[index]],
-                prediction=self.classes[predictions.predicted[index]],
-                confidence=float(predictions.confidence[index]),
-                correct=bool(predictions.correct[index]),
+                prediction=self.classes[predictions.probabilities[index].argmax()],
+                confidence=float(confidence[index]),
+                correct=bool(correct[index]),
             )
             for index, picture in zip(chosen, pictures, strict=True)
         ]
+
+
+class _Pictures(dict[int, np.ndarray]):
+    """The images of a split by position, uint8 [H, W, 3], reduced to `MAX_SIDE`; each is decoded once."""
+
+    def __init__(self, split: Split) -> None:
+        super().__init__()
+        self._split = split
+
+    def __missing__(self, index: int) -> np.ndarray:
+        self[index] = picture = shrink(self._split.picture(index))
+        return picture
 
 
 _NOTHING = np.zeros((0, 1, 1), np.float32)
@@ -223,11 +239,6 @@ def shrink(pixels: np.ndarray, side: int = MAX_SIDE) -> np.ndarray:
     picture = Pillow.fromarray(pixels)
     picture.thumbnail((side, side), Pillow.Resampling.LANCZOS)
     return np.asarray(picture)
-
-
-def enlarge(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Return a small image with each pixel repeated, so that its longer side is about `side`."""
-    return gallery.fit_to_side(pixels, max(side, *pixels.shape[:2]))  # never reduced here
 
 
 def to_uint8(image: Tensor) -> np.ndarray:

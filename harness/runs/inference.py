@@ -19,8 +19,9 @@ from harness.data.image_io import image_files, read_image
 from harness.data.registry import EvaluationData, Split, load_evaluation_data
 from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
-from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
+from harness.reporting.evaluation_report import EvaluationResult, Evaluator, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
+from harness.reporting.gradcam_images import enlarge
 from harness.runs.model_log import WEIGHTS
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
 from harness.tracking.lineage import dataset_artifact, model_of_run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.figures import lr_finder, training_curves
+from harness.reporting.range_test_chart import range_test_chart
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import check_tracking, tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
-from harness.tracking.records import Record
+from harness.tracking.records import Record, Value
 from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
 from harness.tracking.wandb.client import has_active_run
@@ -164,8 +166,9 @@ def run_range_test(
     result = finder.result(folder)
     write_json(folder / JSON, result.to_json())
     figure = draw_lr_finder(result, folder / "figures" / FIGURE)
-    values = {**result.values(), "find/figure": training_curves.as_image(figure)}
-    tracker.record(Record(0, 0, values, kind="find"))
+    chart = replace(range_test_chart(result), picture=training_curves.as_image(figure))
+    values: dict[str, Value] = {"find/chart": chart, "find/steps": result.steps_table()}
+    tracker.record(Record(0, 0, values, kind="find", details=result.details()))
     tracker.summary(result.scalars())
     return result
 

@@ -15,7 +15,7 @@ from torch import nn
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.models.pretrained import architecture_of
-from harness.reporting.evaluation_report import Evaluator, prefixed
+from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
 from harness.runs.model_log import WEIGHTS, ModelLog
@@ -28,6 +28,7 @@ from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter, NullCheckpointWriter
+from harness.training.device import pause_garbage_collection
 from harness.training.finite import first_not_finite
 from harness.training.histograms import model_histograms
 from harness.training.live_steps import LIVE_SECONDS
@@ -167,8 +168,11 @@ class Trainer:
         """Record an epoch, keep its weights if they are the best, and save a checkpoint."""
         split = self.components.eval_split
         epoch, acc = best_epoch(self.state.history, split)
-        values = {**record.values, f"best/{split}_acc": acc, **self._watch(), **self._explain_epoch(record)}
-        self.tracker.record(dataclasses.replace(record, values=values))
+        values: dict[str, Value] = {**record.values, f"best/{split}_acc": acc, **self._watch()}
+        details: Mapping[str, Value] = {}
+        if (explained := self._explain_epoch(record)) is not None:
+            values, details = {**values, **explained.values}, explained.details
+        self.tracker.record(dataclasses.replace(record, values=values, details=details))
         if self.components.selection_split and epoch == record.epoch:
             self._save_weights(self.components.learner.eval_model, {"epoch": epoch})
             if self.processes.is_main:
@@ -188,16 +192,16 @@ class Trainer:
             )
         }
 
-    def _explain_epoch(self, record: Record) -> dict[str, Value]:
-        """Return galleries and figures of an epoch that `explain_every` names, written to figures/epoch-N."""
+    def _explain_epoch(self, record: Record) -> EvaluationResult | None:
+        """Return galleries and figures of an epoch that `explain_every` names, written to figures/epoch-N; else None."""
         every, components = self.components.config.explain_every, self.components
         is_last = record.epoch == components.config.epochs
         if not every or record.epoch % every or is_last or not self.processes.is_main:
-            return {}
+            return None
         split = getattr(components.dataset, components.eval_split)
         batches = getattr(components.loaders, components.eval_split)
         folder = self.directory.figures / f"epoch-{record.epoch}"
-        return self._evaluator(components.learner.eval_model).evaluate(split, batches, folder).values
+        return self._evaluator(components.learner.eval_model).evaluate(split, batches, folder)
 
     def _report_split_batches(self) -> None:
         """Report that batches are computed in more micro-batches, after memory ran out."""
@@ -261,6 +265,7 @@ class Trainer:
             checkpoint.load_weights_strict(model, weights, path)
         return model.eval()
 
+    @pause_garbage_collection()  # what it draws and encodes would set off a full collection
     def _evaluate_result(self, model: nn.Module) -> dict[str, Scalar]:
         """Return the metrics of the result on every held-out split; write its predictions, galleries and figures.
 
@@ -279,7 +284,8 @@ class Trainer:
         result = self._evaluator(model).evaluate(split, interruptible, self.directory.path)
         metrics |= prefixed(result.metrics, split.name)
         values = {**result.values, **prefixed(metrics, "result")}
-        self.tracker.record(Record(self.state.step, len(self.state.history), values, kind="final"))
+        epoch = len(self.state.history)
+        self.tracker.record(Record(self.state.step, epoch, values, kind="final", details=result.details))
         empty, total = result.empty_maps
         if empty:
             metrics["empty_maps"] = empty

@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
@@ -80,6 +80,37 @@ def encode_png(pixels: np.ndarray, dpi: int | None = None) -> bytes:
     return file.getvalue()
 
 
+@dataclass(frozen=True)
+class Mask:
+    """A layer over an image that a viewer switches on and off, as a whole and level by level.
+
+    Attributes:
+        image: grey, [H, W] of the image below; the grey value of a pixel is its level, and level 0 shows nothing.
+        labels: level 1..255 -> what it means.
+    """
+
+    image: Image
+    labels: Mapping[int, str]
+
+    @classmethod
+    def of(cls, levels: np.ndarray, labels: Mapping[int, str]) -> Mask:
+        """Return the mask of levels, uint8 [H, W]."""
+        return cls(Image(np.repeat(levels[..., None], 3, 2)), labels)
+
+    @property
+    def levels(self) -> np.ndarray:
+        """uint8 [H, W]."""
+        return self.image.pixels[..., 0]
+
+
+@dataclass(frozen=True)
+class LayeredImage:
+    """An image with masks over it, by the name of each."""
+
+    image: Image
+    masks: Mapping[str, Mask]
+
+
 Cell: TypeAlias = Scalar | Image | None
 
 
@@ -120,7 +151,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Scores:
-    """The predictions for a labelled split: enough for a confusion matrix and precision-recall curves.
+    """The predictions for a labelled split, as earlier versions recorded them; a `TableChart` each is recorded today.
 
     Attributes:
         labels: int [N], the true classes.
@@ -130,6 +161,45 @@ class Scores:
     labels: np.ndarray
     probabilities: np.ndarray
     classes: tuple[str, ...]
+
+
+ChartKind: TypeAlias = Literal["confusion", "rates", "lines"]
+
+
+@dataclass(frozen=True)
+class TableChart:
+    """A chart that a tracker draws itself from the rows of a table, so that several runs can share one chart.
+
+    Attributes:
+        kind: which chart, and what the three columns of the table are.
+
+            confusion: true class, predicted class, images.
+            rates: two fractions 0..1 as x and y, and the name of the line.
+            lines: x, y, and the name of the line.
+    """
+
+    kind: ChartKind
+    title: str
+    table: Table
+
+    def __post_init__(self) -> None:
+        if len(self.table.columns) != 3:
+            raise ValueError(f"a chart has three columns, got {', '.join(self.table.columns)}")
+
+
+@dataclass(frozen=True)
+class PlotlyFigure:
+    """A chart with axes and marks of its own, in Plotly's JSON format.
+
+    Attributes:
+        data: the traces, plain values.
+        layout: title, axes, shapes, annotations; plain values.
+        picture: the same drawn, for trackers without Plotly.
+    """
+
+    data: Sequence[Mapping[str, Any]]
+    layout: Mapping[str, Any]
+    picture: Image | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +219,19 @@ class Histogram:
             raise ValueError(f"need one edge more than counts, got {len(self.edges)} and {len(self.counts)}")
 
 
-Value: TypeAlias = Scalar | Image | Table | Curve | Scores | Histogram | tuple[Image, ...]
+Value: TypeAlias = (
+    Scalar
+    | Image
+    | LayeredImage
+    | Table
+    | Curve
+    | Scores
+    | Histogram
+    | TableChart
+    | PlotlyFigure
+    | tuple[Image, ...]
+    | tuple[LayeredImage, ...]
+)
 
 
 @dataclass(frozen=True)
@@ -165,6 +247,7 @@ class Record:
             of its steps; `final` for what is logged once at the end; `find` for a range test.
         time: when it was measured, seconds since 1970; 0 where that is not known.
         step_times: when each point of `steps` was measured; empty where that is not known.
+        details: name -> value that only the journal keeps, for pages and for whoever reads it; no tracker shows them.
     """
 
     step: int
@@ -174,6 +257,7 @@ class Record:
     kind: Literal["steps", "epoch", "final", "find"] = "epoch"
     time: float = field(default=0.0, compare=False)
     step_times: Sequence[float] = field(default=(), compare=False)
+    details: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.step_times and (self.steps is None or len(self.step_times) != len(self.steps.x)):

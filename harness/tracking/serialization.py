@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -20,14 +20,19 @@ from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import (
     Artifact,
     Cell,
+    ChartKind,
     Curve,
     Histogram,
     Image,
+    LayeredImage,
+    Mask,
+    PlotlyFigure,
     Record,
     Reference,
     Scores,
     StoredImage,
     Table,
+    TableChart,
     Value,
     encode_png,
 )
@@ -64,6 +69,8 @@ def encode_record(record: Record, folder: Path) -> dict[str, Any]:
     line["values"] = {key: _encode(value, folder) for key, value in record.values.items()}
     if record.steps is not None:
         line["steps"] = _encode(record.steps, folder)["curve"]
+    if record.details:
+        line["details"] = {key: _encode(value, folder) for key, value in record.details.items()}
     if record.step_times:
         line["step_times"] = list(record.step_times)
     return line
@@ -89,6 +96,7 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
         values={key: _decode(value, folder) for key, value in with_present_names(line["values"]).items()},
         steps=_curve(steps) if steps is not None else None,
         kind=line["kind"],
+        details={key: _decode(value, folder) for key, value in line.get("details", {}).items()},
         time=time,
         step_times=step_times or (),
     )
@@ -146,11 +154,21 @@ def _encode(value: Value, folder: Path) -> Any:
     match value:
         case Image():
             return {"image": _save(value, folder), "caption": value.caption}
+        case LayeredImage():
+            return {
+                **_encode(value.image, folder),
+                "masks": {name: _encode_mask(mask, folder) for name, mask in value.masks.items()},
+            }
         case tuple():
             return {"images": [_encode(image, folder) for image in value]}
         case Table():
             cells = [[_encode(cell, folder) if isinstance(cell, Image) else cell for cell in row] for row in value.rows]
             return {"table": {"columns": list(value.columns), "rows": cells}}
+        case TableChart():
+            return {"chart": {"kind": value.kind, "title": value.title, **_encode(value.table, folder)}}
+        case PlotlyFigure():
+            picture = {} if value.picture is None else {"picture": _encode(value.picture, folder)}
+            return {"plotly": {"data": [dict(trace) for trace in value.data], "layout": dict(value.layout), **picture}}
         case Curve():
             lines = {name: list(line) for name, line in value.lines.items()}
             head = {"x_name": value.x_name, "title": value.title, "marks": dict(value.marks)}
@@ -160,6 +178,10 @@ def _encode(value: Value, folder: Path) -> Any:
         case Histogram():
             return {"histogram": {"counts": list(value.counts), "edges": list(value.edges)}}
     return value
+
+
+def _encode_mask(mask: Mask, folder: Path) -> dict[str, Any]:
+    return {"image": _save(mask.image, folder), "labels": {str(level): text for level, text in mask.labels.items()}}
 
 
 def _encode_scores(scores: Scores) -> dict[str, Any]:
@@ -172,13 +194,24 @@ def _encode_scores(scores: Scores) -> dict[str, Any]:
 
 def _decode(value: Any, folder: Path) -> Value:
     match value:
+        case {"image": _, "masks": _}:
+            return _layered_image(value, folder)
         case {"image": _}:
             return _image(value, folder)
         case {"images": list(images)}:
+            if any("masks" in image for image in images):
+                return tuple(_layered_image(image, folder) for image in images)
             return tuple(_image(image, folder) for image in images)
-        case {"table": {"columns": columns, "rows": rows}}:
-            cells = [tuple(_cell(cell, folder) for cell in row) for row in rows]
-            return Table(tuple(map(str, columns)), cells)
+        case {"chart": {"kind": kind, "title": title, "table": _} as chart}:
+            if kind not in get_args(ChartKind):
+                raise ValueError(f"{kind!r} is no kind of chart")
+            return TableChart(kind, str(title), _table(chart["table"], folder))
+        case {"plotly": {"data": list(data), "layout": dict(layout)} as figure}:
+            picture = figure.get("picture")
+            image = None if picture is None else _image(picture, folder)
+            return PlotlyFigure([dict(trace) for trace in data], layout, image)
+        case {"table": dict(table)}:
+            return _table(table, folder)
         case {"curve": curve}:
             return _curve(curve)
         case {"scores": scores}:
@@ -195,6 +228,11 @@ def _decode(value: Any, folder: Path) -> Value:
                 raise ValueError("a histogram has lists of numbers")
             return Histogram(counts, edges)
     return _scalar(value)
+
+
+def _table(table: Mapping[str, Any], folder: Path) -> Table:
+    rows = [tuple(_cell(cell, folder) for cell in row) for row in table["rows"]]
+    return Table(tuple(map(str, table["columns"])), rows)
 
 
 def _cell(value: Any, folder: Path) -> Cell:
@@ -221,6 +259,16 @@ def _image(value: Mapping[str, Any], folder: Path) -> StoredImage:
     if not re.fullmatch(rf"{MEDIA}/[0-9a-f]{{16}}\.png", name):
         raise ValueError(f"{name!r} is no image of a journal")
     return StoredImage(folder / name, str(value.get("caption", "")))
+
+
+def _layered_image(value: Mapping[str, Any], folder: Path) -> LayeredImage:
+    masks = {}
+    for name, mask in value["masks"].items():
+        labels = {int(level): str(text) for level, text in mask["labels"].items()}
+        if not all(0 < level < 256 for level in labels):
+            raise ValueError("the levels of a mask are 1 to 255")
+        masks[name] = Mask(_image(mask, folder), labels)
+    return LayeredImage(_image(value, folder), masks)
 
 
 def stored_image(image: Image, folder: Path) -> Path:

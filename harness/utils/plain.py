@@ -12,12 +12,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+_UNCHANGED = (int, bool, type(None))
 MAX_DEPTH = 64  # of lists and mappings in each other; deeper JSON is refused, since reading it takes a call per level
 
 
 def to_plain(value: Any) -> Any:
     """Return text, numbers, lists and mappings in terms of strict JSON."""
-    if type(value).__module__ == "numpy":
+    kind = type(value)
+    if (kind is float and math.isfinite(value)) or kind in _UNCHANGED:  # nearly all of the values of a table or a curve
+        return value
+    if kind.__module__ == "numpy":
         value = value.tolist()  # of a scalar: the Python number
     if isinstance(value, bool | int | None):
         return value

@@ -1,5 +1,7 @@
 """Class-activation maps equal their definitions, and computing them leaves the model unchanged."""
 
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -16,6 +18,19 @@ with warnings.catch_warnings():
     # scikit-learn, scipy and OpenCV, on which it depends, may warn when they are first imported.
     warnings.simplefilter("ignore")
     import pytorch_grad_cam  # noqa: F401 - imported for that effect
+
+WITHOUT_SKLEARN = """
+import sys
+from harness.evaluation import gradcam
+from tests.support.tiny_net import random_images, tiny_net
+gradcam.compute_maps(tiny_net(), random_images(), [0, 1, 2, 3, 1], method="hirescam")
+assert not any(name.startswith(("sklearn", "scipy.sparse")) for name in sys.modules), "imported in vain"
+import numpy as np
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection_kernel
+assert get_2d_projection_kernel(np.random.default_rng(0).random((1, 4, 3, 3))).shape == (1, 3, 3)
+import sklearn.decomposition
+assert isinstance(sklearn.decomposition.KernelPCA, type)
+"""
 
 FAST = [name for name, method in gradcam.METHODS.items() if not method.is_slow]
 
@@ -393,3 +408,7 @@ def test_the_slow_methods_draw_no_progress_bars(capfd):
         maps = gradcam.compute_maps(tiny_net(), random_images(2), [0, 1], method=method)
         assert maps.raw.shape == (2, 8, 8)
     assert capfd.readouterr().err == ""
+
+
+def test_maps_do_not_import_scikit_learn_and_what_of_the_package_needs_it_still_works():
+    subprocess.run([sys.executable, "-c", WITHOUT_SKLEARN], check=True, timeout=120)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from plotly.graph_objects import Figure
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,7 +27,8 @@ from harness.lr_finder.range_test import (
     range_test,
     short_run,
 )
-from harness.lr_finder.result import first_band, result_table, sweep_definition, sweep_yaml
+from harness.lr_finder.result import MAX_ROWS, first_band, result_table, sweep_definition, sweep_yaml
+from harness.reporting.range_test_chart import MAX_POINTS, range_test_chart
 from harness.runs import lr_find
 from harness.runs.components import build_components
 from harness.runs.progress import ProgressReporter
@@ -306,9 +308,9 @@ def test_the_record_of_a_seed_is_a_curve_over_the_learning_rate():
             curves=curves,
         )
     )
-    assert [list(record.values) for record in records] == [["find/seed_3"], ["find/seed_4"]]
+    assert [list(record.details) for record in records] == [["find/seed_3"], ["find/seed_4"]]
     assert {(record.kind, record.step) for record in records} == {("find", 0)}
-    assert list(records[0].values["find/seed_3"].x) == curves[0].lrs[: curves[0].finite].tolist()
+    assert list(records[0].details["find/seed_3"].x) == curves[0].lrs[: curves[0].finite].tolist()
 
 
 def test_the_middle_curve_is_the_median_over_the_seeds():
@@ -398,32 +400,57 @@ def test_it_leaves_a_figure_a_json_file_with_reasons_and_a_journal(finished_test
     journal = read_journal(result.folder / "journal.jsonl")
     assert {record.kind for record in journal.records} == {"find"}
     assert journal.status == "finished"
-    last = journal.records[-1].values
-    assert isinstance(last["find/loss"], Curve)
-    assert last["find/loss"].marks["LRMAX"] == result.lr_max
+    last, details = journal.records[-1].values, journal.records[-1].details
+    assert isinstance(details["find/loss"], Curve)
+    assert details["find/loss"].marks["LRMAX"] == details["find/lr_max"] == result.lr_max
     assert isinstance(last["find/steps"], Table)
     assert len(last["find/steps"].rows) == sum(len(curve.lrs) for curve in result.curves)
     assert json.loads((result.folder / "status.json").read_text())["state"] == "finished"
 
 
-def test_wandb_gets_one_row_with_the_curves_the_tables_the_figure_and_the_rates(finished_test):
+def test_wandb_gets_one_chart_and_one_table_with_all_seeds_and_the_rates_in_the_summary(finished_test):
     result, _ = finished_test
     (offline_run,) = offline_runs(result.folder)
     (row,) = offline_run.rows
     assert row["_step"] == 0
     assert offline_run.job_type == "find"
-    for key in (
-        "find/loss/table",
-        "find/acc/table",
-        "find/steps",
-        "find/rules",
-        "find/trials",
-        "find/figure",
-        "find/seed_0/table",
-    ):
-        assert key in row or any(name.startswith(key) for name in row), (key, sorted(row))
+    assert {key.split(".")[0] for key in row if not key.startswith("_")} == {"epoch", "find/chart", "find/steps"}
+    assert row["find/steps.nrows"] == sum(len(curve.lrs) for curve in result.curves)
+    assert not any(key.startswith("_wandb.visualize") for key in offline_run.config)
+    chart = json.loads((offline_run.folder / "files" / row["find/chart.path"]).read_text())
+    assert chart["layout"]["xaxis"]["type"] == "log"
     assert offline_run.summary["find/lr_max"] == result.lr_max
     assert offline_run.exit_code == 0
+
+
+def test_the_chart_has_the_losses_of_every_seed_and_a_line_at_lrmin_and_lrmax(finished_test):
+    result, _ = finished_test
+    chart = range_test_chart(result)
+    lines = {(trace["name"], trace.get("yaxis", "y")): trace for trace in chart.data}
+    for curve in result.curves:
+        trace = lines[f"seed {curve.seed}, each step", "y"]
+        assert trace["x"] == pytest.approx(curve.lrs[: curve.finite].tolist(), rel=1e-5)
+        assert trace["y"] == pytest.approx(curve.losses[: curve.finite].tolist(), rel=1e-5)
+        assert (f"seed {curve.seed}", "y2") in lines
+    marks = [shape["x0"] for shape in chart.layout["shapes"] if shape["type"] == "line"]
+    assert marks == [result.lr_min, result.lr_max]
+    assert [note["x"] for note in chart.layout["annotations"]] == pytest.approx(np.log10(marks))
+    assert [note["text"].split()[0] for note in chart.layout["annotations"]] == ["LRMIN", "LRMAX"]
+    assert (
+        Figure({"data": list(chart.data), "layout": chart.layout}).layout.xaxis.type == "log"
+    )  # Plotly takes all of it
+
+
+def test_chart_and_table_of_a_hundred_seeds_are_bounded(finished_test):
+    result, _ = finished_test
+    columns = ("lrs", "losses", "accs", "norms")
+    long = dataclasses.replace(
+        result.curves[0], **{name: np.tile(getattr(result.curves[0], name), 3) for name in columns}
+    )
+    seeds = [dataclasses.replace(long, seed=seed) for seed in range(100)]
+    many = dataclasses.replace(result, curves=seeds, short_runs=())
+    assert sum(len(curve.lrs) for curve in many.curves) > MAX_ROWS >= len(many.steps_table().rows)
+    assert sum(len(trace["x"]) for trace in range_test_chart(many).data) <= 1.1 * MAX_POINTS
 
 
 def test_it_finds_rates_that_train(finished_test):

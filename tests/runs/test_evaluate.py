@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +19,14 @@ from tests.support.wandb_files import load
 def rows(path):
     with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def table_of(run, key):
+    """Return the rows of a table of an offline run by column name."""
+    name = f"{key}.table.json"
+    artifact = next(one for one in run.artifacts if name in one["files"])
+    document = json.loads(Path(artifact["files"][name]).read_text())
+    return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
 
 
 def test_predictions_and_per_class_table_agree_with_the_summary(finished):
@@ -47,24 +56,34 @@ def test_wandb_has_the_tables_images_and_charts(finished):
     _, folder = finished
     run = load(next(folder.glob("wandb/offline-run-*")))
     last = run.rows[-1]
-    correct = [row["label"] == row["prediction"] for row in rows(folder / "predictions.csv")]
-    for key, count in (
-        ("predictions/correct", min(25, sum(correct))),
-        ("predictions/misclassified", min(25, len(correct) - sum(correct))),
-    ):
-        assert last[f"{key}.nrows"] == count
-    assert last["explain/gradcam.nrows"] == last["predictions/misclassified.nrows"]
+    predicted = rows(folder / "predictions.csv")
+    correct = [row["label"] == row["prediction"] for row in predicted]
+    table = table_of(run, "predictions/table")
+    assert [(row["id"], row["truth"], row["prediction"]) for row in table] == [
+        (row["id"], row["label"], row["prediction"]) for row in predicted
+    ]
+    assert sum(row["image"] is not None for row in table) == 100
+    by_loss = sorted(table, key=lambda row: -row["loss"])
+    assert all(row["image"] is not None for row in by_loss[:25])  # the galleries have 50 at most, half of them correct
+    assert last["explain/gradcam.count"] == min(25, len(correct) - sum(correct))
+    assert all(set(masks) == {"prediction", "truth"} for masks in last["explain/gradcam.all_masks"])
     for name in ("correct", "misclassified", "gradcam"):
         assert last[f"gallery/{name}._type"] == "image-file"
-    assert any("confusion" in key for key in last)
+    for name in ("confusion_matrix", "precision_recall", "roc", "calibration"):
+        assert (
+            "(test set)"
+            in run.config[f"_wandb.visualize.predictions/{name}"]["panel_config"]["stringSettings"]["title"]
+        )
+        assert last[f"predictions/{name}_table.nrows"] > 10
     assert last["result/test/acc"] == pytest.approx(np.mean(correct))
 
 
 def test_the_journal_has_the_same_tables(finished):
     _, folder = finished
     final = next(record for record in read_journal(folder / "journal.jsonl").records if record.kind == "final")
-    table = final.values["predictions/misclassified"]
-    assert table.columns[:5] == ("image", "id", "truth", "prediction", "confidence")
+    table = final.details["predictions/misclassified"]
+    assert table.columns[:5] == ("id", "image", "truth", "prediction", "confidence")
+    assert table.columns == final.values["predictions/table"].columns
     assert all(row[2] != row[3] for row in table.rows)
     confidences = [row[4] for row in table.rows]
     assert confidences == sorted(confidences, reverse=True)

@@ -6,12 +6,33 @@ import math
 
 import numpy as np
 
-from harness.tracking.records import Artifact, Curve, Histogram, Image, Record, Scores, Table
+from harness.tracking.records import (
+    Artifact,
+    Curve,
+    Histogram,
+    Image,
+    LayeredImage,
+    Mask,
+    PlotlyFigure,
+    Record,
+    Scores,
+    Table,
+    TableChart,
+)
 
 
 def image(seed: int) -> Image:
     """A random image."""
     return Image(np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8), f"image {seed}")
+
+
+def layered(seed: int) -> LayeredImage:
+    """A random image with two masks over it, of which one is empty."""
+    levels = np.random.default_rng(seed).integers(0, 3, (6, 5), dtype=np.uint8)
+    labels = {1: "weak", 2: "strong"}
+    return LayeredImage(
+        image(seed), {"prediction": Mask.of(levels, labels), "truth": Mask.of(np.zeros_like(levels), labels)}
+    )
 
 
 def epoch(number: int, steps: int = 3) -> Record:
@@ -29,16 +50,25 @@ def final(step: int) -> Record:
     scores = Scores(generator.integers(0, 4, 60), generator.dirichlet([1.0] * 4, 60), ("ant", "bee", "cat", "NaN"))
     cells = [(image(1), "ant", 0.5, None), (image(2), "bee", 1.0, True)]
     curve = Curve("lr", [0.1, 0.2, 0.4], {"loss": [2.0, 1.0, math.inf]}, title="range test", marks={"LRMAX": 0.21})
+    rates = [(0.0, 0.5, "ant"), (1.0, 1.0, "ant")]
     values = {
         "wrong": Table(("image", "truth", "confidence", "flag"), cells),
         "gallery": tuple(image(n) for n in range(110)),
         "cam": image(3),
+        "layers": (layered(4), layered(5)),
+        "layer": layered(6),
+        "roc": TableChart("rates", "ROC of the test set", Table(("false positives", "true positives", "class"), rates)),
+        "lines": PlotlyFigure(
+            [{"type": "scatter", "x": [0.1, 0.2], "y": [1.5, None]}],
+            {"xaxis": {"type": "log"}, "title": {"text": "LR"}},
+            image(8),
+        ),
         "finder": curve,
         "test": scores,
         "gradients/fc": Histogram([3, 0, 1], [-1.0, -0.5, 0.0, 0.5]),
         "result/acc": 0.75,
     }
-    return Record(step, 2, values, kind="final")
+    return Record(step, 2, values, kind="final", details={"overlays": Table(("image",), [(image(7),)]), "rate": 0.5})
 
 
 def same(one, other) -> bool:
@@ -54,6 +84,10 @@ def same(one, other) -> bool:
             | (Curve(), Curve())
             | (Table(), Table())
             | (Artifact(), Artifact())
+            | (LayeredImage(), LayeredImage())
+            | (Mask(), Mask())
+            | (TableChart(), TableChart())
+            | (PlotlyFigure(), PlotlyFigure())
             | (Histogram(), Histogram())
         ):
             return same(vars(one), vars(other))

@@ -4,6 +4,7 @@ import json
 import random
 import re
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,12 +12,14 @@ from harness.config.settings import Config
 from harness.tracking.journal import Journal
 from harness.tracking.records import Artifact, Curve, Record
 from harness.tracking.run_dir import RunDir, claim_run_dir
-from harness.tracking.wandb import offline_log
+from harness.tracking.tracker import MultiTracker
+from harness.tracking.wandb import init, offline_log
 from harness.tracking.wandb import sync as wandb_sync
 from harness.tracking.wandb.offline_log import last_step
 from harness.utils.errors import BusyError, DataError, TrackingError, UsageError
 from tests.support import wandb_files
 from tests.support.forked import harness as command
+from tests.support.records import final
 from tests.support.wandb_server import KEY
 from tests.tracking.test_sync_content import train
 from tests.tracking.test_wandb import SLIM
@@ -78,6 +81,36 @@ def test_settings_that_the_run_has_determined_are_those_of_the_uploaded_run(kill
     wandb_sync.sync(killed, print)
     (run,) = server.runs.values()
     assert (run.config["lr_max"], run.config["lr_max_requested"]) == (0.125, "find")
+
+
+def media(run):
+    """Return the content of the files that the rows of a run lead to."""
+    return {name: content for name, content in run.files.items() if name.startswith("media/")}
+
+
+def test_tables_charts_and_layers_of_a_synced_run_are_those_of_the_online_run(tmp_path, server):
+    config = Config(output=str(tmp_path), wandb="online", name="online")
+    folder = claim_run_dir(config)
+    (folder.path / "config.yaml").write_text(config.to_yaml())
+    journal = Journal(folder.path, {"config": config.to_dict()})
+    tracker = MultiTracker([journal, init.start(config, folder.path, run_name="online", run_id="online")])
+    record = final(6)
+    tracker.record(replace(record, values={key: value for key, value in record.values.items() if key != "gallery"}))
+    tracker.finish("finished", 0)
+    folder.close()
+    wandb_sync.sync(folder.path, print, anew=True)
+    online, synced = server.runs.values()
+    assert media(online) == media(synced) and len(media(online)) > 8
+    for key in ("visualize", "mask/class_labels"):
+        assert online.config["_wandb"][key] == synced.config["_wandb"][key]
+    assert [sorted(row) for row in online.history] == [sorted(row) for row in synced.history]
+    contents = [
+        {name: content for one in server.artifacts.values() if one.run == run_id for name, content in one.files.items()}
+        for run_id in server.runs
+    ]
+    for files in contents:
+        del files["manifest"]
+    assert contents[0] == contents[1] and {"roc_table.table.json", "wrong.table.json"} <= set(contents[0])
 
 
 def test_a_server_that_lost_the_last_steps_is_sent_only_those(killed, server):

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import wandb
 from sklearn.metrics import confusion_matrix
@@ -22,6 +23,7 @@ from harness.tracking.journal import Journal
 from harness.tracking.records import Artifact, Curve, Record, Scores, StoredImage, Table, encode_png
 from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import init, rows, session
+from harness.tracking.wandb.values import to_wandb
 from harness.utils.errors import TrackingError
 from tests.support import wandb_files
 from tests.support.faulty_server import wait_until
@@ -177,13 +179,53 @@ def test_images_tables_curves_and_scores_arrive_with_their_content(tracked):
     scores = final(6).values["test"]
     counts = np.array([cell[2] for cell in table("test/confusion_table")["data"]]).reshape(4, 4)
     assert np.array_equal(counts, confusion_matrix(scores.labels, scores.probabilities.argmax(1)))
-    assert row["test/pr_table.nrows"] == 4 * rows.RECALLS
+    assert row["test/pr_table.nrows"] == 4 * len(rows.RECALLS)
     assert (row["gradients/fc.values"], row["gradients/fc.bins"]) == ([3, 0, 1], [-1.0, -0.5, 0.0, 0.5])
     tables = {artifact["name"]: artifact for artifact in offline_run.artifacts if artifact["type"] == "run_table"}
     wrong = next(artifact for name, artifact in tables.items() if name.endswith("wrong"))
     data = json.loads(Path(wrong["files"]["wrong.table.json"]).read_text())["data"]
     assert [cells[1:] for cells in data] == [["ant", 0.5, None], ["bee", 1, True]]
     assert np.array_equal(StoredImage(Path(wrong["files"][data[1][0]["path"]])).pixels, image(2).pixels)
+
+
+def test_layers_and_charts_arrive_as_w_and_bs_own_with_their_labels_and_titles(tracked):
+    _, folder, offline_run, _ = tracked
+    row, media = offline_run.rows[-1], next(folder.glob("wandb/offline-run-*/files"))
+    values = final(6).values
+    assert row["layers.captions"] == [layer.image.caption for layer in values["layers"]]
+    for layer, masks in zip(values["layers"], row["layers.all_masks"], strict=True):
+        for name, mask in layer.masks.items():
+            with PIL.Image.open(media / masks[name]["path"]) as picture:
+                assert np.array_equal(np.asarray(picture), mask.levels)
+    labels = offline_run.config["_wandb"]["mask/class_labels"]
+    assert {key: entry["value"] for key, entry in labels.items()} == {
+        f"{key}_wandb_delimeter_{name}": {"1": "weak", "2": "strong"}
+        for key in ("layers", "layer")
+        for name in ("prediction", "truth")
+    }
+    chart = offline_run.config["_wandb.visualize.roc"]["panel_config"]
+    assert chart["panelDefId"] == "wandb/area-under-curve/v0"
+    assert chart["fieldSettings"] == {"x": "false positives", "y": "true positives", "class": "class"}
+    assert chart["stringSettings"] == {
+        "title": "ROC of the test set", "x-axis-title": "false positives", "y-axis-title": "true positives"
+    }  # fmt: skip
+    assert json.loads((media / row["roc_table.path"]).read_text())["data"] == [[0.0, 0.5, "ant"], [1.0, 1.0, "ant"]]
+    figure = json.loads((media / row["lines.path"]).read_text())
+    assert (figure["data"][0]["x"], figure["layout"]["xaxis"]["type"]) == ([0.1, 0.2], "log")
+    assert not {"overlays", "rate"} & {key.split(".")[0] for key in row}  # details are of the journal alone
+
+
+def test_a_table_has_the_types_of_all_of_its_rows_and_takes_no_time_for_each(tmp_path):
+    import wandb as module
+
+    rows = [(f"{number}", image(1) if number % 1000 == 7 else None, number % 2 == 0, 0.5) for number in range(20_000)]
+    started = time.process_time()
+    table = to_wandb(module, "t", Table(("id", "image", "flag", "x"), rows), tmp_path)["t"]
+    assert time.process_time() - started < 1  # row by row W&B takes 2 s
+    cells = [[row[0], table.data[0][1], *row[2:]] for row in rows]
+    one_by_one = module.Table(columns=list(table.columns), data=[table.data[7], *cells[:2]])
+    assert table._column_types == one_by_one._column_types
+    assert [row[0] for row in table.data] == [row[0] for row in rows]
 
 
 def test_w_and_b_has_the_image_files_of_the_journal_and_they_outlive_it(tmp_path):

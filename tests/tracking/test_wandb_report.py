@@ -1,6 +1,7 @@
 """W&B reports are built from what a run logged, and saved to a W&B server on the loopback."""
 
 import json
+import re
 import socket
 import statistics
 import subprocess
@@ -132,8 +133,11 @@ def test_the_report_of_a_run_shows_what_the_run_logged_and_nothing_that_it_did_n
     report = wandb_report.build(facts)
     assert shown(report) <= keys
     pictures = {
-        key for key, value in facts.summary.items() if isinstance(value, dict) and "image" in str(value.get("_type"))
+        key
+        for key, value in facts.summary.items()
+        if isinstance(value, dict) and re.search("image|plotly", str(value.get("_type")))
     }
+    assert {"cam", "layers", "lines"} <= pictures
     tables = {
         key for key, value in facts.summary.items() if isinstance(value, dict) and value.get("_type") == "table-file"
     }
@@ -141,7 +145,7 @@ def test_the_report_of_a_run_shows_what_the_run_logged_and_nothing_that_it_did_n
     # The points of a curve are shown as its chart.
     assert tables - {"finder/table"} == {key for key in shown(report) if key in tables}
     assert {"train/loss", "val/acc", "lr", "train/step_loss"} <= shown(report)
-    assert {"finder/chart_table", "test/confusion_table", "test/pr_table"} <= shown(report)
+    assert {"finder/chart_table", "test/confusion_table", "test/pr_table", "roc_table"} <= shown(report)
 
 
 def test_each_image_of_a_run_is_in_its_section(finished):

@@ -1,4 +1,4 @@
-"""The gallery of images with truth, prediction and confidence, as a figure and as a table."""
+"""The gallery of images with truth, prediction and confidence."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.reporting.figures import style
-from harness.tracking.records import Cell, Image, Table
 from harness.utils.text import percent, truncate
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.backend_bases import RendererBase
-
-    from harness.evaluation.metrics import Predictions
 
 # Inches: side of an image, between two, margin; a tile with its texts and the gap to the next one.
 _SIDE, _GAP, _EDGE = 1.85, 0.16, 0.16
@@ -73,31 +70,6 @@ def gallery(
         row, column = divmod(index, columns)
         _draw_tile(canvas, start + column * _COLUMN, top + row * _ROW, tile)
     return canvas.save(path)
-
-
-def gallery_table(
-    predictions: Predictions,
-    positions: Sequence[int] | np.ndarray,
-    pictures: Sequence[np.ndarray],
-    ids: Sequence[str],
-    classes: Sequence[str],
-) -> Table:
-    """Return the images of a gallery as rows: image, id, truth, prediction, confidence, loss, margin, a score per class.
-
-    Args:
-        positions: of the images in the split.
-        pictures: uint8 [H, W, 3], one for each of `positions`.
-        ids: of all images of the split.
-    """
-    scores = (f"score/{name}" for name in classes)
-    columns = ("image", "id", "truth", "prediction", "confidence", "loss", "margin", *scores)
-    confidence, margin, predicted = predictions.confidence, predictions.margin, predictions.predicted
-    rows: list[tuple[Cell, ...]] = []
-    for index, picture in zip(positions, pictures, strict=True):
-        numbers = (confidence[index], predictions.losses[index], margin[index], *predictions.probabilities[index])
-        names = (str(ids[index]), classes[predictions.labels[index]], classes[predicted[index]])
-        rows.append((Image(picture), *names, *map(float, numbers)))
-    return Table(columns, rows)
 
 
 def _draw_tile(canvas: Canvas, left: float, top: float, tile: Tile) -> None:

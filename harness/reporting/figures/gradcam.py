@@ -32,7 +32,7 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
         picture: uint8 [H, W, 3], the input of the model.
         heat: float [h, w], 0..1; resized to the image's size.
     """
-    strength = _resize(np.clip(np.nan_to_num(heat), 0, 1), picture.shape[:2])[..., None]
+    strength = resize_map(np.clip(np.nan_to_num(heat), 0, 1), picture.shape[:2])[..., None]
     grey = picture @ np.array([0.299, 0.587, 0.114])  # luma, ITU-R BT.601
     background = 0.72 * np.repeat(grey[..., None], 3, 2) + 0.08 * picture
     colour = _colours(0.15 + 0.85 * strength[..., 0])
@@ -40,9 +40,14 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return np.clip((1 - opacity) * background + opacity * colour, 0, 255).round().astype(np.uint8)
 
 
-def bare(heat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Return the map alone in the overlay's colours, uint8 [H, W, 3], for `shape` [H, W, ...]; `heat` is float [h, w], 0..1."""
-    return _colours(_resize(np.clip(np.nan_to_num(heat), 0, 1), shape[:2])).round().astype(np.uint8)
+def resize_map(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    """Return a map, float [h, w], as float64 [H, W] of `size`, interpolated bilinearly."""
+    import torch
+
+    if heat.shape == tuple(size):
+        return heat.astype(float)
+    cells = torch.as_tensor(np.asarray(heat, np.float64))[None, None]
+    return torch.nn.functional.interpolate(cells, size=tuple(size), mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def hatched(shape: tuple[int, ...]) -> np.ndarray:
@@ -154,13 +159,3 @@ def _colour_table() -> np.ndarray:
 
     colours = matplotlib.colormaps[_COLOURS]
     return 255 * colours(np.arange(colours.N))[:, :3]
-
-
-def _resize(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    """Return `heat` as float64 [H, W], interpolated bilinearly."""
-    import torch
-
-    if heat.shape == tuple(size):
-        return heat.astype(float)
-    cells = torch.as_tensor(np.asarray(heat, np.float64))[None, None]
-    return torch.nn.functional.interpolate(cells, size=tuple(size), mode="bilinear", align_corners=False)[0, 0].numpy()

@@ -88,7 +88,8 @@ def galleries(run: RunData) -> list[Gallery]:
             made.append(
                 _gallery(run, key, title, f"{len(cards)}{total} {adjective} images of the {run.split} set.", cards)
             )
-    cards = [_cam_card(row) for row in _rows(run, "explain/gradcam")]
+    # Earlier versions have the table of maps under the second key.
+    cards = [_cam_card(row) for row in _rows(run, "explain/maps") or _rows(run, "explain/gradcam")]
     if cards:
         caption = (
             f"Class-activation maps ({run.config.get('cam', 'Grad-CAM')}) of {len(cards)} misclassified images: "

@@ -131,7 +131,7 @@ def range_test_charts(run: RunData) -> list[Chart]:
         rates = ", ".join(f"{name} {lr:.3g}" for name, lr in chosen.items()) or "No learning rate was chosen"
         marks = {"shapes": _vertical_lines(chosen), "annotations": _names(chosen)}
         scale = axis("learning rate", log=True, **log_ticks(curve.x))
-        limits: dict[str, Any] = {"range": _loss_limits(curve)} if key == "loss" and _loss_limits(curve) else {}
+        limits: dict[str, Any] = {"range": loss_limits(curve)} if key == "loss" and loss_limits(curve) else {}
         charts.append(
             Chart(
                 f"find-{key}", title, f"Median over the seeds, and their range. {rates}.", _band(curve, colour),
@@ -157,7 +157,7 @@ def _band(curve: Curve, colour: str) -> list[dict]:
     return data
 
 
-def _loss_limits(curve: Curve) -> list[float] | None:
+def loss_limits(curve: Curve) -> list[float] | None:
     """Return limits of the loss before it diverges, so that its decrease stays visible."""
     values = [value for value in curve.lines.get("median", ()) if math.isfinite(value)]
     if not values:

@@ -106,8 +106,12 @@ class RunData:
         return x, y
 
     def value(self, key: str) -> Value | None:
-        """Return what was last logged under this key."""
-        return next((record.values[key] for record in reversed(self.records) if key in record.values), None)
+        """Return what was last recorded under this key, for a tracker or for the journal alone."""
+        for record in reversed(self.records):
+            for values in (record.values, record.details):
+                if key in values:
+                    return values[key]
+        return None
 
     def table(self, key: str) -> Table | None:
         """Return the table that was last logged under this key; None where it is empty."""

@@ -19,7 +19,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.tracking.backends.backend import POSITION, Backend, MeasuredRow, Picture, RunLabels
-from harness.tracking.records import Artifact, Curve, Image, Record, Scalar, StoredImage, Table, Value, encode_png
+from harness.tracking.records import (
+    Artifact,
+    Curve,
+    Image,
+    PlotlyFigure,
+    Record,
+    Scalar,
+    StoredImage,
+    Table,
+    TableChart,
+    Value,
+    encode_png,
+)
 from harness.tracking.run_files import CONFIG, SUMMARY
 from harness.tracking.serialization import stored_image
 from harness.tracking.tracker import Status, Tracker
@@ -161,6 +173,7 @@ class BackendTracker(Tracker):
                 known = self._last_keys if is_begun and record.kind != "final" else set[str]()
                 pending.append(self._row(step, {key: values[key] for key in values if key not in known}))
                 tables |= {key: value for key, value in values.items() if isinstance(value, Table | Curve)}
+                tables |= {key: value.table for key, value in values.items() if isinstance(value, TableChart)}
                 self._last_keys = (self._last_keys if step == self._last_step else set[str]()) | set(values)
                 self._last_step = max(step, self._last_step)
         if not pending:
@@ -173,13 +186,18 @@ class BackendTracker(Tracker):
                 backend.files(Artifact("tables", "tables", _write_tables(tables, Path(folder))))
 
     def _row(self, step: int, values: Mapping[str, Value]) -> MeasuredRow:
-        """Return the numbers, texts and images of a row; an image that cannot be read is left out and reported."""
+        """Return the numbers, texts and images of a row; an image that cannot be read is left out and reported.
+
+        Layers are W&B's alone: of Grad-CAM the figure is sent.
+        """
         scalars = {key: value for key, value in values.items() if isinstance(value, bool | int | float | str)}
         pictures: dict[str, Picture] = {}
         for key, value in values.items():
+            if isinstance(value, PlotlyFigure) and value.picture is not None:
+                value = value.picture
             images = {key: value} if isinstance(value, Image) else {}
             if isinstance(value, tuple):
-                images = {f"{key}/{number}": image for number, image in enumerate(value)}
+                images = {f"{key}/{number}": image for number, image in enumerate(value) if isinstance(image, Image)}
             for name, image in images.items():
                 try:
                     pictures[name] = _picture(image, self._folder)

@@ -14,7 +14,7 @@ from harness.utils.errors import TrackingError
 from harness.utils.text import percent
 
 GRID_COLUMNS = 24  # of a W&B panel grid
-IMAGES = ("image-file", "images/separated")
+MEDIA = ("image-file", "images/separated", "plotly-file")  # what W&B's media panel shows
 # Sections of images, tables and charts, and the prefixes of their keys.
 REPORT_SECTIONS = (
     ("Learning-rate range test", ("find/",)),
@@ -87,7 +87,7 @@ def _panel(wr: Any, key: str, kinds: Mapping[str, str], charts: Mapping[str, Any
             query=table, chart_name=str(chart.get("panelDefId", "")), chart_fields=fields, chart_strings=strings
         )
         return panel, 12, 10
-    if kinds[key] in IMAGES:
+    if kinds[key] in MEDIA:
         return wr.MediaBrowser(title=key, media_keys=[key], num_columns=1), 12, 12
     if kinds[key] == "table-file":
         return wr.WeavePanelSummaryTable(table_name=key), 24, 12

@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
-
 from harness.tracking.records import Curve, Record, Scores, Value
+from harness.utils.curves import RECALLS, precision_at_recalls
 
 # Beyond these, W&B cuts or resamples its charts; tables hold everything.
 MAX_CHART_POINTS = 10_000
 MAX_CHART_CLASSES = 100
-RECALLS = 21
 TIMESTAMP = "_timestamp"  # W&B's own name: seconds since 1970
 
 
@@ -76,22 +74,11 @@ def chart_stride(curve: Curve) -> int:
 
 
 def precision_recall(scores: Scores) -> list[list[float | str]]:
-    """Return rows [class, recall, precision] at `RECALLS` recalls 0..1, for each class that has images.
-
-    The precision at a recall is the best one at that recall or a higher one (interpolated precision).
-    """
+    """Return rows [class, recall, precision] at `RECALLS`, for each class that has images."""
     rows: list[list[float | str]] = []
-    recalls = np.linspace(0, 1, RECALLS)
     for number, name in enumerate(scores.classes):
         is_class = scores.labels == number  # [N]
-        if not is_class.any():
-            continue
-        order = np.argsort(-scores.probabilities[:, number], kind="stable")
-        score, hits = scores.probabilities[order, number], np.cumsum(is_class[order])
-        last = np.append(score[1:] != score[:-1], True)  # equal scores are one threshold
-        precision = (hits / np.arange(1, len(hits) + 1))[last]
-        recall = hits[last] / hits[-1]
-        best = np.maximum.accumulate(precision[::-1])[::-1]
-        nearest = np.searchsorted(recall, recalls - 1e-12)
-        rows += [[name, float(r), float(p)] for r, p in zip(recalls, best[nearest], strict=True)]
+        if is_class.any():
+            precisions = precision_at_recalls(is_class, scores.probabilities[:, number])
+            rows += [[name, r, p] for r, p in zip(RECALLS.tolist(), precisions.tolist(), strict=True)]
     return rows

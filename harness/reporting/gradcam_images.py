@@ -1,0 +1,73 @@
+"""Class-activation maps as values to track: images with a layer for each class, and the overlays of a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from harness.evaluation.gradcam import Maps
+from harness.reporting.figures import gradcam as cam_figure
+from harness.reporting.figures.gallery import Tile, fit_to_side
+from harness.tracking.records import Cell, Image, LayeredImage, Mask, Table
+from harness.utils.text import percent
+
+SIDE = 128  # pixels: a smaller image is enlarged to it, so that a map over it is smooth
+STEPS = 5  # equal parts of the scale; the lowest shows nothing
+LABELS = {level: f"{100 * level // STEPS} to {100 * (level + 1) // STEPS} % of the peak" for level in range(1, STEPS)}
+CLASSES = ("prediction", "truth")  # names of the layers, and of the columns
+
+
+def layered_images(tiles: Sequence[Tile], ids: Sequence[str], predicted: Maps, true: Maps) -> tuple[LayeredImage, ...]:
+    """Return each image with the maps of its predicted and of its true class as layers, each of four levels.
+
+    Both layers share one scale, the higher of their two peaks. An empty map is a layer that shows nothing.
+
+    Args:
+        ids: of the images of the tiles.
+    """
+    images = []
+    for number, (tile, id, *heats) in enumerate(
+        zip(tiles, ids, *cam_figure.shared_scale(predicted, true), strict=True)
+    ):
+        large = enlarge(tile.picture)
+        masks = {
+            name: Mask.of(evidence_levels(heat, large.shape), LABELS) for name, heat in zip(CLASSES, heats, strict=True)
+        }
+        empty = [name for name, maps in zip(CLASSES, (predicted, true), strict=True) if maps.empty[number]]
+        remark = f"; empty map of the {' and of the '.join(empty)}" if empty else ""
+        caption = f"{id}: {tile.truth} predicted as {tile.prediction} ({percent(tile.confidence)}){remark}"
+        images.append(LayeredImage(Image(large, caption), masks))
+    return tuple(images)
+
+
+def evidence_levels(heat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Return the level of evidence of each pixel, uint8 [H, W] for `shape` [H, W, ...]: 0 to 4.
+
+    Args:
+        heat: float [h, w], 0..1.
+    """
+    strength = cam_figure.resize_map(np.clip(np.nan_to_num(heat), 0, 1), shape[:2])
+    return np.minimum(strength * STEPS, STEPS - 1).astype(np.uint8)
+
+
+def overlay_table(tiles: Sequence[Tile], ids: Sequence[str], predicted: Maps, true: Maps) -> Table:
+    """Return one row per image: the image, its classes, and for each class the overlay and the share of the evidence.
+
+    An empty map has no overlay.
+    """
+    rows: list[tuple[Cell, ...]] = []
+    heats = zip(*cam_figure.shared_scale(predicted, true), strict=True)
+    for row, (tile, id, pair) in enumerate(zip(tiles, ids, heats, strict=True)):
+        large = enlarge(tile.picture)
+        cells: list[Cell] = [Image(large), id, tile.truth, tile.prediction, tile.confidence]
+        for maps, heat in zip((predicted, true), pair, strict=True):
+            cells += [None if maps.empty[row] else Image(cam_figure.overlay(large, heat)), float(maps.share[row])]
+        rows.append(tuple(cells))
+    columns = [f"{name} for {label}" for label in CLASSES for name in ("overlay", "share")]
+    return Table(("image", "id", "truth", "prediction", "confidence", *columns), rows)
+
+
+def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:
+    """Return a small image with each pixel repeated, so that its longer side is about `side`."""
+    return fit_to_side(pixels, max(side, *pixels.shape[:2]))  # never reduced here
