@@ -12,6 +12,7 @@ from harness.cli import completion
 from harness.config import settings
 from harness.config.names import NAMES_ELSEWHERE
 from harness.config.settings import normalize_name
+from harness.config.words import without_groups
 from harness.tracking.wandb.failed_trial import send_failure
 from harness.utils.errors import did_you_mean
 
@@ -173,13 +174,15 @@ class SettingsCommand(PlainCommand):
             UsageError: an option or its value is wrong; a sweep whose trial this is hears of it.
         """
         optional = {normalize_name(name): name for name in settings.setting_fields() if settings.value_alone(name)}
-        completed = []
+        completed, args = [], without_groups(args)
         for argument, following in itertools.zip_longest(args, args[1:], fillvalue=""):
             name = optional.get(normalize_name(argument)) if argument.startswith("--") else None
             choices = settings.setting_fields()[name].metadata["choices"] if name else ()
             is_true = name is not None and following.lower() not in (*settings.BOOLEANS, settings.AUTO, *choices)
             completed.append(f"{argument}=true" if is_true else argument)
-        takes_arguments = any(isinstance(parameter, click.Argument) for parameter in self.params)
+        takes_arguments = any(
+            isinstance(parameter, click.Argument) and parameter.name != "words" for parameter in self.params
+        )
         for argument, following in itertools.pairwise(completed):
             # `--flip maybe`: not a boolean, and the command has no argument that it could be.
             was_completed = argument.endswith("=true") and argument not in args

@@ -14,10 +14,9 @@ import click
 from harness.cli import completion
 from harness.config import settings as config
 from harness.config.recipe import make_config
+from harness.config.words import LETTERS, read_words
 from harness.utils import plugins
 from harness.utils.errors import UsageError
-
-LETTERS = {"batch_size": "-b", "recipe": "-c"}
 
 
 class SettingOption(click.Option):
@@ -56,6 +55,37 @@ class TrustOption(click.Option):
     def __init__(self) -> None:
         about = "Import the installed modules that the run, the checkpoint or the recipe names as plug-ins; their code runs."
         super().__init__(["--trust", "trust"], is_flag=True, default=False, help=about)
+
+
+class WordsArgument(click.Argument):
+    """Settings as words, in the other forms in which W&B's agent passes the parameters of a sweep on: see `config.words`."""
+
+    def __init__(self) -> None:
+        super().__init__(["words"], nargs=-1, required=False, callback=_check_words)
+
+    def get_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Return nothing: the options are the usual way."""
+        return []
+
+
+def _check_words(context: click.Context, parameter: click.Parameter, words: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse words that have none of the forms, as click refuses the arguments of a command that takes none."""
+    for word in words:
+        if "=" not in word and not word.lstrip().startswith("{") and not word.endswith(".json"):
+            raise click.UsageError(f"Got unexpected extra argument ({word})", context)
+    return words
+
+
+def words_argument(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command that takes settings the argument `words`; the settings in it join those of the options, which win."""
+
+    def join(settings: dict[str, Any], words: tuple[str, ...], **values: Any) -> Any:
+        return command(settings={**read_words(words), **settings}, **values)
+
+    join.__doc__, join.__name__ = command.__doc__, command.__name__
+    params = [*getattr(command, "__click_params__", []), WordsArgument()]
+    setattr(join, "__click_params__", params)  # noqa: B010 - where click's decorators look for them
+    return join
 
 
 def option_names(setting: str) -> list[str]:

@@ -37,6 +37,18 @@ from harness.utils.errors import UsageError
     "--final", type=click.IntRange(0), default=0, help="Then train the best over N seeds and read the test set."
 )
 @click.option("--search-seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the search.")
+@click.option(
+    "--sampler",
+    default="auto",
+    metavar="NAME",
+    help="Optuna's sampler for a Bayesian search: tpe, gp, nsga2, qmc or random. [tpe]",
+)
+@click.option(
+    "--pruner",
+    default="none",
+    metavar="NAME",
+    help="Stop trials early by Optuna's median, asha or patient pruner, none before half-way between the peak of the LR and the end. [none]",
+)
 @click.option("--choose-on-test", is_flag=True, help="Allow a metric of the test set.")
 @click.option(
     "--fork/--no-fork", default=True, help="Fork trials from a process that has torch and timm imported. [fork]"

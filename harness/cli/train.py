@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from harness.cli.commands import SettingsCommand
-from harness.cli.options import config_from_options, setting_options
+from harness.cli.options import config_from_options, setting_options, words_argument
 from harness.cli.terminal import echo
 from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import WANDB, Config
@@ -30,6 +30,7 @@ CURVE = (
     help="Train this many seeds, from --seed on: mean, standard deviation and 95 % interval, one W&B group.",
 )
 @setting_options
+@words_argument
 def run(settings: dict[str, Any], seeds: int | None) -> None:
     """Train, evaluate every epoch, and record everything on disk and in W&B.
 
@@ -125,6 +126,7 @@ def summary_table(summary: dict[str, Any]) -> str:
     help="Write a W&B sweep whose ranges come from the test.",
 )
 @setting_options
+@words_argument
 def lr_find(settings: dict[str, Any], **options: Any) -> None:
     """Suggest LRMIN and LRMAX by a learning-rate range test, with reasons and a confidence.
 
@@ -135,7 +137,10 @@ def lr_find(settings: dict[str, Any], **options: Any) -> None:
     harness lr-find --recipe digits
     harness lr-find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
     """
-    config = config_from_options(settings)
+    from harness.tracking.wandb.failed_trial import report_failed_trial
+
+    with report_failed_trial():
+        config = config_from_options(complete_options(settings))
     from harness.lr_finder.result import result_table
     from harness.runs import lr_find as finder
 

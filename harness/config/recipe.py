@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from importlib import resources
@@ -10,6 +11,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.config.words import settings_of
 from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
 
@@ -17,6 +19,7 @@ MODEL_SETTINGS = (
     "model_args",
     "lr_min",
     "lr_max",
+    "lr_min_ratio",
     "head_lr_scale",
 )  # of a recipe, for its own model only: an LR belongs to its model
 
@@ -90,6 +93,15 @@ def scaled_peak(peak_epoch: float, epochs: int, new_epochs: Any) -> float:
     return float(peak_epoch * coerce("epochs", new_epochs) / max(epochs, 1))
 
 
+def first_comparison(config: Config) -> int:
+    """Return the epoch before which no run is compared with others: half-way between the peak of the LR and the end.
+
+    Around its peak a high learning rate looks worst, although it may end best.
+    """
+    peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
+    return max(1, math.ceil((peak + config.epochs) / 2))
+
+
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """Return the effective configuration: an option over the recipe over the default.
 
@@ -106,7 +118,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     Raises:
         UsageError: there is no such recipe or setting, or a value is not allowed.
     """
-    given = {canonical_name(key): value for key, value in options.items()}
+    given = settings_of(options)
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
     values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
     if "epochs" in given and "peak_epoch" not in given:
@@ -121,4 +133,11 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
             **coerce("model_args", values["model_args"]),
             **coerce("model_args", given["model_args"]),
         }
-    return Config(**{**values, **given})
+    if "lr_min" in given and "lr_min_ratio" not in given:
+        values.pop("lr_min_ratio", None)
+    config = Config(**{**values, **given})
+    if config.lr_min_ratio is not None and "lr_min" in given and config.lr_min != coerce("lr_min", given["lr_min"]):
+        raise UsageError(
+            f"lr_min={given['lr_min']} and lr_min_ratio={config.lr_min_ratio:g} both give LRMIN; keep one of them"
+        )
+    return config

@@ -136,6 +136,7 @@ class Config:
 
     schedule: str = _setting("one_cycle", "Learning rate (LR) schedule.", group="Learning rate", choices=("one_cycle", "cyclic", "cosine", "plateau", "constant"))
     lr_min: NumberOrFind = _setting(0.0015, "LRMIN, where the schedule starts and ends; find: run an LR range test first.", group="Learning rate", low=0, high=1e6)
+    lr_min_ratio: float | None = _setting(None, "LRMIN as a fraction of LRMAX, in place of lr_min, so that a search over both cannot draw an LRMIN above LRMAX; none: lr_min holds.", group="Learning rate", low=0, high=1, added_later=True)
     lr_max: NumberOrFind = _setting(0.0045, "LRMAX, the maximum of the schedule; find: run an LR range test first.", group="Learning rate", above=0, high=1e6)
     peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0)
     cycles: int = _setting(5, "Number of triangles of the cyclic schedule in the whole run.", group="Learning rate", low=1, high=1_000_000)
@@ -185,6 +186,9 @@ class Config:
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
             object.__setattr__(self, item.name, coerce(item.name, getattr(self, item.name)))
+        if self.lr_min_ratio is not None:
+            lr_min = FIND if self.lr_max == FIND else self.lr_min_ratio * float(self.lr_max)
+            object.__setattr__(self, "lr_min", lr_min)
         self._check_combinations()
 
     def grey_limits(self) -> tuple[float, float] | None:

@@ -15,6 +15,7 @@ from typing import Any
 from harness.config import yaml_io
 from harness.config.recipe import scaled_peak
 from harness.config.settings import Config, canonical_name, coerce
+from harness.config.words import ungrouped
 from harness.utils.errors import UsageError
 
 
@@ -78,6 +79,8 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         return config
     if "epochs" in changes and "peak_epoch" not in drawn:
         changes["peak_epoch"] = scaled_peak(config.peak_epoch, config.epochs, changes["epochs"])
+    if "lr_min" in changes and "lr_min_ratio" not in drawn:
+        changes["lr_min_ratio"] = None
     if "model_args" in changes:
         changes["model_args"] = {**config.model_args, **coerce("model_args", changes["model_args"])}
     notify(f"From the sweep: {', '.join(f'{name}={value}' for name, value in changes.items())}")
@@ -115,7 +118,7 @@ def _by_setting(values: Mapping[str, Any], notify: Callable[[str], None] | None)
         notify: receives a line about each value that belongs to no setting; None: such a value is refused.
     """
     by_setting: dict[str, Any] = {}
-    for key, value in values.items():
+    for key, value in ungrouped(values).items():
         try:
             by_setting[canonical_name(key)] = value
         except UsageError as error:

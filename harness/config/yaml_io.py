@@ -1,7 +1,7 @@
 """Strict YAML 1.2: safe, bounded, and with the line of every mistake.
 
-Unlike `yaml.safe_load` it reads `1e-3` as a number, and it refuses duplicate keys, aliases, tags and very deep or very
-large documents before it constructs anything from them.
+Unlike `yaml.safe_load` it reads `1e-3` as a number, and it refuses duplicate keys, aliases (unless the caller allows
+them, within a bound), tags and very deep or very large documents before it constructs anything from them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from harness.utils.errors import UsageError, first_line
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
+MAX_EXPANDED = 20_000  # values of a document with aliases, each counted wherever an alias repeats it
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
@@ -83,19 +84,47 @@ def _check_node(node: yaml.Node, source: str, depth: int = 0) -> None:
             _check_node(value, source, depth + 1)
 
 
-def parse_yaml(text: str, source: str = "<text>") -> Any:
+def _check_expansion(node: yaml.Node, source: str) -> None:
+    """Refuse aliases that repeat themselves, or so much that the document would grow beyond `MAX_EXPANDED` values.
+
+    Each anchored value is counted once and its size remembered, so that the check is quick however often it is repeated.
+    """
+    sizes: dict[int, int] = {}
+    open_nodes: set[int] = set()
+
+    def size(node: yaml.Node) -> int:
+        if id(node) in open_nodes:
+            raise UsageError(f"{source}:{node.start_mark.line + 1}: an alias stands inside what it repeats")
+        if id(node) not in sizes:
+            open_nodes.add(id(node))
+            inner = node.value if isinstance(node, yaml.SequenceNode) else []
+            if isinstance(node, yaml.MappingNode):
+                inner = [part for pair in node.value for part in pair]
+            sizes[id(node)] = 1 + sum(map(size, inner))
+            open_nodes.remove(id(node))
+        return sizes[id(node)]
+
+    if (count := size(node)) > MAX_EXPANDED:
+        raise UsageError(
+            f"{source}: its aliases repeat so much that there would be {count:,} values; at most {MAX_EXPANDED:,} are read"
+        )
+
+
+def parse_yaml(text: str, source: str = "<text>", *, aliases: bool = False) -> Any:
     """Return the value of one YAML document.
 
     Args:
         source: the name of the document in error messages.
+        aliases: allow aliases (`*name`) and merge keys (`<<: *name`), as long as they repeat little.
 
     Raises:
         UsageError: it is malformed, unsafe or too deep, has aliases or duplicate keys, or there are several documents.
     """
-    depth = 0
+    depth, has_aliases = 0, False
     try:
         for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.AliasEvent):
+            has_aliases = has_aliases or isinstance(event, yaml.AliasEvent)
+            if isinstance(event, yaml.AliasEvent) and not aliases:
                 raise UsageError(
                     f"{source}:{_line(event)}: aliases (*{event.anchor}) are not allowed; write the value out"
                 )
@@ -107,6 +136,8 @@ def parse_yaml(text: str, source: str = "<text>") -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
+        if has_aliases:
+            _check_expansion(node, source)
         _check_node(node, source)
         return loader.construct_document(node)
     except yaml.YAMLError as error:
@@ -126,8 +157,11 @@ def parse_yaml(text: str, source: str = "<text>") -> Any:
         raise UsageError(f"{source}: invalid value ({' '.join(str(error).split())[:200]})") from None
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
+def read_yaml(path: str | Path, *, aliases: bool = False) -> dict[str, Any]:
     """Return the mapping in a YAML file of at most 1 MB.
+
+    Args:
+        aliases: see `parse_yaml`.
 
     Raises:
         UsageError: the file cannot be read, is too large, is not UTF-8 or is not one mapping.
@@ -144,7 +178,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise UsageError(f"{path}: {error.strerror}; need the path of a YAML file") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    value = parse_yaml(text, str(path))
+    value = parse_yaml(text, str(path), aliases=aliases)
     if not isinstance(value, dict):
         kind = "nothing" if value is None else f"a {type(value).__name__}"
         raise UsageError(f"{path}: need one mapping of `key: value` lines, got {kind}")

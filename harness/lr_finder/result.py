@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.recipe import make_config
+from harness.config.recipe import first_comparison, make_config
 from harness.config.settings import Config
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
@@ -21,7 +21,7 @@ from harness.utils.errors import UsageError
 
 SWEEP_FACTOR = 4.0  # how far a sweep searches around LRMAX and LRMIN
 SHORTEST_WITH_EARLY_END = 12  # epochs; a shorter run is over before a comparison could save much
-NOT_INHERITED = ("recipe", "name", "resume", "lr_min", "lr_max", "job_type", "notes")
+NOT_INHERITED = ("recipe", "name", "resume", "lr_min", "lr_max", "lr_min_ratio", "job_type", "notes")
 
 
 @dataclass(frozen=True)
@@ -181,9 +181,9 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
     if divergence is not None:  # never beyond where the loss diverged, but always above LRMAX
         lr_max_high = max(min(lr_max_high, divergence), 1.5 * result.lr_max)
     lr_max_low = round_significant(min(result.lr_max / SWEEP_FACTOR, interval[0]))
-    # LRMIN ends where LRMAX begins, so that no sample has LRMIN above LRMAX.
-    lr_min_low = round_significant(min(result.lr_min / SWEEP_FACTOR, lr_max_low / RATIO_MOST * SWEEP_FACTOR))
-    lr_min_high = min(round_significant(SWEEP_FACTOR * result.lr_min), lr_max_low)
+    # LRMIN as a fraction of LRMAX: no sample has LRMIN above LRMAX, and no region of the pairs is cut off.
+    ratio = result.lr_min / result.lr_max
+    ratio_low, ratio_high = min(ratio / SWEEP_FACTOR, SWEEP_FACTOR / RATIO_MOST), min(SWEEP_FACTOR * ratio, 1.0)
     left_to_the_user = ("wandb", "output", "group")  # whoever runs the sweep decides where it goes
     fixed = {"recipe": config.recipe, **inherited_settings(config)}
     fixed = {name: value for name, value in fixed.items() if name not in left_to_the_user}
@@ -191,6 +191,7 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
         fixed["val_fraction"] = 0.1
     document: dict[str, Any] = {
         "name": f"learning rates of {config.model} on {config.data}",
+        "description": f"LRMAX, and LRMIN as a fraction of it, around the result of a range test (LRMAX {result.lr_max:g}, LRMIN {result.lr_min:g})",
         "project": fixed.pop("project", config.project),
         **({"entity": fixed.pop("entity")} if fixed.get("entity") else {}),
         "method": "bayes",
@@ -199,7 +200,10 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
     }
     if (first := first_band(config)) is not None:
         document["early_terminate"] = {"type": "hyperband", "min_iter": first, "eta": 2}
-    searched = {"lr_max": (lr_max_low, round_significant(lr_max_high)), "lr_min": (lr_min_low, lr_min_high)}
+    searched = {
+        "lr_max": (lr_max_low, round_significant(lr_max_high)),
+        "lr_min_ratio": (round_significant(ratio_low), round_significant(ratio_high)),
+    }
     document["parameters"] = {
         **{name: {"value": _sweep_value(value)} for name, value in fixed.items()},
         **{
@@ -211,13 +215,8 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
 
 
 def first_band(config: Config) -> int | None:
-    """Return the epoch after which early termination may compare runs; None where a run is too short for it.
-
-    Around the peak of the learning rate a high one looks worst, although it may end best: the first comparison is half-way
-    between the peak and the end.
-    """
-    peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
-    first = math.ceil((peak + config.epochs) / 2)
+    """Return the epoch after which early termination may compare runs; None where a run is too short for it."""
+    first = first_comparison(config)
     return first if config.epochs >= SHORTEST_WITH_EARLY_END and first < config.epochs else None
 
 

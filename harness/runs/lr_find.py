@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.settings import FIND, Config
+from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
@@ -22,6 +23,8 @@ from harness.tracking import run_dir
 from harness.tracking.records import Record
 from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
+from harness.tracking.wandb.client import has_active_run
+from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training.device import describe_environment
 from harness.training.process_settings import restore_process_state
 from harness.utils.errors import UsageError
@@ -60,9 +63,11 @@ def find_lr(
         Interrupted: a signal stopped it.
     """
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
-    range_for(config, options)  # a wrong range is refused before anything is loaded
-    check_tracking(config)
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
+    with report_failed_trial():
+        config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+        range_for(config, options)  # a wrong range is refused before anything is loaded
+        check_tracking(config)
     components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))

@@ -1,7 +1,13 @@
-"""The `command:` of a sweep file, as W&B's agent reads it, for commands that start `harness run`."""
+"""The `command:` of a sweep file, as W&B's agent reads it, for commands that start `harness run`.
+
+Words behind `run` are settings that hold for every trial. A wrapper, such as `nice`, `torchrun` or a shell script that
+passes its arguments on to `harness run`, may stand before it.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shutil
 import sys
@@ -30,9 +36,12 @@ MACROS = (
     "${args_append_hydra}",
     "${args_override_hydra}",
 )
-READABLE_ARGS = ("${args}", "${args_no_equals}", "${args_no_boolean_flags}")
-VARIABLE = re.compile(r"\$\{envvar:([A-Za-z0-9_]*)\}")
+ENV = "/usr/bin/env"  # what W&B's agent puts for ${env}
+VARIABLE = re.compile(r"\$\{envvar:([A-Z0-9_]*)\}")
 PYTHON = re.compile(r"python[0-9.]*(\.exe)?")
+ASSIGNMENT = re.compile(r"[A-Za-z_][A-Za-z0-9_]*=.*", re.DOTALL)
+STARTS_RUN = re.compile(r"\bharness(?:/__main__\.py)?['\"]?\s+run\b")  # in the text of a shell script
+MAX_SCRIPT = 100_000  # bytes of a wrapper script that are searched for the start of a run
 
 
 def check(command: Any, program: Any) -> tuple[str, ...]:
@@ -41,7 +50,7 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
     Raises:
         UsageError: it does not start `harness run`, or has a macro that `harness run` cannot read.
     """
-    parts = DEFAULT if command is None else command
+    parts = DEFAULT if command in (None, []) else command
     if (
         isinstance(parts, str)
         or not isinstance(parts, Sequence)
@@ -51,76 +60,126 @@ def check(command: Any, program: Any) -> tuple[str, ...]:
     parts = tuple(str(program) if part == "${program}" and program else str(part) for part in parts)
     for part in parts:
         if part.startswith("${") and part not in MACROS and not VARIABLE.match(part):
-            raise UsageError(f"command: unknown macro {part!r}{did_you_mean(part, MACROS)}")
-        if part.startswith("${args") and part not in READABLE_ARGS:
-            raise UsageError(f"command: `harness run` cannot read {part}; use ${{args}}")
-    start = _start(parts)
-    if start is None:
+            raise UsageError(f"command: W&B's agent has no macro {part!r}{did_you_mean(part, MACROS)}")
+    start = start_of_run(parts)
+    if start is None and not _is_wrapper(parts):
         raise UsageError(
             f"command: `{' '.join(parts)}` does not start `harness run`, the only program that `harness sweep` runs; write {EXAMPLE}, or use `wandb sweep` and `wandb agent`"
         )
-    if settings := [part for part in parts[start + 2 :] if not part.startswith("${args")]:
-        raise UsageError(
-            f"command: {settings[0]!r} would be missing from the parameters and from best.yaml; move it to parameters, as a `value:`"
-        )
-    executable = next(part for part in parts if part != "${env}")
-    is_known = executable in ("harness", "${interpreter}") or PYTHON.fullmatch(executable)
+    executable = parts[_executable_index(parts)]
+    is_known = executable in ("harness", "${interpreter}", "${env}") or PYTHON.fullmatch(executable)
     if not is_known and shutil.which(executable) is None:
         raise UsageError(f"command: there is no program {executable!r} on this machine")
-    if not any(part.startswith("${args") for part in parts):
-        raise UsageError("command: ${args} is missing, so no trial would get its parameters")
     return parts
 
 
+def _executable_index(parts: Sequence[str]) -> int:
+    """Return the index of a command's executable, behind `${env}` and the variables that it sets."""
+    if parts[0] not in ("${env}", "env", ENV):
+        return 0
+    index = next((index for index, part in enumerate(parts) if index and not ASSIGNMENT.fullmatch(part)), 0)
+    return 0 if parts[index].startswith("-") else index  # `env -i`: env itself
+
+
+def _is_wrapper(parts: Sequence[str]) -> bool:
+    """Return whether a word of the command is a shell script that starts `harness run`, or the file of one."""
+    return any(STARTS_RUN.search(part) or STARTS_RUN.search(_script(part)) for part in parts)
+
+
+def _script(word: str) -> str:
+    """Return the text of the file that a word names; empty where it is no small text file."""
+    path = Path(word)
+    try:
+        if word.startswith("${") or not path.is_file() or path.stat().st_size > MAX_SCRIPT:
+            return ""
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def fixed_words(command: Sequence[str]) -> list[str]:
+    """Return the words behind `harness run` other than the parameters: settings of every trial."""
+    start = start_of_run(command)
+    if start is None:  # a script has them
+        return []
+    return [part for part in command[start + 2 :] if not part.startswith("${args")]
+
+
 def is_plain(command: Sequence[str]) -> bool:
-    """Return whether a command is `harness run` with its parameters and nothing else, so that a trial may be forked."""
-    parts = [part for part in command if part not in ("${env}", "${args}")]
-    return parts in PLAIN and command[-1] == "${args}"
+    """Return whether a command is `harness run` with settings and nothing before it, so that a trial may be forked."""
+    start = start_of_run(command)
+    return start is not None and [part for part in command[: start + 2] if part != "${env}"] in PLAIN
 
 
-def fill(command: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """Return the command line of one trial: macros filled in, and the Python that runs this process."""
-    start = _start(command)
-    assert start is not None  # `check` has refused such a command
+def fill(
+    command: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str], json_file: Path | None = None
+) -> list[str]:
+    """Return the command line of one trial: macros filled in as W&B's agent does, and the Python that runs this process.
+
+    Args:
+        json_file: the file for `${args_json_file}`, which has to exist then.
+    """
+    start, executable = start_of_run(command), _executable_index(command)
     line: list[str] = []
     for index, part in enumerate(command):
         if part == "${env}":
-            continue  # the environment is passed on unchanged
-        if index == start and part == "harness" and (index == 0 or command[index - 1] != "-m"):
+            line += [ENV] if os.name != "nt" else []
+        elif index == start and part == "harness" and (index == 0 or command[index - 1] != "-m"):
             line += [sys.executable, "-m", "harness"]
-        elif part == "${interpreter}" or (index == 0 and PYTHON.fullmatch(part)):
+        elif part == "${interpreter}" or (index == executable and PYTHON.fullmatch(part)):
             line.append(sys.executable)
+        elif part == "${args_json_file}":
+            line.append(str(json_file))
         elif part.startswith("${args"):
             line += arguments(parameters, part)
         else:
-            line.append(VARIABLE.sub(lambda match: environment.get(match[1], match[1]), part))
+            line.append(with_variables(part, environment))
     return line
+
+
+def with_variables(word: str, environment: Mapping[str, str]) -> str:
+    """Return a word with each `${envvar:NAME}` filled in; the name itself where there is no such variable."""
+    return VARIABLE.sub(lambda match: environment.get(match[1], match[1]), word)
+
+
+def run_arguments(
+    command: Sequence[str], parameters: Mapping[str, Any], environment: Mapping[str, str], json_file: Path | None = None
+) -> list[str]:
+    """Return the words of one trial's command line from `run` on; see `fill`."""
+    start = start_of_run(command)
+    assert start is not None  # `is_plain` holds
+    return fill(command[start:], parameters, environment, json_file)[3:]  # behind `python -m harness`
 
 
 def arguments(parameters: Mapping[str, Any], macro: str = "${args}") -> list[str]:
     """Return the parameters as W&B's agent writes them on the command line."""
-    options: list[str] = []
-    for name, value in parameters.items():
-        if macro == "${args_no_equals}":
-            options += [f"--{name}", str(value)]
-        elif macro == "${args_no_boolean_flags}" and isinstance(value, bool):
-            options += [f"--{name}"] if value else []
-        else:
-            options.append(f"--{name}={value}")
-    return options
+    match macro:
+        case "${args_json}":
+            return [json.dumps(parameters)]
+        case "${args_no_equals}":
+            return [word for name, value in parameters.items() for word in (f"--{name}", str(value))]
+        case "${args_no_boolean_flags}":
+            flags = {name: value for name, value in parameters.items() if value is not False}
+            return [f"--{name}" if value is True else f"--{name}={value}" for name, value in flags.items()]
+    prefix = {"${args_no_hyphens}": "", "${args_append_hydra}": "+", "${args_override_hydra}": "++"}.get(macro, "--")
+    return [f"{prefix}{name}={value}" for name, value in parameters.items()]
 
 
 def omitted(command: Sequence[str], parameters: Mapping[str, Any]) -> list[str]:
-    """Return options for the false parameters that `${args_no_boolean_flags}` leaves out.
+    """Return options for the parameters that the command's macro does not pass on.
 
     Under W&B's agent `harness run` takes them from the agent's file of parameters.
     """
+    if "${args_json_file}" in command and "plugin" in parameters:  # a file may not name the code that runs
+        return [f"--plugin={parameters['plugin']}"]
+    if not any(part.startswith("${args") for part in command):
+        return arguments(parameters)
     if "${args_no_boolean_flags}" not in command:
         return []
     return [f"--{name}=False" for name, value in parameters.items() if value is False]
 
 
-def _start(command: Sequence[str]) -> int | None:
+def start_of_run(command: Sequence[str]) -> int | None:
     """Return the index of what `run` follows, in `harness run` or `python -m harness run`; None where there is none."""
     for index, part in enumerate(command[:-1]):
         path = Path(part)

@@ -51,16 +51,23 @@ class Parameter:
         path: its name, after the names of the parameters that it is nested in.
         kind: a key of `DISTRIBUTIONS`; `categorical` with and without probabilities.
         spec: the numbers or values of the distribution, defaults filled in.
+        is_implied: whether the file names no distribution.
     """
 
     path: tuple[str, ...]
     kind: str
     spec: Mapping[str, Any]
+    is_implied: bool = False
 
     @property
     def name(self) -> str:
         """Return the path, joined by dots."""
         return ".".join(self.path)
+
+    @property
+    def has_mixed_bounds(self) -> bool:
+        """Return whether one bound is an integer and the other not, and no distribution is named."""
+        return self.is_implied and {type(self.spec.get("min")), type(self.spec.get("max"))} == {int, float}
 
     @property
     def is_fixed(self) -> bool:
@@ -213,7 +220,7 @@ def _read_parameter(path: tuple[str, ...], spec: Mapping[Any, Any], where: str) 
         _check_values(values, where)
         kind = "categorical"
         values.setdefault("probabilities", None)
-    return Parameter(path, kind, values)
+    return Parameter(path, kind, values, "distribution" not in spec)
 
 
 def _implied_kind(spec: Mapping[Any, Any], where: str) -> str:
@@ -222,13 +229,8 @@ def _implied_kind(spec: Mapping[Any, Any], where: str) -> str:
         return "constant"
     if "values" in spec:
         return "categorical_w_probabilities" if "probabilities" in spec else "categorical"
-    if "min" in spec and "max" in spec:
-        kinds = {type(spec[key]) for key in ("min", "max")}
-        if kinds == {int, float}:
-            raise UsageError(
-                f"{where}: min={spec['min']!r} and max={spec['max']!r} are an integer and a float, which W&B refuses; write both with a decimal point, or both without"
-            )
-        return "int_uniform" if kinds == {int} else "uniform"
+    if "min" in spec and "max" in spec:  # one integer among them: W&B's schema reads a range of real numbers
+        return "int_uniform" if {type(spec[key]) for key in ("min", "max")} == {int} else "uniform"
     known = ("value", "values", "min", "max", "distribution", "parameters")
     unknown = next((str(key) for key in spec if key not in known), "")
     hint = f"; unknown key {unknown!r}{did_you_mean(unknown, known)}" if unknown else ""
@@ -238,7 +240,7 @@ def _implied_kind(spec: Mapping[Any, Any], where: str) -> str:
 def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
     if "min" in values and not values["min"] < values["max"]:
         raise UsageError(
-            f"{where}: need min < max, got {values['min']!r} and {values['max']!r}; for one value, write `value:`"
+            f"{where}: W&B needs min < max, got {values['min']!r} and {values['max']!r}; for one value, write `value:`"
         )
     if kind == "int_uniform" and not (isinstance(values["min"], int) and isinstance(values["max"], int)):
         raise UsageError(f"{where}: int_uniform needs integers, got {values['min']!r} and {values['max']!r}")
@@ -251,9 +253,13 @@ def _check_numbers(kind: str, values: Mapping[str, Any], where: str) -> None:
     if values.get("q") is not None and values["q"] <= 0:
         raise UsageError(f"{where}: need q > 0, got {values['q']!r}")
     if values.get("sigma") is not None and values["sigma"] <= 0:  # at 0 W&B draws NaN
-        raise UsageError(f"{where}: need sigma > 0, got {values['sigma']!r}; for one value, write `value:`")
+        raise UsageError(
+            f"{where}: need sigma > 0, got {values['sigma']!r}, with which W&B draws no number; for one value, write `value:`"
+        )
     if kind.endswith("beta") and not (values["a"] > 0 and values["b"] > 0):
-        raise UsageError(f"{where}: need a > 0 and b > 0, got {values['a']!r} and {values['b']!r}")
+        raise UsageError(
+            f"{where}: need a > 0 and b > 0, got {values['a']!r} and {values['b']!r}, with which W&B draws no number"
+        )
 
 
 def _check_values(values: Mapping[str, Any], where: str) -> None:

@@ -82,6 +82,6 @@ def read_hyperband(block: Any, where: str = "early_terminate") -> Hyperband:
 
 def _positive_int(block: Mapping[str, Any], key: str, where: str) -> int:
     value = block.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value // 1 or value < 1:
         raise UsageError(f"{where}: {key}={value!r}: need an integer of 1 or more")
-    return value
+    return int(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -10,16 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, canonical_name, setting_fields
+from harness.config.settings import Config, setting_fields
 from harness.config.sweep_values import differing_values
+from harness.config.words import settings_of
 from harness.sweep import command, results
 from harness.sweep.fork_server import ForkServer
-from harness.sweep.schema import SweepSpec
-from harness.sweep.study import Trial, TrialRecord
+from harness.sweep.metric import reads_test_set
+from harness.sweep.selection import TrialRecord
+from harness.sweep.spec import SweepSpec
+from harness.sweep.study import Trial
 from harness.sweep.workers import FinishedTrial, SubprocessTrial, TrialProcess, device_environments, stop_all
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
-from harness.utils.errors import HarnessError, ResourceError
+from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import read_json, read_regular, write_json
 from harness.utils.signals import StopRequests
 from harness.utils.text import percent
@@ -64,22 +68,28 @@ class Launcher:
         if run_dir.read_state(self.runs / trial.name) == RunState.FINISHED:
             return FinishedTrial()
         defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
-        return self._start(trial.values, self._options(trial.name, defaults, self._forced), trial.name, share)
+        options = self._options(trial.name, trial.values, defaults, self._forced)
+        return self._start(trial.values, options, trial.name, share)
 
     @property
     def _forced(self) -> Mapping[str, Any]:
         """Whatever the file says, only the final runs read the test set, unless the metric is one of it."""
-        return {} if self.sweep.metric.name.startswith(("test/", "best/test")) else {"test": False}
+        return {} if any(reads_test_set(metric.name) for metric in self.sweep.metrics) else {"test": False}
 
     def differing_values(self, name: str, values: Mapping[str, Any]) -> list[str]:
         """Return `setting=value instead of value` where a trial did not have the parameters that its row shows."""
         replaced = {*PLACE, *self._forced}
         parameters = {
-            key: value
-            for key, value in self.sweep.trial_parameters(values).items()
-            if canonical_name(key) not in replaced
+            key: value for key, value in settings_of(self.sweep.trial_parameters(values)).items() if key not in replaced
         }
         return differing_values(parameters, Config(**yaml_io.read_yaml(self.runs / name / run_dir.CONFIG)))
+
+    def config_of(self, record: TrialRecord) -> Config:
+        """Return the settings of a trial: of a wrapper script, which may add some, those that its run had."""
+        if command.start_of_run(self.sweep.command) is None:
+            with contextlib.suppress(UsageError):  # its run is on another machine
+                return Config(**yaml_io.read_yaml(self.runs / record.name / run_dir.CONFIG))
+        return self.sweep.config(record.values)
 
     def start_final(self, best: TrialRecord, seed: int, name: str, share: int) -> TrialProcess:
         """Start a run that trains the best configuration with another seed, reads the test set and explains the result.
@@ -89,17 +99,20 @@ class Launcher:
         explained = {
             key: setting_fields()[key].default for key in ("gallery", "report") if key not in self.sweep.overrides
         }
-        options = self._options(name, {"job_type": "final"}, {"test": True, "seed": seed, **explained})
+        options = self._options(name, best.values, {"job_type": "final"}, {"test": True, "seed": seed, **explained})
         return self._start(best.values, options, name, share)
 
-    def _options(self, name: str, defaults: Mapping[str, Any], forced: Mapping[str, Any]) -> list[str]:
+    def _options(
+        self, name: str, values: Mapping[str, Any], defaults: Mapping[str, Any], forced: Mapping[str, Any]
+    ) -> list[str]:
         """Return the options of a run beside its parameters.
 
         Args:
+            values: of the searched parameters.
             defaults: settings that hold unless the file or the command line gives them.
             forced: settings that hold in any case.
         """
-        given = {canonical_name(parameter.path[0]) for parameter in self.sweep.parameters} | set(self.sweep.overrides)
+        given = self.sweep.settings | set(settings_of(self.sweep.trial_parameters(values)))
         defaults = {"wandb": "offline", **defaults, "group": self.folder.name}
         defaults |= self.sweep.destination()
         settings = {key: value for key, value in defaults.items() if key not in given}
@@ -114,15 +127,24 @@ class Launcher:
         parameters = self.sweep.trial_parameters(values)
         environment = {**self._environment, **self._shares[share]}
         self.runs.mkdir(parents=True, exist_ok=True)
-        log = self._log(name)
+        log, json_file = self._log(name), self._json_file(name, parameters)
+        options = [*command.omitted(self.sweep.command, parameters), *options]
         if self._forks and command.is_plain(self.sweep.command):
             if self._server is None:
                 self._server = ForkServer(environment)
-            arguments = ["run", *command.arguments(parameters), *options]
+            arguments = [*command.run_arguments(self.sweep.command, parameters, environment, json_file), *options]
             return self._server.start(arguments, environment, Path.cwd(), log)
-        line = command.fill(self.sweep.command, parameters, environment)
-        line += [*command.omitted(self.sweep.command, parameters), *options]
+        line = [*command.fill(self.sweep.command, parameters, environment, json_file), *options]
         return SubprocessTrial(line, environment, Path.cwd(), log)
+
+    def _json_file(self, name: str, parameters: Mapping[str, Any]) -> Path | None:
+        """Write the parameters of a run for `${args_json_file}`; None where the command does not have it."""
+        if "${args_json_file}" not in self.sweep.command:
+            return None
+        path = (self.folder / "parameters" / f"{name}.json").absolute()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {key: value for key, value in parameters.items() if key != "plugin"})
+        return path
 
     def _log(self, name: str) -> Path:
         """Return the file that the output of a run goes to."""
@@ -220,7 +242,7 @@ def final_runs(
         stop_all([run.process for run in running])
         launcher.close()
     finished.sort(key=lambda run: run.seed)
-    result = SeedsResult(launcher.folder, launcher.sweep.config(best.values), tuple(finished))
+    result = SeedsResult(launcher.folder, launcher.config_of(best), tuple(finished))
     summary = launcher.folder / results.SUMMARY
     write_json(summary, {**read_json(summary), "final": results.final_summary(best.name, result)})
     return result

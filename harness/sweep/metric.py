@@ -1,4 +1,4 @@
-"""The metric that a sweep optimises."""
+"""The metrics that a sweep optimises: one, or several at once."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ class Metric:
 
     Attributes:
         target: the value at which the sweep ends; None: it does not.
+        takes_last: whether the last value that a trial logged counts, as in W&B's scheduler; otherwise its best one, as in
+            W&B's own search.
     """
 
     name: str
     maximise: bool
     target: float | None = None
+    takes_last: bool = False
 
     def better(self, value: float, other: float) -> bool:
         """Return whether `value` is better than `other`."""
@@ -34,18 +37,50 @@ class Metric:
         return self.target is not None and not self.better(self.target, value)
 
     def best(self, values: Sequence[float]) -> float:
-        """Return the best of one or more values."""
+        """Return the one of a trial's values that counts."""
+        if self.takes_last:
+            return values[-1]
         return max(values) if self.maximise else min(values)
 
 
-def read_metric(block: Any, method: str) -> Metric:
-    """Return the `metric:` block of a sweep file.
+def read_metrics(document: Mapping[str, Any], method: str) -> tuple[Metric, ...]:
+    """Return the metrics of a sweep file, from its `metric:` or `metrics:`.
+
+    Args:
+        method: of the file, before `scheduler:` is resolved.
 
     Raises:
-        UsageError: it is not valid, or missing where the method needs it.
+        UsageError: they are not valid, or missing where the method needs them.
     """
+    takes_last = method == "custom"
+    if "metrics" not in document:
+        return (_read_metric(document.get("metric"), method, takes_last),)
+    blocks = document["metrics"]
+    if "metric" in document:
+        raise UsageError("metric and metrics do not go together in W&B; leave one out")
+    if method != "custom":
+        raise UsageError(
+            f"metrics (several at once) with method={method}: W&B needs method: custom and scheduler: {{engine: optuna}}"
+        )
+    if not isinstance(blocks, list) or len(blocks) < 2:
+        raise UsageError("metrics: need a list of two or more metrics; for one, write metric:")
+    metrics = tuple(_read_metric(block, method, takes_last) for block in blocks)
+    if len({metric.name for metric in metrics}) < len(metrics):
+        raise UsageError("metrics: one of them is listed twice")
+    if any(metric.target is not None for metric in metrics):
+        raise UsageError("metrics: a target ends a sweep of one metric only; leave it out")
+    return metrics
+
+
+def _read_metric(block: Any, method: str, takes_last: bool) -> Metric:
+    if block is None and method == "custom":
+        raise UsageError("scheduler: it needs a metric: add metric: {name: best/val_acc, goal: maximize}")
     if block is None and method != "bayes":  # W&B needs none for a grid or a random search
         return Metric("best/val_acc", True)
+    if block is None:
+        raise UsageError(
+            "bayes needs a metric, for W&B's own search too: add metric: {name: best/val_acc, goal: maximize}"
+        )
     if not isinstance(block, Mapping) or not isinstance(block.get("name"), str):
         raise UsageError("metric: need `name:` and `goal:`, such as {name: best/val_acc, goal: maximize}")
     known = ("name", "goal", "target", "impute", "impute_while_running")
@@ -58,7 +93,7 @@ def read_metric(block: Any, method: str) -> Metric:
         )
     if target is not None and (isinstance(target, bool) or not isinstance(target, int | float)):
         raise UsageError(f"metric: target={target!r}: need a number")
-    return Metric(block["name"], goal == "maximize", None if target is None else float(target))
+    return Metric(block["name"], goal == "maximize", None if target is None else float(target), takes_last)
 
 
 def check_metric(name: str, config: Config, on_test: bool) -> None:
@@ -74,7 +109,7 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
     splits = ["train", *(["val"] if has_val else []), *(["test"] if not has_val or config.data in FOLDER_LIKE else [])]
     known = [f"{split}/{key}" for split in splits for key in ("acc", "loss")]
     known += [f"best/{split}_acc" for split in splits if split != "train"]
-    reads_test = name in ("test/acc", "test/loss", "best/test_acc")
+    reads_test = reads_test_set(name)
     if name not in (*known, *OTHER_METRICS):
         if name in ("val/acc", "val/loss", "best/val_acc"):
             raise UsageError(
@@ -90,3 +125,8 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
         raise UsageError(
             f"metric: {name} would choose by the test set; use best/val_acc with val_fraction: {{value: 0.1}}, or give --choose-on-test"
         )
+
+
+def reads_test_set(name: str) -> bool:
+    """Return whether a metric is one of the test set."""
+    return name in ("test/acc", "test/loss", "best/test_acc")

@@ -9,8 +9,8 @@ from typing import Any, TextIO
 
 from harness.config.names import TrialStatus
 from harness.sweep.distributions import as_text
-from harness.sweep.schema import SweepSpec
-from harness.sweep.study import TrialRecord
+from harness.sweep.selection import TrialRecord, pareto_front, seed_groups
+from harness.sweep.spec import SweepSpec
 from harness.utils.text import percent, printable
 
 MAX_ROWS = 14  # of the live table: the latest trials, and the best one
@@ -34,7 +34,7 @@ class SweepLog:
     def trial_ended(self, record: TrialRecord, seconds: float, best: TrialRecord | None, time_left: str) -> None:
         """Print how a trial has ended."""
         parts = [record.name, f"{_label(record.state):<13}"]
-        parts += [f"{self.sweep.metric.name} {_score(self.sweep, record)}", f"{seconds:.1f} s"]
+        parts += [f"{metric_names(self.sweep)} {_score(self.sweep, record)}", f"{seconds:.1f} s"]
         if best is not None:
             parts.append(f"best so far {_score(self.sweep, best)} ({best.name})")
         self.message("  ".join([*parts, *(text for text in (time_left, record.reason) if text)]))
@@ -92,8 +92,8 @@ class SweepTable(SweepLog):
         if best is not None:
             title += f"; best so far {_score(self.sweep, best)} ({best.name})"
         table = Table(title=Text(title), caption=Text(time_left), title_justify="left", caption_justify="left")
-        names = [parameter.name for parameter in self.sweep.searched]
-        for name in ("trial", *names, "state", "epochs", printable(self.sweep.metric.name)):
+        names = self.sweep.searched_names([record.values for record in records])
+        for name in ("trial", *names, "state", "epochs", printable(metric_names(self.sweep))):
             table.add_column(Text(name), justify="left" if name in ("trial", "state") else "right")
         latest = list(records)[-MAX_ROWS:]
         if best is not None and best not in latest:
@@ -125,14 +125,29 @@ def sweep_summary(
     if best is None:
         return "\n".join([*lines, "best        none: no trial logged the metric"])
     lines += [
-        f"best        {sweep.metric.name} {_score(sweep, best)} ({best.name})",
+        f"best        {metric_names(sweep)} {_score(sweep, best)} ({best.name})",
         f"            {_settings(best.values)}",
     ]
+    if len(sweep.metrics) > 1:
+        front = pareto_front(records, sweep.metrics)
+        lines.append(f"Pareto      {len(front)} trials: {', '.join(record.name for record in front)}")
+    if sweep.seed_parameter:
+        groups = seed_groups(records, sweep.metric, sweep.seed_parameter)
+        group = next((group for group in groups if best in group.records), None)
+        if group is not None:
+            lines.append(
+                f"seeds       {len(group.scores)}: mean {group.mean:.4f}, standard deviation {group.deviation:.4f}"
+            )
     if times:
         lines.append(
             f"time        {times['seconds']:.0f} s in trials, {percent(times['fraction_not_training'], 0)} of it not training ({times['median_overhead_s']:.1f} s per trial)"
         )
     return "\n".join(lines)
+
+
+def metric_names(sweep: SweepSpec) -> str:
+    """Return the names of a sweep's metrics."""
+    return " ".join(metric.name for metric in sweep.metrics)
 
 
 def _label(state: str) -> str:
@@ -145,6 +160,8 @@ def _counts(records: Sequence[TrialRecord]) -> str:
 
 
 def _score(sweep: SweepSpec, record: TrialRecord) -> str:
+    if record.objectives:
+        return " ".join(f"{value:.4g}" for value in record.objectives)
     return f"{sweep.metric.best(record.history):.4f}" if record.history else "-"
 
 

@@ -14,8 +14,8 @@ from harness.config.names import TrialStatus
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config
 from harness.sweep.distributions import as_text
-from harness.sweep.schema import SweepSpec
-from harness.sweep.study import TrialRecord
+from harness.sweep.selection import TrialRecord, hypervolume, pareto_front, reference_point, seed_groups
+from harness.sweep.spec import SweepSpec
 from harness.tracking.journal import follow_journal
 from harness.utils.files import read_json, write_json
 from harness.utils.plain import number
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from harness.runs.seeds import SeedsResult
 
 TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
-TIMES = "times.json"
+TIMES, PARETO = "times.json", "pareto"
 # Settings of a single run, which `best.yaml` leaves out.
 PER_RUN_SETTINGS = (
     "recipe",
@@ -85,18 +85,27 @@ def write_trials(
     Args:
         folder: of the run directories, as the table names it.
     """
-    names = [parameter.name for parameter in sweep.searched]
-    header = ["trial", "state", *names, sweep.metric.name]
+    names = sweep.searched_names([record.values for record in records])
+    others = [metric.name for metric in sweep.metrics[1:]]
+    header = ["trial", "state", *names, *others, sweep.metric.name]
     header += ["values", "seconds", "training_s", "folder", "reason"]
     rows = []
     for record in records:
-        best = _round(sweep.metric.best(record.history), 6) if record.history else None
+        best = _round(_first_value(sweep, record), 6) if record.history else None
+        further: list[Any] = [_round(value, 6) for value in record.objectives[1:]] or [""] * len(others)
         spent = times.get(record.name)
         seconds = ["", ""] if spent is None else [f"{spent.wall:.1f}", f"{spent.epochs:.1f}"]
         values = [_cell(record.values.get(name)) for name in names]
         run = f"{folder}/{record.name}"
-        rows.append([record.name, record.state, *values, best, len(record.history), *seconds, run, record.reason])
+        rows.append(
+            [record.name, record.state, *values, *further, best, len(record.history), *seconds, run, record.reason]
+        )
     write_csv(path, header, rows)
+
+
+def _first_value(sweep: SweepSpec, record: TrialRecord) -> float:
+    """Return a trial's value of the metric, of several the first."""
+    return record.objectives[0] if record.objectives else sweep.metric.best(record.history)
 
 
 def _cell(value: Any) -> Any:
@@ -112,15 +121,25 @@ def _round(value: float, digits: int) -> float | int:
     return int(rounded) if rounded.is_integer() else rounded
 
 
-def best_recipe(sweep: SweepSpec, best: TrialRecord, name: str, trials: int) -> str:
-    """Return the text of `best.yaml`: the settings of the best trial, ready to be trained and tested."""
-    value = sweep.metric.best(best.history)
+def best_recipe(sweep: SweepSpec, best: TrialRecord, name: str, trials: int, config: Config, file: str = BEST) -> str:
+    """Return the text of `best.yaml`: the settings of the best trial, ready to be trained and tested.
+
+    Args:
+        config: the settings of that trial.
+        file: the name of the recipe, which its comment names.
+    """
+    what = "The best" if file == BEST else "A trial of the Pareto front"
+    numbers = best.objectives or [_first_value(sweep, best)]
+    scores = ", ".join(f"{each.name} {value:.6g}" for each, value in zip(sweep.metrics, numbers, strict=True))
     searched = ", ".join(f"{key} {_cell(part)}" for key, part in best.values.items())
     head = (
-        f"# The best of {trials} trials of the sweep {printable(name)}: {sweep.metric.name} {value:.6g} ({best.name}).\n"
-        f"#\n#   harness run --recipe PATH/TO/{BEST}\n#\n# Searched: {printable(searched)}\n"
+        f"# {what} of {trials} trials of the sweep {printable(name)}: {scores} ({best.name}).\n"
+        f"#\n#   harness run --recipe PATH/TO/{file}\n#\n# Searched: {printable(searched)}\n"
     )
-    return head + yaml_io.dump_yaml(differing_settings(sweep.config(best.values)))
+    settings = differing_settings(config)
+    if sweep.seed_parameter:  # the seeds were only compared
+        settings.pop("seed", None)
+    return head + yaml_io.dump_yaml(settings)
 
 
 def differing_settings(config: Config) -> dict[str, Any]:
@@ -132,7 +151,9 @@ def differing_settings(config: Config) -> dict[str, Any]:
         **{
             key: value
             for key, value in config.to_dict().items()
-            if value != defaults[key] and key not in PER_RUN_SETTINGS
+            if value != defaults[key]
+            and key not in PER_RUN_SETTINGS
+            and (key != "lr_min" or config.lr_min_ratio is None)  # it follows from the ratio
         },
     }
 
@@ -158,11 +179,50 @@ def write_summary(
     if best is not None:
         summary["best"] = {
             "trial": best.name,
-            "value": sweep.metric.best(best.history),
+            "value": _first_value(sweep, best),
             "parameters": dict(best.values),
             "folder": f"{RUNS}/{best.name}",
         }
+    if description := sweep.document.get("description"):
+        summary["description"] = str(description)
+    if sweep.seed_parameter:
+        summary["seed_groups"] = [
+            {
+                "parameters": dict(group.values),
+                "mean": group.mean,
+                "sd": group.deviation,
+                "seeds": len(group.scores),
+                "trials": [record.name for record in group.records],
+            }
+            for group in seed_groups(records, sweep.metric, sweep.seed_parameter)
+        ]
+    if len(sweep.metrics) > 1:
+        summary |= _front_summary(sweep, records)
     write_json(path, summary)
+
+
+def _front_summary(sweep: SweepSpec, records: Sequence[TrialRecord]) -> dict[str, Any]:
+    """Return what the summary has of several metrics: their goals, the Pareto front and its hypervolume."""
+    reference = reference_point(records, sweep.metrics)
+    names = [metric.name for metric in sweep.metrics]
+    return {
+        "metrics": [
+            {"name": metric.name, "goal": "maximize" if metric.maximise else "minimize"} for metric in sweep.metrics
+        ],
+        "pareto": [
+            {
+                "trial": record.name,
+                "values": dict(zip(names, record.objectives, strict=True)),
+                "parameters": dict(record.values),
+                "folder": f"{RUNS}/{record.name}",
+            }
+            for record in pareto_front(records, sweep.metrics)
+        ],
+        "hypervolume": {
+            "value": hypervolume(records, sweep.metrics, reference) if reference else 0.0,
+            "reference": dict(zip(names, reference, strict=False)),
+        },
+    }
 
 
 def time_summary(times: Mapping[str, TrialTimes]) -> dict[str, float]:

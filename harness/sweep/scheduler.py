@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
-
-from optuna.exceptions import StorageInternalError
 
 from harness.config.names import TrialStatus
 from harness.reporting.figures import sweep as figures
-from harness.reporting.html.sweep_data import read_sweep
+from harness.reporting.html.sweep_reader import read_sweep
 from harness.sweep import progress, results, workers
-from harness.sweep.launcher import Launcher, final_runs
+from harness.sweep.launcher import Launcher
 from harness.sweep.results import TrialTimes
-from harness.sweep.schema import SweepSpec
-from harness.sweep.storage import describe_error
-from harness.sweep.study import Study, Trial, TrialRecord
-from harness.tracking import run_dir
+from harness.sweep.selection import TrialRecord, pareto_front
+from harness.sweep.spec import SweepSpec
+from harness.sweep.study import Study, Trial
 from harness.tracking.journal import follow_journal
-from harness.tracking.run_files import DATABASE, check_output_folder, check_own_files
-from harness.tracking.run_names import slug
 from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import write_atomically
-from harness.utils.signals import PREEMPTED, Interrupted, StopRequests
+from harness.utils.signals import PREEMPTED, StopRequests
 
 POLL_INTERVAL = 0.1  # seconds between two checks of the trials
 COMPARE_INTERVAL = 2.0  # seconds after which a trial is compared again, though it has logged nothing new
@@ -153,9 +146,14 @@ class Scheduler:
         if running.journal_offset < offset:  # the journal was cut back to a checkpoint
             running.values.clear()
         for record in records:
-            value = record.scalars().get(self.sweep.metric.name)
-            if record.kind == "epoch" and isinstance(value, int | float) and math.isfinite(value):
-                running.values.append(float(value))
+            if record.kind != "epoch":
+                continue
+            for metric in self.sweep.metrics:
+                value = record.scalars().get(metric.name)
+                if isinstance(value, int | float) and math.isfinite(value):
+                    running.trial.latest[metric.name] = float(value)
+                    if metric is self.sweep.metric:
+                        running.values.append(float(value))
 
     def _handle_exit(self, running: RunningTrial, code: int) -> None:
         trial = running.trial
@@ -228,10 +226,17 @@ class Scheduler:
         records, best, importances = self.study.records(), self.study.best(), self.study.importances()
         self._write_trials(records)
         if best is not None:
-            recipe = results.best_recipe(self.sweep, best, self.sweep.name, len(records))
-            write_atomically(self.folder / results.BEST, recipe)
+            self._write_recipe(results.BEST, best, len(records))
+        for record in pareto_front(records, self.sweep.metrics) if len(self.sweep.metrics) > 1 else ():
+            self._write_recipe(f"{results.PARETO}/{record.name}.yaml", record, len(records))
         results.write_summary(self.folder / results.SUMMARY, self.sweep, records, best, importances, self.times())
         figures.draw_sweep(read_sweep(self.folder), self.folder / results.FIGURES)
+
+    def _write_recipe(self, name: str, record: TrialRecord, count: int) -> None:
+        config = self.launcher.config_of(record)
+        recipe = results.best_recipe(self.sweep, record, self.sweep.name, count, config, name)
+        (self.folder / name).parent.mkdir(exist_ok=True)
+        write_atomically(self.folder / name, recipe)
 
     def _write_trials(self, records: Sequence[TrialRecord]) -> None:
         results.write_trials(self.folder / results.TRIALS, self.sweep, records, self.times(), results.RUNS)
@@ -245,84 +250,3 @@ def _duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def sweep_folder(sweep: SweepSpec, output: Path, name: str) -> Path:
-    """Return the folder of a sweep: the same for the same search, so that the same command resumes it."""
-    return output / slug(name or f"{slug(sweep.name)}-{sweep.digest()}")
-
-
-def run_search(
-    sweep: SweepSpec,
-    source: bytes,
-    *,
-    output: Path,
-    name: str = "",
-    count: int | None = None,
-    workers: int = 1,
-    storage: str = "",
-    final: int = 0,
-    seed: int = 0,
-    fork: bool = True,
-) -> tuple[Path, str]:
-    """Run a sweep, write its results, and test the best configuration, as `harness sweep` does.
-
-    Args:
-        source: the bytes of the sweep file, which are copied to the sweep's folder.
-        count: trials in all, over every command that works on the search; None: the file's `run_cap`.
-        storage: a database URL that several machines share, or a SQLite file; empty: one in the sweep's folder.
-        final: seeds to train and test the best configuration with; 0: none.
-
-    Returns:
-        the sweep's folder, and a summary as text.
-
-    Raises:
-        UsageError: the search would never end.
-        Interrupted: by a signal; the same call resumes the sweep.
-        HarnessError: no trial could run, or a final run failed.
-    """
-    cap = count if count is not None else sweep.run_cap
-    if cap is None and sweep.method != "grid":
-        raise UsageError(f"a {sweep.method} search never ends by itself; give --count N, or run_cap: N in the file")
-    folder = sweep_folder(sweep, output, name)
-    check_output_folder(folder, is_named=False)
-    run_dir.make_folder(folder)
-    check_own_files(folder)
-    lock: IO[str] | None = run_dir.lock_folder(folder)
-    url = storage if "://" in storage else f"sqlite:///{Path(storage or folder / DATABASE).expanduser().resolve()}"
-    display = progress.SweepTable(sweep) if sys.stderr.isatty() else progress.SweepLog(sweep)
-    try:
-        study = Study(sweep, folder.name, url, cap, seed, shared=bool(storage) or lock is None, notify=display.message)
-    except BaseException:
-        display.close()
-        raise
-    write_atomically(folder / results.COPY, source)
-    scheduler = Scheduler(sweep, folder, study, workers, display, fork)
-    try:
-        with StopRequests() as stop_requests:
-            scheduler.search(stop_requests)
-            records = study.records()
-            times = results.time_summary(scheduler.times())
-            summary = progress.sweep_summary(sweep, records, study.best(), times)
-            if records and all(record.state == TrialStatus.FAILED for record in records):
-                raise HarnessError(f"every trial failed; the last one: {records[-1].reason}")
-            if final:
-                from harness.runs.seeds import seeds_table
-
-                display.close()
-                result = final_runs(scheduler.launcher, study.best(), final, stop_requests, display.message)
-                summary += f"\nfinal runs of the best:\n{seeds_table(result)}"
-    except Interrupted as stop:
-        raise Interrupted(
-            f"{stop}; the trials have saved their state in {folder}. Resume with the same command.", stop.exit_code
-        ) from stop
-    except StorageInternalError as error:
-        raise ResourceError(
-            f"the storage of the search cannot be reached ({describe_error(error)}); the trials were asked to save. Resume with the same command."
-        ) from error
-    finally:
-        display.close()
-        study.close()
-        if lock is not None:
-            lock.close()
-    return folder, summary

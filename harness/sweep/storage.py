@@ -8,7 +8,7 @@ import random
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import optuna
 from optuna.storages import RDBStorage
@@ -26,7 +26,7 @@ def open_study(
     name: str,
     *,
     digest: str,
-    maximise: bool,
+    maximise: Sequence[bool],
     on_stale: Callable[[FrozenTrial], None],
     notify: Callable[[str], None],
 ) -> tuple[RDBStorage, optuna.Study, bool]:
@@ -34,6 +34,7 @@ def open_study(
 
     Args:
         digest: of the search, stored with a study that is created.
+        maximise: for each metric, whether more is better.
         on_stale: called with every trial that Optuna fails because its heartbeat has stopped.
         notify: receives each line for the user, about a SQLite file that another process has locked.
 
@@ -64,14 +65,14 @@ def open_study(
     raise AssertionError("unreachable")
 
 
-def _create_or_load(storage: RDBStorage, name: str, digest: str, maximise: bool) -> tuple[optuna.Study, bool]:
+def _create_or_load(storage: RDBStorage, name: str, digest: str, maximise: Sequence[bool]) -> tuple[optuna.Study, bool]:
     sampler = optuna.samplers.RandomSampler(seed=0)  # replaced for each trial
     pruner = optuna.pruners.NopPruner()
     try:
         study = optuna.create_study(
             study_name=name,
             storage=storage,
-            direction="maximize" if maximise else "minimize",
+            directions=["maximize" if each else "minimize" for each in maximise],
             sampler=sampler,
             pruner=pruner,
         )

@@ -10,7 +10,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,32 +20,33 @@ from optuna.trial import FrozenTrial, TrialState
 
 from harness.config.names import TrialStatus
 from harness.sweep import optuna_space
-from harness.sweep.schema import SweepSpec
+from harness.sweep.requeue import MAX_TRIES, enqueue_again, requeue_trial
+from harness.sweep.sampling import make_pruner, make_sampler
+from harness.sweep.selection import TrialRecord, best_record
+from harness.sweep.source import SourceFunctions
+from harness.sweep.spec import SweepSpec
 from harness.sweep.storage import GRACE, HEARTBEAT, is_dead, open_study, owner_id, quiet
-from harness.utils.errors import UsageError
+from harness.sweep.stored_trials import (
+    AGAIN_OF,
+    DONE,
+    FIRST,
+    HISTORY,
+    OWNER,
+    POINT,
+    REASON,
+    SURPLUS,
+    TRY,
+    VALUES,
+    counted_trials,
+    parameter_importances,
+    read_record,
+)
+from harness.utils.errors import HarnessError, UsageError
 from harness.utils.seeding import seed_for
 
 log = logging.getLogger(__name__)
 
-MAX_TRIES = 4  # of one trial whose schedulers die
-# Names of a trial's attributes in the storage.
 ORDER = "order of the grid"  # an attribute of the study
-SURPLUS, OWNER, VALUES, POINT, AGAIN_OF, TRY, FIRST, REASON = (
-    "surplus",
-    "owner",
-    "values",
-    "point",
-    "again of",
-    "try",
-    "first",
-    "reason",
-)
-DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-STATUS_OF_OPTUNA = {
-    TrialState.FAIL: TrialStatus.FAILED,
-    TrialState.COMPLETE: TrialStatus.COMPLETE,
-    TrialState.PRUNED: TrialStatus.PRUNED,
-}
 
 
 @dataclass
@@ -57,6 +58,7 @@ class Trial:
         name: of its run; the same when a trial is run again.
         values: searched value by parameter name.
         reported: values of the metric that the storage has.
+        latest: the last value of each metric, of several.
     """
 
     number: int
@@ -64,23 +66,7 @@ class Trial:
     values: dict[str, Any]
     optuna_trial: optuna.Trial
     reported: list[float] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """What the storage has of one trial.
-
-    Attributes:
-        state: running, complete, pruned or failed.
-        history: values of the metric, in order.
-    """
-
-    number: int
-    name: str
-    state: str
-    values: Mapping[str, Any]
-    history: Sequence[float]
-    reason: str
+    latest: dict[str, float] = field(default_factory=dict)
 
 
 class Study:
@@ -90,6 +76,8 @@ class Study:
         cap: trials in all; None: every point of the grid.
         shared: whether other schedulers may work on it too.
         notify: receives each line for the user.
+        functions: the user's code that the sweep names.
+        sampler, pruner: names of `sampling`; those of the user's study win.
 
     Raises:
         UsageError: the storage cannot be opened, or holds another sweep of that name.
@@ -104,21 +92,33 @@ class Study:
         seed: int = 0,
         shared: bool = False,
         notify: Callable[[str], None] = log.warning,
+        functions: SourceFunctions | None = None,
+        sampler: str = "auto",
+        pruner: str = "none",
     ) -> None:
+        self._functions, self._sampler_name = functions or SourceFunctions(), sampler
+        self._pruner = None if pruner == "none" else make_pruner(pruner, sweep.sample_config())
+        if self._functions.study is not None:
+            self._pruner = self._functions.study.pruner
         self.sweep, self.cap, self._seed, self._shared = sweep, cap, seed, shared
         self._owner = owner_id()
+        self._asked_at, self._is_ended = 0, False
         self._last_heartbeat = self._last_requeue = 0.0
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._storage, self._study, is_new = open_study(
             storage,
             name,
             digest=sweep.digest(),
-            maximise=sweep.metric.maximise,
-            on_stale=self._enqueue_again,
+            maximise=[metric.maximise for metric in sweep.metrics],
+            on_stale=lambda trial: enqueue_again(self._study, trial),
             notify=notify,
         )
         if self._study.user_attrs.get("digest", sweep.digest()) != sweep.digest():
             raise UsageError(f"the storage holds another sweep named {name}; choose another --name")
+        if self._pruner is not None:
+            self._study.pruner = self._pruner
+        if self._functions.study is not None and not is_new:
+            self._functions.study.sampler.reseed_rng()  # else it would draw the same trials again
         self._points: list[dict[str, Any]] = []
         self._enqueue_grid(is_new)
 
@@ -150,9 +150,7 @@ class Study:
             trial = self._study.ask()
             trial.set_user_attr(OWNER, self._owner)
             self._storage.record_heartbeat(trial._trial_id)
-            values = {
-                parameter.name: optuna_space.suggest_values(trial, parameter) for parameter in self.sweep.searched
-            }
+            values = self._suggest(trial)
             values = self._points[trial.user_attrs[POINT]] if POINT in trial.user_attrs else values
             trial.set_user_attr(VALUES, values)
         if self._is_surplus(trial):
@@ -164,17 +162,31 @@ class Study:
             trial.set_user_attr(FIRST, first)
         return Trial(trial.number, f"trial-{first:04d}", values, trial)
 
+    def _suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        if self._functions.search_space is None:
+            return {each.name: optuna_space.suggest_values(trial, each) for each in self.sweep.searched}
+        try:
+            return self._functions.suggest(trial)
+        except HarnessError:
+            self._study.tell(trial, state=TrialState.FAIL)
+            raise
+
     def _sampler(self) -> optuna.samplers.BaseSampler:
         """Return a sampler seeded by the seed and the number of trials; on a shared search also by the scheduler.
 
         The same search is thereby repeated, and no two schedulers draw the same stream.
         """
+        if self._functions.study is not None:
+            return self._functions.study.sampler
         token = (self._owner, random.getrandbits(32)) if self._shared else ()
         seed = seed_for(self._seed, "sweep", len(self._study.get_trials(deepcopy=False)), *token) % 2**32
-        if self.sweep.method != "bayes":
-            return optuna.samplers.RandomSampler(seed=seed)
-        startup = 10 if self.cap is None else max(4, min(10, self.cap // 3))
-        return optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=startup)
+        return make_sampler(
+            self._sampler_name if self.sweep.method == "bayes" else "random",
+            seed,
+            self.cap,
+            objectives=len(self.sweep.metrics),
+            is_conditional=self._functions.search_space is not None,
+        )
 
     def report(self, trial: Trial, values: Sequence[float]) -> bool:
         """Store the new values of a trial's metric; return whether the trial is to be stopped.
@@ -182,14 +194,22 @@ class Study:
         Args:
             values: all values so far; those that were reported already come first.
         """
+        if len(self.sweep.metrics) > 1:  # Optuna keeps no values of one step, and stops none early
+            if len(values) > len(trial.reported):
+                trial.reported = list(values)
+                with contextlib.suppress(UpdateFinishedTrialError):
+                    trial.optuna_trial.set_user_attr(HISTORY, trial.reported)
+            return False
         for value in values[len(trial.reported) :]:
             try:
                 trial.optuna_trial.report(value, len(trial.reported) + 1)
             except UpdateFinishedTrialError:  # another scheduler took it over, as this one's heartbeat had stopped
                 return True
             trial.reported.append(value)
-        if self.sweep.hyperband is None or not values:
+        if not values:
             return False
+        if self.sweep.hyperband is None:
+            return self._pruner is not None and trial.optuna_trial.should_prune()
         others = [record.history for record in self.records() if record.history and record.number != trial.number]
         return self.sweep.hyperband.stops(
             trial.reported, [*others, trial.reported], maximise=self.sweep.metric.maximise
@@ -201,15 +221,24 @@ class Study:
         A trial that another scheduler has taken over meanwhile stays with that one.
         """
         with contextlib.suppress(UpdateFinishedTrialError, ValueError):
-            self._tell(trial, state, reason)
+            try:
+                self._tell(trial, state, reason)
+            except RuntimeError as error:  # a sampler of the user's has no point left and stops the study
+                if "Study.stop" not in str(error):
+                    raise
+                self._is_ended = True
 
     def _tell(self, trial: Trial, state: str, reason: str) -> None:
         if reason:
             trial.optuna_trial.set_user_attr(REASON, reason[:500])
-        value = self.sweep.metric.best(trial.reported) if trial.reported else None
-        if state == TrialStatus.COMPLETE and value is None:
+        value: float | list[float] | None = self.sweep.metric.best(trial.reported) if trial.reported else None
+        missing = [] if value is not None else [self.sweep.metric.name]
+        if len(self.sweep.metrics) > 1:
+            missing = [metric.name for metric in self.sweep.metrics if metric.name not in trial.latest]
+            value = [trial.latest[metric.name] for metric in self.sweep.metrics if not missing]
+        if state == TrialStatus.COMPLETE and missing:
             state = TrialStatus.FAILED
-            trial.optuna_trial.set_user_attr(REASON, reason or f"it logged no {self.sweep.metric.name}")
+            trial.optuna_trial.set_user_attr(REASON, reason or f"it logged no {missing[0]}")
         with quiet():
             match state:
                 case TrialStatus.COMPLETE:
@@ -228,34 +257,8 @@ class Study:
         stored = self._study.get_trials(deepcopy=False)[trial.number]
         if counts and stored.user_attrs.get(TRY, 1) >= MAX_TRIES:
             return False
-        self._requeue(trial.number, counts)
+        requeue_trial(self._study, trial.number, counts)
         return True
-
-    def _requeue(self, number: int, counts: bool = True) -> None:
-        with quiet():
-            stored = self._study.get_trials(deepcopy=False)[number]
-            try:
-                self._study.tell(number, state=TrialState.FAIL)
-            except ValueError:  # another scheduler was quicker
-                return
-            self._enqueue_again(stored, counts)
-
-    def _enqueue_again(self, trial: FrozenTrial, counts: bool = True) -> None:
-        """Enqueue a trial with the values of one whose scheduler is gone."""
-        tries = trial.user_attrs.get(TRY, 1) + (1 if counts else 0)
-        if tries > MAX_TRIES or SURPLUS in trial.user_attrs or not {VALUES, POINT} & set(trial.user_attrs):
-            return
-        attributes = {key: value for key, value in trial.user_attrs.items() if key not in (OWNER, REASON)}
-        first = attributes.get(FIRST, trial.number)
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=TrialState.WAITING,
-                params=trial.params,
-                distributions=trial.distributions,
-                user_attrs={**attributes, AGAIN_OF: trial.number, TRY: tries, FIRST: first},
-                system_attrs={"fixed_params": trial.params or trial.system_attrs.get("fixed_params", {})},
-            )
-        )
 
     def heartbeat(self, trials: Sequence[Trial]) -> None:
         """Record that these trials are running; to be called more often than every `HEARTBEAT` seconds."""
@@ -273,7 +276,7 @@ class Study:
             begun = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
             is_ownerless = OWNER not in trial.user_attrs and time.time() - begun > GRACE  # its scheduler died in `ask`
             if is_ownerless or is_dead(str(trial.user_attrs.get(OWNER, ""))):
-                self._requeue(trial.number)
+                requeue_trial(self._study, trial.number)
         with quiet():
             optuna.storages.fail_stale_trials(self._study)
 
@@ -283,7 +286,7 @@ class Study:
 
     def reached(self) -> bool:
         """Return whether a trial has reached the metric's target."""
-        if self.sweep.metric.target is None:
+        if self.sweep.metric.target is None:  # a file with several metrics has none
             return False
         return any(self.sweep.metric.reached(value) for record in self.records() for value in record.history)
 
@@ -299,6 +302,8 @@ class Study:
         return max(0, self.cap - sum(trial.state != TrialState.WAITING for trial in self._counted()))
 
     def _all_begun(self) -> bool:
+        if self._is_over():
+            return True
         return self.sweep.method == "grid" or (self.cap is not None and len(self._counted()) >= self.cap)
 
     def _waiting(self) -> list[FrozenTrial]:
@@ -316,52 +321,32 @@ class Study:
         return self.cap is not None and len(before) >= self.cap
 
     def _counted(self) -> list[FrozenTrial]:
-        """Return the trials that count: the last try of each, without surplus ones and those that never had values."""
-        trials = self._study.get_trials(deepcopy=False)
-        excluded = {trial.user_attrs.get(AGAIN_OF) for trial in trials}
-        excluded |= {trial.number for trial in trials if SURPLUS in trial.user_attrs}
-        excluded |= {trial.number for trial in trials if trial.state in DONE and VALUES not in trial.user_attrs}
-        return [trial for trial in trials if trial.number not in excluded]
+        return counted_trials(self._study)
 
     def records(self) -> list[TrialRecord]:
         """Return every trial that counts and has begun, sorted by name."""
-        records = [_record(trial) for trial in self._counted() if trial.state != TrialState.WAITING]
+        records = [read_record(trial) for trial in self._counted() if trial.state != TrialState.WAITING]
         return sorted(records, key=lambda record: record.name)
 
+    def _is_over(self) -> bool:
+        """Return whether the user's own function ends the search, which is asked once for each trial that has ended."""
+        if self._functions.is_over is None or self._is_ended:
+            return self._is_ended
+        count = len(self._study.get_trials(deepcopy=False, states=DONE))
+        if count > self._asked_at:
+            self._asked_at = count
+            self._is_ended = bool(self._functions.is_over(self._study))
+        return self._is_ended
+
     def best(self) -> TrialRecord | None:
-        """Return the complete trial with the best value; among those stopped early only where none is complete."""
-        metric = self.sweep.metric
-        for state in (TrialStatus.COMPLETE, TrialStatus.PRUNED):
-            records = [record for record in self.records() if record.state == state and record.history]
-            if records:
-                return (max if metric.maximise else min)(records, key=lambda record: metric.best(record.history))
-        return None
+        """Return the best trial; see `best_record`."""
+        return best_record(self.records(), self.sweep.metrics, self.sweep.seed_parameter)
 
     def importances(self) -> dict[str, float]:
-        """Return the share of the metric's variance that each parameter explains (fANOVA); empty with too few trials."""
-        complete = self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
-        if len(complete) < 4 or len({trial.value for trial in complete}) < 2:
-            return {}
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        with quiet():
-            try:
-                importances = optuna.importance.get_param_importances(self._study, evaluator=evaluator)
-            except (RuntimeError, ValueError):  # a parameter has one value in all trials
-                return {}
-        return {optuna_space.parameter_name(name): float(share) for name, share in importances.items()}
+        """See `parameter_importances`."""
+        return parameter_importances(self._study)
 
     def close(self) -> None:
         """Close the storage."""
         self._storage.remove_session()
         self._storage.engine.dispose()
-
-
-def _record(trial: FrozenTrial) -> TrialRecord:
-    return TrialRecord(
-        number=trial.number,
-        name=f"trial-{trial.user_attrs.get(FIRST, trial.number):04d}",
-        state=STATUS_OF_OPTUNA.get(trial.state, TrialStatus.RUNNING),
-        values=trial.user_attrs.get(VALUES, {}),
-        history=[value for _, value in sorted(trial.intermediate_values.items())],
-        reason=str(trial.user_attrs.get(REASON, "")),
-    )

@@ -30,6 +30,11 @@ def trust_files() -> None:
     _trusts_files[0] = True
 
 
+def are_files_trusted() -> bool:
+    """Return whether the user said `--trust`."""
+    return _trusts_files[0]
+
+
 def import_plugins(modules: Iterable[str]) -> None:
     """Import modules that may register models with timm.
 

@@ -46,7 +46,7 @@ def completions(*words):
     ("words", "expected"),
     [
         (("ver",), ["verify"]),
-        (("run", "--lr_M"), ["--lr-min", "--lr-max"]),
+        (("run", "--lr_M"), ["--lr-min", "--lr-min-ratio", "--lr-max"]),
         (("run", "--recipe", "d"), ["dawnbench", "digits"]),
         (("run", "--recipe", "=", "dig"), ["digits"]),
         (("run", "--schedule", "c"), ["cyclic", "cosine", "constant"]),

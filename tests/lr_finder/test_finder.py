@@ -489,16 +489,15 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(finished_tes
     assert (written["method"], written["metric"]) == ("bayes", {"name": "best/val_acc", "goal": "maximize"})
     parameters = written["parameters"]
     fixed = {name: value["value"] for name, value in parameters.items() if "value" in value}
-    assert {name for name, value in parameters.items() if "min" in value} == {"lr_min", "lr_max"}
-    for name in ("lr_min", "lr_max"):
+    assert {name for name, value in parameters.items() if "min" in value} == {"lr_min_ratio", "lr_max"}
+    for name, chosen in (("lr_min_ratio", result.lr_min / result.lr_max), ("lr_max", result.lr_max)):
         assert parameters[name]["distribution"] == "log_uniform_values"
-        assert 0 < parameters[name]["min"] < parameters[name]["max"]
-        assert parameters[name]["min"] <= getattr(result, name) <= parameters[name]["max"]
+        assert 0 < parameters[name]["min"] <= chosen <= parameters[name]["max"]
     for low in ("min", "max"):
         for high in ("min", "max"):
-            sample = make_config(
-                {**fixed, "lr_min": str(parameters["lr_min"][low]), "lr_max": str(parameters["lr_max"][high])}
-            )
+            ratio, lr_max = parameters["lr_min_ratio"][low], parameters["lr_max"][high]
+            sample = make_config({**fixed, "lr_min_ratio": str(ratio), "lr_max": str(lr_max)})
+            assert sample.rates() == (ratio * lr_max, lr_max)
             assert sample.val_fraction == 0.1
             assert sample.model_args == {"width": 4}
 

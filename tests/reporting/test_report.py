@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from harness.evaluation import metrics
-from harness.reporting.html import pages, sweep_data
+from harness.reporting.html import pages, sweep_reader
 from harness.reporting.html.groups import group_runs, share_interval, spread
 from harness.reporting.html.pages import write_run_page
 from harness.reporting.html.plotly import thin
@@ -248,7 +248,7 @@ def test_a_sweep_has_a_page(tmp_path):
     assert {"scatter", "parallel", "history", "importance"} <= page.charts.keys()
     for text in ("trial-0002", "stopped early", "90.0 %", "LRMIN × LRMAX", "recipe: digits", EVIL):
         assert text in page.text
-    assert sweep_data.read_sweep(folder).best_so_far() == [0.8, 0.8, 0.9]
+    assert sweep_reader.read_sweep(folder).best_so_far() == [0.8, 0.8, 0.9]
     (folder / "sweep.json").write_text("")
     (folder / "trials.csv").write_text("trial,state\n")
     assert "Missing:" in Page(pages.write_page([folder])).text

@@ -7,7 +7,9 @@ from PIL import Image
 
 from harness.reporting.figures import sweep as figures
 from harness.reporting.html import sweep_charts
-from harness.reporting.html.sweep_data import ParameterAxis, SweepData, TrialData, read_sweep
+from harness.reporting.html.pages import sweep_page
+from harness.reporting.html.sweep_data import ParameterAxis, SweepData, TrialData
+from harness.reporting.html.sweep_reader import read_sweep
 from harness.utils.files import write_json
 from tests.support.report_samples import sweep
 
@@ -109,3 +111,46 @@ def test_the_axis_of_a_nested_parameter_has_the_scale_and_the_order_of_its_file(
     (tmp_path / "other/sweep.yaml").write_text(f"method: random\nparameters: {nested}\n")
     (axis,) = read_sweep(tmp_path / "other").axes
     assert axis.logarithmic
+
+
+def test_a_sweep_for_two_metrics_shows_its_front_and_its_further_metric_is_no_parameter(tmp_path):
+    rows = "trial-0,complete,1,9.0,0.9,1,1.0,1.0,runs/a,\ntrial-1,complete,2,5.0,0.8,1,1.0,1.0,runs/b,\n"
+    rows += "trial-2,complete,3,9.5,0.7,1,1.0,1.0,runs/c,\ntrial-3,failed,4,,,0,1.0,1.0,runs/d,broken\n"
+    header = "trial,state,width,time/epoch_s,best/val_acc,values,seconds,training_s,folder,reason\n"
+    (tmp_path / "trials.csv").write_text(header + rows)
+    (tmp_path / "sweep.yaml").write_text(
+        "method: custom\ndescription: <b>two</b> at once\nparameters: {width: {values: [1]}}\n"
+    )
+    goals = [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]
+    summary = {"name": "s", "metric": goals[0], "metrics": goals, "hypervolume": {"value": 1.25}}
+    summary["pareto"] = [{"trial": "trial-0"}, {"trial": "trial-1"}, {"trial": "no such"}, 3]
+    write_json(tmp_path / "sweep.json", summary)
+    data = read_sweep(tmp_path)
+    assert (data.metric, list(data.further), [axis.name for axis in data.axes]) == (
+        "best/val_acc",
+        ["time/epoch_s"],
+        ["width"],
+    )
+    assert [trial.name for trial in data.front] == ["trial-0", "trial-1"]
+    assert data.trials[0].further == {"time/epoch_s": 9.0} and math.isnan(data.trials[3].further["time/epoch_s"])
+    assert (tmp_path / "figures/pareto.png") in figures.draw_sweep(data, tmp_path / "figures")
+    (chart,) = [chart for chart in sweep_charts.charts(data) if chart.key == "pareto"]
+    assert sorted(chart.data[-1]["x"]) == [5.0, 9.0] and "1.25" in chart.caption
+    assert (data.front_step, chart.data[-1]["line"]["shape"]) == ("post", "hv")  # a longer time is no loss
+    page = sweep_page(data)
+    assert "Pareto front" in page and "&lt;b&gt;two&lt;/b&gt; at once" in page and "<b>two</b>" not in page
+
+
+def test_a_sweep_over_seeds_lists_its_configurations_the_best_mean_first(tmp_path):
+    folder = tmp_path / "s"
+    write_trials(folder, "seed", ["0", "1"], "{values: [0, 1]}")
+    groups = [
+        {"parameters": {"lr_max": 0.1}, "mean": 0.5, "sd": 0.1, "seeds": 2},
+        {"parameters": [], "mean": 0.4, "seeds": 2},
+    ]
+    write_json(
+        folder / "sweep.json", {"metric": {"name": "val/loss", "goal": "minimize"}, "seed_groups": [*groups, 3, {}]}
+    )
+    data = read_sweep(folder)
+    assert [group["mean"] for group in data.seed_groups] == [0.4, 0.5]
+    assert "Configurations over seeds" in sweep_page(data)

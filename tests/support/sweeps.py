@@ -26,8 +26,8 @@ QUICK = {
 
 
 def write_sweep(folder, **changes):
-    """Write `sweep.yaml`: the quick sweep with other keys; `parameters` are added to its own."""
-    document = {**QUICK, **changes}
+    """Write `sweep.yaml`: the quick sweep with other keys, without those that are None; `parameters` are added to its own."""
+    document = {key: value for key, value in {**QUICK, **changes}.items() if value is not None}
     if "parameters" in changes:
         document["parameters"] = {**QUICK["parameters"], **changes["parameters"]}
     (folder / "sweep.yaml").write_text(yaml_io.dump_yaml(document))

@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import random
 import sys
 import warnings
 from pathlib import Path
@@ -77,8 +78,7 @@ def test_nested_parameters_keep_their_path():
     ("spec", "message"),
     [
         (3, "need `value:`"),
-        ({"min": 0, "max": 0.9}, "an integer and a float, which W&B refuses"),
-        ({"min": 2.0, "max": 1.0}, "need min < max"),
+        ({"min": 2.0, "max": 1.0}, "W&B needs min < max"),
         ({"distribution": "unifrom", "min": 0.0, "max": 1.0}, "did you mean 'uniform'"),
         ({"distribution": "log_uniform", "min": 0.0001, "max": 1000.0}, "exponents of e"),
         ({"distribution": "log_uniform_values", "min": 0.0, "max": 1.0}, "needs min > 0"),
@@ -247,13 +247,60 @@ def test_what_wandbs_own_code_refuses_is_refused_here(wandb_sweeps, spec):
         parameter(spec)
 
 
-def test_bounds_of_two_types_are_refused_by_wandbs_client_too():
-    sweeps = importlib.import_module("wandb.apis.public.sweeps")
-    for spec in ({"min": 0, "max": 0.5}, {"min": 0.0, "max": 5}):
-        with pytest.raises(ValueError, match="ambiguous"):
-            sweeps._validate_config_and_fill_distribution({"parameters": {"x": spec}})
-        with pytest.raises(UsageError, match="an integer and a float, which W&B refuses"):
+MIXED = [{"min": 0, "max": 0.5}, {"min": 0.0, "max": 5}, {"min": -1, "max": 1.5}]
+
+
+@pytest.mark.parametrize("spec", MIXED, ids=str)
+def test_bounds_of_two_types_are_the_uniform_range_that_wandbs_own_code_draws_from(wandb_sweeps, spec):
+    config = importlib.import_module("sweeps.config")
+    filled = config.SweepConfig({"method": "random", "parameters": {"x": dict(spec)}})
+    assert filled["parameters"]["x"]["distribution"] == parameter(spec).kind == "uniform"
+    other = importlib.import_module("sweeps.params").HyperParameter("x", dict(spec))
+    for u in QUANTILES:
+        assert parameter(spec).at(u) == pytest.approx(float(other.ppf(u)), rel=1e-9)
+    client = importlib.import_module("wandb.apis.public.sweeps")  # the command `wandb sweep` asks for one form
+    with pytest.raises(ValueError, match="ambiguous"):
+        client._validate_config_and_fill_distribution({"parameters": {"x": dict(spec)}})
+
+
+NUMBERS = [0, 1, -1, 2, 10, 0.5, -0.5, 1.0, 2.0, 1e-4, 100.0, 0.0, 5]
+LISTS = {
+    "value": [1, None, [1, 2]],
+    "values": [[1, 2], [1], ["a", None], []],
+    "probabilities": [[0.5, 0.5], [1], [1, 1]],
+}
+
+
+def random_specs(count):
+    """Yield specifications, half of them with the keys of their distribution and half with any keys."""
+    draw = random.Random(0)
+    for index in range(count):
+        kind = draw.choice(list(DISTRIBUTIONS))
+        required, optional = DISTRIBUTIONS[kind]
+        keys = [*required, *(key for key in optional if draw.random() < 0.5)]
+        if index % 2:
+            keys = [key for key in ("min", "max", "q", "mu", "sigma", "a", "b", *LISTS) if draw.random() < 0.25]
+        spec = {} if index % 4 == 1 else {"distribution": kind}
+        yield {**spec, **{key: draw.choice(LISTS.get(key, NUMBERS)) for key in keys}}
+
+
+def test_what_wandbs_schema_accepts_is_read_unless_wandb_could_draw_no_number_from_it(wandb_sweeps):
+    config, params = importlib.import_module("sweeps.config"), importlib.import_module("sweeps.params")
+    accepted = 0
+    for spec in random_specs(600):
+        try:
+            config.SweepConfig({"method": "random", "parameters": {"x": spec}})
+        except Exception:
+            continue
+        accepted += 1
+        try:
             parameter(spec)
+        except UsageError as error:
+            assert "W&B draws no number" in str(error), spec
+            with np.errstate(all="ignore"):
+                value = float(params.HyperParameter("x", spec).ppf(0.3))
+            assert math.isnan(value) or value == -(2.0**63), spec  # NaN as an integer
+    assert accepted > 100
 
 
 def test_a_grid_of_too_many_values_is_refused_before_they_are_made():

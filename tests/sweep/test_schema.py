@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from harness.config import yaml_io
+from harness.config.settings import coerce
+from harness.reporting.html.sweep_reader import _document as read_document
 from harness.sweep import command, schema
 from harness.sweep.metric import OTHER_METRICS, Metric
 from harness.tracking.journal import read_journal
@@ -43,6 +46,9 @@ def changed(**changes):
         else:
             level[key] = value
     return document
+
+
+CUSTOM = {"method": "custom", "scheduler": {"engine": "optuna"}, "metric": None}
 
 
 def parse(document, **overrides):
@@ -110,24 +116,38 @@ def test_an_option_wins_over_a_constant_and_is_refused_for_a_searched_parameter(
         (changed(metric__name="val/accuracy"), "did you mean 'val/acc'"),
         (changed(metric__name="test/acc", parameters__val_fraction=None), "would choose by the test set"),
         (changed(parameters__val_fraction=None), "add val_fraction"),
-        (changed(metric=None, method="bayes"), "metric: need `name:` and `goal:`"),
+        (changed(metric=None, method="bayes"), "bayes needs a metric, for W&B's own search too"),
+        (changed(metric={"goal": "maximize"}), "metric: need `name:` and `goal:`"),
+        (changed(parameters__optim={"parameters": {"weight_decai": {"value": 1}}}), "did you mean 'weight_decay'"),
+        (changed(parameters__optim={"parameters": {"LRMAX": {"value": 0.1}}}), "one setting"),
         (changed(metric__goal="max"), "did you mean 'maximize'"),
         (changed(metric__target="high"), "need a number"),
-        (changed(metrics=[{"name": "val/acc"}]), "give one `metric:`"),
+        (changed(metrics=[{"name": "val/acc"}, {"name": "val/loss"}]), "metric and metrics do not go together"),
+        (changed(metric=None, metrics=[{"name": "val/acc"}, {"name": "val/loss"}]), "W&B needs method: custom"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc"}]), "two or more metrics"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc"}, {"name": "val/acc"}]), "listed twice"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc", "target": 1}, {"name": "val/loss"}]), "of one metric only"),
+        (changed(**CUSTOM, metrics=[{"name": "val/acc"}, {"name": "time/epochs"}]), "did you mean 'time/epoch_s'"),
+        (changed(method="custom", scheduler={"engine": "optuna", "sampler": "gp"}), "W&B has no key 'sampler'"),
+        (changed(method="custom", scheduler={"engine": "optuna", "optimizer": "f"}), "need `source:`"),
+        (changed(metric=None, early_terminate={"type": "hyperband", "min_iter": 3}), "early_terminate needs a metric"),
         (changed(command=["python", "train.py", "${args}"]), "does not start `harness run`"),
         (changed(command=None, program="train.py"), "does not start `harness run`"),
-        (changed(command=["harness", "run"]), "${args} is missing"),
-        (changed(command=["harness", "run", "${args}", "--epochs", "3"]), "move it to parameters"),
+        (changed(command=["harness", "run", "${args}", "--val-fraction", "0.3"]), "keep one of them"),
+        (changed(command=["harness", "run", "--lr-max=0.1", "${args}"]), "which parameters.lr_max gives too"),
+        (changed(command=["harness", "run", "${args}", "--seeds", "3"]), "no setting 'seeds'"),
+        (changed(command=["harness", "run", "${args}", "--epochs"]), "its value is missing"),
+        (changed(command=["${env}", "A=1", "no-such-program", "harness", "run", "${args}"]), "there is no program"),
+        (changed(command=["bash", "-c", "echo $@", "${args}"]), "does not start `harness run`"),
         (changed(command=["/no/such/harness", "run", "${args}"]), "there is no program"),
         (changed(parameters__lr_max={"distribution": ["uniform"], "min": 0.1, "max": 0.2}), "there is no distribution"),
         (changed(command=["harness", "run", "${argz}"]), "did you mean '${args}'"),
-        (changed(command=["harness", "run", "${args_json}"]), "cannot read"),
         (changed(command="harness run"), "need a list of words"),
         (changed(run_cap=0), "run_cap=0"),
+        (changed(run_cap=2.5), "run_cap=2.5"),
         (changed(early_terminate={"type": "median"}), "need hyperband"),
         (changed(method="custom"), "needs a `scheduler:` block"),
         (changed(scheduler={"engine": "ax"}, method="custom"), "not supported"),
-        (changed(scheduler={"engine": "optuna", "source": "mine.py"}, method="custom"), "runs your own Python code"),
         (changed(scheduler={"engine": "optuna"}), "goes with custom"),
         (changed(method="grid"), "a grid takes"),
     ],
@@ -163,7 +183,15 @@ def test_a_number_that_wandb_would_read_as_text_is_refused(tmp_path):
     [
         ("method: [grid", "not valid YAML"),
         ("a: !!python/object/apply:os.system ['touch canary']", "the tag"),
-        ("a: &x 1\nb: *x", "aliases"),
+        ("a: &x [1, *x]", "inside what it repeats"),
+        (
+            "a: &a [x,x,x,x,x,x,x,x,x]\n"
+            + "".join(
+                f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n"
+                for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "at most 20,000 are read",
+        ),
         ("- 1", "need one mapping"),
         ("method: random\nmethod: grid", "given twice"),
     ],
@@ -183,6 +211,115 @@ def test_a_search_that_would_never_end_is_refused(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep.yaml"]
 
 
+ANCHORED = """
+method: grid
+metric: {name: best/val_acc, goal: maximize}
+command: ["${env}", harness, run, "${args}"]
+parameters:
+  recipe: {value: digits}
+  val_fraction: {value: 0.2}
+  lr_max: &rates {values: [0.1, 0.2]}
+  weight_decay: *rates
+  model_args: {parameters: {width: &width {values: [4, 8]}, deep: {<<: *width}}}
+"""
+
+
+def test_aliases_and_merge_keys_mean_what_wandbs_reader_makes_of_them(tmp_path):
+    (tmp_path / "sweep.yaml").write_text(ANCHORED)
+    written_out = yaml.safe_load(ANCHORED)
+    (tmp_path / "plain.yaml").write_text(yaml_io.dump_yaml(written_out))
+    sweep = schema.read_sweep_file(tmp_path / "sweep.yaml")
+    assert sweep.document == written_out
+    assert sweep.digest() == schema.read_sweep_file(tmp_path / "plain.yaml").digest()
+    assert len(sweep.grid()) == 2**4
+    assert read_document(tmp_path / "sweep.yaml", []) == written_out  # the report's reader
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [("flip: {value: no}", False), ("flip: {values: [on, off]}", True), ("seed: {value: 1_000}", 1000),
+     ("seed: {value: 0x10}", 16), ("cutout: {value: 1:30}", 90), ("weight_decay: {value: 1e-3}", 0.001)],
+)  # fmt: skip
+def test_words_that_wandb_reads_as_numbers_or_booleans_are_those_here_too(tmp_path, line, value):
+    (tmp_path / "sweep.yaml").write_text(yaml_io.dump_yaml(GOOD) + f"  {line}\n")
+    sweep = schema.read_sweep_file(tmp_path / "sweep.yaml")
+    name = line.split(":")[0]
+    theirs = yaml.safe_load(line)[name]
+    wanted = theirs.get("value", theirs.get("values", [None])[0])
+    config = sweep.config({each.name: each.at(1e-9) for each in sweep.searched})
+    assert getattr(config, name) == coerce(name, wanted) == value
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("seed: {value: 010}", "W&B reads 10 with a leading zero as 8"), ("no: {value: 1}", "reads the key 'no' as False"),
+     ("name: {value: 2020-01-01}", "as a date; put it in quotes"), ("seed: {min: 08, max: 9}", "as text; write 8")],
+)  # fmt: skip
+def test_what_wandb_reads_otherwise_is_refused_with_what_it_reads(tmp_path, line, message):
+    (tmp_path / "sweep.yaml").write_text(yaml_io.dump_yaml(GOOD) + f"  {line}\n")
+    with pytest.raises(UsageError) as refused:
+        schema.read_sweep_file(tmp_path / "sweep.yaml")
+    assert message in str(refused.value)
+
+
+def test_bounds_of_two_types_are_a_uniform_range_and_what_wandbs_command_wants_is_said(tmp_path):
+    mixed = changed(parameters__label_smoothing={"min": 0, "max": 0.5})
+    (tmp_path / "sweep.yaml").write_text(yaml_io.dump_yaml(mixed))
+    notices = []
+    sweep = schema.read_sweep_file(tmp_path / "sweep.yaml", notify=notices.append)
+    (parameter,) = [each for each in sweep.parameters if each.name == "label_smoothing"]
+    assert (parameter.kind, parameter.at(0.25)) == ("uniform", 0.125)
+    assert len(notices) == 1 and "min: 0.0, max: 0.5" in notices[0]
+
+
+def test_settings_in_groups_are_the_settings_of_the_trial():
+    document = changed(
+        parameters__optim={
+            "parameters": {"weight_decay": {"values": [1e-4]}, "deep": {"parameters": {"flip": {"value": False}}}}
+        }
+    )
+    sweep = parse(document)
+    values = {"lr_max": 0.05, "lr_min": 0.005, "model_args.width": 8, "optim.weight_decay": 1e-4}
+    assert sweep.trial_parameters(values)["optim"] == {"weight_decay": 1e-4, "deep": {"flip": False}}
+    config = sweep.config(values)
+    assert (config.weight_decay, config.flip) == (1e-4, False)
+    assert {"weight_decay", "flip", "lr_max"} <= sweep.settings
+    assert parse(document, flip=True).config(values).flip is True  # an option wins over the group's constant
+
+
+def test_the_words_behind_run_are_settings_of_every_trial(monkeypatch):
+    monkeypatch.setenv("WHY", "because")
+    words = ["--epochs=3", "--no-flip", "-b", "32", "--notes", "${envvar:WHY}", "${args}", "--cutout", "4"]
+    sweep = parse(changed(command=["nice", "-n", 5, "harness", "run", *words]))
+    config = sweep.config({"lr_max": 0.05, "lr_min": 0.005, "model_args.width": 8})
+    assert (config.epochs, config.flip, config.batch_size, config.notes, config.cutout) == (3, False, 32, "because", 4)
+    assert not command.is_plain(sweep.command)
+    plain = command.check(["${env}", "${interpreter}", "-m", "harness", "run", *words], None)
+    assert command.is_plain(plain)
+    assert command.run_arguments(plain, {"a": 1}, {"WHY": "x"})[:8] == [
+        "run", "--epochs=3", "--no-flip", "-b", "32", "--notes", "x", "--a=1"
+    ]  # fmt: skip
+
+
+def test_a_command_without_a_macro_gives_the_parameters_as_the_agents_file_of_them_does():
+    parts = command.check(["${interpreter}", "-m", "harness", "run", "--epochs=3"], None)
+    assert command.omitted(parts, {"lr_max": 0.1, "flip": False}) == ["--lr_max=0.1", "--flip=False"]
+    assert command.omitted(command.check(GOOD["command"], None), {"flip": False}) == []
+    assert parse(changed(run_cap=4.0)).run_cap == 4
+
+
+def test_a_wrapper_that_starts_harness_run_is_a_command_and_any_other_script_is_not(tmp_path):
+    script = tmp_path / "train.sh"
+    script.write_text('#!/bin/sh\nulimit -n 4096\nexec harness run --epochs 3 "$@"\n')
+    script.chmod(0o755)
+    inline = ["bash", "-c", 'exec harness run "$@"', "sh", "${args}"]
+    for line in ([str(script), "${args}"], ["${env}", "A=1", "bash", str(script), "${args}"], inline):
+        assert not command.is_plain(command.check(line, None))
+    script.write_text('#!/bin/sh\nexec python train.py "$@"\n')
+    with pytest.raises(UsageError, match="does not start `harness run`"):
+        command.check([str(script), "${args}"], None)
+
+
 VALUES = {
     "a": 1,
     "b": 0.5,
@@ -196,9 +333,22 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("macro", ["${args}", "${args_no_equals}", "${args_no_boolean_flags}"])
+MACROS = [macro for macro in command.MACROS if macro.startswith("${args") and macro != "${args_json_file}"]
+
+
+@pytest.mark.parametrize("macro", MACROS)
 def test_the_command_line_is_the_one_that_wandbs_agent_makes(macro):
-    template = ["${env}", "${interpreter}", "-m", "harness", "run", macro, "--notes", "${envvar:WHY}-${envvar:NOT_SET}"]
+    template = [
+        "${env}",
+        "A=1",
+        "${interpreter}",
+        "-m",
+        "harness",
+        "run",
+        macro,
+        "--notes",
+        "${envvar:WHY}-${envvar:NOT_SET}",
+    ]
     code = (
         "import os; os.environ['WHY']='because'\n"
         "from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args\n"
@@ -208,18 +358,19 @@ def test_the_command_line_is_the_one_that_wandbs_agent_makes(macro):
         "out=[]\n"
         "for word in words:\n"
         "    key=word[2:-1] if word.startswith('${') and word.endswith('}') else ''\n"
-        "    out += args[key] if key in args else ['python'] if key == 'interpreter' else [] if key == 'env' else [word]\n"
+        "    out += args[key] if key in args else ['python'] if key == 'interpreter' else ['/usr/bin/env'] if key == 'env' else [word]\n"
         "print(repr([str(word) for word in out]))"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
     theirs = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     ours = command.fill(template, VALUES, {"WHY": "because"})
-    assert ours == [sys.executable if part == "python" else part for part in theirs if part != "/usr/bin/env"]
+    assert ours == [sys.executable if part == "python" else part for part in theirs]
+    assert ours[:2] == ["/usr/bin/env", "A=1"]
 
 
 def test_harness_is_started_from_the_environment_that_runs_the_sweep():
     template = command.check(["${env}", "harness", "run", "${args}"], None)
-    assert command.fill(template, {"a": 1}, {}) == [sys.executable, "-m", "harness", "run", "--a=1"]
+    assert command.fill(template, {"a": 1}, {}) == [command.ENV, sys.executable, "-m", "harness", "run", "--a=1"]
     assert command.is_plain(command.check(GOOD["command"], None))
 
 
@@ -230,6 +381,7 @@ def test_harness_is_started_from_the_environment_that_runs_the_sweep():
         (["${interpreter}", "-m", "harness", "run"], True),
         (["python", "-m", "harness", "run"], False),
         (["env", "OMP_NUM_THREADS=1", "harness", "run"], False),
+        (["${env}", "OMP_NUM_THREADS=1", "${interpreter}", "-m", "harness", "run"], False),
     ],
 )
 def test_a_command_that_is_nothing_but_harness_run_may_be_forked(start, may_be_forked):

@@ -112,6 +112,70 @@ def test_false_values_are_not_lost_with_flags_for_booleans(tmp_path):
     assert (config["flip"], config["nesterov"], config["drop_last"], row["state"]) == (False, False, True, "complete")
 
 
+COMMANDS = {
+    "a wrapper script with a setting of its own": ["./train.sh", "${args}"],
+    "a variable, a wrapper and a setting": ["${env}", "OMP_NUM_THREADS=1", "nice", "${interpreter}", "-m", "harness", "run", "${args}", "--cutout", 3],
+    "a file of parameters": ["${env}", "${interpreter}", "-m", "harness", "run", "--cutout=3", "${args_json_file}"],
+    "words without hyphens": ["${interpreter}", "-m", "harness", "run", "${args_no_hyphens}", "cutout=3"],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", COMMANDS.values(), ids=COMMANDS)
+def test_a_trial_has_the_parameters_and_the_fixed_settings_whatever_form_the_command_has(tmp_path, line):
+    script = tmp_path / "train.sh"
+    script.write_text(f'#!/bin/sh\n# exec harness run "$@"\nexec {sys.executable} -m harness run --cutout 3 "$@"\n')
+    script.chmod(0o755)
+    group = {"parameters": {"weight_decay": {"value": 0.001}, "flip": {"values": [False]}}}
+    write_sweep(tmp_path, parameters={"epochs": {"value": 1}, "optim": group}, command=line)
+    harness("sweep", "sweep.yaml", "--count", 1, cwd=tmp_path, check=0)
+    (row,) = read_trials(sweep_folder(tmp_path))
+    config = yaml_io.read_yaml(sweep_folder(tmp_path) / row["folder"] / "config.yaml")
+    assert (config["cutout"], config["weight_decay"], config["flip"], row["state"]) == (3, 0.001, False, "complete")
+    assert f"{config['lr_max']:.8g}" == row["lr_max"]
+    best = yaml_io.read_yaml(sweep_folder(tmp_path) / "best.yaml")
+    assert (best["cutout"], best["weight_decay"], best["lr_max"]) == (3, 0.001, config["lr_max"])
+
+
+@pytest.mark.slow
+def test_a_sweep_for_accuracy_and_time_writes_a_recipe_of_each_trial_on_the_front(tmp_path):
+    metrics = [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/train_s", "goal": "minimize"}]
+    write_sweep(tmp_path, method="custom", scheduler={"engine": "optuna"}, metrics=metrics, metric=None,
+                parameters={"model_args": {"parameters": {"width": {"values": [4, 16]}}}})  # fmt: skip
+    done = harness("sweep", "sweep.yaml", "--count", 4, "--sampler", "nsga2", cwd=tmp_path, check=0)
+    folder = sweep_folder(tmp_path)
+    rows, summary = read_trials(folder), json.loads((folder / "sweep.json").read_text())
+    for row in rows:
+        records = [each.values for each in read_journal(folder / row["folder"]).records if each.kind == "epoch"]
+        assert float(row["best/val_acc"]) == pytest.approx(records[-1]["best/val_acc"], rel=1e-5)
+        assert float(row["time/train_s"]) == pytest.approx(records[-1]["time/train_s"], rel=1e-5)
+    front = {each["trial"] for each in summary["pareto"]}
+    points = {row["trial"]: (-float(row["best/val_acc"]), float(row["time/train_s"])) for row in rows}
+    worse = {
+        name
+        for name, (a, b) in points.items()
+        if any(c <= a and d <= b and (c, d) != (a, b) for c, d in points.values())
+    }
+    assert front == set(points) - worse
+    assert {path.stem for path in (folder / "pareto").iterdir()} == front
+    assert (folder / "figures/pareto.png").exists() and "Pareto" in done.stdout
+    assert summary["best"]["trial"] == min(points, key=lambda name: points[name])
+
+
+@pytest.mark.slow
+def test_a_grid_over_seeds_names_the_configuration_with_the_best_mean(tmp_path):
+    write_sweep(tmp_path, method="grid", parameters={"lr_max": {"values": [0.05, 0.00002]}, "lr_min": {"value": 0.00001},
+                "seed": {"values": [0, 1]}, "epochs": {"value": 1}})  # fmt: skip
+    done = harness("sweep", "sweep.yaml", cwd=tmp_path, check=0)
+    summary = json.loads((sweep_folder(tmp_path) / "sweep.json").read_text())
+    assert [(group["parameters"], group["seeds"]) for group in summary["seed_groups"]] == [
+        ({"lr_max": 0.05}, 2), ({"lr_max": 0.00002}, 2)
+    ]  # fmt: skip
+    assert summary["best"]["parameters"]["lr_max"] == 0.05
+    assert "seeds       2: mean" in done.stdout
+    assert "seed" not in yaml_io.read_yaml(sweep_folder(tmp_path) / "best.yaml")
+
+
 @pytest.mark.slow
 def test_a_forked_trial_is_the_same_run_as_one_started_by_its_command(tmp_path):
     write_sweep(tmp_path)

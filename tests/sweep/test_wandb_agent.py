@@ -147,7 +147,7 @@ def test_every_corner_of_a_shipped_sweep_is_a_valid_run(path):
         key: [parameter["min"], parameter["max"]] if "min" in parameter else values(parameter)
         for key, parameter in document["parameters"].items()
     }
-    for lowest in ("lr_max", "lr_min"):
+    for lowest in ("lr_max", "lr_min_ratio"):
         config = make_config({key: ends[key][0 if key == lowest else -1] for key in ends})
         assert isinstance(config, Config)
         assert not config.test
@@ -167,6 +167,36 @@ def test_another_program_called_harness_first_on_the_path_is_not_started(sweep, 
     assert not (tmp_path / "started").exists(), output
     assert sweep.runs["run1"].exit_code == 2, output
     assert "need lr_min <= lr_max" in sweep.runs["run1"].summary["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("macro", ["${args_json_file}", "${args_no_hyphens}", "${args_override_hydra}"])
+def test_a_run_of_the_agent_has_the_drawn_values_in_each_form_groups_and_fixed_words_included(sweep, tmp_path, macro):
+    command = ["${env}", "OMP_NUM_THREADS=1", *COMMAND[1:-1], "--cutout", "3", macro]
+    drawn = {"epochs": 1, "gallery": 0, "LR-Max": 0.02, "optim": {"weight_decay": 0.001, "flip": False}}
+    upload(tmp_path, drawn, command=command)
+    with agent(tmp_path) as process:
+        output = output_of(process)
+    assert process.returncode == 0, output
+    config = yaml_io.read_yaml(tmp_path / "runs/run1/config.yaml")
+    wanted = {"cutout": 3, "weight_decay": 0.001, "flip": False, "lr_max": 0.02, "model_args": {"width": 4}}
+    assert {name: config[name] for name in wanted} == wanted
+    assert wanted.items() <= sweep.runs["run1"].config.items()
+    assert sweep.runs["run1"].config["optim"] == drawn["optim"]  # as W&B has recorded it
+
+
+@pytest.mark.slow
+def test_a_range_test_that_an_agent_starts_has_the_drawn_values(sweep, tmp_path):
+    command = [*COMMAND[:-2], "lr-find", "--seeds", "1", "--steps", "12", "${args_no_boolean_flags}"]
+    upload(tmp_path, {"gallery": 0, "batch_size": 32, "nesterov": False}, command=command)
+    with agent(tmp_path) as process:
+        output = output_of(process)
+    assert process.returncode == 0, output
+    assert (tmp_path / "runs").exists(), output
+    config = yaml_io.read_yaml(tmp_path / "runs/run1/config.yaml")
+    assert (config["batch_size"], config["nesterov"], config["job_type"]) == (32, False, "find")
+    assert sweep.runs["run1"].config["batch_size"] == 32
+    assert "find/acc/table" in sweep.runs["run1"].summary
 
 
 @pytest.mark.slow

@@ -125,3 +125,30 @@ def test_a_run_that_wandb_stops_early_in_an_agents_function_is_stopped_and_not_f
     assert status["state"] == "interrupted"
     assert 0 < status["epoch"] < 400
     assert (second.exit_code, second.summary["status"]) == (0, "finished"), json.dumps(second.summary)
+
+
+@pytest.mark.slow
+def test_the_notebooks_cell_for_an_agent_trains_each_trial_with_the_values_that_wandb_shows(
+    sweep, tmp_path, monkeypatch
+):
+    cells = json.loads((ROOT / "examples/notebook.ipynb").read_text())["cells"]
+    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    (code,) = [source for source in sources if "wandb.agent(" in source]
+    parameters = {"lr_max": {"values": [0.02, 0.05]}, "epochs": {"value": 1}, "nesterov": {"value": False}}
+    sweep.take({"method": "grid", "metric": {"name": "best/val_acc", "goal": "maximize"}, "parameters": parameters})
+    (tmp_path / "cell.py").write_text(f"import harness\n{code}\n")
+    monkeypatch.setenv("SWEEP", f"e/p/{SweepServer.SWEEP}")
+    done = subprocess.run([sys.executable, "cell.py"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(sweep.handed) == 2
+    for run_id in sweep.handed:
+        assert_trained_rates(sweep, tmp_path, run_id)
+
+
+def assert_trained_rates(sweep, folder, run_id):
+    """Check that the highest rate of the optimizer is the one that W&B shows for the run."""
+    records = [record for record in read_journal(folder / "runs" / run_id).records if record.steps]
+    highest = max(max(record.steps.lines["lr"]) for record in records)
+    shown = sweep.runs[run_id].config["lr_max"]
+    assert 0.9 * shown < highest <= shown  # the peak may fall between two steps
+    assert sweep.handed[run_id].items() <= sweep.runs[run_id].config.items()

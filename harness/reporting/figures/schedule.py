@@ -59,6 +59,8 @@ def curve(
 
 def _cyclic_rates(overrides: Mapping[str, Any]) -> dict[str, float]:
     """Return 0.08 and 0.8, or the missing rate as a tenth or ten times of the given one."""
+    if "lr_min_ratio" in overrides:
+        return {} if "lr_max" in overrides else {"lr_max": CYCLIC["lr_max"]}
     if "lr_max" in overrides:
         return {"lr_min": float(coerce("lr_max", overrides["lr_max"])) / 10}
     if "lr_min" in overrides:

@@ -34,6 +34,8 @@ def draw_sweep(sweep: SweepData, folder: Path) -> list[Path]:
     if sweep.varied:
         paths.append(draw_scatter(sweep, folder / "scatter.png"))
         paths.append(draw_parallel(sweep, folder / "parallel.png"))
+    if sweep.front:
+        paths.append(draw_front(sweep, folder / "pareto.png"))
     if sweep.importance:
         paths.append(draw_importance(sweep, folder / "importance.png"))
     return paths
@@ -75,6 +77,28 @@ def draw_scatter(sweep: SweepData, path: Path) -> Path:
         bar.outline.set_visible(False)
         _score_axis(bar.ax.yaxis, sweep)
     figure.legend(loc="outside lower center", ncols=4, fontsize=10, frameon=False, labelcolor=style.INK)
+    return style.save_figure(figure, path)
+
+
+def draw_front(sweep: SweepData, path: Path) -> Path:
+    """Draw the first two of several metrics of each trial, and the Pareto front, of two metrics as a staircase."""
+    figure = style.figure(8.0, 6.0)
+    plot = figure.add_subplot()
+    second = sweep.further[0]
+    names = {trial.name for trial in sweep.front}
+    others = [trial for trial in sweep.evaluated if trial.name not in names]
+    plot.scatter(
+        [trial.further[second] for trial in others], [trial.value for trial in others], s=45, color=style.SKY,
+        label=f"another is at least as good in every metric ({len(others)})", zorder=2,
+    )  # fmt: skip
+    front = sorted(sweep.front, key=lambda trial: trial.further[second])
+    x, y = [trial.further[second] for trial in front], [trial.value for trial in front]
+    plot.scatter(x, y, s=70, color=style.VERMILLION, label=f"Pareto front ({len(front)})", zorder=3)
+    if sweep.front_step:
+        plot.step(x, y, where=sweep.front_step, color=style.VERMILLION, zorder=2)
+    style.style_axes(plot, x=second, y=sweep.metric, title=_title(sweep))
+    _score_axis(plot.yaxis, sweep)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=10, frameon=False, labelcolor=style.INK)
     return style.save_figure(figure, path)
 
 

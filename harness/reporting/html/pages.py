@@ -19,7 +19,8 @@ from harness.reporting.html.galleries import galleries
 from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.plotly import Chart
 from harness.reporting.html.run_data import RunData, check_folder, is_sweep, read_run
-from harness.reporting.html.sweep_data import STATE_LABELS, SweepData, read_sweep, value_text
+from harness.reporting.html.sweep_data import STATE_LABELS, SweepData, value_text
+from harness.reporting.html.sweep_reader import read_sweep
 from harness.tracking.run_dir import members
 from harness.tracking.run_files import is_run
 from harness.utils.environment import version

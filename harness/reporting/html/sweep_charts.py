@@ -40,9 +40,39 @@ def charts(sweep: SweepData) -> list[Chart]:
     made = [history(sweep)]
     if sweep.pair:
         made = [scatter(sweep), parallel(sweep), *made]
+    if sweep.front:
+        made = [pareto(sweep), *made]
     if sweep.importance:
         made.append(importance(sweep))
     return made
+
+
+def pareto(sweep: SweepData) -> Chart:
+    """Show the first two of several metrics of each trial, and the Pareto front, of two metrics as a staircase."""
+    second = sweep.further[0]
+    names = {trial.name for trial in sweep.front}
+    others = [trial for trial in sweep.evaluated if trial.name not in names]
+    front = sorted(sweep.front, key=lambda trial: trial.further[second])
+    looks: list[tuple[str, Sequence[TrialData], dict[str, Any]]] = [
+        (f"another is at least as good in every metric ({len(others)})", others, {"mode": "markers", "marker": {"size": 9, "color": SKY}}),
+        (f"Pareto front ({len(front)})", front,
+         {"mode": "lines+markers" if sweep.front_step else "markers", "marker": {"size": 12, "color": VERMILLION},
+          "line": {"color": VERMILLION, "width": 2, "shape": "vh" if sweep.front_step == "pre" else "hv"}}),
+    ]  # fmt: skip
+    data = [
+        {
+            "type": "scatter", "name": escape_text(name), "x": plain_numbers([trial.further[second] for trial in trials]),
+            "y": plain_numbers([trial.value for trial in trials]), "text": [_hover_text(sweep, trial) for trial in trials],
+            "hovertemplate": "%{text}<extra></extra>", **look,
+        }
+        for name, trials, look in looks if trials
+    ]  # fmt: skip
+    caption = (
+        f"Each trial by its {second} and its {sweep.metric}. No trial is better than one of the front in one metric and "
+        f"at least as good in all. Hypervolume, from the worst value of each metric: {sweep.hypervolume:.4g}."
+    )
+    y = axis(sweep.metric, percent=sweep.is_fraction)
+    return Chart("pareto", f"{sweep.metric} and {second}", caption, data, layout(axis(second), y), 460)
 
 
 def scatter(sweep: SweepData) -> Chart:
@@ -96,6 +126,7 @@ def _points(
 
 def _hover_text(sweep: SweepData, trial: TrialData) -> str:
     lines = [trial.name, f"{sweep.metric} {sweep.score_text(trial.value)}"]
+    lines += [f"{name} {value:.4g}" for name, value in trial.further.items()]
     lines += [f"{name} {value_text(value)}" for name, value in trial.parameters.items()]
     return "<br>".join(escape_text(truncate(line, 60)) for line in lines)
 

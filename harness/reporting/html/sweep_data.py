@@ -1,32 +1,24 @@
-"""Read a sweep's folder back: its trials and parameters, and what the figures and the page's charts need of them."""
+"""A sweep as its folder describes it: its trials and parameters, and what the figures and the page's charts need of them."""
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from harness.config import yaml_io
 from harness.config.names import TrialStatus
-from harness.reporting.html.run_data import SWEEP, TRIALS
-from harness.utils.errors import HarnessError
-from harness.utils.files import read_json
 from harness.utils.plain import sub_mapping
 from harness.utils.text import percent, truncate
 
-LAST_COLUMNS = ("values", "seconds", "training_s", "folder", "reason")  # behind the metric's
 # Names of version 0.1 in trials.csv and sweep.json, and what they are called now.
 FORMER_NAMES = {
     "training seconds": "training_s",
     "test/acc mean": "test/acc_mean",
     "test/acc standard deviation": "test/acc_sd",
 }
-WIDE = 20.0  # a parameter whose greatest value is so many times its least is shown on a logarithmic axis
-MAX_NUMERIC_CHOICES = 3  # a list of so few numbers is shown as categories
 MAX_TICKS = 8  # categories up to which each is named on its axis
 STATE_LABELS: dict[str, str] = {**{state.value: state.value for state in TrialStatus}, "pruned": "stopped early"}
 
@@ -40,6 +32,7 @@ class TrialData:
         value: of the metric; NaN where it was never logged.
         values: how many values of the metric were logged.
         folder: the run directory, relative to the sweep's folder.
+        further: of several metrics, the values of those after the first; NaN where one was never logged.
     """
 
     name: str
@@ -50,6 +43,7 @@ class TrialData:
     seconds: float
     reason: str
     folder: str
+    further: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def evaluated(self) -> bool:
@@ -72,7 +66,7 @@ class ParameterAxis:
     @property
     def label(self) -> str:
         plain = self.name.lower().replace("-", "").replace("_", "")
-        return {"lrmax": "LRMAX", "lrmin": "LRMIN"}.get(plain, self.name)
+        return {"lrmax": "LRMAX", "lrmin": "LRMIN", "lrminratio": "LRMIN/LRMAX"}.get(plain, self.name)
 
     def position(self, trial: TrialData) -> float:
         """Return a trial's number on this axis, or the index of its category; NaN where it has none."""
@@ -105,6 +99,7 @@ class SweepData:
 
     Attributes:
         summary: `sweep.json`. best: the text of `best.yaml`. document: the sweep's own YAML.
+        further: of several metrics, the names of those after the first.
     """
 
     path: Path
@@ -116,10 +111,46 @@ class SweepData:
     best: str = ""
     document: Mapping[str, Any] = field(default_factory=dict)
     missing: Sequence[str] = ()
+    further: Sequence[str] = ()
 
     @property
     def name(self) -> str:
         return str(self.summary.get("name") or self.document.get("name") or self.path.name)
+
+    @property
+    def description(self) -> str:
+        text = self.document.get("description")
+        return text if isinstance(text, str) else ""
+
+    @property
+    def front(self) -> list[TrialData]:
+        """The trials of the Pareto front of several metrics, in the order of `sweep.json`."""
+        trials = {trial.name: trial for trial in self.trials}
+        names = [str(each.get("trial")) for each in mappings_in(self.summary.get("pareto"))]
+        return [trials[name] for name in names if name in trials]
+
+    @property
+    def front_step(self) -> Literal["post", "pre", ""]:
+        """Where the front of two metrics, over the second, changes its value: behind a trial, before it; else empty."""
+        if len(self.further) != 1:  # in two of more metrics the front is no line
+            return ""
+        goals = [each.get("goal") for each in mappings_in(self.summary.get("metrics"))]
+        return "pre" if goals[1:] == ["maximize"] else "post"
+
+    @property
+    def hypervolume(self) -> float:
+        """The volume between the front and the worst value of each metric; NaN where there is none."""
+        value = sub_mapping(self.summary, "hypervolume").get("value")
+        return float(value) if isinstance(value, int | float) else math.nan
+
+    @property
+    def seed_groups(self) -> list[Mapping[str, Any]]:
+        """The configurations of a sweep over seeds, the best mean first."""
+        listed = mappings_in(self.summary.get("seed_groups"))
+        groups = [
+            {**each, "parameters": sub_mapping(each, "parameters")} for each in listed if _is_number(each.get("mean"))
+        ]
+        return sorted(groups, key=lambda group: float(group["mean"]), reverse=self.maximise)
 
     @property
     def final(self) -> Mapping[str, Any]:
@@ -163,10 +194,11 @@ class SweepData:
 
     @property
     def pair(self) -> list[ParameterAxis]:
-        """LRMIN and LRMAX where both were searched, else the two most important parameters."""
+        """LRMIN (or its fraction of LRMAX) and LRMAX where both were searched, else the two most important parameters."""
         by_label = {axis.label: axis for axis in self.varied}
-        if "LRMIN" in by_label and "LRMAX" in by_label:
-            return [by_label["LRMIN"], by_label["LRMAX"]]
+        for label in ("LRMIN", "LRMIN/LRMAX"):
+            if label in by_label and "LRMAX" in by_label:
+                return [by_label[label], by_label["LRMAX"]]
         return sorted(self.varied, key=lambda axis: -self.importance.get(axis.name, 0.0))[:2]
 
     @property
@@ -212,89 +244,6 @@ class SweepData:
         return so_far
 
 
-def read_sweep(path: Path) -> SweepData:
-    """Read a sweep's folder; damage raises nothing, but is named in `missing`."""
-    missing: list[str] = []
-    summary = read_json(path / SWEEP)
-    if not summary:
-        missing.append("sweep.json: no trial has ended yet, or the file is damaged")
-    names, rows = _table(path / TRIALS, missing)
-    about = sub_mapping(summary, "metric")
-    trials = [_trial(names, row) for row in rows]
-    metric = _metric(names) or str(about.get("name") or "metric")
-    document = _document(path / "sweep.yaml", missing)
-    goal = about.get("goal") or sub_mapping(document, "metric").get("goal")
-    axes = [_axis(name, trials, sub_mapping(document, "parameters")) for name in _parameters(names)]
-    best = _text(path / "best.yaml")
-    return SweepData(path, metric, goal == "maximize", trials, axes, summary, best, document, missing)
-
-
-def _table(path: Path, missing: list[str]) -> tuple[list[str], list[list[str]]]:
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            header, *rows = csv.reader(file)
-        names = [FORMER_NAMES.get(name, name) for name in header]
-    except (OSError, ValueError, csv.Error) as error:
-        missing.append(f"{TRIALS}, the table of trials ({getattr(error, 'strerror', None) or 'it is empty'})")
-        return [], []
-    complete = [row for row in rows if len(row) == len(names)]
-    has_columns = tuple(names[-len(LAST_COLUMNS) :]) == LAST_COLUMNS
-    if len(complete) < len(rows) or names[:2] != ["trial", "state"] or not has_columns:
-        missing.append(f"a part of {TRIALS}: it is damaged")
-    return (names, complete) if has_columns else ([], [])
-
-
-def _metric(names: Sequence[str]) -> str:
-    return names[-len(LAST_COLUMNS) - 1] if names else ""
-
-
-def _parameters(names: Sequence[str]) -> Sequence[str]:
-    return names[2 : -len(LAST_COLUMNS) - 1]
-
-
-def _trial(names: Sequence[str], row: Sequence[str]) -> TrialData:
-    values, seconds, _, folder, reason = row[-len(LAST_COLUMNS) :]
-    return TrialData(
-        name=row[0],
-        state=row[1],
-        parameters=dict(zip(_parameters(names), row[2:], strict=False)),
-        value=as_number(row[-len(LAST_COLUMNS) - 1]),
-        values=int(as_number(values)) if math.isfinite(as_number(values)) else 0,
-        seconds=as_number(seconds),
-        reason=reason,
-        folder=folder,
-    )
-
-
-def _axis(name: str, trials: Sequence[TrialData], parameters: Mapping[str, Any]) -> ParameterAxis:
-    texts = [text for trial in trials if (text := trial.parameters.get(name, ""))]
-    numbers = [as_number(text) for text in texts]
-    first, *inner = name.split(".")
-    spec = sub_mapping(parameters, first)
-    for part in inner:  # `model_args.width`
-        spec = sub_mapping(sub_mapping(spec, "parameters"), part)
-    listed = spec.get("values")
-    listed = listed if isinstance(listed, list) else []
-    if not all(map(math.isfinite, numbers)) or 0 < len(listed) <= MAX_NUMERIC_CHOICES:
-        return ParameterAxis(name, categories=_categories(texts, listed))
-    wide = bool(numbers) and min(numbers) > 0 and max(numbers) / min(numbers) >= WIDE
-    is_log = "log" in str(spec.get("distribution", ""))
-    return ParameterAxis(name, logarithmic=bool(numbers) and min(numbers) > 0 and (is_log or wide))
-
-
-def _categories(texts: Sequence[str], listed: Sequence[Any]) -> tuple[str, ...]:
-    """Return the values of a list in its order, each as the table writes it, then those that only the table has."""
-    in_table = {_same(text): text for text in texts}
-    ordered = [in_table.get(_same(value), str(value)) for value in listed]
-    return tuple(dict.fromkeys([*ordered, *texts]))
-
-
-def _same(value: Any) -> float | str:
-    """Return what is equal for a value of the YAML and its text in the table."""
-    number = as_number(str(value))
-    return number if math.isfinite(number) else str(value).lstrip("'")
-
-
 def as_number(text: str) -> float:
     """Return the number that a text is; NaN where it is none."""
     try:
@@ -309,16 +258,10 @@ def value_text(text: str) -> str:
     return f"{number:.4g}" if math.isfinite(number) else text.strip('"')
 
 
-def _document(path: Path, missing: list[str]) -> Mapping[str, Any]:
-    try:
-        return yaml_io.read_yaml(path)
-    except HarnessError:
-        missing.append("sweep.yaml, the sweep's configuration")
-        return {}
+def mappings_in(value: Any) -> list[Mapping[str, Any]]:
+    """Return the mappings in a list of a file that may be damaged."""
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

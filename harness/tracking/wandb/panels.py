@@ -125,7 +125,7 @@ def line_panel(wr: Any, title: str, keys: Sequence[str], x: str, log: bool = Fal
 
 def scatter_panel(wr: Any, parameters: Mapping[str, bool], metric: Any) -> Any:
     """Return a scatter plot of LRMIN and LRMAX, or else of the first two parameters; the metric is the colour."""
-    rates = [name for name in ("lr_min", "lr_max") if name in parameters]
+    rates = [name for name in ("lr_min", "lr_min_ratio", "lr_max") if name in parameters]
     x, y, *_ = [*rates, *(name for name in parameters if name not in rates)]
     return wr.ScatterPlot(
         title=f"{x} and {y}",

@@ -100,12 +100,14 @@ def sync(
         content, folder, changes, arrived, bool(corrections), timeout or config.finish_timeout
     )
     session.note_sent(folder / "wandb", run_id, max(content.rows, default=-1))
-    records = [
-        record for record in journal.records if sent & {step for step, _ in from_journal.journal_rows(config, record)}
+    # In a run of an earlier version the values of the final record are in the row of its own step.
+    steps = [
+        {record.step, *(step for step, _ in from_journal.journal_rows(config, record))} for record in journal.records
     ]
     artifacts = None if arrived.artifacts is None else len(content.artifacts)
+    count = sum(not sent.isdisjoint(each) for each in steps)
     return SyncResult(
-        folder, arrived.url, len(journal.records), len(records), len(content.rows), len(content.files), artifacts
+        folder, arrived.url, len(journal.records), count, len(content.rows), len(content.files), artifacts
     )
 
 
