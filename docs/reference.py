@@ -9,8 +9,8 @@ from typing import NamedTuple
 from harness.runs import lr_find, seeds
 from harness.sweep import results
 from harness.tracking.journal import NAME as JOURNAL
-from harness.tracking.run_dir import CHECKPOINTS, CONFIG, FIGURES, STATUS, SUMMARY
-from harness.tracking.run_files import CONSOLE, DIFF
+from harness.tracking.run_dir import CHECKPOINTS, CONFIG, DATASET, FIGURES, STATUS, SUMMARY
+from harness.tracking.run_files import CONSOLE, DIFF, EXPORT
 from harness.tracking.serialization import MEDIA
 from harness.training.checkpoint import INDEX, LAST, PREVIOUS
 from harness.utils.checksums import SUMS
@@ -32,6 +32,7 @@ class Metric(NamedTuple):
 REPORT = "report.html"
 SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
+TRACKED_EXPORT = "`harness export --wandb`"
 CHANGES, WATCH = "uncommitted changes", "`--watch`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
 TENSORBOARD, OTHERS = "`--tracker tensorboard`", "`--tracker mlflow` or `trackio`"
@@ -46,6 +47,7 @@ RUN = (
     File(
         STATUS, "running, finished, failed, preempted or interrupted; why; the command that resumes or uploads the run"
     ),
+    File(DATASET, "the data set's name, fingerprint and classes: the content of its W&B artifact"),
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
     File(CONSOLE, "what the run has shown: messages, warnings and epochs with their times, without the progress bar"),
@@ -80,6 +82,7 @@ RUN = (
     ),
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),
+    File(f"{EXPORT}/wandb/*", "W&B's run directories of exports", TRACKED_EXPORT),
     File("wandb/*", "W&B's own run directory, and how much of it was sent", "not `--wandb disabled`"),
     File("tensorboard/*", "TensorBoard's event files, and how much of the run they have", TENSORBOARD),
     File("mlflow/*", "how much of the run MLflow has, and its id there", OTHERS),

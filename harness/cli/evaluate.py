@@ -23,6 +23,7 @@ EVALUATION = (
     "device", "precision", "tracker", "wandb", "project", "plugin",
 )  # fmt: skip
 EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "tracker", "wandb", "project", "plugin")
+EXPORT = ("plugin", "tracker", "wandb", "project")
 PREDICTION = (
     "bad_images", "eval_batch_size", "device", "precision", "channels_last", "deterministic", "threads", "plugin",
 )  # fmt: skip
@@ -125,7 +126,7 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     echo(f"overlays: {out or inference.EXPLAINED}", err=True)
 
 
-@click.command(cls=SettingsCommand, shown=("plugin",))
+@click.command(cls=SettingsCommand, shown=EXPORT)
 @click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.option(
     "--onnx",
@@ -139,13 +140,16 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     metavar="FOLDER",
     help="Write a folder for timm.create_model('local-dir:FOLDER'); a model of harness needs `import harness.models.cifar_resnet` first.",
 )
-@setting_options_only("plugin")
+@setting_options_only(*EXPORT)
 def export(settings: dict[str, Any], checkpoint: Path, onnx: Path | None, timm: Path | None) -> None:
     """Export a trained model to ONNX, or to a folder that timm loads.
+
+    With --wandb the export also goes to W&B, as a run that uses the model and makes the exported files.
 
     \b
     harness export runs/my-run --onnx model.onnx
     harness export runs/my-run --timm my-model
+    harness export runs/my-run --onnx model.onnx --wandb online
     """
     from harness.runs import export as exporting
 
@@ -153,8 +157,10 @@ def export(settings: dict[str, Any], checkpoint: Path, onnx: Path | None, timm: 
         raise click.UsageError("say where to: --onnx FILE or --timm FOLDER", click.get_current_context())
     if timm:
         echo(exporting.export_timm(checkpoint, timm, settings))
+        exporting.track_export(checkpoint, exporting.timm_files(timm), "timm", settings)
     if onnx:
         echo(exporting.export_onnx(checkpoint, onnx, settings))
+        exporting.track_export(checkpoint, {onnx.name: onnx}, "onnx", settings)
 
 
 @click.command(cls=PlainCommand)

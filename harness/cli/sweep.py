@@ -88,7 +88,7 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     type=click.FloatRange(min=1, max=86_400),
     help="Seconds that the upload may take beyond what its bytes need at 100 kB/s; --finish-timeout of the run without it.",
 )
-@setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes")
+@setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes", "link")
 def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeout: float | None) -> None:
     """Complete offline, interrupted or partly uploaded runs in W&B.
 
@@ -101,6 +101,7 @@ def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeou
     harness sync runs/my-run
     harness sync runs/* --anew
     harness sync runs/my-run --project other --tags first,second
+    harness sync runs/my-run --link model/digits
     """
     from harness.tracking.run_dir import members
     from harness.tracking.wandb import sync as syncing

@@ -175,6 +175,9 @@ class Config:
     watch: str = _setting("none", "Histograms after every epoch: of the gradients of its last update, of the parameters, or all of both.", group="Tracking", choices=("none", "gradients", "parameters", "all"), affects_results=False)
     alerts: str = _setting("diverged", "When W&B sends an alert: diverged: when training diverges or memory runs out; failed: also when the run fails; ended: also when it stops or finishes; none: never.", group="Tracking", choices=ALERTS, affects_results=False)
     log_code: bool = _setting(False, "Save the source of the --plugin modules, and of the script that calls harness, as a W&B code artifact.", group="Tracking", affects_results=False)
+    log_model: str = _setting("auto", "When the model becomes a W&B artifact: end (that of the result), best (during training also each new best epoch by validation accuracy, at most every 10 minutes), never; auto: end, and never in the trials of a sweep.", group="Tracking", choices=("auto", "end", "best", "never"), affects_results=False)
+    model_ttl: int = _setting(14, "Days after which W&B may delete the models that log_model=best logs during training; 0: never. That of the result is kept.", group="Tracking", low=0, high=36_500, affects_results=False)
+    link: str = _setting("", "W&B registry collection to link the model of the result to: REGISTRY/COLLECTION.", group="Tracking", affects_results=False)
     finish_timeout: int = _setting(60, "Seconds without progress of the upload after which the end of a run no longer waits for W&B.", group="Tracking", low=1, high=86_400, affects_results=False)
 
     output: str = _setting("runs", "Folder for run directories.", group="Output", affects_results=False)
@@ -246,6 +249,10 @@ class Config:
         if self.wandb == "online" and WANDB not in self.tracker:
             raise UsageError(
                 f"wandb=online, but tracker={','.join(self.tracker)} leaves W&B out; add wandb to --tracker, or leave --wandb out"
+            )
+        if self.link and self.log_model == "never":
+            raise UsageError(
+                f"link={self.link!r} links the model, which log_model=never does not log; set --log-model end"
             )
         if self.alternating_flip and not self.flip:
             raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")

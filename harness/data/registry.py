@@ -70,11 +70,13 @@ class EvaluationData:
     """Labelled images to evaluate a model on; labels are indices into the model's classes.
 
     Attributes:
+        classes: the data's own.
         fingerprint: SHA-256 as that of a `Dataset`.
         is_own: whether these are the images of the run, with its own splits.
     """
 
     splits: dict[SplitName, Split]
+    classes: tuple[str, ...]
     fingerprint: str
     is_own: bool
 
@@ -110,7 +112,7 @@ def load_evaluation_data(
         name: with_classes(split, source.classes, classes, config.data_dir or config.data, owner)
         for name, split in source.splits.items()
     }
-    return EvaluationData(splits, own, own == own_fingerprint)
+    return EvaluationData(splits, tuple(source.classes), own, own == own_fingerprint)
 
 
 @dataclass

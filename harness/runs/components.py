@@ -155,6 +155,10 @@ def _check_cam(components: Components) -> None:
 def _check_splits(components: Components) -> None:
     """Refuse settings that need a split which the data does not have."""
     config, made = components.config, components.loaders
+    if config.log_model == "best" and not components.selection_split:
+        raise UsageError(
+            "log_model=best logs epochs that a validation split selects, and the data has none; set --val-fraction 0.1, or --log-model end"
+        )
     needs_validation = config.schedule == "plateau" or config.early_stop or config.select == "best"
     if needs_validation and made.val is None:
         raise UsageError(

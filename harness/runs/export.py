@@ -12,13 +12,53 @@ from typing import Any
 
 import torch
 
-from harness.evaluation.trained_model import load_trained_model
+from harness.evaluation.trained_model import load_trained_model, run_folder
 from harness.models import factory
 from harness.models.model_card import model_card
+from harness.runs.inference import used_models
+from harness.runs.tracked_run import is_tracking_requested, tracked_output
+from harness.tracking.lineage import collection_name, model_name
+from harness.tracking.records import Artifact
+from harness.tracking.run_files import EXPORT, check_output_folder
 from harness.utils.errors import HarnessError, UsageError
 from harness.utils.files import write_atomically
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
+
+
+def track_export(path: Path, files: Mapping[str, Path], form: str, settings: Mapping[str, Any]) -> None:
+    """Record an export as a W&B run that uses the model and makes the exported files, where the settings name `wandb`.
+
+    Args:
+        path: the run directory or checkpoint that was exported.
+        files: name in the artifact -> exported file.
+        form: `timm` or `onnx`; part of the artifact's name.
+
+    Raises:
+        UsageError: W&B would refuse a value, such as the project.
+        DataError: the run directory has links in place of files.
+    """
+    if not is_tracking_requested(settings):
+        return
+    trained = load_trained_model(path, {**settings, "device": "cpu"})
+    folder = run_folder(trained.path)
+    out = folder / EXPORT
+    check_output_folder(out, is_named=False)
+    name = f"export-{folder.name}"
+    models = used_models(trained)
+    with tracked_output(trained.config, out, job_type="export", name=name, inputs=lambda: models) as tracker:
+        about = models[0].metadata if models else {}
+        tracker.artifact(
+            Artifact(
+                collection_name(model_name(trained.config), form), "model", files, metadata={**about, "form": form}
+            )
+        )
+
+
+def timm_files(folder: Path) -> dict[str, Path]:
+    """Return the files that `export_timm` writes to a folder, by name."""
+    names = ("model.safetensors", "config.json", "README.md", factory.CLASS_MAP)
+    return {name: folder / name for name in names if (folder / name).is_file()}
 
 
 def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = None) -> str:

@@ -21,8 +21,10 @@ from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, enlarge, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
+from harness.runs.model_log import WEIGHTS
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
-from harness.tracking.records import Cell, Image, Record, Scalar, Table, Value
+from harness.tracking.lineage import dataset_artifact, model_of_run
+from harness.tracking.records import Artifact, Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, SUMMARY, check_output_folder
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
@@ -97,7 +99,7 @@ def evaluate(
         "fingerprint": data.fingerprint,
     }
     write_json(folder / "evaluation.json", {**facts, **result.metrics})
-    _track_evaluation(trained, settings, result, images.name, folder)
+    _track_evaluation(trained, settings, data, result, images.name, folder)
     return SplitEvaluation(images.name, result.metrics, result.per_class, folder)
 
 
@@ -256,10 +258,15 @@ def _evaluator(trained: TrainedModel) -> Evaluator:
 
 
 def _track_evaluation(
-    trained: TrainedModel, settings: Mapping[str, Any], result: EvaluationResult, split: str, out: Path
+    trained: TrainedModel,
+    settings: Mapping[str, Any],
+    data: EvaluationData,
+    result: EvaluationResult,
+    split: str,
+    out: Path,
 ) -> None:
     metrics = {f"{split}/{key}": value for key, value in result.metrics.items()}
-    _to_trackers(trained, settings, "evaluate", {**result.values, **metrics}, metrics, out)
+    _to_trackers(trained, settings, "evaluate", {**result.values, **metrics}, metrics, out, data)
 
 
 def _track_explanations(
@@ -275,6 +282,23 @@ def _track_explanations(
     _to_trackers(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
 
 
+def _describe_data(trained: TrainedModel, data: EvaluationData) -> dict[str, Any]:
+    """Return the same plain facts of the data as a run that trains on it."""
+    sizes = {name: len(split) for name, split in data.splits.items()}
+    return {
+        "name": trained.config.data,
+        "classes": list(data.classes),
+        "images": sizes,
+        "fingerprint": data.fingerprint,
+    }
+
+
+def used_models(trained: TrainedModel) -> list[Artifact]:
+    """Return the model in W&B that was loaded, as an artifact that a run uses; empty where W&B has none with these weights."""
+    logged = model_of_run(run_folder(trained.path)) if trained.path.name == WEIGHTS else None
+    return [] if logged is None else [logged]
+
+
 def _check_tracking(trained: TrainedModel, settings: Mapping[str, Any]) -> None:
     """Refuse what the trackers would refuse, before the work whose results they get."""
     if is_tracking_requested(settings):
@@ -288,11 +312,20 @@ def _to_trackers(
     values: Mapping[str, Value],
     summary: Mapping[str, Scalar],
     out: Path,
+    data: EvaluationData | None = None,
 ) -> None:
-    """Record values as a run of its own, where the settings name `wandb` or `tracker`."""
+    """Record values as a run of its own, where the settings name `wandb` or `tracker`; it uses the model and the data set."""
+
+    def inputs() -> list[Artifact]:
+        models = used_models(trained)
+        return (
+            models if data is None else [*models, dataset_artifact(trained.config, out, _describe_data(trained, data))]
+        )
+
     name = f"{job_type}-{run_folder(trained.path).name}"
+    is_tracked = is_tracking_requested(settings)
     with tracked_output(
-        trained.config, out, job_type=job_type, name=name, enabled=is_tracking_requested(settings)
+        trained.config, out, job_type=job_type, name=name, enabled=is_tracked, inputs=inputs
     ) as tracker:
         tracker.record(Record(0, 0, values, kind="final"))
         tracker.summary(summary)

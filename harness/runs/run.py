@@ -16,9 +16,10 @@ from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.lr_find import resolve_lr
+from harness.runs.model_log import WEIGHTS
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
-from harness.runs.trainer import WEIGHTS, RunResult, Trainer, tracking_header
+from harness.runs.trainer import RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
 from harness.tracking.records import Scalar

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 import sysconfig
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from harness.runs.console_log import ConsoleLog
 from harness.tracking import run_dir
 from harness.tracking.backends.registry import check_trackers, open_trackers, other_trackers
 from harness.tracking.backends.tracker import BackendTracker
-from harness.tracking.journal import REPLACED, Journal, NullJournal, read_journal
+from harness.tracking.journal import REPLACED, Journal, JournalContents, NullJournal, read_journal
 from harness.tracking.journal_repair import JournalRepair, repair_journal
+from harness.tracking.lineage import dataset_artifact
+from harness.tracking.records import Artifact
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.run_files import CONSOLE, DIFF
 from harness.tracking.tracker import MultiTracker, NullTracker, Tracker
@@ -81,7 +83,8 @@ def tracked_run(
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
         with stop_requests.at_once():
-            tracked = _open(config, directory, reporter, stop_requests, header, state)
+            dataset = dataset_artifact(config, directory.path, header["dataset"]) if "dataset" in header else None
+            tracked, known = _open(config, directory, reporter, stop_requests, header, state)
     except BaseException as error:
         if isinstance(error, TrackingError) and not directory.resumed:
             directory.discard()  # W&B is required: nothing has begun
@@ -93,6 +96,8 @@ def tracked_run(
         if tracked.wandb.url:
             reporter.message(f"W&B: {tracked.wandb.url}")
         try:
+            if dataset is not None:
+                _declare_dataset(tracked, dataset, known)
             yield tracked
             if config.alerts == "ended":
                 tracked.tracker.alert("run finished", f"{directory.name} has finished")
@@ -151,7 +156,13 @@ def check_tracking(config: Config) -> None:
 
 @contextlib.contextmanager
 def tracked_output(
-    config: Config, folder: Path, *, job_type: str, name: str, enabled: bool = True
+    config: Config,
+    folder: Path,
+    *,
+    job_type: str,
+    name: str,
+    enabled: bool = True,
+    inputs: Callable[[], Sequence[Artifact]] = tuple,
 ) -> Iterator[Tracker]:
     """Open a run in the trackers for the results of an evaluation, an explanation or a plot; nothing unless `enabled`.
 
@@ -159,6 +170,7 @@ def tracked_output(
 
     Args:
         folder: for the trackers' own files.
+        inputs: returns the artifacts that the results are of; called when the run is open.
 
     Raises:
         UsageError: W&B would refuse a value, such as the project, or the package of a tracker is missing.
@@ -169,8 +181,11 @@ def tracked_output(
     check_tracking(config)
     folder.mkdir(parents=True, exist_ok=True)
     others = open_trackers(config, folder, run_name=name, job_type=job_type, notify=log.warning)
-    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type), *others])
+    # The settings are those of the training; its model has been linked then.
+    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type, link=""), *others])
     try:
+        for artifact in inputs():
+            tracker.artifact(artifact)
         yield tracker
     except BaseException as error:
         known = as_harness_error(error)
@@ -187,24 +202,27 @@ def _open(
     stop_requests: StopRequests,
     header: Mapping[str, Any],
     state: TrainerState | None,
-) -> TrackedRun:
-    """Open the journal and W&B; those of a resumed run continue from `state.step`."""
+) -> tuple[TrackedRun, Sequence[Artifact]]:
+    """Open the journal and W&B, and return them with the artifacts that the journal has.
+
+    Those of a resumed run continue from `state.step`.
+    """
     resumed_step = state.step if directory.resumed and state is not None else None
     full_header = {"config": config.to_dict(), **header, "process": describe_process()}
     if resumed_step is None:
-        journal, earlier = Journal(directory.path, full_header), []
+        journal, contents = Journal(directory.path, full_header), JournalContents()
     else:
         repair = _repair_journal(directory, full_header, state)
         if repair and resumed_step:  # else the run was killed before its journal was whole, and starts again
             reporter.message(f"{repair}; what was there is in {REPLACED}")
         journal = Journal.resume(directory.path, resumed_step, full_header)
-        earlier = read_journal(directory.path).records
+        contents = read_journal(directory.path)
     wandb = init.start(
         config,
         directory.path,
         run_name=config.name or directory.name,
         resumed_step=resumed_step,
-        earlier=earlier,
+        earlier=contents.records,
         code=_source_files(config) if config.log_code else None,
         extra=header,
         on_stop=stop_requests.stop,
@@ -218,11 +236,17 @@ def _open(
         directory.path,
         run_name=config.name or directory.name,
         is_resumed=directory.resumed,
-        earlier=earlier,
+        earlier=contents.records,
         extra=header,
         notify=reporter.message,
     )
-    return TrackedRun(MultiTracker([journal, wandb, *others]), journal, wandb, others)
+    return TrackedRun(MultiTracker([journal, wandb, *others]), journal, wandb, others), contents.artifacts
+
+
+def _declare_dataset(tracked: TrackedRun, dataset: Artifact, known: Sequence[Artifact]) -> None:
+    """Declare which data the run uses; the journal of a resumed run has that already."""
+    is_known = any(artifact.is_input and artifact.kind == dataset.kind for artifact in known)
+    (tracked.wandb if is_known else tracked.tracker).artifact(dataset)
 
 
 def _repair_journal(directory: RunDir, header: Mapping[str, Any], state: TrainerState | None) -> JournalRepair:

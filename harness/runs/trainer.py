@@ -18,11 +18,12 @@ from harness.models.pretrained import architecture_of
 from harness.reporting.evaluation_report import Evaluator, prefixed
 from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
+from harness.runs.model_log import WEIGHTS, ModelLog
 from harness.runs.progress import ProgressReporter
 from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
-from harness.tracking.records import Artifact, Record, Scalar, Value
+from harness.tracking.records import Record, Scalar, Value
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
@@ -35,8 +36,6 @@ from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DivergedError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
-
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class Trainer:
         learner = self.components.learner
         self.reported_micro_batches = learner.grad_accumulation
         self.processes = learner.processes
+        self.model_log = ModelLog(self.components, self.directory, self.tracker)
         self.writer = CheckpointWriter(learner.device) if self.processes.is_main else NullCheckpointWriter()
 
     def run(self, environment: Mapping[str, Any]) -> RunResult:
@@ -98,7 +98,7 @@ class Trainer:
         fault_injection.point("phase")
         write_json(self.directory.path / run_dir.SUMMARY, summary)
         self.tracker.summary(flatten_summary(summary))
-        self.tracker.artifact(self._artifact(summary))
+        self.model_log.log_result(summary)
         return RunResult(self.directory.path, summary, self.state.history, model)
 
     def train(self) -> None:
@@ -171,6 +171,8 @@ class Trainer:
         self.tracker.record(dataclasses.replace(record, values=values))
         if self.components.selection_split and epoch == record.epoch:
             self._save_weights(self.components.learner.eval_model, {"epoch": epoch})
+            if self.processes.is_main:
+                self.model_log.log_best(epoch, acc, self.writer.flush)
         self._save_checkpoint()
         self.reporter.on_epoch(record, self.components.config.epochs)
 
@@ -333,18 +335,6 @@ class Trainer:
         lrs = [lr for record in epochs if record.steps for lr in record.steps.lines["lr"]]
         training_curves.draw_learning_rate(
             steps, lrs, figures / "lr.png", steps_per_epoch=self.components.loaders.train.steps
-        )
-
-    def _artifact(self, summary: Mapping[str, Any]) -> Artifact:
-        folder = self.directory.checkpoints
-        names = (WEIGHTS, "model.json", "config.json", "README.md", factory.CLASS_MAP)
-        files = {name: folder / name for name in names if (folder / name).exists()}
-        return Artifact(
-            name=f"{self.directory.name}-model",
-            kind="model",
-            files={**files, "config.yaml": self.directory.path / run_dir.CONFIG},
-            aliases=("best", "latest") if self.components.selection_split else ("latest",),
-            metadata={"config": self.components.config.to_dict(), **flatten_summary(summary)},
         )
 
 

@@ -67,7 +67,7 @@ class Launcher:
         """Start a trial; nothing is started where it finished under a scheduler that died before it stored that."""
         if run_dir.read_state(self.runs / trial.name) == RunState.FINISHED:
             return FinishedTrial()
-        defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False}
+        defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False, "log_model": "never"}
         options = self._options(trial.name, trial.values, defaults, self._forced)
         return self._start(trial.values, options, trial.name, share)
 

@@ -17,12 +17,11 @@ from harness.tracking.epoch_steps import add_record
 from harness.tracking.journal_lines import KEY, are_unchanged, encode_line
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Artifact, Record, Scalar
-from harness.tracking.serialization import decode_record, encode_record, from_line
+from harness.tracking.serialization import decode_artifact, decode_record, encode_artifact, encode_record, from_line
 from harness.tracking.tracker import Status, Tracker
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DataError, ResourceError
 from harness.utils.files import is_plain_path, link_inside, open_regular, read_regular, write_atomically
-from harness.utils.plain import sub_mapping
 
 NAME = "journal.jsonl"
 REPLACED = "journal.replaced.jsonl"
@@ -141,10 +140,12 @@ class Journal(Tracker):
         self._write({"kind": "settings", "settings": dict(values)})
 
     def artifact(self, artifact: Artifact) -> None:
-        """Write which files are kept; the files themselves stay where they are."""
-        files = {name: os.path.relpath(path, self.folder) for name, path in artifact.files.items()}
-        about = {"name": artifact.name, "type": artifact.kind, "aliases": artifact.aliases}
-        self._write({"kind": "artifact", **about, "metadata": artifact.metadata, "files": files})
+        """Write which files are kept; the files themselves stay where they are.
+
+        An interim one is left out, since its files change.
+        """
+        if not artifact.is_interim:
+            self._write(encode_artifact(artifact, self.folder))
 
     def alert(self, title: str, text: str) -> None:
         """Write that an alert was sent."""
@@ -243,11 +244,8 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
         contents["settings"] = {**contents.get("settings", {}), **line["settings"]}
     elif kind == "artifact":
         # A journal may come from elsewhere: only files in the run directory, none of them through a link.
-        files = {str(name): folder / file for name, file in line["files"].items()}
         if all(_is_inside(folder, file) for file in line["files"].values()):
-            aliases = tuple(map(str, line["aliases"]))
-            artifact = Artifact(str(line["name"]), str(line["type"]), files, aliases, sub_mapping(line, "metadata"))
-            contents["artifacts"].append(artifact)
+            contents["artifacts"].append(decode_artifact(line, folder))
     elif kind == "alert":
         contents["alerts"].append((str(line["title"]), str(line["text"])))
     elif kind == "summary":

@@ -196,12 +196,30 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Reference:
+    """Content that an artifact names without holding it.
+
+    Attributes:
+        uri: where it is.
+        checksum: of the content; nothing is read to compute another.
+    """
+
+    uri: str
+    checksum: str
+
+
+@dataclass(frozen=True)
 class Artifact:
     """Files that belong together and that the tracker keeps under one name.
 
     Attributes:
         files: name inside the artifact -> file on disk.
         kind: W&B's artifact type: `model`, `dataset`, `code`.
+        references: name inside the artifact -> content that stays where it is.
+        is_input: whether the run uses the artifact, and does not make it. Its content identifies it.
+        version: path of an input in the tracker, where it is known to be there: `ENTITY/PROJECT/NAME:ALIAS`.
+        is_interim: whether the run will make a better one, and change its files; it is not in the journal.
+        keep_days: days after which the tracker may delete it; 0: never.
     """
 
     name: str
@@ -209,3 +227,8 @@ class Artifact:
     files: Mapping[str, Path]
     aliases: tuple[str, ...] = ("latest",)
     metadata: Mapping[str, object] = field(default_factory=dict)
+    references: Mapping[str, Reference] = field(default_factory=dict)
+    is_input: bool = False
+    version: str = ""
+    is_interim: bool = False
+    keep_days: int = 0

@@ -25,6 +25,7 @@ from harness.tracking.metric_names import with_present_names
 from harness.tracking.run_files import (
     CHECKPOINTS,
     CONFIG,
+    DATASET,
     FIGURES,
     SEEDS,
     SEEDS_RECIPE,
@@ -47,7 +48,7 @@ from harness.utils.plain import sub_mapping
 # What the result of a run stands on, listed in SHA256SUMS when it ends. Checkpoints have an index of their own, and the
 # report is written again by `harness report`.
 RESULT_FILES = (
-    CONFIG, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
+    CONFIG, DATASET, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
     "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/class_map.txt",
     "checkpoints/README.md",
 )  # fmt: skip

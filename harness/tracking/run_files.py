@@ -19,19 +19,21 @@ from harness.utils.errors import DataError, ResourceError, UsageError, is_out_of
 from harness.utils.files import free_space, open_regular
 
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
+DATASET = "dataset.json"  # the data set's fingerprint and classes
 SEEDS = "seeds.json"  # in the directory of several seeds
 SEEDS_RECIPE = "recipe.yaml"  # beside it
 LOCK = ".lock"
 JOURNAL, WANDB, EVALUATION = "journal.jsonl", "wandb", "evaluation-"
+EXPORT = "wandb-export"  # of W&B's files of `harness export --wandb`
 CONSOLE, DIFF = "console.log", "diff.patch"
 DATABASE = "study.db"  # of a sweep
 # What a run, a sweep and the commands that use them write in its directory, or read there: none of it may be a link.
 TRACKER_FOLDERS = ("tensorboard", "mlflow", "trackio")
-OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", WANDB, *TRACKER_FOLDERS)
+OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", WANDB, EXPORT, *TRACKER_FOLDERS)
 SWEEP_FOLDERS = ("runs", "logs")
 WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")  # W&B replaces them by new links
 OWN_FILES = (
-    LOCK, STATUS, SUMMARY, CONFIG, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html", CONSOLE, DIFF,
+    LOCK, STATUS, SUMMARY, CONFIG, DATASET, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html", CONSOLE, DIFF,
     "predictions.csv", "per_class.csv", "lr_finder.json", "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
     "sweep.yaml", "best.yaml", "times.json", "SHA256SUMS", DATABASE, *(f"{DATABASE}-{end}" for end in ("journal", "wal", "shm")),
 )  # fmt: skip

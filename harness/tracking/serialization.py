@@ -18,11 +18,13 @@ import numpy as np
 
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import (
+    Artifact,
     Cell,
     Curve,
     Histogram,
     Image,
     Record,
+    Reference,
     Scores,
     StoredImage,
     Table,
@@ -30,7 +32,7 @@ from harness.tracking.records import (
     encode_png,
 )
 from harness.utils.files import read_regular, sha256
-from harness.utils.plain import json_text, number, parse_json
+from harness.utils.plain import json_text, number, parse_json, sub_mapping
 
 MEDIA = "media"
 # More probabilities than this would make a journal of tens of megabytes; then only their shape is kept.
@@ -89,6 +91,39 @@ def decode_record(line: Mapping[str, Any], folder: Path) -> Record:
         kind=line["kind"],
         time=time,
         step_times=step_times or (),
+    )
+
+
+def encode_artifact(artifact: Artifact, folder: Path) -> dict[str, Any]:
+    """Return an artifact as a mapping; its files are named by their paths in `folder`."""
+    line: dict[str, Any] = {"kind": "artifact", "name": artifact.name, "type": artifact.kind}
+    line |= {"aliases": artifact.aliases, "metadata": artifact.metadata}
+    line["files"] = {name: os.path.relpath(path, folder) for name, path in artifact.files.items()}
+    if artifact.references:
+        line["references"] = {name: vars(reference) for name, reference in artifact.references.items()}
+    if artifact.is_input:
+        line["is_input"] = True
+    return line
+
+
+def decode_artifact(line: Mapping[str, Any], folder: Path) -> Artifact:
+    """Return the artifact that `encode_artifact` was given.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: the line is no artifact.
+    """
+    references = {
+        str(name): Reference(str(part["uri"]), str(part["checksum"]))
+        for name, part in sub_mapping(line, "references").items()
+    }
+    return Artifact(
+        name=str(line["name"]),
+        kind=str(line["type"]),
+        files={str(name): folder / file for name, file in line["files"].items()},
+        aliases=tuple(map(str, line["aliases"])),
+        metadata=sub_mapping(line, "metadata"),
+        references=references,
+        is_input=line.get("is_input") is True,
     )
 
 

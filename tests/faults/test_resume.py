@@ -119,14 +119,14 @@ def test_a_journal_with_a_damaged_line_is_mended_from_the_checkpoint_when_its_ru
     """Killed in the third epoch, whose first two records were damaged since."""
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=30")
     journal = tmp_path / "runs/r/journal.jsonl"
-    header, *lines = journal.read_bytes().splitlines(keepends=True)
+    header, dataset, *lines = journal.read_bytes().splitlines(keepends=True)
     ends = [number for number, line in enumerate(lines, 1) if b'"kind":"epoch"' in line]
     first, second = (
         lines[: ends[0]],
         lines[ends[0] : ends[1]],
     )  # with the steps written before, where the machine is slow
     second[-1] = second[-1].replace(b'"train/acc":0', b'"train/acc":9', 1)
-    journal.write_bytes(header + b"".join(second + first))
+    journal.write_bytes(header + dataset + b"".join(second + first))
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     assert "1 line is damaged; the metrics of epoch 2 are restored from the checkpoint" in ended.err
     assert epochs_of(tmp_path / "runs/r") == [1, 2, 3]

@@ -31,13 +31,14 @@ def config(tmp_path):
     return Config(recipe="digits", data="digits", output=str(tmp_path / "runs"), wandb="offline", name="one")
 
 
-def run_body(config, body, state=None):
+def run_body(config, body, state=None, **header):
     """Run `body` in a tracked run; return the directory, its status, the messages and the error that was raised."""
+    header = {"environment": {}, **header}
     directory, reporter = run_dir.claim_run_dir(config), Messages()
     try:
         with (
             StopRequests() as stop_requests,
-            tracked_run(config, directory, reporter, stop_requests, header={"environment": {}}, state=state) as tracked,
+            tracked_run(config, directory, reporter, stop_requests, header=header, state=state) as tracked,
         ):
             body(tracked)
     except BaseException as error:
@@ -115,3 +116,18 @@ def test_an_output_is_a_wandb_run_only_if_enabled(config, tmp_path):
         raise UsageError("a body that fails")
     (segment,) = offline_runs(tmp_path / "out")
     assert segment.exit_code == 2 and segment.rows[0]["plot/x"] == 1.0
+
+
+def test_the_data_of_a_resumed_run_is_declared_again_in_wandb_and_once_in_the_journal(config):
+    data = {"name": "digits", "classes": ["0", "1"], "images": {"train": 3}, "fingerprint": "ab"}
+
+    def stop(tracked):
+        raise Interrupted("stopped by SIGTERM", 143)
+
+    directory, _, _, _ = run_body(config, stop, TrainerState(step=0), dataset=data)
+    again, _, _, raised = run_body(config, lambda tracked: None, TrainerState(step=0), dataset=data)
+    assert raised is None and again.resumed and again.path == directory.path
+    (artifact,) = read_journal(again.path).artifacts
+    assert (artifact.kind, artifact.is_input, artifact.metadata["classes"]) == ("dataset", True, 2)
+    assert json.loads((again.path / "dataset.json").read_text())["classes"] == ["0", "1"]
+    assert [[one["name"] for one in run.artifacts] for run in offline_runs(again.path)] == [["digits"], ["digits"]]

@@ -246,6 +246,8 @@ class Server(ThreadingHTTPServer):
                     for file in variables["input"]["artifactFiles"]
                 ]
                 return {"createArtifactFiles": {"files": {"edges": [{"node": node} for node in nodes]}}}
+            case "UseArtifact":
+                return {"useArtifact": {"artifact": {"id": variables["input"]["artifactID"]}}}
             case "CommitArtifact":
                 self.artifacts[variables["artifactID"]].committed = True
                 return {"commitArtifact": {"artifact": {"id": variables["artifactID"], "digest": ""}}}

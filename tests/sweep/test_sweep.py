@@ -40,6 +40,7 @@ def test_a_sweep_writes_all_its_results(tmp_path):
         (offline_run,) = offline_runs(run)  # an offline W&B run, ready to sync, in one group
         assert (offline_run.group, offline_run.exit_code, offline_run.job_type) == (folder.name, 0, "trial")
         assert offline_run.config["lr_max"] == config["lr_max"]
+        assert [one["type"] for one in offline_run.artifacts if one["type"] in ("dataset", "model")] == ["dataset"]
     summary = json.loads((folder / "sweep.json").read_text())
     best = max(rows, key=lambda row: float(row["best/val_acc"]))
     assert summary["best"]["trial"] == best["trial"]

@@ -97,6 +97,7 @@ def add_log(
             run_id=run_id,
             extra={**facts, **journal.settings},
             first_step=0,
+            link="",
             notify=notify,
         )
         assert isinstance(tracker, WandbTracker)  # offline is never disabled

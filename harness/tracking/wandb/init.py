@@ -43,6 +43,7 @@ def start(
     job_type: str | None = None,
     code: Mapping[str, Path] | None = None,
     extra: Mapping[str, Any] | None = None,
+    link: str | None = None,
     on_stop: Callable[[], None] | None = None,
     first_step: int | None = None,
     notify: Callable[[str], None] = log.warning,
@@ -57,6 +58,7 @@ def start(
         job_type: `config.job_type` when None.
         code: source files to keep, when `config.log_code` is on: name -> file.
         extra: plain values beside the settings in W&B's config: the environment, facts of the data.
+        link: registry collection that gets the model; `config.link` when None.
         on_stop: called, in another thread, when somebody stops the run in W&B; when None, W&B sends a SIGINT.
         first_step: rows before it are not sent; when None, those that W&B has already.
         notify: receives each line for the user.
@@ -86,6 +88,7 @@ def start(
         arguments=_arguments(config, run_name, known_id or uuid.uuid4().hex[:8], job_type, extra or {}),
         on_stop=on_stop,
         notify=notify,
+        link=config.link if link is None else link,
         has_new_id=not known_id,
     )
     for line in unused_lines():
@@ -222,13 +225,21 @@ def _arguments(
         job_type=_job_type(config, job_type),
         tags=list(config.tags) or None,
         notes=config.notes or None,
-        config={**config.to_dict(), **extra},
+        config={**config.to_dict(), **_without_class_names(extra)},
         resume="allow",
     )
     if not in_sweep():  # there W&B decides these
         by_variable = "WANDB_PROJECT" in os.environ and config.project == setting_fields()["project"].default
         arguments.update(id=run_id, entity=config.entity or None, project=None if by_variable else config.project)
     return arguments
+
+
+def _without_class_names(extra: Mapping[str, Any]) -> dict[str, Any]:
+    """Return facts with the number of classes in place of their names, which are in the artifact of the data set."""
+    dataset = extra.get("dataset")
+    if not isinstance(dataset, Mapping) or not isinstance(dataset.get("classes"), list | tuple):
+        return dict(extra)
+    return {**extra, "dataset": {**dataset, "classes": len(dataset["classes"])}}
 
 
 def _job_type(config: Config, job_type: str | None) -> str | None:

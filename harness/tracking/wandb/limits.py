@@ -9,7 +9,8 @@ from harness.tracking.wandb.variables import OF_SETTINGS
 from harness.utils.errors import UsageError
 
 MAX_LENGTHS = {"project": 128, "entity": 128, "name": 128, "group": 128, "job_type": 64}
-MAX_TAG, MAX_ID = 64, 128
+MAX_TAG, MAX_ID, MAX_LINK = 64, 128, 100
+LINK_REFUSES = "\\#?%:"
 PROJECT_REFUSES, ID_REFUSES = "/\\#?%:", ":;,#?/'\\%"
 
 
@@ -27,6 +28,7 @@ def check_wandb_values(config: Config) -> None:
     for variable, name in OF_SETTINGS.items():
         if name in MAX_LENGTHS:
             _check_text(variable, name, os.environ.get(variable, ""))
+    check_link(config.link)
     for tag in config.tags:
         _check_tag("--tags", tag)
     for tag in os.environ.get("WANDB_TAGS", "").split(","):
@@ -44,6 +46,22 @@ def _check_text(option: str, name: str, value: str) -> None:
         raise UsageError(f"{option}={value!r}: W&B takes at most {MAX_LENGTHS[name]} characters, got {len(value)}")
     if name in ("project", "entity") and (refused := sorted(set(value) & set(PROJECT_REFUSES))):
         raise UsageError(f"{option}={value!r}: W&B does not take the character {refused[0]!r} here")
+
+
+def check_link(link: str) -> None:
+    """Check the registry collection that a model is linked to; an empty text is none.
+
+    Raises:
+        UsageError: it is not REGISTRY/COLLECTION, or has characters that W&B does not take.
+    """
+    parts = link.split("/")
+    is_usable = len(parts) == 2 and all(
+        0 < len(part) <= MAX_LINK and not set(part) & set(LINK_REFUSES) for part in parts
+    )
+    if link and not is_usable:
+        raise UsageError(
+            f"--link={link!r}: need REGISTRY/COLLECTION, each of 1 to {MAX_LINK} characters without any of {LINK_REFUSES}"
+        )
 
 
 def _check_tag(option: str, tag: str) -> None:

@@ -56,6 +56,7 @@ class Session:
         wandb: the module.
         folder: the run directory, absolute.
         arguments: of `wandb.init`; they identify the run.
+        link: REGISTRY/COLLECTION that gets the model of the result; empty: none.
         has_new_id: whether the run id was made for this session, so that W&B has no run with it.
         broken: why W&B cannot be used at all; empty where it can.
         why_offline: why the run is offline from the start; empty when it is not, or was requested so.
@@ -70,6 +71,7 @@ class Session:
     arguments: Mapping[str, Any]
     on_stop: Callable[[], None] | None
     notify: Callable[[str], None]
+    link: str = ""
     has_new_id: bool = False
     broken: str = ""
     why_offline: str = ""

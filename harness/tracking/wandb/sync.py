@@ -8,6 +8,7 @@ arrived is counted at W&B: rows, files, tables and artifacts.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import time
@@ -20,15 +21,20 @@ from typing import Any
 from harness.config.settings import WANDB, Config, setting_fields
 from harness.tracking import run_dir
 from harness.tracking.journal import JournalContents, read_journal
+from harness.tracking.lineage import RUN_ALIAS
 from harness.tracking.wandb import from_journal, init, run_logs, session
 from harness.tracking.wandb.api import wandb_api_errors
 from harness.tracking.wandb.arrived import Arrived, look_up_arrived
-from harness.tracking.wandb.client import missing_service
-from harness.tracking.wandb.limits import check_wandb_values
+from harness.tracking.wandb.artifacts import complete_model
+from harness.tracking.wandb.client import missing_service, reason
+from harness.tracking.wandb.limits import check_link, check_wandb_values
 from harness.tracking.wandb.run_logs import ArtifactKey, RunContent
 from harness.tracking.wandb.upload import upload
+from harness.tracking.wandb.values import artifact_name
 from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, UsageError, first_line
+
+log = logging.getLogger(__name__)
 
 TRIES = 3
 SETTLING = 20.0  # seconds in which W&B shows what it has received
@@ -81,7 +87,10 @@ def sync(
         TrackingError: W&B is unavailable, or did not accept everything.
     """
     folder = Path(folder).expanduser()
-    journal, config = _checked(folder, corrections or {})
+    # The run may come from somebody else, who does not decide what a registry gets: its own `link` does not hold.
+    link = str((corrections or {}).get("link", ""))
+    corrections = {name: value for name, value in (corrections or {}).items() if name != "link"}
+    journal, config = _checked(folder, corrections, link)
     folder = folder.resolve()
     import wandb
 
@@ -99,6 +108,8 @@ def sync(
     sent, arrived = _upload_missing(
         content, folder, changes, arrived, bool(corrections), timeout or config.finish_timeout
     )
+    with wandb_api_errors():
+        _complete_model(wandb.Api(timeout=10), arrived.path.rpartition("/")[0], journal, content, link)
     session.note_sent(folder / "wandb", run_id, max(content.rows, default=-1))
     # In a run of an earlier version the values of the final record are in the row of its own step.
     steps = [
@@ -111,7 +122,29 @@ def sync(
     )
 
 
-def _checked(folder: Path, corrections: Mapping[str, Any]) -> tuple[JournalContents, Config]:
+def _complete_model(api: Any, project: str, journal: JournalContents, content: RunContent, link: str) -> None:
+    """Give the model of the run the alias `best` if it leads its collection, and link it where that was requested.
+
+    Raises:
+        TrackingError: it is not linked.
+    """
+    models = [artifact for artifact in journal.artifacts if artifact.kind == "model" and not artifact.is_input]
+    if not models:
+        return
+    name = artifact_name(models[-1])
+    records = [record for (known, _), record in {**content.lost, **content.artifacts}.items() if known == name]
+    aliases = [alias for record in records for alias in record.aliases if alias.startswith(RUN_ALIAS)]
+    try:
+        complete_model(api, f"{project}/{name}:{aliases[-1] if aliases else 'latest'}", models[-1], link)
+    except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
+        if link:
+            raise TrackingError(
+                f"the run is uploaded, but its model is not linked to {link}: {reason(error)}"
+            ) from None
+        log.debug("the alias best of %s: %s", name, reason(error))
+
+
+def _checked(folder: Path, corrections: Mapping[str, Any], link: str) -> tuple[JournalContents, Config]:
     """Return the journal and the settings of a run directory that can be uploaded."""
     run_dir.check_own_files(folder)
     journal = read_journal(folder)
@@ -126,8 +159,11 @@ def _checked(folder: Path, corrections: Mapping[str, Any]) -> tuple[JournalConte
     config = config.replace(**corrections)
     try:
         check_wandb_values(config)
+        check_link(link)
     except UsageError as error:
         raise UsageError(f"{folder}: {error}; give another value to harness sync with that option") from None
+    if link and not any(artifact.kind == "model" and not artifact.is_input for artifact in journal.artifacts):
+        raise UsageError(f"{folder} has no model to link to {link}: the run did not finish, or log_model was never")
     if changed := run_dir.changed_results(folder):
         raise DataError(
             f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"

@@ -9,7 +9,6 @@ import contextlib
 import logging
 import shlex
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -17,10 +16,11 @@ from typing import Any
 
 from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.tracker import Status, Tracker
+from harness.tracking.wandb.artifacts import link_command, needs_link, send_artifact
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.rows import TIMESTAMP, rows
 from harness.tracking.wandb.session import AXES, Session, State, is_preemption
-from harness.tracking.wandb.values import artifact_name, to_wandb
+from harness.tracking.wandb.values import to_wandb
 from harness.tracking.wandb.variables import own_defaults
 from harness.utils.errors import TrackingError
 from harness.utils.signals import PREEMPTED
@@ -43,6 +43,7 @@ class WandbTracker(Tracker):
         self._session = session
         self._summary: dict[str, Scalar] = {}
         self._restarts_left = MAX_RESTARTS
+        self._has_link = False  # whether there is a model to link, which W&B does only online
         self._run: Any
         self.state: State
         self._run, self.state = session.connect(online)
@@ -70,6 +71,8 @@ class WandbTracker(Tracker):
     @property
     def sync_command(self) -> str:
         """The command that uploads what W&B lacks; empty when it has everything."""
+        if self.state != "online" and self._has_link:
+            return link_command(self._session)
         if self.state == "incomplete":
             return f"harness sync {shlex.quote(str(self._session.folder))}"
         return self._session.sync_command() if self.state == "offline" else ""
@@ -153,7 +156,7 @@ class WandbTracker(Tracker):
         self._submit(lambda: self._attempt(lambda run: run.config.update(dict(values), allow_val_change=True)))
 
     def artifact(self, artifact: Artifact) -> None:
-        """Log the files as an artifact; they are copied, so they may change afterwards.
+        """Log the files as an artifact; they are copied, so they may change afterwards, except those of an input.
 
         Raises:
             FileNotFoundError: a file is missing.
@@ -161,28 +164,9 @@ class WandbTracker(Tracker):
         for path in artifact.files.values():
             if not Path(path).is_file():
                 raise FileNotFoundError(f"artifact {artifact.name}: there is no file {path}")
-
-        def send(run: Any) -> None:
-            name = artifact_name(artifact)
-            if artifact.kind == "code":  # a type that W&B reserves
-                self._log_code(run, name, artifact)
-                return
-            logged = self._session.wandb.Artifact(name, type=artifact.kind, metadata=dict(artifact.metadata))
-            for inside, path in artifact.files.items():
-                logged.add_file(str(path), name=inside, skip_cache=True)
-            with self._session.limited():
-                run.log_artifact(logged, aliases=list(artifact.aliases))
-
-        self._submit(lambda: self._attempt(send), wait=True)
-
-    def _log_code(self, run: Any, name: str, artifact: Artifact) -> None:
-        with tempfile.TemporaryDirectory(dir=self._session.files) as folder:
-            for inside, path in artifact.files.items():
-                Path(folder, inside).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, Path(folder, inside))
-            run.log_code(
-                folder, name=name, include_fn=lambda path, root=folder: True, exclude_fn=lambda path, root=folder: False
-            )
+        is_copied = not artifact.is_input
+        self._submit(lambda: self._attempt(lambda run: send_artifact(self._session, run, artifact)), wait=is_copied)
+        self._has_link |= needs_link(self._session, artifact)
 
     def alert(self, title: str, text: str) -> None:
         """Send a W&B alert."""

@@ -34,7 +34,7 @@ NOT_USED = {
     "WANDB_CONFIG_PATHS": "W&B would show settings that the run does not have; give the file as --recipe",
     "WANDB_DISABLED": "W&B's client does not know it any more; set WANDB_MODE=disabled",
     "WANDB_DESCRIPTION": "W&B's client does not know it any more; set WANDB_NOTES",
-    "WANDB_LOG_MODEL": "it is one of other libraries; the model of the result is always an artifact",
+    "WANDB_LOG_MODEL": "it is one of other libraries; set --log-model end, best or never",
     "WANDB_WATCH": "it is one of other libraries; set --watch",
 }
 REMOVED = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_CONFIG_PATHS")  # W&B's client would follow them
