@@ -103,8 +103,8 @@ class BackendTracker(Tracker):
         self._submit(lambda backend: backend.config(dict(values)))
 
     def artifact(self, artifact: Artifact) -> None:
-        """Keep the files as they are now; the wait for a slow backend is limited."""
-        if not artifact.files:
+        """Keep the files as they are now, unless they are an input; the wait for a slow backend is limited."""
+        if not artifact.files or artifact.is_input:
             return
         done = threading.Event()
         self._submit(lambda backend: backend.files(artifact))
