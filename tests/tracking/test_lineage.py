@@ -89,11 +89,9 @@ def model(weights, **facts):
 
 
 def upload_with_wandb(run_folder):
-    """Upload the offline runs in a run directory with W&B's own command."""
-    folders = [run.folder for run in offline_runs(run_folder)]
-    subprocess.run(
-        [sys.executable, "-m", "wandb", "sync", "--yes", *folders], check=True, capture_output=True, timeout=60
-    )
+    """Upload the offline runs in a run directory with W&B's own command, which writes a log to the current folder."""
+    command = [sys.executable, "-m", "wandb", "sync", "--yes", *(run.folder for run in offline_runs(run_folder))]
+    subprocess.run(command, cwd=run_folder, check=True, capture_output=True, timeout=60)
 
 
 def test_runs_on_equal_data_use_one_version_that_holds_its_classes_and_none_of_its_images(server, track, tmp_path):

@@ -105,11 +105,13 @@ def sync(
     content = _completed(config, folder, run_id, journal, content, arrived, notify)
     _add_journal_facts(content, journal, corrections or {})
     changes = _target(config, content, corrections or {}, run_id)
+    before = arrived
     sent, arrived = _upload_missing(
         content, folder, changes, arrived, bool(corrections), timeout or config.finish_timeout
     )
-    with wandb_api_errors():
-        _complete_model(wandb.Api(timeout=10), arrived.path.rpartition("/")[0], journal, content, link)
+    if link or arrived.artifacts != before.artifacts:
+        with wandb_api_errors():
+            _complete_model(wandb.Api(timeout=10), arrived.path.rpartition("/")[0], journal, content, link)
     session.note_sent(folder / "wandb", run_id, max(content.rows, default=-1))
     # In a run of an earlier version the values of the final record are in the row of its own step.
     steps = [
