@@ -50,7 +50,9 @@ def test_a_signal_at_any_point_saves_exits_with_its_status_and_the_run_resumes(u
 
 
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
-    ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="int@step=6,int@write=6")
+    ended = harness(
+        "run", *SAVING, "--name", "r", cwd=tmp_path, fault="int@step=6,int@write=7"
+    )  # the first write after the stop
     assert ended.code == 130
     assert read_json(tmp_path / "runs/r/status.json")["step"] == 4
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)

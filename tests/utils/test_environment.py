@@ -156,7 +156,9 @@ def test_usable_cpus_follow_the_affinity_of_this_process():
 def test_cpus_are_counted_in_one_place():
     package = Path(environment.__file__).parents[1]
     files = [
-        path for path in package.rglob("*.py") if re.search(r"\b(cpu_count|sched_getaffinity)\b", path.read_text())
+        path
+        for path in package.rglob("*.py")
+        if re.search(r"(os|multiprocessing)\.(cpu_count|sched_getaffinity)|import .*cpu_count", path.read_text())
     ]
     assert files == [Path(environment.__file__)]
 
