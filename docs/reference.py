@@ -37,7 +37,8 @@ TRACKED_EXPORT = "`harness export --wandb`"
 JOURNAL_ONLY, IN_SUMMARY = "journal", "journal, summary"
 CHANGES, WATCH = "uncommitted changes", "`--watch`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
-TENSORBOARD, OTHERS = "`--tracker tensorboard`", "`--tracker mlflow` or `trackio`"
+TENSORBOARD, MLFLOW, TRACKIO = "`--tracker tensorboard`", "`--tracker mlflow`", "`--tracker trackio`"
+SEVERAL, TRACKED = "several metrics", "`harness explain` with a tracker"
 VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set", "`--tta`"
 
 RUN = (
@@ -80,15 +81,17 @@ RUN = (
     File(f"{CHECKPOINTS}/class_map.txt", "the classes in the order of the logits, for `--class-map` of timm's scripts"),
     File(f"{CHECKPOINTS}/README.md", "model card"),
     File(
-        SUMS, "checksums of what the result stands on, as `sha256sum -c SHA256SUMS` reads them", "a run that finished"
+        SUMS,
+        "checksums of the files that the result depends on, as `sha256sum -c SHA256SUMS` reads them",
+        "a run that finished",
     ),
     File(f"{MEDIA}/*.png", "the images of the journal, named by their content", "images that are tracked"),
     File("evaluation-*/*", "predictions, table and figures of another split or of other data", EVALUATE),
     File(f"{EXPORT}/wandb/*", "W&B's run directories of exports", TRACKED_EXPORT),
     File("wandb/*", "W&B's own run directory, and how much of it was sent", "not `--wandb disabled`"),
     File("tensorboard/*", "TensorBoard's event files, and how much of the run they have", TENSORBOARD),
-    File("mlflow/*", "how much of the run MLflow has, and its id there", OTHERS),
-    File("trackio/*", "how much of the run Trackio has, and its id there", OTHERS),
+    File("mlflow/*", "how much of the run MLflow has, and its id there", MLFLOW),
+    File("trackio/*", "how much of the run Trackio has, and its id there", TRACKIO),
     File(".lock", "locked by the process that writes the directory"),
 )
 SWEEP = (
@@ -103,6 +106,8 @@ SWEEP = (
     ),
     File(f"{results.FIGURES}/parallel.png", "a line per trial through all parameters", "two searched parameters"),
     File(f"{results.FIGURES}/importance.png", "importance of each parameter", ENOUGH),
+    File(f"{results.FIGURES}/pareto.png", "the trials and the Pareto front of the first two metrics", SEVERAL),
+    File("pareto/*.yaml", "a recipe of each trial on the Pareto front", SEVERAL),
     File("study.db", "the search, an Optuna study in SQLite", "no other `--storage`"),
     File("times.json", "seconds of each trial, and the training part of them"),
     File("logs/*.log", "output of each trial"),
@@ -176,7 +181,7 @@ METRICS = (
         "table",
         "a row for each image of the split (of more than 50,000 images every second, third, ...): id, truth, prediction, "
         "whether it is correct, loss (nats), margin, the five most probable classes with their scores; thumbnails of the "
-        "galleries' images and of those with the highest loss, 100 in all",
+        "galleries' images and of those with the highest loss, about 100 in all",
     ),
     Metric("predictions/per_class", "table", "precision, recall, F1 of each class"),
     Metric(
@@ -200,6 +205,8 @@ METRICS = (
         "misclassified images, with the evidence for the prediction and for the truth as layers of four levels",
         f"{MAPS}, an error",
     ),
+    Metric("explain/pictures", "table", "image with its map, file, prediction, confidence and guesses", TRACKED),
+    Metric("explain/count", "images", "number of explained images", TRACKED),
     Metric(
         "explain/maps",
         "table",

@@ -68,6 +68,7 @@ def test_a_run_is_trained_evaluated_predicted_explained_and_reported(tmp_path):
     assert harness.load_model(run).classes == trained.classes
 
 
+@pytest.mark.slow
 def test_a_sweep_is_a_function_call(tmp_path):
     file = tmp_path / "sweep.yaml"
     file.write_text(

@@ -32,6 +32,7 @@ def python(*arguments, cwd):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_users_model_is_trained_by_its_name(folder):
     options = [
         "--plugin",

@@ -106,7 +106,8 @@ def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeou
     from harness.tracking.run_dir import members
     from harness.tracking.wandb import sync as syncing
 
-    for folder in (run for directory in folders for run in members(directory)):
+    # A shell's `*` names both the directory of several seeds and their runs.
+    for folder in {run.absolute(): run for directory in folders for run in members(directory)}.values():
         result = syncing.sync(folder, lambda text: echo(text, err=True), anew, settings, timeout)
         artifacts = "" if result.artifacts is None else f", artifacts: {result.artifacts}"
         verified = f"{result.steps} of {result.steps} steps are there, files: {result.files}{artifacts}"

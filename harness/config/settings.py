@@ -84,7 +84,7 @@ class Config:
 
     # fmt: off
     recipe: str = _setting("custom-resnet", "A recipe to start from: the name of a shipped one, or a YAML file.", group="Model", affects_results=False)
-    model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar.", group="Model")
+    model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar, speedrun_cnn.", group="Model")
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, for example width=16,logit_scale=0.125.", group="Model")
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model")
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="Model")

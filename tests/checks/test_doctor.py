@@ -20,6 +20,7 @@ def by_name(diagnoses):
     return {each.name: each for each in diagnoses}
 
 
+@pytest.mark.slow
 def test_a_machine_that_can_run_is_reported_as_text_and_as_json(tmp_path):
     result = json.loads(command("doctor", "--recipe", "digits", "--json", cwd=tmp_path, check=0).stdout)
     assert result["possible"]

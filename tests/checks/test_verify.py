@@ -44,6 +44,7 @@ def rows_of(result):
     return {row.name: row for row in result.rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["custom-resnet", "resnet18"])
 def test_the_shipped_recipes_of_the_specification_do_not_deviate(recipe):
     result = verify({"recipe": recipe})
@@ -191,6 +192,7 @@ def test_what_is_no_run_and_settings_beside_a_run_are_refused_in_one_line(finish
         verify({"batch_size": 256}, finished[1])
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_9_and_prints_json(tmp_path):
     result = command("verify", "--batch-size", 256, "--json", cwd=tmp_path, check=9)
     assert json.loads(result.stdout)["deviates"] == ["batch"]

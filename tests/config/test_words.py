@@ -23,6 +23,7 @@ DRAWN = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(DRAWN, st.sampled_from(["--{}={}", "{}={}", "+{}={}", "++{}={}"]))
 def test_each_form_of_the_agents_macros_is_the_same_settings(values, form):
     words = [form.format(key, value) for key, value in values.items()]

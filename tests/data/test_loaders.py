@@ -248,6 +248,7 @@ def test_skipped_batches_are_not_decoded(tmp_path):
         to_list(loaders.train.epoch(0))
 
 
+@pytest.mark.slow
 def test_workers_end_promptly_after_an_error(tmp_path):
     """Without a clean shutdown torch waits 5 s for its workers every time; a busy machine may be slow once."""
     before = set(multiprocessing.active_children())

@@ -410,5 +410,6 @@ def test_the_slow_methods_draw_no_progress_bars(capfd):
     assert capfd.readouterr().err == ""
 
 
+@pytest.mark.slow
 def test_maps_do_not_import_scikit_learn_and_what_of_the_package_needs_it_still_works():
     subprocess.run([sys.executable, "-c", WITHOUT_SKLEARN], check=True, timeout=120)

@@ -39,6 +39,7 @@ def contents(run):
 # --- files that are gone
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [BY_NAME, ["run", "--recipe", "digits", "--resume", "runs/stopped"]], ids=["name", "resume"]
 )
@@ -287,6 +288,7 @@ def test_a_checkpoint_whose_position_makes_no_sense_is_refused_before_it_trains(
     assert "--resume never" in line
 
 
+@pytest.mark.slow
 def test_the_undamaged_runs_are_resumed_and_exported(folder):
     harness(*BY_NAME, cwd=folder, check=0)
     harness("export", "runs/done", "--timm", "out", cwd=folder, check=0)

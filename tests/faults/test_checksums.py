@@ -65,6 +65,7 @@ def test_weights_or_settings_with_one_flipped_bit_are_refused(run_copy, name, fi
         COMMANDS[name](run_copy)
 
 
+@pytest.mark.slow
 def test_verify_names_each_file_that_has_changed(run_copy):
     assert "files" not in {row.name for row in verify(folder=run_copy).deviating}
     for file in ("predictions.csv", "summary.json", "checkpoints/model.safetensors"):

@@ -77,6 +77,7 @@ CONFIGS = st.dictionaries(st.sampled_from(list(setting_fields())), st.none(), ma
 )
 
 
+@pytest.mark.slow
 @examples(max_examples=200)
 @given(CONFIGS)
 def test_any_configuration_comes_back_equal_from_its_file_and_from_json(values):
@@ -142,6 +143,7 @@ def lines_before(content, cut):
     return content[:cut].count(b"\n")
 
 
+@pytest.mark.slow
 @examples(max_examples=250)
 @given(st.data())
 def test_a_journal_cut_at_any_byte_is_read_up_to_its_last_whole_record(written, tmp_path_factory, data):

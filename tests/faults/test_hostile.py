@@ -60,6 +60,7 @@ def test_a_broken_image_is_named_and_refused(tmp_path, name, capfd, monkeypatch)
     assert not (tmp_path / "runs/r").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_full_of_broken_and_unusual_images_trains_on_the_readable_ones_and_counts_the_rest(tmp_path):
     picture_folder(tmp_path / "data")
     for name, content in {**broken(), **odd()}.items():
@@ -80,6 +81,7 @@ def test_a_link_out_of_the_data_folder_is_refused(tmp_path, capfd, monkeypatch):
     assert "a link that leaves the data folder" in line
 
 
+@pytest.mark.slow
 def test_classes_runs_and_projects_of_any_name_stay_inside_and_are_never_markup(tmp_path):
     """In the name of the run directory, the journal, the figures, the model card and the table of predictions."""
     classes = ("<img src=x onerror=alert(1)>", "=1+1 🎉 \"quoted\", 'and'", "%2e%2e", "-rf")
@@ -285,6 +287,7 @@ def test_a_journal_from_elsewhere_cannot_name_files_outside_its_directory(tmp_pa
 SECRET = "5ec2e7" * 6 + "abcd"
 
 
+@pytest.mark.slow
 def test_no_secret_of_the_environment_is_in_any_file_message_or_upload(tmp_path):
     """The W&B key, a password in the environment, and one in the address of the git remote."""
     import subprocess

@@ -81,6 +81,7 @@ def test_trials_that_found_a_full_disk_are_run_again_when_there_is_space(tmp_pat
         assert rows[0]["trial"] == "trial-0000"
 
 
+@pytest.mark.slow
 def test_a_file_that_may_not_grow_is_one_line_and_the_checkpoint_before_it_stays(tmp_path):
     """The effect of a quota on any machine: a limit on the size of a file."""
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=6")
@@ -134,6 +135,7 @@ def test_a_batch_too_large_for_the_memory_is_computed_in_parts_when_asked_and_el
     assert summary["steps"] == 1
 
 
+@pytest.mark.slow
 def test_after_running_out_of_memory_the_batch_size_is_kept_it_is_reported_once_and_a_resumed_run_uses_as_many_parts(
     tmp_path,
 ):
@@ -264,6 +266,7 @@ def test_a_clock_that_jumps_back_and_forth_changes_no_time_and_no_metric(uninter
     assert all(0 <= value < 300 for value in read_json(tmp_path / "runs/r/summary.json")["seconds"].values())
 
 
+@pytest.mark.slow
 def test_of_two_simultaneous_runs_with_one_name_the_second_is_refused_and_names_the_process_of_the_first(tmp_path):
     words = ["run", *TINY, "--epochs", 500, "--name", "r"]
     first = begin(*words, cwd=tmp_path)
@@ -277,6 +280,7 @@ def test_of_two_simultaneous_runs_with_one_name_the_second_is_refused_and_names_
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["r", "r-2"]
 
 
+@pytest.mark.slow
 def test_of_many_simultaneous_equal_commands_each_gets_its_own_directory(tmp_path):
     ready, done = context.Barrier(13), context.Event()
     claimed = context.Queue()
@@ -360,6 +364,7 @@ def test_on_a_disk_that_fills_at_any_moment_the_status_says_failed_and_no_librar
         assert not list((tmp_path / "disk").rglob("*.tmp"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["full", "read-only"])
 def test_a_disk_that_cannot_be_written_is_one_line_in_every_command_that_writes(tmp_path, finished, state):
     run = finished[1]
@@ -423,6 +428,7 @@ def test_a_run_that_is_refused_leaves_the_folders_that_were_there(tmp_path):
     assert (tmp_path / "runs/r/mine.txt").read_text() == "kept"
 
 
+@pytest.mark.slow
 def test_without_its_index_an_intact_checkpoint_is_used_and_a_damaged_one_is_not(tmp_path, uninterrupted):
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="int@step=9", check=130)
     folder = tmp_path / "runs/r/checkpoints"
@@ -458,6 +464,7 @@ def limited(kind, value):
         resource.setrlimit(kind, former)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "value", "named"),
     [

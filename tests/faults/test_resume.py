@@ -66,6 +66,7 @@ def test_a_killed_run_that_saves_in_the_background_resumes_to_bit_identical_resu
     assert_same(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_stop_waits_for_the_checkpoints_that_are_being_written(uninterrupted, tmp_path):
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="term@step=14", variables=IN_BACKGROUND)
     assert ended.code == 143, ended.err
@@ -115,6 +116,7 @@ def epochs_of(folder):
     return [record.epoch for record in read_journal(folder).records if record.kind == "epoch"]
 
 
+@pytest.mark.slow
 def test_a_journal_with_a_damaged_line_is_mended_from_the_checkpoint_when_its_run_is_resumed(uninterrupted, tmp_path):
     """Killed in the third epoch, whose first two records were damaged since."""
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=30")
@@ -137,6 +139,7 @@ def test_a_journal_with_a_damaged_line_is_mended_from_the_checkpoint_when_its_ru
     assert values == {name: value for name, value in expected[1][3].items() if not name.startswith("best/")}
 
 
+@pytest.mark.slow
 def test_a_run_whose_checkpoints_are_gone_is_not_started_over_without_being_asked(tmp_path):
     harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault="kill@step=14")
     shutil.rmtree(tmp_path / "runs/r/checkpoints")

@@ -49,6 +49,7 @@ def test_a_signal_at_any_point_saves_exits_with_its_status_and_the_run_resumes(u
     assert_same(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_second_ctrl_c_stops_at_once_and_leaves_the_last_checkpoint(tmp_path):
     ended = harness(
         "run", *SAVING, "--name", "r", cwd=tmp_path, fault="int@step=6,int@write=7"
@@ -76,6 +77,7 @@ def hanging():
         yield f"http://127.0.0.1:{listener.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_stop_while_waiting_for_the_server_takes_effect_within_seconds(tmp_path, hanging):
     variables = {"WANDB_BASE_URL": hanging, "WANDB_API_KEY": KEY}
     running = begin("run", *TINY[:-1], "auto", "--name", "r", cwd=tmp_path, variables=variables)
@@ -103,6 +105,7 @@ def test_a_preempted_run_of_a_sweep_is_marked_so_that_wandb_queues_it_again(tmp_
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["abcd1234"]
 
 
+@pytest.mark.slow
 def test_a_preempted_run_of_a_cluster_job_is_marked_and_one_of_a_users_shell_is_not(tmp_path):
     for name, variables in (("job", {"SLURM_JOB_ID": "7"}), ("shell", {})):
         harness(

@@ -126,6 +126,7 @@ def cores(pid):
     return [int(child) for child in children if b"wandb-core" in Path(f"/proc/{child}/cmdline").read_bytes()]
 
 
+@pytest.mark.slow
 def test_training_continues_when_the_wandb_service_is_killed(tmp_path):
     with FaultyServer() as server:
         running = begin("run", *AUTO, "--epochs", 6, cwd=tmp_path, variables=server.variables | SLIM)
@@ -140,6 +141,7 @@ def test_training_continues_when_the_wandb_service_is_killed(tmp_path):
     assert_uploaded_by_sync(folder, 67)
 
 
+@pytest.mark.slow
 def test_a_killed_online_run_resumes_as_the_same_wandb_run_with_each_step_once(tmp_path):
     with FaultyServer() as server:
         words = ["run", *AUTO, "--checkpoint-every", 4]

@@ -549,6 +549,7 @@ def test_a_run_takes_the_rates_of_the_test_and_a_resumed_one_does_not_test_again
     assert 0.05 / 31 < resolved_min.lr_min < 0.05 / 2.9
 
 
+@pytest.mark.slow
 def test_a_whole_run_after_a_test_is_bit_identical_to_the_run_without_it(tmp_path):
     config = make_config({**QUICK, "epochs": 1, "peak_epoch": 0.5, "cutout": 8, "output": tmp_path})
     runs = []
@@ -578,6 +579,7 @@ def test_a_whole_run_after_a_test_is_bit_identical_to_the_run_without_it(tmp_pat
     assert runs[0] == runs[1]
 
 
+@pytest.mark.slow
 def test_a_test_without_a_result_has_no_command_and_no_sweep(tmp_path):
     config = make_config({**QUICK, "lr_max": "find", "output": tmp_path})
     components = build_components(with_placeholder_lr(config))

@@ -52,6 +52,16 @@ class Page(HTMLParser):
         return json.loads(self.scripts[0])
 
 
+def test_a_run_that_is_named_twice_is_on_the_page_once(finished, tmp_path):
+    """A shell's `*` names the directory of several seeds and the runs in it."""
+    folder = finished[1]
+    once, twice = (
+        pages.write_page(paths, tmp_path / name)
+        for paths, name in (([folder], "1.html"), ([folder, folder / "figures" / ".."], "2.html"))
+    )
+    assert Page(twice).text == Page(once).text
+
+
 def check_is_inert(page, scripts=3):
     """Check that a page has only its own scripts, no event handler, and no address outside of itself."""
     assert len(page.scripts) == scripts

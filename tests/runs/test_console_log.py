@@ -54,6 +54,7 @@ def repository(tmp_path, monkeypatch):
     return folder
 
 
+@pytest.mark.slow
 def test_the_lines_of_a_run_and_its_uncommitted_changes_are_files_of_the_run_and_in_wandb(repository, server, slim):
     shown = io.StringIO()
     run(make_config({**TINY, "wandb": "online", "output": repository / "runs"}), LineReporter(shown))
@@ -129,6 +130,7 @@ def test_a_run_that_diverges_says_so_in_its_log_and_alerts_as_requested(tmp_path
     assert [title for title, _ in wandb_files.offline_runs(tmp_path / "r")[0].alerts] == titles
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alerts", "titles"), [("failed", []), ("ended", ["run finished"])])
 def test_a_run_that_finishes_alerts_on_request(tmp_path, alerts, titles):
     run(make_config({**TINY, "wandb": "disabled", "output": tmp_path, "alerts": alerts}), LineReporter(io.StringIO()))

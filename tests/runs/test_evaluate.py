@@ -99,6 +99,7 @@ def test_a_project_that_wandb_refuses_is_named_before_any_work(finished, tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["", "checkpoints/model.safetensors", "checkpoints/last.pt"])
 def test_evaluating_any_checkpoint_of_a_run_repeats_its_predictions(finished, name, tmp_path):
     _, folder = finished
@@ -155,6 +156,7 @@ def test_explain_reads_images_of_every_kind(finished, tmp_path):
     assert len(list((tmp_path / "out").glob("*.png"))) == 7
 
 
+@pytest.mark.slow
 def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished, tmp_path):
     _, folder = finished
     Image.new("RGB", (20, 30), (90, 20, 20)).save(tmp_path / "x.png")

@@ -61,6 +61,7 @@ def test_every_image_of_a_folder_without_splits_counts_and_fewer_classes_than_th
     assert images["3"] == images["5"] == images["8"] == 12 and sum(images.values()) == 36
 
 
+@pytest.mark.slow
 def test_each_data_set_has_a_folder_of_its_own(run, tmp_path):
     own = inference.evaluate(run, {"threads": 1, "gallery": 0, "cam": "none"})
     before = (own.folder / "predictions.csv").read_bytes()
@@ -84,6 +85,7 @@ def test_a_folder_may_have_test_images_only_and_one_class_only(run, tmp_path):
         evaluate(run, tmp_path / "data", split="val")
 
 
+@pytest.mark.slow
 def test_other_data_is_held_out_only_where_the_settings_say_so(run, tmp_path):
     folder = write_digits(tmp_path / "data")
     assert facts(evaluate(run, folder, test_fraction=0.25))["images"] == 30
@@ -107,6 +109,7 @@ def trained_on_a_folder(tmp_path_factory):
     return folder / "runs/r", folder / "data"
 
 
+@pytest.mark.slow
 def test_the_data_of_the_run_is_split_as_in_the_run_even_where_it_was_moved(trained_on_a_folder, tmp_path):
     run, data = trained_on_a_folder
     moved = Path(shutil.copytree(data, tmp_path / "elsewhere"))

@@ -115,6 +115,7 @@ def test_models_during_training_are_logged_at_intervals(server):
     assert len(server.versions("custom_resnet-digits")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"log_model": "never"}, {"job": "trial"}])
 def test_a_model_is_not_logged_where_nobody_asked_for_it(server, monkeypatch, settings):
     if settings.pop("job", ""):

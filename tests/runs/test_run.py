@@ -150,6 +150,7 @@ def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, m
     ]
 
 
+@pytest.mark.slow
 def test_a_run_with_a_validation_split_keeps_the_selected_epoch_and_reads_the_test_set_once(tmp_path):
     arguments = ["--epochs", 3, "--val-fraction", 0.2, "--gallery", 0, "--wandb", "disabled", "--name", "v"]
     command("run", *QUICK, *arguments, cwd=tmp_path, check=0)
@@ -203,6 +204,7 @@ def test_a_stopped_run_is_resumed_by_the_same_command_with_bit_identical_results
     assert losses == expected
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_not_overwritten(tmp_path):
     for _ in range(2):
         command(
@@ -235,6 +237,7 @@ def write_images(folder, classes=("cat", "dog"), count=6, size=32):
                 Image.fromarray(pixels.astype(np.uint8)).save(path / f"{image}.png")
 
 
+@pytest.mark.slow
 def test_any_timm_model_trains_on_a_folder_of_images_at_another_size(tmp_path):
     write_images(tmp_path / "pictures", size=40)
     arguments = [
@@ -364,6 +367,7 @@ def test_the_default_cyclic_plot_is_0_08_to_0_8_over_100_iterations(tmp_path):
     assert "learning rate 0.08 to 0.8, 100 iterations" in done.stdout
 
 
+@pytest.mark.slow
 def test_galleries_during_a_run_add_no_row_and_no_record(tmp_path):
     arguments = [
         "--epochs",
@@ -447,6 +451,7 @@ def test_a_run_with_find_trains_at_the_learning_rates_of_its_range_test(tmp_path
     assert max(lrs) <= finder["lr_max"] * 1.0001
 
 
+@pytest.mark.slow
 def test_lr_find_prints_its_learning_rates_and_writes_a_sweep(tmp_path):
     arguments = [
         "--recipe",

@@ -116,6 +116,7 @@ def test_the_seeds_are_ordinary_runs_of_one_group_and_are_summarised_as_json_csv
     assert "3 of 3 done" in command("runs", cwd=output.parent, check=0).stdout
 
 
+@pytest.mark.slow
 def test_each_seed_has_the_result_of_a_single_run_of_that_seed(three, tmp_path):
     _, output = three
     for seed in read_json(next(output.glob("*/seeds.json")))["seeds"][1:]:
@@ -123,6 +124,7 @@ def test_each_seed_has_the_result_of_a_single_run_of_that_seed(three, tmp_path):
         assert result_of(single.folder) == seed["result"]
 
 
+@pytest.mark.slow
 def test_the_same_call_trains_nothing_again_and_more_seeds_train_only_the_new_ones(tmp_path):
     config = settings(tmp_path, name="trial")
     first = run_seeds(config, 2)

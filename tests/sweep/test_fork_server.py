@@ -51,6 +51,7 @@ def begin_long_run(server, environment, folder):
     return trial
 
 
+@pytest.mark.slow
 def test_a_trial_has_its_own_environment_folder_log_and_exit_status(server, environment, tmp_path):
     (tmp_path / "log").write_text("earlier\n")
     trial = server.start(["run", "--epochs", "none"], environment, tmp_path, tmp_path / "log")

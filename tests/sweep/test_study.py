@@ -65,6 +65,7 @@ def test_bayes_finds_better_values_than_random(tmp_path):
     assert sum(gained) / 3 > 0.1
 
 
+@pytest.mark.slow
 def test_a_search_is_repeated_by_its_seed(tmp_path):
     def values(seed, file):
         study = Study(sweep(), "x", f"sqlite:///{tmp_path}/{file}.db", 8, seed)
@@ -214,6 +215,7 @@ def test_the_parameter_that_matters_is_the_most_important_one(url):
     study.close()
 
 
+@pytest.mark.slow
 def test_a_storage_that_can_not_be_opened_or_holds_another_sweep_is_refused(url, tmp_path):
     Study(sweep(), "x", url, 4).close()
     with pytest.raises(UsageError, match="holds another sweep"):
@@ -244,6 +246,7 @@ def locked_elsewhere(url, seconds):
         yield
 
 
+@pytest.mark.slow
 def test_a_database_that_another_process_has_locked_is_waited_for_and_reported(url, monkeypatch):
     monkeypatch.setattr(locked_database, "FIRST_MESSAGE", 0.2)
     monkeypatch.setattr(locked_database, "TIMEOUT", 0.1)
@@ -268,6 +271,7 @@ def test_a_database_that_another_process_has_locked_is_waited_for_and_reported(u
     study.close()
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_at_once_wait_for_each_other(url):
     """A writer that has read first must not keep the read lock which the other one waits for."""
     study, other = Study(sweep(), "x", url, 40), Study(sweep(), "x", url, 40, seed=1)
@@ -281,6 +285,7 @@ def test_two_processes_that_write_at_once_wait_for_each_other(url):
     other.close()
 
 
+@pytest.mark.slow
 def test_a_trial_costs_less_than_half_a_second_of_search(url):
     study = Study(sweep(), "x", url, 60)
     began = time.process_time()

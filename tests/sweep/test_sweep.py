@@ -244,6 +244,7 @@ def test_a_trial_killed_from_outside_is_run_again_from_its_checkpoint(tmp_path, 
     assert "it will be resumed" in output[1]
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_trials_all_fail_says_why_and_stops(tmp_path):
     write_sweep(
         tmp_path,

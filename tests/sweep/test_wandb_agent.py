@@ -154,6 +154,7 @@ def test_every_corner_of_a_shipped_sweep_is_a_valid_run(path):
         assert config.val_fraction > 0
 
 
+@pytest.mark.slow
 def test_another_program_called_harness_first_on_the_path_is_not_started(sweep, tmp_path, monkeypatch):
     program = tmp_path / "elsewhere/harness"
     program.parent.mkdir()
@@ -331,6 +332,7 @@ def test_an_agent_runs_the_shipped_quick_sweep(sweep, tmp_path):
     assert sweep.runs["run1"].exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -92,6 +92,7 @@ def test_every_trial_of_an_agents_function_trains_with_the_values_that_wandb_sho
             assert run.history[-1]["mine/last"] == 2.0
 
 
+@pytest.mark.slow
 def test_a_parameter_that_the_run_cannot_have_is_refused_and_is_a_failed_run(sweep, tmp_path):
     done = run_agent(sweep, tmp_path, PLAIN, {"lr_mxa": {"value": 0.02}}, count=1)
     (run,) = sweep.runs.values()

@@ -125,6 +125,7 @@ def test_an_offline_run_declares_its_data_and_wandb_sync_uploads_that(server, tr
     assert version.used_by == list(server.runs) and version.manifest["data"]["digest"] == FACTS["fingerprint"]
 
 
+@pytest.mark.slow
 def test_the_alias_best_stays_with_the_best_version_of_a_model(server, track):
     for name, score in (("one", 0.8), ("two", 0.9), ("three", 0.85)):
         track(name, model(name.encode(), score=score))
@@ -155,6 +156,7 @@ def test_versions_are_compared_only_by_the_same_metric_on_the_same_data(version,
     assert lineage.leads({**common, **version}, {**common, **former}) is is_first
 
 
+@pytest.mark.slow
 def test_offline_no_version_claims_to_be_the_best(server, track, tmp_path):
     track("off", model(b"weights", score=0.1), wandb="offline", journal=True)
     (artifact,) = [one for one in offline_runs(tmp_path / "off")[0].artifacts if one["type"] == "model"]
@@ -181,6 +183,7 @@ def test_a_model_is_linked_to_a_registry(server, track):
     assert version.links == ["wandb-registry-vision/cats"] and not lines
 
 
+@pytest.mark.slow
 def test_offline_the_model_is_linked_by_the_upload_that_names_the_registry(server, track, tmp_path):
     lines = []
     tracker = track("off", model(b"weights", score=0.5), lines=lines, journal=True, wandb="offline", link="vision/cats")
@@ -242,6 +245,7 @@ def test_the_journal_gives_back_references_and_uses(tmp_path):
     assert read_journal(tmp_path).artifacts == [given]
 
 
+@pytest.mark.slow
 def test_a_foreign_journal_has_nothing_read_through_its_references(server, tmp_path):
     secret = tmp_path / "secret"
     secret.write_bytes(b"a secret")

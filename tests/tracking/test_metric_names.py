@@ -49,6 +49,7 @@ def names_of(wandb_folder, run_folder):
     return nested | measured | set(journal.summary)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "lr-find", "evaluate"])
 def test_every_name_of_a_real_run_is_valid(finished, tmp_path, command):
     shutil.copytree(finished[1], tmp_path / "runs/trained", ignore=shutil.ignore_patterns("wandb"))
@@ -93,6 +94,7 @@ def test_a_run_directory_under_the_former_names_reads_as_one_under_the_present_n
     assert "finished" in listed and f"{accuracy:.2f} %" in listed
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_under_the_former_names_is_resumed_under_the_present_ones(tmp_path):
     command = ["run", *TINY, "--name", "r"]
     harness(*command, cwd=tmp_path, fault="int@step=24", check=130)  # in the third of three epochs

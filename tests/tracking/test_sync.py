@@ -58,6 +58,7 @@ def test_a_killed_run_is_uploaded_completely_and_each_step_once(killed, server):
     assert not any(KEY in path.read_text(errors="ignore") for path in killed.rglob("*") if path.is_file())
 
 
+@pytest.mark.slow
 def test_a_run_whose_values_wandb_refuses_is_uploaded_with_corrected_ones(killed, server):
     journal = killed / "journal.jsonl"
     refused = {"project": "a/b:1", "tags": ["a" * 90]}
@@ -74,6 +75,7 @@ def test_a_run_whose_values_wandb_refuses_is_uploaded_with_corrected_ones(killed
     assert next(iter(server.runs.values())).config["tags"] == ["short", "tags"]
 
 
+@pytest.mark.slow
 def test_settings_that_the_run_has_determined_are_those_of_the_uploaded_run(killed, server):
     journal = Journal.resume(killed, 12)
     journal.settings({"lr_max": 0.125, "lr_max_requested": "find"})
@@ -88,6 +90,7 @@ def media(run):
     return {name: content for name, content in run.files.items() if name.startswith("media/")}
 
 
+@pytest.mark.slow
 def test_tables_charts_and_layers_of_a_synced_run_are_those_of_the_online_run(tmp_path, server):
     config = Config(output=str(tmp_path), wandb="online", name="online")
     folder = claim_run_dir(config)
@@ -113,6 +116,7 @@ def test_tables_charts_and_layers_of_a_synced_run_are_those_of_the_online_run(tm
     assert contents[0] == contents[1] and {"roc_table.table.json", "wrong.table.json"} <= set(contents[0])
 
 
+@pytest.mark.slow
 def test_a_server_that_lost_the_last_steps_is_sent_only_those(killed, server):
     wandb_sync.sync(killed, print)
     for line in list(server.rows)[8:]:
@@ -201,6 +205,7 @@ def test_a_slow_upload_has_the_time_that_its_bytes_need(offline, server):
     assert any(artifact.name == "big" and artifact.committed for artifact in server.artifacts.values())
 
 
+@pytest.mark.slow
 def test_a_killed_run_is_not_shown_as_finished(killed, server):
     wandb_sync.sync(killed, print)
     assert server.exit_code == 1

@@ -407,6 +407,7 @@ def test_auto_goes_offline_in_the_same_process_when_the_server_is_unavailable(tm
     assert not files_with(KEY, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_that_the_user_has_open_survives_a_server_that_fails(tmp_path, closed_server):
     (tmp_path / "mine").mkdir()
     mine = wandb.init(mode="offline", dir=tmp_path / "mine", id="mine", settings=wandb.Settings(silent=True))
@@ -664,6 +665,7 @@ def test_offline_run_directories_of_a_resumed_run_sync_into_one_history_with_eve
     assert [row["val/acc"] for row in server.history if "val/acc" in row] == [0.1, 0.2, 0.3]
 
 
+@pytest.mark.slow
 def test_how_a_run_was_stopped_leaves_the_summary_when_it_is_resumed(tmp_path, server):
     memory = {"memory/peak_gib": 0.5}
     tracker = start(tmp_path, wandb="online", epochs=3, run_id="r")
@@ -695,6 +697,7 @@ def test_a_server_that_refuses_the_rows_is_reported_at_the_end(tmp_path, server)
     assert tracker.sync_command in lines[0]
 
 
+@pytest.mark.slow
 def test_a_server_that_only_fails_delays_the_end_by_the_finish_timeout_at_most(tmp_path, server):
     server.stream_status = 500
     tracker = start(tmp_path, wandb="online", finish_timeout=2)

@@ -276,6 +276,7 @@ def test_a_run_folder_names_its_run_in_wandb(tmp_path):
         parse(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_saved_report_is_in_wandb_under_the_returned_url(online, tmp_path, capfd):
     folder = tracked(tmp_path, "online")
     (run_id,) = online.runs
@@ -296,6 +297,7 @@ def test_a_saved_report_is_in_wandb_under_the_returned_url(online, tmp_path, cap
     assert not capfd.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monkeypatch, capfd):
     for number in (1, 2):
         tracked(tmp_path, "online", f"trial {number}", **{"best/val_acc": number / 10})
@@ -380,6 +382,7 @@ def test_the_report_of_a_sweep_has_the_galleries_of_the_final_runs(offline):
     assert "Best configuration, trained again" in text and "rates-10" in text and "rates-11" in text
 
 
+@pytest.mark.slow
 def test_groups_and_several_runs_are_looked_up_and_saved_as_one_report(online, tmp_path):
     folders = [
         tracked(tmp_path, "online", f"{group} {seed}", {"group": group, "seed": seed})

@@ -148,6 +148,7 @@ def test_the_metrics_of_a_distributed_evaluation_are_those_of_the_predictions(tw
     assert epochs(folder)[-1].values["test/loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_without_batch_normalisation_has_the_metrics_of_one_process(tmp_path):
     arguments = [
         "run",
@@ -173,6 +174,7 @@ def test_a_model_without_batch_normalisation_has_the_metrics_of_one_process(tmp_
     np.testing.assert_allclose(*(metrics(folder, "train/acc", "test/acc") for folder in both), atol=0.006)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_process_stops_both_after_the_same_update_and_the_run_resumes_with_the_same_results(
     two, tmp_path
 ):
@@ -236,6 +238,7 @@ def test_the_timm_loader_gives_two_processes_the_batches_of_one(tmp_path, loader
     np.testing.assert_allclose(*(losses(tmp_path / name / "runs/r") for name in "ab"), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_in_one_process_diverges_in_both(tmp_path):
     first, second = ranks("run", *TINY, "--lr-max", "1e6", cwd=tmp_path)
     assert (first.code, second.code) == (5, 5)

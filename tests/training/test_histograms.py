@@ -41,6 +41,7 @@ def test_frozen_parameters_and_missing_gradients_have_none():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_watching_changes_no_result_and_records_the_parameters_that_are_saved(tmp_path):
     settings = {
         "recipe": "digits", "model_args": "width=4", "threads": 1, "precision": "fp32", "batch_size": 128, "gallery": 0,

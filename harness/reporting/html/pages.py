@@ -64,7 +64,8 @@ def write_page(paths: Path | str | Sequence[Path | str], out: Path | str | None 
         UsageError: one of them is neither a run nor a sweep. ResourceError: the file cannot be written.
     """
     folders = [Path(path).expanduser() for path in ([paths] if isinstance(paths, Path | str) else paths)]
-    runs = [member for path in folders for member in members(path)]
+    # A shell's `*` names both the directory of several seeds and their runs.
+    runs = list({member.resolve(): member for path in folders for member in members(path)}.values())
     for path in runs:
         check_folder(path)
     sweeps = [path for path in runs if is_sweep(path) and not is_run(path)]
