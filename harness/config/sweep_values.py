@@ -97,7 +97,8 @@ def differing_values(parameters: Mapping[str, Any], config: Config) -> list[str]
     differing = []
     for name, value in _by_setting(parameters, None).items():
         wanted, actual = coerce(name, value), getattr(config, name)
-        is_resolved = name == "precision" and wanted == "auto"  # the run stores what it chose
+        # The run stores what it chose in place of these.
+        is_resolved = (name, wanted) in (("precision", "auto"), ("log_every", 0))
         if not _is_applied(name, value, config) and not is_resolved:
             differing.append(f"{name}={actual!r} instead of {wanted!r}")
     return differing

@@ -180,9 +180,10 @@ def tracked_output(
         return
     check_tracking(config)
     folder.mkdir(parents=True, exist_ok=True)
-    others = open_trackers(config, folder, run_name=name, job_type=job_type, notify=log.warning)
     # The settings are those of the training; its model has been linked then.
-    tracker = MultiTracker([init.start(config, folder, run_name=name, job_type=job_type, link=""), *others])
+    wandb = init.start(config, folder, run_name=name, job_type=job_type, link="")
+    others = open_trackers(config, folder, run_name=name, job_type=job_type, notify=log.warning)
+    tracker = MultiTracker([wandb, *others])
     try:
         for artifact in inputs():
             tracker.artifact(artifact)
@@ -229,8 +230,9 @@ def _open(
         notify=reporter.message,
     )
     if resumed_step is None and (diff := git_diff()):
-        write_atomically(directory.path / DIFF, diff)
-        wandb.file(directory.path / DIFF)
+        with contextlib.suppress(ResourceError):  # a full disk ends the run at its first checkpoint, or not at all
+            write_atomically(directory.path / DIFF, diff)
+            wandb.file(directory.path / DIFF)
     others = open_trackers(
         config,
         directory.path,

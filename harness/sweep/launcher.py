@@ -68,7 +68,7 @@ class Launcher:
         if run_dir.read_state(self.runs / trial.name) == RunState.FINISHED:
             return FinishedTrial()
         defaults: dict[str, Any] = {"job_type": "trial", "gallery": 0, "report": False, "log_model": "never"}
-        options = self._options(trial.name, trial.values, defaults, self._forced)
+        options = self._options(trial.name, trial.values, defaults, self._forced_on_trials)
         return self._start(trial.values, options, trial.name, share)
 
     @property
@@ -76,9 +76,14 @@ class Launcher:
         """Whatever the file says, only the final runs read the test set, unless the metric is one of it."""
         return {} if any(reads_test_set(metric.name) for metric in self.sweep.metrics) else {"test": False}
 
+    @property
+    def _forced_on_trials(self) -> Mapping[str, Any]:
+        """The model of the final runs is linked, and none of a trial."""
+        return {**self._forced, "link": ""}
+
     def differing_values(self, name: str, values: Mapping[str, Any]) -> list[str]:
         """Return `setting=value instead of value` where a trial did not have the parameters that its row shows."""
-        replaced = {*PLACE, *self._forced}
+        replaced = {*PLACE, *self._forced_on_trials}
         parameters = {
             key: value for key, value in settings_of(self.sweep.trial_parameters(values)).items() if key not in replaced
         }

@@ -227,10 +227,19 @@ class Scheduler:
         self._write_trials(records)
         if best is not None:
             self._write_recipe(results.BEST, best, len(records))
-        for record in pareto_front(records, self.sweep.metrics) if len(self.sweep.metrics) > 1 else ():
-            self._write_recipe(f"{results.PARETO}/{record.name}.yaml", record, len(records))
+        if len(self.sweep.metrics) > 1:
+            self._write_front(pareto_front(records, self.sweep.metrics), len(records))
         results.write_summary(self.folder / results.SUMMARY, self.sweep, records, best, importances, self.times())
         figures.draw_sweep(read_sweep(self.folder), self.folder / results.FIGURES)
+
+    def _write_front(self, front: Sequence[TrialRecord], count: int) -> None:
+        """Write a recipe of each trial on the Pareto front; those of trials that are no longer on it are removed."""
+        recipes = {f"{record.name}.yaml": record for record in front}
+        for path in (self.folder / results.PARETO).glob("*.yaml"):
+            if path.name not in recipes:
+                path.unlink()
+        for name, record in recipes.items():
+            self._write_recipe(f"{results.PARETO}/{name}", record, count)
 
     def _write_recipe(self, name: str, record: TrialRecord, count: int) -> None:
         config = self.launcher.config_of(record)

@@ -30,7 +30,7 @@ DATABASE = "study.db"  # of a sweep
 # What a run, a sweep and the commands that use them write in its directory, or read there: none of it may be a link.
 TRACKER_FOLDERS = ("tensorboard", "mlflow", "trackio")
 OWN_FOLDERS = (CHECKPOINTS, FIGURES, "media", WANDB, EXPORT, *TRACKER_FOLDERS)
-SWEEP_FOLDERS = ("runs", "logs")
+SWEEP_FOLDERS = ("runs", "logs", "pareto", "parameters")
 WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")  # W&B replaces them by new links
 OWN_FILES = (
     LOCK, STATUS, SUMMARY, CONFIG, DATASET, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html", CONSOLE, DIFF,

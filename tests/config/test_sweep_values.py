@@ -5,6 +5,7 @@ import json
 import pytest
 
 from harness.config.recipe import make_config
+from harness.config.settings import Config
 from harness.config.sweep_values import differing_values, with_sweep_values
 
 
@@ -37,3 +38,12 @@ def test_a_trial_has_the_drawn_arguments_if_it_has_others_too_and_not_if_one_dif
     assert differing_values({"model_args": "width=8,head_init_scale=0.125"}, config) == []
     assert len(differing_values({"model_args": {"width": 9}}, config)) == 1
     assert len(differing_values({"model_args": {"order": "conv-bn-relu-pool"}}, config)) == 1
+
+
+def test_values_that_a_run_resolves_by_itself_are_no_difference():
+    config = Config(precision="bf16", log_every=1)
+    assert differing_values({"precision": "auto", "log_every": 0}, config) == []
+    assert differing_values({"precision": "fp32", "log_every": 5}, config) == [
+        "precision='bf16' instead of 'fp32'",
+        "log_every=1 instead of 5",
+    ]

@@ -52,7 +52,7 @@ REFUSED = [
     *(
         (f"s/{name}", ".", SWEEP)
         for name in (
-            "logs", "logs/00.log", "runs", "runs/00", "figures", "wandb", "study.db", "study.db-journal", "study.db-wal",
+            "logs", "logs/00.log", "runs", "runs/00", "figures", "wandb", "pareto", "parameters", "study.db", "study.db-journal", "study.db-wal",
             "sweep.json", "sweep.yaml", "best.yaml", "trials.csv", "times.json", "report.html", ".lock",
         )
     ),

@@ -161,6 +161,9 @@ def test_a_sweep_for_accuracy_and_time_writes_a_recipe_of_each_trial_on_the_fron
     assert {path.stem for path in (folder / "pareto").iterdir()} == front
     assert (folder / "figures/pareto.png").exists() and "Pareto" in done.stdout
     assert summary["best"]["trial"] == min(points, key=lambda name: points[name])
+    (folder / "pareto/99.yaml").write_text("of a trial that has left the front")
+    harness("sweep", "sweep.yaml", "--count", 4, "--sampler", "nsga2", cwd=tmp_path, check=0)
+    assert {path.stem for path in (folder / "pareto").iterdir()} == front
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from harness.config.settings import Config
 from harness.tracking.run_dir import claim_run_dir
 from harness.tracking.wandb import init
 from harness.tracking.wandb import report as wandb_report
-from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, Target, parse
+from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, Target, metric_of, parse
 from harness.tracking.wandb.panels import GRID_COLUMNS
 from harness.tracking.wandb.runs_report import runs_headline
 from harness.tracking.wandb.workspace import build_workspace, save_workspace
@@ -517,3 +517,14 @@ def test_without_wandb_workspaces_the_extra_is_named():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("TrackingError")
     assert "pip install 'vision-harness[reports]'" in done.stdout
+
+
+def test_of_several_metrics_of_a_sweep_the_first_decides_and_nonsense_is_none():
+    first = {"name": "best/val_acc", "goal": "maximize"}
+    assert (
+        metric_of({"metrics": [first, {"name": "val/loss"}]})
+        == metric_of({"metric": first})
+        == ("best/val_acc", "maximize")
+    )
+    for nonsense in ({}, {"metric": "x"}, {"metrics": 5}, {"metrics": [1]}):
+        assert metric_of(nonsense) == ("", "minimize")

@@ -167,13 +167,16 @@ class BackendTracker(Tracker):
         pending: list[MeasuredRow] = []
         tables: dict[str, Table | Curve] = {}
         for step, values in rows(record, self._log_every):
-            # The last row of an epoch may be sent in two parts; a final record has its step again.
+            # The last row of an epoch may be sent in two parts.
             is_begun = step == self._last_step and bool(self._last_keys)
-            if step > self._last_step or is_begun or record.kind == "final":
-                known = self._last_keys if is_begun and record.kind != "final" else set[str]()
-                pending.append(self._row(step, {key: values[key] for key in values if key not in known}))
-                tables |= {key: value for key, value in values.items() if isinstance(value, Table | Curve)}
-                tables |= {key: value.table for key, value in values.items() if isinstance(value, TableChart)}
+            if step > self._last_step or is_begun:
+                known = self._last_keys if is_begun else set[str]()
+                new = {key: value for key, value in values.items() if key not in known}
+                if new.keys() <= {TIMESTAMP}:
+                    continue
+                pending.append(self._row(step, new))
+                tables |= {key: value for key, value in new.items() if isinstance(value, Table | Curve)}
+                tables |= {key: value.table for key, value in new.items() if isinstance(value, TableChart)}
                 self._last_keys = (self._last_keys if step == self._last_step else set[str]()) | set(values)
                 self._last_step = max(step, self._last_step)
         if not pending:

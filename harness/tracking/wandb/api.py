@@ -145,7 +145,7 @@ def _target_of_folder(folder: Path) -> Target:
         tracked = [path for path in sorted(folder.glob("runs/*")) if known_run_id(path)]
         if not tracked:
             raise UsageError(f"no run of {folder} is in W&B; upload them with: harness sync {folder}/runs/*")
-        return _target_of_group(folder, tracked[0] / CONFIG, sweep=yaml_io.read_yaml(folder / SWEEP_COPY))
+        return _target_of_group(folder, tracked[0] / CONFIG, sweep=yaml_io.read_yaml(folder / SWEEP_COPY, aliases=True))
     run_id = known_run_id(folder)
     config = _config_of(folder, folder / CONFIG)
     if run_id is None:
@@ -250,25 +250,35 @@ def _group(api: Any, entity: str, target: Target) -> RunsFacts | SweepFacts:
     """
     path, group = f"{entity}/{target.project}", target.name
     if target.sweep is not None:
-        metric = target.sweep.get("metric") or {}
+        sweep = dict(target.sweep)
+        if not metric_of(sweep)[0]:  # as `harness sweep` reads a file without one
+            sweep["metric"] = {"name": "best/val_acc", "goal": "maximize"}
+        metric = metric_of(sweep)
         trials = _runs(api, path, {"group": group, "jobType": "trial"}, metric)
         best = _full(trials[0], entity, target.project) if len(trials) else None
         finals = _facts(_runs(api, path, {"group": group, "jobType": "final"}), entity, target.project)
-        name = str(target.sweep.get("name") or group)
+        name = str(sweep.get("name") or group)
         if best is not None or finals:
-            return SweepFacts(
-                entity, target.project, "", name, target.sweep, len(trials), best, group=group, finals=finals
-            )
+            return SweepFacts(entity, target.project, "", name, sweep, len(trials), best, group=group, finals=finals)
     elif runs := _facts(_runs(api, path, {"group": group}), entity, target.project):
         return RunsFacts(f"Group {group}", runs, group)
     remedy = f"upload its runs with: harness sync {target.folder}" if target.folder else f"give {FORMS}"
     raise UsageError(f"W&B has no run of the group {group!r} in {path}; {remedy}")
 
 
-def _runs(api: Any, path: str, filters: Mapping[str, Any], metric: Mapping[str, Any] | None = None) -> Any:
-    """Return runs lazily, the best by a sweep's metric first, or the oldest."""
-    sign = "-" if metric and metric.get("goal") == "maximize" else "+"
-    order = f"{sign}summary_metrics.{metric['name']}" if metric and metric.get("name") else "+created_at"
+def metric_of(sweep: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the metric of a sweep's configuration and its goal, of several the first; an empty metric where it has none."""
+    several = sweep.get("metrics")
+    metric = sweep.get("metric") or (several[0] if isinstance(several, list) and several else {})
+    if not isinstance(metric, Mapping):
+        return "", "minimize"
+    return str(metric.get("name", "")), str(metric.get("goal", "minimize"))
+
+
+def _runs(api: Any, path: str, filters: Mapping[str, Any], metric: tuple[str, str] = ("", "")) -> Any:
+    """Return runs lazily, the best by a sweep's metric and its goal first, or the oldest."""
+    name, goal = metric
+    order = f"{'-' if goal == 'maximize' else '+'}summary_metrics.{name}" if name else "+created_at"
     return api.runs(path, filters=dict(filters), order=order, per_page=MAX_RUNS)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import canonical_name
-from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, look_up, parse, wandb_api_errors
+from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, look_up, metric_of, parse, wandb_api_errors
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.panels import (
     grid_section,
@@ -186,12 +186,6 @@ def sweep_headline(sweep: SweepFacts) -> str:
         parameters = ", ".join(f"{name} {markdown(_config_value(sweep.best.config, name))}" for name in names)
         lines.append(f"Best: [{markdown(sweep.best.name)}]({sweep.best.url}) with {metric} {shown}: {parameters}.")
     return "\n\n".join(lines)
-
-
-def metric_of(sweep: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the metric of a sweep's configuration and its goal; an empty metric where it has none."""
-    metric = sweep.get("metric") or {}
-    return str(metric.get("name", "")), str(metric.get("goal", "minimize"))
 
 
 def swept_parameters(sweep: Mapping[str, Any]) -> dict[str, bool]:

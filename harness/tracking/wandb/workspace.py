@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, wandb_api_errors
+from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, metric_of, wandb_api_errors
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.panels import (
     joined_facts,
@@ -18,7 +18,7 @@ from harness.tracking.wandb.panels import (
     report_module,
     result_numbers,
 )
-from harness.tracking.wandb.report import look_up_all, metric_of, swept_parameters
+from harness.tracking.wandb.report import look_up_all, swept_parameters
 from harness.utils.errors import UsageError
 
 SETTINGS = ("model", "data", "epochs", "batch_size", "lr_max", "seed")  # pinned columns
