@@ -71,6 +71,7 @@ class StoredArtifact:
     files: dict[str, bytes] = field(default_factory=dict)
     committed: bool = False
     digest: str = ""
+    project: str = ""
     client_id: str = ""
     sequence_client_id: str = ""
 
@@ -95,6 +96,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.runs: dict[str, Run] = {}
         self.artifacts: dict[str, StoredArtifact] = {}
+        self.projects: list[str] = []  # of each request that made or changed a run
         self.stream_status = self.upload_status = 200
         self.seconds_per_mb = 0.0
         self.requests = 0
@@ -182,6 +184,7 @@ class Server(ThreadingHTTPServer):
         inserted = variables["name"] not in self.runs
         run = self.runs.setdefault(variables["name"], Run())
         run.config |= {key: part.get("value") for key, part in json.loads(variables.get("config") or "{}").items()}
+        self.projects.append(variables.get("project") or "")
         run.upserted |= {key: value for key, value in variables.items() if value is not None and key != "config"}
         run.sweep, run.name = variables.get("sweep") or run.sweep, variables.get("displayName") or run.name
         return {"bucket": self._bucket(variables["name"]), "inserted": inserted}
@@ -216,6 +219,7 @@ class Server(ThreadingHTTPServer):
                 artifact = StoredArtifact(
                     about["artifactCollectionName"], about["artifactTypeName"], about["runName"], aliases
                 )
+                artifact.project = about.get("projectName") or ""
                 artifact.digest, artifact.client_id = about["digest"], about.get("clientID") or ""
                 artifact.sequence_client_id = about.get("sequenceClientID") or ""
                 self.artifacts[artifact_id] = artifact

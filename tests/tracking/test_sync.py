@@ -75,6 +75,43 @@ def test_a_run_whose_values_wandb_refuses_is_uploaded_with_corrected_ones(killed
     assert next(iter(server.runs.values())).config["tags"] == ["short", "tags"]
 
 
+@pytest.fixture
+def half(killed, monkeypatch):
+    """The run `killed` with W&B's log of its first epoch and an artifact, made with names and labels of the shell's."""
+    own = {"PROJECT": "lab", "NAME": "chosen", "TAGS": "a,b", "RUN_GROUP": "g", "JOB_TYPE": "j", "NOTES": "n"}
+    with monkeypatch.context() as shell:
+        for name, value in own.items():
+            shell.setenv(f"WANDB_{name}", value)
+        config = Config(**json.loads((killed / "journal.jsonl").read_text().splitlines()[0])["config"])
+        tracker = init.start(config.replace(name=""), killed, run_name="killed", run_id="abcd1234")
+        tracker.record(epoch(1))
+        tracker.artifact(Artifact("notes", "notes", {"config.yaml": killed / "config.yaml"}))
+        tracker.finish("failed", 1)
+    return killed
+
+
+@pytest.mark.slow
+def test_a_completed_run_keeps_its_own_project_name_and_labels(half, server, monkeypatch):
+    for name in ("TAGS", "RUN_GROUP", "JOB_TYPE", "NOTES", "NAME", "HOST"):
+        monkeypatch.setenv(f"WANDB_{name}", "of the upload")
+    wandb_sync.sync(half, print)
+    assert server.steps == list(range(1, 13))
+    (run,) = server.runs.values()
+    assert run.name == "chosen"
+    said = run.upserted
+    assert server.projects[0] == "lab", "later requests have the project that the server has answered with"
+    assert (said["groupName"], said["jobType"], said["notes"]) == ("g", "j", "n")
+    assert sorted(said["tags"]) == ["a", "b"] and said["host"] != "of the upload"
+    assert {artifact.project for artifact in server.artifacts.values()} == {"lab"}
+
+
+@pytest.mark.slow
+def test_artifacts_go_where_their_run_is_uploaded(half, server):
+    wandb_sync.sync(half, print, corrections={"project": "other"})
+    assert server.projects[0] == "other"
+    assert {artifact.project for artifact in server.artifacts.values()} == {"other"}
+
+
 @pytest.mark.slow
 def test_settings_that_the_run_has_determined_are_those_of_the_uploaded_run(killed, server):
     journal = Journal.resume(killed, 12)

@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.config.settings import Config
 from harness.tracking.journal import JournalContents
+from harness.tracking.lineage import RUN_ALIAS
 from harness.tracking.records import Artifact, Record, Value
 from harness.tracking.run_files import DIFF
 from harness.tracking.wandb import init
@@ -33,6 +34,11 @@ NOT_RECORDED = {
     "WANDB_MODE": None,
     "WANDB_NAME": None,
     "WANDB_RUN_ID": None,
+    "WANDB_TAGS": None,
+    "WANDB_NOTES": None,
+    "WANDB_RUN_GROUP": None,
+    "WANDB_JOB_TYPE": None,
+    "WANDB_HOST": None,
 }
 
 
@@ -64,12 +70,21 @@ def _has_values(content: RunContent, record: Record) -> bool:
 def lacking_artifacts(
     journal: JournalContents, content: RunContent, committed: Collection[ArtifactKey]
 ) -> list[Artifact]:
-    """Return the artifacts of the journal that neither W&B nor its logs have."""
+    """Return the artifacts of the journal that neither W&B nor its logs have.
+
+    Versions of a model that were logged during training have the name of the final one, which alone has the run's alias.
+    """
     names = {name for name, _ in (*content.artifacts, *committed)}
+    final = {
+        name
+        for (name, _), record in {**content.lost, **content.artifacts}.items()
+        if any(alias.startswith(RUN_ALIAS) for alias in record.aliases)
+    }
     return [
         artifact
         for artifact in journal.artifacts
-        if artifact_name(artifact) not in names and all(path.is_file() for path in artifact.files.values())
+        if artifact_name(artifact) not in (final if artifact.kind == "model" and not artifact.is_input else names)
+        and all(path.is_file() for path in artifact.files.values())
     ]
 
 

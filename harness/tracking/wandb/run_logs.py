@@ -312,6 +312,14 @@ def _is_regular(path: Path) -> bool:
         return False
 
 
+def keep_identity(run: Any, own: Any) -> None:
+    """Give the record of a run the name, project and labels of another one, and those only."""
+    for name in ("project", "entity", "display_name", "notes", "job_type", "run_group", "host"):
+        setattr(run, name, getattr(own, name))
+    del run.tags[:]
+    run.tags.extend(own.tags)
+
+
 def select(
     content: RunContent,
     *,
@@ -346,7 +354,12 @@ def select(
     if files := [protobuf.FilesItem(path=name, type=_file_type(protobuf, name)) for name in files]:
         yield protobuf.Record(files=protobuf.FilesRecord(files=files))
     for key in artifacts:
-        yield protobuf.Record(artifact=content.artifacts[key])
+        artifact = protobuf.ArtifactRecord()
+        artifact.CopyFrom(content.artifacts[key])
+        for name in ("run_id", "project", "entity"):  # each artifact has its own, which is that of the log
+            if name in changes:
+                setattr(artifact, name, changes[name] or "")
+        yield protobuf.Record(artifact=artifact)
     steps = set(rows)
     for step, row in content.rows.items():
         yield from row.summaries

@@ -104,10 +104,9 @@ def sync(
         arrived = look_up_arrived(target["entity"], target["project"], run_id, content.artifact_types())
     content = _completed(config, folder, run_id, journal, content, arrived, notify)
     _add_journal_facts(content, journal, corrections or {})
-    changes = _target(config, content, corrections or {}, run_id)
     before = arrived
     sent, arrived = _upload_missing(
-        content, folder, changes, arrived, bool(corrections), timeout or config.finish_timeout
+        content, folder, target, arrived, bool(corrections), timeout or config.finish_timeout
     )
     if link or arrived.artifacts != before.artifacts:
         with wandb_api_errors():
@@ -136,8 +135,12 @@ def _complete_model(api: Any, project: str, journal: JournalContents, content: R
     name = artifact_name(models[-1])
     records = [record for (known, _), record in {**content.lost, **content.artifacts}.items() if known == name]
     aliases = [alias for record in records for alias in record.aliases if alias.startswith(RUN_ALIAS)]
+    if not aliases:
+        if link:
+            raise TrackingError(f"the run is uploaded, but not the model of its result, so nothing is linked to {link}")
+        return
     try:
-        complete_model(api, f"{project}/{name}:{aliases[-1] if aliases else 'latest'}", models[-1], link)
+        complete_model(api, f"{project}/{name}:{aliases[-1]}", models[-1], link)
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         if link:
             raise TrackingError(
@@ -209,8 +212,11 @@ def _completed(
     artifacts = from_journal.lacking_artifacts(journal, content, committed)
     if not records and not artifacts and content.run is not None:
         return content
+    own = content.run
     from_journal.add_log(config, folder, run_id, journal, records, artifacts, notify)
     content = run_logs.load(folder)
+    if own is not None:
+        run_logs.keep_identity(content.run, own)
     content.choose_rows(committed, arrived.last_step)
     return content
 
