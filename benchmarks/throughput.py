@@ -48,7 +48,7 @@ class FirstBatches:
 
     def __init__(self, batches: Any, warm: int, steps: int, clock: Clock) -> None:
         self.batches, self.warm, self.steps, self.clock = batches, warm, warm + steps, clock
-        self.images = self.steps * batches.size(0)
+        self.images = self.num_images = self.steps * batches.size(0)
 
     def size(self, batch: int) -> int:
         return int(self.batches.size(0))

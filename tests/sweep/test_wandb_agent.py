@@ -197,7 +197,7 @@ def test_a_range_test_that_an_agent_starts_has_the_drawn_values(sweep, tmp_path)
     config = yaml_io.read_yaml(tmp_path / "runs/run1/config.yaml")
     assert (config["batch_size"], config["nesterov"], config["job_type"]) == (32, False, "find")
     assert sweep.runs["run1"].config["batch_size"] == 32
-    assert "find/acc/table" in sweep.runs["run1"].summary
+    assert "find/steps" in sweep.runs["run1"].summary
 
 
 @pytest.mark.slow

@@ -65,7 +65,10 @@ def write_page(paths: Path | str | Sequence[Path | str], out: Path | str | None 
     """
     folders = [Path(path).expanduser() for path in ([paths] if isinstance(paths, Path | str) else paths)]
     # A shell's `*` names both the directory of several seeds and their runs.
-    runs = list({member.resolve(): member for path in folders for member in members(path)}.values())
+    named: dict[Path, Path] = {}
+    for member in (member for path in folders for member in members(path)):
+        named.setdefault(member.resolve(), member)
+    runs = list(named.values())
     for path in runs:
         check_folder(path)
     sweeps = [path for path in runs if is_sweep(path) and not is_run(path)]

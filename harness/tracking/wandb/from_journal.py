@@ -77,8 +77,9 @@ def lacking_artifacts(
     names = {name for name, _ in (*content.artifacts, *committed)}
     final = {
         name
-        for (name, _), record in {**content.lost, **content.artifacts}.items()
-        if any(alias.startswith(RUN_ALIAS) for alias in record.aliases)
+        for (name, digest), record in {**content.lost, **content.artifacts}.items()
+        if ((name, digest) in content.artifacts or (name, digest) in committed)
+        and any(alias.startswith(RUN_ALIAS) for alias in record.aliases)
     }
     return [
         artifact
