@@ -299,7 +299,7 @@ def test_a_run_whose_agent_is_stopped_saves_and_is_resumed_under_its_id(sweep, t
             target, name = entry.split()
             os.kill(process.pid if target == "agent" else pid, getattr(signal, name))
             time.sleep(2 if len(signals) > 1 and not options else 0)
-        wait_until(lambda: not is_alive(pid), seconds=30)
+        wait_until(lambda: not is_alive(pid), seconds=90)
         print(f"{signals} {options}: the run had ended after {time.monotonic() - began:.1f} s")
         if signals[-1].startswith("agent"):
             output_of(process, 30)
