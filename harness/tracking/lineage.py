@@ -18,6 +18,7 @@ from harness.tracking.wandb.client import in_sweep
 from harness.tracking.wandb.session import known_run_id
 from harness.utils.errors import DataError
 from harness.utils.files import write_json
+from harness.utils.plain import sub_mapping
 
 LogModel: TypeAlias = Literal["end", "best", "never"]
 
@@ -173,7 +174,7 @@ def model_of_run(folder: Path) -> Artifact | None:
     models = [artifact for artifact in journal.artifacts if artifact.kind == "model" and not artifact.is_input]
     if not models or not all(path.is_file() for path in models[-1].files.values()):
         return None
-    config = journal.header.get("config") or {}
+    config = sub_mapping(journal.header, "config")
     path = [config.get("entity"), config.get("project"), f"{models[-1].name}:{run_alias(str(run_id))}"]
     version = "/".join(str(part) for part in path if part)
     return dataclasses.replace(models[-1], aliases=(), is_input=True, version=version)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.config.settings import Config
 from harness.tracking.journal import JournalContents
-from harness.tracking.lineage import RUN_ALIAS
 from harness.tracking.records import Artifact, Record, Value
 from harness.tracking.run_files import DIFF
 from harness.tracking.wandb import init
 from harness.tracking.wandb.client import changed_environment
 from harness.tracking.wandb.offline_log import encode_log, name_of, read_log
 from harness.tracking.wandb.rows import rows
-from harness.tracking.wandb.run_logs import ArtifactKey, Row, RunContent, log_files
+from harness.tracking.wandb.run_logs import ArtifactKey, Row, RunContent, json_number, log_files
 from harness.tracking.wandb.tracker import WandbTracker
 from harness.tracking.wandb.values import artifact_name
+from harness.tracking.wandb.variables import OF_ANOTHER_RUN
 from harness.utils.files import write_atomically
 from harness.utils.plain import json_text, number, sub_mapping
 
@@ -31,15 +29,12 @@ NOT_RECORDED = {
     "WANDB_DISABLE_GIT": "true",
     "WANDB_CONSOLE": "off",
     "WANDB_SAVE_CODE": None,
-    "WANDB_MODE": None,
-    "WANDB_NAME": None,
-    "WANDB_RUN_ID": None,
-    "WANDB_TAGS": None,
-    "WANDB_NOTES": None,
-    "WANDB_RUN_GROUP": None,
-    "WANDB_JOB_TYPE": None,
-    "WANDB_HOST": None,
+    **dict.fromkeys(OF_ANOTHER_RUN),
 }
+# The fields of W&B's record of a run that say whose and which it is.
+IDENTITY = ("project", "entity", "display_name", "job_type", "run_group", "tags", "notes", "host", "sweep_id")
+MAX_TIME = 253_402_300_800.0  # seconds since 1970: the year 10000, the first that W&B's protocol cannot express
+MAX_COUNT = 2**31 - 1
 
 
 def lacking_rows(config: Config, journal: JournalContents, content: RunContent) -> list[tuple[Record, set[int]]]:
@@ -72,27 +67,51 @@ def lacking_artifacts(
 ) -> list[Artifact]:
     """Return the artifacts of the journal that neither W&B nor its logs have.
 
-    Versions of a model that were logged during training have the name of the final one, which alone has the run's alias.
+    Interim versions have the name of the model of the result, which is another artifact.
     """
     names = {name for name, _ in (*content.artifacts, *committed)}
-    final = {
-        name
-        for (name, digest), record in {**content.lost, **content.artifacts}.items()
-        if ((name, digest) in content.artifacts or (name, digest) in committed)
-        and any(alias.startswith(RUN_ALIAS) for alias in record.aliases)
-    }
+    results = content.results(committed)
     return [
         artifact
         for artifact in journal.artifacts
-        if artifact_name(artifact) not in (final if artifact.kind == "model" and not artifact.is_input else names)
+        if artifact_name(artifact) not in (results if artifact.kind == "model" and not artifact.is_input else names)
         and all(path.is_file() for path in artifact.files.values())
     ]
+
+
+def run_identity(config: Config, folder: Path, target: Mapping[str, Any], known: Any) -> Any:
+    """Return a record of the run with its id and the fields of `IDENTITY`: as in its own logs, else by its settings.
+
+    Args:
+        target: project, entity and run id under which it is uploaded.
+        known: the record in its logs; None where there is none.
+    """
+    from wandb.proto import wandb_internal_pb2 as protobuf
+
+    run = protobuf.RunRecord(run_id=target["run_id"])
+    if known is None:
+        run.project, run.entity = target["project"], target["entity"] or ""
+        run.display_name, run.run_group = config.name or folder.name, config.group
+        run.job_type, run.notes = config.job_type, config.notes
+        run.tags.extend(config.tags)
+    else:
+        _copy_identity(known, run)
+    return run
+
+
+def _copy_identity(source: Any, run: Any) -> None:
+    for name in IDENTITY:
+        run.ClearField(name)
+        if name == "tags":
+            run.tags.extend(source.tags)
+        else:
+            setattr(run, name, getattr(source, name))
 
 
 def add_log(
     config: Config,
     folder: Path,
-    run_id: str,
+    identity: Any,
     journal: JournalContents,
     records: Iterable[tuple[Record, set[int]]],
     artifacts: Iterable[Artifact],
@@ -101,6 +120,7 @@ def add_log(
     """Write rows and artifacts as a further offline run directory.
 
     Args:
+        identity: by `run_identity`; the log changes nothing of it.
         records: each with the steps of the rows to write; in increasing order.
     """
     before = set(log_files(folder))
@@ -109,8 +129,8 @@ def add_log(
         tracker = init.start(
             config.replace(wandb="offline"),
             folder,
-            run_name=config.name or folder.name,
-            run_id=run_id,
+            run_name=identity.display_name or folder.name,
+            run_id=identity.run_id,
             extra={**facts, **journal.settings},
             first_step=0,
             link="",
@@ -128,23 +148,21 @@ def add_log(
         finally:
             tracker.finish(journal.status or "failed", 1 if journal.exit_code is None else journal.exit_code)
     for log in set(log_files(folder)) - before:
-        _describe(log, sub_mapping(journal.header, "process"))
+        _describe(log, sub_mapping(journal.header, "process"), identity)
 
 
-def _describe(log: Path, process: Mapping[str, Any]) -> None:
+def _describe(log: Path, process: Mapping[str, Any], identity: Any) -> None:
     """Put the facts of the run's own process in place of those of this one: host, command, start, seconds of each row."""
     from wandb.proto import wandb_internal_pb2 as protobuf
 
     records = list(read_log(log))
-    times = [Row(record.history, []).time() for record in records if record.HasField("history")]
-    started = number(process.get("started"))
-    if not math.isfinite(started):
-        started = min(times, default=0.0)
+    times = [_time(Row(record.history, []).time()) for record in records if record.HasField("history")]
+    started = _time(process.get("started")) or min(times, default=0.0)
     changed = []
     for record in records:
         kind = record.WhichOneof("record_type")
         if kind == "run":
-            _describe_run(record.run, process, started)
+            _describe_run(record.run, process, started, identity)
         elif kind == "history":
             _set_runtime(record.history.item, started)
         elif kind == "summary":
@@ -159,7 +177,7 @@ def _describe(log: Path, process: Mapping[str, Any]) -> None:
 
 def _set_runtime(items: Iterable[Any], started: float, time: float = 0.0) -> None:
     """Set the seconds since the start, by the time that a row has; `time` where there is none."""
-    times = [float(json.loads(item.value_json)) for item in items if name_of(item) == "_timestamp"]
+    times = [_time(json_number(item.value_json)) for item in items if name_of(item) == "_timestamp"]
     seconds = max(0.0, round(max(times, default=time) - started, 3))
     for item in items:
         if name_of(item) == "_runtime":
@@ -168,12 +186,24 @@ def _set_runtime(items: Iterable[Any], started: float, time: float = 0.0) -> Non
             item.value_json = json_text(int(seconds))
 
 
-def _describe_run(run: Any, process: Mapping[str, Any], started: float) -> None:
+def _time(value: Any) -> float:
+    """Return seconds since 1970; 0 where a value is none that W&B's protocol can express."""
+    seconds = number(value)
+    return seconds if 0 < seconds < MAX_TIME else 0.0
+
+
+def _text(value: Any) -> str:
+    """Return a text in characters that W&B's protocol can express; empty where a value is none."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else ""
+
+
+def _describe_run(run: Any, process: Mapping[str, Any], started: float, identity: Any) -> None:
     git = sub_mapping(process, "git")
-    run.host = str(process.get("host", ""))
+    _copy_identity(identity, run)
+    run.host = identity.host or _text(process.get("host"))
     run.ClearField("git")
-    for name, value in (("commit", git.get("commit")), ("remote_url", git.get("remote"))):
-        if isinstance(value, str) and value:
+    for name, value in (("commit", _text(git.get("commit"))), ("remote_url", _text(git.get("remote")))):
+        if value:
             setattr(run.git, name, value)
     if started:
         run.start_time.FromMicroseconds(int(started * 1e6))
@@ -183,17 +213,18 @@ def _environment(protobuf: Any, process: Mapping[str, Any], started: float) -> A
     """Return the environment of the run's process as W&B describes it."""
     environment = protobuf.EnvironmentRecord()
     for name in ("os", "python", "program", "root", "host", "executable"):
-        if isinstance(process.get(name), str):
-            setattr(environment, name, process[name])
+        if text := _text(process.get(name)):
+            setattr(environment, name, text)
     if isinstance(process.get("args"), list):
-        environment.args.extend(str(argument) for argument in process["args"])
-    if isinstance(process.get("cpu_count"), int):
-        environment.cpu_count = process["cpu_count"]
+        environment.args.extend(_text(str(argument)) for argument in process["args"])
+    count = process.get("cpu_count")
+    if isinstance(count, int) and 0 < count <= MAX_COUNT:
+        environment.cpu_count = count
     git = sub_mapping(process, "git")
-    if git.get("commit"):
-        environment.git.commit = str(git["commit"])
-    if git.get("remote"):
-        environment.git.remote_url = str(git["remote"])
+    if commit := _text(git.get("commit")):
+        environment.git.commit = commit
+    if remote := _text(git.get("remote")):
+        environment.git.remote_url = remote
     if started:
         environment.started_at.FromMicroseconds(int(started * 1e6))
     return environment

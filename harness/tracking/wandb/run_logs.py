@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.tracking.lineage import RUN_ALIAS
 from harness.tracking.wandb.offline_log import name_of, read_log, step_of
 from harness.utils.files import is_plain_path, link_inside
 from harness.utils.plain import json_text
@@ -106,6 +107,20 @@ class RunContent:
         """Return the type of each artifact, those whose files are gone included."""
         return {key: str(artifact.type) for key, artifact in {**self.lost, **self.artifacts}.items()}
 
+    def results(self, committed: Collection[ArtifactKey]) -> dict[str, Any]:
+        """Return name -> record of each model of the result that W&B has or that can be sent; no interim version."""
+        kept = {key: artifact for key, artifact in self.lost.items() if key in committed}
+        return {name: artifact for (name, _), artifact in {**kept, **self.artifacts}.items() if is_result(artifact)}
+
+    def replaced_tables(self) -> set[str]:
+        """Return the client ids of tables that no row leads to any more: each of their rows was made anew."""
+        used = {each for row in self.rows.values() for each in row.tables()}
+        former: dict[str, set[int]] = {}
+        for step, rows in self.candidates.items():
+            for each in {each for row in rows for each in row.tables()}:
+                former.setdefault(each, set()).add(step)
+        return {each for each, steps in former.items() if each not in used and steps <= self.rows.keys()}
+
     def files_of(self, key: ArtifactKey) -> list[Path]:
         """Return the files of an artifact that are uploaded."""
         if key in self.manifests:
@@ -119,6 +134,11 @@ class RunContent:
         paths = [self.files[name] for name in files]
         paths += [path for key in artifacts for path in self.files_of(key)]
         return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def is_result(artifact: Any) -> bool:
+    """Return whether the record of an artifact is that of the run's result, whose alias names the run."""
+    return any(alias.startswith(RUN_ALIAS) for alias in artifact.aliases)
 
 
 def json_number(text: str | None) -> float:
@@ -245,6 +265,9 @@ class _Reader:
         kept = type(artifact)()
         kept.CopyFrom(artifact)
         key = (str(kept.name), str(kept.digest))
+        former = self.content.artifacts.get(key)
+        if former is not None and is_result(former) and not is_result(kept):
+            return  # of an epoch that has become the result: W&B has one version of equal content
         kind = self.content.artifacts if self._find_files(key, kept.manifest) else self.content.lost
         kind[key] = kept
 
@@ -312,14 +335,6 @@ def _is_regular(path: Path) -> bool:
         return False
 
 
-def keep_identity(run: Any, own: Any) -> None:
-    """Give the record of a run the name, project and labels of another one, and those only."""
-    for name in ("project", "entity", "display_name", "notes", "job_type", "run_group", "host"):
-        setattr(run, name, getattr(own, name))
-    del run.tags[:]
-    run.tags.extend(own.tags)
-
-
 def select(
     content: RunContent,
     *,
@@ -334,7 +349,8 @@ def select(
     Args:
         rows: the steps to upload.
         after: seconds since 1970; system metrics and console lines before it are in W&B.
-        changes: fields of the run's record to replace; an empty list removes all tags.
+        changes: fields of the run's record to replace; an empty list removes all tags. Its artifacts follow it: each
+            names its run, project and entity as well.
     """
     from wandb.proto import wandb_internal_pb2 as protobuf
 
@@ -356,9 +372,7 @@ def select(
     for key in artifacts:
         artifact = protobuf.ArtifactRecord()
         artifact.CopyFrom(content.artifacts[key])
-        for name in ("run_id", "project", "entity"):  # each artifact has its own, which is that of the log
-            if name in changes:
-                setattr(artifact, name, changes[name] or "")
+        artifact.run_id, artifact.project, artifact.entity = run.run_id, run.project, run.entity
         yield protobuf.Record(artifact=artifact)
     steps = set(rows)
     for step, row in content.rows.items():

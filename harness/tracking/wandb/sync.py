@@ -27,7 +27,7 @@ from harness.tracking.wandb.arrived import Arrived, look_up_arrived
 from harness.tracking.wandb.artifacts import complete_model
 from harness.tracking.wandb.client import missing_service, reason
 from harness.tracking.wandb.limits import check_link, check_wandb_values
-from harness.tracking.wandb.run_logs import ArtifactKey, RunContent
+from harness.tracking.wandb.run_logs import ArtifactKey, RunContent, is_result
 from harness.tracking.wandb.upload import upload
 from harness.tracking.wandb.values import artifact_name
 from harness.utils.checksums import SUMS
@@ -102,7 +102,7 @@ def sync(
     with wandb_api_errors():
         target = _target(config, content, corrections or {}, run_id)
         arrived = look_up_arrived(target["entity"], target["project"], run_id, content.artifact_types())
-    content = _completed(config, folder, run_id, journal, content, arrived, notify)
+    content = _completed(config, folder, target, journal, content, arrived, notify)
     _add_journal_facts(content, journal, corrections or {})
     before = arrived
     sent, arrived = _upload_missing(
@@ -110,7 +110,7 @@ def sync(
     )
     if link or arrived.artifacts != before.artifacts:
         with wandb_api_errors():
-            _complete_model(wandb.Api(timeout=10), arrived.path.rpartition("/")[0], journal, content, link)
+            _complete_model(wandb.Api(timeout=10), arrived, journal, content, link)
     session.note_sent(folder / "wandb", run_id, max(content.rows, default=-1))
     # In a run of an earlier version the values of the final record are in the row of its own step.
     steps = [
@@ -123,7 +123,7 @@ def sync(
     )
 
 
-def _complete_model(api: Any, project: str, journal: JournalContents, content: RunContent, link: str) -> None:
+def _complete_model(api: Any, arrived: Arrived, journal: JournalContents, content: RunContent, link: str) -> None:
     """Give the model of the run the alias `best` if it leads its collection, and link it where that was requested.
 
     Raises:
@@ -133,14 +133,16 @@ def _complete_model(api: Any, project: str, journal: JournalContents, content: R
     if not models:
         return
     name = artifact_name(models[-1])
-    records = [record for (known, _), record in {**content.lost, **content.artifacts}.items() if known == name]
-    aliases = [alias for record in records for alias in record.aliases if alias.startswith(RUN_ALIAS)]
-    if not aliases:
+    # Not the version that is the latest of its collection: that may be an interim one, or another run's.
+    result = content.results(content.lost.keys() if arrived.artifacts is None else arrived.artifacts).get(name)
+    if result is None:
         if link:
-            raise TrackingError(f"the run is uploaded, but not the model of its result, so nothing is linked to {link}")
+            raise TrackingError(f"the run is uploaded, but its model is not linked to {link}: W&B lacks the model")
         return
+    alias = next(alias for alias in reversed(result.aliases) if alias.startswith(RUN_ALIAS))
+    project = arrived.path.rpartition("/")[0]
     try:
-        complete_model(api, f"{project}/{name}:{aliases[-1]}", models[-1], link)
+        complete_model(api, f"{project}/{name}:{alias}", models[-1], link)
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         if link:
             raise TrackingError(
@@ -199,7 +201,7 @@ def _target(config: Config, content: RunContent, corrections: Mapping[str, Any],
 def _completed(
     config: Config,
     folder: Path,
-    run_id: str,
+    target: Mapping[str, Any],
     journal: JournalContents,
     content: RunContent,
     arrived: Arrived,
@@ -212,11 +214,9 @@ def _completed(
     artifacts = from_journal.lacking_artifacts(journal, content, committed)
     if not records and not artifacts and content.run is not None:
         return content
-    own = content.run
-    from_journal.add_log(config, folder, run_id, journal, records, artifacts, notify)
+    identity = from_journal.run_identity(config, folder, target, content.run)
+    from_journal.add_log(config, folder, identity, journal, records, artifacts, notify)
     content = run_logs.load(folder)
-    if own is not None:
-        run_logs.keep_identity(content.run, own)
     content.choose_rows(committed, arrived.last_step)
     return content
 
@@ -277,7 +277,13 @@ def _lost(content: RunContent, arrived: Arrived) -> list[str]:
     if arrived.artifacts is None:
         return []
     names = {name for name, _ in (*content.artifacts, *arrived.artifacts)}
-    return [name for name, _ in content.lost if name not in names]
+    results, replaced = content.results(arrived.artifacts), content.replaced_tables()
+    return [
+        name
+        for (name, _), artifact in content.lost.items()
+        if name not in (results if artifact.type == "model" and is_result(artifact) else names)
+        and artifact.client_id not in replaced
+    ]
 
 
 def _upload_missing(

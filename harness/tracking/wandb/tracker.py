@@ -173,9 +173,9 @@ class WandbTracker(Tracker):
         self._submit(lambda: self._attempt(lambda run: run.alert(title=title, text=text, level="WARN")))
 
     def console(self, text: str) -> None:
-        """Add lines to the run's console log in W&B, unless W&B captures the console itself."""
+        """Add lines to the run's console log in W&B, unless W&B captures the console itself, as it does in a run of the user's code."""
         worker = self._worker
-        if worker is None or "console" not in own_defaults():
+        if worker is None or self._session.is_borrowed or "console" not in own_defaults():
             return
         with contextlib.suppress(RuntimeError):  # it is being closed; messages come from other threads as well
             worker.submit(lambda: self._attempt(lambda run: run.write_logs(text)))

@@ -17,15 +17,11 @@ from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.finishing import patience
 from harness.tracking.wandb.offline_log import encode_log
 from harness.tracking.wandb.run_logs import ArtifactKey, RunContent, select
-from harness.tracking.wandb.variables import environment_changes
+from harness.tracking.wandb.variables import OF_ANOTHER_RUN, environment_changes
 from harness.utils.plain import json_text
 
-# They describe the run of the process that has them, not the one that is uploaded.
-OF_ANOTHER_RUN = (
-    "WANDB_MODE", "WANDB_RUN_ID", "WANDB_NAME", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE",
-    "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_HOST",
-    "WANDB_SILENT", "WANDB_QUIET", "WANDB_SERVICE", "WANDB_RUN_DIR",
-)  # fmt: skip
+# What W&B's command does not get: what describes another run, and this process's own output and service.
+NOT_PASSED = (*OF_ANOTHER_RUN, "WANDB_SILENT", "WANDB_QUIET", "WANDB_SERVICE", "WANDB_RUN_DIR")
 
 
 def upload(
@@ -83,9 +79,9 @@ def _placed(content: RunContent, folder: Path, files: Iterable[str]) -> Iterator
 
 
 def _wandb_sync(log: Path, content: RunContent, seconds: float) -> str:
-    environment = {name: value for name, value in os.environ.items() if name not in OF_ANOTHER_RUN}
+    environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED}
     for name, value in environment_changes().items():
-        if name not in OF_ANOTHER_RUN and value is None:
+        if name not in NOT_PASSED and value is None:
             environment.pop(name, None)
     environment |= {"WANDB_DIR": str(log.parent), "PYTHONSAFEPATH": "1"}
     program = content.environment.program if content.environment is not None else ""

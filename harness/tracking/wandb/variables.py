@@ -39,6 +39,11 @@ NOT_USED = {
 }
 REMOVED = ("WANDB_RESUME_FROM", "WANDB_FORK_FROM", "WANDB_CONFIG_PATHS")  # W&B's client would follow them
 SET_BY_AGENT = ("WANDB_DIR",)
+# They describe the run of the process that has them, not one that this process uploads.
+OF_ANOTHER_RUN = (
+    "WANDB_MODE", "WANDB_RUN_ID", "WANDB_NAME", "WANDB_NOTES", "WANDB_TAGS", "WANDB_RUN_GROUP", "WANDB_JOB_TYPE",
+    "WANDB_PROJECT", "WANDB_ENTITY", "WANDB_SWEEP_ID", "WANDB_SWEEP_PARAM_PATH", "WANDB_RESUME", "WANDB_HOST",
+)  # fmt: skip
 
 
 def unused_lines() -> list[str]:
