@@ -207,14 +207,18 @@ def in_memory(name: SplitName, pixels: np.ndarray, labels: np.ndarray, ids: Sequ
 
 
 def with_classes(
-    split: Split, names: Sequence[str] | None, classes: Sequence[str], data: str, owner: str = "the training images"
+    split: Split,
+    names: Sequence[str] | None,
+    classes: Sequence[str],
+    data: str,
+    lack: str = "the training images do not have",
 ) -> Split:
     """Return the split with its labels as indices into `classes`, matched by name.
 
     Args:
         names: the split's own classes, in the order of its labels; None where they are `classes`.
         data: the data set that an error message names.
-        owner: what has `classes`, for an error message.
+        lack: the end of the sentence on a class that is not one of `classes`.
 
     Raises:
         DataError: the split has a class that `classes` does not have, or labels beyond its classes.
@@ -229,9 +233,7 @@ def with_classes(
     index = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
     places = [index.get(unicodedata.normalize("NFC", name)) for name in names]
     if unknown := [names[label] for label in np.unique(split.labels) if places[label] is None]:
-        raise DataError(
-            f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which {owner} {'do' if owner.endswith('s') else 'does'} not have"
-        )
+        raise DataError(f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which {lack}")
     labels = np.array([place or 0 for place in places], dtype=np.int64)[split.labels]
     if split.pixels is not None:
         return in_memory(split.name, split.pixels, labels, split.ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import importlib.util
 import logging
@@ -98,21 +97,24 @@ def load_evaluation_data(
     source = _read(config, is_for_training=False)
     for note in source.notes:
         log.warning("%s", note)
+    whole = tuple(source.splits.get(name) for name in SPLIT_NAMES)
+    used, digest = whole, ""
     if "train" in source.splits:
-        divided = None
-        with contextlib.suppress(UsageError):  # other data, which the run's fractions do not fit
-            divided = _divide(config, source)
-        if divided is not None and (divide or fingerprint(source.classes, divided) == own_fingerprint):
-            source.splits = {split.name: split for split in divided if split is not None}
-        elif divide:
-            _divide(config, source)  # raises
-    own = fingerprint(source.classes, [source.splits.get(name) for name in SPLIT_NAMES])
-    owner = "the model"
+        try:
+            used = _divide(config, source)
+            digest = fingerprint(source.classes, used)
+        except UsageError:  # other data, which the run's fractions do not fit
+            if divide:
+                raise
+    if not digest or not (divide or digest == own_fingerprint):
+        used, digest = whole, fingerprint(source.classes, whole)
+    data = config.data_dir or config.data
     splits = {
-        name: with_classes(split, source.classes, classes, config.data_dir or config.data, owner)
-        for name, split in source.splits.items()
+        split.name: with_classes(split, source.classes, classes, data, "the model does not have")
+        for split in used
+        if split is not None
     }
-    return EvaluationData(splits, tuple(source.classes), own, own == own_fingerprint)
+    return EvaluationData(splits, tuple(source.classes), digest, digest == own_fingerprint)
 
 
 @dataclass

@@ -69,4 +69,4 @@ class ModelLog:
         folder = self.directory.checkpoints
         names = (WEIGHTS, "model.json", "config.json", "README.md", factory.CLASS_MAP)
         files = {name: folder / name for name in names if (folder / name).exists()}
-        return {**files, "config.yaml": self.directory.path / run_dir.CONFIG}
+        return {**files, run_dir.CONFIG: self.directory.path / run_dir.CONFIG}

@@ -17,6 +17,7 @@ from harness.sweep.distributions import as_text
 from harness.sweep.selection import TrialRecord, hypervolume, pareto_front, reference_point, seed_groups
 from harness.sweep.spec import SweepSpec
 from harness.tracking.journal import follow_journal
+from harness.tracking.run_files import SWEEP_COPY
 from harness.utils.files import read_json, write_json
 from harness.utils.plain import number
 from harness.utils.text import printable, write_csv
@@ -24,7 +25,7 @@ from harness.utils.text import printable, write_csv
 if TYPE_CHECKING:
     from harness.runs.seeds import SeedsResult
 
-TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", "sweep.yaml"
+TRIALS, BEST, SUMMARY, FIGURES, RUNS, COPY = "trials.csv", "best.yaml", "sweep.json", "figures", "runs", SWEEP_COPY
 TIMES, PARETO = "times.json", "pareto"
 # Settings of a single run, which `best.yaml` leaves out.
 PER_RUN_SETTINGS = (

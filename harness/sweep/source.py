@@ -154,8 +154,6 @@ def _function(module: Any, block: SchedulerBlock, name: str) -> Callable[..., An
 def _call(function: Callable[..., Any], argument: Any) -> Any:
     try:
         return function(argument)
-    except optuna.exceptions.TrialPruned:
-        raise
     except Exception as error:
         name = getattr(function, "__name__", "the function")
         raise HarnessError(f"scheduler: {name!r} failed: {type(error).__name__}: {first_line(error)}") from error

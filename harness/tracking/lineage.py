@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -19,6 +18,7 @@ from harness.tracking.wandb.session import known_run_id
 from harness.utils.errors import DataError
 from harness.utils.files import write_json
 from harness.utils.plain import sub_mapping
+from harness.utils.text import dashed
 
 LogModel: TypeAlias = Literal["end", "best", "never"]
 
@@ -39,7 +39,7 @@ def log_model_mode(config: Config) -> LogModel:
 
 def collection_name(*parts: str) -> str:
     """Return the name of a collection in characters that W&B takes, its parts joined with dashes."""
-    return re.sub(r"[^\w.-]+", "-", "-".join(parts), flags=re.ASCII).strip("-")[:MAX_NAME]
+    return dashed("-".join(parts)).strip("-")[:MAX_NAME]
 
 
 def dataset_name(config: Config) -> str:

@@ -21,6 +21,7 @@ from harness.utils.files import free_space, open_regular
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
 DATASET = "dataset.json"  # the data set's fingerprint and classes
 SEEDS = "seeds.json"  # in the directory of several seeds
+SWEEP_COPY = "sweep.yaml"  # in the directory of a sweep, its file
 SEEDS_RECIPE = "recipe.yaml"  # beside it
 LOCK = ".lock"
 JOURNAL, WANDB, EVALUATION = "journal.jsonl", "wandb", "evaluation-"
@@ -35,7 +36,7 @@ WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log"
 OWN_FILES = (
     LOCK, STATUS, SUMMARY, CONFIG, DATASET, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html", CONSOLE, DIFF,
     "predictions.csv", "per_class.csv", "lr_finder.json", "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
-    "sweep.yaml", "best.yaml", "times.json", "SHA256SUMS", DATABASE, *(f"{DATABASE}-{end}" for end in ("journal", "wal", "shm")),
+    SWEEP_COPY, "best.yaml", "times.json", "SHA256SUMS", DATABASE, *(f"{DATABASE}-{end}" for end in ("journal", "wal", "shm")),
 )  # fmt: skip
 
 

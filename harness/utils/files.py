@@ -116,6 +116,22 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_atomically(path, json_bytes(value))
 
 
+def note_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replace a JSON file without waiting for the disk, which takes its time; where that fails the file stays as it was.
+
+    For what is written after every epoch and may be lost, since the disk may be full and training continues.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "xb") as file:  # a new file: what lies there may be a link
+            file.write(json_bytes(value))
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def json_bytes(value: Mapping[str, Any]) -> bytes:
     """Return the content of a JSON file. The bytes of a name that is no Unicode are written as escapes."""
     return (json_text(value, indent=2) + "\n").encode("utf-8", "backslashreplace")

@@ -29,6 +29,11 @@ def escape_unprintable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def dashed(name: str) -> str:
+    """Return a name with one dash for each run of characters other than ASCII letters, digits, `_`, `.` and `-`."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)
+
+
 def safe_file_name(name: str, default: str) -> str:
     """Return a name with letters, digits, `.`, `_` and `-` only, at most 80 of them and not hidden; `default` for nothing."""
     safe = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in name)

@@ -48,7 +48,7 @@ def read_wandb(folder: Path, project: str) -> TrackedContent:
     for run in wandb_files.offline_runs(folder):
         content.config |= _flat(run.config)
         content.summary |= {key: value for key, value in run.summary.items() if not isinstance(value, dict)}
-        for row in map(_joined, run.rows):
+        for row in (wandb_files.joined(row.items()) for row in run.rows):
             for key, value in row.items():
                 if isinstance(value, dict) and value.get("_type") == "image-file":
                     file = run.folder / "files" / value["path"]
@@ -65,18 +65,6 @@ def read_wandb(folder: Path, project: str) -> TrackedContent:
             content.files |= {name: Path(path).read_bytes() for name, path in artifact["files"].items()}
         content.state = {0: "finished"}.get(run.exit_code, "failed")
     return content
-
-
-def _joined(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row in which the parts of an image or table, `key.part` in the log, are a mapping."""
-    values: dict[str, Any] = {}
-    for key, value in row.items():
-        name, _, part = key.rpartition(".")
-        if name:
-            values.setdefault(name, {})[part] = value
-        else:
-            values[key] = value
-    return values
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

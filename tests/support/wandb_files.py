@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,18 @@ class OfflineRun:
 def offline_runs(run_folder: Path) -> list[OfflineRun]:
     """Return the offline run directories under `run_folder`/wandb, oldest first."""
     return [load(folder) for folder in sorted((run_folder / "wandb").glob("offline-run-*"))]
+
+
+def joined(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Return key -> value, where the log has the parts of an image or table under `key.part`."""
+    values: dict[str, Any] = {}
+    for key, value in items:
+        name, _, part = key.rpartition(".")
+        if name:
+            values.setdefault(name, {})[part] = value
+        else:
+            values[key] = value
+    return values
 
 
 def load(folder: Path) -> OfflineRun:

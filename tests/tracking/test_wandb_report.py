@@ -23,7 +23,7 @@ from harness.tracking.wandb.workspace import build_workspace, save_workspace
 from harness.utils.errors import TrackingError, UsageError
 from tests.support.records import epoch, final
 from tests.support.report_server import ReportServer
-from tests.support.wandb_files import offline_runs
+from tests.support.wandb_files import joined, offline_runs
 from tests.support.wandb_server import KEY
 
 pytest.importorskip("wandb_workspaces")
@@ -77,18 +77,6 @@ def facts_of(folder):
         "e", "p", offline_run.run_id, offline_run.name, config, summary, charts, url="https://w/e/p/runs/x"
     )
     return facts, set(values)
-
-
-def joined(items):
-    """Return key -> value, where the log has the parts of an image or table under `key.part`."""
-    values = {}
-    for key, value in items:
-        name, _, part = key.rpartition(".")
-        if name:
-            values.setdefault(name, {})[part] = value
-        else:
-            values[key] = value
-    return values
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 from harness.config import yaml_io
 from harness.reporting.html.run_data import SWEEP, TRIALS
 from harness.reporting.html.sweep_data import FORMER_NAMES, ParameterAxis, SweepData, TrialData, as_number, mappings_in
+from harness.tracking.run_files import SWEEP_COPY
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json
 from harness.utils.plain import sub_mapping
@@ -28,7 +29,7 @@ def read_sweep(path: Path) -> SweepData:
         missing.append("sweep.json: no trial has ended yet, or the file is damaged")
     names, rows = _table(path / TRIALS, missing)
     about = sub_mapping(summary, "metric")
-    document = _document(path / "sweep.yaml", missing)
+    document = _document(path / SWEEP_COPY, missing)
     listed = mappings_in(summary.get("metrics")) or mappings_in(document.get("metrics"))
     further = [name for each in listed[1:] if (name := str(each.get("name"))) in names]
     trials = [_trial(names, row, further) for row in rows]

@@ -23,6 +23,7 @@ from harness.config.conversion import FIND
 from harness.tracking.backends.backend import Backend, MeasuredRow, RunLabels, flat
 from harness.tracking.records import Artifact, Scalar
 from harness.tracking.tracker import Status
+from harness.utils.text import dashed
 
 T = TypeVar("T")
 
@@ -110,7 +111,7 @@ class MLflow(Backend):
 
     def files(self, artifact: Artifact) -> None:
         """Upload the files under the artifact's name."""
-        folder = PurePosixPath(re.sub(r"[^\w.-]+", "-", artifact.name, flags=re.ASCII))
+        folder = PurePosixPath(dashed(artifact.name))
         for name, path in artifact.files.items():
             inside = folder / name
             if inside.name == path.name:

@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import io
 import logging
-import os
 import queue
 import tempfile
 import threading
@@ -37,7 +36,7 @@ from harness.tracking.serialization import stored_image
 from harness.tracking.tracker import Status, Tracker
 from harness.tracking.wandb.rows import TIMESTAMP, curve_rows, rows
 from harness.utils.errors import first_line
-from harness.utils.files import json_bytes, read_json, read_regular
+from harness.utils.files import note_json, read_json, read_regular
 from harness.utils.text import write_csv
 
 MAX_FAILURES = 3  # in a row, after which a backend is left alone: each may have waited for a server
@@ -214,22 +213,10 @@ class BackendTracker(Tracker):
         backend, folder = self._backend, self._folder / self.kind
         if backend is None:
             return
-        temporary = folder / f".{POSITION}.tmp"
-        with contextlib.suppress(OSError):  # the disk may be full; training continues
+        with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
-            temporary.unlink(missing_ok=True)
-            with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
-                file.write(
-                    json_bytes(
-                        {
-                            "run_id": backend.run_id,
-                            "step": step,
-                            "keys": sorted(self._last_keys),
-                            "store": backend.store,
-                        }
-                    )
-                )
-            os.replace(temporary, folder / POSITION)
+        sent = {"run_id": backend.run_id, "step": step, "keys": sorted(self._last_keys), "store": backend.store}
+        note_json(folder / POSITION, sent)
 
 
 def _picture(image: Image, folder: Path) -> Picture:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,7 @@ from harness.tracking.backends.backend import Backend, MeasuredRow, RunLabels
 from harness.tracking.records import Artifact, Scalar
 from harness.tracking.tracker import Status
 from harness.utils.plain import to_plain
+from harness.utils.text import dashed
 
 
 class Trackio(Backend):
@@ -80,7 +80,7 @@ class Trackio(Backend):
 
     def files(self, artifact: Artifact) -> None:
         """Keep the files as a version of an artifact."""
-        name = re.sub(r"[^\w.-]+", "-", f"{self._labels.name}-{artifact.name}", flags=re.ASCII)
+        name = dashed(f"{self._labels.name}-{artifact.name}")
         kept = trackio.Artifact(name, type=artifact.kind, metadata=to_plain(artifact.metadata))
         for inside, path in artifact.files.items():
             kept.add_file(path, name=inside)

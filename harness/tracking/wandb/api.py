@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from harness.config import yaml_io
 from harness.config.settings import Config
-from harness.tracking.run_files import CONFIG, SEEDS, SEEDS_RECIPE
+from harness.tracking.run_files import CONFIG, SEEDS, SEEDS_RECIPE, SWEEP_COPY
 from harness.tracking.wandb.client import changed_environment, in_use, reason, set_up
 from harness.tracking.wandb.init import has_api_key
 from harness.tracking.wandb.session import known_run_id
@@ -25,7 +25,6 @@ Kind: TypeAlias = Literal["run", "sweep", "group", ""]
 FORMS = "ENTITY/PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, ENTITY/PROJECT/groups/NAME, a URL, or the directory of a run, of several seeds or of a sweep"
 MAX_RUNS = 50  # of a group, whose facts take a request each
 PLURALS: Mapping[str, Kind] = {"runs": "run", "sweeps": "sweep", "groups": "group"}
-SWEEP_COPY = "sweep.yaml"  # in the directory of a sweep
 TIMEOUT = 10  # seconds of one request
 # An unavailable server is reported within half a minute.
 SHORT_TIMEOUTS = {

@@ -34,7 +34,7 @@ from harness.tracking.wandb.client import (
 from harness.tracking.wandb.finishing import finish_run
 from harness.tracking.wandb.variables import environment_changes, own_defaults
 from harness.utils.errors import TrackingError
-from harness.utils.files import json_bytes, read_json
+from harness.utils.files import note_json, read_json
 
 State: TypeAlias = Literal["online", "offline", "incomplete"]
 
@@ -340,15 +340,7 @@ class Session:
 
 def note_sent(files: Path, run_id: str, step: int) -> None:
     """Store the highest step sent to W&B beside W&B's files; a full disk is no reason to stop."""
-    temporary = files / f".{SENT}.tmp"
-    try:
-        temporary.unlink(missing_ok=True)
-        with open(temporary, "xb") as file:  # without fsync, which would take its time after every epoch
-            file.write(json_bytes({"run_id": run_id, "step": step}))
-        os.replace(temporary, files / SENT)
-    except OSError:  # the disk may be full; training continues
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    note_json(files / SENT, {"run_id": run_id, "step": step})
 
 
 def known_run_id(folder: Path) -> str | None:

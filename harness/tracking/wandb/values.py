@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from harness.tracking.records import (
 )
 from harness.tracking.serialization import stored_image
 from harness.tracking.wandb import rows
+from harness.utils.text import dashed
 
 MAX_IMAGES = 108  # W&B drops the rest of a longer list
 # W&B's preset of each kind of chart, what the preset calls the three columns of its table, and its titles of the axes.
@@ -36,7 +36,7 @@ PRESETS: dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]] = {
 
 def artifact_name(artifact: Artifact) -> str:
     """Return the name of an artifact with the characters that W&B accepts."""
-    return re.sub(r"[^\w.-]+", "-", artifact.name, flags=re.ASCII)[:128]
+    return dashed(artifact.name)[:128]
 
 
 def to_wandb(wandb: Any, key: str, value: Value, folder: Path) -> dict[str, Any]:
