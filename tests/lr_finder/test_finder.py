@@ -346,6 +346,15 @@ def test_short_runs_lie_around_the_suggestion_and_separate_a_good_rate_from_a_ba
     assert streams() == before
 
 
+def test_a_short_run_is_trained_and_evaluated_as_a_whole_run_with_its_schedule():
+    cycle = Schedule("one_cycle", 15, 0.002, 0.02, peak=4, momentum=0.9, momentum_min=0.8)
+    one = short_run(learner_factory(), Batches, val_loader(), cycle, seed=2)
+    records = fit(learner_factory()(2), Batches(2), cycle, epochs=3, seed=2, evaluations={"val": val_loader()})
+    last = list(records)[-1].values
+    assert (one.loss, one.acc) == (last["val/loss"], last["val/acc"])
+    assert (one.lr_min, one.lr_max, one.steps) == (0.002, 0.02, 15)
+
+
 QUICK = {
     "recipe": "digits",
     "model_args": {"width": 4},
@@ -605,6 +614,29 @@ def test_find_is_a_value_of_both_rates(word):
         config.rates()
     plain = with_placeholder_lr(config.replace(lr_min=0.7))
     assert plain.rates()[0] <= plain.rates()[1]
+
+
+def test_the_result_of_a_test_of_other_settings_is_not_taken(finished_test, tmp_path):
+    result, _ = finished_test
+
+    class Began(Exception):
+        pass
+
+    def began():
+        raise Began
+
+    stored = json.loads((result.folder / "lr_finder.json").read_text())
+    (tmp_path / "lr_finder.json").write_text(json.dumps(stored))
+    other = result.config.replace(weight_decay=0.1)
+    components = build_components(with_placeholder_lr(other))
+    assert stored["digest"] != other.digest()
+    for changed, is_taken in ((stored, False), ({**stored, "digest": other.digest()}, True)):
+        (tmp_path / "lr_finder.json").write_text(json.dumps(changed))
+        if is_taken:
+            assert lr_find.resolve_lr(other, components, tmp_path, NullTracker(), Silent(), began).lr_max > 0
+        else:
+            with pytest.raises(Began):
+                lr_find.resolve_lr(other, components, tmp_path, NullTracker(), Silent(), began)
 
 
 def test_another_word_than_find_is_refused_for_a_rate():
