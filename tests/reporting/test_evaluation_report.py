@@ -65,7 +65,9 @@ def evaluated(tmp_path_factory):
         probabilities = model(images).softmax(1).numpy()
     config = Config(gallery=7, gallery_rule="confident", precision="fp32", cam="hirescam", threads=1)
     evaluator = Evaluator(config, model, PREPROCESS, NAMES, CPU)
-    batches = [(images[start : start + 25], torch.from_numpy(split.labels[start : start + 25])) for start in (0, 25, 50)]
+    batches = [
+        (images[start : start + 25], torch.from_numpy(split.labels[start : start + 25])) for start in (0, 25, 50)
+    ]
     folder = tmp_path_factory.mktemp("evaluated")
     return evaluator, split, images, probabilities, evaluator.evaluate(split, batches, folder), folder
 

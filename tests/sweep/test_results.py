@@ -12,7 +12,11 @@ from harness.sweep.results import TrialTimes
 from harness.sweep.selection import TrialRecord
 from tests.sweep.test_study import sweep
 
-HISTORIES = {0: [0.9, 0.4, 0.6], 1: [0.5, 0.45, 0.8], 2: []}  # lowest 0.4 and 0.45, highest 0.9 and 0.8, last 0.6 and 0.8
+HISTORIES = {
+    0: [0.9, 0.4, 0.6],
+    1: [0.5, 0.45, 0.8],
+    2: [],
+}  # lowest 0.4 and 0.45, highest 0.9 and 0.8, last 0.6 and 0.8
 
 
 def records():

@@ -56,7 +56,9 @@ LINE = ["./train.sh", "${args}"]
         ("exit 130", 1),  # Ctrl-C is the user's own, and stops the sweep as well
     ],
 )
-def test_a_trial_that_was_stopped_from_outside_is_run_again_and_one_that_failed_is_not(tmp_path, program, ending, starts):
+def test_a_trial_that_was_stopped_from_outside_is_run_again_and_one_that_failed_is_not(
+    tmp_path, program, ending, starts
+):
     program(ending)
     with pytest.raises(HarnessError, match="every trial failed"):
         run_search(sweep("grid", GRID, command=LINE), b"", output=tmp_path / "runs", fork=False)
