@@ -71,7 +71,7 @@ def test_a_trial_that_was_stopped_from_outside_is_run_again_and_one_that_failed_
 def test_trials_do_not_read_the_test_set_and_the_final_runs_do_each_with_a_seed_of_its_own(tmp_path, program):
     program("exit 0")
     spec = sweep("grid", GRID, command=LINE)
-    with pytest.raises(HarnessError, match="every trial failed.*left no run"):
+    with pytest.raises(HarnessError, match=r"every trial failed.*left no run"):
         run_search(spec, b"", output=tmp_path / "runs", fork=False)
     (trial,) = program.starts()
     folder = sweep_folder(tmp_path)

@@ -46,7 +46,15 @@ def test_the_content_is_on_the_disk_before_the_rename_and_the_rename_before_it_r
         assert calls == ["sync 5 bytes", "rename", "sync folder"]
 
 
-def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path):
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (ValueError("no"), ValueError),
+        (OSError(28, "No space left on device"), ResourceError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path, error, raised):
     path = tmp_path / "x"
     path.write_text("former")
 
@@ -54,10 +62,12 @@ def test_a_write_that_fails_leaves_the_former_file_and_nothing_else(tmp_path):
         file.write(b"half")
         raise error
 
-    for error, raised in ((ValueError("no"), ValueError), (OSError(28, "No space left on device"), ResourceError), (KeyboardInterrupt(), KeyboardInterrupt)):  # fmt: skip
-        with pytest.raises(raised):
-            write_atomically(path, fail)
-        assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("x", "former")]
+    with pytest.raises(raised):
+        write_atomically(path, fail)
+    assert [(each.name, each.read_text()) for each in tmp_path.iterdir()] == [("x", "former")]
+
+
+def test_a_path_below_a_file_is_refused(tmp_path):
     (tmp_path / "a file").write_text("")
     with pytest.raises(UsageError, match="choose another file or folder"):
         write_atomically(tmp_path / "a file/x", b"")
