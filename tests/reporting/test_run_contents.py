@@ -138,4 +138,4 @@ def test_the_configuration_names_what_was_trained(run):
     assert rows["Training"] == "3 epochs, batch size 512, seed 0"
     changed = {setting.name: setting.recipe_value for setting in facts.all_settings(run) if setting.changed}
     assert changed["val_fraction"] == "0" and set(changed) >= {"epochs", "peak_epoch", "val_fraction"}
-    assert small_run.CLASSES == tuple(run.classes)
+    assert tuple(run.classes) == small_run.CLASSES

@@ -137,6 +137,26 @@ def unusual_images(folder):
     return folder
 
 
+def test_the_guesses_are_the_classes_by_the_models_softmax_the_most_probable_first(finished, tmp_path):
+    trained = inference.load_trained_model(finished[1], {"device": "cpu", "precision": "fp32"})
+    draw = np.random.default_rng(0)
+    pictures = []
+    for number in range(3):
+        pictures.append(tmp_path / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(pictures[-1])
+    answers = inference.explain(
+        finished[1], pictures, {"cam": "none", "precision": "fp32", "threads": 1}, out=tmp_path / "out", top=4
+    )
+    for picture, answer in zip(pictures, answers, strict=True):
+        with torch.no_grad(), Image.open(picture) as image:
+            probabilities = trained.model(trained.preprocess.image(np.asarray(image))[None]).softmax(1)[0]
+        best = sorted(range(10), key=lambda number: -float(probabilities[number]))[:4]
+        assert answer.path == picture and [name for name, _ in answer.guesses] == [trained.classes[n] for n in best]
+        assert [value for _, value in answer.guesses] == pytest.approx(
+            [float(probabilities[n]) for n in best], abs=1e-5
+        )
+
+
 def test_explain_reads_images_of_every_kind(finished, tmp_path):
     _, folder = finished
     done = command(
