@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +116,18 @@ def test_the_evaluate_command_prints_a_line_for_each_class(finished, tmp_path):
     done = command(
         "evaluate", folder, "--tta", "--gallery", 0, "--split", "test", "-o", tmp_path / "out", cwd=tmp_path, check=0
     )
-    assert "test accuracy, TTA" in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line[:1].isdigit()]) == 10
+    shown = dict(re.findall(r"^test (accuracy|accuracy, TTA|loss \(nats\)) +([\d.]+)", done.stdout, re.M))
+    metrics = json.loads((tmp_path / "out/evaluation.json").read_text())
+    predicted = rows(tmp_path / "out/predictions.csv")
+    accuracy = np.mean([row["label"] == row["prediction"] for row in predicted])
+    assert float(shown["accuracy"]) == pytest.approx(100 * accuracy, abs=0.005)
+    assert float(shown["accuracy, TTA"]) == pytest.approx(100 * metrics["acc_tta"], abs=0.005)
+    assert float(shown["loss (nats)"]) == pytest.approx(np.mean([float(row["loss"]) for row in predicted]), abs=1e-4)
+    lines = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert [line[0] for line in lines] == list("0123456789")
+    for line, row in zip(lines, rows(tmp_path / "out/per_class.csv"), strict=True):
+        numbers = [float(row[key]) for key in ("accuracy", "precision", "recall", "f1", "images")]
+        assert [float(cell) for cell in line[1:]] == pytest.approx(numbers, abs=6e-5)
     assert "Traceback" not in done.stderr
 
 
