@@ -27,7 +27,8 @@ from tests.mutation.operators import Mutant, find_mutants, is_other_program
 ROOT = Path(__file__).parents[2]
 CACHE = ".mutation"  # not committed
 MAP, RESULT = "map.json", "result.json"
-NOT_COPIED = (".git", "__pycache__", CACHE, ".*_cache", ".hypothesis", "runs", "wandb", "*.egg-info", ".venv", "site")
+# Made by tools and by runs, in the root of the tree; the package has folders named `runs` and `wandb`, too.
+NOT_COPIED = (".git", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist", ".venv", "venv", "runs", "data", "wandb", "artifacts", "site", CACHE)  # fmt: skip
 PYTEST = ("-n", "0", "-p", "no:cacheprovider", "-x", "--tb", "line", "-W", "ignore::pytest.PytestConfigWarning")
 FIRST_SECONDS = 60.0  # for the imports of a run of tests, beside what its tests take
 
@@ -259,7 +260,12 @@ def copied(root: Path) -> Iterator[Path]:
     """Copy the tree to a temporary folder for the time of the context."""
     with tempfile.TemporaryDirectory(prefix="harness-mutation-") as folder:
         tree = Path(folder) / "tree"
-        shutil.copytree(root, tree, ignore=shutil.ignore_patterns(*NOT_COPIED), symlinks=True)
+        ignore_in_root, ignore = shutil.ignore_patterns(*NOT_COPIED), shutil.ignore_patterns("__pycache__")
+
+        def ignored(folder: str, names: list[str]) -> set[str]:
+            return set(ignore(folder, names)) | set(ignore_in_root(folder, names) if Path(folder) == root else ())
+
+        shutil.copytree(root, tree, ignore=ignored, symlinks=True)
         yield tree
 
 
