@@ -120,9 +120,18 @@ def test_a_mistake_is_noticed_survives_or_has_no_tests_and_a_failing_test_notice
 
 
 @pytest.mark.slow
-def test_the_map_has_the_lines_of_each_test_those_of_its_processes_and_of_its_fixtures(tmp_path):
+def test_the_map_has_the_lines_of_a_test_and_those_that_its_fixture_executes_in_a_forked_process():
     pytest.importorskip("coverage")
-    found = runner.make_map(runner.ROOT, ["-n", "0", "tests/utils/test_seeding.py", "tests/mutation/test_probe.py"])
-    seeding = found.lines["harness/utils/seeding.py"]
-    body = next(line for line, names in seeding.items() if "tests/utils/test_seeding.py::test_seeds_are_those_of_earlier_versions_on_every_machine" in names)  # fmt: skip
-    assert int(body) > 10 and found.tests["tests/utils/test_seeding.py::test_seeds_are_those_of_earlier_versions_on_every_machine"] < 5  # fmt: skip
+    lines = runner.make_map(runner.ROOT, ["-n", "0", "tests/evaluation/test_trained_model.py", "-k", "refused"])
+    file = "tests/evaluation/test_trained_model.py::"
+    by_line = lines.lines["harness/runs/trainer.py"]
+    source = (runner.ROOT / "harness/runs/trainer.py").read_text().splitlines()
+    trained = str(next(n for n, text in enumerate(source, 1) if "self._keep_weights(model, summary)" in text))
+    users = [
+        "test_a_setting_that_the_checkpoint_decides_is_refused",
+        "test_weights_for_another_model_are_refused_by_key",
+    ]
+    assert by_line[trained] == [file + name for name in users]  # by `harness run`, which the fixture has started
+    assert lines.tests.keys() == {file + "test_a_checkpoint_that_harness_did_not_write_is_refused", *(file + name for name in users)}  # fmt: skip
+    (mutant,) = (each for each in find_mutants("runs/trainer.py", "\n".join(source).encode()) if each.line == int(trained) and each.operator == "removed statement")  # fmt: skip
+    assert lines.tests_of(mutant, mutant.line, 999.0, "harness") == ([file + name for name in sorted(users, key=lambda name: lines.tests[file + name])], True)  # fmt: skip
