@@ -258,7 +258,7 @@ def listed_changes(root: Path, ids: Sequence[str] = ()) -> list[Change]:
 @contextlib.contextmanager
 def copied(root: Path) -> Iterator[Path]:
     """Copy the tree to a temporary folder for the time of the context."""
-    with tempfile.TemporaryDirectory(prefix="harness-mutation-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         tree = Path(folder) / "tree"
         ignore_in_root, ignore = shutil.ignore_patterns(*NOT_COPIED), shutil.ignore_patterns("__pycache__")
 
