@@ -68,6 +68,21 @@ def test_a_trial_that_was_stopped_from_outside_is_run_again_and_one_that_failed_
     assert {each["name"] for each in program.starts()} == {"trial-0000"}
 
 
+def test_a_command_that_leaves_no_run_is_a_failed_trial_and_the_sweep_goes_through_the_others(tmp_path, program):
+    program("exit 0")
+    with pytest.raises(HarnessError, match="every trial failed"):
+        run_search(
+            sweep("grid", {**GRID, "lr_max": {"values": [0.1, 0.2]}}, command=LINE),
+            b"",
+            output=tmp_path / "runs",
+            fork=False,
+        )
+    rows = read_trials(sweep_folder(tmp_path))
+    assert [(row["state"], row["lr_max"]) for row in rows] == [("failed", "0.1"), ("failed", "0.2")]
+    assert all(row["reason"].startswith("the command has left no run that can be read") for row in rows)
+    assert len(program.starts()) == 2
+
+
 def test_trials_do_not_read_the_test_set_and_the_final_runs_do_each_with_a_seed_of_its_own(tmp_path, program):
     program("exit 0")
     spec = sweep("grid", GRID, command=LINE)
