@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.config.recipe import AnyConfig, as_config
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import with_placeholder_lr
@@ -44,8 +45,12 @@ MAX_ROWS = 100_000  # of a run in W&B, whose pages become slow beyond that: http
 
 
 @restore_process_state()
-def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
+def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **settings: Any) -> RunResult:
     """Train, evaluate every epoch and record everything: the same as `harness run`.
+
+    Args:
+        config: a configuration, a dictionary of settings, or a recipe by its name or path.
+        settings: settings by keyword, such as `epochs=3`; they win.
 
     Raises:
         HarnessError: with one line that names what is wrong and the remedy.
@@ -54,7 +59,7 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
     started_at = time.monotonic()
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():
-        config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+        config = with_sweep_values(as_config(config, settings), reporter.message, is_own=has_active_run())
     try:
         processes = distributed.init_distributed(config.device, config.process_timeout)
         try:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config import yaml_io
+from harness.config.recipe import AnyConfig, as_config
 from harness.config.settings import AUTO, Config, setting_fields
 from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
@@ -145,17 +146,22 @@ class SeedsResult:
         }
 
 
-def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = None) -> SeedsResult:
+def run_seeds(config: AnyConfig, count: int, reporter: ProgressReporter | None = None, **settings: Any) -> SeedsResult:
     """Train the seeds `config.seed`, `config.seed` + 1, ...: the same as `harness run --seeds COUNT`.
 
     Seeds that an earlier call with the same settings finished are not trained again, and an unfinished one is resumed.
     A seed that diverges does not keep the others from training: see `SeedsResult.check`.
+
+    Args:
+        config: a configuration, a dictionary of settings, or a recipe by its name or path.
+        settings: settings by keyword, such as `epochs=3`; they win.
 
     Raises:
         HarnessError: an error that every seed would end with: a wrong setting, missing data, W&B refused.
         Interrupted: a signal stopped it; the state was saved, and the same call resumes it.
     """
     with report_failed_trial():
+        config = as_config(config, settings)
         _check(config, count)
         config = _common(config, count)
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
