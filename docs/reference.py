@@ -53,7 +53,10 @@ RUN = (
     File(DATASET, "the data set's name, fingerprint and classes: the content of its W&B artifact"),
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
-    File(CONSOLE, "what the run has shown: messages, warnings and epochs with their times, without the progress bar"),
+    File(
+        CONSOLE,
+        "what the run has shown: messages, warnings, epochs and the result with their times, without the progress bar",
+    ),
     File(DIFF, "the uncommitted changes of the git repository of the working directory, at the start", CHANGES),
     File("predictions.csv", "a row per image of the reported split: truth, prediction, confidence, loss, margin"),
     File("per_class.csv", "precision, recall, F1 and number of images of each class"),

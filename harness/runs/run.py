@@ -19,6 +19,7 @@ from harness.runs.console_log import ConsoleLog
 from harness.runs.lr_find import resolve_lr
 from harness.runs.model_log import WEIGHTS
 from harness.runs.progress import LineReporter, ProgressReporter
+from harness.runs.summary import summary_table
 from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
 from harness.runs.trainer import RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
@@ -121,7 +122,10 @@ def _train(
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
         trainer = Trainer(components, directory, tracked.tracker, tracked.journal, reporter, state, stop_requests)
         with learner.processes.report_peer_failure():
-            return trainer.run({**facts, "seconds_before": round(seconds_before, 2)})
+            result = trainer.run({**facts, "seconds_before": round(seconds_before, 2)})
+        if isinstance(reporter, ConsoleLog):
+            reporter.log(summary_table(result.summary))  # the command line shows it at its end, on standard output
+        return result
 
 
 def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
