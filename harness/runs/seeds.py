@@ -25,6 +25,7 @@ from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
 from harness.runs.tracked_run import check_tracking
 from harness.tracking import run_dir
+from harness.tracking.metric_names import interval_scale, is_share
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import check_output_folder
 from harness.tracking.run_names import name_without_seed, slug
@@ -115,7 +116,8 @@ class SeedsResult:
         )
         return {
             name: mean_interval(
-                [seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))]
+                [seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))],
+                scale=interval_scale(name),
             )
             for name in names
         }
@@ -198,12 +200,9 @@ def seeds_table(result: SeedsResult) -> str:
     for name, interval in result.figures.items():
         text = f"{name:<10} mean {_number(name, interval.mean)} of {interval.n} seed{'s' * (interval.n > 1)}"
         if interval.sd is not None and interval.low is not None and interval.high is not None:
-            ends = interval.low, interval.high
-            if _is_share(name):  # Student's interval of few seeds may be wider
-                ends = max(0.0, interval.low), min(1.0, interval.high)
-            points = f"{100 * interval.sd:.2f} points" if _is_share(name) else f"{interval.sd:.4f}"
+            points = f"{100 * interval.sd:.2f} points" if is_share(name) else f"{interval.sd:.4f}"
             text += (
-                f", standard deviation {points}, 95 % interval {_number(name, ends[0])} to {_number(name, ends[1])}"
+                f", standard deviation {points}, 95 % interval {_number(name, interval.low)} to {_number(name, interval.high)}"
                 f", from {_number(name, interval.least)} to {_number(name, interval.most)}"
             )
         lines.append(text)
@@ -389,9 +388,5 @@ def _is_metric(name: str, value: Any) -> bool:
     return "/" in name and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def _is_share(name: str) -> bool:
-    return name.rsplit("/", 1)[-1].startswith(("acc", "ece"))
-
-
 def _number(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if _is_share(name) else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4f}"

@@ -12,11 +12,11 @@ from typing import Any
 from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
-from harness.reporting.html.groups import share_interval
 from harness.reporting.html.run_data import RunData
 from harness.tracking.run_dir import RunState, resume_command
 from harness.utils.errors import HarnessError
-from harness.utils.plain import number, sub_mapping
+from harness.utils.plain import number, setting_text, sub_mapping
+from harness.utils.stats import share_interval
 from harness.utils.text import percent, printable
 
 FINISHED = RunState.FINISHED
@@ -128,12 +128,12 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
     rates = run.summary if run.result else config
     rows = [
         ("Recipe", config.get("recipe")),
-        ("Model", f"{config.get('model')}{f' ({_plain(arguments)})' if arguments else ''}"),
+        ("Model", f"{config.get('model')}{f' ({setting_text(arguments)})' if arguments else ''}"),
         ("Data", f"{config.get('data')}: {images} images" if images else config.get("data")),
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
         ("Training", f"{config.get('epochs')} epochs, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
-        ("Optimizer", f"{config.get('optimizer')}, momentum {_plain(config.get('momentum'))}, weight decay {_plain(config.get('weight_decay'))}"),
-        ("Learning rate", f"{config.get('schedule')}, {_plain(rates.get('lr_min'))} to {_plain(rates.get('lr_max'))}{_found_by_range_test(config)}"),
+        ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
+        ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_found_by_range_test(config)}"),
         ("Augmentation", _augmentation(config)),
         ("Tags", ", ".join(map(str, config.get("tags") or []))),
         ("Notes", config.get("notes")),
@@ -167,16 +167,8 @@ def all_settings(run: RunData) -> list[Setting]:
     for name, value in run.config.items():
         comparable = name in recipe_values and name in setting_fields() and name != "recipe"
         changed = comparable and recipe_values[name] != value
-        settings.append(Setting(name, _plain(value), _plain(recipe_values[name]) if changed else "", changed))
+        settings.append(Setting(name, setting_text(value), setting_text(recipe_values[name]) if changed else "", changed))
     return settings
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_plain(each)}" for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def times(run: RunData) -> dict[str, float]:
