@@ -56,7 +56,7 @@ def headline(run: RunData) -> list[Fact]:
     for split in REPORTED_SPLITS:
         name = SPLIT_LABELS[split].capitalize()
         if math.isfinite(acc := run.figure(f"{split}/acc")):
-            facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split, acc)))
+            facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split)))
         for key, variant in (("acc_tta", "with TTA"), ("acc5", "top-5")):
             if math.isfinite(acc := run.figure(f"{split}/{key}")):
                 facts.append(Fact(f"{name} accuracy, {variant}", f"{100 * acc:.2f} %"))
@@ -84,11 +84,18 @@ def _chosen(run: RunData) -> str:
     return f"epoch {epoch} of {run.config.get('epochs', '?')} ({rule})"
 
 
-def _interval(run: RunData, split: str, accuracy: float) -> str:
-    images = sub_mapping(run.dataset, "images").get(split)
-    if not isinstance(images, int) or images < 1:
+def accuracy_interval(run: RunData, split: str) -> tuple[float, float, int] | None:
+    """Return the 95 % interval of the result's accuracy on a split, and its number of images; None where it is not known."""
+    images, accuracy = sub_mapping(run.dataset, "images").get(split), run.figure(f"{split}/acc")
+    if not isinstance(images, int) or images < 1 or not 0 <= accuracy <= 1:
+        return None
+    return *share_interval(accuracy, images), images
+
+
+def _interval(run: RunData, split: str) -> str:
+    if (interval := accuracy_interval(run, split)) is None:
         return ""
-    low, high = share_interval(accuracy, images)
+    low, high, images = interval
     return f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} % for {images:,} images"
 
 
@@ -167,7 +174,9 @@ def all_settings(run: RunData) -> list[Setting]:
     for name, value in run.config.items():
         comparable = name in recipe_values and name in setting_fields() and name != "recipe"
         changed = comparable and recipe_values[name] != value
-        settings.append(Setting(name, setting_text(value), setting_text(recipe_values[name]) if changed else "", changed))
+        settings.append(
+            Setting(name, setting_text(value), setting_text(recipe_values[name]) if changed else "", changed)
+        )
     return settings
 
 

@@ -8,14 +8,11 @@ from typing import Any
 
 from harness.config.names import SPLIT_LABELS
 from harness.evaluation.metrics import Reliability, SavedPredictions, confusion_matrix
-from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
     BLUE,
-    DASHES,
     GREEN,
     INK,
     ORANGE,
-    PALETTE,
     PURPLE,
     SCALE,
     SKY,
@@ -59,6 +56,7 @@ def by_epoch(run: RunData) -> list[Chart]:
         [line(x, lrs, "learning rate", PURPLE, showlegend=False)],
         layout(axis("epoch", **integer_ticks(x)), axis("learning rate", rangemode="tozero")),
         260,
+        has_log_switch=True,
     )
     return [loss, acc, lr]
 
@@ -78,7 +76,7 @@ def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., A
     caption = "; ".join(parts).capitalize() + "." if parts else "Not recorded."
     return Chart(
         f"epoch-{metric}", title, caption, data,
-        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric == "acc")),
+        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric == "acc")), has_log_switch=metric == "loss",
     )  # fmt: skip
 
 
@@ -100,6 +98,7 @@ def by_step(run: RunData) -> list[Chart]:
                 caption,
                 data,
                 layout(axis("step (optimizer updates)"), axis("loss (nats)")),
+                has_log_switch=True,
             )
         )
     x, lrs = run.steps("lr")
@@ -112,6 +111,7 @@ def by_step(run: RunData) -> list[Chart]:
             Chart(
                 "step-lr", "Learning rate", caption, data,
                 layout(axis("step (optimizer updates)"), axis("learning rate", rangemode="tozero")), 260,
+                has_log_switch=True,
             )
         )  # fmt: skip
     return charts
@@ -216,6 +216,7 @@ def confusion(predictions: SavedPredictions) -> Chart | None:
         [heat],
         layout(axis("predicted class", **grid, tickangle=-45), axis("true class", **grid, autorange="reversed")),
         max(360, min(680, 220 + 34 * size)),
+        min_width=min(680, 180 + 26 * size) if size <= 40 else 0,
     )
 
 
@@ -295,35 +296,3 @@ def time(parts: Mapping[str, float]) -> Chart:
         ),
         200,
     )
-
-
-def overlaid(groups: Sequence[RunGroup]) -> list[Chart]:
-    """Return accuracy, losses and learning rate of several runs: one colour per group, one dash per seed."""
-    runs = [run for group in groups for run in group.runs]
-    splits = {run.watched for run in runs}
-    charted = [
-        *((f"{split}/{metric}", f"{SPLIT_LABELS[split].capitalize()} {title}", y, metric == "acc")
-          for metric, title, y in (("acc", "accuracy", "accuracy"), ("loss", "loss", "loss (nats)"))
-          for split in ("val", "test") if split in splits),
-        ("train/loss", "Training loss", "loss (nats)", False),
-        ("lr", "Learning rate", "learning rate", False),
-    ]  # fmt: skip
-    charts = []
-    for key, title, y, is_fraction in charted:
-        data = []
-        x: list[int] = []
-        for number, group in enumerate(groups):
-            for index, run in enumerate(group.runs):
-                x, values = run.line(key)
-                dash = DASHES[index % len(DASHES)]
-                if x:
-                    data.append(line(x, values, run.name, PALETTE[number % len(PALETTE)], dash=dash))
-        if data:
-            caption = f"{len(data)} of {len(runs)} runs by epoch. Runs that differ only in the seed have one colour."
-            charts.append(
-                Chart(
-                    f"all-{key.replace('/', '-')}", title, caption, data,
-                    layout(axis("epoch", **integer_ticks(x)), axis(y, percent=is_fraction), showlegend=len(runs) <= 20), 360,
-                )
-            )  # fmt: skip
-    return charts
