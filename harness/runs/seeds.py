@@ -28,6 +28,7 @@ from harness.tracking import run_dir
 from harness.tracking.metric_names import interval_scale, is_share
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import check_output_folder
+from harness.tracking.run_list import has_diverged
 from harness.tracking.run_names import name_without_seed, slug
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training.device import pick_device, pick_precision, release_memory
@@ -131,8 +132,10 @@ class SeedsResult:
         """Raise `SeedsFailedError`, with the first one's exit status, when a seed failed."""
         if self.failed:
             first = self.failed[0]
+            again = [seed for seed in self.failed if not has_diverged(seed.state, vars(seed))]
+            remedy = "; the same command tries them again" if len(again) == len(self.failed) else ""
             raise SeedsFailedError(
-                f"{len(self.failed)} of {len(self.seeds)} seeds failed; seed {first.seed}: {first.reason}; the same command tries them again",
+                f"{len(self.failed)} of {len(self.seeds)} seeds failed; seed {first.seed}: {first.reason}{remedy}",
                 first.exit_code,
             )
 

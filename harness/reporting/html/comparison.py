@@ -216,7 +216,10 @@ def compare_classes(groups: Sequence[RunGroup]) -> ClassComparison | None:
     if not kinds:
         return None
     usual = max(kinds, key=lambda kind: kinds[kind])
-    chosen, recalls, shares, left_out = [], [], [], []
+    chosen: list[RunGroup] = []
+    recalls: list[np.ndarray] = []
+    shares: list[np.ndarray] = []
+    left_out: list[tuple[str, str]] = []
     images = np.zeros(len(usual[0]), np.int64)
     for group in groups:
         left_out += [(run.name, why) for run in group.distinct if (why := _why_not(run, usual))]
@@ -228,8 +231,8 @@ def compare_classes(groups: Sequence[RunGroup]) -> ClassComparison | None:
             continue
         matrices = [confusion_matrix(predictions) for predictions in fitting]
         chosen.append(group)
-        recalls.append(np.mean([per_class(matrix).recall for matrix in matrices], axis=0))
-        shares.append(np.mean([_shares(matrix) for matrix in matrices], axis=0, dtype=np.float32))
+        recalls.append(np.stack([per_class(matrix).recall for matrix in matrices]).mean(0))
+        shares.append(np.stack([_shares(matrix) for matrix in matrices]).mean(0))
         images = np.maximum(images, np.max([matrix.sum(1) for matrix in matrices], axis=0))
     if len(chosen) < 2:
         return None

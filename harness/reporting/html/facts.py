@@ -14,6 +14,7 @@ from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
 from harness.reporting.html.run_data import RunData
 from harness.tracking.run_dir import RunState, resume_command
+from harness.tracking.run_list import has_diverged
 from harness.utils.errors import HarnessError
 from harness.utils.plain import number, setting_text, sub_mapping
 from harness.utils.stats import share_interval
@@ -218,10 +219,19 @@ def environment_facts(run: RunData) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value]
 
 
+def diverged(run: RunData) -> bool:
+    """Return whether a run ended because it diverged, so that nobody should resume it as it is."""
+    return has_diverged(run.state, run.status)
+
+
 def reproduce_commands(run: RunData) -> list[tuple[str, str]]:
     """Return (title, command) of the ways to repeat or to resume the run."""
     commands = []
-    if run.state not in (FINISHED, RunState.RUNNING) and (command := resume_command(run.path, run.status)):
+    if (
+        run.state not in (FINISHED, RunState.RUNNING)
+        and not diverged(run)
+        and (command := resume_command(run.path, run.status))
+    ):
         commands.append(("Resume", command))
     if original := _quoted(run.environment.get("command")):
         commands.append(("Original command", original))

@@ -21,6 +21,7 @@ from harness.reporting.html.plotly import Chart
 from harness.reporting.html.run_data import RunData, is_container, is_sweep, read_run, resolve_folders
 from harness.reporting.html.sweep_data import STATE_LABELS, SweepData, value_text
 from harness.reporting.html.sweep_reader import read_sweep
+from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import is_run
 from harness.utils.environment import version
 from harness.utils.errors import UsageError, as_harness_error
@@ -106,6 +107,7 @@ def run_page(run: RunData) -> str:
         run=run,
         title=run.name,
         state_text=facts.STATE_SENTENCES.get(run.state, ""),
+        resumable=run.state != RunState.RUNNING and not facts.diverged(run),
         facts=facts.headline(run),
         configuration=facts.configuration(run),
         settings=facts.all_settings(run),
