@@ -72,9 +72,9 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
 
 
 def _plain(run: ListedRun) -> dict[str, Any]:
-    values = dataclasses.asdict(run)
+    values = {"name": run.name, **dataclasses.asdict(run)}
     written = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.written_at)) if run.written_at > 0 else None
-    values |= {"name": run.name, "path": str(run.path), "date": written, "advice": run.advice}
+    values |= {"path": str(run.path), "date": written, "advice": run.advice}
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
