@@ -11,7 +11,7 @@ import numpy as np
 from harness.config.names import TrialStatus
 from harness.reporting.figures import style
 from harness.reporting.html.sweep_data import STATE_LABELS, ParameterAxis, SweepData, TrialData
-from harness.utils.text import percent, truncate
+from harness.utils.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -167,7 +167,7 @@ def draw_importance(sweep: SweepData, path: Path) -> Path:
     pairs = list(sweep.importance.items())[::-1]
     figure = style.figure(8.0, max(2.2, 0.5 * len(pairs) + 1.4))
     plot = figure.add_subplot()
-    names, shares = [style.drawable_text(truncate(name, 32)) for name, _ in pairs], [share for _, share in pairs]
+    names, shares = [style.drawable_text(style.shorten(name, 32)) for name, _ in pairs], [share for _, share in pairs]
     bars = plot.barh(names, shares, color=style.BLUE)
     plot.bar_label(bars, [percent(share, 0) for share in shares], padding=4, color=style.INK)
     plot.set_xlim(0, max(shares) * 1.15 or 1)
@@ -204,7 +204,7 @@ def _scale(plot: Axes, which: Literal["x", "y"], axis: ParameterAxis) -> None:
         getattr(plot, f"set_{which}scale")("log")
         _log_ticks(plot.xaxis if which == "x" else plot.yaxis)
     elif axis.categories:
-        names = [style.drawable_text(truncate(text.strip('"'), 18)) for text in axis.categories[:MAX_TICKS]]
+        names = [style.drawable_text(style.shorten(text.strip('"'), 18)) for text in axis.categories[:MAX_TICKS]]
         getattr(plot, f"set_{which}ticks")(range(len(names)), names)
         getattr(plot, f"set_{which}lim")(-0.5, len(axis.categories) - 0.5)
 

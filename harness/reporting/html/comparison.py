@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,13 +24,13 @@ from harness.reporting.html.plotly import (
     line,
     plain_numbers,
 )
-from harness.reporting.html.run_charts import integer_ticks
+from harness.reporting.html.run_charts import class_axes, class_chart_size, integer_ticks
 from harness.reporting.html.run_data import RunData
 from harness.utils.text import truncate
 
 MAX_CLASSES, MAX_PAIRS = 60, 25  # rows of the tables, those first in which the runs differ most
-MAX_GROUPS = 40  # configurations whose classes are compared
 MAX_MATRIX = 60  # classes up to which the difference of two confusion matrices is drawn
+MAX_GROUPS = 40  # configurations whose classes are compared
 # Lengths of Plotly's dashes in the small sample line of the legend.
 DASH_LENGTHS = {"solid": "", "dash": "6 3", "dot": "1.5 2.5", "dashdot": "6 2.5 1.5 2.5", "longdash": "10 3"}
 STYLES = len(PALETTE) * len(DASHES)
@@ -180,7 +179,6 @@ class ClassComparison:
         limit = max(float(np.abs(difference).max()), 0.01)
         names = [escape_text(truncate(name, 22)) for name in self.classes]
         indices = list(range(size))
-        ticks: dict[str, Any] = {"tickmode": "array", "tickvals": indices, "ticktext": names}
         first, second = self.shares
         heat = {
             "type": "heatmap", "x": indices, "y": indices, "z": [plain_numbers(row) for row in difference.tolist()],
@@ -193,15 +191,9 @@ class ClassComparison:
             f"Fraction of each true class, the second configuration ({self.groups[1].label}) less the first "
             f"({self.groups[0].label}). Blue on the diagonal: more images are correctly classified; vermilion elsewhere: fewer are confused."
         )
-        grid: dict[str, Any] = {"showgrid": False, "zeroline": False, **ticks}
+        title = "Difference of the confusion matrices"
         return Chart(
-            "confusion-difference",
-            "Difference of the confusion matrices",
-            caption,
-            [heat],
-            layout(axis("predicted class", **grid, tickangle=-45), axis("true class", **grid, autorange="reversed")),
-            max(360, min(760, 220 + 26 * size)),
-            min_width=min(760, 200 + 26 * size),
+            "confusion-difference", title, caption, [heat], layout(*class_axes(names)), *class_chart_size(size)
         )
 
 

@@ -34,6 +34,7 @@ from harness.utils.text import percent, truncate
 
 SPLIT_STYLES = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
 MAX_CLASSES, MAX_NUMBERS = 200, 12  # up to which a confusion matrix is drawn, and has numbers in its cells
+MAX_NAMES = 40  # classes up to which each is named beside the matrix
 
 
 def integer_ticks(epochs: Sequence[int]) -> dict[str, Any]:
@@ -192,9 +193,6 @@ def confusion(predictions: SavedPredictions) -> Chart | None:
     shares = (matrix / matrix.sum(1, keepdims=True).clip(min=1)).tolist()
     names = [escape_text(truncate(name, 22)) for name in predictions.classes]
     indices = list(range(size))
-    ticks: dict[str, Any] = (
-        {"tickmode": "array", "tickvals": indices, "ticktext": names} if size <= 40 else {"showticklabels": False}
-    )
     heat = {
         "type": "heatmap", "x": indices, "y": indices, "z": [plain_numbers(row) for row in shares], "colorscale": SCALE, "zmin": 0, "zmax": 1,
         "customdata": [[[names[row], names[column], int(matrix[row, column])] for column in indices] for row in indices],
@@ -208,16 +206,26 @@ def confusion(predictions: SavedPredictions) -> Chart | None:
         f"{int(matrix.trace()):,} of {int(matrix.sum()):,} images are correctly classified (the diagonal). "
         f"The colour is the fraction of the true class{numbers}."
     )
+    return Chart("confusion", "Confusion matrix", caption, [heat], layout(*class_axes(names)), *class_chart_size(size))
+
+
+def class_axes(names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the axes of predicted and of true classes; the names of more than 40 would touch, and are left out."""
+    size = len(names)
+    ticks: dict[str, Any] = {"showticklabels": False}
+    if size <= MAX_NAMES:
+        font = {"tickfont": {"size": 10}} if size > MAX_NUMBERS else {}
+        ticks = {"tickmode": "array", "tickvals": list(range(size)), "ticktext": list(names), **font}
     grid: dict[str, Any] = {"showgrid": False, "zeroline": False, **ticks}
-    return Chart(
-        "confusion",
-        "Confusion matrix",
-        caption,
-        [heat],
-        layout(axis("predicted class", **grid, tickangle=-45), axis("true class", **grid, autorange="reversed")),
-        max(360, min(680, 220 + 34 * size)),
-        min_width=min(680, 180 + 26 * size) if size <= 40 else 0,
-    )
+    x = axis("predicted class", **grid, tickangle=-45 if size <= MAX_NUMBERS else -90)
+    return x, axis("true class", **grid, autorange="reversed")
+
+
+def class_chart_size(size: int) -> tuple[int, int]:
+    """Return height and least width of a chart of class by class, in pixels: a row for each name that is shown."""
+    if size > MAX_NAMES:
+        return 680, 0
+    return max(360, 230 + (34 if size <= MAX_NUMBERS else 16) * size), 180 + (26 if size <= MAX_NUMBERS else 15) * size
 
 
 def calibration(measured: Reliability) -> Chart:
