@@ -133,8 +133,9 @@ def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     if diverged:
         count = f"{len(diverged)} of {len(states)} seeds"
         lines.append(f"    {count} {diverged_advice(number(sub_mapping(summary, 'config').get('lr_max')))}")
-    if summary.get("resume") and done + len(diverged) < len(states):
-        lines.append(f"    {resume_seeds_command(folder, len(states))}")
+    count_of_seeds = len(_list(summary, "seeds"))
+    if summary.get("resume") and done + len(diverged) < count_of_seeds:
+        lines.append(f"    {resume_seeds_command(folder, count_of_seeds)}")
     return lines
 
 

@@ -52,7 +52,7 @@ def style_of(index: int) -> tuple[str, str]:
     return PALETTE[index % len(PALETTE)], DASHES[index // len(PALETTE) % len(DASHES)]
 
 
-def legend(groups: Sequence[RunGroup], key: str) -> list[LegendEntry]:
+def legend_entries(groups: Sequence[RunGroup], key: str) -> list[LegendEntry]:
     """Return an entry for each configuration, with its mean of a metric and its seeds."""
     entries = []
     for index, group in enumerate(groups):

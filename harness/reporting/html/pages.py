@@ -154,7 +154,7 @@ def runs_page(
         keys=keys,
         scales=INTERVALS,
         intervals=[{key: facts.accuracy_interval(run, key.split("/")[0]) for key in keys if key.endswith("acc")} for run in runs],
-        legend=comparison.legend(groups, keys[0] if keys else ""),
+        legend=comparison.legend_entries(groups, keys[0] if keys else ""),
         styles=comparison.STYLES,
         classes=classes,
         max_classes=comparison.MAX_CLASSES,
