@@ -297,16 +297,15 @@ def _downloadable(config: Config, folder: Path) -> Diagnosis:
 
 
 def _folder(folder: Path) -> Diagnosis:
-    from harness.data.folder_scan import scan_folder
+    from harness.data.image_folder import list_image_folder
 
     try:
-        scan, layout = scan_folder(folder)
+        listing = list_image_folder(folder)
     except HarnessError as error:
         return _fatal("data", "folder", str(folder), error, "set --data-dir")
-    splits = ", ".join(sorted(layout.splits)) or "class folders, no splits"
-    problem = "" if scan.files else "it holds no images"
-    value = f"{folder}: {len(scan.files):,} images; {splits}"
-    return Diagnosis("data", "folder", value, problem, "set --data-dir", bool(problem))
+    images = sum(map(len, listing.splits.values()))
+    value = f"{folder}: {images:,} images in {len(listing.classes)} classes; {listing.origin}"
+    return Diagnosis("data", "folder", value)
 
 
 def _disk(config: Config) -> Iterator[Diagnosis]:

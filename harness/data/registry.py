@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from harness.data.dataset import (
 )
 from harness.data.duplicates import duplicate_notes
 from harness.data.image_folder import read_image_folder
+from harness.data.listing import StoredData
 from harness.utils.environment import rank
 from harness.utils.errors import DataError, UsageError, first_line
 
@@ -94,7 +95,7 @@ def load_evaluation_data(
         DataError: the data is missing, unreadable or empty, or has a class that the model does not have.
         UsageError: there is no such data set, or the settings do not fit it.
     """
-    source = _read(config, is_for_training=False)
+    source = _read(config, classes)
     for note in source.notes:
         log.warning("%s", note)
     whole = tuple(source.splits.get(name) for name in SPLIT_NAMES)
@@ -117,22 +118,15 @@ def load_evaluation_data(
     return EvaluationData(splits, tuple(source.classes), digest, digest == own_fingerprint)
 
 
-@dataclass
-class _Source:
-    """A data set as it is stored, before anything is held out."""
+def _read(config: Config, known_classes: Collection[str] | None = None) -> StoredData:
+    """Read the data set that `config.data` names.
 
-    classes: Sequence[str]
-    splits: dict[SplitName, Split]
-    skipped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def _read(config: Config, is_for_training: bool = True) -> _Source:
-    """Read the data set that `config.data` names."""
+    Args:
+        known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
+    """
     if config.data == "folder":
         folder, grey_range = Path(config.data_dir).expanduser(), config.grey_limits()
-        data = read_image_folder(folder, config.bad_images == "skip", grey_range, is_for_training)
-        return _Source(data.classes, data.splits, data.skipped, data.notes)
+        return read_image_folder(folder, config.bad_images == "skip", grey_range, known_classes)
     classes: Sequence[str]
     train: Split
     val: Split | None
@@ -145,10 +139,10 @@ def _read(config: Config, is_for_training: bool = True) -> _Source:
         from harness.data.timm_datasets import read_timm_dataset
 
         classes, train, val, test = read_timm_dataset(config)
-    return _Source(classes, {split.name: split for split in (train, val, test) if split is not None})
+    return StoredData(classes, {split.name: split for split in (train, val, test) if split is not None})
 
 
-def _divide(config: Config, source: _Source) -> tuple[Split, Split | None, Split | None]:
+def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Split | None]:
     """Return the training, validation and test images, held out as the settings say.
 
     Raises:
