@@ -271,8 +271,8 @@ def _data(config: Config) -> Iterator[Diagnosis]:
         yield Diagnosis("data", "digits", "part of scikit-learn", problem, "pip install scikit-learn", bool(problem))
     elif config.data in DOWNLOADS:
         yield _downloadable(config, folder)
-    elif config.data == "folder":
-        yield _folder(folder)
+    elif config.data in ("folder", "table"):
+        yield _files(config)
     else:
         yield Diagnosis("data", config.data, "not checked: read by timm's create_dataset")
 
@@ -296,16 +296,17 @@ def _downloadable(config: Config, folder: Path) -> Diagnosis:
     return Diagnosis("data", config.data, f"{problem}: a run downloads it first ({size})", problem, remedy)
 
 
-def _folder(folder: Path) -> Diagnosis:
-    from harness.data.image_folder import list_image_folder
+def _files(config: Config) -> Diagnosis:
+    from harness.data.registry import list_files
 
     try:
-        listing = list_image_folder(folder)
+        listing = list_files(config)
     except HarnessError as error:
-        return _fatal("data", "folder", str(folder), error, "set --data-dir")
+        return _fatal("data", config.data, config.data_dir, error, "set --data-dir")
+    assert listing is not None
     images = sum(map(len, listing.splits.values()))
-    value = f"{folder}: {images:,} images in {len(listing.classes)} classes; {listing.origin}"
-    return Diagnosis("data", "folder", value)
+    value = f"{config.data_dir}: {images:,} images in {len(listing.classes)} classes; {listing.origin}"
+    return Diagnosis("data", config.data, value)
 
 
 def _disk(config: Config) -> Iterator[Diagnosis]:

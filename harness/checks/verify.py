@@ -20,8 +20,8 @@ from harness.checks.table import CheckRow, check_table, row
 from harness.config.recipe import make_config
 from harness.config.settings import FIND, Config
 from harness.data.device_loader import count_steps
-from harness.data.image_folder import list_image_folder
 from harness.data.preprocess import make_preprocess
+from harness.data.registry import list_files
 from harness.models import factory
 from harness.utils.errors import UsageError
 
@@ -170,11 +170,12 @@ def _is_resnet18(config: Config) -> bool:
 
 def _describe_data(config: Config) -> tuple[str, tuple[str, ...], int, int]:
     """Return name, classes, training and test images of the data of the settings; a folder's images are counted."""
-    if config.data != "folder":
+    if config.data not in ("folder", "table"):
         count = CLASSES.get(config.data, config.classes or 10)
         train, test = IMAGES.get(config.data, (0, 0))
         classes = finished_run.CIFAR10 if config.data == "cifar10" else tuple(map(str, range(count)))
         return config.data, classes, train, test
-    listing = list_image_folder(Path(config.data_dir).expanduser())
+    listing = list_files(config)
+    assert listing is not None
     counts = {name: len(split) for name, split in listing.splits.items()}
-    return "folder", listing.classes, counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)
+    return config.data, listing.classes, counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)

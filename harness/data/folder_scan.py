@@ -11,18 +11,12 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.config.names import SPLIT_NAMES, SplitName
+from harness.config.names import SPLIT_NAMES, SPLIT_WORDS, SplitName
 from harness.data.archive import ARCHIVES, read_archive
 from harness.data.image_io import is_image_name
 from harness.utils.errors import DataError
 from harness.utils.files import read_regular
 from harness.utils.text import escape_unprintable
-
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
-    "validation": "val", "dev": "val", "development": "val", "eval": "val", "evaluation": "val",
-}  # fmt: skip
-
 
 # Folders that may hold the files that list the images of the splits; "" is the one that the images are in or below.
 LIST_FOLDERS = ("", "meta", "splits", "lists")
@@ -163,7 +157,7 @@ def _find_lists(prefix: str, contents: _Contents) -> dict[SplitName, str]:
         names = contents.texts(folder)
         lists: dict[SplitName, str] = {}
         for name in names:
-            if split := SPLIT_FOLDERS.get(name.lower().removesuffix(".txt")):
+            if split := SPLIT_WORDS.get(name.lower().removesuffix(".txt")):
                 if split in lists:
                     raise DataError(
                         f"{lists[split]} and {_join(folder, name)} would both list the {split} images; keep one of them"
@@ -197,7 +191,7 @@ def _child_texts(scan: FolderScan, path: str) -> list[str]:
 def is_list_name(name: str) -> bool:
     """Return whether a file name is that of a list of the images of a split, or of the names of classes."""
     name = name.lower()
-    return name == CLASS_NAMES or (name.endswith(".txt") and name.removesuffix(".txt") in SPLIT_FOLDERS)
+    return name == CLASS_NAMES or (name.endswith(".txt") and name.removesuffix(".txt") in SPLIT_WORDS)
 
 
 def _join(folder: str, name: str) -> str:
@@ -208,7 +202,7 @@ def _find_splits(path: str, subfolders: Callable[[str], list[str]]) -> dict[Spli
     """Return split -> folder. Only a folder that holds folders is a split: a class may be called `train`."""
     splits: dict[SplitName, str] = {}
     for name in subfolders(path):
-        split = SPLIT_FOLDERS.get(name.lower())
+        split = SPLIT_WORDS.get(name.lower())
         folder = _join(path, name)
         if split is None or not subfolders(folder):
             continue

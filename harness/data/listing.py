@@ -10,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,21 @@ class Listing:
     origin: str = ""
     problems: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+
+class PickedItems(Sequence[Any]):
+    """The items of a sequence at `indices`, each taken when it is accessed."""
+
+    def __init__(self, items: Sequence[Any], indices: Sequence[int]) -> None:
+        self._items, self._indices = items, indices
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._items[int(position)] for position in self._indices[index]]
+        return self._items[int(self._indices[index])]
 
 
 def read_listing(
@@ -182,7 +198,7 @@ def _read_split(
     if pixels is not None:
         return in_memory(split.name, pixels if len(kept) == len(pixels) else pixels[kept], labels, ids)
     # A sequence that reads its items when they are accessed stays one.
-    used = files if len(kept) == len(files) and not isinstance(files, list) else [files[index] for index in kept]
+    used = [files[index] for index in kept] if isinstance(files, list) else PickedItems(files, kept.tolist())
     return Split(split.name, labels, ids, None, FileImages(used, ids, labels, grey_range), sizes[kept])
 
 

@@ -27,8 +27,9 @@ from harness.data.dataset import (
     with_classes,
 )
 from harness.data.duplicates import duplicate_notes
-from harness.data.image_folder import read_image_folder
-from harness.data.listing import StoredData
+from harness.data.image_folder import list_image_folder, read_image_folder
+from harness.data.listing import Listing, StoredData, read_listing
+from harness.data.table_listing import list_marked_folder, list_tables
 from harness.utils.environment import rank
 from harness.utils.errors import DataError, UsageError, first_line
 
@@ -124,9 +125,11 @@ def _read(config: Config, known_classes: Collection[str] | None = None) -> Store
     Args:
         known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
     """
-    if config.data == "folder":
-        folder, grey_range = Path(config.data_dir).expanduser(), config.grey_limits()
-        return read_image_folder(folder, config.bad_images == "skip", grey_range, known_classes)
+    path, grey_range, skip_bad = Path(config.data_dir).expanduser(), config.grey_limits(), config.bad_images == "skip"
+    if config.data == "folder" and path.is_file():  # an archive, whose decoded images may be in the cache
+        return read_image_folder(path, skip_bad, grey_range, known_classes)
+    if (listing := list_files(config, known_classes)) is not None:
+        return read_listing(listing, skip_bad, grey_range, is_for_training=known_classes is None)
     classes: Sequence[str]
     train: Split
     val: Split | None
@@ -140,6 +143,24 @@ def _read(config: Config, known_classes: Collection[str] | None = None) -> Store
 
         classes, train, val, test = read_timm_dataset(config)
     return StoredData(classes, {split.name: split for split in (train, val, test) if split is not None})
+
+
+def list_files(config: Config, known_classes: Collection[str] | None = None) -> Listing | None:
+    """Return the images of a folder, an archive or a table before they are read; None for any other data set.
+
+    Args:
+        known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
+
+    Raises:
+        DataError: the data is missing or unreadable, or its classes are inconsistent.
+        UsageError: a table has no column for its images or labels, or names an image outside of its folder.
+    """
+    if config.data == "table":
+        return list_tables(config, known_classes)
+    if config.data != "folder":
+        return None
+    marked = list_marked_folder(config, known_classes)
+    return marked or list_image_folder(Path(config.data_dir).expanduser(), known_classes)
 
 
 def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Split | None]:

@@ -44,7 +44,7 @@ def collection_name(*parts: str) -> str:
 
 def dataset_name(config: Config) -> str:
     """Return the collection that holds the versions of a data set: its name, for image folders with the folder's."""
-    if config.data == "folder":
+    if config.data in ("folder", "table"):
         return collection_name(config.data, Path(config.data_dir).expanduser().absolute().name)
     return collection_name(config.data)
 
