@@ -274,7 +274,8 @@ def _data(config: Config) -> Iterator[Diagnosis]:
     elif config.data in ("folder", "table"):
         yield _files(config)
     else:
-        yield Diagnosis("data", config.data, "not checked: read by timm's create_dataset")
+        reader = "timm's create_dataset" if "/" in config.data else "a plug-in"
+        yield Diagnosis("data", config.data, f"not checked: read by {reader}")
 
 
 def _downloadable(config: Config, folder: Path) -> Diagnosis:

@@ -139,6 +139,10 @@ def _read(config: Config, known_classes: Collection[str] | None = None) -> Store
     elif config.data == "digits":
         classes, train, val, test = _digits()
     else:
+        from harness.data.own_datasets import read_own_dataset
+
+        if (own := read_own_dataset(config, needs_train=known_classes is None)) is not None:
+            return own
         from harness.data.timm_datasets import read_timm_dataset
 
         classes, train, val, test = read_timm_dataset(config)
@@ -173,7 +177,7 @@ def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Sp
     assert train is not None
     if val is not None and config.val_fraction:
         raise UsageError(
-            f"{config.data_dir} has a validation folder of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
+            f"{config.data_dir or config.data} has validation images of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
         )
     if val is None and test is None:
         train, test = hold_out(train, config.test_fraction, "test", "test_fraction")

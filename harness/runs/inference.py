@@ -16,6 +16,7 @@ from harness.config.names import SPLIT_NAMES, data_name
 from harness.config.settings import canonical_name
 from harness.data import loaders
 from harness.data.image_io import image_files, read_image
+from harness.data.own_datasets import named_data
 from harness.data.registry import EvaluationData, Split, load_evaluation_data
 from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
@@ -56,7 +57,12 @@ class SplitEvaluation:
 
 @restore_process_state()
 def evaluate(
-    run: Path | str, settings: Mapping[str, Any] | None = None, *, split: str = "", out: Path | None = None
+    run: Path | str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    split: str = "",
+    out: Path | None = None,
+    data: Any = None,
 ) -> SplitEvaluation:
     """Evaluate a trained model on a split of its data, or on other data, and write the same files as a run does.
 
@@ -69,6 +75,7 @@ def evaluate(
         settings: replace those of the checkpoint, such as `data` and `data_dir`; `wandb` or `tracker` also records the evaluation there.
         split: train, val or test; empty: the test set, where there is one.
         out: folder for the files; None: `evaluation-SPLIT` in the run directory, or `evaluation-NAME-SPLIT` for other data.
+        data: a data set as an object, or a mapping of splits to such, as that of `harness.run`.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
@@ -76,17 +83,20 @@ def evaluate(
         UsageError: the data has no such split, or W&B would refuse a value such as the project.
     """
     settings = settings or {}
+    if data is not None:
+        with named_data(data) as name:
+            return evaluate(run, {**settings, "data": name}, split=split, out=out)
     named = {canonical_name(key) for key in settings}
     trained = load_trained_model(Path(run), settings)
     _check_tracking(trained, settings)
     config = trained.config
-    data = load_evaluation_data(
+    evaluated = load_evaluation_data(
         config, trained.classes, _own_fingerprint(trained), divide=bool(named & {"val_fraction", "test_fraction"})
     )
-    if not data.is_own and not named & {"data", "data_dir"}:
+    if not evaluated.is_own and not named & {"data", "data_dir"}:
         log.warning("%s has changed since the model was trained", config.data_dir or config.data)
-    images = _choose_split(data, split)
-    folder = Path(out) if out is not None else _evaluation_folder(trained, data, images.name)
+    images = _choose_split(evaluated, split)
+    folder = Path(out) if out is not None else _evaluation_folder(trained, evaluated, images.name)
     check_output_folder(folder, is_named=out is not None)
     configure_torch(config, trained.device)
     loader = loaders.make_eval_loader(images, trained.preprocess, config, trained.device)
@@ -97,10 +107,10 @@ def evaluate(
         "data_dir": config.data_dir,
         "split": images.name,
         "images": len(images),
-        "fingerprint": data.fingerprint,
+        "fingerprint": evaluated.fingerprint,
     }
     write_json(folder / "evaluation.json", {**facts, **result.metrics})
-    _track_evaluation(trained, settings, data, result, images.name, folder)
+    _track_evaluation(trained, settings, evaluated, result, images.name, folder)
     return SplitEvaluation(images.name, result.metrics, result.per_class, folder)
 
 

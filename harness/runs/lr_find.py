@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.config.settings import FIND, Config
 from harness.config.sweep_values import with_sweep_values
+from harness.data.own_datasets import named_data
 from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
@@ -49,6 +50,7 @@ def find_lr(
     confirm: int = 0,
     write_sweep: Path | None = None,
     reporter: ProgressReporter | None = None,
+    data: Any = None,
 ) -> LRFinderResult:
     """Run the LR range test in a run directory of its own and record it: the same as `harness lr-find`.
 
@@ -59,11 +61,18 @@ def find_lr(
         seeds: how many times the test runs, each with other weights and another order of the images.
         confirm: short one-cycle runs around the suggestion; the one with the best held-out accuracy is taken.
         write_sweep: where to write a W&B sweep whose ranges come from the test.
+        data: that of `run`.
 
     Raises:
         HarnessError: with one line that names what is wrong and the remedy.
         Interrupted: a signal stopped it.
     """
+    if data is not None:
+        with named_data(data) as name:
+            return find_lr(
+                config.replace(data=name), steps=steps, low=low, high=high, linear=linear, seeds=seeds, confirm=confirm,
+                write_sweep=write_sweep, reporter=reporter,
+            )  # fmt: skip
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():

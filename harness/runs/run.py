@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
+from harness.data.own_datasets import named_data
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
@@ -44,13 +47,26 @@ MAX_ROWS = 100_000  # of a run in W&B, whose pages become slow beyond that: http
 
 
 @restore_process_state()
-def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
+def run(config: Config | Mapping[str, Any], reporter: ProgressReporter | None = None, *, data: Any = None) -> RunResult:
     """Train, evaluate every epoch and record everything: the same as `harness run`.
+
+    Args:
+        config: from `make_config`, or the settings that it takes.
+        data: a data set as an object with a length and items (image, label), such as a torch `Dataset`, or a mapping of
+            `train`, `val` and `test` to such; None: the data set that the settings name. Such a run is resumed by the same
+            call, not from the command line.
 
     Raises:
         HarnessError: with one line that names what is wrong and the remedy.
         Interrupted: a signal stopped the run; its state was saved, and the same call resumes it.
     """
+    if not isinstance(config, Config):
+        if data is None and "train" in config:
+            config, data = {}, config
+        config = make_config(config)
+    if data is not None:
+        with named_data(data) as name:
+            return run(config.replace(data=name), reporter)
     started_at = time.monotonic()
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from harness.config import yaml_io
 from harness.config.settings import AUTO, Config, setting_fields
+from harness.data.own_datasets import named_data
 from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
@@ -145,16 +146,22 @@ class SeedsResult:
         }
 
 
-def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = None) -> SeedsResult:
+def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = None, *, data: Any = None) -> SeedsResult:
     """Train the seeds `config.seed`, `config.seed` + 1, ...: the same as `harness run --seeds COUNT`.
 
     Seeds that an earlier call with the same settings finished are not trained again, and an unfinished one is resumed.
     A seed that diverges does not keep the others from training: see `SeedsResult.check`.
 
+    Args:
+        data: that of `run`.
+
     Raises:
         HarnessError: an error that every seed would end with: a wrong setting, missing data, W&B refused.
         Interrupted: a signal stopped it; the state was saved, and the same call resumes it.
     """
+    if data is not None:
+        with named_data(data) as name:
+            return run_seeds(config.replace(data=name), count, reporter)
     with report_failed_trial():
         _check(config, count)
         config = _common(config, count)
