@@ -18,6 +18,7 @@ SPLIT_WORDS: dict[str, SplitName] = {
 }  # fmt: skip
 FIXED_DATASETS = ("cifar10", "cifar100", "digits")  # known splits, none of them for validation
 BUILT_IN_DATASETS = (*FIXED_DATASETS, "folder", "table")
+TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")  # of the names of data sets that timm reads
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 FROM_PYTHON = "python/"  # what the name of a data set begins with that was given as an object
 

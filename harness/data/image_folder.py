@@ -150,7 +150,8 @@ def _origin(layout: Layout) -> str:
     if layout.lists:
         return f"splits from {', '.join(layout.lists.values())}"
     if layout.splits:
-        return f"splits from the folders {', '.join(layout.splits.values())}, classes from the folders in them"
+        folders = [layout.splits[name] for name in SPLIT_NAMES if name in layout.splits]
+        return f"splits from the folders {', '.join(folders)}, classes from the folders in them"
     return f"classes from the folders{f' in {layout.prefix}' if layout.prefix else ''}"
 
 

@@ -193,7 +193,7 @@ def _read_split(
             else:
                 pixels = None  # several sizes: the images are decoded when they are accessed
     kept = np.flatnonzero(readable)
-    ids = [escape_unprintable(split.ids[index]) for index in kept]
+    ids = [escape_unprintable(split.ids[index]) for index in kept.tolist()]
     labels = split.labels[kept]
     if pixels is not None:
         return in_memory(split.name, pixels if len(kept) == len(pixels) else pixels[kept], labels, ids)

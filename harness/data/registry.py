@@ -54,7 +54,7 @@ def load_dataset(config: Config) -> Dataset:
         DataError: the data is missing, unreadable, empty or inconsistent.
         UsageError: there is no such data set, or the settings do not fit it.
     """
-    source = _read(config)
+    source = read_stored(config)
     check_classes(source.classes, config.classes)
     train, val, test = _divide(config, source)
     notes = [*source.notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
@@ -96,7 +96,7 @@ def load_evaluation_data(
         DataError: the data is missing, unreadable or empty, or has a class that the model does not have.
         UsageError: there is no such data set, or the settings do not fit it.
     """
-    source = _read(config, classes)
+    source = read_stored(config, classes)
     for note in source.notes:
         log.warning("%s", note)
     whole = tuple(source.splits.get(name) for name in SPLIT_NAMES)
@@ -119,7 +119,7 @@ def load_evaluation_data(
     return EvaluationData(splits, tuple(source.classes), digest, digest == own_fingerprint)
 
 
-def _read(config: Config, known_classes: Collection[str] | None = None) -> StoredData:
+def read_stored(config: Config, known_classes: Collection[str] | None = None) -> StoredData:
     """Read the data set that `config.data` names.
 
     Args:

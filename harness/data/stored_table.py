@@ -243,7 +243,9 @@ def _metadata(folder: Path) -> Path | None:
 def _saved_files(folder: Path) -> list[Path]:
     """Return the Arrow files of a data set that `save_to_disk` wrote."""
     files = read_json(folder / SAVED_STATE).get("_data_files")
-    names = [file.get("filename") for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+    names: list[Any] = (
+        [file.get("filename") for file in files if isinstance(file, dict)] if isinstance(files, list) else []
+    )
     if not names or not all(isinstance(name, str) and is_plain_path(name) for name in names):
         raise DataError(f"{folder / SAVED_STATE} is damaged: it names no files of data; save the data set again")
     for name in names:

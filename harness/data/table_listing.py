@@ -118,13 +118,12 @@ def _list(
     class_index = {name: index for index, name in enumerate(listing.classes)}
     embedded = ArrowImages(reader.embedded)
     for name, rows in splits.items():
-        files = [row.file for row in rows if row.file is not None]
-        if len(files) < len(rows):
-            if files:
+        paths = [row.file for row in rows if row.file is not None]
+        images: Sequence[str | bytes] = list[str | bytes](paths)
+        if len(paths) < len(rows):
+            if paths:
                 raise DataError(f"{path}: some rows have an image and others the path of one; keep one kind")
-            images: Sequence[str | bytes] = PickedItems(embedded, [row.index for row in rows])
-        else:
-            images = files
+            images = PickedItems(embedded, [row.index for row in rows])
         labels = np.array([class_index[str(row.label)] for row in rows], dtype=np.int64)
         listing.splits[name] = ListedSplit(name, images, [row.id for row in rows], labels)
     listing.classes = tuple(escape_unprintable(name) for name in listing.classes)
