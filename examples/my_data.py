@@ -1,4 +1,4 @@
-"""Register your own data set: `harness run --plugin my_data --data stripes --data-dir .`
+"""Register your own data set: `harness run --plugin my_data --data stripes`
 
 A plug-in is any importable Python module. The function gets the path of `--data-dir` and returns data sets whose items are
 an image and a label, as torch and torchvision have them. The images are not augmented or normalised: `harness` does that.

@@ -84,8 +84,8 @@ def test_columns_are_those_that_the_settings_name(tmp_path):
     table = write(tmp_path / "t.csv", ("label", "where", "path", "what", "fold"), rows)
     data = load_table(table, image_column="where", label_column="what", split_column="fold")
     assert data.classes == CLASSES and len(data.val) == 2
-    assert "image_column='wher': " in refused(UsageError, table, image_column="wher")
-    assert "did you mean 'where'?" in refused(UsageError, table, image_column="wher")
+    assert "image_column='were': " in refused(UsageError, table, image_column="were")
+    assert "did you mean 'where'?" in refused(UsageError, table, image_column="were")
 
 
 def test_a_table_without_splits_is_divided_as_a_folder_is(tmp_path):
