@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -33,10 +33,6 @@ _makers: dict[str, Callable[[Path], Any]] = {}
 _given: dict[str, Any] = {}  # name -> the object, while the function that got it runs
 
 
-@overload
-def register_dataset(maker: Maker) -> Maker: ...
-@overload
-def register_dataset(*, name: str) -> Callable[[Maker], Maker]: ...
 def register_dataset(maker: Any = None, *, name: str = "") -> Any:
     """Register a function that returns a data set: `--data NAME --plugin MODULE` trains on it.
 
@@ -159,10 +155,10 @@ class OwnImages:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         image, _ = _item(self.dataset, index, self.name)
-        return as_image(image, f"{self.name}/{index}", self.grey_range), int(self.labels[index])
+        return rgb_image(image, f"{self.name}/{index}", self.grey_range), int(self.labels[index])
 
 
-def as_image(image: Any, name: str, grey_range: tuple[float, float] | None = None) -> Image.Image:
+def rgb_image(image: Any, name: str, grey_range: tuple[float, float] | None = None) -> Image.Image:
     """Return an image of a user's data set in RGB.
 
     Args:
@@ -201,7 +197,7 @@ def as_image(image: Any, name: str, grey_range: tuple[float, float] | None = Non
         pixels = np.rint(pixels * 255).astype(np.uint8)
     if pixels.dtype != np.uint8 and not (pixels.dtype == np.uint16 and pixels.ndim == 2):
         raise DataError(f"{name} is of {pixels.dtype}; need uint8, floats 0..1, or uint16 for grey images")
-    return as_image(Image.fromarray(np.ascontiguousarray(pixels)), name, grey_range)
+    return rgb_image(Image.fromarray(np.ascontiguousarray(pixels)), name, grey_range)
 
 
 def _item(dataset: Any, index: int, name: SplitName) -> tuple[Any, Any]:
