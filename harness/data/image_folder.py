@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from harness.config.names import SPLIT_NAMES, SplitName
+from harness.config.names import SPLIT_NAMES, SPLIT_WORDS, SplitName
 from harness.data import decoded_cache
 from harness.data.folder_scan import FolderScan, Layout, child_folders, scan_folder
 from harness.data.listing import ListedSplit, Listing, StoredData, class_order, read_listing, short_list
@@ -82,7 +82,7 @@ def list_image_folder(root: Path, known_classes: Collection[str] | None = None) 
         layout = Layout(layout.prefix, layout.splits)
         class_folders = _group_by_class(scan, layout)
     _count_unused(scan, layout, class_folders)
-    notes = [*listed.notes, *_unused_notes(scan, layout)]
+    notes = [*listed.notes, *_unused_notes(scan, layout), *_inner_split_notes(scan, layout)]
     if known_classes is None:
         _check_classes(class_folders, root, notes)
         classes = tuple(class_folders["train"].paths)
@@ -170,6 +170,21 @@ def _unused_notes(scan: FolderScan, layout: Layout) -> list[str]:
         ]
         notes.append(f"{sum(scan.unread.values())} files are of kinds that are not read as images: {short_list(kinds)}")
     return notes
+
+
+def _inner_split_notes(scan: FolderScan, layout: Layout) -> list[str]:
+    """Return a sentence where the split folders lie inside the class folders, so that their images would be mixed."""
+    if layout.splits or layout.lists:
+        return []
+    classes = child_folders(scan.folders, layout.prefix)
+    start = f"{layout.prefix}/" if layout.prefix else ""
+    inner = [set(child_folders(scan.folders, start + name)) for name in classes]
+    shared = set.intersection(*inner) if inner else set()
+    if len(splits := sorted(name for name in shared if name.lower() in SPLIT_WORDS)) < 2:
+        return []
+    return [
+        f"every class folder has {' and '.join(splits)} in it, which are not used as splits; the layout is {splits[-1]}/CLASS/IMAGE, or list the images in {splits[-1]}.txt"
+    ]
 
 
 def _check_any(class_folders: Mapping[SplitName, ClassFolders], root: Path, notes: Sequence[str]) -> None:

@@ -211,6 +211,15 @@ def test_a_class_folder_that_is_a_link_out_of_the_root_is_refused_with_the_remed
     assert "cow is a link that leaves the data folder; copy what it points to, or set --data-dir to a folder" in message
 
 
+def test_splits_inside_the_class_folders_are_named_as_unused(tmp_path):
+    for name in CLASSES:
+        for split in ("train", "test"):
+            make_class_folders(tmp_path, (name,), (split,), 3)
+    assert load_folder(tmp_path).notes == [
+        "every class folder has test and train in it, which are not used as splits; the layout is train/CLASS/IMAGE, or list the images in train.txt"
+    ]
+
+
 def test_an_evaluation_takes_a_single_class_with_folders_in_it_for_that_class(tmp_path):
     make_class_folders(tmp_path, ("cat",), ("2020", "2021"), 3)
     config = Config(data="folder", data_dir=str(tmp_path))
