@@ -220,7 +220,7 @@ METRICS = (
     Metric(
         "explain/maps",
         "table",
-        "the same with overlays, and the share of the evidence",
+        "the same with overlays, the share of the evidence and the resolution of the maps",
         f"{MAPS}, an error",
         JOURNAL_ONLY,
     ),
