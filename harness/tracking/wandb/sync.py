@@ -114,7 +114,8 @@ def sync(
     session.note_sent(folder / "wandb", run_id, max(content.rows, default=-1))
     # In a run of an earlier version the values of the final record are in the row of its own step.
     steps = [
-        {record.step, *(step for step, _ in from_journal.journal_rows(config, record))} for record in journal.records
+        {record.step, *(step for step, _ in from_journal.journal_rows(config, journal, record))}
+        for record in journal.records
     ]
     artifacts = None if arrived.artifacts is None else len(content.artifacts)
     count = sum(not sent.isdisjoint(each) for each in steps)

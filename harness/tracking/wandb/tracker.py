@@ -88,7 +88,7 @@ class WandbTracker(Tracker):
             if record.steps is not None:
                 names = set(record.steps.lines) - set(record.values) - set(AXES)
                 self._attempt(lambda run: self._session.plot_by_step(run, names))
-            for step, values in rows(record, self._session.config.log_every):
+            for step, values in rows(record):
                 if step in steps:
                     self._log(step, values, keep_open=record.kind == "find")
 
