@@ -35,9 +35,14 @@ class Version(StoredArtifact):
 
 
 class LineageServer(Server):
-    """A server with versions; like W&B's it takes equal content in a collection for the same version."""
+    """A server with versions; like W&B's it takes equal content in a collection for the same version.
+
+    Attributes:
+        keeps_aliases: whether content that it has already keeps the aliases that it had.
+    """
 
     artifacts: dict[str, Version]
+    keeps_aliases = False
 
     def versions(self, collection: str) -> list[Version]:
         """Return the versions of a collection, oldest first."""
@@ -77,7 +82,12 @@ class LineageServer(Server):
                     self.artifacts[about["artifactID"]].aliases.append(alias["alias"])
                 return {"addAliases": {"success": True}}
             case "UpdateArtifact":
-                return {"result": {"artifact": self._fragment(variables["input"]["artifactID"])}}
+                about = variables["input"]
+                version = self.artifacts[about["artifactID"]]
+                version.metadata = json.loads(about.get("metadata") or "null") or version.metadata
+                ttl = about.get("ttlDurationSeconds")
+                version.ttl = version.ttl if ttl is None else ttl if ttl > 0 else None
+                return {"result": {"artifact": self._fragment(about["artifactID"])}}
             case "LinkArtifact":
                 about = variables["input"]
                 version = self.artifacts[about["artifactID"]]
@@ -92,6 +102,8 @@ class LineageServer(Server):
             key for key, one in self.artifacts.items() if (one.name, one.digest) == (name, digest) and one.committed
         ]
         key = same[0] if same else f"a{len(self.artifacts)}"
+        if same and self.keeps_aliases:
+            aliases = []
         for alias in aliases:
             self._take_alias(name, alias)
         if same:

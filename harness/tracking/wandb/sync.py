@@ -20,7 +20,7 @@ from typing import Any
 from harness.config.settings import WANDB, Config, setting_fields
 from harness.tracking import run_dir
 from harness.tracking.journal import JournalContents, read_journal
-from harness.tracking.lineage import RUN_ALIAS
+from harness.tracking.lineage import run_alias
 from harness.tracking.wandb import from_journal, init, run_logs, session
 from harness.tracking.wandb.api import wandb_api_errors
 from harness.tracking.wandb.arrived import Arrived, look_up_arrived
@@ -108,9 +108,9 @@ def sync(
     sent, arrived = _upload_missing(
         content, folder, target, arrived, bool(corrections), timeout or config.finish_timeout
     )
-    if link or arrived.artifacts != before.artifacts:
+    if link or arrived != before:
         with wandb_api_errors():
-            _complete_model(wandb.Api(timeout=10), arrived, journal, content, link)
+            _complete_model(wandb.Api(timeout=10), run_id, arrived, journal, content, link)
     session.note_sent(folder / "wandb", run_id, max(content.rows, default=-1))
     # In a run of an earlier version the values of the final record are in the row of its own step.
     steps = [
@@ -124,8 +124,10 @@ def sync(
     )
 
 
-def _complete_model(api: Any, arrived: Arrived, journal: JournalContents, content: RunContent, link: str) -> None:
-    """Give the model of the run the alias `best` if it leads its collection, and link it where that was requested.
+def _complete_model(
+    api: Any, run_id: str, arrived: Arrived, journal: JournalContents, content: RunContent, link: str
+) -> None:
+    """Give the model of the run what a result has, the alias `best` if it leads, and the link that was requested.
 
     Raises:
         TrackingError: it is not linked.
@@ -140,16 +142,18 @@ def _complete_model(api: Any, arrived: Arrived, journal: JournalContents, conten
         if link:
             raise TrackingError(f"the run is uploaded, but its model is not linked to {link}: W&B lacks the model")
         return
-    alias = next(alias for alias in reversed(result.aliases) if alias.startswith(RUN_ALIAS))
+    # Its alias may be missing: of content that W&B has already there is no new version.
+    number = (arrived.artifacts or {}).get((name, str(result.digest)))
+    version = run_alias(run_id) if number is None else f"v{number}"
     project = arrived.path.rpartition("/")[0]
     try:
-        complete_model(api, f"{project}/{name}:{alias}", models[-1], link)
+        complete_model(api, f"{project}/{name}:{version}", models[-1], run_id, link)
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         if link:
             raise TrackingError(
                 f"the run is uploaded, but its model is not linked to {link}: {reason(error)}"
             ) from None
-        log.debug("the alias best of %s: %s", name, reason(error))
+        log.debug("the aliases of %s: %s", name, reason(error))
 
 
 def _checked(folder: Path, corrections: Mapping[str, Any], link: str) -> tuple[JournalContents, Config]:
@@ -209,7 +213,7 @@ def _completed(
     notify: Callable[[str], None],
 ) -> RunContent:
     """Return the content of W&B's logs, after what they lack was added from the journal."""
-    committed = arrived.artifacts or set()
+    committed = arrived.artifacts or {}
     content.choose_rows(committed, arrived.last_step)
     records = from_journal.lacking_rows(config, journal, content)
     artifacts = from_journal.lacking_artifacts(journal, content, committed)
