@@ -231,6 +231,21 @@ def test_a_model_is_linked_to_a_registry(server, track):
     assert version.links == ["wandb-registry-vision/cats"] and not lines
 
 
+@pytest.mark.parametrize(("log_model", "is_linked"), [("auto", False), ("end", True)])
+def test_a_trial_of_a_sweep_says_at_its_start_that_its_model_is_not_linked(
+    server, track, monkeypatch, log_model, is_linked
+):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    lines = []
+    track("one", lines=lines, link="vision/cats", log_model=log_model)
+    assert bool(lines) is not is_linked
+    if lines:
+        assert (
+            lines[0].startswith("link=vision/cats: the trials of a sweep log no model")
+            and "--log-model end" in lines[0]
+        )
+
+
 @pytest.mark.slow
 def test_offline_the_model_is_linked_by_the_upload_that_names_the_registry(server, track, tmp_path):
     lines = []
