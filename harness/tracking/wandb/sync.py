@@ -19,8 +19,9 @@ from typing import Any
 
 from harness.config.settings import WANDB, Config, setting_fields
 from harness.tracking import run_dir
-from harness.tracking.journal import JournalContents, read_journal
+from harness.tracking.journal import JournalContents
 from harness.tracking.lineage import run_alias
+from harness.tracking.uploadable import read_uploadable
 from harness.tracking.wandb import from_journal, init, run_logs, session
 from harness.tracking.wandb.api import wandb_api_errors
 from harness.tracking.wandb.arrived import Arrived, look_up_arrived
@@ -30,8 +31,7 @@ from harness.tracking.wandb.limits import check_link, check_wandb_values
 from harness.tracking.wandb.run_logs import ArtifactKey, RunContent, is_result
 from harness.tracking.wandb.upload import upload
 from harness.tracking.wandb.values import artifact_name
-from harness.utils.checksums import SUMS
-from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, UsageError, first_line
+from harness.utils.errors import TrackingError, UsageError
 from harness.utils.plain import json_text
 
 log = logging.getLogger(__name__)
@@ -158,17 +158,8 @@ def _complete_model(
 
 def _checked(folder: Path, corrections: Mapping[str, Any], link: str) -> tuple[JournalContents, Config]:
     """Return the journal and the settings of a run directory that can be uploaded."""
-    run_dir.check_own_files(folder)
-    journal = read_journal(folder)
-    if "config" not in journal.header:
-        raise DataError(f"{folder}: the journal has lost its first line, and with it the settings of the run")
-    if run_dir.is_locked(folder):
-        raise BusyError(f"{folder} is still being written; sync it when the run has ended")
-    try:
-        config = Config(**journal.header["config"]).replace(tracker=(WANDB,), wandb="online")
-    except (HarnessError, TypeError) as error:
-        raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
-    config = config.replace(**corrections)
+    journal, config = read_uploadable(folder, {**corrections, "tracker": (WANDB,)})
+    config = config.replace(wandb="online")
     try:
         check_wandb_values(config)
         check_link(link)
@@ -176,10 +167,6 @@ def _checked(folder: Path, corrections: Mapping[str, Any], link: str) -> tuple[J
         raise UsageError(f"{folder}: {error}; give another value to harness sync with that option") from None
     if link and not any(artifact.kind == "model" and not artifact.is_input for artifact in journal.artifacts):
         raise UsageError(f"{folder} has no model to link to {link}: the run did not finish, or log_model was never")
-    if changed := run_dir.changed_results(folder):
-        raise DataError(
-            f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"
-        )
     run_dir.make_folder(folder / "wandb", "copy the run directory to where it can be written")
     return journal, config
 
