@@ -25,7 +25,7 @@ from harness.utils.errors import TrackingError, UsageError
 from tests.support.records import epoch, final
 from tests.support.report_server import ReportServer
 from tests.support.wandb_files import joined, offline_runs
-from tests.support.wandb_server import KEY
+from tests.support.wandb_server import KEY, Run
 
 pytest.importorskip("wandb_workspaces")
 
@@ -328,26 +328,17 @@ def test_the_report_of_a_sweep_for_several_metrics_shows_the_pareto_front(offlin
     assert "Best: [trial-0]" in json.dumps(spec_of(report))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_local", [False, True])
 def test_the_trials_of_a_sweep_for_several_metrics_are_looked_up_with_their_results(online, tmp_path, is_local):
     for number, (acc, seconds) in enumerate(TRIALS):
-        settings = {"group": "both", "job_type": "trial"} if is_local else {}
-        tracked(tmp_path, "online", f"trial {number}", settings, **{"best/val_acc": acc, "time/epoch_s": seconds})
+        summary, labels = {"best/val_acc": acc, "time/epoch_s": seconds}, {"groupName": "both", "jobType": "trial"}
+        sweep = {"upserted": labels} if is_local else {"sweep": "s1"}
+        online.runs[f"t{number}"] = Run(name=f"trial {number}", summary=summary, exit_code=0, **sweep)
     config = {**{key: value for key, value in SWEEP.items() if key != "metric"}, **BOTH}
-    if is_local:
-        folder = tmp_path / "both"
-        folder.mkdir()
-        (folder / "sweep.yaml").write_text(yaml.safe_dump({**config, "entity": "e", "project": "p"}))
-        target = Target("e", "p", "both", "group", folder, config)
-        facts = look_up(target)
-    else:
-        for run in online.runs.values():
-            run.sweep = "s1"
-        online.sweeps["s1"] = config
-        facts = look_up(Target("e", "p", "s1", "sweep"))
-    front = front_of(facts.config, facts.trials)
-    assert [run.name for run in front] == ["trial 0", "trial 4", "trial 1"]
+    online.sweeps["s1"] = config
+    target = Target("e", "p", "both", "group", tmp_path, config) if is_local else Target("e", "p", "s1", "sweep")
+    facts = look_up(target)
+    assert [run.name for run in front_of(facts.config, facts.trials)] == ["trial 0", "trial 4", "trial 1"]
 
 
 # --- several runs, groups of seeds, the final runs of a sweep
