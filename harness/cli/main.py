@@ -70,7 +70,7 @@ def cli(context: click.Context, debug: bool) -> None:
     harness run --recipe digits        no download, no account, a minute on two CPU cores
     harness run                        the custom ResNet on CIFAR-10
     harness evaluate runs/NAME         per-class table, galleries, Grad-CAM
-    harness predict runs/NAME photos   class probabilities of your own pictures, as CSV
+    harness predict runs/NAME photos   class probabilities of your own images, as CSV
     harness lr-find --recipe digits    a range test: which learning rates to train with
     harness sweep sweeps/digits.yaml   a W&B sweep on this machine, without a server
     harness plot --schedule cyclic     draw a learning-rate schedule

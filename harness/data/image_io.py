@@ -42,21 +42,21 @@ def is_image_name(name: str) -> bool:
 
 
 def image_files(paths: Path | str | Sequence[Path | str]) -> Iterator[Path]:
-    """Yield picture files: each file as given, each folder's pictures at any depth, sorted.
+    """Yield image files: each file as given, each folder's images at any depth, sorted.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no pictures.
+        DataError: a path does not exist, or a folder holds no images.
     """
     for path in (Path(one).expanduser() for one in ([paths] if isinstance(paths, Path | str) else paths)):
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
             if not files:
-                raise DataError(f"{path} holds no pictures")
+                raise DataError(f"{path} holds no images")
             yield from files
         elif path.is_file():
             yield path
         else:
-            raise DataError(f"no such picture: {path}")
+            raise DataError(f"no such image: {path}")
 
 
 def read_image(

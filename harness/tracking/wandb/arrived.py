@@ -38,7 +38,7 @@ class Arrived:
         exists: whether W&B knows the run.
         rows: how many history rows it has; the first ones of the run.
         last_step: -1 where there is no row.
-        files: their names; that of a picture or a table has a part of its SHA-256.
+        files: their names; that of an image or a table has a part of its SHA-256.
         artifacts: (name, digest) of its outputs and inputs that are committed -> number of the version in its collection;
             None where the server does not report them.
         state: of the run: `running`, `finished`, `failed`, `crashed`.

@@ -53,7 +53,7 @@ class SyncResult:
         records: in the journal.
         sent: records that W&B did not have.
         steps: history rows of the run, all of which W&B has now.
-        files: number of files, as pictures and tables, all of which W&B has now.
+        files: number of files, as images and tables, all of which W&B has now.
         artifacts: number of artifacts, as the model, all of which W&B has now; None where it does not report them.
     """
 
