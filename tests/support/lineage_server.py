@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
+from tests.support.wandb_queries import PAGE
 from tests.support.wandb_server import PROJECT, Server, StoredArtifact
 
 TIME = "2026-01-01T00:00:00Z"
@@ -73,6 +75,13 @@ class LineageServer(Server):
             case "ArtifactMembershipByName":
                 version = self.version(variables["name"])
                 return {"project": {"artifactCollectionMembership": version and self._membership(version)}}
+            case "FetchArtifactManifest":
+                file = {"directUrl": f"{self.url}/artifact/{variables['id']}/manifest"}
+                return {"artifact": {"currentManifest": {"file": file}}}
+            case "GetArtifactMembershipFileUrls":
+                version = self.version(f"{variables['collection']}:{variables['alias']}")
+                collection = version and {"__typename": "ArtifactSequence", "artifactMembership": self._files(version)}
+                return {"project": {"artifactCollection": collection}}
             case "FetchOrgInfoFromEntity":
                 return {"entity": {"organization": {"name": "org", "orgEntity": {"name": "org"}}, "user": None}}
             case "AddAliases":
@@ -130,6 +139,14 @@ class LineageServer(Server):
             "createdAt": TIME, "aliases": self._aliases(version), "artifactCollection": self._collection(version),
             "artifact": self._fragment(key),
         }  # fmt: skip
+
+    def _files(self, version: Version) -> dict[str, Any]:
+        """The files of a version, with the addresses to download them from."""
+        (key,) = [key for key, one in self.artifacts.items() if one is version]
+        names = [name for name in version.files if name != "manifest"]
+        urls = {name: f"{self.url}/artifact/{key}/{quote(name, safe='')}" for name in names}
+        edges = [{"node": {"__typename": "File", "name": name, "directUrl": url}} for name, url in urls.items()]
+        return {"files": {"edges": edges, "pageInfo": PAGE}}
 
     def _fragment(self, key: str) -> dict[str, Any]:
         version = self.artifacts[key]
