@@ -178,6 +178,6 @@ def number_text(key: str, value: Any) -> str:
     return percent(value, 2) if is_fraction else f"{value:.4g}"
 
 
-def table_text(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as Markdown."""
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))

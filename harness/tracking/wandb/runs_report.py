@@ -13,10 +13,10 @@ from harness.tracking.wandb.panels import (
     joined_facts,
     line_panels,
     machine_panels,
+    markdown_table,
     media_sections,
     number_text,
     result_numbers,
-    table_text,
 )
 from harness.utils.stats import mean_interval
 from harness.utils.text import markdown
@@ -63,7 +63,7 @@ def runs_headline(facts: RunsFacts) -> str:
         for run in facts.runs
     ]
     head = ["run", "group", "seed", *names, *(key.removeprefix("result/") for key in metrics)]
-    blocks = [f"{len(facts.runs)} runs.", table_text(head, rows)]
+    blocks = [f"{len(facts.runs)} runs.", markdown_table(head, rows)]
     seeds = {group: runs for group, runs in groups_of(facts.runs).items() if len(runs) > 1}
     if seeds and metrics:
         means = [
@@ -71,7 +71,7 @@ def runs_headline(facts: RunsFacts) -> str:
         ]
         blocks += [
             "Mean and standard deviation of each group:",
-            table_text(["group", "runs", *head[-len(metrics) :]], means),
+            markdown_table(["group", "runs", *head[-len(metrics) :]], means),
         ]
     return "\n\n".join(blocks)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.tracking.wandb.api import RunFacts, SweepFacts, metrics_of
-from harness.tracking.wandb.panels import grid_section, is_number, number_text, table_text
+from harness.tracking.wandb.panels import grid_section, is_number, markdown_table, number_text
 from harness.utils.stats import pareto_indices
 from harness.utils.text import markdown
 
@@ -63,7 +63,7 @@ def front_text(sweep: SweepFacts, parameters: Sequence[str]) -> str:
     ]
     count = f"{len(front)} of {len(sweep.trials)} trials"
     return f"{count} are on the Pareto front ({goals}): no other is better in one metric and as good in all.\n\n" + (
-        table_text(["trial", *(markdown(name) for name, _ in metrics), *map(markdown, parameters)], rows)
+        markdown_table(["trial", *(markdown(name) for name, _ in metrics), *map(markdown, parameters)], rows)
     )
 
 
