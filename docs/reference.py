@@ -215,7 +215,7 @@ METRICS = (
         "misclassified images, with the evidence for the prediction and for the truth as layers of four levels",
         f"{MAPS}, an error",
     ),
-    Metric("explain/pictures", "table", "image with its map, file, prediction, confidence and guesses", TRACKED),
+    Metric("explain/images", "table", "image with its map, file, prediction, confidence and guesses", TRACKED),
     Metric("explain/count", "images", "number of explained images", TRACKED),
     Metric(
         "explain/maps",

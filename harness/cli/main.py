@@ -71,7 +71,7 @@ def cli(context: click.Context, debug: bool) -> None:
     harness run                        the custom ResNet on CIFAR-10
     harness data pictures              what a folder of your own holds, before you train on it
     harness evaluate runs/NAME         per-class table, galleries, Grad-CAM
-    harness predict runs/NAME photos   class probabilities of your own pictures, as CSV
+    harness predict runs/NAME photos   class probabilities of your own images, as CSV
     harness lr-find --recipe digits    a range test: which learning rates to train with
     harness sweep sweeps/digits.yaml   a W&B sweep on this machine, without a server
     harness plot --schedule cyclic     draw a learning-rate schedule

@@ -44,26 +44,26 @@ def is_image_name(name: str) -> bool:
 
 
 def image_files(paths: Path | str | Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
-    """Yield picture files, each with its place among the results: each file as given, each folder's pictures at any depth, sorted.
+    """Yield image files, each with its place among the results: each file as given, each folder's images at any depth, sorted.
 
-    The place of a file is its name, that of a folder's picture its path below the folder; where several paths are given, it
+    The place of a file is its name, that of a folder's image its path below the folder; where several paths are given, it
     begins with the name of the folder.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no pictures.
+        DataError: a path does not exist, or a folder holds no images.
     """
     given = [Path(one).expanduser() for one in ([paths] if isinstance(paths, Path | str) else paths)]
     for path in given:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
             if not files:
-                raise DataError(f"{path} holds no pictures")
+                raise DataError(f"{path} holds no images")
             start = Path(path.absolute().name) if len(given) > 1 else Path()
             yield from ((file, start / file.relative_to(path)) for file in files)
         elif path.is_file():
             yield path, Path(path.name)
         else:
-            raise DataError(f"no such picture: {path}")
+            raise DataError(f"no such image: {path}")
 
 
 def read_image(

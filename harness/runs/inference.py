@@ -173,11 +173,11 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A model's answer to one picture, with its class-activation map.
+    """A model's answer to one image, with its class-activation map.
 
     Attributes:
         guesses: (class, probability), the most probable first.
-        overlay: the file with the picture beside its map; None without a map.
+        overlay: the file with the image beside its map; None without a map.
         empty: whether the map has no evidence in it.
         share: of the evidence for and against the class, the part that is for it, 0..1; NaN without a map.
         resolution: of the map; None without one.
@@ -201,10 +201,10 @@ def explain(
     out: Path | None = None,
     top: int = 5,
 ) -> Iterator[Explanation]:
-    """Classify pictures of any size, mode or orientation, and write each beside its class-activation map.
+    """Classify images of any size, mode or orientation, and write each beside its class-activation map.
 
-    A generator: each picture is classified when its explanation is asked for, and `explanations.csv` is written at the end.
-    The files lie in `out` as the pictures lie in their folder; those of several folders each below its name.
+    A generator: each image is classified when its explanation is asked for, and `explanations.csv` is written at the end.
+    The files lie in `out` as the images lie in their folder; those of several folders each below its name.
 
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
@@ -215,7 +215,7 @@ def explain(
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: a picture cannot be read, a folder has none, or `explained` is a symbolic link.
+        DataError: an image cannot be read, a folder has none, or `explained` is a symbolic link.
         DivergedError: the model answers with NaN or infinite numbers.
         UsageError: W&B would refuse a value such as the project.
     """
@@ -270,7 +270,7 @@ def _explain_each(
 
 
 def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
-    """Write the picture as the model saw it beside itself under its map (hatched for an empty one), as PNG."""
+    """Write the image as the model saw it beside itself under its map (hatched for an empty one), as PNG."""
     from PIL import Image as Pillow
 
     large = enlarge(picture, 256)
@@ -281,7 +281,7 @@ def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
 
 
 def _overlay_names(places: Sequence[Path]) -> list[Path]:
-    """Return the path of a PNG for each picture, below the folder of the results; numbered where two would be equal."""
+    """Return the path of a PNG for each image, below the folder of the results; numbered where two would be equal."""
     counts: Counter[Path] = Counter()
     names = []
     for place in places:
@@ -326,14 +326,14 @@ def _track_evaluation(
 def _track_explanations(
     trained: TrainedModel, settings: Mapping[str, Any], explanations: Sequence[Explanation], out: Path
 ) -> None:
-    """Record a row for each picture; an empty map is an empty cell."""
+    """Record a row for each image; an empty map is an empty cell."""
     rows: list[tuple[Cell, ...]] = []
     for one in explanations:
         overlay = None if one.overlay is None or one.empty else Image(read_image(one.overlay))
         name, probability = one.guesses[0]
         rows.append((overlay, str(one.path.name), name, probability, ", ".join(name for name, _ in one.guesses)))
     table = Table(("image and map", "file", "prediction", "confidence", "guesses"), rows)
-    _to_trackers(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
+    _to_trackers(trained, settings, "explain", {"explain/images": table}, {"explain/count": len(rows)}, out)
 
 
 def _describe_data(trained: TrainedModel, data: EvaluationData) -> dict[str, Any]:

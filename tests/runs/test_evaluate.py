@@ -238,7 +238,7 @@ def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished,
         inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, out=tmp_path / "explained", top=3)
     )
     run = load(next((tmp_path / "explained").glob("wandb/offline-run-*")))
-    assert (run.job_type, run.rows[-1]["explain/pictures.nrows"]) == ("explain", len(answers))
+    assert (run.job_type, run.rows[-1]["explain/images.nrows"]) == ("explain", len(answers))
     evaluation = inference.evaluate(folder, {"wandb": "offline", "gallery": 4}, out=tmp_path / "evaluated")
     run = load(next(evaluation.folder.glob("wandb/offline-run-*")))
     assert run.job_type == "evaluate"
@@ -251,7 +251,7 @@ def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished,
         (lambda path: path.write_bytes(b"not an image"), "x.png"),
         (lambda path: path.write_bytes(b""), "x.png"),
         (lambda path: None, "x.png"),
-        (lambda path: path.mkdir(), "no pictures"),
+        (lambda path: path.mkdir(), "no images"),
     ],
 )
 def test_an_image_that_cannot_be_read_is_named(finished, make, message, tmp_path):
