@@ -11,6 +11,8 @@ SplitName: TypeAlias = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 REPORTED_SPLITS: tuple[SplitName, ...] = ("test", "val")  # what a result is about, the test set first
 SPLIT_LABELS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
+# Arguments of a timm model that a run decides by other settings.
+DECIDED_ARGUMENTS = ("num_classes", "pretrained", "in_chans", "device", "dtype")
 BUILT_IN_DATASETS = ("cifar10", "cifar100", "digits", "folder")
 
 
@@ -22,13 +24,13 @@ NAMES_ELSEWHERE = {
     "dropoutrate": "model_args", "droppath": "model_args", "droprate": "model_args", "earlystopping": "early_stop",
     "earlystoppingpatience": "early_stop", "evalbatch": "eval_batch_size", "experiment": "name", "finallr": "lr_min",
     "fp16": "precision", "gpu": "device", "gpus": "device", "gradclip": "clip_grad", "gradientaccumulationsteps": "grad_accumulation",
-    "imgsize": "image_size", "imgsz": "image_size", "initlr": "lr_max", "inputsize": "image_size", "learningrate": "lr_max",
+    "imgsize": "image_size", "imgsz": "image_size", "initialcheckpoint": "init", "initlr": "lr_max", "inputsize": "image_size", "learningrate": "lr_max",
     "logdir": "output", "lr0": "lr_max", "maxepochs": "epochs", "maxlr": "lr_max", "minlr": "lr_min", "mixedprecision": "precision",
     "modelema": "ema", "modelname": "model", "mom": "momentum", "nepochs": "epochs", "networkname": "model", "numclasses": "classes",
     "numepochs": "epochs", "numtrainepochs": "epochs", "numworkers": "workers", "optim": "optimizer", "outdir": "output",
     "outputdir": "output", "patience": "early_stop", "randomseed": "seed", "root": "data_dir", "runname": "name", "sched": "schedule",
     "scheduler": "schedule", "smoothing": "label_smoothing", "trainbatchsize": "batch_size", "wandbproject": "project",
-    "warmup": "peak_epoch", "warmupepochs": "peak_epoch",
+    "warmup": "peak_epoch", "warmupepochs": "peak_epoch", "weights": "init",
 }  # fmt: skip
 
 

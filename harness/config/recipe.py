@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.init_source import model_of
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
 from harness.config.words import settings_of
 from harness.utils import plugins
@@ -102,12 +103,31 @@ def first_comparison(config: Config) -> int:
     return max(1, math.ceil((peak + config.epochs) / 2))
 
 
+def _model_of_weights(given: Mapping[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the model that the weights of `init` belong to; empty where a model is named.
+
+    The weights that the options name replace those of the recipe.
+    """
+    if given.get("init") and "pretrained" not in given:
+        values.pop("pretrained", None)
+    if given.get("pretrained") and "init" not in given:
+        values.pop("init", None)
+    init = given.get("init", "" if "model" in values else values.get("init", ""))
+    if not init or "model" in given:
+        return {}
+    source = model_of(str(init))
+    if "plugin" in source:
+        source["plugin"] = tuple(dict.fromkeys([*coerce("plugin", values.get("plugin", ())), *source["plugin"]]))
+    return source
+
+
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule. `model_args` are added to those of the recipe. The settings of a recipe that
-    fit only its own model (`MODEL_SETTINGS`) are not used for another `model`. If `resume` is a run directory and there is
+    fewer epochs keeps the shape of its schedule. `model_args` are added to those of the recipe. Without `model`, that of the
+    weights of `init` is used, where they name it. The settings of a recipe that fit only its own model (`MODEL_SETTINGS`)
+    are not used for another model. If `resume` is a run directory and there is
     no recipe, the settings of that run are used.
 
     Args:
@@ -126,8 +146,11 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
         )
         values["peak_epoch"] = scaled_peak(peak_epoch, epochs, given["epochs"])
-    if "model" in given and given["model"] != values.get("model", setting_fields()["model"].default):
+    source = _model_of_weights(given, values)
+    model = given.get("model", source.get("model"))
+    if model is not None and model != values.get("model", setting_fields()["model"].default):
         values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
+    values |= source
     if values.get("model_args") and "model_args" in given:
         given["model_args"] = {
             **coerce("model_args", values["model_args"]),

@@ -87,6 +87,7 @@ class Config:
     model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar, speedrun_cnn.", group="Model")
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, for example width=16,logit_scale=0.125.", group="Model")
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model")
+    init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="Model")
 
     data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), or a name for timm's create_dataset.", group="Data")
@@ -264,10 +265,19 @@ class Config:
             )
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
+        if self.pretrained and self.init:
+            raise UsageError(
+                f"pretrained=True and init={self.init!r} both name weights to start from; keep one of them"
+            )
         if self.val_fraction + self.test_fraction >= 1 and self.val_fraction:
             raise UsageError(
                 f"val_fraction={self.val_fraction:g} and test_fraction={self.test_fraction:g} leave nothing to train on"
             )
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether training starts from trained weights: timm's pretrained ones, or those of `init`."""
+        return self.pretrained or bool(self.init)
 
     @property
     def needs_lr_find(self) -> bool:

@@ -71,6 +71,8 @@ def find_lr(
         range_for(config, options)  # a wrong range is refused before anything is loaded
         check_tracking(config)
     components = build_components(with_placeholder_lr(config))
+    if components.initial_note:
+        reporter.message(f"{components.initial_note}.")
     name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)

@@ -66,6 +66,7 @@ def tracked_run(
     *,
     header: Mapping[str, Any],
     state: TrainerState | None = None,
+    inputs: Sequence[Artifact] = (),
 ) -> Iterator[TrackedRun]:
     """Open the journal and W&B of a run directory; close both and write `status.json`, whatever happens.
 
@@ -73,6 +74,7 @@ def tracked_run(
         config: the requested settings; written to `config.yaml`.
         header: plain facts that the journal and W&B store with the settings: environment, data, parameters.
         state: position of the training; a resumed run continues from it, a stopped one ended at it. None: a range test.
+        inputs: artifacts that a new run uses besides its data.
 
     Raises:
         Interrupted: with exit code 0 in place of the caught one when a W&B sweep stopped the run early.
@@ -98,6 +100,8 @@ def tracked_run(
         try:
             if dataset is not None:
                 _declare_dataset(tracked, dataset, known)
+            for artifact in inputs:  # not in the journal, which has no files outside of the run directory
+                tracked.wandb.artifact(artifact)
             yield tracked
             if config.alerts == "ended":
                 tracked.tracker.alert("run finished", f"{directory.name} has finished")

@@ -350,4 +350,5 @@ def tracking_header(components: Components, environment: Mapping[str, Any]) -> d
         "environment": dict(environment),
         "dataset": describe_data(components),
         "parameters": factory.count_parameters(components.learner.model),
+        **({"initial_weights": components.initial_note} if components.initial_note else {}),
     }

@@ -199,16 +199,18 @@ def kept_precision(config: Config) -> str:
     if config.precision != AUTO:
         return config.precision
     for precision in precisions():
-        candidate = config.replace(precision=precision)
-        if config.resume not in ("auto", "never"):
-            unfinished = [Path(config.resume).expanduser()]
-        elif config.resume == "never":
-            unfinished = []
-        else:
-            unfinished = [path for path in runs_with_settings(candidate) if read_state(path) in UNFINISHED]
-        if any(not changed_settings(path, candidate) for path in unfinished):
+        if any(True for _ in unfinished_runs(config.replace(precision=precision))):
             return precision
     return AUTO
+
+
+def unfinished_runs(config: Config) -> Iterator[Path]:
+    """Yield the run directories that these settings may resume, oldest first: the named one, or those of the same name."""
+    if config.resume not in ("auto", "never"):
+        path = Path(config.resume).expanduser()
+        yield from [] if changed_settings(path, config) else [path]
+    elif config.resume == "auto":
+        yield from (path for path in runs_with_settings(config) if read_state(path) in UNFINISHED)
 
 
 def runs_with_settings(config: Config) -> Iterator[Path]:
