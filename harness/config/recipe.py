@@ -125,7 +125,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule. `model_args` are added to those of the recipe. Without `model`, that of the
+    fewer epochs keeps the shape of its schedule; for a run that is resumed see `Schedule.extend`. `model_args` are added to those of the recipe. Without `model`, that of the
     weights of `init` is used, where they name it. The settings of a recipe that fit only its own model (`MODEL_SETTINGS`)
     are not used for another model. If `resume` is a run directory and there is
     no recipe, the settings of that run are used.
@@ -141,10 +141,13 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     given = settings_of(options)
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
     values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
-    if "epochs" in given and "peak_epoch" not in given:
+    is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
+    if "epochs" in given and "peak_epoch" not in given and not is_resumed:
+        extended = coerce("extended", values.pop("extended", ()))  # of the run whose settings the recipe is
         epochs, peak_epoch = (
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
         )
+        epochs = coerce("epochs", extended[0].partition(":")[2]) if extended else epochs
         values["peak_epoch"] = scaled_peak(peak_epoch, epochs, given["epochs"])
     source = _model_of_weights(given, values)
     model = given.get("model", source.get("model"))

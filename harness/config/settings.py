@@ -141,6 +141,7 @@ class Config:
     lr_max: NumberOrFind = _setting(0.0045, "LRMAX, the maximum of the schedule; find: run an LR range test first.", group="Learning rate", above=0, high=1e6)
     peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0)
     cycles: int = _setting(5, "Number of triangles of the cyclic schedule in the whole run.", group="Learning rate", low=1, high=1_000_000)
+    extended: tuple[str, ...] = _setting((), "STEP:EPOCHS, ...: the run was to have EPOCHS epochs, and got another number at update STEP, from which the schedule takes another shape; written by --resume RUN --epochs N.", group="Learning rate", added_later=True)
     plateau_patience: int = _setting(10, "Epochs without lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
     plateau_factor: float = _setting(0.1, "Factor by which plateau multiplies the LR.", group="Learning rate", above=0, below=1)
 
@@ -213,21 +214,43 @@ class Config:
             )
         return low, high
 
+    def extensions(self) -> list[tuple[int, int]]:
+        """Return `extended` as (update at which the length of the run changed, epochs that it was to have before).
+
+        Raises:
+            UsageError: it is no list of increasing updates with epochs.
+        """
+        pairs = [item.partition(":") for item in self.extended]
+        if not all(step.isdecimal() and epochs.isdecimal() and int(epochs) for step, _, epochs in pairs):
+            raise UsageError(f"extended={','.join(self.extended)}: need STEP:EPOCHS, such as 2328:24")
+        steps = [int(step) for step, _, _ in pairs]
+        if steps != sorted(set(steps)):
+            raise UsageError(f"extended={','.join(self.extended)}: the updates must increase")
+        return [(int(step), int(epochs)) for step, _, epochs in pairs]
+
+    def before_extensions(self) -> Config:
+        """Return the settings that the run was started with, before `--resume RUN --epochs N` changed its length."""
+        extensions = self.extensions()
+        return self.replace(epochs=extensions[0][1], extended=()) if extensions else self
+
     def _check_combinations(self) -> None:
         self.grey_limits()
+        # The peak belongs to the length that the run was started with.
+        extensions = self.extensions()
+        epochs = extensions[0][1] if extensions else self.epochs
         if not self.needs_lr_find and self.schedule != "constant":
             lowest, highest = self.rates()
             if lowest > highest:
                 raise UsageError(
                     f"need lr_min <= lr_max, got lr_min={lowest:g}, lr_max={highest:g}; lower one or raise the other"
                 )
-        if self.schedule == "one_cycle" and self.epochs and not self.peak_epoch <= self.epochs:
+        if self.schedule == "one_cycle" and epochs and not self.peak_epoch <= epochs:
             raise UsageError(
-                f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={self.epochs}; set --peak-epoch"
+                f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={epochs}; set --peak-epoch"
             )
-        if self.schedule == "cosine" and self.epochs and not self.peak_epoch < self.epochs:
+        if self.schedule == "cosine" and epochs and not self.peak_epoch < epochs:
             raise UsageError(
-                f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={self.epochs}; set --peak-epoch"
+                f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={epochs}; set --peak-epoch"
             )
         needs_val = [
             reason

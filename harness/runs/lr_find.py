@@ -117,7 +117,7 @@ def resolve_lr(
     if not config.needs_lr_find:
         return config
     stored = read_json(folder / JSON)
-    if stored.get("digest") != config.digest() or not _is_usable(stored):
+    if stored.get("digest") != config.before_extensions().digest() or not _is_usable(stored):
         result = run_range_test(config, components, folder, tracker, reporter, check=check)
         reporter.message(result_table(result))
         stored = result.to_json()

@@ -16,6 +16,7 @@ from harness.data.preprocess import Preprocess
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
+from harness.runs.extension import report_extension, with_extension
 from harness.runs.lr_find import resolve_lr
 from harness.runs.model_log import WEIGHTS
 from harness.runs.progress import LineReporter, ProgressReporter
@@ -80,6 +81,7 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         check_tracking(config)
         run_dir.check_output(config)
         _check_distributed(config, processes)
+        config = with_extension(config, processes)
         config = config.replace(precision=run_dir.kept_precision(config))
         resumed = _resumed_preprocess(config, processes)
         components = build_components(with_placeholder_lr(config), processes, resumed)
@@ -127,6 +129,8 @@ def _train(
             inputs=_initial_models(components),
         ) as tracked,
     ):
+        if (extensions := config.extensions()) and state.step == extensions[-1][0]:
+            report_extension(components, tracked.tracker, reporter)
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
         trainer = Trainer(components, directory, tracked.tracker, tracked.journal, reporter, state, stop_requests)
         with learner.processes.report_peer_failure():
@@ -136,6 +140,7 @@ def _train(
 def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
     """Train as another process than the main one, which alone writes, evaluates the result and explains it."""
     _check_distributed(config, processes)
+    config = with_extension(config, processes)
     components = build_components(with_placeholder_lr(config), processes, _resumed_preprocess(config, processes))
     nothing: tuple[dict[str, Any] | None, str] = (None, "")
     saved, path = processes.broadcast(nothing)

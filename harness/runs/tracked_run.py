@@ -81,6 +81,8 @@ def tracked_run(
         TrackingError: W&B was required and is not available.
     """
     (directory.path / SUMS).unlink(missing_ok=True)  # of a run that was killed at its very end
+    if directory.resumed:  # before its settings change: a finished run with more epochs is no longer finished
+        directory.status(RunState.RUNNING, **_position(directory, state))
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
