@@ -27,7 +27,7 @@ NAMES_ELSEWHERE = {
     "imgsize": "image_size", "imgsz": "image_size", "initialcheckpoint": "init", "initlr": "lr_max", "inputsize": "image_size", "learningrate": "lr_max",
     "logdir": "output", "lr0": "lr_max", "maxepochs": "epochs", "maxlr": "lr_max", "minlr": "lr_min", "mixedprecision": "precision",
     "modelema": "ema", "modelname": "model", "mom": "momentum", "nepochs": "epochs", "networkname": "model", "numclasses": "classes",
-    "numepochs": "epochs", "numtrainepochs": "epochs", "numworkers": "workers", "optim": "optimizer", "outdir": "output",
+    "numepochs": "epochs", "numtrainepochs": "epochs", "numworkers": "workers", "optargs": "optimizer_args", "optbetas": "optimizer_args", "opteps": "optimizer_args", "optim": "optimizer", "outdir": "output",
     "outputdir": "output", "patience": "early_stop", "randomseed": "seed", "root": "data_dir", "runname": "name", "sched": "schedule",
     "scheduler": "schedule", "smoothing": "label_smoothing", "trainbatchsize": "batch_size", "wandbproject": "project",
     "warmup": "peak_epoch", "warmupepochs": "peak_epoch", "weights": "init",

@@ -125,7 +125,8 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule; for a run that is resumed see `Schedule.extend`. `model_args` are added to those of the recipe. Without `model`, that of the
+    fewer epochs keeps the shape of its schedule; for a run that is resumed see `Schedule.extend`. `model_args` and
+    `optimizer_args` are added to those of the recipe. Without `model`, that of the
     weights of `init` is used, where they name it. The settings of a recipe that fit only its own model (`MODEL_SETTINGS`)
     are not used for another model. If `resume` is a run directory and there is
     no recipe, the settings of that run are used.
@@ -154,11 +155,11 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     if model is not None and model != values.get("model", setting_fields()["model"].default):
         values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
     values |= source
-    if values.get("model_args") and "model_args" in given:
-        given["model_args"] = {
-            **coerce("model_args", values["model_args"]),
-            **coerce("model_args", given["model_args"]),
-        }
+    if "optimizer" in given and given["optimizer"] != values.get("optimizer", setting_fields()["optimizer"].default):
+        values.pop("optimizer_args", None)  # of another optimizer
+    for name in ("model_args", "optimizer_args"):
+        if values.get(name) and name in given:
+            given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}
     if "lr_min" in given and "lr_min_ratio" not in given:
         values.pop("lr_min_ratio", None)
     config = Config(**{**values, **given})

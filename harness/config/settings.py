@@ -114,16 +114,21 @@ class Config:
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000)
     eval_batch_size: int = _setting(1000, "Images per batch in evaluation; does not change the results.", group="Training", low=1, high=1_000_000, affects_results=False)
     drop_last: bool = _setting(True, "Drop the last batch of an epoch where it is incomplete.", group="Training")
-    optimizer: str = _setting("sgd", "Optimizer, from torch.optim.", group="Training", choices=("sgd", "adam", "adamw", "rmsprop"))
-    momentum: float = _setting(0.9, "Momentum of SGD and RMSprop; beta1 of Adam and AdamW.", group="Training", low=0, below=1)
+    optimizer: str = _setting("sgd", "Optimizer: sgd, adam, adamw or rmsprop of torch.optim, or any name of timm.optim.list_optimizers(), such as nadamw, lamb, lion, muon.", group="Training")
+    optimizer_args: dict[str, Any] = _setting({}, "Further arguments of the optimizer, for example eps=1e-6 or betas=[0.9,0.98].", group="Training", added_later=True)
+    momentum: float = _setting(0.9, "Momentum of SGD and RMSprop, and of those of timm that have one; beta1 of Adam and AdamW.", group="Training", low=0, below=1)
     momentum_min: float | None = _setting(None, "Momentum at the maximum of the LR, to cycle the momentum inversely to the LR; none: constant momentum.", group="Training", low=0, below=1)
     nesterov: bool = _setting(True, "Use Nesterov momentum (SGD).", group="Training")
-    weight_decay: float = _setting(5e-4, "Weight decay, applied to all parameters.", group="Training", low=0, high=10)
+    weight_decay: float = _setting(5e-4, "Weight decay; see bias_decay for the parameters that it applies to.", group="Training", low=0, high=10)
+    bias_decay: bool | None = _setting(None, "Apply the weight decay to all parameters; otherwise not to biases, to normalisation layers and to what the model excludes. auto: to all, but not with --pretrained or --init.", group="Training", added_later=True)
     label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1)
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
     bias_lr_scale: float = _setting(1.0, "Factor on the LR of the biases; their weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
     head_lr_scale: float = _setting(1.0, "Factor on the LR of the last layer (timm's classifier); its weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
+    layer_decay: float = _setting(1.0, "Factor on the LR from each layer to the one below it, so that the first layers change least; 1: off.", group="Training", above=0, high=1, added_later=True)
+    freeze: tuple[str, ...] = _setting((), "Parameters that are not trained: their names, with * and ? for any letters, or the names of modules; all-but-head: everything except for the classifier. Batch normalisation of frozen modules keeps its running statistics.", group="Training", added_later=True)
+    freeze_epochs: int = _setting(0, "Train the classifier alone for this many epochs, then everything that --freeze does not name.", group="Training", low=0, high=1_000_000, added_later=True)
     lookahead: int = _setting(0, "Look-ahead: replace the weights by their moving average every this many updates, with an average that becomes longer towards the end of training; 0: off.", group="Training", low=0, high=1_000_000, added_later=True)
     whitening: bool = _setting(False, "Initialise the first convolution with filters that whiten the patches of the training images, and do not train them.", group="Training", added_later=True)
     clip_grad: float = _setting(0.0, "Maximum norm of the gradient; 0: no clipping.", group="Training", low=0)
@@ -303,6 +308,11 @@ class Config:
         return self.pretrained or bool(self.init)
 
     @property
+    def decays_biases(self) -> bool:
+        """Whether the weight decay applies to biases and normalisation layers too."""
+        return not self.starts_from_weights if self.bias_decay is None else self.bias_decay
+
+    @property
     def needs_lr_find(self) -> bool:
         """Whether LRMIN or LRMAX is still to be found by an LR range test."""
         return FIND in (self.lr_min, self.lr_max)
@@ -337,7 +347,7 @@ class Config:
         for key, value in self.to_dict().items():
             setting = setting_fields()[key]
             if setting.metadata["affects_results"] and not (
-                setting.metadata["added_later"] and getattr(self, key) == setting.default
+                setting.metadata["added_later"] and getattr(self, key) == default_of(key)
             ):
                 affecting[key] = value
         # A captured update has the results of a plain one. Version 0.1 had False for today's auto.
@@ -359,6 +369,12 @@ def setting_fields() -> Mapping[str, dataclasses.Field[Any]]:
 def setting_types() -> Mapping[str, Any]:
     """Return name -> type annotation."""
     return get_type_hints(Config)
+
+
+def default_of(name: str) -> Any:
+    """Return the default of a setting."""
+    item = setting_fields()[name]
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 def is_switch(name: str) -> bool:

@@ -23,6 +23,7 @@ from harness.training.device import autocast_dtype, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
+from harness.training.optimizer import check_optimizer
 from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
 from harness.utils.errors import UsageError, did_you_mean
@@ -79,6 +80,7 @@ def build_components(
         CheckpointError: the weights of `init` are missing or unsafe, or do not fit.
     """
     processes = processes or SingleProcess()
+    check_optimizer(config)
     device = pick_device(config.device)
     configure_torch(config, device)
     # The main process decides, since the choice may be measured.
