@@ -143,6 +143,11 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def count_frozen(model: nn.Module) -> int:
+    """Return the number of parameters that are not trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
+
+
 def model_names(filter: str = "") -> list[tuple[str, bool]]:
     """Return the names of models and whether harness defines them; its own first.
 

@@ -14,6 +14,7 @@ from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
 from harness.data.preprocess import Preprocess
 from harness.lr_finder.finder import with_placeholder_lr
+from harness.models import factory
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.extension import report_extension, with_extension
@@ -87,6 +88,12 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         components = build_components(with_placeholder_lr(config), processes, resumed)
         if components.initial_note:
             reporter.message(f"{components.initial_note}.")
+        if config.freeze:
+            frozen, total = (
+                factory.count_frozen(components.learner.model),
+                factory.count_parameters(components.learner.model),
+            )
+            reporter.message(f"Frozen: {frozen:,} of {total:,} parameters.")
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
         # The requested settings, with `find` where it stands, name the directory, and a resumed run must agree with them.
