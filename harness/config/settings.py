@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import operator
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ FOLDER_LIKE = ("folder",)
 WANDB = "wandb"
 TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
+MAX_EXTENSIONS = 100  # changes of the number of epochs of one run
 AUTO = "auto"  # written for None, the value of a switch that is neither on nor off
 # Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
 SHORT_NAMES = {"config": "recipe", "lr": "lr_max", "opt": "optimizer", "wd": "weight_decay"}
@@ -225,13 +227,17 @@ class Config:
         Raises:
             UsageError: it is no list of increasing updates with epochs.
         """
-        pairs = [item.partition(":") for item in self.extended]
-        if not all(step.isdecimal() and epochs.isdecimal() and int(epochs) for step, _, epochs in pairs):
-            raise UsageError(f"extended={','.join(self.extended)}: need STEP:EPOCHS, such as 2328:24")
-        steps = [int(step) for step, _, _ in pairs]
+        if len(self.extended) > MAX_EXTENSIONS or not all(
+            re.fullmatch(r"\d{1,15}:[1-9]\d{0,6}", item, re.ASCII) for item in self.extended
+        ):
+            raise UsageError(
+                f"extended={','.join(self.extended)[:80]}: need at most {MAX_EXTENSIONS} STEP:EPOCHS, such as 2328:24"
+            )
+        pairs = [(int(step), int(epochs)) for step, epochs in (item.split(":") for item in self.extended)]
+        steps = [step for step, _ in pairs]
         if steps != sorted(set(steps)):
             raise UsageError(f"extended={','.join(self.extended)}: the updates must increase")
-        return [(int(step), int(epochs)) for step, _, epochs in pairs]
+        return pairs
 
     def before_extensions(self) -> Config:
         """Return the settings that the run was started with, before `--resume RUN --epochs N` changed its length."""

@@ -43,7 +43,7 @@ def _extended(config: Config) -> tuple[str, ...]:
             raise CheckpointError(
                 f"the checkpoints of {path} are gone, so it cannot be trained on; put {path / CHECKPOINTS} back"
             )
-        return (*stored.extended, f"0:{stored.epochs}")
+        return stored.extended or (f"0:{stored.epochs}",)
     progress: Any = checkpoint.load_checkpoint(newest)["progress"]
     try:
         check_progress(progress)

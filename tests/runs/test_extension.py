@@ -98,7 +98,10 @@ def test_a_length_may_change_several_times():
     assert all(math.isfinite(lr) for lr in curve(schedule))
 
 
-@pytest.mark.parametrize("extended", ["7", "7:x", "-1:6", "7:0", "7:6,7:8", "9:6,7:6"])
+@pytest.mark.parametrize(
+    "extended",
+    [",".join(f"{step}:6" for step in range(101)), "7", "7:x", "-1:6", "7:0", "7:6,7:8", "9:6,7:6", "9" * 5000 + ":6"],
+)
 def test_a_change_of_length_that_makes_no_sense_is_refused(extended):
     with pytest.raises(UsageError, match="extended="):
         Config(extended=tuple(extended.split(",")))
