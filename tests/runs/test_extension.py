@@ -138,7 +138,15 @@ def state(folder):
     return flatten({name: saved[name] for name in ("learner", "progress")})
 
 
-FAULTS = ["kill@step=34", "kill@write=1", "kill@replaced=1", "kill@write=2", "kill@journal=1", "kill@phase=1"]
+FAULTS = [
+    "kill@replaced=2",
+    "kill@step=34",
+    "kill@write=1",
+    "kill@replaced=1",
+    "kill@write=2",
+    "kill@journal=1",
+    "kill@phase=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -195,9 +203,7 @@ def test_the_saved_configuration_of_an_extended_run_repeats_it_bit_identically(e
     assert state(tmp_path / "again/r") == state(folder)
 
 
-@pytest.mark.parametrize(
-    "fault", ["kill@step=40", "kill@replaced=2", *(pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS)]
-)
+@pytest.mark.parametrize("fault", ["kill@step=40", *(pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS)])
 def test_an_extended_run_that_is_killed_resumes_to_the_same_results(finished, extended, tmp_path, fault):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     words = ["run", "--resume", "runs/r", "--epochs", "5"]

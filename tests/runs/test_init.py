@@ -275,6 +275,7 @@ def test_a_resumed_run_never_reads_its_initial_weights_again(source, tmp_path):
     assert results["whole"] == results["stopped"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_from_the_weights_again(source, tmp_path):
     words = ["run", *TINY, "--name", "r", "--init", source, "--epochs", "1", "--peak-epoch", "1"]
     assert command(*words, cwd=tmp_path, fault="kill@step=1").code == -signal.SIGKILL
