@@ -1,6 +1,7 @@
 """Every test: no account, no network but the loopback, a home folder of its own, nothing left behind."""
 
 import os
+import re
 import shutil
 import tempfile
 from multiprocessing.util import Finalize
@@ -27,6 +28,31 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["HARNESS_TESTS_TMP"] = tempfile.mkdtemp(prefix="harness-")
     os.chmod(os.environ["HARNESS_TESTS_TMP"], 0o711)  # PostgreSQL's server runs as another user
     Finalize(None, shutil.rmtree, (os.environ["HARNESS_TESTS_TMP"], True), exitpriority=-1000)
+
+
+# What a machine of the CI may lack. Anything else that is missing there would let tests pass without being run.
+MAY_BE_SKIPPED = re.compile(
+    "this machine|no GPU|Triton|webdataset|mlflow|trackio|another C library|affinity|listed by git", re.IGNORECASE
+)
+
+
+def _refuse_skip(report):
+    """With HARNESS_CI=1, make a skipped test or file a failed one, unless the machine is the reason."""
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    is_skip = report.skipped and not hasattr(report, "wasxfail")
+    if os.environ.get("HARNESS_CI") == "1" and is_skip and not MAY_BE_SKIPPED.search(reason):
+        report.outcome, report.longrepr = "failed", f"{reason}; in the CI no test is skipped for that"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    return _refuse_skip((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _refuse_skip((yield))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -110,8 +110,9 @@ def _curvature(lr: np.ndarray, top: int) -> str:
     distance = float(np.abs(lr - lines).max())
     if lr.min() == lr.max():
         return "constant"
-    # A maximum between two updates is not curved: it is less than one update's change away.
-    is_linear = distance <= max(EXACT * lr.max(), float(np.abs(np.diff(lr)).max()))
+    # A maximum between two updates is not curved: it is less than one update's change of the lines away. That of the
+    # rates themselves would allow any jump.
+    is_linear = distance <= max(EXACT * lr.max(), float(np.abs(np.diff(lines)).max()))
     return "" if is_linear else f"up to {percent(distance / lr.max())} of LRMAX away from straight lines"
 
 

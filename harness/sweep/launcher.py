@@ -23,7 +23,7 @@ from harness.sweep.study import Trial
 from harness.sweep.workers import FinishedTrial, SubprocessTrial, TrialProcess, device_environments, stop_all
 from harness.tracking import run_dir
 from harness.tracking.run_dir import RunState
-from harness.utils.errors import HarnessError, ResourceError, UsageError
+from harness.utils.errors import HarnessError, ResourceError, UsageError, first_line
 from harness.utils.files import read_json, read_regular, write_json
 from harness.utils.signals import StopRequests
 from harness.utils.text import percent
@@ -81,13 +81,19 @@ class Launcher:
         """The model of the final runs is linked, and none of a trial."""
         return {**self._forced, "link": ""}
 
-    def differing_values(self, name: str, values: Mapping[str, Any]) -> list[str]:
-        """Return `setting=value instead of value` where a trial did not have the parameters that its row shows."""
+    def why_not_its_run(self, name: str, values: Mapping[str, Any]) -> str:
+        """Return why a run that has ended well is not that of its trial: it has other parameters than its row shows, or
+        the program has left none; empty where it is."""
+        try:
+            config = Config(**yaml_io.read_yaml(self.runs / name / run_dir.CONFIG))
+        except (HarnessError, TypeError) as error:
+            return f"the command has left no run that can be read: {first_line(error)}"
         replaced = {*PLACE, *self._forced_on_trials}
         parameters = {
             key: value for key, value in settings_of(self.sweep.trial_parameters(values)).items() if key not in replaced
         }
-        return differing_values(parameters, Config(**yaml_io.read_yaml(self.runs / name / run_dir.CONFIG)))
+        differing = differing_values(parameters, config)
+        return f"the run did not have the sweep's parameters: {'; '.join(differing)}" if differing else ""
 
     def config_of(self, record: TrialRecord) -> Config:
         """Return the settings of a trial: of a wrapper script, which may add some, those that its run had."""

@@ -160,9 +160,8 @@ class Scheduler:
         self.study.report(trial, running.values)
         seconds = time.monotonic() - running.began
         if code == 0:
-            differing = self.launcher.differing_values(trial.name, trial.values)
-            reason = f"the run did not have the sweep's parameters: {'; '.join(differing)}" if differing else ""
-            self._end(trial, TrialStatus.FAILED if differing else TrialStatus.COMPLETE, reason, seconds)
+            reason = self.launcher.why_not_its_run(trial.name, trial.values)
+            self._end(trial, TrialStatus.FAILED if reason else TrialStatus.COMPLETE, reason, seconds)
         elif running.is_pruned:
             self._end(trial, TrialStatus.PRUNED, "", seconds)
         elif (code < 0 or code in PREEMPTED) and self.study.requeue(trial, counts=True):

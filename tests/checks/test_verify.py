@@ -4,13 +4,16 @@ import csv
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from harness.checks import augmentation
-from harness.checks.network import describe_section
+from harness.checks.finished_run import CIFAR10, data_row
+from harness.checks.lr_schedule import RateCurve, range_test_row, rate_rows
+from harness.checks.network import describe_section, softmax_row
 from harness.checks.op_trace import describe_steps, trace
 from harness.checks.verify import verify
 from harness.config.settings import Config
@@ -129,6 +132,140 @@ def test_the_pattern_shows_a_crop_flip_and_cutout_made_with_numpy():
     assert measured.is_crop[0]
     images[:, :, 0, 20] = 1.0  # one wrong pixel
     assert not augmentation.measure_images(images.numpy(), preprocess, "NumPy").is_crop[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "train", "test", "verdict"),
+    [
+        ("cifar10", CIFAR10, 50_000, 10_000, "ok"),
+        ("folder", tuple(reversed(CIFAR10)), 50_000, 10_000, "ok"),
+        ("cifar10", CIFAR10, 49_999, 10_000, "deviates"),
+        ("cifar10", CIFAR10, 50_000, 9_999, "deviates"),
+        ("cifar10", CIFAR10, 10_000, 50_000, "deviates"),
+        ("folder", (*CIFAR10[:9], "car"), 50_000, 10_000, "deviates"),
+        ("folder", CIFAR10[:9], 50_000, 10_000, "deviates"),
+    ],
+)
+def test_cifar10_is_its_classes_and_both_numbers_of_images(name, classes, train, test, verdict):
+    assert data_row(name, classes, train, test, "").verdict == verdict
+
+
+def cycle(start=0.01, top=0.1, end=0.01, peak=5, has_end=True):
+    """Return the rates of a whole run of four updates an epoch, by interpolation; by default as they are specified."""
+    lr = np.interp(np.arange(24 * 4 + has_end), [0, 4 * peak, 24 * 4], [start, top, end])
+    return RateCurve(lr, 4, is_complete=True, has_end=has_end, how="")
+
+
+def deviations(rates):
+    return {each.name for each in rate_rows(rates, 0.01, 0.1) if each.verdict == "deviates"}
+
+
+@pytest.mark.parametrize(
+    ("knots", "rows"),
+    [
+        ({}, set()),
+        ({"start": 0.012}, {"LR start"}),
+        ({"start": 0.008}, {"LR start", "LR floor"}),
+        ({"top": 0.11}, {"LR maximum"}),
+        ({"peak": 6}, {"LR maximum"}),
+        ({"peak": 5.25}, {"LR maximum"}),
+        ({"end": 0.012}, {"LR end"}),
+        ({"end": 0.0}, {"LR end", "LR floor"}),
+        ({"start": 0.1, "end": 0.1}, {"LR start", "LR maximum", "LR end", "LR shape"}),
+    ],
+)
+def test_each_knot_of_the_cycle_that_is_elsewhere_deviates_in_its_rows_and_in_no_other(knots, rows):
+    assert deviations(cycle(**knots)) == rows
+    # A run has no rate after its last update, which is one step of the descent above the end.
+    if not {"top", "end"} & knots.keys():
+        assert deviations(cycle(**knots, has_end=False)) == rows
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda lr: np.where(np.arange(len(lr)) == 50, 1.3 * lr, lr),  # one update alone
+        lambda lr: np.where(np.arange(len(lr)) == 10, 0.6 * lr, lr),
+        lambda lr: np.where(np.arange(len(lr)) >= 60, np.maximum(lr - 0.02, 0.01), lr),  # a jump
+        lambda lr: 0.01 + 0.09 * ((lr - 0.01) / 0.09) ** 1.2,  # curved
+    ],
+)
+def test_a_rate_that_leaves_the_straight_lines_deviates_in_the_shape_alone(change):
+    rates = cycle()
+    assert deviations(replace(rates, lr=change(rates.lr))) == {"LR shape"}
+
+
+def test_a_maximum_between_two_updates_is_not_curved():
+    for peak in (4.8, 5.1, 5.2):
+        assert "LR shape" not in deviations(cycle(peak=peak))
+
+
+def test_the_rates_of_an_unfinished_run_are_open_where_it_has_not_come():
+    rates = cycle(has_end=False)
+    for updates, still_open in ((0, 5), (10, 2), (50, 1)):
+        begun = replace(rates, lr=rates.lr[:updates], is_complete=False)
+        rows = rate_rows(begun, 0.01, 0.1)
+        assert sum(each.verdict == "open" for each in rows) == still_open
+        assert not any(each.verdict == "deviates" for each in rows)
+
+
+@pytest.mark.parametrize(
+    ("suggestion", "verdict"),
+    [
+        ({"lr_min": 0.0123, "lr_max": 0.5}, "ok"),
+        ({"lr_min": 0.0123 * 1.04, "lr_max": 0.5 * 0.97}, "ok"),  # rounded by the user
+        ({"lr_min": 0.0123, "lr_max": 0.9}, "deviates"),
+        ({"lr_min": 0.03, "lr_max": 0.5}, "deviates"),
+        ({"lr_max": 0.5}, "deviates"),
+        ({}, "deviates"),
+    ],
+)
+def test_both_rates_have_to_be_those_of_one_range_test(tmp_path, suggestion, verdict):
+    (tmp_path / "find").mkdir()
+    write_json(tmp_path / "find/lr_finder.json", suggestion)
+    config = Config(lr_min=0.0123, lr_max=0.5, output=str(tmp_path))
+    assert range_test_row(config, None).verdict == verdict
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other/lr_finder.json", {"lr_min": 0.03, "lr_max": 0.9})  # the missing rates of another test
+    assert range_test_row(config, None).verdict == verdict
+
+
+def test_a_cutout_that_is_not_full_deviates_though_its_box_has_the_size():
+    data = augmentation.pattern_dataset(64)
+    preprocess = make_preprocess(Config(), CustomResNet(width=1), data)
+    images = torch.stack([preprocess.image(data.train.pixels[0])] * 2)
+    images[:, :, 4:12, 4:12] = 0
+    whole = augmentation.measure_images(images.numpy(), preprocess, "NumPy")
+    assert augmentation._cutout(whole) == ("8x8 in every image", True)
+    images[1, :, 6, 7] = 0.3
+    with_hole = augmentation.measure_images(images.numpy(), preprocess, "NumPy")
+    assert with_hole.cutout_pixels.tolist() == [64, 63] and (with_hole.cutout_sizes == 8).all()
+    assert augmentation._cutout(with_hole) == ("8x8 in every image", False)
+    images[1] = preprocess.image(data.train.pixels[0])
+    missing = augmentation.measure_images(images.numpy(), preprocess, "NumPy")
+    assert augmentation._cutout(missing)[1] is False
+
+
+class AnotherLoss(torch.nn.Module):
+    """A network whose training pass has other logits than the one that was looked at, as with a scale of its own."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.linear, self.factor = torch.nn.Linear(3 * 8 * 8, 10), factor
+
+    def forward(self, x):
+        return self.linear(x.flatten(1)) * (self.factor if torch.is_grad_enabled() else 1.0)
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "ok"), (1.5, "deviates")])
+def test_a_loss_that_is_not_the_negative_log_softmax_of_the_output_deviates(factor, verdict):
+    torch.manual_seed(0)
+    model, images = AnotherLoss(factor), torch.randn(16, 3, 8, 8)
+    with torch.no_grad():
+        logits = model(images)
+    row = softmax_row(model, Config(), images, [], logits)
+    assert row.verdict == verdict
+    assert ("but -log softmax of the output is" in row.found) == (verdict == "deviates")
 
 
 @pytest.fixture

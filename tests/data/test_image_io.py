@@ -12,7 +12,7 @@ from harness.config.settings import Config
 from harness.data.image_io import check_header, read_image
 from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
-from tests.support.image_folders import RANDOM, load_folder, make_class_folders, random_image, refusal, save_image
+from tests.support.image_folders import load_folder, make_class_folders, random_image, refusal, save_image
 
 
 def encoded(image, kind="PNG", **options):
@@ -25,7 +25,7 @@ def test_every_kind_of_image_becomes_rgb():
     rgb = random_image((4, 6))
     grey = rgb[..., 0]
     three = np.repeat(grey[..., None], 3, 2)
-    deep = RANDOM.integers(0, 65536, (4, 6)).astype(np.uint16)
+    deep = np.random.default_rng(0).integers(0, 65536, (4, 6)).astype(np.uint16)
     alpha = np.dstack([rgb, np.where(np.arange(24).reshape(4, 6) % 2, 255, 0).astype(np.uint8)])
     white = np.where(alpha[..., 3:] == 255, rgb, 255)
     palette = Image.fromarray(rgb).quantize(16)

@@ -12,7 +12,7 @@ from harness.config.settings import Config
 from harness.data import timm_datasets
 from harness.data.registry import load_dataset, read_digits_table
 from harness.utils.errors import DataError, UsageError
-from tests.support.image_folders import RANDOM, load_folder, make_class_folders, save_image
+from tests.support.image_folders import load_folder, make_class_folders, save_image
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "torch/mnist"])
@@ -33,8 +33,8 @@ def test_a_data_set_of_timm_is_read_by_its_name(tmp_path):
     folder = tmp_path / "MNIST" / "raw"
     folder.mkdir(parents=True)
     images = {
-        "train": RANDOM.integers(0, 256, (40, 28, 28), dtype=np.uint8),
-        "t10k": RANDOM.integers(0, 256, (20, 28, 28), dtype=np.uint8),
+        "train": np.random.default_rng(0).integers(0, 256, (40, 28, 28), dtype=np.uint8),
+        "t10k": np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8),
     }
     for name, pixels in images.items():
         labels = np.arange(len(pixels), dtype=np.uint8) % 10

@@ -10,7 +10,7 @@ import pytest
 from harness.config.settings import Config
 from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
-from tests.support.image_folders import RANDOM, save_image
+from tests.support.image_folders import save_image
 
 
 @pytest.mark.parametrize("data", ["wds/x", "WDS/x", "tfds/mnist", "hfds/u/x", "hfids/u/x", "torch/mnist", "torch/image_folder"])  # fmt: skip
@@ -54,7 +54,7 @@ def test_a_local_folder_of_webdataset_is_read_even_where_its_name_looks_like_a_c
     pytest.importorskip("webdataset")
     folder = tmp_path / "pipe:touch PWNED;#"
     folder.mkdir()
-    images = RANDOM.integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     splits = {"train": range(4), "test": range(4, 6)}
     for split, indices in splits.items():
         with tarfile.open(folder / f"{split}.tar", "w") as archive:

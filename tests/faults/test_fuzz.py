@@ -113,7 +113,7 @@ def test_any_text_as_yaml_is_read_or_refused_in_one_line(text):
         assert "\n" not in str(error)
         return
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        assert yaml_io.parse_yaml(yaml_io.dump_yaml(value)) == value or value != value or "nan" in repr(value)
+        assert same(yaml_io.parse_yaml(yaml_io.dump_yaml(value)), value)
 
 
 @examples(max_examples=200)

@@ -7,12 +7,16 @@ import shutil
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import RunState, read_state
-from tests.support.forked import begin, harness
+from tests.runs.test_evaluate_other_data import write_digits
+from tests.support.forked import TINY, begin, harness
+from tests.support.image_folders import save_image
 from tests.support.resume import SAVING, assert_same, contents_of
 
 POINTS = [
@@ -166,3 +170,32 @@ def test_a_lost_newest_checkpoint_is_reported(tmp_path):
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
     assert "The checkpoint of step 12 is lost; the one before it is of step 11." in ended.err
     assert epochs_of(tmp_path / "runs/r") == [1, 2, 3]
+
+
+def test_a_run_whose_images_have_changed_since_it_was_stopped_is_not_resumed(tmp_path):
+    write_digits(tmp_path / "data", classes=(0, 1), count=20)
+    words = [
+        "run",
+        *TINY,
+        "--data",
+        "folder",
+        "--data-dir",
+        "data",
+        "--test-fraction",
+        "0.2",
+        "--batch-size",
+        "8",
+        "--name",
+        "r",
+    ]
+    assert harness(*words, cwd=tmp_path, fault="term@step=5").code == 143
+    checkpoint = (tmp_path / "runs/r/checkpoints/last.pt").read_bytes()
+    picture = next((tmp_path / "data/0").iterdir())
+    before = picture.read_bytes()
+    save_image(picture, 255 - np.asarray(Image.open(picture)))
+    ended = harness(*words, cwd=tmp_path)
+    (line,) = ended.errors
+    assert ended.code == 2 and "the data has changed since" in line and "--resume never" in line
+    assert (tmp_path / "runs/r/checkpoints/last.pt").read_bytes() == checkpoint
+    picture.write_bytes(before)
+    assert "Resuming run in" in harness(*words, cwd=tmp_path, check=0).err

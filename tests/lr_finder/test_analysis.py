@@ -14,7 +14,7 @@ from harness.lr_finder.analysis import (
     loss_points,
     smoothing_decay,
 )
-from harness.lr_finder.suggestion import RATIO_LEAST, RATIO_MOST, SAFETY, lr_min_for, suggest
+from harness.lr_finder.suggestion import RATIO_LEAST, RATIO_MOST, SAFETY, log_median, lr_min_for, suggest
 from harness.utils.stats import moving_average
 
 UNIFORM_LOSS = math.log(10)
@@ -61,12 +61,33 @@ def test_lr_max_is_the_same_in_another_range_and_with_more_steps():
     assert wide.lr_max == pytest.approx(one.lr_max, rel=0.3)
 
 
-@pytest.mark.parametrize("diverges", [0.03, 0.05, 3.0])
-def test_lr_max_stays_below_the_divergence(diverges):
+@pytest.mark.parametrize("diverges", [0.03, 0.05])
+def test_where_the_loss_diverges_near_the_top_of_the_accuracy_lr_max_is_a_quarter_of_that_rate(diverges):
     curves = [typical_curve(seed, diverges=diverges) for seed in range(3)]
     suggestion = suggest(curves, uniform_loss=UNIFORM_LOSS)
-    assert suggestion.lr_max <= suggestion.divergence / SAFETY * 1.05 or suggestion.lr_max <= 0.025
     assert suggestion.divergence == pytest.approx(diverges, rel=0.6)
+    tops = [accuracy_peak(curve).lr for curve in curves]
+    limits = [divergence(curve, UNIFORM_LOSS) / SAFETY for curve in curves]
+    assert min(top / limit for top, limit in zip(tops, limits, strict=True)) > 1.2  # by the accuracy it would be higher
+    assert suggestion.lr_max == pytest.approx(np.median(limits), rel=0.06)  # of two significant digits
+    assert "capped at 1/4" in suggestion.reasons[0] and "for 3 of 3 seeds" in suggestion.reasons[0]
+
+
+def test_a_divergence_far_above_the_top_of_the_accuracy_does_not_lower_lr_max():
+    suggestion = suggest([typical_curve(seed, diverges=3.0) for seed in range(3)], uniform_loss=UNIFORM_LOSS)
+    assert suggestion.lr_max == pytest.approx(2e-2, rel=0.35) and suggestion.divergence > 5 * suggestion.lr_max
+    assert "capped" not in suggestion.reasons[0]
+
+
+def test_the_rate_of_two_seeds_is_their_geometric_mean():
+    assert log_median([0.001, 0.1]) == pytest.approx(0.01)
+    assert log_median([0.3, 0.001, 0.02]) == pytest.approx(0.02)
+    assert log_median([]) is None
+    curves = [typical_curve(0, best=2e-3), typical_curve(1, best=0.2)]
+    suggestion = suggest(curves, uniform_loss=UNIFORM_LOSS)
+    tops = [accuracy_peak(curve).lr for curve in curves]
+    assert suggestion.lr_max == pytest.approx(math.sqrt(tops[0] * tops[1]), rel=0.06)
+    assert suggestion.interval == pytest.approx(tuple(tops))
 
 
 def test_lr_min_is_where_learning_begins_in_a_sane_ratio():
@@ -199,6 +220,31 @@ def test_an_early_spike_or_one_lucky_batch_is_no_divergence():
         losses = np.full(100, UNIFORM_LOSS) - np.linspace(0, 1, 100)
         losses[index] = value
         assert lr_curve(losses).end == "end of range", (index, value)
+
+
+STEPS = 100  # the moving average remembers ten of them
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict"),
+    [
+        ([0.1] * 30 + [1.2] * 20, None),  # twelve times the lowest, but below the uniform loss of 2.3
+        ([1.2] * 30 + [3.3] * 8, None),  # above the uniform loss, but not by half of it, and not for long
+        ([30.0] * 10 + [0.5] * 40 + [12.0] * 8, None),  # more than four times the lowest, but below the first losses
+        ([2.0] * 30 + [6.0] * 30, "above the uniform loss for a while"),  # three times the lowest
+        ([0.5] * 30 + [40.0] * 3, "exploded"),
+        ([2.3] * 60 + [2.4] * 60, None),  # a model that has not learned cannot forget
+    ],
+)
+def test_only_a_loss_above_each_of_three_bounds_is_an_explosion_and_forgetting_takes_a_while(losses, verdict):
+    detector = DivergenceDetector(UNIFORM_LOSS, STEPS)
+    verdicts = [detector.update(loss) for loss in losses]
+    assert any(verdicts) == (verdict is not None)
+    if verdict == "exploded":
+        assert verdicts.index(True) < 32
+    elif verdict:
+        above = next(index for index, loss in enumerate(losses) if loss > UNIFORM_LOSS)
+        assert 8 <= verdicts.index(True) - above <= 14
 
 
 def test_a_collapse_to_the_uniform_loss_that_never_explodes_is_divergence():

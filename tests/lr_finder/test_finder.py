@@ -5,10 +5,13 @@ import json
 import math
 import random
 import shlex
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from plotly.graph_objects import Figure
 from torch import nn
@@ -346,6 +349,15 @@ def test_short_runs_lie_around_the_suggestion_and_separate_a_good_rate_from_a_ba
     assert streams() == before
 
 
+def test_a_short_run_is_trained_and_evaluated_as_a_whole_run_with_its_schedule():
+    cycle = Schedule("one_cycle", 15, 0.002, 0.02, peak=4, momentum=0.9, momentum_min=0.8)
+    one = short_run(learner_factory(), Batches, val_loader(), cycle, seed=2)
+    records = fit(learner_factory()(2), Batches(2), cycle, epochs=3, seed=2, evaluations={"val": val_loader()})
+    last = list(records)[-1].values
+    assert (one.loss, one.acc) == (last["val/loss"], last["val/acc"])
+    assert (one.lr_min, one.lr_max, one.steps) == (0.002, 0.02, 15)
+
+
 QUICK = {
     "recipe": "digits",
     "model_args": {"width": 4},
@@ -527,6 +539,21 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(finished_tes
             assert sample.rates() == (ratio * lr_max, lr_max)
             assert sample.val_fraction == 0.1
             assert sample.model_args == {"width": 4}
+            assert not sample.test
+    text = (folder / "sweep.yaml").read_text()
+    assert f"harness sweep {shlex.quote(str(folder / 'sweep.yaml'))}  " in text
+    assert f"; {written['run_cap']} trials" in text
+    assert written["name"] == "learning rates of custom_resnet on digits"
+    assert f"LRMAX {result.lr_max:g}" in written["description"]
+
+
+def test_the_written_sweep_is_valid_by_wandbs_schema(finished_test):
+    jsonschema = pytest.importorskip("jsonschema")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sweeps = pytest.importorskip("sweeps")
+    schema = json.loads((Path(sweeps.__file__).parent / "config/schema.json").read_text())
+    jsonschema.validate(yaml.safe_load((finished_test[1] / "sweep.yaml").read_text()), schema)
 
 
 def test_a_run_takes_the_rates_of_the_test_and_a_resumed_one_does_not_test_again(finished_test, tmp_path):
@@ -605,6 +632,29 @@ def test_find_is_a_value_of_both_rates(word):
         config.rates()
     plain = with_placeholder_lr(config.replace(lr_min=0.7))
     assert plain.rates()[0] <= plain.rates()[1]
+
+
+def test_the_result_of_a_test_of_other_settings_is_not_taken(finished_test, tmp_path):
+    result, _ = finished_test
+
+    class Began(Exception):
+        pass
+
+    def began():
+        raise Began
+
+    stored = json.loads((result.folder / "lr_finder.json").read_text())
+    (tmp_path / "lr_finder.json").write_text(json.dumps(stored))
+    other = result.config.replace(weight_decay=0.1)
+    components = build_components(with_placeholder_lr(other))
+    assert stored["digest"] != other.digest()
+    for changed, is_taken in ((stored, False), ({**stored, "digest": other.digest()}, True)):
+        (tmp_path / "lr_finder.json").write_text(json.dumps(changed))
+        if is_taken:
+            assert lr_find.resolve_lr(other, components, tmp_path, NullTracker(), Silent(), began).lr_max > 0
+        else:
+            with pytest.raises(Began):
+                lr_find.resolve_lr(other, components, tmp_path, NullTracker(), Silent(), began)
 
 
 def test_another_word_than_find_is_refused_for_a_rate():

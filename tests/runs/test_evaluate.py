@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -115,8 +117,18 @@ def test_the_evaluate_command_prints_a_line_for_each_class(finished, tmp_path):
     done = command(
         "evaluate", folder, "--tta", "--gallery", 0, "--split", "test", "-o", tmp_path / "out", cwd=tmp_path, check=0
     )
-    assert "test accuracy, TTA" in done.stdout
-    assert len([line for line in done.stdout.splitlines() if line[:1].isdigit()]) == 10
+    shown = dict(re.findall(r"^test (accuracy|accuracy, TTA|loss \(nats\)) +([\d.]+)", done.stdout, re.M))
+    metrics = json.loads((tmp_path / "out/evaluation.json").read_text())
+    predicted = rows(tmp_path / "out/predictions.csv")
+    accuracy = np.mean([row["label"] == row["prediction"] for row in predicted])
+    assert float(shown["accuracy"]) == pytest.approx(100 * accuracy, abs=0.005)
+    assert float(shown["accuracy, TTA"]) == pytest.approx(100 * metrics["acc_tta"], abs=0.005)
+    assert float(shown["loss (nats)"]) == pytest.approx(np.mean([float(row["loss"]) for row in predicted]), abs=1e-4)
+    lines = [line.split() for line in done.stdout.splitlines() if line[:1].isdigit()]
+    assert [line[0] for line in lines] == list("0123456789")
+    for line, row in zip(lines, rows(tmp_path / "out/per_class.csv"), strict=True):
+        numbers = [float(row[key]) for key in ("accuracy", "precision", "recall", "f1", "images")]
+        assert [float(cell) for cell in line[1:]] == pytest.approx(numbers, abs=6e-5)
     assert "Traceback" not in done.stderr
 
 
@@ -135,6 +147,26 @@ def unusual_images(folder):
     exif[0x0112] = 6
     turned.save(folder / "turned.jpg", exif=exif)
     return folder
+
+
+def test_the_guesses_are_the_classes_by_the_models_softmax_the_most_probable_first(finished, tmp_path):
+    trained = inference.load_trained_model(finished[1], {"device": "cpu", "precision": "fp32"})
+    draw = np.random.default_rng(0)
+    pictures = []
+    for number in range(3):
+        pictures.append(tmp_path / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(pictures[-1])
+    answers = inference.explain(
+        finished[1], pictures, {"cam": "none", "precision": "fp32", "threads": 1}, out=tmp_path / "out", top=4
+    )
+    for picture, answer in zip(pictures, answers, strict=True):
+        with torch.no_grad(), Image.open(picture) as image:
+            probabilities = trained.model(trained.preprocess.image(np.asarray(image))[None]).softmax(1)[0]
+        best = sorted(range(10), key=lambda number: -float(probabilities[number]))[:4]
+        assert answer.path == picture and [name for name, _ in answer.guesses] == [trained.classes[n] for n in best]
+        assert [value for _, value in answer.guesses] == pytest.approx(
+            [float(probabilities[n]) for n in best], abs=1e-5
+        )
 
 
 def test_explain_reads_images_of_every_kind(finished, tmp_path):
@@ -244,6 +276,20 @@ def test_an_exported_timm_folder_gives_the_same_logits_in_stock_timm(finished, t
     assert exported.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
     assert exported.pretrained_cfg["label_names"] == list(trained.classes)
     assert "0, 1, 2" in (tmp_path / "shared/README.md").read_text()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_exported_files_have_the_mode_that_the_users_umask_gives_others(finished, tmp_path, mask):
+    former = os.umask(mask)
+    try:
+        (tmp_path / "usual").touch()
+        export.export_timm(finished[1], tmp_path / "shared")
+    finally:
+        os.umask(former)
+    usual = (tmp_path / "usual").stat().st_mode
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "shared").iterdir()}
+    assert {"model.safetensors", "config.json", "README.md", "class_map.txt"} <= modes.keys()
+    assert set(modes.values()) == {usual}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
 from harness.config.settings import Config
 from harness.runs.progress import ProgressReporter
@@ -12,8 +13,9 @@ from harness.tracking.journal import NullJournal
 from harness.tracking.tracker import NullTracker
 from harness.training import checkpoint
 from harness.training.loop import StepInfo, TrainerState
+from harness.training.schedule import Schedule
 from harness.utils.signals import StopRequests
-from tests.support.training import eval_batches, learner, net
+from tests.support.training import Batches, eval_batches, learner, net
 
 
 def test_a_checkpoint_within_an_epoch_does_not_read_the_loss_and_one_with_a_loss_that_is_not_finite_is_not_written(
@@ -46,3 +48,61 @@ def test_a_checkpoint_within_an_epoch_does_not_read_the_loss_and_one_with_a_loss
         ).train()
     assert checkpoint.checkpoint_info(checkpoint.newest_checkpoint(tmp_path))["step"] == 1
     assert [path.name for path in sorted(tmp_path.glob("*.pt"))] == ["last.pt"]
+
+
+class ScriptedLabels:
+    """One batch whose labels make the accuracy of an unchanged model that of the script, a pass for each."""
+
+    num_images = 10
+
+    def __init__(self, model, accuracies):
+        images = torch.randn(10, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            right = model(images).argmax(1)
+        labels = [torch.where(torch.arange(10) < 10 * acc, right, (right + 1) % 3) for acc in accuracies]
+        self.passes = iter([(images, each)] for each in labels)
+
+    def __iter__(self):
+        return iter(next(self.passes))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "patience", "epochs"),
+    [
+        ([0.5, 0.4, 0.3, 0.2, 0.1], 1, 2),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], 2, 3),
+        ([0.1, 0.5, 0.4, 0.5, 0.4, 0.6], 3, 5),  # an equal one is not better
+        ([0.1, 0.5, 0.4, 0.3, 0.6, 0.2, 0.1], 3, 7),
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 1, 5),
+        ([0.5, 0.4, 0.3, 0.2, 0.1], 0, 5),  # off
+    ],
+)
+def test_training_stops_after_exactly_as_many_epochs_without_a_better_one_as_early_stop_says(
+    tmp_path, accuracies, patience, epochs
+):
+    model = net(dropout=0.0)
+    model[1] = nn.Identity()
+    components = SimpleNamespace(
+        config=Config(early_stop=patience, epochs=len(accuracies), peak_epoch=0, val_fraction=0.1),
+        learner=learner(model, weight_decay=0.0),
+        loaders=SimpleNamespace(train=Batches(), val=ScriptedLabels(model, accuracies)),
+        schedule=Schedule("constant", 99, 0.0, 0.0),
+        eval_split="val",
+        selection_split="",
+        dataset=SimpleNamespace(fingerprint="", classes=("a", "b", "c")),
+        preprocess=SimpleNamespace(to_dict=dict),
+    )
+    directory = SimpleNamespace(
+        path=tmp_path, checkpoints=tmp_path, status=lambda *args, **facts: None, resume_command=""
+    )
+    state, messages = TrainerState(), []
+    reporter = ProgressReporter()
+    reporter.message = messages.append
+    with StopRequests() as stop_requests:
+        trainer = Trainer(components, directory, NullTracker(), NullJournal(), reporter, state, stop_requests)
+        trainer.train()
+        assert [row["val/acc"] for row in state.history] == accuracies[:epochs]
+        assert bool(messages) == (epochs < len(accuracies))
+        if epochs < len(accuracies):  # resumed, it does not go on
+            trainer.train()
+            assert len(state.history) == epochs

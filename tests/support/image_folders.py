@@ -1,5 +1,7 @@
 """Folders of random images, and how the harness reads or refuses them."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,12 +9,15 @@ from PIL import Image
 from harness.config.settings import Config
 from harness.data.registry import load_dataset
 
-RANDOM = np.random.default_rng(0)
+_generator = {"test": "", "random": np.random.default_rng(0)}
 
 
 def random_image(size=(8, 8)):
-    """Return random colours, uint8 [H, W, 3]."""
-    return RANDOM.integers(0, 256, (*size, 3), dtype=np.uint8)
+    """Return random colours, uint8 [H, W, 3]: in each test the same ones, whichever tests ran before."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
+    if test != _generator["test"]:
+        _generator.update(test=test, random=np.random.default_rng(0))
+    return _generator["random"].integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def save_image(path, pixels=None):

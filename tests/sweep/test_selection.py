@@ -29,6 +29,34 @@ def test_a_configuration_is_the_best_by_its_mean_over_the_seeds_and_not_by_its_l
     assert best_record(records, [UP]).values == {"lr": 0.3, "seed": 0}  # without the seeds' name: the single best
 
 
+@pytest.mark.parametrize(
+    ("maximise", "values", "are_reached"),
+    [(True, (0.79, 0.8, 0.81), (False, True, True)), (False, (0.79, 0.8, 0.81), (True, True, False))],
+)
+def test_a_target_is_reached_from_its_own_side_and_at_itself(maximise, values, are_reached):
+    metric = Metric("m", maximise, target=0.8)
+    assert tuple(map(metric.reached, values)) == are_reached
+    assert not any(Metric("m", maximise).reached(value) for value in values)
+
+
+@pytest.mark.parametrize(("metric", "best"), [(UP, 1), (DOWN, 2), (Metric("m", True, takes_last=True), 0)])
+def test_the_best_record_is_that_of_the_goal_by_the_best_or_the_last_value_of_each(metric, best):
+    histories = [[0.5, 0.8], [0.9, 0.3], [0.7, 0.1, 0.2]]
+    records = [record(number, history) for number, history in enumerate(histories)]
+    assert best_record(records, [metric]).number == best
+    pruned = [record(9, [2.0, -2.0], state="pruned")]
+    assert best_record(records + pruned, [metric]).number == best
+    assert best_record(pruned, [metric]).number == 9
+    assert best_record([record(3, state="failed")], [metric]) is None
+
+
+def test_the_mean_over_the_seeds_is_taken_of_the_goal_too():
+    scores = {(0.1, 0): 0.1, (0.1, 1): 0.9, (0.2, 0): 0.3, (0.2, 1): 0.4}
+    records = [record(n, [score], lr=lr, seed=seed) for n, ((lr, seed), score) in enumerate(scores.items())]
+    assert best_record(records, [DOWN], "seed").values["lr"] == 0.2  # 0.35 on average, and 0.5
+    assert best_record(records, [UP], "seed").values["lr"] == 0.1
+
+
 @pytest.mark.parametrize("metrics", [(UP, DOWN), (DOWN, UP, DOWN), (UP, UP)])
 def test_the_pareto_front_is_that_of_optuna_and_of_its_definition(metrics):
     draw = np.random.default_rng(len(metrics))

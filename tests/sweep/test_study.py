@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import optuna
 import pytest
 
 from harness.sweep import locked_database, schema
@@ -192,6 +193,57 @@ def test_a_target_ends_the_search(url):
     assert study.exhausted()
     assert study.ask() is None
     study.close()
+
+
+def test_a_value_short_of_the_target_does_not_end_the_search(url):
+    study = Study(sweep(metric={"name": "val/loss", "goal": "minimize", "target": 0.2}), "x", url, 50)
+    trial = study.ask()
+    study.report(trial, [0.5, 0.21])
+    study.tell(trial, "complete")
+    assert not study.reached() and not study.exhausted()
+    assert study.ask() is not None
+    study.close()
+
+
+@pytest.mark.parametrize(("goal", "best", "worst"), [("minimize", 0.25, 0.9), ("maximize", 0.9, 0.25)])
+def test_a_search_is_told_its_goal_and_its_best_trial_is_that_of_the_goal(url, goal, best, worst):
+    study = Study(sweep(metric={"name": "val/loss", "goal": goal}), "x", url, 3)
+    for values in ([0.5, 0.6], [0.9], [0.25]):
+        trial = study.ask()
+        study.report(trial, values)
+        study.tell(trial, "complete")
+    assert study.best().history == [best]
+    study.close()
+    stored = optuna.load_study(study_name="x", storage=url)
+    assert stored.direction.name.lower() == goal
+    assert stored.best_value == best
+    values = [0.5, 0.9, 0.25] if goal == "minimize" else [0.6, 0.9, 0.25]
+    assert [trial.value for trial in stored.trials] == values
+
+
+class Overtaken(Study):
+    """A scheduler that another one overtakes once, between its check that a trial is left and its taking it."""
+
+    other = None
+
+    def _sampler(self):
+        if self.other is not None:
+            other, self.other = self.other, None
+            assert other.ask() is not None
+        return super()._sampler()
+
+
+@pytest.mark.parametrize(("method", "parameters"), [("random", BOTH), ("grid", {"momentum": {"values": [0.5, 0.6]}})])
+def test_of_two_schedulers_that_take_the_last_trial_at_once_one_gets_none(url, method, parameters):
+    spec = sweep(method, parameters)
+    first, second = Overtaken(spec, "x", url, 2), Study(spec, "x", url, 2)
+    assert first.ask() is not None
+    first.other = second
+    assert first.ask() is None
+    assert len(first.records()) == 2
+    assert len({str(record.values) for record in first.records()}) == 2
+    first.close()
+    second.close()
 
 
 def test_the_best_trial_is_a_complete_one(url):

@@ -1,6 +1,7 @@
 """The real `wandb sweep` and `wandb agent` start real runs of `harness`; a loopback server sees what arrives."""
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -15,7 +16,6 @@ import yaml
 
 from harness.config import yaml_io
 from harness.config.recipe import make_config
-from harness.config.settings import Config
 from harness.tracking.journal import read_journal
 from harness.utils.files import read_json
 from tests.support.sweep_server import SweepServer, values
@@ -147,11 +147,12 @@ def test_every_corner_of_a_shipped_sweep_is_a_valid_run(path):
         key: [parameter["min"], parameter["max"]] if "min" in parameter else values(parameter)
         for key, parameter in document["parameters"].items()
     }
-    for lowest in ("lr_max", "lr_min_ratio"):
-        config = make_config({key: ends[key][0 if key == lowest else -1] for key in ends})
-        assert isinstance(config, Config)
-        assert not config.test
-        assert config.val_fraction > 0
+    corners = list(itertools.product(*([each[0], each[-1]][: len(each)] for each in ends.values())))
+    assert len(corners) >= 2
+    for corner in corners:
+        config = make_config(dict(zip(ends, corner, strict=True)))
+        lr_min, lr_max = config.rates()
+        assert 0 < lr_min <= lr_max and config.val_fraction > 0 and not config.test
 
 
 @pytest.mark.slow

@@ -182,6 +182,16 @@ def test_equal_images_are_stored_once_and_a_journal_cannot_name_other_files(tmp_
     assert read_journal(path).records == []
 
 
+def test_images_of_the_same_bytes_but_another_shape_are_two_images(tmp_path):
+    pixels = np.arange(18, dtype=np.uint8)
+    wide, high = Image(pixels.reshape(2, 3, 3)), Image(pixels.reshape(3, 2, 3))
+    write(tmp_path, [Record(1, 1, {"wide": wide, "high": high})]).finish("finished", 0)
+    (record,) = read_journal(tmp_path).records
+    assert len(list((tmp_path / "media").iterdir())) == 2
+    assert np.array_equal(record.values["wide"].pixels, wide.pixels)
+    assert np.array_equal(record.values["high"].pixels, high.pixels)
+
+
 def test_too_many_probabilities_are_left_out_but_their_shape_stays(tmp_path):
     scores = Scores(np.zeros(2001, np.int64), np.zeros((2001, 100)), tuple(map(str, range(100))))
     write(tmp_path, [Record(1, 1, {"test": scores})]).finish("finished", 0)

@@ -7,13 +7,14 @@ import time
 from dataclasses import replace
 
 import pytest
+from wandb.proto import wandb_internal_pb2
 
 from harness.config.settings import Config
-from harness.tracking.journal import Journal
+from harness.tracking.journal import Journal, read_journal
 from harness.tracking.records import Artifact, Curve, Record
 from harness.tracking.run_dir import RunDir, claim_run_dir
 from harness.tracking.tracker import MultiTracker
-from harness.tracking.wandb import init, offline_log
+from harness.tracking.wandb import from_journal, init, offline_log
 from harness.tracking.wandb import sync as wandb_sync
 from harness.tracking.wandb.offline_log import last_step
 from harness.utils.errors import BusyError, DataError, TrackingError, UsageError
@@ -53,6 +54,7 @@ def test_a_killed_run_is_uploaded_completely_and_each_step_once(killed, server):
     assert (first.records, first.sent) == (3, 3)
     assert server.steps == list(range(1, 13))
     assert [row["val/acc"] for row in server.history if "val/acc" in row] == pytest.approx([0.1, 0.2, 0.3])
+    assert server.exit_code == 1  # it was killed
     assert wandb_sync.sync(killed, print).sent == 0
     assert server.steps == list(range(1, 13))
     assert not any(KEY in path.read_text(errors="ignore") for path in killed.rglob("*") if path.is_file())
@@ -174,6 +176,54 @@ def test_a_run_that_is_still_being_written_is_refused(killed):
 def test_a_folder_without_a_journal_is_refused(tmp_path):
     with pytest.raises(DataError, match="journal"):
         wandb_sync.sync(tmp_path, print)
+
+
+@pytest.mark.parametrize(("status", "exit_code"), [("finished", 0), ("stopped", 143), ("failed", 5)])
+def test_the_log_that_is_made_of_a_journal_has_its_rows_summary_artifacts_and_exit_status(
+    tmp_path, monkeypatch, status, exit_code
+):
+    for name, value in SLIM.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    config = Config(wandb="offline", name="mine", group="g", tags=("a",))
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    artifact = Artifact("model", "model", {"weights.bin": tmp_path / "weights.bin"}, ("best",), {"acc": 0.5})
+    journal = Journal(tmp_path, {"config": config.to_dict()})
+    for number in (1, 2):
+        journal.record(epoch(number))
+    journal.settings({"lr_max": 0.125})
+    journal.artifact(artifact)
+    journal.summary({"result/acc": 0.75, "status": status})
+    journal.finish(status, exit_code)
+    contents = read_journal(tmp_path)
+    target = {"project": "p", "entity": "", "run_id": "abcd1234"}
+    identity = from_journal.run_identity(config, tmp_path, target, None)
+    chosen = [(contents.records[0], {1, 2, 3, 4}), (contents.records[1], {7, 8})]
+    from_journal.add_log(config, tmp_path, identity, contents, chosen, contents.artifacts, print)
+    (log,) = wandb_files.offline_runs(tmp_path)
+    assert log.steps == [1, 2, 3, 4, 7, 8]
+    assert log.rows[3]["val/acc"] == pytest.approx(0.1) and log.rows[5]["val/acc"] == pytest.approx(0.2)
+    assert (log.summary["result/acc"], log.summary["status"]) == (0.75, status)
+    assert log.exit_code == exit_code
+    assert (log.run_id, log.name, log.group, log.tags, log.project) == ("abcd1234", "mine", "g", ["a"], "p")
+    assert log.config["lr_max"] == 0.125
+    (model,) = log.artifacts
+    assert (model["name"], model["metadata"]) == ("model", {"acc": 0.5})
+
+
+def test_the_step_of_a_row_is_its_own_item_where_it_has_one(tmp_path):
+    def row(number, **items):
+        record = wandb_internal_pb2.Record()
+        record.history.step.num = number
+        for key, value in items.items():
+            record.history.item.add(key=key, value_json=value)
+        return record
+
+    rows = [row(3, _step="7", loss="0.5"), row(9, loss="0.25"), row(2, _step="no number")]
+    assert [offline_log.step_of(each.history) for each in rows] == [7, 9, 2]
+    log = tmp_path / "run-x.wandb"
+    for kept, last in ((rows, 9), (rows[:1], 7), ([], -1)):
+        log.write_bytes(offline_log.encode_log(each.SerializeToString() for each in kept))
+        assert last_step(log) == last
 
 
 # --- what has arrived is counted

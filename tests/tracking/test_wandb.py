@@ -215,6 +215,19 @@ def test_layers_and_charts_arrive_as_w_and_bs_own_with_their_labels_and_titles(t
     assert not {"overlays", "rate"} & {key.split(".")[0] for key in row}  # details are of the journal alone
 
 
+def test_the_chart_of_a_long_curve_has_points_of_the_curve_and_its_table_has_all_of_them(tmp_path):
+    steps = list(range(1, 12_001))
+    curve = Curve("step", steps, {"loss": [1 / step for step in steps], "lr": [step / 9 for step in steps]})
+    logged = to_wandb(wandb, "long", curve, tmp_path)
+    points = logged["long/chart"].table.data  # [step, key of the line, value]
+    assert len(steps) / 2 < len(points) <= rows.MAX_CHART_POINTS
+    loss, lr = (np.array([(x, y) for x, key, y in points if key == name]) for name in curve.lines)
+    np.testing.assert_allclose(loss[:, 1], 1 / loss[:, 0])
+    np.testing.assert_allclose(lr[:, 1], lr[:, 0] / 9)
+    assert loss[:, 0].tolist() == lr[:, 0].tolist() == steps[:: len(steps) // len(lr)]
+    assert logged["long/table"].data[-1] == [12_000.0, 1 / 12_000, 12_000 / 9]
+
+
 def test_a_table_has_the_types_of_all_of_its_rows_and_takes_no_time_for_each(tmp_path):
     import wandb as module
 

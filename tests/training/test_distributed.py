@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -131,9 +132,6 @@ def test_only_the_main_process_writes_files_and_messages(two):
     assert [path.name for path in folder.parent.iterdir()] == ["r"]
     assert read_state(folder) == "finished"
     assert read_journal(folder).header["environment"]["processes"] == 2
-    assert "--nproc-per-node 2 -m harness run" in json.loads((folder / "status.json").read_text()).get(
-        "resume", "--nproc-per-node 2 -m harness run"
-    )
 
 
 def test_the_metrics_of_a_distributed_evaluation_are_those_of_the_predictions(two):
@@ -200,7 +198,8 @@ def test_a_lost_process_ends_the_run_with_its_rank_and_reason_and_the_run_can_be
     assert len(first.errors) == 1 and "rank 1 of 2" in first.errors[0] and reason in first.errors[0]
     folder = tmp_path / "runs/r"
     status = json.loads((folder / "status.json").read_text())
-    assert status["state"] == "failed" and reason in status["reason"] and "torchrun" in status["resume"]
+    assert status["state"] == "failed" and reason in status["reason"]
+    assert re.search(r"^torchrun .*--nproc-per-node 2 -m harness run ", status["resume"])
     assert [process.code for process in ranks("run", *TINY, "--checkpoint-every", "5", cwd=tmp_path)] == [0, 0]
     np.testing.assert_allclose(losses(folder), losses(two[1]), rtol=1e-5)
 

@@ -9,8 +9,8 @@ from torch import nn
 from harness.config.settings import Config
 from harness.data.mixup import make_mixup
 from harness.training.learner import Learner, make_learner
-from harness.training.optimizer import make_optimizer
-from tests.support.training import CPU, learner, net
+from harness.training.optimizer import make_optimizer, set_lr_and_momentum
+from tests.support.training import CPU, Batches, learner, net
 
 INF = float("inf")
 
@@ -63,6 +63,22 @@ def test_an_optimizer_with_skipped_steps_equals_torchs_unfused_one(name, gradien
     assert values == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("name", REFERENCES)
+def test_the_rates_and_the_momentum_of_each_update_are_those_that_torchs_optimizer_is_given(name):
+    config = Config(optimizer=name, lr_min=0.1, lr_max=0.1, momentum=0.9, weight_decay=0.01)
+    ours, theirs = (nn.Parameter(torch.linspace(-1, 1, 5)) for _ in range(2))
+    optimizer, reference = make_optimizer(config, nn.ParameterList([ours])), REFERENCES[name]([theirs])
+    for lr, momentum, gradient in ((0.1, 0.9, 1.0), (0.2, 0.7, -2.0), (0.05, 0.5, 0.5), (0.1, 0.95, 1.5)):
+        ours.grad, theirs.grad = torch.full((5,), gradient), torch.full((5,), gradient)
+        set_lr_and_momentum(optimizer, lr, momentum)
+        group = reference.param_groups[0]
+        group["lr"] = lr
+        group |= {"betas": (momentum, 0.999)} if "betas" in group else {"momentum": momentum}
+        optimizer.step()
+        reference.step()
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
 def test_a_learner_in_float16_whose_first_updates_overflow_is_unharmed_by_them():
     dirty_memory()
     images, labels = torch.randn(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 3
@@ -78,6 +94,25 @@ def test_a_learner_in_float16_whose_first_updates_overflow_is_unharmed_by_them()
         if "num_batches" not in name
     ]
     assert fp16.scaler.get_scale() < 2.0**40 and 0 < max(changes) < 1
+
+
+def test_in_float16_the_gradients_are_clipped_as_they_are_and_not_as_they_are_scaled():
+    images, labels = next(Batches().epoch(0))
+    moved, norms = [], []
+    for precision in (None, torch.float16):
+        model = net(dropout=0.0)
+        model[1] = nn.Identity()
+        before = copy.deepcopy(model.state_dict())
+        settings = dict(clip_grad=0.5, momentum=0.0, nesterov=False, weight_decay=0.0, channels_last=False)
+        one = make_learner(Config(**settings), model, CPU, precision)
+        if one.scaler is not None:
+            one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        norms.append(float(one.train_step(images, labels, 0, 1.0, 0.0).grad_norm))
+        moved.append(torch.cat([(value - before[name]).flatten() for name, value in model.state_dict().items()]))
+    assert norms[1] == pytest.approx(norms[0], rel=0.02) and norms[0] > 0.5
+    assert float(moved[0].norm()) == pytest.approx(0.5, rel=1e-3)
+    assert float(moved[1].norm()) == pytest.approx(0.5, rel=1e-3)
+    torch.testing.assert_close(moved[1], moved[0], rtol=0.05, atol=2e-3)
 
 
 def test_a_parameter_may_get_its_first_gradient_later_than_others():
@@ -109,6 +144,20 @@ def test_a_model_that_sees_the_heavier_label_of_mixed_images_has_a_training_accu
     images = nn.functional.one_hot(labels, 3).float()[:, :, None, None].expand(-1, -1, 31, 31)
     correct = [int(one.train_step(images, labels, step, 0.0, 0.9).correct) for step in range(20)]
     assert correct == [size] * 20
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+def test_the_loss_of_mixed_images_is_the_mean_over_both_labels_smoothed_once(settings):
+    config = Config(precision="fp32", channels_last=False, label_smoothing=0.1, **settings)
+    one = make_learner(config, BrightestChannel(), CPU, None, make_mixup(config, 3))
+    images, labels = torch.randn(6, 3, 31, 31, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 3
+    plain = make_mixup(config.replace(label_smoothing=0.0), 3)
+    mixed, shares = plain(images, labels, 4)  # of both labels, by the same draw
+    log_softmax = mixed.mean((2, 3)).log_softmax(1)
+    by_label = -(shares * log_softmax).sum(1)
+    uniform = -log_softmax.mean(1)
+    expected = (0.9 * by_label + 0.1 * uniform).mean()
+    torch.testing.assert_close(one.train_step(images, labels, 4, 0.0, 0.9).loss, expected)
 
 
 class BrightestChannel(nn.Module):

@@ -101,6 +101,44 @@ def test_evaluation_is_exact_for_a_smaller_last_batch_and_does_not_change_the_mo
     assert not model[1].training
 
 
+def test_evaluation_computes_no_gradients():
+    """The logits would otherwise keep the activations of a whole batch."""
+
+    class Recording(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.logits = nn.Linear(192, 3), []
+
+        def forward(self, images):
+            self.logits.append(self.linear(images.flatten(1)))
+            return self.logits[-1]
+
+    model = Recording()
+    evaluate_batches(model, eval_batches(), CPU)
+    assert [logits.requires_grad for logits in model.logits] == [False] * 3
+
+
+def test_with_a_moving_average_it_is_the_average_that_is_evaluated():
+    one, batches = learner(net(dropout=0.0), ema=0.9, ema_warmup=False), eval_batches()
+    (record,) = fit(one, Batches(), schedule(1), epochs=1, evaluations={"val": batches})
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    with torch.no_grad():
+        average, weights_themselves = (
+            F.cross_entropy(copy.deepcopy(module).eval()(images), labels).item()
+            for module in (one.ema.module, one.model)
+        )
+    assert record.values["val/loss"] == pytest.approx(average, rel=1e-5)
+    assert abs(average - weights_themselves) > 0.01
+
+
+def test_the_times_and_the_throughput_of_an_epoch_add_up():
+    (record,) = fit(learner(net()), Batches(), schedule(1), epochs=1, evaluations={"val": eval_batches()})
+    values = record.values
+    assert values["time/epoch_s"] == pytest.approx(values["time/train_s"] + values["time/eval_s"])
+    assert min(values["time/train_s"], values["time/eval_s"]) > 0
+    assert values["throughput/images_per_s"] == pytest.approx(21 / values["time/train_s"])
+
+
 def test_no_torch_mode_leaks_out_of_the_generator():
     for _ in fit(learner(net()), Batches(), schedule(2), epochs=2, evaluations={"val": eval_batches()}):
         assert torch.is_grad_enabled()
@@ -179,15 +217,17 @@ def test_training_ends_when_the_consumer_of_the_records_stops():
     assert epochs == [1, 2]
 
 
-def test_the_plateau_schedule_depends_only_on_the_validation_loss():
-    plateau = Schedule("plateau", 100, 0.0, 0.1, patience=0, factor=0.5)
-    model = net(dropout=0.0)
-    one = learner(model)
-    batches = eval_batches()
-    records = list(fit(one, Batches(), plateau, epochs=6, evaluations={"val": batches}))
-    losses = [record.values["val/loss"] for record in records]
-    for index, record in enumerate(records):
-        assert record.values["lr"] == pytest.approx(plateau.lr(0, losses[:index]))
+def test_the_plateau_schedule_follows_the_validation_loss_as_torchs_scheduler_does():
+    plateau = Schedule("plateau", 100, 0.0, 1.0, patience=0, factor=0.5)
+    records = list(fit(learner(net()), Batches(), plateau, epochs=6, evaluations={"val": eval_batches()}))
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0)
+    lrs = []
+    for record in records:
+        lrs.append(optimizer.param_groups[0]["lr"])
+        assert record.steps.lines["lr"] == pytest.approx([lrs[-1]] * 3)
+        reference.step(record.values["val/loss"])
+    assert len(set(lrs)) > 1  # it was lowered
 
 
 def test_garbage_is_not_collected_within_an_epoch_and_the_collector_is_restored_afterwards():

@@ -13,7 +13,7 @@ from harness.training.schedule import Schedule, make_schedule, plateau_drops
 @settings(max_examples=40, deadline=None)
 @given(
     epochs=st.integers(2, 30),
-    peak=st.floats(0.5, 1),
+    peak=st.floats(0, 1),
     per_epoch=st.integers(1, 40),
     low=st.floats(1e-5, 1e-2),
     ratio=st.floats(1.5, 100),
@@ -93,6 +93,38 @@ def test_plateau_lowers_the_lr_when_torchs_does(losses, patience):
     schedule = Schedule("plateau", 10, 0.0, 1.0, patience=patience, factor=0.5)
     assert schedule.lr(0, losses) == pytest.approx(reference.get_last_lr()[0])
     assert 0.5 ** plateau_drops(losses, patience) == pytest.approx(reference.get_last_lr()[0])
+
+
+@pytest.mark.parametrize(("patience", "factor"), [(0, 0.5), (2, 0.3), (3, 0.7)])
+def test_patience_and_factor_of_the_settings_are_those_of_torchs_plateau(patience, factor):
+    config = Config(
+        schedule="plateau", lr_min=1e-6, lr_max=1.0, plateau_patience=patience, plateau_factor=factor, val_fraction=0.1
+    )
+    schedule = make_schedule(config, 7)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1.0)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=factor, patience=patience)
+    losses, lrs = [], []
+    for loss in (1.0, 0.9, 0.95, 0.91, 0.92, 0.93, 0.94, 0.89, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9):
+        losses.append(loss)
+        reference.step(loss)
+        lrs.append(schedule.lr(7 * len(losses), losses))
+        assert lrs[-1] == pytest.approx(reference.get_last_lr()[0])
+    assert 0 < lrs[-1] < lrs[0]
+
+
+def test_peak_cycles_and_momentum_of_the_settings_are_those_of_the_schedule():
+    config = Config(lr_min=0.01, lr_max=1.0, epochs=10, peak_epoch=2.5, cycles=4, momentum=0.95, momentum_min=0.85)
+    steps = np.arange(81)
+    knots = {"one_cycle": ([0, 20, 80], [0, 1, 0]), "cyclic": (np.arange(0, 81, 10), [0, 1] * 4 + [0])}
+    for kind, (x, y) in knots.items():
+        schedule = make_schedule(config.replace(schedule=kind), 8)
+        height = np.interp(steps, x, y)
+        np.testing.assert_allclose([schedule.lr(step) for step in steps], 0.01 + 0.99 * height, rtol=1e-9)
+        np.testing.assert_allclose([schedule.momentum_at(step) for step in steps], 0.95 - 0.1 * height, rtol=1e-9)
+    cosine = make_schedule(config.replace(schedule="cosine"), 8)
+    assert [cosine.lr(step) for step in (0, 10, 20, 80)] == pytest.approx([0.01, 0.505, 1.0, 0.01])
+    constant = make_schedule(config.replace(schedule="constant"), 8)
+    assert {(constant.lr(step), constant.momentum_at(step)) for step in steps.tolist()} == {(1.0, 0.95)}
 
 
 def test_plateau_stays_at_or_above_lr_min():

@@ -1,0 +1,137 @@
+"""The mutation runner makes the mistakes that it names, and tells one that was noticed from one that is not."""
+
+import ast
+import json
+import textwrap
+
+import pytest
+
+from tests.mutation import runner
+from tests.mutation.listed import LISTED
+from tests.mutation.operators import find_mutants, is_other_program
+
+SOURCE = '''
+"""Nothing of this sentence is changed."""
+from __future__ import annotations
+
+
+def grade(points: int = 3, *, scale: float = 0.5, strict=True) -> str:
+    """Nor this one."""
+    if points >= 10 and not strict:
+        return "good"
+    total = max(points, 1) * scale
+    print(f"{points + 1} points", end="")
+    return pow(total, points) if total else "none at all"
+'''
+EXPECTED = {
+    "points: int = 4", "scale: float = 1.0", "strict=False", "points > 10", "points >= 11", "points >= 10 or not",
+    "and strict", "if (not (points >= 10 and not strict)):", "return None", "return 'xgood'", "min(points, 1)", "max(points, 2)", "max(1, points)",
+    "/ scale", "pass", 'points")', "pow(points, total)", "if (not (total)) else",
+}  # fmt: skip
+
+
+def test_the_mistakes_of_a_function_are_those_that_can_be_made_in_it():
+    source = SOURCE.encode()
+    mutants = [mutant for mutant in find_mutants("grade.py", source) if is_other_program(mutant, source)]
+    changed = [mutant.apply(source).decode() for mutant in mutants]
+    for text in EXPECTED:
+        assert any(text in program and text not in SOURCE for program in changed), text
+    assert len(set(changed)) == len(changed) == len(EXPECTED) + 1  # nothing is returned in two places
+    for mutant, program in zip(mutants, changed, strict=True):
+        (different,) = [
+            number
+            for number, lines in enumerate(zip(SOURCE.splitlines(), program.splitlines(), strict=True), 1)
+            if lines[0] != lines[1]
+        ]
+        assert mutant.line == different and mutant.scope == "grade"
+        assert "Nothing of this sentence" in program and "Nor this one" in program
+
+
+def test_every_listed_change_can_still_be_made_and_its_tests_are_there():
+    assert len({each.id for each in LISTED}) == len(LISTED) == 52
+    for each, change in zip(LISTED, runner.listed_changes(runner.ROOT), strict=True):
+        source = (runner.ROOT / change.path).read_bytes()
+        for old, _ in each.edits:
+            assert source.count(old.encode()) == 1, (each.id, old)
+        changed = change.apply(source)
+        assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source)), each.id
+        for test in each.tests:
+            path, _, name = test.partition("::")
+            assert f"\ndef {name}(" in (runner.ROOT / path).read_text(), (each.id, test)
+
+
+def test_what_a_shared_fixture_executes_counts_for_every_test_that_uses_it():
+    lines = [{"fixture tests::run": {"p/a.py": [1, 2]}, "t.py::one": {"p/a.py": [3]}}, {"t.py::two": {"p/a.py": [3]}}]
+    tests = [
+        {"t.py::one": {"seconds": 2.0, "fixtures": ["fixture tests::run"]}},
+        {"t.py::two": {"seconds": 1.0, "fixtures": ["fixture tests::run"]}, "t.py::one": {"seconds": 0.5, "fixtures": []}},
+    ]  # fmt: skip
+    joined = runner.join(lines, tests, {"p/a.py": "d"})
+    assert joined.lines == {"p/a.py": {number: ["t.py::one", "t.py::two"] for number in "123"}}
+    assert joined.tests == {"t.py::one": 2.0, "t.py::two": 1.0}
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A package of one module with its tests, one of which needs a file that is only there without a mistake."""
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package/__init__.py").write_text("")
+    (tmp_path / "package/sums.py").write_text("def add(a, b):\n    return a + b\n\n\ndef unused(a):\n    return a\n")
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests/test_sums.py").write_text(
+        textwrap.dedent("""
+            from package.sums import add
+
+            def test_three():
+                assert add(1, 2) == 3
+
+            def test_nothing():
+                add(0, 0)
+
+            def test_that_always_fails():
+                assert False
+        """)
+    )
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    return tmp_path
+
+
+def test_a_mistake_is_noticed_survives_or_has_no_tests_and_a_failing_test_notices_nothing(tree):
+    source = (tree / "package/sums.py").read_bytes()
+    plus = source.index(b"+")
+    edits, file = ((plus, plus + 1, b"-"),), "tests/test_sums.py::"
+    chosen = {
+        "noticed": ("test_nothing", "test_three"), "survived": ("test_nothing",), "untested": (),
+        "unreliable": ("test_that_always_fails",), "equivalent": ("test_three",),
+    }  # fmt: skip
+    changes = [
+        runner.Change(name, "package/sums.py", edits, tuple(file + test for test in tests))
+        for name, tests in chosen.items()
+    ]
+    reported = []
+    outcomes = runner.Runner(tree, 2, {"equivalent": "a test's own"}, reported.append).run(changes)
+    assert [outcome.verdict for outcome in outcomes] == [outcome.name for outcome in outcomes] == list(chosen)
+    assert outcomes[0].by == f"{file}test_three" and outcomes[4].by == "a test's own"
+    assert sorted(map(str, reported)) == sorted(map(str, outcomes))
+    assert (tree / "package/sums.py").read_bytes() == source
+    document = json.loads(runner.to_json(outcomes, seed=0))
+    assert document["total"]["noticed of those that count"] == pytest.approx(1 / 3, abs=1e-3)
+    assert "| package | 1 | 2 | 1 | 33 % |" in runner.table(document)
+
+
+@pytest.mark.slow
+def test_the_map_has_the_lines_of_a_test_and_those_that_its_fixture_executes_in_a_forked_process():
+    pytest.importorskip("coverage")
+    lines = runner.make_map(runner.ROOT, ["-n", "0", "tests/evaluation/test_trained_model.py", "-k", "refused"])
+    file = "tests/evaluation/test_trained_model.py::"
+    by_line = lines.lines["harness/runs/trainer.py"]
+    source = (runner.ROOT / "harness/runs/trainer.py").read_text().splitlines()
+    trained = str(next(n for n, text in enumerate(source, 1) if "self._keep_weights(model, summary)" in text))
+    users = [
+        "test_a_setting_that_the_checkpoint_decides_is_refused",
+        "test_weights_for_another_model_are_refused_by_key",
+    ]
+    assert by_line[trained] == [file + name for name in users]  # by `harness run`, which the fixture has started
+    assert lines.tests.keys() == {file + "test_a_checkpoint_that_harness_did_not_write_is_refused", *(file + name for name in users)}  # fmt: skip
+    (mutant,) = (each for each in find_mutants("runs/trainer.py", "\n".join(source).encode()) if each.line == int(trained) and each.operator == "removed statement")  # fmt: skip
+    assert lines.tests_of(mutant, mutant.line, 999.0, "harness") == ([file + name for name in sorted(users, key=lambda name: lines.tests[file + name])], True)  # fmt: skip

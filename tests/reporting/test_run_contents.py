@@ -1,0 +1,141 @@
+"""The numbers, texts and charts of a report are those of the run directory, of which every figure is known."""
+
+import numpy as np
+import pytest
+
+from harness.evaluation import metrics
+from harness.reporting.html import facts, run_charts
+from harness.reporting.html.groups import group_runs, run_differences
+from harness.reporting.html.run_data import read_run
+from tests.support import small_run
+from tests.support.small_run import IMAGES, LRS, SECONDS, STEP_LOSSES, TRAIN_LOSS, VAL_ACC, VAL_LOSS, write_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return read_run(write_run(tmp_path_factory.mktemp("small") / "mine"))
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory):
+    return read_run(write_run(tmp_path_factory.mktemp("small") / "mine", "failed"))
+
+
+def test_lines_and_steps_of_all_epochs_are_read_in_their_order(run):
+    assert run.missing == []
+    assert run.line("val/acc") == ([1, 2, 3], list(VAL_ACC))
+    assert run.line("train/loss") == ([1, 2, 3], list(TRAIN_LOSS))
+    assert run.line("test/acc") == ([], [])
+    assert run.steps("train/step_loss") == ([1, 2, 3, 4, 5, 6], list(STEP_LOSSES))
+    assert run.steps("lr") == ([1, 2, 3, 4, 5, 6], list(LRS))
+    assert run.value("result/test/acc") == 0.5 and run.value("val/acc") == 0.5 and run.value("nothing") is None
+
+
+def test_the_epochs_are_watched_on_validation_and_the_result_is_reported_on_test(run, unfinished):
+    assert (run.watched, run.split) == ("val", "test")
+    assert (unfinished.watched, unfinished.split) == ("val", "val")
+    assert (run.figure("test/acc"), run.name, run.classes) == (0.5, "mine", ["ant", "bee", "cat"])
+
+
+def test_the_headline_has_each_figure_with_its_split_its_epoch_and_its_interval(run):
+    shown = {fact.name: (fact.value, fact.note) for fact in facts.headline(run)}
+    assert shown["Test accuracy"][0] == "50.00 %"
+    assert shown["Test accuracy"][1].startswith("epoch 2 of 3 (best val/acc); 95 % interval")
+    assert shown["Test accuracy"][1].endswith("for 4 images")
+    assert shown["Validation accuracy"][0] == "62.50 %" and shown["Validation accuracy"][1].endswith("for 8 images")
+    assert (shown["Test loss"][0], shown["Test ECE"][0]) == ("1.0800", "50.00 %")
+    assert shown["Parameters"][0] == "1,234"
+    # 1.5 before, 12 of epochs, 2.25 at the end
+    assert shown["Duration"] == ("15.8 s", "3 epochs, 6 steps")
+    assert "Best epoch" not in shown  # it is the result
+
+
+def test_an_unfinished_run_shows_its_last_and_its_best_epoch_so_far(unfinished):
+    shown = {fact.name: (fact.value, fact.note) for fact in facts.headline(unfinished)}
+    value, note = shown["Validation accuracy so far"]
+    assert value == "50.00 %" and note == "epoch 3 of 3, not a final result; best so far 62.5 % in epoch 2"
+
+
+def test_the_phases_are_disjoint_and_add_up_to_the_whole_time(run, unfinished):
+    train, evaluate, epoch = (sum(SECONDS[key]) for key in ("train", "eval", "epoch"))
+    expected = {
+        "startup": 1.5, "training": train, "evaluation": evaluate, "rest of the epochs": epoch - train - evaluate,
+        "final evaluation and figures": 2.25,
+    }  # fmt: skip
+    assert facts.times(run) == pytest.approx(expected)
+    assert sum(facts.times(run).values()) == pytest.approx(1.5 + epoch + 2.25)
+    del expected["final evaluation and figures"]
+    assert facts.times(unfinished) == pytest.approx(expected)
+    assert "15.8 s in total, most of it training (48 %)" in run_charts.time(facts.times(run)).caption
+
+
+def test_the_captions_by_epoch_name_the_last_and_the_best_value_of_each_split(run):
+    loss, acc, lr = run_charts.by_epoch(run)
+    assert loss.caption == ("Training: last 0.75, best 0.75 (epoch 3); validation: last 1.1, best 0.9 (epoch 2).")
+    assert acc.caption == "Validation: last 50.0 %, best 62.5 % (epoch 2)."
+    assert lr.caption == "At the end of each epoch, from 0.03 to 0.015."
+    lines = {trace["name"]: (trace["x"], trace["y"]) for trace in loss.data}
+    assert lines == {"training": ([1, 2, 3], list(TRAIN_LOSS)), "validation": ([1, 2, 3], list(VAL_LOSS))}
+
+
+def test_the_charts_by_step_have_every_step_and_name_the_highest_rate(run):
+    loss, lr = run_charts.by_step(run)
+    assert (loss.data[0]["x"], loss.data[0]["y"]) == ([1, 2, 3, 4, 5, 6], list(STEP_LOSSES))
+    smoothed, weight, total = [], 0.0, 0.0
+    for value in STEP_LOSSES:  # the weighted mean of all before, 0.9 times less for each step
+        total, weight = 0.9 * total + value, 0.9 * weight + 1
+        smoothed.append(total / weight)
+    assert loss.data[1]["y"] == pytest.approx(smoothed, rel=1e-4)
+    assert loss.caption.startswith("Loss of each of 6 batches")
+    assert lr.caption == "From 0.01 to 0.05; highest at step 3 of 6."
+
+
+def test_the_confusion_matrix_has_truth_in_its_rows_and_fractions_of_the_true_class(run):
+    (heat,) = run_charts.confusion(run.predictions).data
+    assert heat["text"] == [[1, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert heat["z"] == [[0.5, 0.5, 0.0], [0.0, 0.0, 1.0], [0.0, 0.0, 1.0]]
+    assert heat["customdata"][0][1] == ["ant", "bee", 1]
+    assert run_charts.confusion(run.predictions).caption.startswith("2 of 4 images are correctly classified")
+
+
+@pytest.mark.parametrize(
+    ("right", "word", "points"), [((0, 3), "overconfident", "20.0"), ((0, 1, 2), "underconfident", "5.0")]
+)
+def test_a_model_is_overconfident_where_its_confidence_is_above_its_accuracy(run, right, word, points):
+    predictions = run.predictions
+    labels = [predictions.predicted[n] if n in right else (predictions.predicted[n] + 1) % 3 for n in range(4)]
+    counted = metrics.SavedPredictions(
+        predictions.classes, np.array(labels), predictions.predicted, predictions.confidence, predictions.losses
+    )
+    assert sum(row[2] for row in IMAGES) / 4 == pytest.approx(0.7)  # the mean confidence
+    caption = run_charts.calibration(metrics.reliability(counted)).caption
+    assert (
+        f"Mean confidence 70.0 %, accuracy {100 * len(right) / 4:.1f} %: {word} by {points} percentage points"
+        in caption
+    )
+
+
+def test_runs_on_other_data_or_with_other_settings_are_other_groups_and_another_seed_is_the_same(tmp_path):
+    runs = [
+        read_run(write_run(tmp_path / name, **settings))
+        for name, settings in {
+            "a": {}, "b": {"seed": 1}, "c": {"fingerprint": "e" * 16}, "d": {"weight_decay": 0.25}, "e": {"notes": "x"}
+        }.items()
+    ]  # fmt: skip
+    groups = group_runs(runs)
+    assert [[run.path.name for run in group.runs] for group in groups] == [["a", "b", "e"], ["c"], ["d"]]
+    assert groups[0].seeds == [0, 1]
+    interval = groups[0].spread("test/acc")
+    assert (interval.mean, interval.sd, interval.n) == (0.5, 0.0, 3)
+    assert run_differences(runs) == {
+        "weight_decay": [runs[0].config["weight_decay"]] * 3 + [0.25, runs[0].config["weight_decay"]], "seed": [0, 1, 0, 0, 0]
+    }  # fmt: skip
+
+
+def test_the_configuration_names_what_was_trained(run):
+    rows = dict(facts.configuration(run))
+    assert rows["Data"] == "cifar10: 16 train, 8 val, 4 test images" and rows["Classes"] == "3: ant, bee, cat"
+    assert rows["Training"] == "3 epochs, batch size 512, seed 0"
+    changed = {setting.name: setting.recipe_value for setting in facts.all_settings(run) if setting.changed}
+    assert changed["val_fraction"] == "0" and set(changed) >= {"epochs", "peak_epoch", "val_fraction"}
+    assert tuple(run.classes) == small_run.CLASSES

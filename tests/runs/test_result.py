@@ -1,0 +1,92 @@
+"""The result of a run is the selected epoch's, where the best epoch is not the last and its weights are an average."""
+
+import pytest
+import timm
+import torch
+
+import harness
+from harness import make_config
+from harness.config.settings import Config
+from harness.evaluation.trained_model import load_trained_model
+from harness.runs.components import build_components
+from harness.runs.summary import best_epoch
+from harness.tracking.journal import read_journal
+from harness.training.loop import evaluate_batches
+
+# The rate rises to the end, where it is too high: the accuracy falls again.
+RISING = {
+    "recipe": "digits", "model_args": "width=4", "threads": 1, "precision": "fp32", "batch_size": 64,
+    "eval_batch_size": 200, "gallery": 0, "cam": "none", "report": False, "wandb": "disabled", "val_fraction": 0.2,
+    "epochs": 4, "peak_epoch": 4, "lr_min": 0.04, "lr_max": 0.6, "ema": 0.5,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def selected(tmp_path_factory):
+    """A run whose best epoch is not its last, with a moving average."""
+    return harness.run(make_config({**RISING, "output": tmp_path_factory.mktemp("selected")}))
+
+
+def test_the_result_is_the_epoch_with_the_highest_validation_accuracy_and_has_its_figures(selected):
+    accuracies = [row["val/acc"] for row in selected.history]
+    best = accuracies.index(max(accuracies)) + 1
+    assert 1 < best < len(accuracies) == 4, accuracies
+    result, summary = selected.summary["result"], selected.summary
+    assert (result["epoch"], result["chosen"]) == (best, "best val/acc")
+    assert result["val/acc"] == max(accuracies) != accuracies[-1]
+    assert result["val/loss"] == pytest.approx(selected.history[best - 1]["val/loss"], rel=1e-5)
+    assert (summary["best"]["epoch"], summary["best"]["val/acc"]) == (best, max(accuracies))
+    assert summary["last"]["val/acc"] == accuracies[-1] and summary["epochs"] == 4
+    records = [record.values for record in read_journal(selected.folder).records if record.kind == "epoch"]
+    assert [row["best/val_acc"] for row in records] == [max(accuracies[: n + 1]) for n in range(4)]
+
+
+def test_the_saved_weights_are_those_of_the_selected_epoch_and_of_the_returned_model(selected):
+    trained = load_trained_model(selected.folder, {"device": "cpu"})
+    for name, value in selected.model.state_dict().items():
+        assert torch.equal(value, trained.model.state_dict()[name]), name
+    components = build_components(make_config(RISING))
+    metrics = evaluate_batches(trained.model, components.loaders.val, torch.device("cpu"))
+    assert metrics["acc"] == max(row["val/acc"] for row in selected.history)
+
+
+def test_a_last_checkpoint_is_loaded_with_its_moving_average_and_not_with_the_weights_themselves(selected):
+    path = selected.folder / "checkpoints/last.pt"
+    learner = torch.load(path, weights_only=True)["learner"]
+    loaded = load_trained_model(path, {"device": "cpu"}).model.state_dict()
+    differing = 0
+    for name, value in loaded.items():
+        assert torch.equal(value, learner["ema"][f"module.{name}"]), name
+        differing += not torch.equal(value, learner["model"][name])
+    assert differing > 10
+
+
+@pytest.mark.slow
+def test_without_a_selection_the_result_is_the_last_epoch_however_good_an_earlier_one_was(tmp_path, selected):
+    result = harness.run(make_config({**RISING, "output": tmp_path, "select": "last"}))
+    assert result.history[-1]["val/acc"] == selected.history[-1]["val/acc"]
+    assert (result.summary["result"]["epoch"], result.summary["result"]["chosen"]) == (4, "last epoch")
+    assert result.summary["result"]["val/acc"] == result.history[-1]["val/acc"]
+    assert result.summary["best"]["epoch"] == selected.summary["result"]["epoch"]
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_and_none_whose_loss_is_not_finite():
+    nan = float("nan")
+    rows = [(1, 0.5, 1.0), (2, 0.9, nan), (3, 0.8, 0.5), (4, 0.8, 0.4), (5, nan, 0.1)]
+    history = [{"epoch": epoch, "val/acc": acc, "val/loss": loss} for epoch, acc, loss in rows]
+    assert best_epoch(history, "val") == (3, 0.8)
+    assert best_epoch(history[1:2], "val")[0] == 0
+
+
+def test_the_initial_weights_are_those_of_the_seed_and_of_a_plain_model_made_under_it():
+    def initial(seed):
+        config = Config(data="digits", model_args={"width": 4}, seed=seed, precision="fp32")
+        torch.manual_seed(99)  # whatever ran before
+        return build_components(config).learner.model.state_dict()
+
+    for seed in (0, 7):
+        torch.manual_seed(seed)
+        plain = timm.create_model("custom_resnet", num_classes=10, width=4).state_dict()
+        ours = initial(seed)
+        assert all(torch.equal(ours[name], value) for name, value in plain.items())
+    assert not torch.equal(initial(0)["prep.conv.weight"], initial(7)["prep.conv.weight"])
