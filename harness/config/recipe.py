@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.config.settings import AUTO, Config, canonical_name, coerce, setting_fields
 from harness.config.words import settings_of
 from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
@@ -70,14 +70,42 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return {**read_recipe(str(base)), **values, "recipe": recipe}
 
 
-def _default_recipe(resume: str) -> str:
-    """Return the recipe where none is given: the settings of the run that `resume` names, else the default one.
+CIFAR_FOLDERS = ("cifar-10-batches-py", "cifar-100-python")  # what torchvision unpacks into a data folder
+CIFAR = ("cifar10", "cifar100")
+
+
+def default_recipe(data: str) -> str:
+    """Return the recipe where none is given: the default one for CIFAR, `auto` for other data."""
+    return str(setting_fields()["recipe"].default) if data in CIFAR else AUTO
+
+
+def is_image_folder(path: Path) -> bool:
+    """Return whether a folder or file holds data of its own, rather than CIFAR's files or what is still to be downloaded."""
+    if path.is_file():
+        return True
+    if not path.is_dir():
+        return False
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    is_cifar = any(name.removesuffix(".tar.gz") in CIFAR_FOLDERS or name.startswith("cifar-10") for name in names)
+    return bool(names) and not is_cifar
+
+
+def _with_data(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the given settings with `data`: `folder` where only the folder is given, and it holds images of its own."""
+    if "data" in given or "data_dir" not in given or not is_image_folder(Path(str(given["data_dir"])).expanduser()):
+        return given
+    return {**given, "data": "folder"}
+
+
+def _recipe_of_run(resume: str) -> str:
+    """Return the settings of the run that `resume` names, as a recipe; empty where it names none.
 
     Raises:
         UsageError: there is no run of that name.
     """
     if resume in ("", "auto", "never"):
-        return str(setting_fields()["recipe"].default)
+        return ""
     path = Path(resume).expanduser() / "config.yaml"
     if not os.path.lexists(path):
         if any(os.path.lexists(path.with_name(name)) for name in ("journal.jsonl", "status.json", "checkpoints")):
@@ -113,20 +141,25 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     Args:
         options: setting in any spelling -> value. The modules of `plugin` are imported when the model is made; those that
             only a recipe or the resumed run names are not.
-        recipe: shipped name or path; `custom-resnet` if neither it nor `options["recipe"]` is given.
+        recipe: shipped name or path. If neither it nor `options["recipe"]` is given: `custom-resnet` for CIFAR, `auto` for other
+            data, which a `data_dir` alone may name.
 
     Raises:
         UsageError: there is no such recipe or setting, or a value is not allowed.
     """
     given = settings_of(options)
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
-    values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
-    if "epochs" in given and "peak_epoch" not in given:
+    named = str(given.pop("recipe", None) or recipe or _recipe_of_run(str(given.get("resume", "auto"))))
+    if named in ("", AUTO):
+        given = _with_data(given)
+    values = read_recipe(named or default_recipe(str(given.get("data", setting_fields()["data"].default))))
+    if "epochs" in given and "peak_epoch" not in given and AUTO not in (values.get("peak_epoch"), given["epochs"]):
         epochs, peak_epoch = (
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
         )
         values["peak_epoch"] = scaled_peak(peak_epoch, epochs, given["epochs"])
-    if "model" in given and given["model"] != values.get("model", setting_fields()["model"].default):
+    usual_model = values.get("model", setting_fields()["model"].default)
+    if "model" in given and given["model"] != usual_model and usual_model != AUTO:
         values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
     if values.get("model_args") and "model_args" in given:
         given["model_args"] = {

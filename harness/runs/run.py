@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.config.automatic import Choice
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import with_placeholder_lr
+from harness.runs.advice import few_updates
+from harness.runs.automatic import choices_table, decide_settings
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.lr_find import resolve_lr
@@ -21,6 +25,7 @@ from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
 from harness.runs.trainer import RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
+from harness.tracking.chosen_settings import read_choices, write_choices
 from harness.tracking.journal import NullJournal
 from harness.tracking.records import Scalar
 from harness.tracking.run_dir import RunDir
@@ -77,18 +82,26 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         check_tracking(config)
         run_dir.check_output(config)
         _check_distributed(config, processes)
-        config = config.replace(precision=run_dir.kept_precision(config))
-        components = build_components(with_placeholder_lr(config), processes)
+        requested = config.replace(precision=run_dir.kept_precision(config))
+        decided = decide_settings(requested, processes, run_dir.kept_settings)
+        if decided.choices:
+            reporter.message(choices_table(decided.choices))
+        components = build_components(with_placeholder_lr(decided.config), processes, decided.dataset)
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
-        # The requested settings, with `find` where it stands, name the directory, and a resumed run must agree with them.
-        config = config.replace(
-            precision=components.config.precision,
-            log_every=config.log_every or 1 + components.schedule.steps // MAX_ROWS,
-        )
-        directory = run_dir.claim_run_dir(config)
-        _report_other_name(config, directory, reporter)
+        epochs, batch_size = components.config.epochs, components.config.batch_size
+        if line := few_updates(components.schedule.steps, epochs, len(components.dataset.train), batch_size):
+            reporter.message(f"Warning: {line}")
+        # The requested settings, with `find` or `auto` where it stands, name the directory, and a resumed run must agree with them.
+        changes: dict[str, Any] = {
+            "precision": components.config.precision,
+            "log_every": config.log_every or 1 + components.schedule.steps // MAX_ROWS,
+        }
+        requested, config = requested.replace(**changes), decided.config.replace(**changes)
+        directory = run_dir.claim_run_dir(requested)
+        _report_other_name(requested, directory, reporter)
     try:
+        write_choices(directory.path, decided.choices)
         return _train(config, components, directory, reporter, time.monotonic() - started_at)
     finally:
         directory.close()
@@ -113,6 +126,7 @@ def _train(
             config, directory, reporter, stop_requests, header=tracking_header(components, facts), state=state
         ) as tracked,
     ):
+        tracked.tracker.settings(_settings_of(read_choices(directory.path)))
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
         trainer = Trainer(components, directory, tracked.tracker, tracked.journal, reporter, state, stop_requests)
         with learner.processes.report_peer_failure():
@@ -122,7 +136,8 @@ def _train(
 def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
     """Train as another process than the main one, which alone writes, evaluates the result and explains it."""
     _check_distributed(config, processes)
-    components = build_components(with_placeholder_lr(config), processes)
+    decided = decide_settings(config, processes)
+    components = build_components(with_placeholder_lr(decided.config), processes, decided.dataset)
     nothing: tuple[dict[str, Any] | None, str] = (None, "")
     saved, path = processes.broadcast(nothing)
     state = restore_state(components, saved)
@@ -228,6 +243,15 @@ def _with_found_lr(
     return dataclasses.replace(
         components, config=config, schedule=make_schedule(config, components.loaders.train.steps)
     )
+
+
+def _settings_of(choices: Mapping[str, Choice]) -> dict[str, Scalar]:
+    """Return each chosen value with what was requested, for the settings that trackers store."""
+    settings: dict[str, Scalar] = {}
+    for name, choice in choices.items():
+        if isinstance(choice.value, int | float | str):
+            settings |= {name: choice.value, f"{name}_requested": choice.requested}
+    return settings
 
 
 def _check_distributed(config: Config, processes: SingleProcess) -> None:

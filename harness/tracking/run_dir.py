@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from harness.config import yaml_io
 from harness.config.settings import AUTO, Config, setting_fields
+from harness.tracking.chosen_settings import CHOSEN, requested_values
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.journal import read_journal
 from harness.tracking.metric_names import with_present_names
@@ -48,7 +49,7 @@ from harness.utils.plain import sub_mapping
 # What the result of a run stands on, listed in SHA256SUMS when it ends. Checkpoints have an index of their own, and the
 # report is written again by `harness report`.
 RESULT_FILES = (
-    CONFIG, DATASET, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
+    CONFIG, DATASET, CHOSEN, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
     "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/class_map.txt",
     "checkpoints/README.md",
 )  # fmt: skip
@@ -199,16 +200,32 @@ def kept_precision(config: Config) -> str:
     if config.precision != AUTO:
         return config.precision
     for precision in precisions():
-        candidate = config.replace(precision=precision)
-        if config.resume not in ("auto", "never"):
-            unfinished = [Path(config.resume).expanduser()]
-        elif config.resume == "never":
-            unfinished = []
-        else:
-            unfinished = [path for path in runs_with_settings(candidate) if read_state(path) in UNFINISHED]
-        if any(not changed_settings(path, candidate) for path in unfinished):
+        if _unfinished_run(config.replace(precision=precision)) is not None:
             return precision
     return AUTO
+
+
+def kept_settings(config: Config) -> Config | None:
+    """Return the settings with those that the unfinished run which they resume has chosen from its data; None without one.
+
+    What is chosen may differ later: weights that could not be downloaded may be there, the memory may be another one.
+    """
+    path = _unfinished_run(config)
+    if path is None:
+        return None
+    stored = Config(**yaml_io.read_yaml(path / CONFIG))
+    return config.replace(**{name: getattr(stored, name) for name in requested_values(path)})
+
+
+def _unfinished_run(config: Config) -> Path | None:
+    """Return the unfinished run that these settings would resume."""
+    if config.resume not in ("auto", "never"):
+        unfinished = [Path(config.resume).expanduser()]
+    elif config.resume == "never":
+        unfinished = []
+    else:
+        unfinished = [path for path in runs_with_settings(config) if read_state(path) in UNFINISHED]
+    return next((path for path in unfinished if not changed_settings(path, config)), None)
 
 
 def runs_with_settings(config: Config) -> Iterator[Path]:
@@ -263,12 +280,12 @@ def changed_settings(path: Path, config: Config) -> list[str]:
         stored = Config(**yaml_io.read_yaml(path / CONFIG)).affecting_results()
     except (HarnessError, TypeError):
         return [CONFIG_UNREADABLE]
-    requested = config.affecting_results()
+    requested, chosen = config.affecting_results(), requested_values(path)
     every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
     return [
         f"{key}: {stored.get(key)!r} -> {requested.get(key)!r}"
         for key in every
-        if stored.get(key) != requested.get(key)
+        if stored.get(key) != requested.get(key) and (key not in chosen or chosen[key] != requested.get(key))
     ]
 
 

@@ -55,6 +55,13 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     return MeanInterval(n, mean, sd, mean - half_width, mean + half_width, min(numbers), max(numbers))
 
 
+def chance_probability(correct: int, n: int, chance: float) -> float:
+    """Return the probability of at least `correct` hits among `n` items that are each hit with probability `chance`."""
+    from scipy.special import bdtrc
+
+    return 1.0 if correct <= 0 else float(bdtrc(correct - 1, n, chance))
+
+
 class MovingAverage:
     """An exponential moving average with bias correction: of a constant it is that constant from the first value on.
 

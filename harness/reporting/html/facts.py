@@ -14,6 +14,7 @@ from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
 from harness.reporting.html.groups import share_interval
 from harness.reporting.html.run_data import RunData
+from harness.tracking.chosen_settings import read_choices
 from harness.tracking.run_dir import RunState, resume_command
 from harness.utils.errors import HarnessError
 from harness.utils.plain import number, sub_mapping
@@ -48,6 +49,15 @@ class Setting:
     value: str
     recipe_value: str = ""
     changed: bool = False
+
+
+@dataclass(frozen=True)
+class ChosenSetting:
+    """A setting that was `auto`, the value that was chosen for it, and why."""
+
+    name: str
+    value: str
+    reason: str
 
 
 def headline(run: RunData) -> list[Fact]:
@@ -169,6 +179,13 @@ def all_settings(run: RunData) -> list[Setting]:
         changed = comparable and recipe_values[name] != value
         settings.append(Setting(name, _plain(value), _plain(recipe_values[name]) if changed else "", changed))
     return settings
+
+
+def chosen_settings(run: RunData) -> list[ChosenSetting]:
+    """Return the settings that were chosen from the data, each with its reason."""
+    return [
+        ChosenSetting(name, _plain(choice.value), choice.reason) for name, choice in read_choices(run.path).items()
+    ]
 
 
 def _plain(value: Any) -> str:
