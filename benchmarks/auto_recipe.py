@@ -44,7 +44,10 @@ from harness.utils.errors import HarnessError
 from harness.utils.stats import chance_probability
 
 SETS = ("cifar-800", "cifar-5000", "cifar-20000", "cifar-unbalanced", "digits-28")
-LARGEST_CLASS, IMBALANCE = 1250, 20  # images of the largest class of the unbalanced set, and how much smaller the smallest is
+LARGEST_CLASS, IMBALANCE = (
+    1250,
+    20,
+)  # images of the largest class of the unbalanced set, and how much smaller the smallest is
 VAL_FRACTION = 0.2
 WITHIN = 1.0  # percentage points
 _loaded: dict[str, Dataset] = {}
@@ -65,7 +68,9 @@ def arrays_of(data_dir: str, names: Sequence[str], quick: bool) -> dict[str, np.
         if quick:
             small, labels = small[:300], labels[:300]
         large = [np.asarray(Image.fromarray(image).resize((28, 28), Image.Resampling.BICUBIC)) for image in small]
-        whole = in_memory("train", np.repeat(np.stack(large)[..., None], 3, axis=3), labels, [str(n) for n in range(len(labels))])
+        whole = in_memory(
+            "train", np.repeat(np.stack(large)[..., None], 3, axis=3), labels, [str(n) for n in range(len(labels))]
+        )
         for split in hold_out(whole, 0.2, "test", "test_fraction"):
             assert split.pixels is not None
             arrays |= {f"digits {split.name} pixels": split.pixels, f"digits {split.name} labels": split.labels}
@@ -188,19 +193,33 @@ def main(
     common = {"model_args": {"width": width}, **dict(item.split("=", 1) for item in fixed)}
     began = time.monotonic()
     rows = []
-    with tempfile.TemporaryDirectory() as folder, measured(folder, data_dir, names, quick, jobs) as run_all:
+    with tempfile.TemporaryDirectory() as folder, Runs(folder, data_dir, names, quick, jobs) as run_all:
         autos = {name: settle(common, dataset_of(name, _arrays, is_search=False)) for name in names}
         tasks = [(name, False, {**common, "seed": seed}) for seed in range(seeds) for name in names]
         if not auto_only:
             for name in sorted(names, key=lambda name: -autos[name].epochs * len(subset(name))):
                 random = np.random.RandomState(SETS.index(name))
-                tasks += [(name, True, {**common, **draw(random, autos[name], len(subset(name))), "seed": 0}) for _ in range(trials)]
+                tasks += [
+                    (name, True, {**common, **draw(random, autos[name], len(subset(name))), "seed": 0})
+                    for _ in range(trials)
+                ]
         first = run_all(tasks)
         best = {
-            name: max((each for each in first if each["set"] == name and "lr_max" in each["options"]), key=lambda each: each["acc"], default=None)
+            name: max(
+                (each for each in first if each["set"] == name and "lr_max" in each["options"]),
+                key=lambda each: each["acc"],
+                default=None,
+            )
             for name in names
         }
-        final = run_all([(name, False, {**each["options"], "seed": seed}) for seed in range(seeds) for name, each in best.items() if each])
+        final = run_all(
+            [
+                (name, False, {**each["options"], "seed": seed})
+                for seed in range(seeds)
+                for name, each in best.items()
+                if each
+            ]
+        )
         for name in names:
             mine = [each["acc"] for each in first if each["set"] == name and "lr_max" not in each["options"]]
             searched = [each["acc"] for each in final if each["set"] == name]
@@ -216,12 +235,24 @@ def subset(name: str) -> np.ndarray:
     return subset_of(name, _arrays[f"{name.partition('-')[0]} train labels"])
 
 
-def row_of(name: str, auto: Config, mine: Sequence[float], best: Mapping[str, Any] | None, searched: Sequence[float]) -> dict[str, Any]:
+def row_of(
+    name: str, auto: Config, mine: Sequence[float], best: Mapping[str, Any] | None, searched: Sequence[float]
+) -> dict[str, Any]:
     """Return the row of a set: both accuracies on the test split in percent, and their difference in points."""
     labels = _arrays[f"{name.partition('-')[0]} test labels"]
     chance = float(np.bincount(labels).max()) / len(labels)
     mean = 100 * statistics.fmean(mine)
-    shown = ("model", "batch_size", "epochs", "lr_max", "weight_decay", "label_smoothing", "crop_padding", "flip", "cutout")
+    shown = (
+        "model",
+        "batch_size",
+        "epochs",
+        "lr_max",
+        "weight_decay",
+        "label_smoothing",
+        "crop_padding",
+        "flip",
+        "cutout",
+    )
     row: dict[str, Any] = {
         "set": name,
         "images": len(subset(name)),
@@ -244,7 +275,7 @@ def row_of(name: str, auto: Config, mine: Sequence[float], best: Mapping[str, An
     return row
 
 
-class measured:  # noqa: N801 - used as a function
+class Runs:
     """A context that gives `run_all(tasks) -> results`, in worker processes where there are several jobs."""
 
     def __init__(self, folder: str, data_dir: str, names: Sequence[str], quick: bool, jobs: int) -> None:
@@ -267,7 +298,9 @@ class measured:  # noqa: N801 - used as a function
         results = []
         for result in self._results(tasks):
             results.append(result)
-            click.echo(json.dumps({**result, "acc": round(result["acc"], 4), "seconds": round(result["seconds"], 1)}), err=True)
+            click.echo(
+                json.dumps({**result, "acc": round(result["acc"], 4), "seconds": round(result["seconds"], 1)}), err=True
+            )
         return results
 
     def _results(self, tasks: Sequence[tuple[str, bool, dict[str, Any]]]) -> Iterator[dict[str, Any]]:

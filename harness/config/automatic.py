@@ -117,7 +117,9 @@ def _pretrained(config: Config, facts: DataFacts) -> dict[str, Choice]:
 def _image_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.model == LARGE_MODEL:
         size = min(LARGE_SIDE, max(SMALL_SIDE, SIDE_STEP * math.ceil(facts.side / SIDE_STEP)))
-        return {"image_size": Choice(size, f"images of {facts.side} pixels; {config.model} was trained at {LARGE_SIDE}")}
+        return {
+            "image_size": Choice(size, f"images of {facts.side} pixels; {config.model} was trained at {LARGE_SIDE}")
+        }
     if not facts.is_ours(config.model):
         return {"image_size": Choice(0, f"the input size of {config.model}")}
     size = max(16, min(SMALL_SIDE, facts.side))
@@ -153,7 +155,9 @@ def _epochs(config: Config, facts: DataFacts) -> dict[str, Choice]:
         least = max(1, least // 2)
     epochs = min(max(math.ceil(wanted / updates), least), most)
     start = "from pretrained weights" if config.pretrained else "from scratch"
-    return {"epochs": Choice(epochs, f"{epochs * updates:,} updates {start} ({wanted:,} wanted, {least} to {most} epochs)")}
+    return {
+        "epochs": Choice(epochs, f"{epochs * updates:,} updates {start} ({wanted:,} wanted, {least} to {most} epochs)")
+    }
 
 
 def _peak_epoch(config: Config, facts: DataFacts) -> dict[str, Choice]:
@@ -190,7 +194,8 @@ def _lr_max(config: Config, facts: DataFacts) -> dict[str, Choice]:
     start = ", pretrained weights" if config.pretrained else ""
     return {
         "lr_max": Choice(
-            lr, f"{config.optimizer} at batch size {batch}{start}: {base:g} at {reference}, with the square root of the batch"
+            lr,
+            f"{config.optimizer} at batch size {batch}{start}: {base:g} at {reference}, with the square root of the batch",
         )
     }
 

@@ -87,7 +87,7 @@ class Config:
     """
 
     # fmt: off
-    recipe: str = _setting("custom-resnet", "A recipe to start from: the name of a shipped one, or a YAML file.", group="Model", affects_results=False)
+    recipe: str = _setting("custom-resnet", "A recipe to start from: the name of a shipped one, or a YAML file; where none is given, auto is the recipe of all data but CIFAR.", group="Model", affects_results=False)
     model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar, speedrun_cnn.", group="Model", from_data=True)
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, for example width=16,logit_scale=0.125.", group="Model")
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model", from_data=True)

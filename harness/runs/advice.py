@@ -88,5 +88,9 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
         accuracy = float(metrics[f"{split.name}/acc"])
         train_accuracy = float(state.history[-1].get("train/acc", 0.0)) if state.history else 0.0
         chance = at_chance(split.name, accuracy, split.labels, train_accuracy)
-        lines += [chance, interval_line(split.name, accuracy, len(split)), rare_classes(split.name, split.labels, dataset.classes)]
+        lines += [
+            chance,
+            interval_line(split.name, accuracy, len(split)),
+            rare_classes(split.name, split.labels, dataset.classes),
+        ]
     return [line for line in lines if line]

@@ -60,7 +60,9 @@ def decide_settings(
     with processes.main_first():
         dataset = load_dataset(config)
     made = choose_settings(config, data_facts(config, dataset)) if processes.is_main else {}
-    choices = {name: Choice(**entry) for name, entry in processes.broadcast({n: vars(c) for n, c in made.items()}).items()}
+    choices = {
+        name: Choice(**entry) for name, entry in processes.broadcast({n: vars(c) for n, c in made.items()}).items()
+    }
     return Decided(config.replace(**{name: choice.value for name, choice in choices.items()}), choices, dataset)
 
 
@@ -88,7 +90,9 @@ def choices_table(choices: Mapping[str, Choice]) -> str:
     """Return the choices as text: a line for each, with its reason."""
     values = {name: _shown(choice.value) for name, choice in choices.items()}
     name_width, value_width = (max(map(len, texts), default=0) for texts in (values, values.values()))
-    lines = [f"  {name:<{name_width}}  {values[name]:<{value_width}}  {choice.reason}" for name, choice in choices.items()]
+    lines = [
+        f"  {name:<{name_width}}  {values[name]:<{value_width}}  {choice.reason}" for name, choice in choices.items()
+    ]
     return "\n".join(["Chosen from the data (an option of yours replaces any of them):", *lines])
 
 

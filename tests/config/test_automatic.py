@@ -66,7 +66,14 @@ def test_less_memory_makes_the_batch_smaller_and_says_so():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("batch_size", 64), ("epochs", 3), ("lr_max", 0.01), ("flip", False), ("optimizer", "adamw"), ("model", "resnet18")],
+    [
+        ("batch_size", 64),
+        ("epochs", 3),
+        ("lr_max", 0.01),
+        ("flip", False),
+        ("optimizer", "adamw"),
+        ("model", "resnet18"),
+    ],
 )
 def test_what_is_given_wins_and_is_not_chosen(name, value):
     config, choices = chosen(**{name: value})
@@ -126,7 +133,9 @@ def test_images_that_are_mirrored_in_turns_are_mirrored():
     assert chosen(facts(classes=["0", "1"]), alternating_flip=True)[0].flip
 
 
-@pytest.mark.parametrize("options", [{"lr_min_ratio": 0.1}, {"lr_min": 0.001}, {"lr_max": "find"}, {"schedule": "cosine"}])
+@pytest.mark.parametrize(
+    "options", [{"lr_min_ratio": 0.1}, {"lr_min": 0.001}, {"lr_max": "find"}, {"schedule": "cosine"}]
+)
 def test_rates_that_are_given_in_part_fit_each_other(options):
     config, _ = chosen(**options)
     if config.needs_lr_find:
@@ -138,7 +147,9 @@ def test_rates_that_are_given_in_part_fit_each_other(options):
 
 def test_arguments_of_the_model_keep_what_was_given():
     config, choices = chosen(model_args={"width": 16})
-    assert config.model_args == {"width": 16, "head_init_scale": 0.125} and choices["model_args"].requested == {"width": 16}
+    assert config.model_args == {"width": 16, "head_init_scale": 0.125} and choices["model_args"].requested == {
+        "width": 16
+    }
     assert chosen(model_args={"logit_scale": 0.125})[0].model_args == {"logit_scale": 0.125}
 
 
@@ -149,7 +160,11 @@ def test_the_choice_depends_on_the_facts_alone():
 
 def test_automatic_settings_name_the_run_and_have_no_number_before_the_data_are_read():
     config = make_config({"data": "digits"})
-    assert config.recipe == "auto" and config.to_dict()["batch_size"] == AUTO and config.digest() == make_config({"data": "digits"}).digest()
+    assert (
+        config.recipe == "auto"
+        and config.to_dict()["batch_size"] == AUTO
+        and config.digest() == make_config({"data": "digits"}).digest()
+    )
     assert config.replace(batch_size=512).digest() != config.digest()  # not equal to the default that it holds
     assert config != config.replace(batch_size=512) and config.replace(seed=1).undecided == config.undecided
     with pytest.raises(UsageError, match="chosen from the data when a run begins"):
@@ -172,7 +187,12 @@ def test_any_recipe_may_leave_a_setting_to_the_data():
 
 @pytest.mark.parametrize(
     ("names", "data"),
-    [(["cat/1.png", "dog/2.png"], "folder"), (["cifar-10-batches-py/x"], "cifar10"), (["cifar-10-python.tar.gz"], "cifar10"), ([], "cifar10")],
+    [
+        (["cat/1.png", "dog/2.png"], "folder"),
+        (["cifar-10-batches-py/x"], "cifar10"),
+        (["cifar-10-python.tar.gz"], "cifar10"),
+        ([], "cifar10"),
+    ],
 )
 def test_a_folder_of_images_alone_names_the_data(tmp_path, names, data):
     for name in names:
@@ -184,7 +204,14 @@ def test_a_folder_of_images_alone_names_the_data(tmp_path, names, data):
 
 
 def test_no_combination_of_given_settings_leaves_the_rules_without_an_answer():
-    options = {"epochs": 1, "batch_size": 512, "lr_max": 1e-5, "crop": "none", "mixup": 0.2, "model": "vit_tiny_patch16_224"}
+    options = {
+        "epochs": 1,
+        "batch_size": 512,
+        "lr_max": 1e-5,
+        "crop": "none",
+        "mixup": 0.2,
+        "model": "vit_tiny_patch16_224",
+    }
     for count in range(len(options) + 1):
         for names in itertools.combinations(options, count):
             for side, images in ((8, 4), (64, 100), (640, 300_000)):

@@ -28,7 +28,11 @@ def hub(monkeypatch, tmp_path):
     def use(port):
         monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"http://127.0.0.1:{port}" + template[template.index("/{repo_id}") :])
+        monkeypatch.setattr(
+            constants,
+            "HUGGINGFACE_CO_URL_TEMPLATE",
+            f"http://127.0.0.1:{port}" + template[template.index("/{repo_id}") :],
+        )
 
     return use
 

@@ -8,14 +8,20 @@ from harness.runs.advice import at_chance, few_updates, interval_line, rare_clas
 from harness.utils.stats import chance_probability
 
 
-@pytest.mark.parametrize(("correct", "n", "chance"), [(0, 5, 0.5), (5, 5, 0.5), (120, 1000, 0.1), (130, 1000, 0.1), (36, 359, 0.1)])
+@pytest.mark.parametrize(
+    ("correct", "n", "chance"), [(0, 5, 0.5), (5, 5, 0.5), (120, 1000, 0.1), (130, 1000, 0.1), (36, 359, 0.1)]
+)
 def test_the_probability_of_so_many_hits_is_that_of_the_binomial_distribution(correct, n, chance):
     assert chance_probability(correct, n, chance) == pytest.approx(binom.sf(correct - 1, n, chance))
 
 
 @pytest.mark.parametrize(
     ("steps", "epochs", "images", "batch_size", "remedy"),
-    [(10, 10, 640, 512, "--batch-size, for example 32"), (50, 5, 80, 8, "--epochs 100"), (1, 1, 16, 16, "for example 8")],
+    [
+        (10, 10, 640, 512, "--batch-size, for example 32"),
+        (50, 5, 80, 8, "--epochs 100"),
+        (1, 1, 16, 16, "for example 8"),
+    ],
 )
 def test_few_updates_are_named_with_a_remedy(steps, epochs, images, batch_size, remedy):
     line = few_updates(steps, epochs, images, batch_size)
@@ -30,7 +36,9 @@ def test_enough_updates_and_no_training_at_all_are_not_remarked_on(steps):
 def test_an_accuracy_at_chance_is_told_from_one_above_it():
     labels = np.arange(1000) % 10
     assert "at chance" in at_chance("test", 0.11, labels, 0.11) and at_chance("test", 0.13, labels, 0.13) == ""
-    assert "not learnt either" in at_chance("test", 0.1, labels, 0.1) and "are learnt" in at_chance("test", 0.1, labels, 0.99)
+    assert "not learnt either" in at_chance("test", 0.1, labels, 0.1) and "are learnt" in at_chance(
+        "test", 0.1, labels, 0.99
+    )
 
 
 def test_naming_the_most_frequent_class_is_chance_in_an_unbalanced_set():
@@ -46,7 +54,9 @@ def test_so_few_images_that_all_could_be_hit_by_chance_are_named():
 
 def test_random_predictions_are_taken_for_better_than_chance_in_at_most_one_run_of_twenty():
     rng, labels = np.random.default_rng(0), np.arange(200) % 4
-    false = sum(at_chance("test", float((rng.integers(0, 4, 200) == labels).mean()), labels, 0.25) == "" for _ in range(1000))
+    false = sum(
+        at_chance("test", float((rng.integers(0, 4, 200) == labels).mean()), labels, 0.25) == "" for _ in range(1000)
+    )
     assert false <= 70
 
 

@@ -183,9 +183,7 @@ def all_settings(run: RunData) -> list[Setting]:
 
 def chosen_settings(run: RunData) -> list[ChosenSetting]:
     """Return the settings that were chosen from the data, each with its reason."""
-    return [
-        ChosenSetting(name, _plain(choice.value), choice.reason) for name, choice in read_choices(run.path).items()
-    ]
+    return [ChosenSetting(name, _plain(choice.value), choice.reason) for name, choice in read_choices(run.path).items()]
 
 
 def _plain(value: Any) -> str:
