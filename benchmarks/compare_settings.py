@@ -91,7 +91,7 @@ def main(plan: Path, data_dir: str, minutes: float, quick: bool, out: Path | Non
     device, rows, left_out, longest = torch.device("cpu"), [], [], 0.0
     for entry in read_plan(plan):
         settings = {**entry["settings"], "wandb": "disabled"}
-        settings |= {"data": "folder", "data_dir": data_dir} if data_dir else {}
+        settings |= {"recipe": "custom-resnet", **settings, "data": "folder", "data_dir": data_dir} if data_dir else {}
         if quick:
             small = {key: value for key, value in settings.get("model_args", {}).items() if key != "width"}
             settings |= {"model_args": {**small, "width": 4}, "epochs": 1, "batch_size": 64}

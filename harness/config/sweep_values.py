@@ -106,7 +106,8 @@ def differing_values(parameters: Mapping[str, Any], config: Config) -> list[str]
 
 def _is_applied(name: str, value: Any, config: Config) -> bool:
     """Return whether the settings have a parameter's value; of `model_args`, whether they have all of its arguments."""
-    wanted, actual = coerce(name, value), AUTO if name in config.undecided else getattr(config, name)
+    wanted = coerce(name, value)
+    actual: Any = AUTO if name in config.undecided else getattr(config, name)
     if isinstance(wanted, Mapping):
         return {**actual, **wanted} == actual
     return bool(wanted == actual)

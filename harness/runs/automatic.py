@@ -54,7 +54,7 @@ def decide_settings(
         return Decided(config)
     processes = processes or SingleProcess()
     stored = kept(config) if processes.is_main else None
-    plain = processes.broadcast(stored and stored.to_dict())
+    plain = processes.broadcast(None if stored is None else stored.to_dict())
     if plain is not None:
         return Decided(Config(**plain))
     with processes.main_first():
