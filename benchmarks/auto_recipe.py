@@ -283,7 +283,7 @@ class Runs:
         self.pool: ProcessPoolExecutor | None = None
         if jobs > 1:
             path = str(Path(folder) / "images.npz")
-            np.savez(path, **_arrays)
+            np.savez(path, **dict[str, Any](_arrays))
             self.pool = ProcessPoolExecutor(jobs, get_context("spawn"), load_arrays, (path, 1))
 
     def __enter__(self) -> Any:

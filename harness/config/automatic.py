@@ -20,11 +20,9 @@ LARGE_MODEL = "resnet18d.ra4_e3600_r224_in1k"
 LARGE_SIDE, SIDE_STEP = 224, 32  # its input, and by what it shrinks an image
 UPDATES_PER_EPOCH = 20  # at least, as far as the smallest batch allows
 LEAST_BATCH, MOST_BATCH, MOST_LARGE_BATCH = 8, 512, 64
-LEAST_UPDATES = 2000  # of a run from scratch
-LEAST_UPDATES_PRETRAINED = 800
-EPOCHS = (20, 100)  # from scratch: least and most
-EPOCHS_PRETRAINED = (5, 40)
-LARGE_SET = 100_000  # images from which fewer epochs are enough
+UPDATES, UPDATES_PRETRAINED = 3000, 800  # of a whole run
+EPOCHS, EPOCHS_PRETRAINED = (20, 120), (5, 40)  # least and most
+IMAGES_SEEN = 1_200_000  # as in 24 epochs of CIFAR-10: no more epochs than that, down to the least number
 LR_RATIO = 0.01  # of LRMAX, where the schedule starts and ends
 PEAK_SHARE = 0.2  # of the run, at the end of which the LR is highest
 LR_SMALL, LR_SMALL_BATCH = 0.4, 512  # of SGD on the small model, whose head has a lower one
@@ -48,10 +46,8 @@ class DataFacts:
 
     Attributes:
         images: of the training split.
-        class_sizes: training images of each class.
         side: median of the shorter sides of the images, in pixels.
         is_uniform: whether all images are squares of that side.
-        is_grey: whether the images have no colours.
         memory: of the device, in bytes; 0: not known.
         why_no_weights: returns why the pretrained weights of a model cannot be had; empty where they can.
         is_ours: returns whether a model is one of this package, for small images.
@@ -60,10 +56,8 @@ class DataFacts:
     data: str
     images: int
     classes: tuple[str, ...]
-    class_sizes: tuple[int, ...]
     side: int
     is_uniform: bool
-    is_grey: bool
     memory: int
     why_no_weights: Callable[[str], str]
     is_ours: Callable[[str], bool]
@@ -148,15 +142,15 @@ def _batch_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 def _epochs(config: Config, facts: DataFacts) -> dict[str, Choice]:
     updates = max(1, facts.images // config.batch_size)
-    wanted, (least, most) = (
-        (LEAST_UPDATES_PRETRAINED, EPOCHS_PRETRAINED) if config.pretrained else (LEAST_UPDATES, EPOCHS)
-    )
-    if facts.images >= LARGE_SET:
-        least = max(1, least // 2)
+    wanted, (least, most) = (UPDATES_PRETRAINED, EPOCHS_PRETRAINED) if config.pretrained else (UPDATES, EPOCHS)
+    most = max(least, min(most, IMAGES_SEEN // max(1, facts.images)))
     epochs = min(max(math.ceil(wanted / updates), least), most)
     start = "from pretrained weights" if config.pretrained else "from scratch"
+    limit = f"at most {most} epochs" if epochs == most else f"at least {least} epochs" if epochs == least else ""
     return {
-        "epochs": Choice(epochs, f"{epochs * updates:,} updates {start} ({wanted:,} wanted, {least} to {most} epochs)")
+        "epochs": Choice(
+            epochs, f"{epochs * updates:,} updates {start}; about {wanted:,} are wanted{f', in {limit}' * bool(limit)}"
+        )
     }
 
 

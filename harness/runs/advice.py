@@ -14,8 +14,9 @@ from harness.training.loop import TrainerState
 from harness.utils.stats import CONFIDENCE, chance_probability
 from harness.utils.text import percent
 
-LEAST_UPDATES, ENOUGH_UPDATES = 100, 1000
+LEAST_UPDATES, ENOUGH_UPDATES = 100, 500
 WIDE = 0.05  # half the width of an interval of the accuracy, from which it is reported
+IMBALANCE = 10  # of the largest class to the smallest, from which it is reported
 FEW_IMAGES = 5  # of a class in the test split
 
 
@@ -75,6 +76,15 @@ def rare_classes(split: str, labels: np.ndarray, classes: Sequence[str]) -> str:
     return f"fewer than {FEW_IMAGES} {split} images, so their figures in the per-class table mean little: {', '.join(rare[:5])}{more}"
 
 
+def unbalanced(labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Return a line on training images of which one class has many times as many as another; else empty."""
+    counts = np.bincount(labels, minlength=len(classes))
+    most, least = int(counts.argmax()), int(counts[: len(classes)].argmin())
+    if counts[most] < IMBALANCE * max(1, counts[least]):
+        return ""
+    return f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} has {counts[least]:,}: read the recall of each class (per_class.csv), since the accuracy says little about rare ones"
+
+
 def result_warnings(components: Components, state: TrainerState, metrics: Mapping[str, Scalar]) -> list[str]:
     """Return what limits the worth of a result, a line each.
 
@@ -93,4 +103,5 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
             interval_line(split.name, accuracy, len(split)),
             rare_classes(split.name, split.labels, dataset.classes),
         ]
+    lines.append(unbalanced(dataset.train.labels, dataset.classes))
     return [line for line in lines if line]

@@ -18,7 +18,7 @@ from harness.models.available_weights import why_no_weights
 from harness.training.device import pick_device
 from harness.training.distributed import SingleProcess
 
-SAMPLED_IMAGES = 64  # whose sizes and colours are looked at, where the pixels are not in memory
+SAMPLED_IMAGES = 64  # whose sizes are looked at, evenly spread
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def decide_settings(
 
 
 def data_facts(config: Config, dataset: Dataset) -> DataFacts:
-    """Return what the rules know: sizes of the training split, of its classes and images, and the memory of the device."""
+    """Return what the rules know: sizes of the training split and of its images, and the memory of the device."""
     train = dataset.train
     pictures = [train.picture(index) for index in spread_indices(len(train), SAMPLED_IMAGES)]
     sides = [min(picture.shape[:2]) for picture in pictures] or [32]
@@ -76,10 +76,8 @@ def data_facts(config: Config, dataset: Dataset) -> DataFacts:
         data=config.data,
         images=len(train),
         classes=dataset.classes,
-        class_sizes=tuple(np.bincount(train.labels, minlength=len(dataset.classes)).tolist()),
         side=side,
         is_uniform=all(picture.shape[:2] == (side, side) for picture in pictures),
-        is_grey=all(_is_grey(picture) for picture in pictures),
         memory=_total_memory(pick_device(config.device)),
         why_no_weights=why_no_weights,
         is_ours=lambda name: name in factory.HARNESS_MODELS,
@@ -100,11 +98,6 @@ def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{key}={item}" for key, item in value.items())
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _is_grey(picture: np.ndarray) -> bool:
-    """Return whether the channels of an image, uint8 [H, W, 3], are equal."""
-    return bool((picture == picture[..., :1]).all())
 
 
 def _total_memory(device: torch.device) -> int:

@@ -15,10 +15,9 @@ GIB = 2**30
 
 
 def facts(images=640, side=32, classes=("cat", "dog"), data="folder", memory=64 * GIB, why="no network", **more):
-    sizes = tuple(images // len(classes) for _ in classes)
-    values = {"is_uniform": True, "is_grey": False, **more}
+    values = {"is_uniform": True, **more}
     return DataFacts(
-        data=data, images=images, classes=tuple(classes), class_sizes=sizes, side=side, memory=memory,
+        data=data, images=images, classes=tuple(classes), side=side, memory=memory,
         why_no_weights=lambda name: why, is_ours=lambda name: name in ("custom_resnet", "resnet18_cifar"), **values,
     )  # fmt: skip
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from harness.runs.advice import at_chance, few_updates, interval_line, rare_classes
+from harness.runs.advice import at_chance, few_updates, interval_line, rare_classes, unbalanced
 from harness.utils.stats import chance_probability
 
 
@@ -19,7 +19,7 @@ def test_the_probability_of_so_many_hits_is_that_of_the_binomial_distribution(co
     ("steps", "epochs", "images", "batch_size", "remedy"),
     [
         (10, 10, 640, 512, "--batch-size, for example 32"),
-        (50, 5, 80, 8, "--epochs 100"),
+        (50, 5, 80, 8, "--epochs 50"),
         (1, 1, 16, 16, "for example 8"),
     ],
 )
@@ -64,3 +64,9 @@ def test_a_wide_interval_and_rare_classes_are_named_and_others_are_not():
     assert "Wilson" in interval_line("test", 0.7, 20) and interval_line("test", 0.98, 360) == ""
     assert "b (1), c (0)" in rare_classes("test", np.array([0] * 9 + [1]), ["a", "b", "c"])
     assert rare_classes("test", np.arange(30) % 3, ["a", "b", "c"]) == ""
+
+
+def test_a_class_of_a_tenth_of_the_images_of_another_is_named():
+    assert "'a' has 50 training images and 'b' has 5" in unbalanced(np.array([0] * 50 + [1] * 5), ["a", "b"])
+    assert "'c' has 0" in unbalanced(np.array([0] * 50 + [1] * 50), ["a", "b", "c"])
+    assert unbalanced(np.array([0] * 49 + [1] * 5), ["a", "b"]) == ""
