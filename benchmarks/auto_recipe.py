@@ -1,30 +1,30 @@
 """Compare the recipe `auto` with a random search on five small sets of real images: is it within a point of the best trial?
 
-    python benchmarks/auto_recipe.py --data-dir cifar.tar.xz                      on a GPU: about 8 minutes
+    python benchmarks/auto_recipe.py --data-dir cifar.tar.xz --minutes 8          on a GPU; --minutes limits the search
     python benchmarks/auto_recipe.py --data-dir cifar --sets digits-28 --width 16 --trials 10    a part of it on a CPU
 
 Sets: 800, 5,000 and 20,000 training images of CIFAR-10 (JPEG copy, class folders), an unbalanced one of about 5,000 whose
 largest class is 20 times the smallest, and scikit-learn's digits at 28 x 28 pixels (1,438 for training).
 
-Both sides train the same network. The search draws, at random: `lr_max` (log-uniform, 0.01 to 2), `batch_size` (16 to 512, powers of
-two), `weight_decay` (log-uniform, 1e-5 to 1e-2), `epochs` (a half to one and a half times those of `auto`), `label_smoothing` (0, 0.1,
-0.2), `crop_padding`, `flip` and `cutout`. Each trial trains on 80 % of the set and is scored on the other 20 %. The trial with
-the highest validation accuracy is then trained on the whole set. `auto` is trained on the whole set at once. Both are
-scored on the test split, which neither has seen, as means over --seeds.
+Both sides train the same network. The search draws, at random: `lr_max` (log-uniform, 0.01 to 2), `batch_size` (powers of two, up to
+four times as many or as few as `auto` has, 16 to 512), `weight_decay` (log-uniform, 1e-5 to 1e-2), `epochs` (a half to one and a half
+times those of `auto`), `label_smoothing` (0, 0.1, 0.2), `crop_padding`, `flip` and `cutout`. Each trial trains on 80 % of the set and is
+scored on the other 20 %. The trial with the highest validation accuracy is then trained on the whole set. `auto` is trained on
+the whole set at once. Both are scored on the test split, which neither has seen, as means over --seeds.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import click
 import compare_settings
@@ -50,6 +50,7 @@ LARGEST_CLASS, IMBALANCE = (
 )  # images of the largest class of the unbalanced set, and how much smaller the smallest is
 VAL_FRACTION = 0.2
 WITHIN = 1.0  # percentage points
+Task: TypeAlias = tuple[str, bool, dict[str, Any], float]  # set, whether of the search, settings, latest start (0: any)
 _loaded: dict[str, Dataset] = {}
 
 
@@ -127,8 +128,9 @@ def settle(options: Mapping[str, Any], dataset: Dataset) -> Config:
 def draw(random: np.random.RandomState, auto: Config, images: int) -> dict[str, Any]:
     """Return the settings of one trial of the search."""
     size = auto.image_size
-    largest = min(512, 1 << (max(images, 32) // 4).bit_length() - 1)
-    batches = [2**power for power in range(4, 10) if 2**power <= largest]
+    batches = [
+        size for size in (16, 32, 64, 128, 256, 512) if 1 / 4 <= size / auto.batch_size <= 4 and size <= images // 4
+    ]
     return {
         "lr_max": float(f"{10 ** random.uniform(-2, np.log10(2)):.3g}"),
         "batch_size": int(random.choice(batches)),
@@ -151,9 +153,11 @@ def load_arrays(path: str, threads: int) -> None:
 _arrays: dict[str, np.ndarray] = {}
 
 
-def work(task: tuple[str, bool, dict[str, Any]]) -> dict[str, Any]:
-    """Train one run; return its accuracy on the validation split of a search, else on the test split."""
-    name, is_search, options = task
+def work(task: Task) -> dict[str, Any] | None:
+    """Train one run; return its accuracy on the validation split of a search, else on the test split; None after its time."""
+    name, is_search, options, ends = task
+    if ends and time.time() > ends:
+        return None
     key = f"{name} {is_search}"
     if key not in _loaded:
         _loaded[key] = dataset_of(name, _arrays, is_search)
@@ -164,7 +168,15 @@ def work(task: tuple[str, bool, dict[str, Any]]) -> dict[str, Any]:
         acc, remark = result["acc"], ""
     except HarnessError as error:  # a trial that diverges is a result too
         acc, remark = 0.0, str(error)[:80]
-    return {"set": name, "acc": acc, "options": options, "remark": remark, "seconds": time.monotonic() - began}
+    gc.collect()  # the images and the network on the device
+    return {
+        "set": name,
+        "search": is_search,
+        "acc": acc,
+        "options": options,
+        "remark": remark,
+        "seconds": time.monotonic() - began,
+    }
 
 
 @click.command()
@@ -174,13 +186,14 @@ def work(task: tuple[str, bool, dict[str, Any]]) -> dict[str, Any]:
 @click.option("--seeds", default=3, show_default=True)
 @click.option("--width", default=64, show_default=True, help="Channels of the first convolution of the network.")
 @click.option("--jobs", default=0, show_default=True, help="Processes at once; 0: 6 on a GPU, 1 on a CPU.")
+@click.option("--minutes", default=0.0, help="Begin no trial of the search later than this; 0: no limit.")
 @click.option("--auto-only", is_flag=True, help="Measure only the recipe, without a search.")
 @click.option("--option", "fixed", multiple=True, help="NAME=VALUE: a setting of the recipe's runs and of the search.")
 @click.option("--quick", is_flag=True, help="A tiny network, few digits, two trials.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
-    data_dir: str, sets: str, trials: int, seeds: int, width: int, jobs: int, auto_only: bool, fixed: tuple[str, ...],
-    quick: bool, out: Path | None,
+    data_dir: str, sets: str, trials: int, seeds: int, width: int, jobs: int, minutes: float, auto_only: bool,
+    fixed: tuple[str, ...], quick: bool, out: Path | None,
 ) -> None:  # fmt: skip
     if quick:
         sets, trials, seeds, width, jobs = "digits-28", 2, 1, 4, jobs or 1
@@ -191,43 +204,44 @@ def main(
     device = pick_device("auto")
     jobs = jobs or (6 if device.type == "cuda" else 1)
     common = {"model_args": {"width": width}, **dict(item.split("=", 1) for item in fixed)}
+    ends = time.time() + 60 * minutes if minutes else 0.0
     began = time.monotonic()
-    rows = []
     with tempfile.TemporaryDirectory() as folder, Runs(folder, data_dir, names, quick, jobs) as run_all:
         autos = {name: settle(common, dataset_of(name, _arrays, is_search=False)) for name in names}
-        tasks = [(name, False, {**common, "seed": seed}) for seed in range(seeds) for name in names]
-        if not auto_only:
-            for name in sorted(names, key=lambda name: -autos[name].epochs * len(subset(name))):
-                random = np.random.RandomState(SETS.index(name))
-                tasks += [
-                    (name, True, {**common, **draw(random, autos[name], len(subset(name))), "seed": 0})
-                    for _ in range(trials)
-                ]
-        first = run_all(tasks)
-        best = {
-            name: max(
-                (each for each in first if each["set"] == name and "lr_max" in each["options"]),
-                key=lambda each: each["acc"],
-                default=None,
-            )
-            for name in names
-        }
-        final = run_all(
+        tasks: list[Task] = [(name, False, {**common, "seed": seed}, 0.0) for seed in range(seeds) for name in names]
+        randoms = {name: np.random.RandomState(SETS.index(name)) for name in names}
+        for _ in range(0 if auto_only else trials):  # in turns, so that a limit of time leaves as many to each set
+            for name in names:
+                drawn = draw(randoms[name], autos[name], len(subset(name)))
+                tasks.append((name, True, {**common, **drawn, "seed": 0}, ends))
+        results = run_all(tasks)
+        searched = [result for result in results if result["search"]]
+        best = {name: best_of(searched, name) for name in names}
+        finals = run_all(
             [
-                (name, False, {**each["options"], "seed": seed})
+                (name, False, {**trial["options"], "seed": seed}, 0.0)
                 for seed in range(seeds)
-                for name, each in best.items()
-                if each
+                for name, trial in best.items()
+                if trial is not None
             ]
         )
-        for name in names:
-            mine = [each["acc"] for each in first if each["set"] == name and "lr_max" not in each["options"]]
-            searched = [each["acc"] for each in final if each["set"] == name]
-            rows.append(row_of(name, autos[name], mine, best[name], searched))
-        rows_of_trials = [each for each in first if "lr_max" in each["options"]]
-    minutes = round((time.monotonic() - began) / 60, 2)
-    measure.keep("auto-recipe", device, rows, out, minutes=minutes, width=width, trials_of_search=rows_of_trials)
-    sys.exit(0)
+        rows = [
+            row_of(name, autos[name], accuracies(results, name), best[name], accuracies(finals, name))
+            | {"trials": sum(trial["set"] == name for trial in searched)}
+            for name in names
+        ]
+    spent = round((time.monotonic() - began) / 60, 2)
+    measure.keep("auto-recipe", device, rows, out, minutes=spent, width=width, jobs=jobs, trials_of_search=searched)
+
+
+def best_of(trials: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any] | None:
+    """Return the trial of a set with the highest validation accuracy; None without one."""
+    return max((trial for trial in trials if trial["set"] == name), key=lambda trial: trial["acc"], default=None)
+
+
+def accuracies(results: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    """Return the test accuracies of a set."""
+    return [result["acc"] for result in results if result["set"] == name and not result["search"]]
 
 
 def subset(name: str) -> np.ndarray:
@@ -293,17 +307,17 @@ class Runs:
         if self.pool is not None:
             self.pool.shutdown(cancel_futures=True)
 
-    def run_all(self, tasks: Sequence[tuple[str, bool, dict[str, Any]]]) -> list[dict[str, Any]]:
-        """Run the tasks in their order, and return their results in that order."""
+    def run_all(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """Run the tasks in their order, and return the results of those that were begun in time, in that order."""
         results = []
-        for result in self._results(tasks):
+        for result in filter(None, self._results(tasks)):
             results.append(result)
             click.echo(
                 json.dumps({**result, "acc": round(result["acc"], 4), "seconds": round(result["seconds"], 1)}), err=True
             )
         return results
 
-    def _results(self, tasks: Sequence[tuple[str, bool, dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    def _results(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any] | None]:
         return iter(map(work, tasks)) if self.pool is None else self.pool.map(work, tasks)
 
 
