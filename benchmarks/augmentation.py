@@ -81,7 +81,7 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
     with contextlib.ExitStack() as stack:
         if "data" not in settings:
             folder = stack.enter_context(measure.pictures(1024 if quick else 10_240, 256))
-            settings |= {"data": "folder", "data_dir": str(folder)}
+            settings |= {"recipe": "custom-resnet", "data": "folder", "data_dir": str(folder)}
         components = build_components(
             config_from_options({"model_args": "width=4", "batch_size": 128 if quick else 512, **settings})
         )

@@ -26,7 +26,7 @@ import harness.runs.components
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.config.yaml_io import parse_yaml
-from harness.data.registry import load_dataset
+from harness.data.registry import Dataset, load_dataset
 from harness.evaluation.metrics import Predictions
 from harness.evaluation.predict import predict_batches
 from harness.runs.components import build_components
@@ -48,10 +48,14 @@ def read_plan(path: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def train(config: Config) -> dict[str, float]:
-    """Train one variant to its end; return the accuracy of its last epoch and the seconds of its parts."""
+def train(config: Config, dataset: Dataset | None = None) -> dict[str, float]:
+    """Train one variant to its end; return the accuracy of its last epoch and the seconds of its parts.
+
+    Args:
+        dataset: the data, where they are not to be read as the settings say.
+    """
     started_at = time.monotonic()
-    components = build_components(config)
+    components = build_components(config, dataset=dataset)
     learner = components.learner
     built_at = time.monotonic()
     records = list(fit(learner, components.loaders.train, components.schedule, epochs=config.epochs, seed=config.seed))
@@ -87,7 +91,7 @@ def main(plan: Path, data_dir: str, minutes: float, quick: bool, out: Path | Non
     device, rows, left_out, longest = torch.device("cpu"), [], [], 0.0
     for entry in read_plan(plan):
         settings = {**entry["settings"], "wandb": "disabled"}
-        settings |= {"data": "folder", "data_dir": data_dir} if data_dir else {}
+        settings |= {"recipe": "custom-resnet", **settings, "data": "folder", "data_dir": data_dir} if data_dir else {}
         if quick:
             small = {key: value for key, value in settings.get("model_args", {}).items() if key != "width"}
             settings |= {"model_args": {**small, "width": 4}, "epochs": 1, "batch_size": 64}

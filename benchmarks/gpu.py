@@ -592,7 +592,7 @@ def main(
     with contextlib.ExitStack() as stack:
         if data_dir is None:
             data_dir = stack.enter_context(measure.pictures(512 if quick else 20_480, 128 if quick else 4096))
-        settings: dict[str, Any] = {"data": "folder", "data_dir": str(data_dir.resolve())}
+        settings: dict[str, Any] = {"recipe": "custom-resnet", "data": "folder", "data_dir": str(data_dir.resolve())}
         if quick:
             settings |= {"model_args": "width=4", "batch_size": 64, "epochs": 2}
         started_at = time.monotonic()

@@ -239,7 +239,7 @@ def main(
     with contextlib.ExitStack() as stack:
         if "data" not in settings:
             folder = stack.enter_context(measure.pictures(1024 if quick else 5120, 256 if quick else 1024))
-            settings |= {"data": "folder", "data_dir": str(folder)}
+            settings |= {"recipe": "custom-resnet", "data": "folder", "data_dir": str(folder)}
         components = build_components(config_from_options(settings))
         rows, skipped = compare(components, warm=warm, steps=steps, repeats=repeats, only=only)
     config = components.config

@@ -93,6 +93,7 @@ def _setting_row(name: str, default: object) -> str:
     metadata = setting_fields()[name].metadata
     choices = f" One of {', '.join(metadata['choices'])}." if metadata["choices"] else ""
     about = metadata["help"] + choices + _bounds(name)
+    about += " Or `auto`: chosen from the data." if metadata["from_data"] else ""
     if others := [option for option in option_names(name) if option != f"--{name.replace('_', '-')}"]:
         about += f" Also {', '.join(f'`{option}`' for option in others)}."
     empty = "auto" if is_switch(name) else "none"

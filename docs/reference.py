@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from harness.runs import lr_find, seeds
 from harness.sweep import results
+from harness.tracking.chosen_settings import CHOSEN
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.run_dir import CHECKPOINTS, CONFIG, DATASET, FIGURES, STATUS, SUMMARY
 from harness.tracking.run_files import CONSOLE, DIFF, EXPORT
@@ -40,6 +41,7 @@ GROUPS = "`--layer-decay`, `--head-lr-scale` or `--bias-lr-scale`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
 TENSORBOARD, MLFLOW, TRACKIO = "`--tracker tensorboard`", "`--tracker mlflow`", "`--tracker trackio`"
 SEVERAL, TRACKED = "several metrics", "`harness explain` with a tracker"
+AUTOMATIC = "a setting was `auto`"
 VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set", "`--tta`"
 
 RUN = (
@@ -51,6 +53,7 @@ RUN = (
     File(
         STATUS, "running, finished, failed, preempted or interrupted; why; the command that resumes or uploads the run"
     ),
+    File(CHOSEN, "settings that were chosen from the data: value, reason, and what was requested", AUTOMATIC),
     File(DATASET, "the data set's name, fingerprint and classes: the content of its W&B artifact"),
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),

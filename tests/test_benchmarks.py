@@ -73,6 +73,19 @@ def test_the_other_benchmarks_run(tmp_path, script):
 
 
 @pytest.mark.slow
+def test_the_recipe_auto_is_compared_with_a_search_on_the_same_images(tmp_path):
+    result = run_benchmark("auto_recipe.py", out=tmp_path / "r.json")
+    (row,) = result["rows"]
+    assert row["set"] == "digits-28" and len(result["trials_of_search"]) == 2
+    behind = row["search %"] - row["auto %"]
+    assert row["auto is behind, points"] == pytest.approx(behind, abs=0.02)
+    assert row["within a point"] == ("yes" if behind <= 1 else "NO") and row["at chance"] in (0, 1)
+    assert row["search, validation %"] == pytest.approx(
+        100 * max(trial["acc"] for trial in result["trials_of_search"]), abs=0.01
+    )
+
+
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu_without_the_parts_that_need_cuda(tmp_path):
     result = run_benchmark("gpu.py", "--device", "cpu", out=tmp_path / "g.json")
     rows = {row["what"]: row for row in result["rows"]}

@@ -58,6 +58,7 @@ def test_the_api_page_has_every_public_name_and_nothing_that_does_not_exist(monk
 def test_every_file_of_a_run_is_in_the_reference_and_the_other_way_round(finished):
     absent = (
         reference.FIND, reference.EVERY, reference.EVALUATE, reference.CHANGES, reference.TRACKED_EXPORT, *TRACKERS,
+        reference.AUTOMATIC,
     )  # fmt: skip
     _compare_files(finished[1], reference.RUN, without=absent)
 
@@ -82,6 +83,8 @@ def test_a_run_with_every_option_on_leaves_what_the_reference_says(tmp_path):
         1,
         "--watch",
         "all",
+        "--weight-decay",
+        "auto",
     ]
     command("run", *QUICK, "--epochs", 2, *options, "--name", "whole", cwd=tmp_path, check=0)
     folder = tmp_path / "runs/whole"

@@ -333,8 +333,11 @@ def _run(config: Config) -> Iterator[Diagnosis]:
         from harness.training import device as devices
     except (ImportError, OSError):
         return  # a diagnosis of the versions says so
-    summary = f"{config.model} on {config.data}, batch size {config.batch_size}, {config.epochs} epochs"
+    values = config.to_dict()
+    summary = f"{values['model']} on {config.data}, batch size {values['batch_size']}, {values['epochs']} epochs"
     yield Diagnosis("run", "recipe", f"{config.recipe}: {summary}")
+    if config.undecided:
+        yield Diagnosis("run", "auto", f"chosen from the data when a run begins: {', '.join(sorted(config.undecided))}")
     try:
         device = devices.pick_device(config.device)
     except HarnessError as error:

@@ -23,6 +23,7 @@ from harness.data.device_loader import count_steps
 from harness.data.preprocess import make_preprocess
 from harness.data.registry import list_files
 from harness.models import factory
+from harness.runs.automatic import decide_settings
 from harness.utils.errors import UsageError
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
@@ -77,7 +78,7 @@ def verify(settings: Mapping[str, Any] | None = None, folder: Path | None = None
         DataError: there is no run in the directory.
     """
     if folder is None:
-        return _verify_config(make_config(settings or {}))
+        return _verify_config(decide_settings(make_config(settings or {})).config)
     if settings:
         options = ", ".join("--" + key.replace("_", "-") for key in settings)
         raise UsageError(f"{folder} is verified with its own settings; leave out {options}")

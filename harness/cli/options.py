@@ -101,6 +101,8 @@ def setting_help(name: str) -> str:
     parts = [about["help"]]
     if about["choices"]:
         parts.append(f"One of {', '.join(about['choices'])}.")
+    if about["from_data"]:
+        parts.append("Or auto: chosen from the data.")
     if config.is_switch(name) and default is None:
         parts.append(f"[{config.AUTO}]")
     elif isinstance(default, str | int | float) and default != "":

@@ -40,7 +40,8 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
     \b
     harness run --recipe digits
     harness run --recipe digits --seeds 5
-    harness run --data folder --data-dir pictures --model resnet18 --pretrained --epochs 10
+    harness run --data-dir pictures                         settings chosen from the data: --recipe auto
+    harness run --data-dir pictures --model resnet18 --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
     from harness.tracking.wandb import init
@@ -112,7 +113,7 @@ def lr_find(settings: dict[str, Any], **options: Any) -> None:
 
     \b
     harness lr-find --recipe digits
-    harness lr-find --data folder --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
+    harness lr-find --data-dir pictures --seeds 5 --confirm 3 --write-sweep sweeps/mine.yaml
     """
     from harness.tracking.wandb.failed_trial import report_failed_trial
 

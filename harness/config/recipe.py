@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from harness.config import yaml_io
 from harness.config.init_source import model_of
 from harness.config.names import data_of_path
-from harness.config.settings import Config, canonical_name, coerce, setting_fields
+from harness.config.settings import AUTO, Config, canonical_name, coerce, setting_fields
 from harness.config.words import settings_of
 from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
@@ -73,14 +73,42 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     return {**read_recipe(str(base)), **values, "recipe": recipe}
 
 
-def _default_recipe(resume: str) -> str:
-    """Return the recipe where none is given: the settings of the run that `resume` names, else the default one.
+CIFAR_FOLDERS = ("cifar-10-batches-py", "cifar-100-python")  # what torchvision unpacks into a data folder
+CIFAR = ("cifar10", "cifar100")
+
+
+def default_recipe(data: str) -> str:
+    """Return the recipe where none is given: the default one for CIFAR, `auto` for other data."""
+    return str(setting_fields()["recipe"].default) if data in CIFAR else AUTO
+
+
+def is_image_folder(path: Path) -> bool:
+    """Return whether a folder or file holds data of its own, rather than CIFAR's files or what is still to be downloaded."""
+    if path.is_file():
+        return True
+    if not path.is_dir():
+        return False
+    with os.scandir(path) as entries:
+        names = [entry.name for entry in entries if not entry.name.startswith(".")]
+    is_cifar = any(name.removesuffix(".tar.gz") in CIFAR_FOLDERS or name.startswith("cifar-10") for name in names)
+    return bool(names) and not is_cifar
+
+
+def _with_data(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the given settings with `data`: `folder` where only the folder is given, and it holds images of its own."""
+    if "data" in given or "data_dir" not in given or not is_image_folder(Path(str(given["data_dir"])).expanduser()):
+        return given
+    return {**given, "data": "folder"}
+
+
+def _recipe_of_run(resume: str) -> str:
+    """Return the settings of the run that `resume` names, as a recipe; empty where it names none.
 
     Raises:
         UsageError: there is no run of that name.
     """
     if resume in ("", "auto", "never"):
-        return str(setting_fields()["recipe"].default)
+        return ""
     path = Path(resume).expanduser() / "config.yaml"
     if not os.path.lexists(path):
         if any(os.path.lexists(path.with_name(name)) for name in ("journal.jsonl", "status.json", "checkpoints")):
@@ -136,7 +164,8 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     Args:
         options: setting in any spelling -> value. The modules of `plugin` are imported when the model is made; those that
             only a recipe or the resumed run names are not.
-        recipe: shipped name or path; `custom-resnet` if neither it nor `options["recipe"]` is given.
+        recipe: shipped name or path. If neither it nor `options["recipe"]` is given: `custom-resnet` for CIFAR, `auto` for other
+            data, which a `data_dir` alone may name.
 
     Raises:
         UsageError: there is no such recipe or setting, or a value is not allowed.
@@ -145,18 +174,25 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     if "data" not in given and (data := data_of_path(str(given.get("data_dir", "")))):
         given["data"] = data
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
-    values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
+    named = str(given.pop("recipe", None) or recipe or _recipe_of_run(str(given.get("resume", "auto"))))
+    if named in ("", AUTO):
+        given = _with_data(given)
+    values = read_recipe(named or default_recipe(str(given.get("data", setting_fields()["data"].default))))
     is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
-    if "epochs" in given and "peak_epoch" not in given and not is_resumed:
-        extended = coerce("extended", values.pop("extended", ()))  # of the run whose settings the recipe is
+    extended: tuple[str, ...] = ()  # of the run whose settings the recipe is
+    if "epochs" in given and not is_resumed:
+        extended = coerce("extended", values.pop("extended", ()))
+    is_chosen_later = AUTO in (values.get("peak_epoch"), given.get("epochs"))
+    if "epochs" in given and "peak_epoch" not in given and not is_resumed and not is_chosen_later:
         epochs, peak_epoch = (
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
         )
         epochs = coerce("epochs", extended[0].partition(":")[2]) if extended else epochs
         values["peak_epoch"] = scaled_peak(peak_epoch, epochs, given["epochs"])
     source = _model_of_weights(given, values)
+    usual_model = values.get("model", setting_fields()["model"].default)
     model = given.get("model", source.get("model"))
-    if model is not None and model != values.get("model", setting_fields()["model"].default):
+    if model is not None and model != usual_model and usual_model != AUTO:
         values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
     values |= source
     if "optimizer" in given and given["optimizer"] != values.get("optimizer", setting_fields()["optimizer"].default):

@@ -28,7 +28,8 @@ WANDB = "wandb"
 TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
 MAX_EXTENSIONS = 100  # changes of the number of epochs of one run
-AUTO = "auto"  # written for None, the value of a switch that is neither on nor off
+# Written for None, the value of a switch that is neither on nor off, and for a setting that is still to be chosen from the data.
+AUTO = "auto"
 # Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
 SHORT_NAMES = {"config": "recipe", "lr": "lr_max", "opt": "optimizer", "wd": "weight_decay"}
 
@@ -46,6 +47,7 @@ def _setting(
     affects_results: bool = True,
     added_later: bool = False,
     alone: str = "",
+    from_data: bool = False,
 ) -> Any:
     """Return a field of `Config`.
 
@@ -57,6 +59,7 @@ def _setting(
         added_later: leave the setting out of `affecting_results` while it has its default, so that the names of runs
             from before there was such a setting stay the same, and the runs can be resumed.
         alone: value of an option that is given without one (and of `true`); `false` is the value `none`.
+        from_data: whether the value may be `auto`: chosen from the data before training, see `config.automatic`.
     """
     metadata = dict(
         help=help,
@@ -69,6 +72,7 @@ def _setting(
         affects_results=affects_results,
         added_later=added_later,
         alone=alone,
+        from_data=from_data,
     )
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -84,10 +88,10 @@ class Config:
     """
 
     # fmt: off
-    recipe: str = _setting("custom-resnet", "A recipe to start from: the name of a shipped one, or a YAML file.", group="Model", affects_results=False)
-    model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar, speedrun_cnn.", group="Model")
+    recipe: str = _setting("custom-resnet", "A recipe to start from: the name of a shipped one, or a YAML file; where none is given, auto is the recipe of all data but CIFAR.", group="Model", affects_results=False)
+    model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar, speedrun_cnn.", group="Model", from_data=True)
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, for example width=16,logit_scale=0.125.", group="Model")
-    pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model")
+    pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model", from_data=True)
     init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="Model")
 
@@ -99,7 +103,7 @@ class Config:
     image_root: str = _setting("", "Folder that the paths of a table are relative to, and out of which none may lead; empty: the folder of the table.", group="Data", affects_results=False)
     download: bool = _setting(True, "Download the data set where it is missing.", group="Data", affects_results=False)
     classes: int = _setting(0, "Expected number of classes; 0: as many as the data has.", group="Data", low=0)
-    image_size: int = _setting(0, "Side of the model's input in pixels; 0: the model's default.", group="Data", low=0, high=4096)
+    image_size: int = _setting(0, "Side of the model's input in pixels; 0: the model's default.", group="Data", low=0, high=4096, from_data=True)
     resize: str = _setting("auto", "How images become square: crop: the centre is cut out; squash: the sides are scaled differently; letterbox: borders of the mean colour are added; auto: as the model's timm configuration says, mostly crop.", group="Data", choices=("auto", "crop", "squash", "letterbox"), added_later=True)
     val_fraction: float = _setting(0.0, "Fraction of the training images held out as the validation split; 0: no validation split, so nothing is selected on one.", group="Data", low=0, below=1)
     test_fraction: float = _setting(0.2, "Fraction of the images held out as the test split, where the data has none.", group="Data", above=0, below=1)
@@ -109,28 +113,28 @@ class Config:
     workers: int = _setting(-1, "Worker processes of the timm loader; -1: 2 when training on a CPU; on a GPU the usable CPU cores per process, at most 16.", group="Data", low=-1, high=256, affects_results=False)
     augment: str = _setting("timm", "Library for training augmentation: timm (with torchvision) or albumentations; none: no augmentation.", group="Data", choices=("timm", "albumentations", "none"))
     crop: str = _setting("auto", "pad: pad, then crop at random; resized: random resized crop; none; auto: pad for inputs of up to 64 pixels, else resized.", group="Data", choices=("auto", "pad", "resized", "none"))
-    crop_padding: int = _setting(4, "Padding on each side before the random crop, in pixels.", group="Data", low=0, high=512)
+    crop_padding: int = _setting(4, "Padding on each side before the random crop, in pixels.", group="Data", low=0, high=512, from_data=True)
     padding_mode: str = _setting("constant", "Content of the padding: constant (black), reflect or edge.", group="Data", choices=("constant", "reflect", "edge"))
-    flip: bool = _setting(True, "Mirror each training image horizontally with probability 1/2.", group="Data")
+    flip: bool = _setting(True, "Mirror each training image horizontally with probability 1/2.", group="Data", from_data=True)
     alternating_flip: bool = _setting(False, "With flip: mirror a random half of the images in the first epoch, the other half in the second, and so on in turns, so that two epochs show both views of every image.", group="Data", added_later=True)
-    cutout: int = _setting(8, "Side of the Cutout square in pixels; 0: no Cutout.", group="Data", low=0, high=4096)
+    cutout: int = _setting(8, "Side of the Cutout square in pixels; 0: no Cutout.", group="Data", low=0, high=4096, from_data=True)
 
-    epochs: int = _setting(24, "Number of epochs.", group="Training", low=0, high=1_000_000)
-    batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000)
+    epochs: int = _setting(24, "Number of epochs.", group="Training", low=0, high=1_000_000, from_data=True)
+    batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000, from_data=True)
     eval_batch_size: int = _setting(1000, "Images per batch in evaluation; does not change the results.", group="Training", low=1, high=1_000_000, affects_results=False)
     drop_last: bool = _setting(True, "Drop the last batch of an epoch where it is incomplete.", group="Training")
-    optimizer: str = _setting("sgd", "Optimizer: sgd, adam, adamw or rmsprop of torch.optim, or any name of timm.optim.list_optimizers(), such as nadamw, lamb, lion, muon.", group="Training")
+    optimizer: str = _setting("sgd", "Optimizer: sgd, adam, adamw or rmsprop of torch.optim, or any name of timm.optim.list_optimizers(), such as nadamw, lamb, lion, muon.", group="Training", from_data=True)
     optimizer_args: dict[str, Any] = _setting({}, "Further arguments of the optimizer, for example eps=1e-6 or betas=[0.9,0.98].", group="Training", added_later=True)
     momentum: float = _setting(0.9, "Momentum of SGD and RMSprop, and of those of timm that have one; beta1 of Adam and AdamW.", group="Training", low=0, below=1)
     momentum_min: float | None = _setting(None, "Momentum at the maximum of the LR, to cycle the momentum inversely to the LR; none: constant momentum.", group="Training", low=0, below=1)
     nesterov: bool = _setting(True, "Use Nesterov momentum (SGD).", group="Training")
-    weight_decay: float = _setting(5e-4, "Weight decay; see bias_decay for the parameters that it applies to.", group="Training", low=0, high=10)
+    weight_decay: float = _setting(5e-4, "Weight decay; see bias_decay for the parameters that it applies to.", group="Training", low=0, high=10, from_data=True)
     bias_decay: bool | None = _setting(None, "Apply the weight decay to all parameters; otherwise not to biases, to normalisation layers and to what the model excludes. auto: to all, but not with --pretrained or --init.", group="Training", added_later=True)
-    label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1)
+    label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1, from_data=True)
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
     bias_lr_scale: float = _setting(1.0, "Factor on the LR of the biases; their weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
-    head_lr_scale: float = _setting(1.0, "Factor on the LR of the last layer (timm's classifier); its weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
+    head_lr_scale: float = _setting(1.0, "Factor on the LR of the last layer (timm's classifier); its weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True, from_data=True)
     layer_decay: float = _setting(1.0, "Factor on the LR from each layer to the one below it, so that the first layers change least; 1: off.", group="Training", above=0, high=1, added_later=True)
     freeze: tuple[str, ...] = _setting((), "Parameters that are not trained: their names, with * and ? for any letters, or the names of modules; all-but-head: everything except for the classifier. Batch normalisation of frozen modules keeps its running statistics.", group="Training", added_later=True)
     freeze_epochs: int = _setting(0, "Train the classifier alone for this many epochs, then everything that --freeze does not name.", group="Training", low=0, high=1_000_000, added_later=True)
@@ -146,10 +150,10 @@ class Config:
     early_stop: int = _setting(0, "Stop after this many epochs without better validation accuracy; 0: never.", group="Training", low=0)
 
     schedule: str = _setting("one_cycle", "Learning rate (LR) schedule.", group="Learning rate", choices=("one_cycle", "cyclic", "cosine", "plateau", "constant"))
-    lr_min: NumberOrFind = _setting(0.0015, "LRMIN, where the schedule starts and ends; find: run an LR range test first.", group="Learning rate", low=0, high=1e6)
+    lr_min: NumberOrFind = _setting(0.0015, "LRMIN, where the schedule starts and ends; find: run an LR range test first.", group="Learning rate", low=0, high=1e6, from_data=True)
     lr_min_ratio: float | None = _setting(None, "LRMIN as a fraction of LRMAX, in place of lr_min, so that a search over both cannot draw an LRMIN above LRMAX; none: lr_min holds.", group="Learning rate", low=0, high=1, added_later=True)
-    lr_max: NumberOrFind = _setting(0.0045, "LRMAX, the maximum of the schedule; find: run an LR range test first.", group="Learning rate", above=0, high=1e6)
-    peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0)
+    lr_max: NumberOrFind = _setting(0.0045, "LRMAX, the maximum of the schedule; find: run an LR range test first.", group="Learning rate", above=0, high=1e6, from_data=True)
+    peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0, from_data=True)
     cycles: int = _setting(5, "Number of triangles of the cyclic schedule in the whole run.", group="Learning rate", low=1, high=1_000_000)
     extended: tuple[str, ...] = _setting((), "STEP:EPOCHS, ...: the run was to have EPOCHS epochs, and got another number at update STEP, from which the schedule takes another shape; written by --resume RUN --epochs N.", group="Learning rate", added_later=True)
     plateau_patience: int = _setting(10, "Epochs without lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
@@ -198,6 +202,9 @@ class Config:
     checkpoint_every: int = _setting(0, "Save a checkpoint every this many steps too; 0: only after each epoch.", group="Output", low=0, affects_results=False)
     # fmt: on
 
+    # No setting: the names of those that are `auto`. Each holds its default until a run has seen its data.
+    undecided: frozenset[str] = frozenset()
+
     def __new__(cls, **values: Any) -> Config:
         """Refuse names that are no settings in the words of `canonical_name`, where a dataclass has none."""
         for name in values:
@@ -206,11 +213,18 @@ class Config:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        for item in dataclasses.fields(self):
-            object.__setattr__(self, item.name, coerce(item.name, getattr(self, item.name)))
+        undecided = set(self.undecided)
+        for name, setting in setting_fields().items():
+            value = coerce(name, getattr(self, name))
+            if setting.metadata["from_data"] and value == AUTO:
+                undecided.add(name)
+                value = setting.default
+            object.__setattr__(self, name, value)
         if self.lr_min_ratio is not None:
             lr_min = FIND if self.lr_max == FIND else self.lr_min_ratio * float(self.lr_max)
             object.__setattr__(self, "lr_min", lr_min)
+            (undecided.add if "lr_max" in undecided else undecided.discard)("lr_min")
+        object.__setattr__(self, "undecided", frozenset(undecided))
         self._check_combinations()
 
     def grey_limits(self) -> tuple[float, float] | None:
@@ -259,17 +273,19 @@ class Config:
         # The peak belongs to the length that the run was started with.
         extensions = self.extensions()
         epochs = extensions[0][1] if extensions else self.epochs
-        if not self.needs_lr_find and self.schedule != "constant":
-            lowest, highest = self.rates()
+        are_rates_known = not self.needs_lr_find and self.undecided.isdisjoint(("lr_min", "lr_max"))
+        if are_rates_known and self.schedule != "constant":
+            lowest, highest = self._lr_range()
             if lowest > highest:
                 raise UsageError(
                     f"need lr_min <= lr_max, got lr_min={lowest:g}, lr_max={highest:g}; lower one or raise the other"
                 )
-        if self.schedule == "one_cycle" and epochs and not self.peak_epoch <= epochs:
+        is_length_known = epochs and self.undecided.isdisjoint(("epochs", "peak_epoch"))
+        if self.schedule == "one_cycle" and is_length_known and not self.peak_epoch <= epochs:
             raise UsageError(
                 f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={epochs}; set --peak-epoch"
             )
-        if self.schedule == "cosine" and epochs and not self.peak_epoch < epochs:
+        if self.schedule == "cosine" and is_length_known and not self.peak_epoch < epochs:
             raise UsageError(
                 f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={epochs}; set --peak-epoch"
             )
@@ -303,7 +319,7 @@ class Config:
             raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")
         if self.momentum_min is not None and self.momentum_min > self.momentum:
             raise UsageError(f"need momentum_min <= momentum, got {self.momentum_min:g} > {self.momentum:g}")
-        if self.grad_accumulation > self.batch_size:
+        if self.grad_accumulation > self.batch_size and "batch_size" not in self.undecided:
             raise UsageError(
                 f"need grad_accumulation <= batch_size, got {self.grad_accumulation} > {self.batch_size}: micro-batches would be empty"
             )
@@ -337,8 +353,15 @@ class Config:
         """Return LRMIN and LRMAX.
 
         Raises:
-            UsageError: one of them is `find`.
+            UsageError: one of them is `find`, or is still to be chosen from the data.
         """
+        if self.undecided:
+            raise UsageError(
+                f"{', '.join(sorted(self.undecided))}: auto is chosen from the data when a run begins; give numbers, another --recipe, or use `harness run`"
+            )
+        return self._lr_range()
+
+    def _lr_range(self) -> tuple[float, float]:
         if isinstance(self.lr_min, str) or isinstance(self.lr_max, str):
             raise UsageError(
                 "lr_min or lr_max is `find`, and no LR range test has been run; give numbers, or use `harness run`"
@@ -346,8 +369,9 @@ class Config:
         return self.lr_min, self.lr_max
 
     def to_dict(self) -> dict[str, Any]:
-        """Return name -> plain value (number, string, list or mapping), in the order of the fields."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in vars(self).items()}
+        """Return name -> plain value (number, string, list or mapping), in the order of the fields; `auto` where undecided."""
+        values = {name: AUTO if name in self.undecided else getattr(self, name) for name in setting_fields()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
     def to_yaml(self) -> str:
         """Return the text of a `config.yaml`: a recipe that repeats this run."""
@@ -355,7 +379,7 @@ class Config:
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with some settings changed, checked again."""
-        return dataclasses.replace(self, **changes)
+        return dataclasses.replace(self, **{"undecided": self.undecided - changes.keys(), **changes})
 
     def affecting_results(self) -> dict[str, Any]:
         """Return the settings that the numbers of a run depend on (not where it writes, or how it is named or tracked)."""
@@ -363,7 +387,7 @@ class Config:
         for key, value in self.to_dict().items():
             setting = setting_fields()[key]
             if setting.metadata["affects_results"] and not (
-                setting.metadata["added_later"] and getattr(self, key) == default_of(key)
+                setting.metadata["added_later"] and getattr(self, key) == default_of(key) and key not in self.undecided
             ):
                 affecting[key] = value
         # A captured update has the results of a plain one. Version 0.1 had False for today's auto.
@@ -378,7 +402,7 @@ class Config:
 @cache
 def setting_fields() -> Mapping[str, dataclasses.Field[Any]]:
     """Return name -> dataclass field, whose `metadata` has help, group, choices and bounds."""
-    return {item.name: item for item in dataclasses.fields(Config)}
+    return {item.name: item for item in dataclasses.fields(Config) if item.metadata}
 
 
 @cache
@@ -431,12 +455,14 @@ def coerce(name: str, value: Any) -> Any:
     """Convert a value from the command line, YAML or Python to the type of the setting `name`, and check its bounds.
 
     Accepted are `"True"`, `true` and `1` for a boolean (and `auto` for one that may be None), `8.0` for the integer 8,
-    `"a,b"` for a list, and `{'width': 16}` or `width=16` for a mapping.
+    `"a,b"` for a list, and `{'width': 16}` or `width=16` for a mapping. `auto` stays as it is where the data may decide.
 
     Raises:
         UsageError: the value is not allowed; the message names the setting, the value and what is allowed.
     """
     kind, metadata = setting_types()[name], setting_fields()[name].metadata
+    if metadata["from_data"] and isinstance(value, str) and value.strip().lower() == AUTO:
+        return AUTO
     is_optional = get_origin(kind) is types.UnionType and type(None) in get_args(kind)
     if is_optional:
         if value is None or value in ("", "None", "none", "null") or (value == AUTO and is_switch(name)):
@@ -447,7 +473,7 @@ def coerce(name: str, value: Any) -> Any:
     try:
         value = convert(kind, value)
     except (TypeError, ValueError) as error:
-        raise UsageError(f"{name}={value!r}: need {error}") from None
+        raise UsageError(f"{name}={value!r}: need {error}{', or auto' if metadata['from_data'] else ''}") from None
     if metadata["choices"]:
         for item in value if isinstance(value, tuple) else (value,):
             if item not in metadata["choices"]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.recipe import scaled_peak
-from harness.config.settings import Config, canonical_name, coerce
+from harness.config.settings import AUTO, Config, canonical_name, coerce
 from harness.config.words import ungrouped
 from harness.utils.errors import UsageError
 
@@ -77,7 +77,7 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         )
     if not changes:
         return config
-    if "epochs" in changes and "peak_epoch" not in drawn:
+    if "epochs" in changes and "peak_epoch" not in drawn and "peak_epoch" not in config.undecided:
         changes["peak_epoch"] = scaled_peak(config.peak_epoch, config.epochs, changes["epochs"])
     if "lr_min" in changes and "lr_min_ratio" not in drawn:
         changes["lr_min_ratio"] = None
@@ -98,7 +98,7 @@ def differing_values(parameters: Mapping[str, Any], config: Config) -> list[str]
     for name, value in _by_setting(parameters, None).items():
         wanted, actual = coerce(name, value), getattr(config, name)
         # The run stores what it chose in place of these.
-        is_resolved = (name, wanted) in (("precision", "auto"), ("log_every", 0))
+        is_resolved = wanted == AUTO or (name, wanted) == ("log_every", 0)
         if not _is_applied(name, value, config) and not is_resolved:
             differing.append(f"{name}={actual!r} instead of {wanted!r}")
     return differing
@@ -106,7 +106,8 @@ def differing_values(parameters: Mapping[str, Any], config: Config) -> list[str]
 
 def _is_applied(name: str, value: Any, config: Config) -> bool:
     """Return whether the settings have a parameter's value; of `model_args`, whether they have all of its arguments."""
-    wanted, actual = coerce(name, value), getattr(config, name)
+    wanted = coerce(name, value)
+    actual: Any = AUTO if name in config.undecided else getattr(config, name)
     if isinstance(wanted, Mapping):
         return {**actual, **wanted} == actual
     return bool(wanted == actual)

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.names import data_name
-from harness.config.recipe import first_comparison, make_config
+from harness.config.recipe import default_recipe, first_comparison, make_config
 from harness.config.settings import Config
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
@@ -61,7 +61,7 @@ class LRFinderResult:
             for name, value in inherited_settings(self.config).items()
             for text in (f"--{name.replace('_', '-')}", _option_value(value))
         ]
-        recipe = [] if self.config.recipe == Config().recipe else ["--recipe", self.config.recipe]
+        recipe = [] if self.config.recipe == default_recipe(self.config.data) else ["--recipe", self.config.recipe]
         lrs = ["--lr-max", f"{self.lr_max:g}", "--lr-min", f"{self.lr_min:g}"]
         return shlex.join(["harness", "run", *recipe, *options, *lrs])
 

@@ -18,6 +18,7 @@ from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.evaluation.initial_weights import InitialWeights, give_initial_weights, read_initial_weights
 from harness.models import factory
+from harness.runs.automatic import decide_settings
 from harness.runs.model_check import check_model
 from harness.training.device import autocast_dtype, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
@@ -66,13 +67,17 @@ class Components:
 
 
 def build_components(
-    config: Config, processes: SingleProcess | None = None, resumed: Preprocess | None = None
+    config: Config,
+    processes: SingleProcess | None = None,
+    resumed: Preprocess | None = None,
+    dataset: Dataset | None = None,
 ) -> Components:
     """Build every component of a run and check them against each other; nothing is written.
 
     Args:
         resumed: the preprocessing in the checkpoint of a run that is resumed, whose weights come from there: those of
             `init` are not read again, and may have gone.
+        dataset: what `load_dataset` returns for these settings, where it has been read already.
 
     Raises:
         UsageError: settings, data and model do not fit together.
@@ -81,13 +86,17 @@ def build_components(
     """
     processes = processes or SingleProcess()
     check_optimizer(config)
+    if config.undecided:
+        decided = decide_settings(config, processes)
+        config, dataset = decided.config, decided.dataset
     device = pick_device(config.device)
     configure_torch(config, device)
     # The main process decides, since the choice may be measured.
     config = config.replace(precision=processes.broadcast(pick_precision(config.precision, device)))
 
-    with processes.main_first():
-        dataset = load_dataset(config)
+    if dataset is None:
+        with processes.main_first():
+            dataset = load_dataset(config)
     if not config.test:
         dataset = dataclasses.replace(dataset, test=None)
     classes = _number_of_classes(config, dataset)

@@ -19,12 +19,14 @@ from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.figures import lr_finder, training_curves
 from harness.reporting.range_test_chart import range_test_chart
+from harness.runs.automatic import choices_table, decide_settings
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.tracked_run import check_tracking, tracked_run
 from harness.runs.trainer import tracking_header
 from harness.tracking import run_dir
+from harness.tracking.chosen_settings import write_choices
 from harness.tracking.records import Record, Value
 from harness.tracking.run_names import default_name
 from harness.tracking.tracker import Tracker
@@ -84,11 +86,16 @@ def find_lr(
 def _find_lr(
     config: Config, options: LRFinderOptions, write_sweep: Path | None, reporter: ProgressReporter
 ) -> LRFinderResult:
-    components = build_components(with_placeholder_lr(config))
+    name = config.name or f"find-{default_name(config)}"
+    decided = decide_settings(config)
+    if decided.choices:
+        reporter.message(choices_table(decided.choices))
+    config = decided.config
+    components = build_components(with_placeholder_lr(config), dataset=decided.dataset)
     if components.initial_note:
         reporter.message(f"{components.initial_note}.")
-    name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
+    write_choices(directory.path, decided.choices)
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
     facts = describe_environment(components.learner.device)
     try:

@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from harness.config.automatic import Choice
 from harness.config.recipe import AnyConfig
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
@@ -18,6 +20,8 @@ from harness.data.own_datasets import config_of_call
 from harness.data.preprocess import Preprocess
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.models import factory
+from harness.runs.advice import few_updates
+from harness.runs.automatic import choices_table, decide_settings
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
 from harness.runs.extension import report_extension, with_extension
@@ -28,6 +32,7 @@ from harness.runs.summary import summary_table
 from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
 from harness.runs.trainer import RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
+from harness.tracking.chosen_settings import read_choices, write_choices
 from harness.tracking.journal import NullJournal
 from harness.tracking.lineage import model_of_run
 from harness.tracking.records import Artifact, Scalar
@@ -101,9 +106,12 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         run_dir.check_output(config)
         _check_distributed(config, processes)
         config = with_extension(config, processes)
-        config = config.replace(precision=run_dir.kept_precision(config))
-        resumed = _resumed_preprocess(config, processes)
-        components = build_components(with_placeholder_lr(config), processes, resumed)
+        requested = config.replace(precision=run_dir.kept_precision(config))
+        decided = decide_settings(requested, processes, run_dir.kept_settings)
+        if decided.choices:
+            reporter.message(choices_table(decided.choices))
+        resumed = _resumed_preprocess(requested, processes)
+        components = build_components(with_placeholder_lr(decided.config), processes, resumed, decided.dataset)
         if components.initial_note:
             reporter.message(f"{components.initial_note}.")
         if config.freeze:
@@ -114,14 +122,19 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
             reporter.message(f"Frozen: {frozen:,} of {total:,} parameters.")
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
-        # The requested settings, with `find` where it stands, name the directory, and a resumed run must agree with them.
-        config = config.replace(
-            precision=components.config.precision,
-            log_every=config.log_every or 1 + components.schedule.steps // MAX_ROWS,
-        )
-        directory = run_dir.claim_run_dir(config)
-        _report_other_name(config, directory, reporter)
+        epochs, batch_size = components.config.epochs, components.config.batch_size
+        if line := few_updates(components.schedule.steps, epochs, len(components.dataset.train), batch_size):
+            reporter.message(f"Warning: {line}")
+        # The requested settings, with `find` or `auto` where it stands, name the directory, and a resumed run must agree with them.
+        changes: dict[str, Any] = {
+            "precision": components.config.precision,
+            "log_every": config.log_every or 1 + components.schedule.steps // MAX_ROWS,
+        }
+        requested, config = requested.replace(**changes), decided.config.replace(**changes)
+        directory = run_dir.claim_run_dir(requested)
+        _report_other_name(requested, directory, reporter)
     try:
+        write_choices(directory.path, decided.choices)
         return _train(config, components, directory, reporter, time.monotonic() - started_at)
     finally:
         directory.close()
@@ -154,6 +167,7 @@ def _train(
             inputs=_initial_models(components),
         ) as tracked,
     ):
+        tracked.tracker.settings(_settings_of(read_choices(directory.path)))
         if (extensions := config.extensions()) and state.step == extensions[-1][0]:
             report_extension(components, tracked.tracker, reporter)
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
@@ -169,7 +183,9 @@ def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
     """Train as another process than the main one, which alone writes, evaluates the result and explains it."""
     _check_distributed(config, processes)
     config = with_extension(config, processes)
-    components = build_components(with_placeholder_lr(config), processes, _resumed_preprocess(config, processes))
+    decided = decide_settings(config, processes)
+    resumed = _resumed_preprocess(config, processes)
+    components = build_components(with_placeholder_lr(decided.config), processes, resumed, decided.dataset)
     nothing: tuple[dict[str, Any] | None, str] = (None, "")
     saved, path = processes.broadcast(nothing)
     state = restore_state(components, saved)
@@ -305,6 +321,15 @@ def _with_found_lr(
     return dataclasses.replace(
         components, config=config, schedule=make_schedule(config, components.loaders.train.steps)
     )
+
+
+def _settings_of(choices: Mapping[str, Choice]) -> dict[str, Scalar]:
+    """Return each chosen value with what was requested, for the settings that trackers store."""
+    settings: dict[str, Scalar] = {}
+    for name, choice in choices.items():
+        if isinstance(choice.value, int | float | str):
+            settings |= {name: choice.value, f"{name}_requested": choice.requested}
+    return settings
 
 
 def _check_distributed(config: Config, processes: SingleProcess) -> None:

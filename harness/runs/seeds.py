@@ -302,13 +302,26 @@ def _claim(config: Config, count: int) -> tuple[Path, IO[str], list[Path]]:
 
 
 def _equal(path: Path, config: Config) -> bool:
-    """Return whether a saved configuration gives the same results in the same group."""
+    """Return whether a recipe of earlier seeds has these settings."""
+    saved = _read_config(path)
+    return saved is not None and _are_reused(saved, config) and saved.affecting_results() == config.affecting_results()
+
+
+def _has_equal_uses(folder: Path, config: Config) -> bool:
+    """Return whether a run of these settings has the same data and group, and is evaluated in the same way."""
+    saved = _read_config(folder / run_dir.CONFIG)
+    return saved is not None and _are_reused(saved, config)
+
+
+def _are_reused(saved: Config, config: Config) -> bool:
+    return all(getattr(saved, name) == getattr(config, name) for name in REUSE_KEYS)
+
+
+def _read_config(path: Path) -> Config | None:
     try:
-        saved = Config(**yaml_io.read_yaml(path))
+        return Config(**yaml_io.read_yaml(path))
     except (HarnessError, TypeError):
-        return False
-    same = all(getattr(saved, name) == getattr(config, name) for name in REUSE_KEYS)
-    return same and saved.affecting_results() == config.affecting_results()
+        return None
 
 
 def _train(
@@ -343,7 +356,7 @@ def _train(
 def _finished_run(config: Config) -> Path | None:
     """Return the directory in which this very run has finished."""
     for path in run_dir.runs_with_settings(config):
-        if run_dir.read_state(path) == RunState.FINISHED and _equal(path / run_dir.CONFIG, config):
+        if run_dir.read_state(path) == RunState.FINISHED and _has_equal_uses(path, config):
             return path
     return None
 
@@ -365,7 +378,7 @@ def _unfinished_seed(config: Config, state: str, error: HarnessError) -> SeedRun
 
 def _runs_of(config: Config) -> list[str]:
     """Return the names of the run directories of these settings in the same group, oldest first."""
-    return [path.name for path in run_dir.runs_with_settings(config) if _equal(path / run_dir.CONFIG, config)]
+    return [path.name for path in run_dir.runs_with_settings(config) if _has_equal_uses(path, config)]
 
 
 def _update(result: SeedsResult, index: int, seed: SeedRun) -> SeedsResult:

@@ -9,6 +9,7 @@ from typing import Any
 from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import Config
 from harness.models import factory
+from harness.runs.advice import result_warnings
 from harness.runs.components import Components, describe_data
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
@@ -43,6 +44,7 @@ def summarise(
         "epochs": len(history),
         "steps": state.step,
         "parameters": factory.count_parameters(components.learner.model),
+        "warnings": result_warnings(components, state, metrics),
         "grad_accumulation": components.learner.grad_accumulation,
         "seconds": {key: round(sum(row[f"time/{key}_s"] for row in history), 3) for key in ("train", "eval", "epoch")},
         "dataset": describe_data(components),

@@ -95,6 +95,8 @@ class Trainer:
         explain_seconds = time.monotonic() - trained_at
         summary = summarise(self.components, self.state, metrics, environment)
         summary["seconds"]["explain"] = round(explain_seconds, 3)  # predictions, galleries, maps, figures
+        for line in summary["warnings"]:
+            self.reporter.message(f"Warning: {line}")
         self._keep_weights(model, summary)
         fault_injection.point("phase")
         write_json(self.directory.path / run_dir.SUMMARY, summary)

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from harness.config import yaml_io
 from harness.config.settings import AUTO, Config, setting_fields
+from harness.tracking.chosen_settings import CHOSEN, requested_values
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.journal import read_journal
 from harness.tracking.metric_names import with_present_names
@@ -48,7 +49,7 @@ from harness.utils.plain import sub_mapping
 # What the result of a run stands on, listed in SHA256SUMS when it ends. Checkpoints have an index of their own, and the
 # report is written again by `harness report`.
 RESULT_FILES = (
-    CONFIG, DATASET, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
+    CONFIG, DATASET, CHOSEN, "journal.jsonl", SUMMARY, "predictions.csv", "per_class.csv", "lr_finder.json",
     "checkpoints/model.safetensors", "checkpoints/model.json", "checkpoints/config.json", "checkpoints/class_map.txt",
     "checkpoints/README.md",
 )  # fmt: skip
@@ -199,9 +200,21 @@ def kept_precision(config: Config) -> str:
     if config.precision != AUTO:
         return config.precision
     for precision in precisions():
-        if any(True for _ in unfinished_runs(config.replace(precision=precision))):
+        if next(unfinished_runs(config.replace(precision=precision)), None) is not None:
             return precision
     return AUTO
+
+
+def kept_settings(config: Config) -> Config | None:
+    """Return the settings with those that the unfinished run which they resume has chosen from its data; None without one.
+
+    What is chosen may differ later: weights that could not be downloaded may be there, the memory may be another one.
+    """
+    path = next(unfinished_runs(config), None)
+    stored = stored_config(path) if path is not None else None
+    if path is None or stored is None:
+        return None
+    return config.replace(**{name: getattr(stored, name) for name in requested_values(path)})
 
 
 def unfinished_runs(config: Config) -> Iterator[Path]:
@@ -279,6 +292,7 @@ def changed_settings(path: Path, config: Config, is_named: bool = False) -> list
     if stored_settings is None:
         return [CONFIG_UNREADABLE]
     stored, requested = stored_settings.affecting_results(), config.affecting_results()
+    chosen = requested_values(path)
     if is_named and _has_other_length(stored_settings, config):
         for settings in (stored, requested):
             for key in ("epochs", "extended"):
@@ -287,7 +301,7 @@ def changed_settings(path: Path, config: Config, is_named: bool = False) -> list
     return [
         f"{key}: {stored.get(key)!r} -> {requested.get(key)!r}"
         for key in every
-        if stored.get(key) != requested.get(key)
+        if stored.get(key) != requested.get(key) and (key not in chosen or chosen[key] != requested.get(key))
     ]
 
 

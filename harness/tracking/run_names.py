@@ -22,7 +22,8 @@ def slug(name: str) -> str:
 def default_name(config: Config) -> str:
     """Return `<recipe>-<data>-s<seed>-<digest>`: equal settings give equal names, so a rerun finds its run.
 
-    With another model than the recipe's, the model's name replaces the recipe's.
+    With another model than the recipe's, the model's name replaces the recipe's. Where the model is `auto`, the data have
+    not been read yet.
     """
     return slug(f"{_prefix(config)}-s{config.seed}-{config.digest()}")
 
@@ -38,6 +39,6 @@ def _prefix(config: Config) -> str:
         model = read_recipe(config.recipe).get("model", setting_fields()["model"].default)
     except HarnessError:  # its file is gone
         model = None
-    if model != config.model or start == Path(CONFIG).stem:  # `config.yaml` is a run's settings
+    if model != config.to_dict()["model"] or start == Path(CONFIG).stem:  # `config.yaml` is a run's settings
         start = config.model.rsplit("/", 1)[-1]
     return f"{start[:40]}-{data_name(config.data, config.data_dir)[:20]}"  # a name has 80 characters, with its digest

@@ -114,6 +114,13 @@ def share_interval(share: float, count: int, confidence: float = CONFIDENCE) -> 
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
+def chance_probability(correct: int, n: int, chance: float) -> float:
+    """Return the probability of at least `correct` hits among `n` items that are each hit with probability `chance`."""
+    from scipy.special import bdtrc
+
+    return 1.0 if correct <= 0 else float(bdtrc(correct - 1, n, chance))
+
+
 class MovingAverage:
     """An exponential moving average with bias correction: of a constant it is that constant from the first value on.
 

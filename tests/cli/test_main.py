@@ -197,7 +197,7 @@ def test_a_traceback_is_shown_under_debug_only(tmp_path):
     for place in ([*arguments, "--debug"], ["--debug", *arguments]):
         stderr = command(*place, cwd=tmp_path, check=2).stderr
         assert "Traceback" in stderr
-        assert stderr.rstrip().splitlines()[-1] == "error: epochs='many': need a number"
+        assert stderr.rstrip().splitlines()[-1] == "error: epochs='many': need a number, or auto"
 
 
 def test_every_exit_status_is_documented():

@@ -13,6 +13,7 @@ from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
 from harness.reporting.html.run_data import RunData
+from harness.tracking.chosen_settings import read_choices
 from harness.tracking.run_dir import RunState, resume_command
 from harness.tracking.run_list import has_diverged
 from harness.utils.errors import HarnessError
@@ -49,6 +50,15 @@ class Setting:
     value: str
     recipe_value: str = ""
     changed: bool = False
+
+
+@dataclass(frozen=True)
+class ChosenSetting:
+    """A setting that was `auto`, the value that was chosen for it, and why."""
+
+    name: str
+    value: str
+    reason: str
 
 
 def headline(run: RunData) -> list[Fact]:
@@ -179,6 +189,14 @@ def all_settings(run: RunData) -> list[Setting]:
             Setting(name, setting_text(value), setting_text(recipe_values[name]) if changed else "", changed)
         )
     return settings
+
+
+def chosen_settings(run: RunData) -> list[ChosenSetting]:
+    """Return the settings that were chosen from the data, each with its reason."""
+    return [
+        ChosenSetting(name, setting_text(choice.value), choice.reason)
+        for name, choice in read_choices(run.path).items()
+    ]
 
 
 def times(run: RunData) -> dict[str, float]:

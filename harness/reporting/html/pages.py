@@ -111,6 +111,7 @@ def run_page(run: RunData) -> str:
         facts=facts.headline(run),
         configuration=facts.configuration(run),
         settings=facts.all_settings(run),
+        chosen=facts.chosen_settings(run),
         epochs=_epoch_table(run),
         rules=run.table("find/rules"),
         trials=run.table("find/trials"),

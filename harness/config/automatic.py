@@ -1,0 +1,297 @@
+"""Choose settings that fit the data, for those that are `auto`: pure functions of a few facts, each with its reason.
+
+The rules and their numbers come from experiments (docs/log.md, 2026-11-27) and from what timm, fastai and Ultralytics do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.config.settings import AUTO, FIND, Config
+
+SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the image; above, an ImageNet network
+SMALL_MODEL = "custom_resnet"
+# Small enough for a laptop, trains well from scratch too (batch normalisation), and its weights are Apache-2.0.
+LARGE_MODEL = "resnet18d.ra4_e3600_r224_in1k"
+LARGE_SIDE, SIDE_STEP = 224, 32  # its input, and by what it shrinks an image
+UPDATES_PER_EPOCH = 20  # at least, as far as the smallest batch allows
+LEAST_BATCH, MOST_BATCH, MOST_LARGE_BATCH = 8, 512, 64
+UPDATES, UPDATES_PRETRAINED = 3000, 800  # of a whole run
+EPOCHS, EPOCHS_PRETRAINED = (20, 120), (5, 40)  # least and most
+IMAGES_SEEN = 1_200_000  # as in 24 epochs of CIFAR-10: no more epochs than that, down to the least number
+LR_RATIO = 0.01  # of LRMAX, where the schedule starts and ends
+PEAK_SHARE = 0.2  # of the run, at the end of which the LR is highest
+LR_SMALL, LR_SMALL_BATCH = 0.4, 512  # of SGD on the small model, whose head has a lower one
+HEAD_LR_SCALE, HEAD_INIT_SCALE = 1 / 64, 1 / 8
+LR_ADAM, LR_ADAM_PRETRAINED, LR_ADAM_BATCH = 1e-3, 3e-4, 64
+LR_SGD, LR_SGD_PRETRAINED, LR_SGD_BATCH = 0.05, 0.01, 64
+DECAY_SGD, DECAY_ADAM = 5e-4, 0.05
+SMOOTHING = 0.1
+SIDES = {"left", "right"}
+CHARACTERS = re.compile(r"\d+|[^\W_]|(zero|one|two|three|four|five|six|seven|eight|nine)", re.IGNORECASE)
+CHARACTER_SETS = ("digits", "mnist", "svhn", "usps", "omniglot")
+# Bytes of activations for an image of 32 x 32 pixels in training, float32, of the small model; a larger model shrinks its input
+# at once and needs about a quarter of that for the same number of pixels.
+IMAGE_BYTES = 3 << 20
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class DataFacts:
+    """What the rules know about the data and the machine.
+
+    Attributes:
+        images: of the training split.
+        side: median of the shorter sides of the images, in pixels.
+        is_uniform: whether all images are squares of that side.
+        memory: of the device, in bytes; 0: not known.
+        why_no_weights: returns why the pretrained weights of a model cannot be had; empty where they can.
+        is_ours: returns whether a model is one of this package, for small images.
+    """
+
+    data: str
+    images: int
+    classes: tuple[str, ...]
+    side: int
+    is_uniform: bool
+    memory: int
+    why_no_weights: Callable[[str], str]
+    is_ours: Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A value that was chosen for a setting.
+
+    Attributes:
+        requested: what the settings had: `auto`, or for `model_args` those that were given.
+    """
+
+    value: Any
+    reason: str
+    requested: Any = AUTO
+
+
+def choose_settings(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    """Return the choice for every setting that is `auto`, and for those that follow from it, in the order of the report.
+
+    What the settings already have decides the rest: a given batch size is the one whose LR is chosen.
+    """
+    requested = config.undecided
+    choices: dict[str, Choice] = {}
+    for name, rule in RULES.items():
+        if name in config.undecided:
+            made = rule(config, facts)
+            choices |= made
+            config = config.replace(**{setting: choice.value for setting, choice in made.items()})
+        elif name in requested and name not in choices:
+            choices[name] = Choice(getattr(config, name), "by lr_min_ratio")
+    return choices
+
+
+def _model(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    wants_weights = config.pretrained and "pretrained" not in config.undecided
+    if facts.side <= SMALL_SIDE and not wants_weights:
+        return {"model": Choice(SMALL_MODEL, f"images of {facts.side} pixels: a network made for small images")}
+    reason = "pretrained weights are wanted" if wants_weights else f"images of {facts.side} pixels"
+    return {"model": Choice(LARGE_MODEL, f"{reason}: a small ImageNet network")}
+
+
+def _pretrained(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.init:
+        return {"pretrained": Choice(False, "the weights are those of --init")}
+    reason = facts.why_no_weights(config.model)
+    if reason:
+        return {"pretrained": Choice(False, f"trained from scratch: {reason}")}
+    return {"pretrained": Choice(True, f"the weights of {config.model} are available")}
+
+
+def _image_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.init:
+        return {"image_size": Choice(0, "that of the weights of --init, where it is known")}
+    if config.model == LARGE_MODEL:
+        size = min(LARGE_SIDE, max(SMALL_SIDE, SIDE_STEP * math.ceil(facts.side / SIDE_STEP)))
+        return {
+            "image_size": Choice(size, f"images of {facts.side} pixels; {config.model} was trained at {LARGE_SIDE}")
+        }
+    if not facts.is_ours(config.model):
+        return {"image_size": Choice(0, f"the input size of {config.model}")}
+    size = max(16, min(SMALL_SIDE, facts.side))
+    what = "the size of the images" if facts.is_uniform and size == facts.side else f"images of {facts.side} pixels"
+    if size < facts.side:
+        what += f", more than {config.model} is made for; --model {LARGE_MODEL.partition('.')[0]} sees more of them"
+    return {"image_size": Choice(size, what)}
+
+
+def _batch_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    wanted = max(facts.images // UPDATES_PER_EPOCH, LEAST_BATCH)
+    most = MOST_BATCH if facts.is_ours(config.model) else MOST_LARGE_BATCH
+    size = _power_of_two(min(wanted, most, max(facts.images, 2)))
+    limit = ""
+    if facts.memory:
+        fitting = _power_of_two(max(2, int(MEMORY_SHARE * facts.memory / _bytes_per_image(config, facts))))
+        if fitting < size:
+            size, limit = fitting, f", as many as {facts.memory / 2**30:.0f} GiB of memory hold"
+    updates = max(1, facts.images // size)
+    return {
+        "batch_size": Choice(
+            size, f"{facts.images:,} training images, {updates} update{'s' * (updates > 1)} an epoch{limit}"
+        )
+    }
+
+
+def _epochs(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    updates = max(1, facts.images // config.batch_size)
+    wanted, (least, most) = (UPDATES_PRETRAINED, EPOCHS_PRETRAINED) if config.starts_from_weights else (UPDATES, EPOCHS)
+    most = max(least, min(most, IMAGES_SEEN // max(1, facts.images)))
+    epochs = min(max(math.ceil(wanted / updates), least), most)
+    start = "from trained weights" if config.starts_from_weights else "from scratch"
+    limit = f"at most {most} epochs" if epochs == most else f"at least {least} epochs" if epochs == least else ""
+    return {
+        "epochs": Choice(
+            epochs, f"{epochs * updates:,} updates {start}; about {wanted:,} are wanted{f', in {limit}' * bool(limit)}"
+        )
+    }
+
+
+def _peak_epoch(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    peak = round(PEAK_SHARE * config.epochs, 2)
+    return {"peak_epoch": Choice(peak, f"the learning rate rises for {PEAK_SHARE:.0%} of the run")}
+
+
+def _optimizer(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if facts.is_ours(config.model):
+        return {"optimizer": Choice("sgd", f"the optimizer that {config.model} was tuned with")}
+    return {"optimizer": Choice("adamw", "works for convolutional networks and transformers alike")}
+
+
+def _head_lr_scale(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    is_default_head = not {"head_init_scale", "logit_scale", "head_init"} & config.model_args.keys()
+    if config.model != SMALL_MODEL or not is_default_head or config.starts_from_weights:
+        return {"head_lr_scale": Choice(1.0, "one learning rate for all layers")}
+    arguments = {**config.model_args, "head_init_scale": HEAD_INIT_SCALE}
+    return {
+        "head_lr_scale": Choice(HEAD_LR_SCALE, "the last layer follows a global max pool, so its inputs are large"),
+        "model_args": Choice(arguments, "small first weights for that layer", dict(config.model_args)),
+    }
+
+
+def _lr_max(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    batch = config.batch_size
+    if config.model == SMALL_MODEL and config.optimizer == "sgd" and config.head_lr_scale == HEAD_LR_SCALE:
+        base, reference = LR_SMALL, LR_SMALL_BATCH
+    elif config.optimizer in ("adam", "adamw", "rmsprop"):
+        base, reference = LR_ADAM_PRETRAINED if config.starts_from_weights else LR_ADAM, LR_ADAM_BATCH
+    else:
+        base, reference = LR_SGD_PRETRAINED if config.starts_from_weights else LR_SGD, LR_SGD_BATCH
+    lr = _rounded(base * math.sqrt(batch / reference))
+    start = ", trained weights" if config.starts_from_weights else ""
+    return {
+        "lr_max": Choice(
+            lr,
+            f"{config.optimizer} at batch size {batch}{start}: {base:g} at {reference}, with the square root of the batch",
+        )
+    }
+
+
+def _lr_min(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.lr_max == FIND:
+        return {"lr_min": Choice(FIND, "by the same range test as lr_max")}
+    return {"lr_min": Choice(_rounded(LR_RATIO * float(config.lr_max)), f"1/{1 / LR_RATIO:.0f} of lr_max")}
+
+
+def _weight_decay(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    is_decoupled = config.optimizer == "adamw"
+    return {"weight_decay": Choice(DECAY_ADAM if is_decoupled else DECAY_SGD, f"usual with {config.optimizer}")}
+
+
+def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.mixup or config.cutmix:
+        return {"label_smoothing": Choice(0.0, "mixup or cutmix soften the labels already")}
+    return {"label_smoothing": Choice(SMOOTHING, "usual; keeps the model from becoming overconfident")}
+
+
+def _flip(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.alternating_flip:
+        return {"flip": Choice(True, "alternating_flip mirrors the images")}
+    if reason := why_not_mirrored(facts.data, facts.classes):
+        return {"flip": Choice(False, f"{reason}; set --flip true if mirror images belong to the same class")}
+    return {"flip": Choice(True, "set --flip false if left and right differ, for example in text")}
+
+
+def _crop_padding(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    size = _input_size(config, facts)
+    if config.crop == "resized" or (config.crop == AUTO and size > SMALL_SIDE):
+        return {"crop_padding": Choice(0, f"inputs of {size} pixels get a random resized crop")}
+    share = 16 if _are_characters(facts) else 8
+    return {"crop_padding": Choice(max(1, size // share), f"1/{share} of the side of {size} pixels, moved at random")}
+
+
+def _cutout(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if _are_characters(facts):
+        return {"cutout": Choice(0, "a hole can turn a character into another one")}
+    size = _input_size(config, facts)
+    if size > SMALL_SIDE or config.starts_from_weights:
+        return {"cutout": Choice(0, "the random resized crop hides parts already")}
+    return {"cutout": Choice(size // 4, f"a quarter of the side of {size} pixels")}
+
+
+# In this order: a rule finds the settings of those before it decided. A rule may add a setting that follows from its own.
+RULES: Mapping[str, Callable[[Config, DataFacts], dict[str, Choice]]] = {
+    "model": _model,
+    "pretrained": _pretrained,
+    "image_size": _image_size,
+    "batch_size": _batch_size,
+    "epochs": _epochs,
+    "peak_epoch": _peak_epoch,
+    "optimizer": _optimizer,
+    "head_lr_scale": _head_lr_scale,
+    "lr_max": _lr_max,
+    "lr_min": _lr_min,
+    "weight_decay": _weight_decay,
+    "label_smoothing": _label_smoothing,
+    "flip": _flip,
+    "crop_padding": _crop_padding,
+    "cutout": _cutout,
+}
+
+
+def why_not_mirrored(data: str, classes: Sequence[str]) -> str:
+    """Return why images of these classes should not be mirrored; empty where nothing speaks against it."""
+    name = data.lower()
+    if any(part in name for part in CHARACTER_SETS) and "fashion" not in name:
+        return f"{data} has characters, and mirrored characters are none"
+    if classes and all(CHARACTERS.fullmatch(each.strip()) for each in classes):
+        return f"class names such as {classes[0]!r} look like characters, and mirrored characters are none"
+    words = {word for each in classes for word in re.split(r"[\W_]+", each.lower())}
+    if sides := sorted(SIDES & words):
+        return f"class names contain {' and '.join(sides)}"
+    return ""
+
+
+def _are_characters(facts: DataFacts) -> bool:
+    return "characters" in why_not_mirrored(facts.data, facts.classes)
+
+
+def _input_size(config: Config, facts: DataFacts) -> int:
+    """Return the side of the model's input, in pixels; for a model that has its own, a guess."""
+    return config.image_size or (facts.side if facts.is_ours(config.model) else 224)
+
+
+def _bytes_per_image(config: Config, facts: DataFacts) -> float:
+    size = _input_size(config, facts)
+    return IMAGE_BYTES * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
+
+
+def _power_of_two(value: float) -> int:
+    """Return the greatest power of two that is not above a number of at least 1."""
+    return 1 << (int(value).bit_length() - 1)
+
+
+def _rounded(value: float) -> float:
+    """Return a number with two significant digits."""
+    return float(f"{value:.2g}")

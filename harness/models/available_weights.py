@@ -1,0 +1,93 @@
+"""Whether the pretrained weights of a model can be had: in the cache, or by a download that is tried for a limited time."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from timm.models import get_pretrained_cfg
+
+from harness.models.factory import check_name
+from harness.utils.errors import first_line
+
+ANSWER_SECONDS = 10.0  # within which the server has to answer
+DOWNLOAD_SECONDS = 600.0
+# The names under which timm looks for weights in a repository, in its order.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def why_no_weights(
+    name: str, answer_seconds: float = ANSWER_SECONDS, download_seconds: float = DOWNLOAD_SECONDS
+) -> str:
+    """Return why the pretrained weights of a timm model cannot be had; empty when they are in the cache afterwards.
+
+    They are downloaded if a server answers in time. timm itself tries for a minute where there is no network.
+
+    Raises:
+        UsageError: there is no such model.
+    """
+    check_name(name)
+    source, colon, rest = name.partition(":")
+    if colon and source == "local-dir":
+        return ""
+    cfg = None if colon else get_pretrained_cfg(name)
+    if not colon and (cfg is None or not cfg.has_weights):
+        return f"{name} has no pretrained weights"
+    if cfg is None or cfg.hf_hub_id:
+        repository, file = (rest, None) if cfg is None else (str(cfg.hf_hub_id), cfg.hf_hub_filename)
+        return _why_not_from_hub(repository, (file,) if file else WEIGHT_FILES, answer_seconds, download_seconds)
+    return _why_not_from_url(str(cfg.url), answer_seconds) if cfg.url else ""
+
+
+def _why_not_from_hub(repository: str, files: tuple[str, ...], answer_seconds: float, download_seconds: float) -> str:
+    try:
+        import huggingface_hub
+        from huggingface_hub import constants
+    except ImportError:
+        return "pretrained weights need the package huggingface_hub"
+    repository, _, revision = repository.partition("@")
+    for file in files:
+        if isinstance(huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None), str):
+            return ""
+    if constants.HF_HUB_OFFLINE:
+        return "its pretrained weights are not in the cache, and HF_HUB_OFFLINE is set"
+    url = huggingface_hub.hf_hub_url(repository, files[0], revision=revision or None)
+    reason = _try(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=answer_seconds), answer_seconds)
+    if not reason:
+        reason = _try(
+            lambda: huggingface_hub.hf_hub_download(repository, files[0], revision=revision or None), download_seconds
+        )
+    return f"its pretrained weights cannot be downloaded ({reason})" if reason else ""
+
+
+def _why_not_from_url(url: str, answer_seconds: float) -> str:
+    from torch.hub import get_dir
+
+    if (Path(get_dir()) / "checkpoints" / url.rpartition("/")[2]).is_file():
+        return ""
+    request = urllib.request.Request(url, method="HEAD")  # noqa: S310 - timm's own address
+    reason = _try(lambda: urllib.request.urlopen(request, timeout=answer_seconds).close(), answer_seconds)  # noqa: S310
+    return f"its pretrained weights cannot be downloaded ({reason})" if reason else ""
+
+
+def _try(action: Callable[[], object], seconds: float) -> str:
+    """Return the reason why an action failed or did not end in time; empty where it succeeded.
+
+    It runs in a thread, since the time to find the address of a server cannot be limited otherwise.
+    """
+    outcome: list[str] = []
+
+    def attempt() -> None:
+        try:
+            action()
+        except Exception as error:  # noqa: BLE001 - the network and the library raise anything
+            outcome.append(first_line(error)[:120])
+        else:
+            outcome.append("")
+
+    thread = threading.Thread(target=attempt, name="pretrained weights", daemon=True)
+    thread.start()
+    thread.join(seconds + 1)
+    return outcome[0] if outcome else f"no answer within {seconds:.0f} s"

@@ -1,0 +1,106 @@
+"""What the figures of a run are worth, and what to do: too few updates, an accuracy at chance, a small test split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from harness.runs.components import Components
+from harness.tracking.records import Scalar
+from harness.training.loop import TrainerState
+from harness.utils.stats import CONFIDENCE, chance_probability, share_interval
+from harness.utils.text import percent
+
+LEAST_UPDATES, ENOUGH_UPDATES = 100, 500
+WIDE = 0.05  # half the width of an interval of the accuracy, from which it is reported
+IMBALANCE = 10  # of the largest class to the smallest, from which it is reported
+FEW_IMAGES = 5  # of a class in the test split
+
+
+def few_updates(steps: int, epochs: int, images: int, batch_size: int) -> str:
+    """Return a line on a run that makes too few optimizer updates to learn much; empty where there are enough, or none."""
+    if not 0 < steps < LEAST_UPDATES:
+        return ""
+    remedy = f"set --epochs {math.ceil(ENOUGH_UPDATES * epochs / steps)}"
+    fitting = 1 << max(3, (images // 20).bit_length() - 1)  # of about 20 updates an epoch, and at least 8 images
+    if fitting < batch_size:
+        remedy = f"set a smaller --batch-size, for example {fitting}, or more --epochs"
+    return (
+        f"{steps} update{'s' * (steps > 1)} in all ({epochs} epoch{'s' * (epochs > 1)}, batches of {batch_size} from {images:,} images) "
+        f"are too few to learn much; {remedy}, or leave both to --recipe auto"
+    )
+
+
+def at_chance(split: str, accuracy: float, labels: np.ndarray, train_accuracy: float) -> str:
+    """Return a line on an accuracy that is not above that of always naming the most frequent class; else empty.
+
+    It is above if so many correct predictions would have a probability of at most 5 % at chance (one-sided binomial test).
+
+    Args:
+        labels: of the split that the accuracy is of, int64 [N].
+        train_accuracy: of the last epoch, which says whether anything was learnt.
+    """
+    total = len(labels)
+    chance = float(np.bincount(labels).max()) / total
+    correct = round(accuracy * total)
+    if chance_probability(correct, total, chance) <= 1 - CONFIDENCE:
+        return ""
+    if chance < 1 and chance_probability(total, total, chance) > 1 - CONFIDENCE:
+        return f"{total} {split} image{'s' * (total > 1)} are too few to tell any accuracy from chance; set a larger --test-fraction, or add images"
+    start = f"the {split} accuracy of {percent(accuracy)} is at chance: always naming the most frequent class gives {percent(chance)}"
+    if chance == 1:
+        return f"all {total} {split} images have one class, so their accuracy says nothing about the others; hold out other images"
+    if train_accuracy > chance + (1 - chance) / 2:
+        return f"{start}. The training images are learnt ({percent(train_accuracy)}), so the {split} images differ from them, or too few are there; check the labels, or start from --pretrained"
+    return f"{start}. The training images are not learnt either ({percent(train_accuracy)}); leave the learning rate to --recipe auto, or find one with harness lr-find, and check the labels"
+
+
+def interval_line(split: str, accuracy: float, total: int) -> str:
+    """Return a line on an accuracy of so few images that it is not known well; empty where it is."""
+    low, high = share_interval(accuracy, total)
+    if high - low < 2 * WIDE:
+        return ""
+    return f"{total} {split} images: the true accuracy lies between {percent(low)} and {percent(high)} ({CONFIDENCE:.0%} interval, Wilson); more --seeds or images narrow it"
+
+
+def rare_classes(split: str, labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Return a line on classes with very few images in a split; empty where there are none."""
+    counts = np.bincount(labels, minlength=len(classes))
+    rare = [f"{name} ({count})" for name, count in zip(classes, counts.tolist(), strict=False) if count < FEW_IMAGES]
+    if not rare:
+        return ""
+    more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
+    return f"fewer than {FEW_IMAGES} {split} images, so their figures in the per-class table mean little: {', '.join(rare[:5])}{more}"
+
+
+def unbalanced(labels: np.ndarray, classes: Sequence[str]) -> str:
+    """Return a line on training images of which one class has many times as many as another; else empty."""
+    counts = np.bincount(labels, minlength=len(classes))
+    most, least = int(counts.argmax()), int(counts[: len(classes)].argmin())
+    if counts[most] < IMBALANCE * max(1, counts[least]):
+        return ""
+    return f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} has {counts[least]:,}: read the recall of each class (per_class.csv), since the accuracy says little about rare ones"
+
+
+def result_warnings(components: Components, state: TrainerState, metrics: Mapping[str, Scalar]) -> list[str]:
+    """Return what limits the worth of a result, a line each.
+
+    Args:
+        metrics: the result's, `test/acc` and the like.
+    """
+    dataset = components.dataset
+    lines = [few_updates(state.step, len(state.history), len(dataset.train), components.config.batch_size)]
+    split = dataset.test or dataset.val
+    if split is not None and len(split) and state.step:
+        accuracy = float(metrics[f"{split.name}/acc"])
+        train_accuracy = float(state.history[-1].get("train/acc", 0.0)) if state.history else 0.0
+        chance = at_chance(split.name, accuracy, split.labels, train_accuracy)
+        lines += [
+            chance,
+            interval_line(split.name, accuracy, len(split)),
+            rare_classes(split.name, split.labels, dataset.classes),
+        ]
+    lines.append(unbalanced(dataset.train.labels, dataset.classes))
+    return [line for line in lines if line]

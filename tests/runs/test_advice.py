@@ -1,0 +1,72 @@
+"""What a run says about its own figures."""
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from harness.runs.advice import at_chance, few_updates, interval_line, rare_classes, unbalanced
+from harness.utils.stats import chance_probability
+
+
+@pytest.mark.parametrize(
+    ("correct", "n", "chance"), [(0, 5, 0.5), (5, 5, 0.5), (120, 1000, 0.1), (130, 1000, 0.1), (36, 359, 0.1)]
+)
+def test_the_probability_of_so_many_hits_is_that_of_the_binomial_distribution(correct, n, chance):
+    assert chance_probability(correct, n, chance) == pytest.approx(binom.sf(correct - 1, n, chance))
+
+
+@pytest.mark.parametrize(
+    ("steps", "epochs", "images", "batch_size", "remedy"),
+    [
+        (10, 10, 640, 512, "--batch-size, for example 32"),
+        (50, 5, 80, 8, "--epochs 50"),
+        (1, 1, 16, 16, "for example 8"),
+    ],
+)
+def test_few_updates_are_named_with_a_remedy(steps, epochs, images, batch_size, remedy):
+    line = few_updates(steps, epochs, images, batch_size)
+    assert line.startswith(f"{steps} update") and remedy in line and "--recipe auto" in line and "\n" not in line
+
+
+@pytest.mark.parametrize("steps", [0, 100, 5000])
+def test_enough_updates_and_no_training_at_all_are_not_remarked_on(steps):
+    assert few_updates(steps, 10, 640, 32) == ""
+
+
+def test_an_accuracy_at_chance_is_told_from_one_above_it():
+    labels = np.arange(1000) % 10
+    assert "at chance" in at_chance("test", 0.11, labels, 0.11) and at_chance("test", 0.13, labels, 0.13) == ""
+    assert "not learnt either" in at_chance("test", 0.1, labels, 0.1) and "are learnt" in at_chance(
+        "test", 0.1, labels, 0.99
+    )
+
+
+def test_naming_the_most_frequent_class_is_chance_in_an_unbalanced_set():
+    labels = np.array([0] * 900 + [1] * 100)
+    assert "90.0 %" in at_chance("test", 0.9, labels, 0.9) and at_chance("test", 0.93, labels, 0.95) == ""
+
+
+def test_so_few_images_that_all_could_be_hit_by_chance_are_named():
+    assert "too few to tell" in at_chance("test", 1.0, np.array([0, 1]), 1.0)
+    assert at_chance("test", 1.0, np.arange(10) % 2, 1.0) == ""
+    assert "have one class" in at_chance("test", 1.0, np.zeros(20, int), 1.0)
+
+
+def test_random_predictions_are_taken_for_better_than_chance_in_at_most_one_run_of_twenty():
+    rng, labels = np.random.default_rng(0), np.arange(200) % 4
+    false = sum(
+        at_chance("test", float((rng.integers(0, 4, 200) == labels).mean()), labels, 0.25) == "" for _ in range(1000)
+    )
+    assert false <= 70
+
+
+def test_a_wide_interval_and_rare_classes_are_named_and_others_are_not():
+    assert "Wilson" in interval_line("test", 0.7, 20) and interval_line("test", 0.98, 360) == ""
+    assert "b (1), c (0)" in rare_classes("test", np.array([0] * 9 + [1]), ["a", "b", "c"])
+    assert rare_classes("test", np.arange(30) % 3, ["a", "b", "c"]) == ""
+
+
+def test_a_class_of_a_tenth_of_the_images_of_another_is_named():
+    assert "'a' has 50 training images and 'b' has 5" in unbalanced(np.array([0] * 50 + [1] * 5), ["a", "b"])
+    assert "'c' has 0" in unbalanced(np.array([0] * 50 + [1] * 50), ["a", "b", "c"])
+    assert unbalanced(np.array([0] * 49 + [1] * 5), ["a", "b"]) == ""

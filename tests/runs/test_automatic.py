@@ -1,0 +1,186 @@
+"""Runs whose settings are chosen from the data: what is kept where, resuming, seeds, several processes, other commands."""
+
+import numpy as np
+import pytest
+
+import harness
+from harness.config import yaml_io
+from harness.runs.progress import ProgressReporter
+from harness.tracking.chosen_settings import read_choices
+from harness.utils.errors import UsageError
+from harness.utils.files import read_json
+from tests.runs.test_precision import StopAfter
+from tests.support.commands import command
+from tests.support.image_folders import save_image
+from tests.support.wandb_files import offline_runs
+from tests.training.test_distributed import ranks, weights
+
+FAST = {"model_args": {"width": 4}, "epochs": 2, "gallery": 0, "threads": 1, "device": "cpu", "precision": "fp32"}
+WORDS = [
+    "--model-args",
+    "width=4",
+    "--epochs",
+    2,
+    "--gallery",
+    0,
+    "--threads",
+    1,
+    "--precision",
+    "fp32",
+    "--device",
+    "cpu",
+]
+CHOSEN = {"batch_size": 8, "lr_max": 0.05}
+
+
+class Lines(ProgressReporter):
+    """Keeps the lines that a run shows."""
+
+    def __init__(self):
+        self.lines = []
+
+    def message(self, text):
+        self.lines.append(text)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Three classes of 24 x 24 pixels in one colour each, with noise: 20 images a class, no split."""
+    root, rng = tmp_path_factory.mktemp("data") / "pictures", np.random.default_rng(0)
+    for channel, label in enumerate(("red", "green", "blue")):
+        for index in range(20):
+            pixels = rng.integers(0, 120, (24, 24, 3), dtype=np.uint8)
+            pixels[..., channel] += 100
+            save_image(root / label / f"{index}.png", pixels)
+    return root
+
+
+def config_of(pictures, tmp_path, **settings):
+    given = {**FAST, "wandb": "disabled", "report": False, "output": str(tmp_path / "runs"), **settings}
+    return harness.make_config({"data_dir": str(pictures), **given})
+
+
+def test_a_folder_alone_is_trained_with_chosen_settings_that_are_printed_and_kept_as_numbers(pictures, tmp_path):
+    done = command("run", "--data-dir", pictures, *WORDS, "--wandb", "offline", "--seed", 7, cwd=tmp_path, check=0)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("auto-pictures-s7-")
+    saved = yaml_io.read_yaml(folder / "config.yaml")
+    assert {name: saved[name] for name in CHOSEN} == CHOSEN and "auto" not in map(saved.get, read_choices(folder))
+    block = done.stderr[done.stderr.index("Chosen from the data") :]
+    assert "batch_size" in block and "48 training images, 6 updates an epoch" in block
+    assert (folder / "console.log").read_text().count("48 training images") == 1
+    page = (folder / "report.html").read_text()
+    assert "Settings that were chosen from the data" in page and "48 training images, 6 updates an epoch" in page
+    (tracked,) = offline_runs(folder)
+    assert tracked.config["batch_size"] == 8 and tracked.config["batch_size_requested"] == "auto"
+    assert "automatic.json" in (folder / "SHA256SUMS").read_text()
+
+
+def test_an_interrupted_run_keeps_what_it_has_chosen_although_the_choice_would_differ_now(
+    pictures, tmp_path, monkeypatch
+):
+    config = config_of(pictures, tmp_path)
+    with pytest.raises(RuntimeError, match="ended by the test"):
+        harness.run(config, StopAfter())
+    monkeypatch.setattr("harness.config.automatic.LR_SMALL", 0.1)
+    lines = Lines()
+    result = harness.run(config, lines)
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert result.folder == folder and result.summary["lr_max"] == CHOSEN["lr_max"] and len(result.history) == 2
+    assert any("Resuming run" in line for line in lines.lines) and not any("Chosen" in line for line in lines.lines)
+    again = harness.run(config, Lines())  # a finished run is not resumed: the new one chooses anew
+    assert again.folder != folder and again.summary["lr_max"] < CHOSEN["lr_max"]
+
+
+def test_a_run_is_resumed_by_its_name_and_by_its_directory_but_not_with_another_wish(pictures, tmp_path):
+    config = config_of(pictures, tmp_path, name="mine")
+    with pytest.raises(RuntimeError, match="ended by the test"):
+        harness.run(config, StopAfter())
+    folder = tmp_path / "runs/mine"
+    with pytest.raises(UsageError, match="batch_size"):
+        harness.run(config.replace(resume=str(folder), batch_size=16), Lines())
+    by_folder = harness.make_config({"resume": str(folder), "report": False})
+    assert not by_folder.undecided and harness.run(by_folder, Lines()).folder == folder
+
+
+def test_settings_as_they_were_saved_repeat_the_run_exactly(pictures, tmp_path):
+    first = harness.run(config_of(pictures, tmp_path, name="first"), Lines())
+    saved = harness.make_config({"recipe": str(first.folder / "config.yaml"), "name": "second"})
+    second = harness.run(saved, Lines())
+    losses = [[row["train/loss"] for row in result.history] for result in (first, second)]
+    assert losses[0] == losses[1] and not read_choices(second.folder)
+
+
+@pytest.mark.slow
+def test_seeds_share_their_choice_and_a_second_call_trains_none_again(pictures, tmp_path):
+    config = config_of(pictures, tmp_path, epochs=1, peak_epoch=1)
+    result = harness.run_seeds(config, 2)
+    assert [seed.rates["lr_max"] for seed in result.finished] == [0.05, 0.05]
+    before = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert len(harness.run_seeds(config, 2).finished) == 2
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
+
+
+def test_two_processes_train_with_the_choice_of_the_main_one(pictures, tmp_path):
+    words = ["run", "--data-dir", pictures, *WORDS, "--batch-size", "auto", "--wandb", "disabled", "--name", "r"]
+    ended = ranks(*words, cwd=tmp_path)
+    assert [process.returncode for process in ended] == [0, 0], ended[0].stderr + ended[1].stderr
+    assert sum("Chosen from the data" in process.stderr for process in ended) == 1
+    assert yaml_io.read_yaml(tmp_path / "runs/r/config.yaml")["batch_size"] == 8 and weights(tmp_path / "runs/r")
+
+
+def test_a_range_test_and_the_doctor_take_automatic_settings(pictures, tmp_path):
+    result = harness.find_lr(config_of(pictures, tmp_path), seeds=1, steps=10)
+    assert yaml_io.read_yaml(result.folder / "config.yaml")["batch_size"] == 8 and result.folder.name.startswith(
+        "find-auto-"
+    )
+    done = command("doctor", "--data-dir", pictures, cwd=tmp_path)
+    assert "chosen from the data" in done.stdout and "60 images" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_range_test_in_an_automatic_run_finds_both_rates(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.lr_finder.range_test.STEPS_PER_DECADE", 4)
+    result = harness.run(config_of(pictures, tmp_path, lr_max="find"), Lines())
+    assert 0 < result.summary["lr_min"] < result.summary["lr_max"] and (result.folder / "lr_finder.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_a_setting_leaves_the_others_to_the_data(pictures, tmp_path):
+    fixed = {"data": "folder", "data_dir": str(pictures), "model_args": "width=4", "epochs": 1, "val_fraction": 0.2,
+             "test": False, "gallery": 0, "report": False}  # fmt: skip
+    sweep = {
+        "command": ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"],
+        "method": "grid",
+        "metric": {"name": "best/val_acc", "goal": "maximize"},
+        "parameters": {"lr_max": {"values": [0.01, 0.1]}, **{name: {"value": value} for name, value in fixed.items()}},
+    }
+    (tmp_path / "sweep.yaml").write_text(yaml_io.dump_yaml(sweep))
+    command("sweep", "sweep.yaml", "--wandb", "disabled", cwd=tmp_path, check=0)
+    folders = sorted(path.parent for path in tmp_path.rglob("automatic.json"))
+    saved = [yaml_io.read_yaml(folder / "config.yaml") for folder in folders]
+    assert {(each["lr_max"], each["lr_min"]) for each in saved} == {(0.01, 0.0001), (0.1, 0.001)}
+    assert {each["batch_size"] for each in saved} == {8}
+    (best,) = tmp_path.rglob("best.yaml")
+    assert harness.make_config({"recipe": str(best)}).undecided >= {"batch_size", "flip"}
+
+
+@pytest.mark.parametrize("counts", [(2, 2), (60, 2)])
+def test_two_images_of_a_class_are_trained_on_and_their_figures_are_qualified(tmp_path, counts):
+    for label, count in zip(("many", "few"), counts, strict=True):
+        for index in range(count):
+            save_image(tmp_path / "data" / label / f"{index}.png", np.full((16, 16, 3), 40 + 5 * index % 200, np.uint8))
+    lines = Lines()
+    result = harness.run(config_of(tmp_path / "data", tmp_path, epochs=1, test_fraction=0.5), lines)
+    warnings = result.summary["warnings"]
+    assert any("few (1)" in line for line in warnings) and any("update" in line for line in warnings)
+    assert all(f"Warning: {line}" in lines.lines for line in warnings)
+    assert read_json(result.folder / "summary.json")["warnings"] == warnings
+
+
+def test_a_damaged_note_of_the_choices_makes_a_new_run_and_hides_no_error(pictures, tmp_path):
+    config = config_of(pictures, tmp_path, epochs=1, peak_epoch=1)
+    first = harness.run(config, Lines())
+    (first.folder / "automatic.json").write_text("{")
+    assert read_choices(first.folder) == {}
+    assert harness.run(config, Lines()).folder != first.folder
