@@ -17,7 +17,7 @@ imported when it is first used.
 ```python
 import harness
 
-result = harness.run(harness.make_config({"recipe": "digits", "epochs": 4}))
+result = harness.run({"recipe": "digits", "epochs": 4})
 ```
 """
 PACKAGES = ("harness", "harness.training", "harness.data", "harness.models", "harness.evaluation")

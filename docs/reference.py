@@ -53,10 +53,16 @@ RUN = (
     File(DATASET, "the data set's name, fingerprint and classes: the content of its W&B artifact"),
     File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
-    File(CONSOLE, "what the run has shown: messages, warnings and epochs with their times, without the progress bar"),
+    File(
+        CONSOLE,
+        "what the run has shown: messages, warnings, epochs and the result with their times, without the progress bar",
+    ),
     File(DIFF, "the uncommitted changes of the git repository of the working directory, at the start", CHANGES),
     File("predictions.csv", "a row per image of the reported split: truth, prediction, confidence, loss, margin"),
-    File("per_class.csv", "precision, recall, F1 and number of images of each class"),
+    File(
+        "per_class.csv",
+        "recall, precision, F1 and number of images of each class; last the accuracy of the class against the rest",
+    ),
     File(f"{FIGURES}/losses.png", "loss of every step and every epoch"),
     File(f"{FIGURES}/accuracy.png", "accuracy by epoch"),
     File(f"{FIGURES}/lr.png", "the learning rate of every step, read back from the optimizer"),
@@ -183,7 +189,11 @@ METRICS = (
         "whether it is correct, loss (nats), margin, the five most probable classes with their scores; thumbnails of the "
         "galleries' images and of those with the highest loss, about 100 in all",
     ),
-    Metric("predictions/per_class", "table", "precision, recall, F1 of each class"),
+    Metric(
+        "predictions/per_class",
+        "table",
+        "recall, precision, F1, number of images and accuracy against the rest of each class",
+    ),
     Metric(
         "predictions/confusion_matrix",
         "chart",

@@ -4,8 +4,7 @@ Everything that the command line does has a function here; each is imported when
 
     import harness
 
-    config = harness.make_config({"recipe": "digits", "epochs": 4})
-    result = harness.run(config)
+    result = harness.run({"recipe": "digits", "epochs": 4})
     result.summary["result"], result.history[-1]["train/loss"]
 
 The parts below are in `harness.training`, `harness.data`, `harness.models` and `harness.evaluation`.

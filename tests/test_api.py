@@ -1,9 +1,11 @@
 """The Python API does what the command line does, with plain calls."""
 
+import copy
 import csv
 import importlib
 import inspect
 import json
+import pickle
 import subprocess
 import sys
 
@@ -82,3 +84,26 @@ def test_a_sweep_is_a_function_call(tmp_path):
     assert sorted(row["lr_max"] for row in rows) == ["0.01", "0.02"] and {row["state"] for row in rows} == {"complete"}
     best = json.loads((result.folder / "sweep.json").read_text())["best"]
     assert f"{best['value']:.4f}" in result.summary
+
+
+def test_a_run_takes_settings_as_a_dictionary_as_a_recipe_or_by_keyword():
+    from harness.config.recipe import as_config
+
+    expected = harness.make_config({"recipe": "digits", "epochs": 2, "lr_max": 0.1})
+    for given, settings in (
+        ({"recipe": "digits", "epochs": 2, "lr": 0.1}, {}),
+        ("digits", {"epochs": 2, "LRMAX": 0.1}),
+        (None, {"recipe": "digits", "epochs": 2, "lr_max": 0.1}),
+        (expected.replace(lr_max=0.05), {"lr": 0.1}),
+        ({"recipe": "digits", "epochs": 7, "lr_max": 0.3}, {"lr": 0.1, "epochs": 2}),
+    ):
+        assert as_config(given, settings) == expected
+    with pytest.raises(harness.utils.errors.UsageError, match=r"there is no recipe 'digit' .did you mean 'digits'"):
+        harness.run("digit")
+    with pytest.raises(harness.utils.errors.UsageError, match=r"need a Config, a dictionary .*; got list"):
+        harness.run([("epochs", 2)])
+    with pytest.raises(harness.utils.errors.UsageError, match=r"no setting 'learning_rate' .did you mean 'lr_max'"):
+        harness.find_lr("digits", learning_rate=0.1)
+    with pytest.raises(harness.utils.errors.UsageError, match="Config has no field 'lr': give 'lr_max'"):
+        harness.Config(lr=0.1)
+    assert pickle.loads(pickle.dumps(expected)) == copy.deepcopy(expected) == expected

@@ -10,7 +10,7 @@ import click
 
 from harness.cli import completion
 from harness.config import settings
-from harness.config.names import NAMES_ELSEWHERE
+from harness.config.other_names import meaning_of
 from harness.config.settings import normalize_name
 from harness.config.words import without_groups
 from harness.tracking.wandb.failed_trial import send_failure
@@ -211,7 +211,10 @@ def _show_full_help(context: click.Context, parameter: click.Parameter, value: b
 
 
 def nearest_option(error: click.NoSuchOption) -> str:
-    """Return ` (did you mean '--x'?)` for the option nearest to one that does not exist, or nothing."""
+    """Return ` (did you mean '--x'?)` for the option nearest to one that does not exist, what to write instead, or nothing.
+
+    What another trainer calls by that name comes before a similar spelling.
+    """
     options = {
         normalize_name(name): name
         for parameter in (error.ctx.command.params if error.ctx else [])
@@ -219,6 +222,9 @@ def nearest_option(error: click.NoSuchOption) -> str:
         if name.startswith("--")
     }
     typed = normalize_name(error.option_name)
-    if (usual := NAMES_ELSEWHERE.get(typed, "").replace("_", "-")) and normalize_name(usual) in options:
-        return f" (did you mean '--{usual}'?)"
+    setting, remedy = meaning_of(typed, [name for name in settings.setting_fields() if normalize_name(name) in options])
+    if remedy:
+        return f"; {remedy}"
+    if setting:
+        return f" (did you mean '--{setting.replace('_', '-')}'?)"
     return did_you_mean(error.option_name.lower().replace("_", "-"), list(options.values()))

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO, cast
 
 import click
 
-from harness.cli.commands import PlainCommand, SettingsCommand
+from harness.cli.commands import SettingsCommand
 from harness.cli.completion import complete_run
 from harness.cli.options import setting_options, setting_options_only
 from harness.cli.terminal import TerminalStream, echo
@@ -163,26 +163,35 @@ def export(settings: dict[str, Any], checkpoint: Path, onnx: Path | None, timm: 
         exporting.track_export(checkpoint, {onnx.name: onnx}, "onnx", settings)
 
 
-@click.command(cls=PlainCommand)
+@click.command(cls=SettingsCommand, shown=("plugin",))
 @click.argument("filter", default="")
 @click.option("--count", is_flag=True, help="Build each model and count its parameters (slow for many).")
-def models(filter: str, count: bool) -> None:
-    """List the models that can be trained: those of timm whose name contains FILTER, harness's own marked with *.
+@setting_options_only("plugin")
+def models(settings: dict[str, Any], filter: str, count: bool) -> None:
+    """List the models that can be trained: those of timm whose name contains FILTER.
+
+    Harness's own are marked with *, those of plug-ins with +.
 
     \b
     harness models resnet18
     harness models custom --count
+    harness models --plugin my_models
     """
+    from harness.config.settings import coerce
     from harness.models import factory
+    from harness.utils.plugins import allow_plugins
 
-    names = factory.model_names(filter)
-    for name, is_ours in names:
-        line = f"{'*' if is_ours else ' '} {name}"
+    plugins = coerce("plugin", settings.get("plugin", ()))
+    allow_plugins(plugins)
+    names = factory.model_names(filter, plugins)
+    marks = {"harness": "*", "plugin": "+", "timm": " "}
+    for name, origin in names:
+        line = f"{marks[origin]} {name}"
         if count:
             line += f"  {factory.parameter_count_of(name):,}"
         echo(line)
     if names:
-        echo(f"{len(names)} models; * harness's own", err=True)
+        echo(f"{len(names)} models; * harness's own{'; + of a plug-in' if plugins else ''}", err=True)
     else:
         hint = did_you_mean(filter, [name for name, _ in factory.model_names()])
         echo(f"no model's name contains {filter!r}{hint}", err=True)

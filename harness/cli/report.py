@@ -37,13 +37,14 @@ def report(
     """Make one self-contained HTML page of a run, of several runs, or of a sweep.
 
     The page needs no network and no server: it can be mailed, printed, and read on a phone. Several runs are shown side
-    by side, with mean and spread where they differ only in the seed. The directory that `harness run --seeds` made
-    means all its runs.
+    by side: curves, classes and confusions, and mean and spread over different seeds. The directory that `harness run
+    --seeds` made means all its runs, and a folder such as `runs` everything in it, sweeps as a table.
 
     \b
     harness report runs/my-run
     harness report runs/a-s0 runs/a-s1 runs/a-s2 -o seeds.html
     harness report runs/my-sweep
+    harness report runs
     harness report --wandb me/harness/3x5k2a9q
     harness report --wandb runs/my-sweep --workspace
     harness report --wandb me/harness/groups/narrow --wandb me/harness/groups/wide

@@ -20,7 +20,7 @@ from harness.utils.text import percent, printable
 if TYPE_CHECKING:
     from harness.tracking.run_list import ListedRun
 
-SORTS = ("date", "name", "state", "accuracy", "lr")
+SORTS = ("date", "name", "state", "accuracy", "lr", "model", "data", "epoch")
 HEADINGS = ("run", "state", "last written", "model", "data", "LRMAX", "epoch", "accuracy")
 
 
@@ -43,7 +43,7 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
     harness runs other-runs --sort accuracy --state finished
     harness runs --match resnet --json
     """
-    from harness.tracking.run_dir import RunState, resume_seeds_command
+    from harness.tracking.run_dir import RunState
     from harness.tracking.run_list import listed_runs
     from harness.utils.files import read_json
 
@@ -55,25 +55,26 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
     if as_json:
         echo(json_text([_plain(run) for run in listed], indent=1))
         return
-    for line in _table([_cells(run) for run in listed], [_advice(run) for run in listed]):
+    for line in _table([_cells(run) for run in listed], [run.advice for run in listed]):
         echo(line)
-    sweeps, seeds = [], []
-    if not states and not match:
-        sweeps, seeds = sorted(output.glob("*/sweep.json")), sorted(output.glob("*/seeds.json"))
+    # Sweeps and several seeds have no state, model or data of their own to choose by, but a name.
+    sweeps, seeds = (
+        [path for path in sorted(output.glob(f"*/{name}")) if not states and match.lower() in path.parent.name.lower()]
+        for name in ("sweep.json", "seeds.json")
+    )
     for path in sweeps:
         echo(_sweep_line(path.parent.name, read_json(path)))
     for path in seeds:
-        summary = read_json(path)
-        echo(_seeds_line(path.parent.name, summary))
-        if summary.get("resume"):
-            echo(f"    {resume_seeds_command(path.parent, len(_list(summary, 'seeds')))}")
-    if not listed and not sweeps:
+        for line in _seeds_lines(path.parent, read_json(path)):
+            echo(line)
+    if not listed and not sweeps and not seeds:
         echo(f"no runs in {output}" + (" that match" if states or match else ""), err=True)
 
 
 def _plain(run: ListedRun) -> dict[str, Any]:
-    values = dataclasses.asdict(run)
-    values["path"] = str(run.path)
+    values = {"name": run.name, **dataclasses.asdict(run)}
+    written = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.written_at)) if run.written_at > 0 else None
+    values |= {"path": str(run.path), "date": written, "advice": run.advice}
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
@@ -84,12 +85,6 @@ def _cells(run: ListedRun) -> tuple[str, ...]:
     lr = f"{run.lr_max:.3g}" if math.isfinite(run.lr_max) else "-"
     accuracy = f"{run.split} {percent(run.accuracy, 2)}" if run.split else "-"
     return run.name, run.state, date, run.model or "-", run.data or "-", lr, f"{epoch}{of}", accuracy
-
-
-def _advice(run: ListedRun) -> str:
-    if run.diverged:
-        return f"diverged at lr_max={run.lr_max:g}: start it anew with a lower --lr-max or --clip-grad 1; harness lr-find suggests a rate"
-    return run.resume
 
 
 def _table(rows: Sequence[Sequence[str]], below: Sequence[str]) -> list[str]:
@@ -118,9 +113,13 @@ def _sweep_line(name: str, summary: Mapping[str, Any]) -> str:
     return printable(f"{name:<44} sweep        {counts}; best {metric} {best}")
 
 
-def _seeds_line(name: str, summary: Mapping[str, Any]) -> str:
-    """Return a line for a run over several seeds."""
-    states = [seed.get("state") for seed in _list(summary, "seeds") if isinstance(seed, Mapping)]
+def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
+    """Return a line for a run over several seeds, and one with what to do about seeds that have not finished."""
+    from harness.tracking.run_dir import resume_seeds_command
+    from harness.tracking.run_list import diverged_advice, has_diverged
+
+    seeds = [seed for seed in _list(summary, "seeds") if isinstance(seed, Mapping)]
+    states = [seed.get("state") for seed in seeds]
     means = []
     for key in sub_mapping(summary, "figures"):
         spread = sub_mapping(summary["figures"], key)
@@ -129,9 +128,15 @@ def _seeds_line(name: str, summary: Mapping[str, Any]) -> str:
             means.append(
                 f"{key.split('/')[0]} {percent(mean, 2)}" + (f" ± {100 * deviation:.2f}" if deviation > 0 else "")
             )
-    return printable(
-        f"{name:<44} seeds        {states.count('finished')} of {len(states)} done  {', '.join(means) or '-'}"
-    )
+    done, diverged = states.count("finished"), [seed for seed in seeds if has_diverged(str(seed.get("state")), seed)]
+    lines = [printable(f"{folder.name:<44} seeds        {done} of {len(states)} done  {', '.join(means) or '-'}")]
+    if diverged:
+        count = f"{len(diverged)} of {len(states)} seeds"
+        lines.append(f"    {count} {diverged_advice(number(sub_mapping(summary, 'config').get('lr_max')))}")
+    count_of_seeds = len(_list(summary, "seeds"))
+    if summary.get("resume") and done + len(diverged) < count_of_seeds:
+        lines.append(f"    {resume_seeds_command(folder, count_of_seeds)}")
+    return lines
 
 
 def _list(mapping: Mapping[str, Any], key: str) -> list[Any]:

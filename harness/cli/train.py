@@ -11,11 +11,9 @@ import click
 from harness.cli.commands import SettingsCommand
 from harness.cli.options import config_from_options, setting_options, words_argument
 from harness.cli.terminal import echo
-from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import WANDB, Config
 from harness.config.sweep_values import complete_options
 from harness.runs.progress import BarReporter, LineReporter
-from harness.utils.text import percent
 
 CURVE = (
     "recipe", "epochs", "schedule", "lr_min", "lr_max", "peak_epoch", "cycles", "momentum", "momentum_min",
@@ -35,7 +33,9 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
     """Train, evaluate every epoch, and record everything on disk and in W&B.
 
     An option wins over the recipe, the recipe over the default. Options are understood in any spelling of case, dash
-    and underscore. A stopped run resumes when the same command is given again.
+    and underscore. A stopped run resumes when the same command is given again. The result is printed on standard output,
+    the lines of the epochs on standard error: `2>&1 | tee FILE` behind the command keeps both, as console.log in the
+    run directory does.
 
     \b
     harness run --recipe digits
@@ -51,6 +51,7 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
     if WANDB in config.tracker and config.wandb != "disabled":
         init.preload()
     from harness.runs import run as runner
+    from harness.runs.summary import summary_table
 
     reporter = _reporter()
     try:
@@ -73,30 +74,6 @@ def _run_seeds(config: Config, count: int, reporter: LineReporter) -> None:
 def _reporter() -> LineReporter:
     """Return a progress bar on a terminal, lines elsewhere."""
     return BarReporter(sys.stderr) if sys.stderr.isatty() else LineReporter(sys.stderr)
-
-
-def summary_table(summary: dict[str, Any]) -> str:
-    """Return the headline metrics of a finished run as text."""
-    result, best = summary["result"], summary["best"]
-    rows = []
-    for split in REPORTED_SPLITS:
-        if f"{split}/acc" in result:
-            accuracy, loss = percent(result[f"{split}/acc"], 2), result[f"{split}/loss"]
-            chosen = f"{result['chosen']}, epoch {result['epoch']}"
-            rows.append((f"{split} accuracy", f"{accuracy}  (loss {loss:.4f}; {chosen})"))
-        for key, name in (("acc_tta", "with TTA"), ("acc5", "top 5")):
-            if f"{split}/{key}" in result:
-                rows.append((f"  {name}", percent(result[f"{split}/{key}"], 2)))
-        if f"{split}/ece" in result:
-            rows.append(("  ECE", f"{percent(result[f'{split}/ece'])}  (expected calibration error)"))
-    key = next((key for key in best if key.endswith("/acc")), "")
-    if key and best["epoch"] != result["epoch"]:
-        rows.append(("best epoch", f"{percent(best[key], 2)}  ({best['chosen']}, epoch {best['epoch']})"))
-    rows.append(("parameters", f"{summary['parameters']:,}"))
-    rows.append(
-        ("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s")
-    )
-    return "\n".join(f"{name:<14} {text}" for name, text in rows)
 
 
 @click.command(cls=SettingsCommand)

@@ -14,24 +14,6 @@ SPLIT_LABELS: dict[str, str] = {"train": "training", "val": "validation", "test"
 BUILT_IN_DATASETS = ("cifar10", "cifar100", "digits", "folder")
 
 
-# How other trainers call a setting, in lower case and without dashes: its name here, for messages.
-NAMES_ELSEWHERE = {
-    "amp": "precision", "arch": "model", "architecture": "model", "backbone": "model", "baselr": "lr_max",
-    "batch": "batch_size", "bs": "batch_size", "cfg": "recipe", "checkpoint": "resume", "ckpt": "resume",
-    "classificationdataset": "data", "dataset": "data", "datasetname": "data", "datapath": "data_dir", "dropout": "model_args",
-    "dropoutrate": "model_args", "droppath": "model_args", "droprate": "model_args", "earlystopping": "early_stop",
-    "earlystoppingpatience": "early_stop", "evalbatch": "eval_batch_size", "experiment": "name", "finallr": "lr_min",
-    "fp16": "precision", "gpu": "device", "gpus": "device", "gradclip": "clip_grad", "gradientaccumulationsteps": "grad_accumulation",
-    "imgsize": "image_size", "imgsz": "image_size", "initlr": "lr_max", "inputsize": "image_size", "learningrate": "lr_max",
-    "logdir": "output", "lr0": "lr_max", "maxepochs": "epochs", "maxlr": "lr_max", "minlr": "lr_min", "mixedprecision": "precision",
-    "modelema": "ema", "modelname": "model", "mom": "momentum", "nepochs": "epochs", "networkname": "model", "numclasses": "classes",
-    "numepochs": "epochs", "numtrainepochs": "epochs", "numworkers": "workers", "optim": "optimizer", "outdir": "output",
-    "outputdir": "output", "patience": "early_stop", "randomseed": "seed", "root": "data_dir", "runname": "name", "sched": "schedule",
-    "scheduler": "schedule", "smoothing": "label_smoothing", "trainbatchsize": "batch_size", "wandbproject": "project",
-    "warmup": "peak_epoch", "warmupepochs": "peak_epoch",
-}  # fmt: skip
-
-
 def data_name(data: str, data_dir: str) -> str:
     """Return a short name of a data set: that of the folder or archive for `folder`, else the last part of its own."""
     if data != "folder":

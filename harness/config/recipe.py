@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from harness.config import yaml_io
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
@@ -15,6 +15,7 @@ from harness.config.words import settings_of
 from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
 
+AnyConfig: TypeAlias = Config | Mapping[str, Any] | str | Path | None  # what `as_config` takes
 MODEL_SETTINGS = (
     "model_args",
     "lr_min",
@@ -141,3 +142,25 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
             f"lr_min={given['lr_min']} and lr_min_ratio={config.lr_min_ratio:g} both give LRMIN; keep one of them"
         )
     return config
+
+
+def as_config(config: AnyConfig, settings: Mapping[str, Any] | None = None) -> Config:
+    """Return the configuration that a function of the Python API is called with.
+
+    Args:
+        config: a configuration, settings as `make_config` takes them, or a recipe by its name or path; None: no settings.
+        settings: more settings, in any spelling; they win.
+
+    Raises:
+        UsageError: it is none of these, or `make_config` refuses it.
+    """
+    match config:
+        case Config():
+            return config.replace(**settings_of(settings or {})) if settings else config
+        case None | Mapping():
+            return make_config({**settings_of(config or {}), **settings_of(settings or {})})
+        case str() | Path():
+            return make_config(settings or {}, str(config))
+    raise UsageError(
+        f"need a Config, a dictionary of settings such as {{'epochs': 3}}, or the name or path of a recipe; got {type(config).__name__}"
+    )

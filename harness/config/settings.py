@@ -19,7 +19,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from harness.config import yaml_io
 from harness.config.conversion import BOOLEANS as BOOLEANS
 from harness.config.conversion import FIND, NumberOrFind, convert
-from harness.config.names import NAMES_ELSEWHERE
+from harness.config.other_names import meaning_of
 from harness.utils.errors import UsageError, did_you_mean
 
 # Data that may bring its own validation split, so that val_fraction=0 does not imply that there is none.
@@ -185,6 +185,13 @@ class Config:
     report: bool = _setting(True, "Write report.html, a page that explains the run, at its end.", group="Output", affects_results=False)
     checkpoint_every: int = _setting(0, "Save a checkpoint every this many steps too; 0: only after each epoch.", group="Output", low=0, affects_results=False)
     # fmt: on
+
+    def __new__(cls, **values: Any) -> Config:
+        """Refuse names that are no settings in the words of `canonical_name`, where a dataclass has none."""
+        for name in values:
+            if name not in setting_fields() and (setting := canonical_name(name)):
+                raise UsageError(f"Config has no field {name!r}: give {setting!r}, or use make_config")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         for item in dataclasses.fields(self):
@@ -354,8 +361,10 @@ def canonical_name(spelling: str) -> str:
     names = {normalize_name(name): name for name in setting_fields()} | SHORT_NAMES
     key = normalize_name(str(spelling))
     if key not in names:
-        usual = NAMES_ELSEWHERE.get(key)
-        hint = f" (did you mean {usual!r}?)" if usual else did_you_mean(str(spelling).lower(), setting_fields())
+        setting, remedy = meaning_of(key, setting_fields())
+        if remedy:
+            raise UsageError(f"there is no setting {spelling!r}; {remedy}")
+        hint = f" (did you mean {setting!r}?)" if setting else did_you_mean(str(spelling).lower(), setting_fields())
         raise UsageError(f"there is no setting {spelling!r}{hint}")
     return names[key]
 

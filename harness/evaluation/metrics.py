@@ -97,14 +97,18 @@ AnyPredictions: TypeAlias = Predictions | SavedPredictions
 
 
 class ClassMetrics(NamedTuple):
-    """The figures of one class; fractions 0..1, None where undefined."""
+    """The figures of one class; fractions 0..1, None where undefined.
+
+    The accuracy is last: it is that of the class against the rest, to which every image that is correctly called another
+    class adds, so that it is above the accuracy of the model for nearly every class.
+    """
 
     name: str
-    accuracy: float | None
-    precision: float | None
     recall: float | None
+    precision: float | None
     f1: float | None
     images: int
+    accuracy: float | None
 
 
 @dataclass(frozen=True)
@@ -128,9 +132,11 @@ class PerClass:
         """Return the figures class by class."""
         figures = [
             [None if np.isnan(value) else value for value in column.tolist()]
-            for column in (self.accuracy, self.precision, self.recall, self.f1)
+            for column in (self.recall, self.precision, self.f1, self.accuracy)
         ]
-        return [ClassMetrics(*row) for row in zip(classes, *figures, self.support.tolist(), strict=True)]
+        recall, precision, f1, accuracy = figures
+        columns = (classes, recall, precision, f1, self.support.tolist(), accuracy)
+        return [ClassMetrics(*row) for row in zip(*columns, strict=True)]
 
     def table(self, classes: Sequence[str]) -> Table:
         """Return a table with one row per class."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.names import data_name
 from harness.config.recipe import first_comparison, make_config
 from harness.config.settings import Config
 from harness.lr_finder.analysis import LRCurve
@@ -21,6 +22,7 @@ from harness.utils.errors import UsageError
 
 MAX_ROWS = 10_000  # of the table of steps
 SWEEP_FACTOR = 4.0  # how far a sweep searches around LRMAX and LRMIN
+RUN_CAP = 20  # trials of a sweep over two parameters
 SHORTEST_WITH_EARLY_END = 12  # epochs; a shorter run is over before a comparison could save much
 NOT_INHERITED = ("recipe", "name", "resume", "lr_min", "lr_max", "lr_min_ratio", "job_type", "notes")
 
@@ -200,13 +202,18 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
     fixed = {name: value for name, value in fixed.items() if name not in left_to_the_user}
     if not config.val_fraction and not result.has_val_split:
         fixed["val_fraction"] = 0.1
+    fixed |= {
+        "test": False,
+        "gallery": 0,
+    }  # trials are compared on the validation split, and nobody looks at their images
     document: dict[str, Any] = {
-        "name": f"learning rates of {config.model} on {config.data}",
+        "name": f"learning rates of {config.model} on {data_name(config.data, config.data_dir)}",
         "description": f"LRMAX, and LRMIN as a fraction of it, around the result of a range test (LRMAX {result.lr_max:g}, LRMIN {result.lr_min:g})",
         "project": fixed.pop("project", config.project),
         **({"entity": fixed.pop("entity")} if fixed.get("entity") else {}),
         "method": "bayes",
         "metric": {"name": "best/val_acc", "goal": "maximize"},
+        "run_cap": RUN_CAP,
         "command": ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"],
     }
     if (first := first_band(config)) is not None:
@@ -237,7 +244,8 @@ def sweep_yaml(result: LRFinderResult, path: Path) -> str:
     confidence = result.suggestion.confidence.split(":")[0]
     return (
         f"# LRMIN {result.lr_min:g} and LRMAX {result.lr_max:g} are the result of a range test ({confidence}).\n#\n"
-        f"#   wandb sweep {file}      then: wandb agent ID\n#   harness sweep {file}    the same without a server\n"
+        f"#   harness sweep {file}    on this machine, without account or network; {RUN_CAP} trials\n"
+        f"#   wandb sweep {file}      on a W&B server; start its runs with: wandb agent ID\n"
         + yaml_io.dump_yaml(definition)
     )
 

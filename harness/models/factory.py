@@ -5,9 +5,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 import timm
 import torch
@@ -31,6 +31,8 @@ HARNESS_MODELS = {
     "speedrun_cnn": speedrun_cnn.SpeedrunCNN,
 }
 
+Origin: TypeAlias = Literal["harness", "plugin", "timm"]  # who defines a model
+ORIGINS: tuple[Origin, ...] = get_args(Origin)
 CLASS_MAP = "class_map.txt"
 
 # Arguments of timm.create_model that another setting decides, or that do not suit a run -> remedy.
@@ -139,15 +141,26 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def model_names(filter: str = "") -> list[tuple[str, bool]]:
-    """Return the names of models and whether harness defines them; its own first.
+def model_names(filter: str = "", plugins: Iterable[str] = ()) -> list[tuple[str, Origin]]:
+    """Return the names of models and who defines them: first harness's own, then those of plug-ins, then timm's.
 
     Args:
         filter: part of a name, or a pattern with `*`.
+        plugins: modules to import first.
+
+    Raises:
+        UsageError: a plug-in cannot be imported.
     """
+    import_plugins(plugins)
     pattern = filter if "*" in filter or not filter else f"*{filter}*"
-    names = [(name, name in HARNESS_MODELS) for name in timm.list_models(pattern)]
-    return sorted(names, key=lambda item: not item[1])
+    names = [(name, _origin(name)) for name in timm.list_models(pattern)]
+    return sorted(names, key=lambda item: ORIGINS.index(item[1]))
+
+
+def _origin(name: str) -> Origin:
+    if name in HARNESS_MODELS:
+        return "harness"
+    return "timm" if timm.model_entrypoint(name).__module__.startswith("timm.") else "plugin"
 
 
 def timm_input(preprocess: Preprocess) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,13 +87,14 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
             safe_serialization=True,
             data_config=factory.timm_input(trained.preprocess),
         )
-        for file in Path(written).iterdir():
-            os.replace(file, folder / file.name)
+        for file in Path(written).iterdir():  # safetensors writes files that only their owner may read
+            with open(file, "rb") as source:
+                write_atomically(folder / file.name, partial(shutil.copyfileobj, source))
     write_atomically(folder / "README.md", model_card(trained.facts))
     factory.write_class_map(trained.classes, folder / factory.CLASS_MAP)
     modules = [*filter(None, [factory.module_of(trained.config.model)]), *trained.config.plugin]
-    source = f"local-dir:{folder.resolve()}"
-    code = f"import {', '.join(['timm', *modules])}; model = timm.create_model({source!r}, pretrained=True)"
+    address = f"local-dir:{folder.resolve()}"
+    code = f"import {', '.join(['timm', *modules])}; model = timm.create_model({address!r}, pretrained=True)"
     return f"{folder}: load it with\npython -c {shlex.quote(code)}"
 
 

@@ -147,7 +147,11 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
     for key, value in evaluation.metrics.items():
         number = f"{100 * value:.2f} %" if key.startswith(("acc", "ece")) else f"{value:.4f}"
         lines.append(f"{evaluation.split} {names[key]:<20} {number}")
-    return "\n".join([*lines, "", table_text(evaluation.per_class)])
+    table = evaluation.per_class
+    kept = [column for column, name in enumerate(table.columns) if name != "accuracy"]  # it is against the rest
+    rows = [tuple(row[column] for column in kept) for row in table.rows]
+    shown = Table(tuple(table.columns[column] for column in kept), rows)
+    return "\n".join([*lines, "", table_text(shown)])
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from harness.config.recipe import AnyConfig, as_config
 from harness.config.settings import FIND, Config
 from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
@@ -39,7 +40,7 @@ JSON, FIGURE = "lr_finder.json", "lr_finder.png"
 
 @restore_process_state()
 def find_lr(
-    config: Config,
+    config: AnyConfig = None,
     *,
     steps: int | None = None,
     low: float | None = None,
@@ -49,16 +50,19 @@ def find_lr(
     confirm: int = 0,
     write_sweep: Path | None = None,
     reporter: ProgressReporter | None = None,
+    **settings: Any,
 ) -> LRFinderResult:
     """Run the LR range test in a run directory of its own and record it: the same as `harness lr-find`.
 
     Args:
+        config: a configuration, a dictionary of settings, or a recipe by its name or path.
         steps: updates between `low` and `high`; the test continues above `high` while the loss does not diverge.
         low, high: bounds of the learning rate; by default those that fit the optimizer.
         linear: raise the rate by equal steps instead of equal factors.
         seeds: how many times the test runs, each with other weights and another order of the images.
         confirm: short one-cycle runs around the suggestion; the one with the best held-out accuracy is taken.
         write_sweep: where to write a W&B sweep whose ranges come from the test.
+        settings: settings by keyword, such as `epochs=3`; they win.
 
     Raises:
         HarnessError: with one line that names what is wrong and the remedy.
@@ -67,7 +71,7 @@ def find_lr(
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():
-        config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+        config = with_sweep_values(as_config(config, settings), reporter.message, is_own=has_active_run())
         range_for(config, options)  # a wrong range is refused before anything is loaded
         check_tracking(config)
     components = build_components(with_placeholder_lr(config))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from harness.config.recipe import AnyConfig, as_config
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
 from harness.lr_finder.finder import with_placeholder_lr
@@ -18,6 +19,7 @@ from harness.runs.console_log import ConsoleLog
 from harness.runs.lr_find import resolve_lr
 from harness.runs.model_log import WEIGHTS
 from harness.runs.progress import LineReporter, ProgressReporter
+from harness.runs.summary import summary_table
 from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
 from harness.runs.trainer import RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
@@ -44,8 +46,12 @@ MAX_ROWS = 100_000  # of a run in W&B, whose pages become slow beyond that: http
 
 
 @restore_process_state()
-def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
+def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **settings: Any) -> RunResult:
     """Train, evaluate every epoch and record everything: the same as `harness run`.
+
+    Args:
+        config: a configuration, a dictionary of settings, or a recipe by its name or path.
+        settings: settings by keyword, such as `epochs=3`; they win.
 
     Raises:
         HarnessError: with one line that names what is wrong and the remedy.
@@ -54,7 +60,7 @@ def run(config: Config, reporter: ProgressReporter | None = None) -> RunResult:
     started_at = time.monotonic()
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
     with report_failed_trial():
-        config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+        config = with_sweep_values(as_config(config, settings), reporter.message, is_own=has_active_run())
     try:
         processes = distributed.init_distributed(config.device, config.process_timeout)
         try:
@@ -116,7 +122,10 @@ def _train(
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
         trainer = Trainer(components, directory, tracked.tracker, tracked.journal, reporter, state, stop_requests)
         with learner.processes.report_peer_failure():
-            return trainer.run({**facts, "seconds_before": round(seconds_before, 2)})
+            result = trainer.run({**facts, "seconds_before": round(seconds_before, 2)})
+        if isinstance(reporter, ConsoleLog):
+            reporter.log(summary_table(result.summary))  # the command line shows it at its end, on standard output
+        return result
 
 
 def _run_worker(config: Config, processes: SingleProcess) -> RunResult:

@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config import yaml_io
+from harness.config.recipe import AnyConfig, as_config
 from harness.config.settings import AUTO, Config, setting_fields
 from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
 from harness.runs.tracked_run import check_tracking
 from harness.tracking import run_dir
+from harness.tracking.metric_names import interval_scale, is_share
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import check_output_folder
+from harness.tracking.run_list import has_diverged
 from harness.tracking.run_names import name_without_seed, slug
 from harness.tracking.wandb.failed_trial import report_failed_trial
 from harness.training.device import pick_device, pick_precision, release_memory
@@ -114,7 +117,8 @@ class SeedsResult:
         )
         return {
             name: mean_interval(
-                [seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))]
+                [seed.result[name] for seed in self.finished if _is_metric(name, seed.result.get(name))],
+                scale=interval_scale(name),
             )
             for name in names
         }
@@ -128,8 +132,10 @@ class SeedsResult:
         """Raise `SeedsFailedError`, with the first one's exit status, when a seed failed."""
         if self.failed:
             first = self.failed[0]
+            again = [seed for seed in self.failed if not has_diverged(seed.state, vars(seed))]
+            remedy = "; the same command tries them again" if len(again) == len(self.failed) else ""
             raise SeedsFailedError(
-                f"{len(self.failed)} of {len(self.seeds)} seeds failed; seed {first.seed}: {first.reason}; the same command tries them again",
+                f"{len(self.failed)} of {len(self.seeds)} seeds failed; seed {first.seed}: {first.reason}{remedy}",
                 first.exit_code,
             )
 
@@ -145,17 +151,22 @@ class SeedsResult:
         }
 
 
-def run_seeds(config: Config, count: int, reporter: ProgressReporter | None = None) -> SeedsResult:
+def run_seeds(config: AnyConfig, count: int, reporter: ProgressReporter | None = None, **settings: Any) -> SeedsResult:
     """Train the seeds `config.seed`, `config.seed` + 1, ...: the same as `harness run --seeds COUNT`.
 
     Seeds that an earlier call with the same settings finished are not trained again, and an unfinished one is resumed.
     A seed that diverges does not keep the others from training: see `SeedsResult.check`.
+
+    Args:
+        config: a configuration, a dictionary of settings, or a recipe by its name or path.
+        settings: settings by keyword, such as `epochs=3`; they win.
 
     Raises:
         HarnessError: an error that every seed would end with: a wrong setting, missing data, W&B refused.
         Interrupted: a signal stopped it; the state was saved, and the same call resumes it.
     """
     with report_failed_trial():
+        config = as_config(config, settings)
         _check(config, count)
         config = _common(config, count)
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
@@ -192,12 +203,9 @@ def seeds_table(result: SeedsResult) -> str:
     for name, interval in result.figures.items():
         text = f"{name:<10} mean {_number(name, interval.mean)} of {interval.n} seed{'s' * (interval.n > 1)}"
         if interval.sd is not None and interval.low is not None and interval.high is not None:
-            ends = interval.low, interval.high
-            if _is_share(name):  # Student's interval of few seeds may be wider
-                ends = max(0.0, interval.low), min(1.0, interval.high)
-            points = f"{100 * interval.sd:.2f} points" if _is_share(name) else f"{interval.sd:.4f}"
+            points = f"{100 * interval.sd:.2f} points" if is_share(name) else f"{interval.sd:.4f}"
             text += (
-                f", standard deviation {points}, 95 % interval {_number(name, ends[0])} to {_number(name, ends[1])}"
+                f", standard deviation {points}, 95 % interval {_number(name, interval.low)} to {_number(name, interval.high)}"
                 f", from {_number(name, interval.least)} to {_number(name, interval.most)}"
             )
         lines.append(text)
@@ -383,9 +391,5 @@ def _is_metric(name: str, value: Any) -> bool:
     return "/" in name and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
 
 
-def _is_share(name: str) -> bool:
-    return name.rsplit("/", 1)[-1].startswith(("acc", "ece"))
-
-
 def _number(name: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if _is_share(name) else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if is_share(name) else f"{value:.4f}"

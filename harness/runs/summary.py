@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import Config
 from harness.models import factory
 from harness.runs.components import Components, describe_data
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
+from harness.utils.text import percent
 
 
 def summarise(
@@ -72,3 +74,27 @@ def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, S
         elif isinstance(value, int | float | str):
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def summary_table(summary: Mapping[str, Any]) -> str:
+    """Return the headline metrics of a finished run as text."""
+    result, best = summary["result"], summary["best"]
+    rows = []
+    for split in REPORTED_SPLITS:
+        if f"{split}/acc" in result:
+            accuracy, loss = percent(result[f"{split}/acc"], 2), result[f"{split}/loss"]
+            chosen = f"{result['chosen']}, epoch {result['epoch']}"
+            rows.append((f"{split} accuracy", f"{accuracy}  (loss {loss:.4f}; {chosen})"))
+        for key, name in (("acc_tta", "with TTA"), ("acc5", "top 5")):
+            if f"{split}/{key}" in result:
+                rows.append((f"  {name}", percent(result[f"{split}/{key}"], 2)))
+        if f"{split}/ece" in result:
+            rows.append(("  ECE", f"{percent(result[f'{split}/ece'])}  (expected calibration error)"))
+    key = next((key for key in best if key.endswith("/acc")), "")
+    if key and best["epoch"] != result["epoch"]:
+        rows.append(("best epoch", f"{percent(best[key], 2)}  ({best['chosen']}, epoch {best['epoch']})"))
+    rows.append(("parameters", f"{summary['parameters']:,}"))
+    rows.append(
+        ("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s")
+    )
+    return "\n".join(f"{name:<14} {text}" for name, text in rows)

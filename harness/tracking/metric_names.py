@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from harness.utils.stats import Scale
+
 METRIC_NAME = re.compile(r"[A-Za-z_/][A-Za-z0-9_/]*")
 
 # Metric names of version 0.1, as they stand in older run directories -> their present names.
@@ -32,3 +34,15 @@ def check_metric_names(names: Iterable[str]) -> None:
 def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return metrics under their present names; a metric that was never renamed keeps its name."""
     return {FORMER_METRIC_NAMES.get(name, name): value for name, value in values.items()}
+
+
+def is_share(name: str) -> bool:
+    """Return whether a metric is a fraction 0..1, which a person reads in percent: an accuracy or a calibration error."""
+    return name.rsplit("/", 1)[-1].startswith(("acc", "ece"))
+
+
+def interval_scale(name: str) -> Scale:
+    """Return the scale of a metric's interval: it stays within 0..100 % for fractions, and above 0 for losses."""
+    if is_share(name):
+        return "logit"
+    return "log" if name.rsplit("/", 1)[-1].endswith("loss") else "linear"

@@ -45,9 +45,28 @@ class ListedRun:
     diverged: bool
 
     @property
+    def advice(self) -> str:
+        """What to do about a run that has not finished; empty where it has."""
+        return diverged_advice(self.lr_max) if self.diverged else self.resume
+
+    @property
     def name(self) -> str:
         """The name of its directory."""
         return self.path.name
+
+
+def has_diverged(state: str, status: Mapping[str, Any]) -> bool:
+    """Return whether a run, or one of several seeds, ended because a loss or a weight was not finite.
+
+    Resumed with the same settings it would end so again.
+    """
+    return state == RunState.FAILED and status.get("exit_code") == DivergedError.exit_code
+
+
+def diverged_advice(lr_max: float) -> str:
+    """Return what to do about a run that diverged: the same settings would diverge again."""
+    rate = f" at lr_max={lr_max:g}" if math.isfinite(lr_max) else ""
+    return f"diverged{rate}: start it anew with a lower --lr-max or --clip-grad 1; harness lr-find suggests a rate"
 
 
 # The column by which a list is sorted -> what its rows are compared by.
@@ -56,6 +75,9 @@ SORT_KEYS: dict[str, Callable[[ListedRun], Any]] = {
     "name": lambda run: run.name,
     "state": lambda run: (run.state, run.written_at),
     "accuracy": lambda run: (run.accuracy if math.isfinite(run.accuracy) else -1.0, run.written_at),
+    "model": lambda run: (run.model, run.data, run.written_at),
+    "data": lambda run: (run.data, run.model, run.written_at),
+    "epoch": lambda run: (run.epoch if math.isfinite(run.epoch) else -1.0, run.written_at),
     "lr": lambda run: (run.lr_max if math.isfinite(run.lr_max) else -1.0, run.written_at),
 }
 
@@ -84,7 +106,7 @@ def _read(path: Path, state: RunState, status: Mapping[str, Any]) -> ListedRun:
         settings = yaml_io.read_yaml(path / CONFIG)
     summary = read_summary(path)
     split, accuracy = _accuracy(summary)
-    diverged = state == RunState.FAILED and status.get("exit_code") == DivergedError.exit_code
+    diverged = has_diverged(state, status)
     is_over = state in (RunState.FINISHED, RunState.UNREADABLE) or diverged
     try:
         written_at = (path / JOURNAL).lstat().st_mtime

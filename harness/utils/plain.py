@@ -87,3 +87,12 @@ def number(value: Any) -> float:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
     except OverflowError:  # an integer of hundreds of digits
         return math.nan
+
+
+def setting_text(value: Any) -> str:
+    """Return the value of a setting as a person reads it: lists and mappings with commas, numbers without needless digits."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={setting_text(each)}" for key, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(setting_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

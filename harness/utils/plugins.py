@@ -53,6 +53,10 @@ def import_plugins(modules: Iterable[str]) -> None:
             _import(module)
         except UsageError:
             raise
+        except ModuleNotFoundError as error:
+            if not error.name or not f"{module}.".startswith(f"{error.name}."):  # it imports what is not installed
+                raise UsageError(f"cannot import plugin {module!r}: {first_line(error)}; install it") from error
+            raise UsageError(_not_found(module)) from error
         except Exception as error:
             raise UsageError(f"cannot import plugin {module!r}: {type(error).__name__}: {first_line(error)}") from error
 
@@ -67,6 +71,17 @@ def _check_name(module: str) -> None:
         )
     if parts[0] in sys.stdlib_module_names:
         raise UsageError(f"plugin {module!r} is a module of Python itself; name one of your own, such as my_models")
+
+
+def _not_found(module: str) -> str:
+    """Return what to do about a plug-in that is no module here."""
+    name = module.partition(".")[0]
+    if module not in _named:
+        return f"plugin {module!r} is not installed, and --trust looks at installed modules only; give --plugin {module} in the folder that has it, or install it with: pip install -e FOLDER"
+    return (
+        f"there is no plugin {module!r}, neither in this folder ({os.getcwd()}) nor installed; start in the folder that has "
+        f"{name}.py, set PYTHONPATH to it, or install it with: pip install -e FOLDER (with a pyproject.toml)"
+    )
 
 
 def _import(module: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 CONFIDENCE = 0.95
+Scale: TypeAlias = Literal["linear", "log", "logit"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class MeanInterval:
     Attributes:
         n: number of values.
         sd: sample standard deviation (divided by n - 1); None for a single value.
-        low, high: Student's t interval of the mean; None for a single value.
+        low, high: Student's t interval of the mean, on the scale that was named; None for a single value.
         least, most: the smallest and the largest value.
     """
 
@@ -30,7 +32,7 @@ class MeanInterval:
     most: float
 
 
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> MeanInterval:
+def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE, scale: Scale = "linear") -> MeanInterval:
     """Return mean, standard deviation and Student's t interval of the mean.
 
     The interval covers what varies between the runs (the seed), not the choice of the test images.
@@ -38,6 +40,10 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     Args:
         values: at least one.
         confidence: the level of the interval, 0..1.
+        scale: on which the values are taken as normally distributed; mean and standard deviation are of the values
+            themselves. `logit` is for fractions, whose interval stays within 0..1, and `log` for positive numbers. A value
+            at the very end of its range counts as half-way to the nearest other one there; values beyond it are taken as
+            they are.
 
     Raises:
         ValueError: there is no value, or one is not finite.
@@ -45,14 +51,67 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Me
     numbers = [float(value) for value in values]
     if not numbers or not all(map(math.isfinite, numbers)):
         raise ValueError(f"need at least one value, all of them finite, got {numbers}")
+    lowest, highest = {"linear": (-math.inf, math.inf), "log": (0.0, math.inf), "logit": (0.0, 1.0)}[scale]
+    if min(numbers) < lowest or max(numbers) > highest:
+        return mean_interval(numbers, confidence)
     n, mean = len(numbers), statistics.fmean(numbers)
     if n == 1:
         return MeanInterval(1, mean, None, None, None, mean, mean)
+    sd = statistics.stdev(numbers)
+    inner = [value for value in numbers if lowest < value < highest]
+    if sd == 0:
+        low = high = mean
+    elif not inner:  # zeros and ones, which say nothing more
+        low, high = lowest, highest
+    else:
+        ends = {lowest: (lowest + min(inner)) / 2, highest: (highest + max(inner)) / 2}
+        forth, back = _SCALES[scale]
+        low, high = map(back, _t_interval([forth(ends.get(value, value)) for value in numbers], confidence))
+        low, high = min(low, mean), max(high, mean)
+    return MeanInterval(n, mean, sd, low, high, min(numbers), max(numbers))
+
+
+def _t_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
     from scipy.special import stdtrit  # not scipy.stats, whose import takes half a second
 
-    sd = statistics.stdev(numbers)
-    half_width = float(stdtrit(n - 1, (1 + confidence) / 2)) * sd / math.sqrt(n)
-    return MeanInterval(n, mean, sd, mean - half_width, mean + half_width, min(numbers), max(numbers))
+    n, mean = len(values), statistics.fmean(values)
+    half_width = float(stdtrit(n - 1, (1 + confidence) / 2)) * statistics.stdev(values) / math.sqrt(n)
+    return mean - half_width, mean + half_width
+
+
+def _logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(max(value, -700)) / (1 + math.exp(max(value, -700)))
+
+
+def _logit(fraction: float) -> float:
+    return math.log(fraction) - math.log1p(-fraction)
+
+
+def _power(value: float) -> float:
+    return math.exp(min(value, 700.0))
+
+
+def _same(value: float) -> float:
+    return value
+
+
+# Scale -> the function to it, and the one back.
+_SCALES: dict[Scale, tuple[Callable[[float], float], Callable[[float], float]]] = {
+    "linear": (_same, _same),
+    "log": (math.log, _power),
+    "logit": (_logit, _logistic),
+}
+
+
+def share_interval(share: float, count: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Return the interval of a fraction that is observed in `count` draws, such as the accuracy on as many images.
+
+    Source: Wilson (1927); Brown, Cai, DasGupta, "Interval Estimation for a Binomial Proportion", 2001, eq. 4.
+    """
+    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 class MovingAverage:

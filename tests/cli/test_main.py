@@ -9,10 +9,13 @@ from pathlib import Path
 import click
 import pytest
 
+import harness
 from harness.cli.commands import ALIASES, DAILY
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
-from harness.config.names import NAMES_ELSEWHERE
-from harness.config.settings import SHORT_NAMES, canonical_name, normalize_name, setting_fields
+from harness.config.other_names import NAMES_ELSEWHERE, REMEDIES_ELSEWHERE, settings_in
+from harness.config.settings import SHORT_NAMES, Config, canonical_name, normalize_name, setting_fields
+from harness.sweep.command import START_RUN
+from harness.sweep.schema import parse_sweep
 from harness.utils import errors
 from tests.support.commands import command
 
@@ -131,11 +134,61 @@ def test_a_mistake_is_one_line_that_names_the_nearest_remedy(arguments, says, tm
 
 
 def test_names_that_other_trainers_use_lead_to_settings():
+    own = {normalize_name(name) for name in setting_fields()} | SHORT_NAMES.keys()
+    assert not own & (NAMES_ELSEWHERE.keys() | REMEDIES_ELSEWHERE.keys())
+    assert not NAMES_ELSEWHERE.keys() & REMEDIES_ELSEWHERE.keys()
     for elsewhere, name in NAMES_ELSEWHERE.items():
-        assert canonical_name(name) in setting_fields()
+        assert name in setting_fields()
         assert elsewhere == normalize_name(elsewhere)
         with pytest.raises(errors.UsageError, match=f"did you mean '{name}'"):
             canonical_name(elsewhere)
+    for elsewhere, remedy in REMEDIES_ELSEWHERE.items():
+        assert elsewhere == normalize_name(elsewhere)
+        assert settings_in(remedy) <= setting_fields().keys(), remedy
+        for command_name in re.findall(r"harness ([a-z-]+) ", remedy):
+            assert command_name in cli.commands or "torchrun" in remedy
+        with pytest.raises(errors.UsageError, match=re.escape(remedy)):
+            canonical_name(elsewhere)
+
+
+# What the training scripts of timm 1.0, Lightning 2, transformers 5, fastai 2 and Ultralytics 8 call these options.
+USUAL = """
+    --opt=adamw:optimizer --weight-decay=0:weight_decay --min-lr=0:lr_min --warmup-epochs=1:peak_epoch --img-size=32:image_size
+    --sched=cosine:schedule --arch=resnet18:model --validation-batch-size=9:eval_batch_size --model-ema-decay=0.9:ema
+    --max_epochs=3:epochs --gradient_clip_val=1:clip_grad --accelerator=cpu:device --default_root_dir=x:output
+    --log_every_n_steps=5:log_every --ckpt_path=x:resume --learning_rate=1:lr_max --num_train_epochs=1:epochs
+    --per_device_eval_batch_size=9:eval_batch_size --lr_scheduler_type=cosine:schedule --warmup_steps=5:peak_epoch
+    --label_smoothing_factor=0:label_smoothing --dataloader_num_workers=1:workers --report_to=wandb:tracker
+    --save_steps=5:checkpoint_every --output_dir=x:output --fp16:precision --bf16=True:precision --bs=9:batch_size --arch=x:model
+    --lr0=1:lr_max --lrf=1:lr_min_ratio --imgsz=32:image_size --patience=3:early_stop --batch=9:batch_size --amp:precision
+    --optimizer=sgd:optimizer --seed=1:seed --num-classes=3:classes --wd=0:weight_decay --lr=1:lr_max --workers=1:workers
+"""
+
+
+@pytest.mark.parametrize("pair", sorted(set(USUAL.split())))
+def test_an_option_of_another_trainer_is_understood_or_names_the_setting(pair):
+    option, _, setting = pair.rpartition(":")
+    name = option[2:].partition("=")[0]
+    try:
+        assert canonical_name(name) == setting
+    except errors.UsageError as error:
+        text = str(error)
+        assert f"'{setting}'" in text or f"--{setting.replace('_', '-')}" in text
+        assert "\n" not in text
+        with pytest.raises(errors.UsageError, match=re.escape(text)):
+            harness.make_config({name: "1"})
+        with pytest.raises(errors.UsageError, match=re.escape(text)):
+            sweep = {"method": "grid", "command": list(START_RUN), "parameters": {name: {"values": [1, 2]}}}
+            parse_sweep(sweep, "x", {})
+        with pytest.raises(errors.UsageError, match=re.escape(text)):
+            Config(**{name: "1"})
+
+
+def test_a_recipe_with_a_name_of_another_trainer_says_what_to_write(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("recipe: digits\ngradient_accumulation_steps: 2\n")
+    with pytest.raises(errors.UsageError, match=r"mine\.yaml: .*use --grad-accumulation"):
+        harness.make_config({"recipe": str(file)})
 
 
 def test_a_traceback_is_shown_under_debug_only(tmp_path):

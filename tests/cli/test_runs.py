@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import sys
+from datetime import datetime
 
 import pytest
 
 from harness.cli.main import main
+from harness.reporting.html import pages
 from harness.tracking.run_list import listed_runs
 
 
@@ -67,6 +69,8 @@ def test_the_table_says_what_was_trained_and_the_newest_run_is_last(folder, fini
         (["--sort", "name"], "abc"),
         (["--sort", "accuracy"], "cba"),
         (["--sort", "lr"], "abc"),
+        (["--sort", "epoch"], "bca"),
+        (["--sort", "model"], "cab"),
         (["--state", "finished", "--state", "failed"], "ca"),
         (["--match", "B"], "b"),
         (["--match", "DIGITS", "--sort", "name"], "abc"),
@@ -82,6 +86,31 @@ def test_json_has_the_same_runs_with_unknown_values_as_null(folder, capsys, monk
     assert [one["diverged"] for one in listed] == [True, False, False]
     assert listed[0]["accuracy"] is None and listed[2]["accuracy"] == 0.25
     assert listed[0]["lr_max"] == 0.5 and listed[0]["resume"] == ""
+    assert [one["name"] for one in listed] == ["c", "a", "b"]
+    assert datetime.fromisoformat(listed[1]["date"]).timestamp() == 1e9 + 1
+    assert "lower --lr-max" in listed[0]["advice"] and listed[1]["advice"] == ""
+    assert listed[2]["advice"] == listed[2]["resume"] != ""
+
+
+def test_no_advice_is_to_continue_a_diverged_run(folder, capsys, monkeypatch):
+    """Neither of a run, nor of several seeds, nor on the page of a run."""
+    seeds = [
+        {"seed": 0, "state": "finished", "folder": "a"},
+        {"seed": 1, "state": "failed", "exit_code": 5, "folder": "c"},
+    ]
+    summary = {"seeds": seeds, "resume": "harness run", "config": {"lr_max": 0.5}}
+    (folder / "runs/ac-seeds-0-1").mkdir()
+    (folder / "runs/ac-seeds-0-1/seeds.json").write_text(json.dumps(summary))
+    lines = run(folder, capsys, monkeypatch, "--match", "seeds").out.splitlines()
+    assert lines[0].split()[1:5] == ["seeds", "1", "of", "2"]
+    assert lines[1].strip().startswith("1 of 2 seeds diverged at lr_max=0.5: start it anew with a lower --lr-max")
+    assert len(lines) == 2
+    seeds.append({"seed": 2, "state": "interrupted", "folder": "b"})
+    (folder / "runs/ac-seeds-0-1/seeds.json").write_text(json.dumps(summary))
+    assert "--seeds 3" in run(folder, capsys, monkeypatch, "--match", "seeds").out.splitlines()[2]
+    diverged, stopped = (pages.write_page(folder / "runs" / name).read_text() for name in "cb")
+    assert "Resume it with" not in diverged and "--resume runs/c" not in diverged
+    assert "Resume it with" in stopped
 
 
 def test_nothing_that_matches_and_a_state_that_does_not_exist_are_said(folder, capsys, monkeypatch):

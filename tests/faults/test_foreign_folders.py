@@ -101,7 +101,8 @@ def test_a_plugin_that_the_user_names_is_imported_from_the_current_folder(words,
 
 def test_trust_imports_installed_modules_and_none_of_the_current_folder(planted, capfd, monkeypatch, tmp_path):
     run = planted / "runs/done"
-    assert "No module named" in refused(["export", ".", "--timm", "out", "--trust"], 2, capfd, monkeypatch, run)
+    line = refused(["export", ".", "--timm", "out", "--trust"], 2, capfd, monkeypatch, run)
+    assert "is not installed" in line and f"--plugin {MODULE}" in line
     assert not list(planted.rglob("canary"))
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "installed")])
     (tmp_path / "installed").mkdir()

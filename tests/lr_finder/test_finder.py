@@ -5,10 +5,13 @@ import json
 import math
 import random
 import shlex
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from plotly.graph_objects import Figure
 from torch import nn
@@ -536,6 +539,21 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(finished_tes
             assert sample.rates() == (ratio * lr_max, lr_max)
             assert sample.val_fraction == 0.1
             assert sample.model_args == {"width": 4}
+            assert not sample.test
+    text = (folder / "sweep.yaml").read_text()
+    assert f"harness sweep {shlex.quote(str(folder / 'sweep.yaml'))}  " in text
+    assert f"; {written['run_cap']} trials" in text
+    assert written["name"] == "learning rates of custom_resnet on digits"
+    assert f"LRMAX {result.lr_max:g}" in written["description"]
+
+
+def test_the_written_sweep_is_valid_by_wandbs_schema(finished_test):
+    jsonschema = pytest.importorskip("jsonschema")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sweeps = pytest.importorskip("sweeps")
+    schema = json.loads((Path(sweeps.__file__).parent / "config/schema.json").read_text())
+    jsonschema.validate(yaml.safe_load((finished_test[1] / "sweep.yaml").read_text()), schema)
 
 
 def test_a_run_takes_the_rates_of_the_test_and_a_resumed_one_does_not_test_again(finished_test, tmp_path):

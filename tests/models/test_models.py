@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -364,7 +365,7 @@ def test_a_plugins_model_trains_a_step() -> None:
     before.backward()
     optimizer.step()
     assert F.cross_entropy(model(images), labels) < before
-    assert ("tiny_from_a_plugin", False) in factory.model_names("plugin")
+    assert ("tiny_from_a_plugin", "plugin") in factory.model_names("plugin")
 
 
 @pytest.mark.usefixtures("plugins")
@@ -383,14 +384,40 @@ def test_an_error_in_a_plugin_is_reported(settings: dict[str, Any], message: str
         make(**settings)
 
 
+@pytest.mark.usefixtures("plugins")
+@pytest.mark.parametrize(
+    ("names", "remedy"),
+    [
+        (["lost_plugin_for_a_test"], "there is no plugin 'lost_.*start in the folder that has lost_.*pip install -e"),
+        (["plugin_for_a_test.lost"], r"there is no plugin 'plugin_for_a_test\.lost'"),
+        (["broken_plugin_for_a_test"], "No module named 'module_that_is_not_there'; install it"),
+    ],
+)
+def test_a_plugin_that_is_not_there_says_where_it_was_looked_for(names: list[str], remedy: str) -> None:
+    user_plugins.allow_plugins(names)
+    with pytest.raises(UsageError, match=remedy) as error:
+        factory.model_names("x", names)
+    assert ("there is no" in remedy) == (os.getcwd() in str(error.value))
+
+
+def test_an_installed_plugin_is_found_from_any_directory(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (plugins / "empty").mkdir()
+    monkeypatch.chdir(plugins / "empty")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(plugins)])  # as an installation puts it there
+    assert factory.model_names("from_a_plugin", ["plugin_for_a_test"]) == [
+        ("closed_from_a_plugin", "plugin"),
+        ("tiny_from_a_plugin", "plugin"),
+    ]
+
+
 def test_the_names_start_with_those_of_harness_and_hold_all_of_timm() -> None:
     names = factory.model_names()
-    assert [name for name, own in names if own] == [n for n, _ in names[:3]]
+    assert [name for name, origin in names if origin == "harness"] == [n for n, _ in names[:3]]
     assert sorted(name for name, _ in names) == sorted(timm.list_models())
 
 
 def test_names_are_found_by_a_part_or_a_pattern() -> None:
-    assert factory.model_names("cifar") == [("resnet18_cifar", True)]
+    assert factory.model_names("cifar") == [("resnet18_cifar", "harness")]
     assert {name for name, _ in factory.model_names("resnet18*")} >= {"resnet18", "resnet18_cifar"}
     assert all("convnext" in name for name, _ in factory.model_names("convnext"))
     assert factory.model_names("nothing-of-this-name") == []

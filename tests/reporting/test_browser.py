@@ -50,6 +50,13 @@ def made(tmp_path_factory):
         "run": pages.write_page([one]),
         "runs": pages.write_page([one, two], folder / "all.html"),
         "sweep": pages.write_page([sweep(folder / "sweep")]),
+        "many": pages.write_page(
+            [
+                other_seed(one, folder / f"a-rather-long-name-of-a-run-{n}", 0, 0.5, lr_max=0.01 * (n + 1))
+                for n in range(9)
+            ],
+            folder / "many.html",
+        ),
     }
 
 
@@ -79,7 +86,7 @@ def requested(browser):
     ], browser.get_log("browser")
 
 
-@pytest.mark.parametrize("name", ["run", "runs", "sweep"])
+@pytest.mark.parametrize("name", ["run", "runs", "sweep", "many"])
 def test_a_page_fits_a_wide_and_a_narrow_screen_and_makes_no_request(browser, made, name):
     requested(browser)
     for width, scheme in ((1280, "light"), (360, "dark")):
@@ -156,4 +163,84 @@ def test_a_printed_page_includes_the_hidden_tabs(browser, made):
     script(browser, "dispatchEvent(new Event('beforeprint'))")
     assert script(browser, "return !!document.querySelector('#step-loss svg')")
     script(browser, "dispatchEvent(new Event('afterprint'))")
+    assert not browser.get_log("browser")
+
+
+@pytest.mark.parametrize("name", ["run", "runs", "sweep", "many"])
+def test_on_a_phone_every_caption_is_read_without_and_every_column_with_scrolling_its_own_box(browser, made, name):
+    open_page(browser, made[name], 375)
+    script(browser, "document.querySelectorAll('details').forEach(part => { part.open = true })")
+    boxes = script(
+        browser,
+        """
+        return [...document.querySelectorAll('.scroll')].filter(box => box.offsetWidth).map(box => {
+          const edge = () => document.documentElement.clientWidth;
+          const caption = box.querySelector('caption > span');
+          const inside = part => { const r = part.getBoundingClientRect(); return r.left >= 0 && r.right <= edge(); };
+          const before = !caption || inside(caption);
+          box.scrollLeft = box.scrollWidth;
+          const last = box.querySelector('thead tr')?.lastElementChild ?? box.firstElementChild;
+          const right = last.getBoundingClientRect().right;
+          return [box.getAttribute('aria-label'), before && (!caption || inside(caption)), right <= edge() + 1];
+        })
+        """,
+    )
+    assert boxes and all(caption and column for _, caption, column in boxes), boxes
+    assert script(browser, "return document.documentElement.scrollWidth") <= 375
+
+
+def test_a_loss_is_switched_to_a_logarithmic_axis_and_back(browser, made):
+    open_page(browser, made["runs"])
+    kind = "return document.getElementById('all-test-loss')._fullLayout.yaxis.type"
+    button = "[data-log='all-test-loss']"
+    assert script(browser, kind) == "linear"
+    press(browser, button)
+    assert script(browser, kind) == "log"
+    assert script(browser, f'return document.querySelector("{button}").getAttribute("aria-pressed")') == "true"
+    press(browser, button)
+    assert script(browser, kind) == "linear"
+    assert not script(browser, "return !!document.querySelector('[data-log=all-test-acc]')")
+    assert not browser.get_log("browser")
+
+
+def press(browser, selector, kind="click"):
+    """Send an element what a mouse sends it."""
+    script(browser, "document.querySelector(arguments[0]).dispatchEvent(new MouseEvent(arguments[1], {bubbles: true}))", selector, kind)  # fmt: skip
+
+
+def test_the_legend_hides_a_configuration_in_every_chart_and_shows_it_alone(browser, made):
+    open_page(browser, made["many"])
+    visible = """return [...document.querySelectorAll('.js-plotly-plot')].filter(p => p.data.some(t => t.legendgroup))
+        .map(p => p.data.filter(t => t.visible !== false).map(t => t.legendgroup).sort())"""
+    everything = [f"g{n}" for n in range(9)]
+    assert script(browser, visible) == [everything] * 4
+    press(browser, "[data-group=g3]")
+    assert script(browser, visible) == [[group for group in everything if group != "g3"]] * 4
+    press(browser, "[data-group=g3]")
+    press(browser, "[data-group=g5]", "dblclick")
+    assert script(browser, visible) == [["g5"]] * 4
+    press(browser, "[data-group=g5]", "dblclick")
+    assert script(browser, visible) == [everything] * 4
+    assert not browser.get_log("browser")
+
+
+def test_a_click_enlarges_an_image_and_escape_closes_it(browser, made):
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.common.keys import Keys
+
+    open_page(browser, made["run"])
+    button = browser.find_element(By.CSS_SELECTOR, "#panel-misclassified .enlarge")
+    small = script(browser, "return arguments[0].querySelector('img').getBoundingClientRect().width", button)
+    button.click()
+    viewer = browser.find_element(By.ID, "viewer")
+    image = viewer.find_element(By.TAG_NAME, "img")
+    assert viewer.is_displayed() and image.rect["width"] > 2 * small
+    assert image.get_property("src") == script(browser, "return arguments[0].querySelector('img').src", button)
+    assert "predicted as" in viewer.text and "loss" in viewer.text
+    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
+    assert not viewer.is_displayed()
+    button.send_keys(Keys.ENTER)
+    assert viewer.is_displayed()
+    viewer.find_element(By.TAG_NAME, "button").click()
+    assert not viewer.is_displayed()
     assert not browser.get_log("browser")

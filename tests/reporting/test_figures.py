@@ -132,12 +132,63 @@ def test_any_name_can_be_drawn(tmp_path):
         )
 
 
-def test_dollars_start_no_formula_and_characters_without_a_glyph_are_boxes():
+def test_dollars_start_no_formula_and_letters_without_a_glyph_are_escapes():
     from matplotlib.cbook import is_math_text
 
     assert not any(is_math_text(style.drawable_text(name)) for name in AWKWARD)
     assert style.drawable_text("$a$_b") == r"\$a\$_b"
-    assert style.drawable_text("a\x00b\U0001f9ffc") == "a□b□c"
+    assert style.drawable_text("a\x00b\U0001f9ffc\td") == r"a\x00b\U0001f9ffc d"
+    assert style.drawable_text("Ёжик, عربي, עברית, ñandú") == "Ёжик, عربي, עברית, ñandú"
+    assert (
+        style.drawable_text("\u2764\ufe0f\u200d") == "\u2764"
+    )  # a heart without its selector of a colour and its joiner
+
+
+def test_a_text_is_shortened_and_wrapped_as_it_is_drawn(monkeypatch):
+    assert style.shorten("\U0001f9ff" * 9, 12) == r"\U0001f9…9ff"
+    assert style.shorten("golden retriever, a dog of the family", 12) == "golden r…ily"
+    monkeypatch.setattr(style, "_has_glyph", lambda letter: True)
+    assert style.shorten("猫" * 20, 12) == "猫猫猫猫…猫"  # letters that are twice as wide
+    assert style.wrap("猫" * 8, 8) == "猫猫猫猫\n猫猫猫猫"
+
+
+def test_a_letter_that_a_further_installed_font_has_is_drawn_with_it(tmp_path, caplog):
+    from fontTools.ttLib import TTFont
+    from matplotlib import font_manager
+
+    caches = (style._has_glyph, style._other_fonts, style._warn_once)
+    former, families = list(font_manager.fontManager.ttflist), dict(style._further_families)
+    letters = "\u732b\u72ac"  # cat and dog; the font has the first
+    try:
+        for cache in caches:
+            cache.cache_clear()
+        assert style.drawable_text(letters) == r"\u732b\u72ac"
+        assert "fonts-noto-cjk" in caplog.text and len(caplog.records) == 1
+        with TTFont(font_manager.findfont("DejaVu Sans")) as font:
+            for table in font["cmap"].tables:
+                if table.isUnicode() and table.format in (4, 12):
+                    table.cmap = {ord(letters[0]): "A"}
+            for record in font["name"].names:
+                if record.nameID in (1, 16):
+                    record.string = "Cats"
+            font.save(tmp_path / "cats.ttf")
+        font_manager.fontManager.addfont(tmp_path / "cats.ttf")
+        for cache in caches:
+            cache.cache_clear()
+        assert style.drawable_text(letters) == letters[0] + r"\u72ac"
+        empty = style.figure(2, 1)
+        empty.text(0.1, 0.5, style.drawable_text(letters[0]))
+        drawn = pixels(style.save_figure(empty, tmp_path / "cat.png"))  # a warning of a missing glyph is an error here
+        latin = style.figure(2, 1)
+        latin.text(0.1, 0.5, "A")
+        assert (drawn == pixels(style.save_figure(latin, tmp_path / "a.png"))).all()
+    finally:
+        font_manager.fontManager.ttflist[:] = former
+        font_manager.fontManager._findfont_cached.cache_clear()
+        style._further_families.clear()
+        style._further_families.update(families)
+        for cache in caches:
+            cache.cache_clear()
 
 
 def test_texts_are_truncated_and_percentages_round_to_0_or_100_only_if_exact():

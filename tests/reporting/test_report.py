@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,11 +14,12 @@ import pytest
 
 from harness.evaluation import metrics
 from harness.reporting.html import pages, sweep_reader
-from harness.reporting.html.groups import group_runs, share_interval, spread
+from harness.reporting.html.comparison import compare_classes
+from harness.reporting.html.groups import group_runs, spread
 from harness.reporting.html.pages import write_run_page
 from harness.reporting.html.plotly import thin
 from harness.utils.errors import UsageError
-from harness.utils.stats import moving_average
+from harness.utils.stats import moving_average, share_interval
 from tests.support.commands import QUICK, command
 from tests.support.forked import begin
 from tests.support.report_samples import CLASSES, EVIL, evil_run, other_seed, sweep
@@ -196,11 +198,37 @@ def test_a_folder_that_is_no_run_is_refused_in_one_line_with_a_remedy(tmp_path):
         with pytest.raises(UsageError, match=remedy) as error:
             pages.write_page([path])
         assert "\n" not in str(error.value)
-    evil_run(tmp_path / "run")
-    with pytest.raises(UsageError, match="it contains 1: harness report"):
-        pages.write_page([tmp_path])
-    with pytest.raises(UsageError, match="is a sweep"):
-        pages.write_page([tmp_path / "run", sweep(tmp_path / "sweep")])
+    with pytest.raises(UsageError, match="there is nothing to report"):
+        pages.write_page([])
+
+
+def test_a_folder_of_runs_seeds_and_sweeps_has_one_page_of_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    one = evil_run(tmp_path / "runs/one")
+    other_seed(one, tmp_path / "runs/s1", 1, 0.5)
+    (tmp_path / "runs/pair").mkdir()
+    (tmp_path / "runs/pair/seeds.json").write_text('{"seeds": [{"folder": "one"}, {"folder": "s1"}]}')
+    sweep(tmp_path / "runs/rates")
+    linked = evil_run(tmp_path / "runs/linked")
+    (linked / "summary.json").unlink()
+    (linked / "summary.json").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs/notes").mkdir()
+    assert pages.write_page("runs") == pages.Path("report.html")
+    page = Page(tmp_path / "report.html")
+    check_is_inert(page)
+    check_references(page)
+    assert len(page.charts["all-test-acc"]["data"]) == 2
+    for text in ("2 runs and 1 sweep", "harness report runs/rates", "Left out: runs/linked", "lr_max=0.03"):
+        assert text in page.text
+    # What a shell's star makes of it, the page of before among it; the link is an error, since its run was named.
+    (tmp_path / "runs/report.html").write_text("")
+    shutil.rmtree(linked)
+    paths = sorted(path for path in (tmp_path / "runs").iterdir() if path.name != "notes")
+    assert Page(pages.write_page(paths, tmp_path / "star.html")).charts == page.charts
+    single = pages.write_page([tmp_path / "runs/rates/.."], tmp_path / "again.html")
+    assert Page(single).charts == page.charts
+    alone = evil_run(tmp_path / "others/alone")
+    assert pages.write_page(tmp_path / "others") == alone / "report.html"
 
 
 def test_runs_that_differ_only_in_the_seed_form_one_group(tmp_path):
@@ -219,6 +247,96 @@ def test_runs_that_differ_only_in_the_seed_form_one_group(tmp_path):
     assert "73.00 %" in page.text
     assert "batch_size" in page.text
     assert len(page.charts["all-test-acc"]["data"]) == 4
+
+
+def test_the_same_seed_twice_is_no_spread(tmp_path):
+    one = evil_run(tmp_path / "evil")
+    runs = [other_seed(one, tmp_path / f"r{n}", 0, score) for n, score in enumerate((0.7, 0.8))]
+    (group,) = group_runs([pages.read_run(path) for path in runs])
+    interval = group.spread("test/acc")
+    assert (interval.n, interval.mean, interval.sd, group.seeds) == (1, 0.7, None, [0])
+    text = Page(pages.write_page(runs, tmp_path / "all.html")).text
+    assert "seed 0 was run 2 times (r0, r1). The same seed twice is no spread" in text
+    runs.append(other_seed(one, tmp_path / "r2", 1, 0.9))
+    (group,) = group_runs([pages.read_run(path) for path in runs])
+    assert group.spread("test/acc").sd == pytest.approx(np.std([0.7, 0.9], ddof=1))
+    assert group.seeds == [0, 1]
+    labels = [group.run_label(run) for run in group.runs]
+    assert len(set(labels)) == 3 and labels[2].endswith(", seed 1")
+
+
+def test_a_run_that_has_not_finished_does_not_stand_for_its_seed(tmp_path):
+    runs = [evil_run(tmp_path / "a", "failed"), other_seed(evil_run(tmp_path / "b"), tmp_path / "c", 0, 0.6)]
+    (group,) = group_runs([pages.read_run(path) for path in runs])
+    assert [run.path.name for run in group.distinct] == ["c"]
+
+
+def test_labels_are_the_settings_in_which_the_configurations_differ_and_no_others(tmp_path):
+    one = evil_run(tmp_path / "evil")
+    changes = [
+        {"lr_max": 0.1, "model_args": {"width": 4}},
+        {"lr_max": 0.1, "model_args": {"width": 8}, "batch_size": 64},
+        {"lr_max": 0.4, "model_args": {"width": 4, "logit_scale": 0.2}},
+    ]
+    runs = [
+        other_seed(one, tmp_path / f"{n}-{seed}", seed, 0.5, **change)
+        for n, change in enumerate(changes)
+        for seed in range(1 + (n == 0))
+    ]
+    read = [pages.read_run(path) for path in runs]
+    groups = group_runs(read)
+    assert [set(group.label.split(", ")) for group in groups] == [
+        {"lr_max=0.1", "batch_size=512", "model_args.width=4"},
+        {"lr_max=0.1", "batch_size=64", "model_args.width=8"},
+        {"lr_max=0.4", "batch_size=512", "model_args.width=4", "model_args.logit_scale=0.2"},
+    ]
+    assert groups[0].run_label(read[1]) == f"{groups[0].label}, seed 1"
+    assert groups[1].run_label(read[2]) == groups[1].label
+
+
+def test_nineteen_configurations_have_nineteen_styles_and_labels(tmp_path):
+    one = evil_run(tmp_path / "evil")
+    runs = [other_seed(one, tmp_path / f"r{n}", 0, 0.5, lr_max=0.01 * (n + 1)) for n in range(19)]
+    page = Page(pages.write_page(runs, tmp_path / "all.html"))
+    lines = page.charts["all-test-loss"]["data"]
+    assert len({(line["line"]["color"], line["line"]["dash"]) for line in lines}) == 19
+    assert len({line["name"] for line in lines}) == 19
+    assert page.charts["all-test-loss"]["layout"]["showlegend"] is False  # one legend for all charts, outside of them
+    assert sum(tag == "button" and "data-group" in attributes for tag, attributes in page.tags) == 19
+
+
+def test_classes_and_confusions_are_compared_between_configurations(tmp_path):
+    one = evil_run(tmp_path / "evil")
+    runs = [other_seed(one, tmp_path / "a", 0, 0.5, lr_max=0.1), other_seed(one, tmp_path / "b", 0, 0.5, lr_max=0.2)]
+    with open(runs[1] / "predictions.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    names = {name.lstrip("'"): index for index, name in enumerate(CLASSES)}
+    truth = np.array([names[row["label"].lstrip("'")] for row in rows])
+    predicted = [np.array([names[row["prediction"].lstrip("'")] for row in rows]) for _ in range(2)]
+    predicted[1][truth == 2] = 0  # the second run predicts every image of one class as another
+    for row, index in zip(rows, predicted[1], strict=True):
+        row["prediction"] = next(each["label"] for each in rows if names[each["label"].lstrip("'")] == index)
+    with open(runs[1] / "predictions.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, rows[0])
+        table.writeheader()
+        table.writerows(rows)
+    groups = group_runs([pages.read_run(path) for path in runs])
+    compared = compare_classes(groups)
+    assert compared is not None and not compared.left_out
+    first = compared.rows[0]
+    expected = [np.mean(some[truth == 2] == 2) for some in predicted]
+    assert first.name == CLASSES[2] and first.recalls == pytest.approx(expected) and expected[1] == 0
+    assert first.images == (truth == 2).sum()
+    assert (compared.pairs[0].truth, compared.pairs[0].prediction) == (CLASSES[2], CLASSES[0])
+    assert compared.pairs[0].shares == pytest.approx([np.mean(some[truth == 2] == 0) for some in predicted])
+    page = Page(pages.write_page(runs, tmp_path / "all.html"))
+    check_is_inert(page)
+    z = np.array(page.charts["confusion-difference"]["data"][0]["z"], float)
+    assert z[2, 0] == pytest.approx(1 - compared.pairs[0].shares[0], rel=1e-5)
+    assert z.sum(1) == pytest.approx(np.zeros(4), abs=1e-5)  # what one class gains another one loses
+    assert "Confusions that differ most" in page.text
+    (runs[1] / "predictions.csv").unlink()
+    assert compare_classes(group_runs([pages.read_run(path) for path in runs])) is None
 
 
 def test_the_interval_of_the_mean_is_students():

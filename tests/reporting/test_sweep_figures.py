@@ -1,7 +1,9 @@
 """The data model of a sweep, and the figures that are drawn of it."""
 
+import dataclasses
 import math
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -154,3 +156,27 @@ def test_a_sweep_over_seeds_lists_its_configurations_the_best_mean_first(tmp_pat
     data = read_sweep(folder)
     assert [group["mean"] for group in data.seed_groups] == [0.4, 0.5]
     assert "Configurations over seeds" in sweep_page(data)
+
+
+@pytest.mark.parametrize("goal", ["minimize", "maximize"])
+def test_values_beyond_the_axis_of_a_sweep_are_marked_as_such(tmp_path, goal):
+    losses = [0.5, 0.6, 0.55, 0.7, 900.0]
+    data = write_trials(tmp_path / "s", "lr_max", ["0.1", "0.2", "0.3", "0.4", "0.5"], "{min: 0.1, max: 0.5}", losses)
+    if goal == "maximize":
+        trials = [dataclasses.replace(trial, value=-trial.value) for trial in data.trials]
+        data = dataclasses.replace(data, maximise=True, trials=trials)
+    assert [trial.name for trial in data.clipped] == ["trial-4"]
+    symbol = "triangle-up-open" if goal == "minimize" else "triangle-down-open"
+    for chart in (sweep_charts.parallel(data), sweep_charts.history(data)):
+        (mark,) = (trace for trace in chart.data if trace.get("marker", {}).get("symbol") == symbol)
+        assert "900" in mark["text"][0] and len(mark["text"]) == 1
+        assert "1 trial lies" in chart.caption and "900" in chart.caption and "triangle" in chart.caption
+    usual = write_trials(tmp_path / "u", "lr_max", ["0.1", "0.2", "0.3"], "{min: 0.1, max: 0.5}", [0.5, 0.6, 0.55])
+    assert not usual.clipped and "triangle" not in sweep_charts.parallel(usual).caption
+    for draw in (figures.draw_parallel, figures.draw_history):
+        counts = []
+        for each in (data, dataclasses.replace(data, trials=data.trials[:4])):
+            with Image.open(draw(each, tmp_path / "figure.png")) as picture:
+                shown = np.array(picture.convert("RGB")).astype(int)
+            counts.append((abs(shown - [213, 94, 0]) < 40).all(2).sum())
+        assert draw is figures.draw_history or counts[0] > 50 > counts[1]

@@ -14,9 +14,11 @@ from harness.config.recipe import make_config
 from harness.runs.console_log import ConsoleLog
 from harness.runs.progress import BarReporter, LineReporter
 from harness.runs.run import run
+from harness.runs.summary import summary_table
 from harness.tracking.journal import read_journal
 from harness.utils.environment import git_diff
 from harness.utils.errors import DivergedError
+from harness.utils.files import read_json
 from tests.support import wandb_files
 from tests.support.faulty_server import wait_until
 
@@ -59,7 +61,12 @@ def test_the_lines_of_a_run_and_its_uncommitted_changes_are_files_of_the_run_and
     shown = io.StringIO()
     run(make_config({**TINY, "wandb": "online", "output": repository / "runs"}), LineReporter(shown))
     folder = repository / "runs/r"
-    assert lines_of(folder) == shown.getvalue().splitlines()
+    table = summary_table(read_json(folder / "summary.json")).splitlines()
+    assert table[0].startswith("test accuracy")
+    lines = lines_of(folder)
+    begin = lines.index(table[0])
+    assert lines[begin : begin + len(table)] == table
+    assert lines[:begin] + lines[begin + len(table) :] == shown.getvalue().splitlines()
     epochs = [line for line in shown.getvalue().splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 2
     (online,) = server.runs.values()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
@@ -275,6 +276,20 @@ def test_an_exported_timm_folder_gives_the_same_logits_in_stock_timm(finished, t
     assert exported.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
     assert exported.pretrained_cfg["label_names"] == list(trained.classes)
     assert "0, 1, 2" in (tmp_path / "shared/README.md").read_text()
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027])
+def test_exported_files_have_the_mode_that_the_users_umask_gives_others(finished, tmp_path, mask):
+    former = os.umask(mask)
+    try:
+        (tmp_path / "usual").touch()
+        export.export_timm(finished[1], tmp_path / "shared")
+    finally:
+        os.umask(former)
+    usual = (tmp_path / "usual").stat().st_mode
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "shared").iterdir()}
+    assert {"model.safetensors", "config.json", "README.md", "class_map.txt"} <= modes.keys()
+    assert set(modes.values()) == {usual}
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -17,6 +17,7 @@ from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.models import cifar_resnet
 from harness.tracking.journal import read_journal
+from harness.utils.files import read_json
 from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
 from tests.support.forked import begin
 from tests.support.wandb_files import load
@@ -469,3 +470,13 @@ def test_lr_find_prints_its_learning_rates_and_writes_a_sweep(tmp_path):
     assert "--lr-max" in done.stdout
     sweep = yaml_io.read_yaml(tmp_path / "sweep.yaml")
     assert sweep["parameters"]["lr_max"]["distribution"] == "log_uniform_values"
+    # Its own instruction, for two short trials.
+    instruction = re.search(r"#   harness (sweep sweep\.yaml) ", (tmp_path / "sweep.yaml").read_text())[1]
+    short = ["--count", 2, "--epochs", 1, "--threads", 1]
+    command(*instruction.split(), *short, cwd=tmp_path, check=0)
+    (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/sweep.json"))
+    trials = read_json(folder / "sweep.json")["trials"]
+    assert trials["complete"] == 2
+    for trial in (folder / "runs").iterdir():
+        config = yaml_io.read_yaml(trial / "config.yaml")
+        assert config["test"] is False and config["model_args"] == {"width": 4} and config["val_fraction"] == 0.1

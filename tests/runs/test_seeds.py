@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import special, stats
 
 import harness
 from harness import make_config, run_seeds
 from harness.runs.progress import ProgressReporter
 from harness.runs.seeds import SeedsFailedError, seeds_table
+from harness.tracking.metric_names import interval_scale
 from harness.tracking.run_dir import lock_folder, members
 from harness.utils.errors import BusyError, UsageError
 from harness.utils.files import read_json
@@ -65,6 +66,46 @@ def test_the_interval_contains_the_true_mean_in_95_of_100_experiments():
     assert np.mean([interval.low < 0.9 < interval.high for interval in intervals]) == pytest.approx(
         0.95, abs=3 * math.sqrt(0.95 * 0.05 / 4000)
     )
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.sampled_from(["log", "logit"]))
+def test_an_interval_contains_the_mean_and_stays_in_the_range_of_its_scale(values, scale):
+    interval = mean_interval(values, scale=scale)
+    assert 0 <= interval.low <= interval.mean <= interval.high
+    assert scale == "log" or interval.high <= 1
+    assert (interval.mean, interval.sd) == (mean_interval(values).mean, mean_interval(values).sd)
+
+
+def test_an_interval_on_a_scale_is_students_there():
+    values, losses = [0.97, 0.985, 0.99], [0.02, 0.1, 0.05]
+    logits = special.logit(values)
+    low, high = stats.t.interval(0.95, 2, np.mean(logits), stats.sem(logits))
+    interval = mean_interval(values, scale="logit")
+    assert (interval.low, interval.high) == pytest.approx((special.expit(low), special.expit(high)))
+    assert mean_interval(values).high > 1 and interval.high < 1
+    low, high = stats.t.interval(0.95, 2, np.mean(np.log(losses)), stats.sem(np.log(losses)))
+    interval = mean_interval(losses, scale="log")
+    assert (interval.low, interval.high) == pytest.approx((math.exp(low), math.exp(high)))
+    assert mean_interval(losses).low < 0 < interval.low
+    # A value at the end counts as half-way to the nearest other one; where all are equal there is no interval to widen.
+    assert mean_interval([1.0, 0.98, 0.96], scale="logit").high == mean_interval([0.99, 0.98, 0.96], scale="logit").high
+    assert (mean_interval([1.0, 1.0], scale="logit").low, mean_interval([0.0, 1.0], scale="logit").high) == (1, 1)
+    assert mean_interval([-1.0, 2.0], scale="log") == mean_interval([-1.0, 2.0])  # a loss that may be negative
+
+
+def test_accuracies_and_losses_have_their_scale():
+    assert [interval_scale(name) for name in ("test/acc", "val/acc_tta", "test/ece", "test/loss", "time/epoch_s")] == [
+        "logit", "logit", "logit", "log", "linear",
+    ]  # fmt: skip
+
+
+def test_the_interval_of_an_accuracy_contains_it_in_95_of_100_experiments():
+    generator = np.random.default_rng(1)
+    values = special.expit(generator.normal(4.0, 0.5, (4000, 3)))  # about 98 %
+    true = special.expit(4.0)
+    intervals = [mean_interval(row, scale="logit") for row in values]
+    share = np.mean([interval.low < true < interval.high for interval in intervals])
+    assert share == pytest.approx(0.95, abs=0.012)
 
 
 def test_one_value_has_no_interval_and_no_or_infinite_values_are_refused():

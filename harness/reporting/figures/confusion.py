@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from harness.evaluation.metrics import Reliability
 from harness.reporting.figures import style
-from harness.utils.text import percent, truncate
+from harness.utils.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
     from matplotlib.ticker import Locator
 
-_MAX_NUMBERS, _MAX_NAMES = 20, 60  # classes up to which cells have numbers, and every class has its name
+_MAX_NUMBERS = 20  # classes up to which cells have numbers
+_SMALLEST, _LINE = 6.0, 1.3  # the smallest letters of names, points; height of a line in sizes of its letters
 
 
 def confusion_figure(
@@ -26,8 +29,8 @@ def confusion_figure(
 ) -> Path:
     """Draw a confusion matrix, true classes in rows and predicted classes in columns.
 
-    The colour of a cell is its fraction of the row; up to 20 classes the number of images is written in it, up to 60
-    classes every class is named.
+    The colour of a cell is its fraction of the row; up to 20 classes the number of images is written in it. Where not
+    every class has room for its name, every second one is named, every third one, ...
     """
     count = len(classes)
     if not matrix.sum():
@@ -41,8 +44,9 @@ def confusion_figure(
     image = axes.imshow(visible, cmap=_blues(), norm=_square_root_norm(), interpolation="nearest")
     accuracy, images = matrix.trace() / matrix.sum(), int(matrix.sum())
     text = f"{title}: accuracy {percent(accuracy, 2)} on {images:,} images"
-    style.style_axes(axes, x="predicted class", y="true class", title=text, grid=False)
-    _ticks(axes, classes)
+    style.style_axes(axes, x="predicted class", y="true class", grid=False)
+    heading = style.drawable_text(style.wrap(text, int(8.5 * figure.get_figwidth())))  # above the names too
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=13, fontweight="bold", color=style.INK)
     if count <= _MAX_NUMBERS:
         _numbers(axes, matrix, share)
         axes.set_xticks(np.arange(count + 1) - 0.5, minor=True)
@@ -55,6 +59,7 @@ def confusion_figure(
     bar.set_label("fraction of the true class", fontsize=10, color=style.INK)
     bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=9, colors=style.SOFT, labelcolor=style.INK)
+    _label_axes(figure, axes, classes)
     return style.save_figure(figure, path)
 
 
@@ -99,20 +104,59 @@ def _square_root_norm() -> Normalize:
     return PowerNorm(0.5, vmin=0, vmax=1)
 
 
-def _ticks(axes: Axes, classes: Sequence[str]) -> None:
-    count = len(classes)
+def _label_axes(figure: Figure, axes: Axes, classes: Sequence[str]) -> None:
+    """Name the classes on both axes, in letters so small, turned so far, and so many of them, that no two names touch.
+
+    How much room a name has depends on the layout, which depends on the names: both are repeated until they agree.
+    """
     axes.tick_params(length=0)
-    if count > _MAX_NAMES:
-        every = max(1, round(count / 20))
-        indices = range(0, count, every)
-        size, names = 8, [style.drawable_text(f"{i} {truncate(classes[i], 14)}") for i in indices]
-    else:
-        indices, size = range(count), 10 if count <= _MAX_NUMBERS else 8
-        names = [style.drawable_text(truncate(name, 16)) for name in classes]
-    slanted = count > 6
-    axes.set_xticks(list(indices), names, rotation=45 if slanted else 0, ha="right" if slanted else "center", fontsize=size,
-                    rotation_mode="anchor" if slanted else None)  # fmt: skip
-    axes.set_yticks(list(indices), names, fontsize=size)
+    has_numbers = len(classes) > _MAX_NUMBERS  # with these the classes between two names can be counted
+    names = [style.drawable_text(style.shorten(f"{i} {name}" if has_numbers else name, 16)) for i, name in enumerate(classes)]  # fmt: skip
+    most = figure.get_figwidth() * 72 / (_SMALLEST * _LINE)  # names in the smallest letters along the whole figure
+    labels = _Labels(size=10.0, step=math.ceil(len(classes) / most), rotation=0 if len(classes) <= 12 else 90)
+    is_settled = False
+    while not is_settled:  # three times at most: names that are turned need more room, smaller ones less
+        _set_labels(axes, names, labels)
+        fitting = _fitting_labels(figure, axes, len(classes), labels)
+        is_settled, labels = fitting.rotation == labels.rotation, fitting
+    _set_labels(axes, names, labels)
+
+
+class _Labels(NamedTuple):
+    """How the names of classes are drawn: size in points, every how many-th, and the rotation of those below."""
+
+    size: float
+    step: int
+    rotation: int
+
+
+def _set_labels(axes: Axes, names: Sequence[str], labels: _Labels) -> None:
+    indices = range(0, len(names), labels.step)
+    shown, size = [names[index] for index in indices], labels.size
+    alignment: dict[str, Any] = {
+        0: {"ha": "center", "va": "top", "rotation_mode": "default"},
+        45: {"ha": "right", "va": "top", "rotation_mode": "anchor"},
+        90: {"ha": "right", "va": "center", "rotation_mode": "anchor"},
+    }[labels.rotation]
+    axes.set_xticks(list(indices), shown, rotation=labels.rotation, fontsize=size, **alignment)
+    axes.set_yticks(list(indices), shown, fontsize=size)
+    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        style.set_fonts(text)
+
+
+def _fitting_labels(figure: Figure, axes: Axes, classes: int, former: _Labels) -> _Labels:
+    """Return labels that have room in the layout with the former ones; never larger, or more, or less turned than those."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+    axes.apply_aspect()
+    cell = axes.get_window_extent().width / classes * 72 / figure.dpi  # points
+    step = max(former.step, math.ceil(_LINE * _SMALLEST / cell))
+    size = min(former.size, step * cell / _LINE)
+    widest = max(text.get_window_extent().width if former.rotation == 0 else 0.0 for text in axes.get_xticklabels())
+    fits_level = former.rotation == 0 and widest * 72 / figure.dpi * size / former.size + size < step * cell
+    fits_slanted = former.rotation <= 45 and step * cell * math.sin(math.radians(45)) >= _LINE * size
+    return _Labels(size, step, 0 if fits_level else 45 if fits_slanted else 90)
 
 
 def _numbers(axes: Axes, matrix: np.ndarray, share: np.ndarray) -> None:

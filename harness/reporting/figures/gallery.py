@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from harness.reporting.figures import style
-from harness.utils.text import percent, truncate
+from harness.utils.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -41,7 +41,7 @@ class Tile:
     def verdict(self) -> str:
         """The prediction and its confidence, after a sign for correct or wrong."""
         sign = style.RIGHT_SIGN if self.correct else style.WRONG_SIGN
-        return f"{sign} {truncate(self.prediction, 17)}  {percent(self.confidence)}"
+        return f"{sign} {style.shorten(self.prediction, 17)}  {percent(self.confidence)}"
 
     @property
     def colour(self) -> str:
@@ -79,7 +79,7 @@ def _draw_tile(canvas: Canvas, left: float, top: float, tile: Tile) -> None:
         middle, top + 0.2, tile.verdict, ha="center", va="bottom", fontsize=10, color=colour, fontweight="bold"
     )
     canvas.picture(*box, tile.picture, colour=colour, linewidth=2.2, dashed=not tile.correct)
-    canvas.write(middle, top + _SIDE + 0.3, f"truth: {truncate(tile.truth, 20)}", ha="center", fontsize=10)
+    canvas.write(middle, top + _SIDE + 0.3, f"truth: {style.shorten(tile.truth, 20)}", ha="center", fontsize=10)
 
 
 class Canvas:

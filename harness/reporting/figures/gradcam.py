@@ -12,7 +12,7 @@ import numpy as np
 from harness.evaluation.gradcam import METHODS, Maps
 from harness.reporting.figures import style
 from harness.reporting.figures.gallery import Canvas, Tile, fit_to_box
-from harness.utils.text import percent, truncate
+from harness.utils.text import percent
 
 _COLOURS = "inferno"  # perceptually uniform, also in grey
 _OPACITY = 0.85  # of the colour at the peak of the evidence
@@ -104,9 +104,9 @@ def _write_heading(canvas: Canvas, title: str, maps: Maps) -> None:
     method = METHODS[maps.method]
     name = method.class_name.replace("PlusPlus", "++")
     characters = int(canvas.figure.get_figwidth() * 11)
-    canvas.write(_EDGE, 0.1, truncate(title, int(characters * 0.7)), fontsize=14, fontweight="bold")
-    subtitle = f"{name}, layer {truncate(maps.layer, 24)}: image, map of the predicted class ({style.WRONG_SIGN}), map of the true class ({style.RIGHT_SIGN})"
-    canvas.write(_EDGE, 0.42, truncate(subtitle, characters), fontsize=10)
+    canvas.write(_EDGE, 0.1, style.shorten(title, int(characters * 0.7)), fontsize=14, fontweight="bold")
+    subtitle = f"{name}, layer {style.shorten(maps.layer, 24)}: image, map of the predicted class ({style.WRONG_SIGN}), map of the true class ({style.RIGHT_SIGN})"
+    canvas.write(_EDGE, 0.42, style.shorten(subtitle, characters), fontsize=10)
     ramp = overlay(np.full((12, 240, 3), 150, np.uint8), np.tile(np.linspace(0, 1, 240), (12, 1)))
     canvas.write(_EDGE, 0.66, "no evidence", fontsize=9, color=style.SOFT)
     canvas.picture(_EDGE + 0.85, 0.66, 1.5, 0.13, ramp, colour=style.GRID, linewidth=0.5)
@@ -125,8 +125,8 @@ def _draw_card(
     heats: Sequence[np.ndarray],
     empties: tuple[bool, bool],
 ) -> None:
-    truth = truncate(tile.truth, max(9, _NAMES - len(tile.prediction)))
-    prediction = truncate(tile.prediction, _NAMES - len(truth))
+    truth = style.shorten(tile.truth, max(9, _NAMES - len(tile.prediction)))
+    prediction = style.shorten(tile.prediction, _NAMES - len(truth))
     heading = f"{truth} predicted as {prediction} ({percent(tile.confidence)})"
     canvas.write(left, top, heading, fontsize=10, fontweight="bold")
     picture, top = fit_to_box(tile.picture, _SIDE, height), top + _HEADING
@@ -139,7 +139,7 @@ def _draw_card(
             canvas.hatched(left, top, _SIDE, height, "empty\nmap", colour=colour)
         else:
             canvas.picture(left, top, _SIDE, height, overlay(picture, heat), colour=colour)
-        _caption(canvas, left, top + height, f"{sign} {truncate(name, 13)}", colour)
+        _caption(canvas, left, top + height, f"{sign} {style.shorten(name, 13)}", colour)
 
 
 def _caption(canvas: Canvas, left: float, bottom: float, text: str, colour: str) -> None:

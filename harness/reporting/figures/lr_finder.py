@@ -11,7 +11,6 @@ import numpy as np
 
 from harness.reporting.figures import style
 from harness.tracking.records import Curve
-from harness.utils.text import truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -61,7 +60,7 @@ def draw_range_test(
     style.style_axes(upper, y="loss (nats)", title=title)
     style.style_axes(lower, x="learning rate", y="accuracy (%)")
     if note:
-        upper.set_title(style.drawable_text(truncate(note, 100)), fontsize=9, color=style.SOFT, loc="right")
+        upper.set_title(style.drawable_text(style.shorten(note, 100)), fontsize=9, color=style.SOFT, loc="right")
     _fit(upper, loss)
     _mark_all(upper, lower, chosen, others, interval)
     handles = [handle for axes in (upper, lower) for handle in axes.get_legend_handles_labels()[0]]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import textwrap
+import unicodedata
 import warnings
 from functools import cache
 from pathlib import Path
@@ -13,10 +15,12 @@ import numpy as np
 from harness.tracking.records import encode_png
 from harness.utils.errors import UsageError
 from harness.utils.files import write_atomically
+from harness.utils.text import truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 # Okabe and Ito's palette, which people with any common colour blindness can tell apart.
 BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
@@ -29,9 +33,16 @@ RIGHT_SIGN, WRONG_SIGN = "✓", "✗"
 
 DPI = 150
 SUFFIXES = (".png", ".svg")
-# The first has Latin, Greek and Cyrillic and comes with matplotlib; the others are used where they are installed.
+# The first has Latin, Greek, Cyrillic, Hebrew and Arabic and comes with matplotlib; the others are used where they are
+# installed. For a letter that none of them has, every other font is asked that is installed.
 _FONTS = ("DejaVu Sans", "Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Noto Sans", "Arial Unicode MS")
-_NO_GLYPH = "□"
+_WITHOUT_OUTLINES = (
+    "color emoji",
+    "last resort",
+    "lastresort",
+    "blank",
+)  # parts of the names of fonts that draw no letters
+log = logging.getLogger(__name__)
 
 
 def figure(width: float = 8.0, height: float = 4.5) -> Figure:
@@ -68,21 +79,47 @@ def legend(axes: Axes, **options: Any) -> None:
 
 
 def drawable_text(text: object) -> str:
-    """Return `text` so that matplotlib draws it literally.
+    """Return `text` so that matplotlib draws it literally: see `with_glyphs`; and a dollar sign starts no formula."""
+    return with_glyphs(text).replace("$", r"\$")
 
-    A dollar sign starts no formula; a control character, and a letter that no installed font has, becomes a box.
+
+def with_glyphs(text: object) -> str:
+    """Return `text` with an escape such as `\\u6c49` for each letter that no installed font has, and for control characters.
+
+    Selectors of variants and joiners, which only say how their neighbours look, are left out.
     """
-    letters = _letters()
-    shown = "".join(
-        letter if letter == "\n" or (letter.isprintable() and ord(letter) in letters) else _NO_GLYPH
-        for letter in str(text)
-    )
-    return shown.replace("$", r"\$")
+    letters = str(text)
+    if letters.isascii() and letters.isprintable():
+        return letters
+    return "".join(letter if letter == "\n" else _drawable(letter) for letter in letters)
+
+
+def _drawable(letter: str) -> str:
+    if letter.isspace():
+        return " "
+    if unicodedata.category(letter) == "Cf" or "\ufe00" <= letter <= "\ufe0f":
+        return ""
+    return letter if letter.isprintable() and _has_glyph(letter) else letter.encode("unicode_escape").decode()
+
+
+def shorten(text: object, width: int) -> str:
+    """Return `text` on one line of at most `width` narrow letters, as it is drawn, with an ellipsis in place of the middle."""
+    line = with_glyphs(" ".join(str(text).split()))
+    return truncate(line, max(2, int(width / _letter_width(line))))
 
 
 def wrap(text: object, width: int, lines: int = 2) -> str:
-    """Return `text` on at most `lines` lines of at most `width` characters."""
-    return "\n".join(textwrap.wrap(str(text), width, max_lines=lines, placeholder=" …")) or ""
+    """Return `text` on at most `lines` lines of at most `width` narrow letters, as it is drawn."""
+    shown = with_glyphs(text)
+    columns = max(2, int(width / _letter_width(shown)))
+    return "\n".join(textwrap.wrap(shown, columns, max_lines=lines, placeholder=" …")) or ""
+
+
+def _letter_width(text: str) -> float:
+    """Return the mean width of the letters of a text, where a Latin letter has 1 and a Chinese one 2."""
+    if not text or text.isascii():
+        return 1.0
+    return 1 + sum(unicodedata.east_asian_width(letter) in "WF" for letter in text) / len(text)
 
 
 def message_figure(text: str, *, width: float = 8.0, height: float = 3.0) -> Figure:
@@ -135,7 +172,12 @@ def _set_fonts(drawn: Figure) -> None:
     from matplotlib.text import Text
 
     for text in drawn.findobj(Text):
-        text.set_fontfamily(list(_families()))
+        set_fonts(text)
+
+
+def set_fonts(text: Text) -> None:
+    """Set the fonts of a text, for measuring it before the figure is saved."""
+    text.set_fontfamily([*_families(), *_further_families])
 
 
 @cache
@@ -148,10 +190,62 @@ def _families() -> tuple[str, ...]:
 
 @cache
 def _letters() -> frozenset[int]:
-    """Return the code points that can be drawn."""
+    """Return the code points that the usual fonts have."""
     from matplotlib import font_manager
 
     letters: set[int] = set()
     for name in _families():
         letters |= set(font_manager.get_font(font_manager.findfont(name)).get_charmap())
     return frozenset(letters)
+
+
+# The fonts that were found to have a letter which the usual ones do not have, in the order in which they were needed.
+_further_families: dict[str, None] = {}
+
+
+@cache
+def _has_glyph(letter: str) -> bool:
+    """Return whether an installed font has a letter; the font is used from then on. What no font has is reported once."""
+    if ord(letter) in _letters():
+        return True
+    family = next((name for name, letters in _other_fonts() if ord(letter) in letters), "")
+    if family:
+        _further_families[family] = None
+    else:
+        _report_missing(letter)
+    return bool(family)
+
+
+@cache
+def _other_fonts() -> tuple[tuple[str, frozenset[int]], ...]:
+    """Return (family, code points) of the installed fonts with outlines, except the usual ones; upright and regular only."""
+    from matplotlib import font_manager
+
+    files: dict[str, str] = {}
+    for entry in font_manager.fontManager.ttflist:
+        is_regular = entry.style == "normal" and entry.weight in (400, "normal", "regular", "book")
+        draws = not any(part in entry.name.lower() for part in _WITHOUT_OUTLINES)
+        if is_regular and draws and entry.name not in _families():
+            files.setdefault(entry.name, entry.fname)
+    fonts = []
+    for name, file in sorted(files.items()):
+        try:
+            font = font_manager.get_font(file)
+            if font.scalable:
+                fonts.append((name, frozenset(font.get_charmap())))
+        except (OSError, RuntimeError, ValueError):  # a font that FreeType cannot read
+            continue
+    return tuple(fonts)
+
+
+@cache
+def _warn_once() -> None:
+    log.warning(
+        "No installed font has some letters of the names in the figures, which are drawn as escapes such as \\u6c49. "
+        "Install one that has them, for example Noto Sans CJK (Debian: fonts-noto-cjk)."
+    )
+
+
+def _report_missing(letter: str) -> None:
+    if letter.isprintable():
+        _warn_once()

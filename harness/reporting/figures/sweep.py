@@ -11,7 +11,7 @@ import numpy as np
 from harness.config.names import TrialStatus
 from harness.reporting.figures import style
 from harness.reporting.html.sweep_data import STATE_LABELS, ParameterAxis, SweepData, TrialData
-from harness.utils.text import percent, truncate
+from harness.utils.text import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -120,6 +120,8 @@ def draw_history(sweep: SweepData, path: Path) -> Path:
         low, high = sweep.limits
         margin = 0.08 * (high - low)
         plot.set_ylim(low - margin, high + margin)
+        numbered = {trial.name: number for number, trial in enumerate(sweep.evaluated, 1)}
+        _mark_clipped(plot, sweep, [(numbered[t.name], low if t.value < low else high) for t in sweep.clipped])
     plot.xaxis.set_major_locator(MaxNLocator(integer=True))
     style.style_axes(plot, x="trial", y=sweep.metric, title=_title(sweep))
     _score_axis(plot.yaxis, sweep)
@@ -141,6 +143,9 @@ def draw_parallel(sweep: SweepData, path: Path) -> Path:
             range(len(columns)), [column[index] for column in columns], color=colours(score),
             alpha=0.25 + 0.75 * rank, linewidth=1 + 1.2 * rank, zorder=2 + rank,
         )  # fmt: skip
+    if sweep.clipped:
+        _mark_clipped(plot, sweep, [(len(axes), sweep.score_unit(trial.value)) for trial in sweep.clipped])
+        figure.legend(loc="outside lower right", fontsize=10, frameon=False, labelcolor=style.INK)
     style.style_axes(plot, title=_title(sweep), grid=False)
     plot.set_yticks([])
     plot.spines[["left", "bottom"]].set_visible(False)
@@ -162,7 +167,7 @@ def draw_importance(sweep: SweepData, path: Path) -> Path:
     pairs = list(sweep.importance.items())[::-1]
     figure = style.figure(8.0, max(2.2, 0.5 * len(pairs) + 1.4))
     plot = figure.add_subplot()
-    names, shares = [style.drawable_text(truncate(name, 32)) for name, _ in pairs], [share for _, share in pairs]
+    names, shares = [style.drawable_text(style.shorten(name, 32)) for name, _ in pairs], [share for _, share in pairs]
     bars = plot.barh(names, shares, color=style.BLUE)
     plot.bar_label(bars, [percent(share, 0) for share in shares], padding=4, color=style.INK)
     plot.set_xlim(0, max(shares) * 1.15 or 1)
@@ -171,6 +176,17 @@ def draw_importance(sweep: SweepData, path: Path) -> Path:
     style.style_axes(plot, x=x, title=_title(sweep))
     plot.grid(visible=False, axis="y")
     return style.save_figure(figure, path)
+
+
+def _mark_clipped(plot: Axes, sweep: SweepData, points: Sequence[tuple[float, float]]) -> None:
+    """Mark trials whose value lies beyond the end of the axis, where they are drawn."""
+    if not points:
+        return
+    end = sweep.limits[0] if sweep.maximise else sweep.limits[1]
+    label = f"{'below' if sweep.maximise else 'above'} {sweep.score_text(end)} ({len(points)})"
+    x, y = zip(*points, strict=True)
+    plot.scatter(x, y, marker="v" if sweep.maximise else "^", s=90, facecolors="none", edgecolors=style.VERMILLION,
+                 linewidths=1.8, label=label, zorder=10, clip_on=False)  # fmt: skip
 
 
 def _title(sweep: SweepData) -> str:
@@ -188,7 +204,7 @@ def _scale(plot: Axes, which: Literal["x", "y"], axis: ParameterAxis) -> None:
         getattr(plot, f"set_{which}scale")("log")
         _log_ticks(plot.xaxis if which == "x" else plot.yaxis)
     elif axis.categories:
-        names = [style.drawable_text(truncate(text.strip('"'), 18)) for text in axis.categories[:MAX_TICKS]]
+        names = [style.drawable_text(style.shorten(text.strip('"'), 18)) for text in axis.categories[:MAX_TICKS]]
         getattr(plot, f"set_{which}ticks")(range(len(names)), names)
         getattr(plot, f"set_{which}lim")(-0.5, len(axis.categories) - 0.5)
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from harness.reporting.figures import style
 from harness.tracking.records import Image, Record, StoredImage
-from harness.utils.text import truncate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -219,7 +218,7 @@ def _name_extremes(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
 def _mark(axes: Axes, name: str, step: float) -> None:
     axes.axvline(step, color=style.VERMILLION, linewidth=1.2, linestyle=(0, (5, 3)))
     axes.annotate(
-        style.drawable_text(truncate(name, 40)), (step, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
+        style.drawable_text(style.shorten(name, 40)), (step, 0.98), (4, 0), xycoords=("data", "axes fraction"), rotation=90,
         textcoords="offset points", ha="left", va="top", fontsize=10, color=style.VERMILLION,
         bbox={"facecolor": style.PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1},
     )  # fmt: skip

@@ -12,11 +12,12 @@ from typing import Any
 from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
-from harness.reporting.html.groups import share_interval
 from harness.reporting.html.run_data import RunData
 from harness.tracking.run_dir import RunState, resume_command
+from harness.tracking.run_list import has_diverged
 from harness.utils.errors import HarnessError
-from harness.utils.plain import number, sub_mapping
+from harness.utils.plain import number, setting_text, sub_mapping
+from harness.utils.stats import share_interval
 from harness.utils.text import percent, printable
 
 FINISHED = RunState.FINISHED
@@ -56,7 +57,7 @@ def headline(run: RunData) -> list[Fact]:
     for split in REPORTED_SPLITS:
         name = SPLIT_LABELS[split].capitalize()
         if math.isfinite(acc := run.figure(f"{split}/acc")):
-            facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split, acc)))
+            facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split)))
         for key, variant in (("acc_tta", "with TTA"), ("acc5", "top-5")):
             if math.isfinite(acc := run.figure(f"{split}/{key}")):
                 facts.append(Fact(f"{name} accuracy, {variant}", f"{100 * acc:.2f} %"))
@@ -84,11 +85,18 @@ def _chosen(run: RunData) -> str:
     return f"epoch {epoch} of {run.config.get('epochs', '?')} ({rule})"
 
 
-def _interval(run: RunData, split: str, accuracy: float) -> str:
-    images = sub_mapping(run.dataset, "images").get(split)
-    if not isinstance(images, int) or images < 1:
+def accuracy_interval(run: RunData, split: str) -> tuple[float, float, int] | None:
+    """Return the 95 % interval of the result's accuracy on a split, and its number of images; None where it is not known."""
+    images, accuracy = sub_mapping(run.dataset, "images").get(split), run.figure(f"{split}/acc")
+    if not isinstance(images, int) or images < 1 or not 0 <= accuracy <= 1:
+        return None
+    return *share_interval(accuracy, images), images
+
+
+def _interval(run: RunData, split: str) -> str:
+    if (interval := accuracy_interval(run, split)) is None:
         return ""
-    low, high = share_interval(accuracy, images)
+    low, high, images = interval
     return f"; 95 % interval {100 * low:.1f} to {100 * high:.1f} % for {images:,} images"
 
 
@@ -128,12 +136,12 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
     rates = run.summary if run.result else config
     rows = [
         ("Recipe", config.get("recipe")),
-        ("Model", f"{config.get('model')}{f' ({_plain(arguments)})' if arguments else ''}"),
+        ("Model", f"{config.get('model')}{f' ({setting_text(arguments)})' if arguments else ''}"),
         ("Data", f"{config.get('data')}: {images} images" if images else config.get("data")),
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
         ("Training", f"{config.get('epochs')} epochs, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
-        ("Optimizer", f"{config.get('optimizer')}, momentum {_plain(config.get('momentum'))}, weight decay {_plain(config.get('weight_decay'))}"),
-        ("Learning rate", f"{config.get('schedule')}, {_plain(rates.get('lr_min'))} to {_plain(rates.get('lr_max'))}{_found_by_range_test(config)}"),
+        ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
+        ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_found_by_range_test(config)}"),
         ("Augmentation", _augmentation(config)),
         ("Tags", ", ".join(map(str, config.get("tags") or []))),
         ("Notes", config.get("notes")),
@@ -167,16 +175,10 @@ def all_settings(run: RunData) -> list[Setting]:
     for name, value in run.config.items():
         comparable = name in recipe_values and name in setting_fields() and name != "recipe"
         changed = comparable and recipe_values[name] != value
-        settings.append(Setting(name, _plain(value), _plain(recipe_values[name]) if changed else "", changed))
+        settings.append(
+            Setting(name, setting_text(value), setting_text(recipe_values[name]) if changed else "", changed)
+        )
     return settings
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key}={_plain(each)}" for key, each in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def times(run: RunData) -> dict[str, float]:
@@ -217,10 +219,19 @@ def environment_facts(run: RunData) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value]
 
 
+def diverged(run: RunData) -> bool:
+    """Return whether a run ended because it diverged, so that nobody should resume it as it is."""
+    return has_diverged(run.state, run.status)
+
+
 def reproduce_commands(run: RunData) -> list[tuple[str, str]]:
     """Return (title, command) of the ways to repeat or to resume the run."""
     commands = []
-    if run.state not in (FINISHED, RunState.RUNNING) and (command := resume_command(run.path, run.status)):
+    if (
+        run.state not in (FINISHED, RunState.RUNNING)
+        and not diverged(run)
+        and (command := resume_command(run.path, run.status))
+    ):
         commands.append(("Resume", command))
     if original := _quoted(run.environment.get("command")):
         commands.append(("Original command", original))

@@ -4,47 +4,80 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from harness.reporting.html.run_data import RunData, affecting_settings
-from harness.utils.plain import to_plain
-from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
+from harness.tracking.metric_names import interval_scale
+from harness.tracking.run_dir import RunState
+from harness.utils.plain import setting_text, to_plain
+from harness.utils.stats import MeanInterval, Scale, mean_interval
+from harness.utils.text import truncate
+
+MAX_SETTINGS, MAX_VALUE = 5, 24  # of a label: settings, and characters of a value
 
 
-def spread(values: Sequence[float]) -> MeanInterval | None:
+def spread(values: Sequence[float], scale: Scale = "linear") -> MeanInterval | None:
     """Return mean, standard deviation and interval of the finite ones among `values`; None where there are none."""
     finite = [value for value in values if math.isfinite(value)]
-    return mean_interval(finite) if finite else None
-
-
-def share_interval(share: float, images: int) -> tuple[float, float]:
-    """Return the 95 % interval of a fraction of `images` images.
-
-    Source: Wilson (1927); Brown, Cai, DasGupta, "Interval Estimation for a Binomial Proportion", 2001, eq. 4.
-    """
-    z = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    middle = (share + z * z / (2 * images)) / (1 + z * z / images)
-    half = z / (1 + z * z / images) * math.sqrt(share * (1 - share) / images + z * z / (4 * images * images))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return mean_interval(finite, scale=scale) if finite else None
 
 
 @dataclass(frozen=True)
 class RunGroup:
-    """Runs that differ only in the seed, among the settings that affect the results."""
+    """Runs that differ only in the seed, among the settings that affect the results.
 
-    name: str
+    Attributes:
+        label: the settings in which this group differs from the others; of a single group, what all of its runs are.
+        runs: every run, repetitions of a seed among them.
+    """
+
+    label: str
     runs: Sequence[RunData]
 
     @property
     def seeds(self) -> list[Any]:
-        return sorted({run.config.get("seed", "?") for run in self.runs}, key=str)
+        """The seeds, each once."""
+        return sorted({_seed(run) for run in self.runs}, key=lambda seed: (str(type(seed)), seed))
+
+    @cached_property
+    def distinct(self) -> list[RunData]:
+        """One run of each seed: the first one that has finished, else the first one.
+
+        Runs of one seed are repetitions of one experiment, and what they do not differ in is no spread.
+        """
+        chosen: dict[Any, RunData] = {}
+        for run in sorted(self.runs, key=lambda run: run.state != RunState.FINISHED):
+            chosen.setdefault(_seed(run), run)
+        return [run for run in self.runs if chosen[_seed(run)] is run]
+
+    @property
+    def repetitions(self) -> dict[Any, list[RunData]]:
+        """Seed -> its runs, for the seeds that several runs have."""
+        by_seed: dict[Any, list[RunData]] = {}
+        for run in self.runs:
+            by_seed.setdefault(_seed(run), []).append(run)
+        return {seed: runs for seed, runs in by_seed.items() if len(runs) > 1}
 
     def spread(self, key: str) -> MeanInterval | None:
-        """Return mean and interval of a metric of the result, such as `test/acc`."""
-        return spread([run.figure(key) for run in self.runs])
+        """Return mean and interval of a metric of the result, such as `test/acc`, over the seeds."""
+        return spread([run.figure(key) for run in self.distinct], interval_scale(key))
+
+    def run_label(self, run: RunData) -> str:
+        """Return what tells a run from the others of the page: the group's label, and the seed where it has several."""
+        parts = [self.label]
+        if len(self.seeds) > 1:
+            parts.append(f"seed {_seed(run)}")
+        if len(self.repetitions.get(_seed(run), ())) > 1:
+            parts.append(run.name)
+        return ", ".join(dict.fromkeys(parts))
+
+
+def _seed(run: RunData) -> Any:
+    seed = run.config.get("seed", "?")
+    return seed if isinstance(seed, int | str) else str(seed)
 
 
 def group_runs(runs: Sequence[RunData]) -> list[RunGroup]:
@@ -52,11 +85,8 @@ def group_runs(runs: Sequence[RunData]) -> list[RunGroup]:
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         groups.setdefault(_group_key(run), []).append(run)
-    differing = run_differences([members[0] for members in groups.values()], seed=False)
-    return [
-        RunGroup(_group_name(members, {key: values[index] for key, values in differing.items()}, len(groups)), members)
-        for index, members in enumerate(groups.values())
-    ]
+    members = list(groups.values())
+    return [RunGroup(label, each) for label, each in zip(_labels(members), members, strict=True)]
 
 
 def _group_key(run: RunData) -> str:
@@ -64,24 +94,50 @@ def _group_key(run: RunData) -> str:
     return json.dumps(to_plain([settings, run.dataset.get("fingerprint")]), sort_keys=True)
 
 
-def _group_name(members: Sequence[RunData], differing: Mapping[str, Any], groups: int) -> str:
-    if len(members) == 1:
-        return members[0].name
-    if groups == 1 or not differing:
-        return f"{len(members)} runs like {members[0].name}"
-    return ", ".join(f"{key}={value}" for key, value in list(differing.items())[:4])
+def _labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
+    """Return a label for each group: the settings that are not equal in all of them, and nothing else."""
+    first = [members[0] for members in groups]
+    if len(groups) == 1:
+        return [f"{len(groups[0])} runs like {first[0].name}" if len(groups[0]) > 1 else first[0].name]
+    differing = run_differences(first, seed=False)
+    labels = []
+    for index, run in enumerate(first):
+        parts = [f"{name}={_short(values[index])}" for name, values in differing.items() if values[index] != ""]
+        more = [f"{len(parts) - MAX_SETTINGS} more"] if len(parts) > MAX_SETTINGS + 1 else []
+        labels.append(", ".join(parts[:MAX_SETTINGS] + more if more else parts) or run.name)
+    # Other data, or differences that are left out, which the names of the runs tell apart at least.
+    return [
+        label if labels.count(label) == 1 else f"{label} ({run.name})" if label != run.name else label
+        for label, run in zip(labels, first, strict=True)
+    ]
+
+
+def _short(value: Any) -> str:
+    return truncate(setting_text(value), MAX_VALUE)
 
 
 def run_differences(runs: Sequence[RunData], *, seed: bool = True) -> dict[str, list[Any]]:
     """Return setting -> value in each run, for the settings that affect the results and are not equal in all runs.
 
+    Of mappings such as `model_args`, the arguments that differ are listed one by one; what a run does not have is empty.
+
     Args:
         seed: whether the seed counts as a difference.
     """
-    settings = [affecting_settings(run) for run in runs]
+    settings = [_flat(affecting_settings(run)) for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)
     return {
         name: [each.get(name, "") for each in settings]
         for name in names
         if (seed or name != "seed") and len({json.dumps(to_plain(each.get(name, ""))) for each in settings}) > 1
     }
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= {f"{name}.{key}": part for key, part in value.items()}
+        else:
+            flat[name] = value
+    return flat

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.evaluation.metrics import confusion_matrix, most_confused, per_class, reliability
-from harness.reporting.html import facts, run_charts, sweep_charts
+from harness.reporting.html import comparison, facts, run_charts, sweep_charts
 from harness.reporting.html.galleries import galleries
 from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.plotly import Chart
-from harness.reporting.html.run_data import RunData, check_folder, is_sweep, read_run
+from harness.reporting.html.run_data import RunData, is_container, is_sweep, read_run, resolve_folders
 from harness.reporting.html.sweep_data import STATE_LABELS, SweepData, value_text
 from harness.reporting.html.sweep_reader import read_sweep
-from harness.tracking.run_dir import members
+from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import is_run
 from harness.utils.environment import version
 from harness.utils.errors import UsageError, as_harness_error
@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
+# Last part of a metric -> on which scale its interval is computed, for the page's captions.
+INTERVALS = {
+    "acc": "Student's t on the logit scale, so that it stays within 0 and 100 %",
+    "loss": "Student's t on the logarithmic scale, so that it stays above 0",
+}
 MATRIX_ROWS = 20  # classes up to which the page has the confusion matrix as a table too
 log = logging.getLogger(__name__)
 
@@ -56,35 +61,28 @@ def write_page(paths: Path | str | Sequence[Path | str], out: Path | str | None 
     """Write the page of some runs, or of a sweep, and return its path.
 
     Args:
-        paths: run directories, folders of several seeds, or the folder of one sweep.
-        out: the file; by default `report.html` in the run directory, or in the working directory for several runs.
+        paths: run directories, folders of several seeds, sweeps, or folders that hold any of these, such as `runs`.
+        out: the file; by default `report.html` in the directory of a single run, several seeds or a sweep, and in the
+            working directory for several of them.
         state: of a single run that is about to write it itself.
 
     Raises:
-        UsageError: one of them is neither a run nor a sweep. ResourceError: the file cannot be written.
+        UsageError: one of them is neither a run nor a sweep, and holds none. ResourceError: the file cannot be written.
     """
     folders = [Path(path).expanduser() for path in ([paths] if isinstance(paths, Path | str) else paths)]
-    # A shell's `*` names both the directory of several seeds and their runs.
-    named: dict[Path, Path] = {}
-    for member in (member for path in folders for member in members(path)):
-        named.setdefault(member.resolve(), member)
-    runs = list(named.values())
-    for path in runs:
-        check_folder(path)
-    sweeps = [path for path in runs if is_sweep(path) and not is_run(path)]
-    if sweeps and len(runs) > 1:
-        raise UsageError(
-            f"{sweeps[0]} is a sweep and needs a page of its own: harness report {sweeps[0]}; compare its trials with: harness report {sweeps[0]}/runs/*"
-        )
-    target = Path(out) if out else (folders[0] / PAGE if len(folders) == 1 else Path(PAGE))
+    members, left_out = resolve_folders(folders)
+    sweeps = [path for path in members if is_sweep(path) and not is_run(path)]
+    runs = [path for path in members if path not in sweeps]
+    own = (
+        folders[0] if len(folders) == 1 and not is_container(folders[0]) else members[0] if len(members) == 1 else None
+    )
+    target = Path(out) if out else Path(PAGE) if own is None else own / PAGE
     if target.is_dir():
         raise UsageError(f"{target} is a directory; give a file: -o {target / PAGE}")
-    if sweeps:
-        text = sweep_page(read_sweep(runs[0]))
-    elif len(runs) == 1:
-        text = run_page(read_run(runs[0], state))
+    if len(members) == 1:
+        text = sweep_page(read_sweep(members[0])) if sweeps else run_page(read_run(members[0], state))
     else:
-        text = runs_page([read_run(path) for path in runs])
+        text = runs_page([read_run(path) for path in runs], [read_sweep(path) for path in sweeps], left_out)
     # A file name need not be valid Unicode; what is not is written as an escape.
     write_atomically(target, text.encode("utf-8", "backslashreplace"))
     return target
@@ -109,6 +107,7 @@ def run_page(run: RunData) -> str:
         run=run,
         title=run.name,
         state_text=facts.STATE_SENTENCES.get(run.state, ""),
+        resumable=run.state != RunState.RUNNING and not facts.diverged(run),
         facts=facts.headline(run),
         configuration=facts.configuration(run),
         settings=facts.all_settings(run),
@@ -126,21 +125,45 @@ def run_page(run: RunData) -> str:
     )
 
 
-def runs_page(runs: Sequence[RunData]) -> str:
-    """Return the page of several runs: side by side, and grouped over seeds."""
+def runs_page(
+    runs: Sequence[RunData], sweeps: Sequence[SweepData] = (), left_out: Sequence[tuple[Path, str]] = ()
+) -> str:
+    """Return the page of several runs, side by side and grouped over seeds, and of sweeps.
+
+    Args:
+        left_out: (folder, why) of those that could not be read.
+    """
     groups = group_runs(runs)
     keys = [key for key in ("test/acc", "val/acc", "test/loss", "val/loss") if any(key in run.result for run in runs)]
+    classes = comparison.compare_classes(groups)
+    difference = classes.chart() if classes else None
+    counted = [
+        f"{len(some)} {noun}{'' if len(some) == 1 else 's'}"
+        for some, noun in ((runs, "run"), (sweeps, "sweep"))
+        if some
+    ]
     return _fill(
         "runs.html",
-        {"curves": run_charts.overlaid(groups)},
-        title=f"{len(runs)} runs",
+        {"curves": comparison.overlaid(groups), "difference": [difference] if difference else []},
+        title=" and ".join(counted),
         runs=runs,
         groups=groups,
+        has_spread=any(len(group.seeds) > 1 for group in groups),
+        numbers={group.label: f"#{number}" for number, group in enumerate(groups, 1)},
+        configurations=[next(group.label for group in groups if any(each is run for each in group.runs)) for run in runs],
         keys=keys,
+        scales=INTERVALS,
+        intervals=[{key: facts.accuracy_interval(run, key.split("/")[0]) for key in keys if key.endswith("acc")} for run in runs],
+        legend=comparison.legend_entries(groups, keys[0] if keys else ""),
+        styles=comparison.STYLES,
+        classes=classes,
+        max_classes=comparison.MAX_CLASSES,
         differences=run_differences(runs),
         environments=_differing_environments(runs),
         seconds=[sum(facts.times(run).values()) for run in runs],
-    )
+        sweeps=sweeps,
+        left_out=left_out,
+    )  # fmt: skip
 
 
 def sweep_page(sweep: SweepData) -> str:

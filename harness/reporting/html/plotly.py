@@ -35,6 +35,8 @@ class Chart:
     Attributes:
         key: its id in the page. title: above it. caption: below the title, and the text for screen readers.
         data, layout: Plotly's traces and layout. height: pixels.
+        min_width: pixels; on a narrower screen the chart scrolls sideways in its own box.
+        has_log_switch: whether a button switches its vertical axis between a linear and a logarithmic one.
     """
 
     key: str
@@ -43,6 +45,8 @@ class Chart:
     data: list[dict[str, Any]]
     layout: dict[str, Any] = field(default_factory=dict)
     height: int = 340
+    min_width: int = 0
+    has_log_switch: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {"data": self.data, "layout": self.layout}

@@ -8,14 +8,11 @@ from typing import Any
 
 from harness.config.names import SPLIT_LABELS
 from harness.evaluation.metrics import Reliability, SavedPredictions, confusion_matrix
-from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
     BLUE,
-    DASHES,
     GREEN,
     INK,
     ORANGE,
-    PALETTE,
     PURPLE,
     SCALE,
     SKY,
@@ -37,6 +34,7 @@ from harness.utils.text import percent, truncate
 
 SPLIT_STYLES = {"train": (BLUE, "dash"), "val": (GREEN, "solid"), "test": (VERMILLION, "solid")}
 MAX_CLASSES, MAX_NUMBERS = 200, 12  # up to which a confusion matrix is drawn, and has numbers in its cells
+MAX_NAMES = 40  # classes up to which each is named beside the matrix
 
 
 def integer_ticks(epochs: Sequence[int]) -> dict[str, Any]:
@@ -59,6 +57,7 @@ def by_epoch(run: RunData) -> list[Chart]:
         [line(x, lrs, "learning rate", PURPLE, showlegend=False)],
         layout(axis("epoch", **integer_ticks(x)), axis("learning rate", rangemode="tozero")),
         260,
+        has_log_switch=True,
     )
     return [loss, acc, lr]
 
@@ -78,7 +77,7 @@ def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., A
     caption = "; ".join(parts).capitalize() + "." if parts else "Not recorded."
     return Chart(
         f"epoch-{metric}", title, caption, data,
-        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric == "acc")),
+        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric == "acc")), has_log_switch=metric == "loss",
     )  # fmt: skip
 
 
@@ -100,6 +99,7 @@ def by_step(run: RunData) -> list[Chart]:
                 caption,
                 data,
                 layout(axis("step (optimizer updates)"), axis("loss (nats)")),
+                has_log_switch=True,
             )
         )
     x, lrs = run.steps("lr")
@@ -112,6 +112,7 @@ def by_step(run: RunData) -> list[Chart]:
             Chart(
                 "step-lr", "Learning rate", caption, data,
                 layout(axis("step (optimizer updates)"), axis("learning rate", rangemode="tozero")), 260,
+                has_log_switch=True,
             )
         )  # fmt: skip
     return charts
@@ -192,9 +193,6 @@ def confusion(predictions: SavedPredictions) -> Chart | None:
     shares = (matrix / matrix.sum(1, keepdims=True).clip(min=1)).tolist()
     names = [escape_text(truncate(name, 22)) for name in predictions.classes]
     indices = list(range(size))
-    ticks: dict[str, Any] = (
-        {"tickmode": "array", "tickvals": indices, "ticktext": names} if size <= 40 else {"showticklabels": False}
-    )
     heat = {
         "type": "heatmap", "x": indices, "y": indices, "z": [plain_numbers(row) for row in shares], "colorscale": SCALE, "zmin": 0, "zmax": 1,
         "customdata": [[[names[row], names[column], int(matrix[row, column])] for column in indices] for row in indices],
@@ -208,15 +206,26 @@ def confusion(predictions: SavedPredictions) -> Chart | None:
         f"{int(matrix.trace()):,} of {int(matrix.sum()):,} images are correctly classified (the diagonal). "
         f"The colour is the fraction of the true class{numbers}."
     )
+    return Chart("confusion", "Confusion matrix", caption, [heat], layout(*class_axes(names)), *class_chart_size(size))
+
+
+def class_axes(names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the axes of predicted and of true classes; the names of more than 40 would touch, and are left out."""
+    size = len(names)
+    ticks: dict[str, Any] = {"showticklabels": False}
+    if size <= MAX_NAMES:
+        font = {"tickfont": {"size": 10}} if size > MAX_NUMBERS else {}
+        ticks = {"tickmode": "array", "tickvals": list(range(size)), "ticktext": list(names), **font}
     grid: dict[str, Any] = {"showgrid": False, "zeroline": False, **ticks}
-    return Chart(
-        "confusion",
-        "Confusion matrix",
-        caption,
-        [heat],
-        layout(axis("predicted class", **grid, tickangle=-45), axis("true class", **grid, autorange="reversed")),
-        max(360, min(680, 220 + 34 * size)),
-    )
+    x = axis("predicted class", **grid, tickangle=-45 if size <= MAX_NUMBERS else -90)
+    return x, axis("true class", **grid, autorange="reversed")
+
+
+def class_chart_size(size: int) -> tuple[int, int]:
+    """Return height and least width of a chart of class by class, in pixels: a row for each name that is shown."""
+    if size > MAX_NAMES:
+        return 680, 0
+    return max(360, 230 + (34 if size <= MAX_NUMBERS else 16) * size), 180 + (26 if size <= MAX_NUMBERS else 15) * size
 
 
 def calibration(measured: Reliability) -> Chart:
@@ -295,35 +304,3 @@ def time(parts: Mapping[str, float]) -> Chart:
         ),
         200,
     )
-
-
-def overlaid(groups: Sequence[RunGroup]) -> list[Chart]:
-    """Return accuracy, losses and learning rate of several runs: one colour per group, one dash per seed."""
-    runs = [run for group in groups for run in group.runs]
-    splits = {run.watched for run in runs}
-    charted = [
-        *((f"{split}/{metric}", f"{SPLIT_LABELS[split].capitalize()} {title}", y, metric == "acc")
-          for metric, title, y in (("acc", "accuracy", "accuracy"), ("loss", "loss", "loss (nats)"))
-          for split in ("val", "test") if split in splits),
-        ("train/loss", "Training loss", "loss (nats)", False),
-        ("lr", "Learning rate", "learning rate", False),
-    ]  # fmt: skip
-    charts = []
-    for key, title, y, is_fraction in charted:
-        data = []
-        x: list[int] = []
-        for number, group in enumerate(groups):
-            for index, run in enumerate(group.runs):
-                x, values = run.line(key)
-                dash = DASHES[index % len(DASHES)]
-                if x:
-                    data.append(line(x, values, run.name, PALETTE[number % len(PALETTE)], dash=dash))
-        if data:
-            caption = f"{len(data)} of {len(runs)} runs by epoch. Runs that differ only in the seed have one colour."
-            charts.append(
-                Chart(
-                    f"all-{key.replace('/', '-')}", title, caption, data,
-                    layout(axis("epoch", **integer_ticks(x)), axis(y, percent=is_fraction), showlegend=len(runs) <= 20), 360,
-                )
-            )  # fmt: skip
-    return charts

@@ -133,6 +133,48 @@ def is_sweep(path: Path) -> bool:
     return any(os.path.lexists(path / name) for name in (TRIALS, SWEEP))
 
 
+def is_container(path: Path) -> bool:
+    """Return whether a folder is neither a run, nor a sweep, nor of several seeds, but holds some of these."""
+    return path.is_dir() and not _is_one(path) and any(_is_one(inner) for inner in path.iterdir() if inner.is_dir())
+
+
+def _is_one(path: Path) -> bool:
+    return is_run(path) or is_sweep(path) or os.path.lexists(path / run_dir.SEEDS)
+
+
+def resolve_folders(folders: Sequence[Path]) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Return the runs and sweeps that folders stand for, each once, and (folder, why) of those that had to be left out.
+
+    A folder of several seeds stands for its runs, a folder that holds runs, seeds and sweeps for all of them. A shell's
+    `*` names the directory of several seeds as well as their runs, and pages that were written before.
+
+    Raises:
+        UsageError: one is neither a run nor a sweep, and holds none. DataError: it has links in place of files.
+    """
+    named: dict[Path, Path] = {}
+    left_out: list[tuple[Path, str]] = []
+    for folder in folders:
+        if folder.suffix == ".html" and folder.is_file() and len(folders) > 1:
+            continue
+        if is_container(folder):
+            for inner in sorted(inner for inner in folder.iterdir() if inner.is_dir() and _is_one(inner)):
+                for member in run_dir.members(inner):
+                    try:
+                        check_folder(member)
+                    except HarnessError as error:  # one damaged run hides no other
+                        left_out.append((member, str(error)))
+                    else:
+                        named.setdefault(member.resolve(), member)
+            continue
+        for member in run_dir.members(folder):
+            check_folder(member)
+            named.setdefault(member.resolve(), member)
+    if not named:
+        reason = left_out[0][1] if left_out else "no run or sweep was named"
+        raise UsageError(f"there is nothing to report: {reason}")
+    return list(named.values()), left_out
+
+
 def check_folder(path: Path) -> None:
     """Raise unless a page can be made of a folder.
 
@@ -144,11 +186,9 @@ def check_folder(path: Path) -> None:
         return
     if not path.is_dir():
         raise UsageError(f"no such directory: {path}; `harness runs` lists the runs")
-    inside = sum(is_run(inner) or is_sweep(inner) for inner in path.iterdir() if inner.is_dir())
-    remedy = (
-        f"it contains {inside}: harness report {path}/*" if inside else f"`harness runs {path.parent}` lists the runs"
+    raise UsageError(
+        f"{path} is neither a run nor a sweep, and holds none; `harness runs {path.parent}` lists the runs"
     )
-    raise UsageError(f"{path} is neither a run nor a sweep; {remedy}")
 
 
 def read_run(path: Path, state: str = "") -> RunData:

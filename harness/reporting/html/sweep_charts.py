@@ -170,12 +170,14 @@ def parallel(sweep: SweepData) -> Chart:
                 "showlegend": False, "opacity": 0.55 + 0.45 * shade / (SHADES - 1),
             }
         )  # fmt: skip
+    data += _clipped_points(sweep, [(len(axes), sweep.score_unit(trial.value), trial) for trial in sweep.clipped])
     names = [escape_text(axis.label) for axis in axes] + [escape_text(sweep.metric)]
     ticks = [*(axis.ticks(trials) for axis in axes), sweep.score_ticks()]
     return Chart(
         "parallel",
         "Parallel coordinates",
-        f"Each line is one trial, from its parameters to {sweep.metric}. Yellow is best and in front, violet is worst.",
+        f"Each line is one trial, from its parameters to {sweep.metric}. Yellow is best and in front, violet is worst."
+        f"{_about_clipped(sweep)}",
         data,
         layout(
             axis(tickmode="array", tickvals=list(range(len(names))), ticktext=names, range=[-0.15, len(names) - 0.7]),
@@ -188,7 +190,38 @@ def parallel(sweep: SweepData) -> Chart:
             hovermode="closest",
         ),
         400,
+        min_width=150 * len(names),
     )  # fmt: skip
+
+
+def _clipped_points(sweep: SweepData, points: Sequence[tuple[float, float, TrialData]]) -> list[dict[str, Any]]:
+    """Return marks, at (x, y), of trials whose value lies beyond the end of an axis; nothing without any."""
+    if not points:
+        return []
+    return [
+        {
+            "type": "scatter", "mode": "markers", "name": f"beyond the axis ({len(points)})",
+            "x": [x for x, _, _ in points], "y": plain_numbers([y for _, y, _ in points]),
+            "marker": {"symbol": f"triangle-{'down' if sweep.maximise else 'up'}-open", "size": 13, "color": VERMILLION,
+                       "line": {"width": 2}},
+            "text": [_hover_text(sweep, trial) for _, _, trial in points], "hovertemplate": "%{text}<extra></extra>",
+            "showlegend": False,
+        }
+    ]  # fmt: skip
+
+
+def _about_clipped(sweep: SweepData) -> str:
+    """Return a sentence about trials whose value lies beyond the axis of the metric; empty without any."""
+    clipped = [trial.value for trial in sweep.clipped]
+    if not clipped:
+        return ""
+    end, worst = (sweep.limits[0], min(clipped)) if sweep.maximise else (sweep.limits[1], max(clipped))
+    subject, verbs = ("1 trial", ("lies", "is")) if len(clipped) == 1 else (f"{len(clipped)} trials", ("lie", "are"))
+    beyond, to = ("below", "down to") if sweep.maximise else ("above", "up to")
+    return (
+        f" {subject} {verbs[0]} {beyond} {sweep.score_text(end)}, where the axis ends ({to} {sweep.score_text(worst)}), "
+        f"and {verbs[1]} marked there with a triangle."
+    )
 
 
 def _shade(position: float) -> str:
@@ -226,7 +259,12 @@ def history(sweep: SweepData) -> Chart:
     caption = f"The best value, {sweep.score_text(best[-1])}, was first reached in trial {first} of {len(best)}."
     low, high = sweep.limits
     margin = 0.1 * (high - low)
-    span: dict[str, Any] = {} if sweep.is_fraction else {"range": [low - margin, high + margin]}
+    span: dict[str, Any] = {}
+    if not sweep.is_fraction:
+        span = {"range": [low - margin, high + margin]}
+        ends = {trial.name: low if trial.value < low else high for trial in sweep.clipped}
+        data += _clipped_points(sweep, [(numbers[trial.name], ends[trial.name], trial) for trial in sweep.clipped])
+        caption += _about_clipped(sweep)
     y = axis(sweep.metric, percent=sweep.is_fraction, **span)
     ticks: dict[str, Any] = {"dtick": 1} if len(best) <= 12 else {}
     x = axis("trial", tickformat="d", **ticks)

@@ -228,6 +228,12 @@ class SweepData:
         low, high = self.limits
         return min(max((value - low) / (high - low), 0.0), 1.0)
 
+    @property
+    def clipped(self) -> list[TrialData]:
+        """The trials whose value lies beyond `limits`, so that a chart can only show it at the end of its axis."""
+        low, high = self.limits
+        return [trial for trial in self.evaluated if not low <= trial.value <= high]
+
     def score_ticks(self) -> list[tuple[float, str]]:
         """Return (unit, text) of the least, the middle and the greatest score of `limits`, marked where some lie beyond."""
         low, high = self.limits

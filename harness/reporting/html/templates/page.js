@@ -4,6 +4,7 @@
 const all = (root, selector) => Array.from(root.querySelectorAll(selector));
 const charts = JSON.parse(document.getElementById("chart-data").textContent);
 let printing = false;
+const hidden = new Set(); // configurations whose curves the legend hides
 
 // --- charts -----------------------------------------------------------------------------------------------------------
 
@@ -32,6 +33,10 @@ function themed(chart, plot) {
     modebar: bar, ...chart.layout,
   };
   for (const key of Object.keys(layout)) if (/^[xy]axis/.test(key)) layout[key] = { ...line, ...layout[key] };
+  if (plot.dataset.log) {
+    const { rangemode, range, ...rest } = layout.yaxis;
+    layout.yaxis = { ...rest, type: "log", dtick: undefined, minor: { showgrid: false }, exponentformat: "power" };
+  }
   return resolveColours({ data: chart.data, layout }, getComputedStyle(document.documentElement));
 }
 
@@ -39,11 +44,55 @@ function draw(plot) {
   const chart = charts[plot.id];
   if (!window.Plotly || !chart || (!printing && !plot.offsetWidth)) return;
   const { data, layout } = themed(chart, plot);
+  data.forEach(trace => { if (hidden.has(trace.legendgroup)) trace.visible = false; });
   if (printing) Object.assign(layout, { autosize: false, width: 660 });
   if (!plot.classList.contains("js-plotly-plot")) plot.replaceChildren();
   // Only buttons that stay within the page: newer versions of Plotly have one that uploads the chart.
   Plotly.react(plot, data, layout, { responsive: true, displaylogo: false, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d"]] });
 }
+
+// A button below a chart's caption switches its vertical axis to a logarithmic one.
+document.addEventListener("click", event => {
+  const button = event.target.closest("[data-log]");
+  if (!button) return;
+  const plot = document.getElementById(button.dataset.log);
+  const on = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", on);
+  if (on) plot.dataset.log = "on"; else delete plot.dataset.log;
+  draw(plot);
+});
+
+// The legend of several runs: a click hides a configuration, a double-click shows it alone, pointing at it highlights it.
+all(document, ".legend").forEach(list => {
+  const buttons = all(list, "[data-group]");
+  const apply = () => {
+    buttons.forEach(button => button.setAttribute("aria-pressed", !hidden.has(button.dataset.group)));
+    drawAll(document);
+  };
+  const highlight = group => all(document, ".js-plotly-plot").forEach(plot => {
+    if (!plot.data.some(trace => trace.legendgroup)) return;
+    Plotly.restyle(plot, { opacity: plot.data.map(trace => !group || trace.legendgroup === group ? 1 : 0.15) });
+  });
+  list.addEventListener("click", event => {
+    const group = event.target.closest("[data-group]")?.dataset.group;
+    if (!group) return;
+    if (hidden.has(group)) hidden.delete(group); else hidden.add(group);
+    apply();
+  });
+  list.addEventListener("dblclick", event => {
+    const group = event.target.closest("[data-group]")?.dataset.group;
+    if (!group) return;
+    const others = buttons.map(button => button.dataset.group).filter(other => other !== group);
+    const isAlone = others.every(other => hidden.has(other)); // two clicks have left the configuration as it was
+    hidden.clear();
+    if (!isAlone) others.forEach(other => hidden.add(other));
+    apply();
+  });
+  buttons.forEach(button => {
+    button.addEventListener("pointerenter", event => { if (event.pointerType === "mouse") highlight(button.dataset.group); });
+    button.addEventListener("pointerleave", () => highlight(""));
+  });
+});
 
 const drawAll = root => all(root, ".plot").forEach(draw);
 
@@ -57,6 +106,7 @@ async function unpack() {
   script.textContent = await new Response(stream).text();
   document.head.append(script);
   drawAll(document);
+  all(document, "[data-log]").forEach(button => { button.hidden = false; });
   document.documentElement.dataset.charts = "drawn";
 }
 
@@ -158,6 +208,24 @@ all(document, "[data-gallery]").forEach(gallery => {
     all(gallery, "select").forEach(select => { select.selectedIndex = 0; });
     show();
   });
+});
+
+// --- enlarged images ----------------------------------------------------------------------------------------------------
+
+const viewer = document.getElementById("viewer");
+
+document.addEventListener("click", event => {
+  const button = event.target.closest(".enlarge");
+  if (button) {
+    const image = button.querySelector("img");
+    const caption = button.closest(".tile")?.querySelector("figcaption");
+    viewer.querySelector("img").src = image.src;
+    viewer.querySelector("img").alt = image.alt;
+    viewer.querySelector("p").textContent = [image.alt, caption ? caption.innerText : ""].join("\n");
+    viewer.showModal();
+  } else if (viewer.open && (event.target === viewer || event.target.closest("#viewer button"))) {
+    viewer.close();
+  }
 });
 
 unpack().catch(reportFailure);

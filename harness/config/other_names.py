@@ -1,0 +1,132 @@
+"""What other trainers call a setting: timm's `train.py`, Lightning, the Hugging Face Trainer, fastai and Ultralytics.
+
+Only for messages: a name of these is never taken for a setting, since its values may mean something else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+# Setting -> its names elsewhere, in lower case and without dashes and underscores.
+_NAMES = {
+    "recipe": "cfg configfile hparams hyp",
+    "model": "arch architecture backbone modelname modelnameorpath modeltype net network networkname timmmodel",
+    "model_args": "archargs archkwargs modelconfig modelkwargs modelparams",
+    "pretrained": "pretrain usepretrained",
+    "plugin": "importmodule plugins usermodules",
+    "data": "classificationdataset datamodule dataset datasetname",
+    "data_dir": "datafolder datapath dataroot datasetdir datasetpath imagedir imagefolder imagesdir imgdir root rootdir traindata traindir",
+    "download": "datasetdownload",
+    "classes": "nbclasses nc nclasses numclass numclasses numlabels",
+    "image_size": "cropsize imagesz imgsize imgsz inputsize resolution traincropsize",
+    "val_fraction": "devsplit holdout validationfraction validationratio validationsize validationsplit validpct valpct valratio valsize valsplit",
+    "test_fraction": "testpct testratio testsize testsplit",
+    "resize": "resizemode",
+    "bad_images": "skipbadimages skipbroken",
+    "workers": "dataloadernumworkers dataloaderworkers dataworkers loaderworkers numworkers nw nworkers",
+    "augment": "augmentation augmentations augs dataaugmentation",
+    "flip": "fliplr hflip horizontalflip randomflip",
+    "crop": "randomcrop traincropmode",
+    "cutout": "cutoutlength cutoutsize",
+    "epochs": "epoch maxepochs nbepochs nepoch nepochs numepochs numtrainepochs totalepochs trainepochs",
+    "batch_size": "batch bs globalbatchsize minibatchsize totalbatchsize trainbatch trainbatchsize",
+    "eval_batch_size": "evalbatch perdeviceevalbatchsize testbatchsize valbatchsize validationbatchsize",
+    "drop_last": "dataloaderdroplast",
+    "optimizer": "optim optimizername optimizertype optimname optname solver",
+    "momentum": "adambeta1 beta1 mom sgdmomentum",
+    "nesterov": "usenesterov",
+    "weight_decay": "decay l2 l2reg wdecay weightdecayrate",
+    "label_smoothing": "labelsmooth labelsmoothingfactor ls smoothing",
+    "mixup": "mixupalpha",
+    "cutmix": "cutmixalpha",
+    "clip_grad": "clip clipgradnorm clipnorm gradclip gradclipnorm gradclipval gradientclip gradientclipval maxgradnorm",
+    "ema": "emadecay modelemadecay",
+    "ema_warmup": "modelemawarmup",
+    "select": "evalmetric loadbestmodelatend metricforbestmodel monitor savebest savebestonly selectbest",
+    "early_stop": "earlystopping earlystoppingpatience patience",
+    "schedule": "lrpolicy lrsched lrscheduler lrschedulertype lrschedule sched scheduler schedulertype",
+    "lr_min": "endlr etamin finallr lrend minlr minimumlr warmuplr",
+    "lr_min_ratio": "lrf",
+    "lr_max": "baselr blr initiallr initlr learningrate lr0 lrbase maxlr peaklr",
+    "peak_epoch": "lrwarmupepochs warmup warmupepoch warmupepochs",
+    "cycles": "ncycles numcycles",
+    "plateau_patience": "patienceepochs schedulerpatience",
+    "plateau_factor": "lrfactor lrreducefactor",
+    "tta": "testtimeaugmentation",
+    "seed": "globalseed manualseed randomseed randomstate",
+    "deterministic": "cudnndeterministic deterministicmode fulldeterminism",
+    "device": "accelerator cudadevice deviceid gpu gpuid",
+    "precision": "ampdtype autocast dtype mixedprecision modeldtype torchdtype",
+    "channels_last": "channellast memoryformat",
+    "compile": "jitcompile torchcompile usecompile",
+    "sync_bn": "convertsyncbn syncbatchnorm",
+    "process_timeout": "ddptimeout",
+    "threads": "numthreads torchthreads",
+    "tracker": "logger loggers reportto trackers trackwith",
+    "wandb": "logwandb usewandb wandbmode",
+    "project": "projectname wandbproject wandbprojectname",
+    "entity": "team wandbentity",
+    "name": "exp experiment experimentname expname runname wandbname",
+    "group": "wandbgroup",
+    "tags": "tag wandbtags",
+    "notes": "comment description wandbnotes",
+    "log_every": "logeverynsteps loggingsteps loginterval logsteps printfreq",
+    "watch": "wandbwatch watchmodel",
+    "log_model": "logartifact savemodelartifact wandblogmodel",
+    "output": "checkpointdir ckptdir defaultrootdir logdir modeldir outdir outputdir runsdir savedir savepath workdir",
+    "resume": "autoresume checkpoint ckpt ckptpath lastcheckpoint resumefrom resumefromcheckpoint",
+    "checkpoint_every": "checkpointinterval everyntrainsteps recoveryinterval saveevery savefreq saveinterval savesteps",
+}  # fmt: skip
+NAMES_ELSEWHERE = {other: name for name, others in _NAMES.items() for other in others.split()}
+
+# Where the value means something else here: what to write instead -> the names elsewhere.
+_REMEDIES = {
+    "use --precision bf16, fp16, fp32 or auto": "amp apexamp bf16 float16 fp16 fp32 half halfprecision nativeamp tf32 useamp usefp16",
+    "use --model-args drop_rate=0.2": "drop dropout dropoutrate droprate",
+    "use --model-args drop_path_rate=0.1": "dropconnect droppath droppathrate stochasticdepth",
+    "use --ema with the decay, such as --ema 0.999": "modelema useema",
+    "use --device cpu": "cpu nocuda nogpu usecpu",
+    "use --device cuda": "cuda usecuda usegpu",
+    "several GPUs: torchrun --standalone --nproc-per-node N -m harness run, see docs/distributed.md": "dataparallel ddp devices distributed gpus localrank multigpu ngpu ngpus nnodes nprocpernode numgpus numnodes strategy worldsize",
+    "use --batch-size, the number of images of an update over all devices": "perdevicetrainbatchsize",
+    "use --grad-accumulation, the number of parts of each batch of --batch-size; for larger updates raise --batch-size": "accumiter accumsteps accumulate accumulategradbatches gradaccum gradaccumsteps gradientaccumulation gradientaccumulationsteps",
+    "use --epochs; an epoch has as many updates as the training images have batches of --batch-size": "iterations maxiter maxiters maxsteps niter niters numiterations numsteps totalsteps trainsteps",
+    "use --peak-epoch, the epoch in which the warm-up ends (a fraction is allowed)": "pctstart warmupiters warmupratio warmupsteps",
+    "use --lr-min-ratio, the LR at both ends as a fraction of --lr-max": "divfactor finaldivfactor finaldiv",
+    "use --schedule cosine": "coslr cosinelr",
+    "use --schedule one_cycle": "onecycle onecyclelr",
+    "use --schedule plateau": "reducelronplateau",
+    "use --lr-max find, or the command harness lr-find": "autolrfind findlr lrfind lrfinder",
+    "use --augment none": "noaug noaugment noaugmentation",
+    "use --cutout with the side of the square in pixels": "erasing randomerasing reprob",
+    "use --select best, which keeps the weights of the best epoch": "keepbest savetopk",
+    "the latest two checkpoints and the weights of the result are kept": "checkpointhist maxcheckpoints savetotallimit",
+    "use the command harness evaluate RUN": "evalonly evaluate evaluateonly testonly validate validateonly",
+    "use the command harness predict RUN IMAGE...": "infer inference predict predictonly source",
+    "use --tta, the mean of each image and its mirror image": "ttaug",
+    "use --wandb disabled": "disablewandb nowandb",
+    "use --wandb offline": "offline wandboffline",
+    "use --workers 0 with --loader timm": "noworkers",
+    "use --resume with the run directory; W&B continues the same run": "resumeid runid wandbid wandbresumeid",
+    "use --resume never with a new --name": "existok overwrite overwriteoutputdir",
+    "it is among --momentum (beta1) and torch's defaults": "adambeta2 adamepsilon beta2 betas epsilon eps optbetas opteps",
+}  # fmt: skip
+REMEDIES_ELSEWHERE = {other: remedy for remedy, others in _REMEDIES.items() for other in others.split()}
+
+
+def settings_in(remedy: str) -> set[str]:
+    """Return the settings whose options a remedy names."""
+    return {option.replace("-", "_") for option in re.findall(r"--([a-z][a-z-]*)", remedy.partition("torchrun")[0])}
+
+
+def meaning_of(name: str, known: Collection[str]) -> tuple[str, str]:
+    """Return the setting that a name of another trainer means, and what to write instead; each is empty where there is none.
+
+    Args:
+        name: in lower case, without dashes and underscores.
+        known: the settings that can be given here; what needs another one is not returned.
+    """
+    setting, remedy = NAMES_ELSEWHERE.get(name, ""), REMEDIES_ELSEWHERE.get(name, "")
+    is_possible = (settings_in(remedy) or {"epochs"}) <= set(known)  # the other remedies are about training
+    return setting if setting in known else "", remedy if is_possible else ""
