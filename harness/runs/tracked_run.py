@@ -20,6 +20,7 @@ from harness.tracking.backends.tracker import BackendTracker
 from harness.tracking.journal import REPLACED, Journal, JournalContents, NullJournal, read_journal
 from harness.tracking.journal_repair import JournalRepair, repair_journal
 from harness.tracking.lineage import dataset_artifact
+from harness.tracking.log_intervals import has_changed
 from harness.tracking.records import Artifact
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.run_files import CONSOLE, DIFF
@@ -66,6 +67,7 @@ def tracked_run(
     *,
     header: Mapping[str, Any],
     state: TrainerState | None = None,
+    inputs: Sequence[Artifact] = (),
 ) -> Iterator[TrackedRun]:
     """Open the journal and W&B of a run directory; close both and write `status.json`, whatever happens.
 
@@ -73,12 +75,15 @@ def tracked_run(
         config: the requested settings; written to `config.yaml`.
         header: plain facts that the journal and W&B store with the settings: environment, data, parameters.
         state: position of the training; a resumed run continues from it, a stopped one ended at it. None: a range test.
+        inputs: artifacts that a new run uses besides its data.
 
     Raises:
         Interrupted: with exit code 0 in place of the caught one when a W&B sweep stopped the run early.
         TrackingError: W&B was required and is not available.
     """
     (directory.path / SUMS).unlink(missing_ok=True)  # of a run that was killed at its very end
+    if directory.resumed:  # before its settings change: a finished run with more epochs is no longer finished
+        directory.status(RunState.RUNNING, **_position(directory, state))
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
@@ -98,6 +103,8 @@ def tracked_run(
         try:
             if dataset is not None:
                 _declare_dataset(tracked, dataset, known)
+            for artifact in inputs:  # not in the journal, which has no files outside of the run directory
+                tracked.wandb.artifact(artifact)
             yield tracked
             if config.alerts == "ended":
                 tracked.tracker.alert("run finished", f"{directory.name} has finished")
@@ -229,6 +236,10 @@ def _open(
         on_stop=stop_requests.stop,
         notify=reporter.message,
     )
+    if resumed_step is not None:
+        first_step = getattr(wandb, "first_step", resumed_step + 1)
+        if has_changed(first_step, config.log_every, contents.header, contents.intervals):
+            journal.set_log_every(config.log_every, first_step)
     if resumed_step is None and (diff := git_diff()):
         with contextlib.suppress(ResourceError):  # a full disk ends the run at its first checkpoint, or not at all
             write_atomically(directory.path / DIFF, diff)
