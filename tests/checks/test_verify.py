@@ -296,7 +296,8 @@ def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(run_c
 
 def test_the_learning_rates_of_a_run_are_those_of_its_journal(run_copy):
     lines = (run_copy / "journal.jsonl").read_bytes().splitlines(keepends=True)
-    index = next(index for index, line in enumerate(lines) if json.loads(line)["kind"] == "epoch")
+    # That of the epoch, or on a slow machine that of its first steps.
+    index = next(index for index, line in enumerate(lines) if json.loads(line).get("steps"))
     record = json.loads(lines[index])
     del record["crc32"]
     rates = record["steps"]["lines"]["lr"]

@@ -297,7 +297,7 @@ def run_tests(tree: Path, tests: Sequence[str], seconds: float) -> tuple[int | N
                 os.killpg(process.pid, signal.SIGKILL)  # what its tests have left running, too
             process.wait()
         output.seek(0)
-        failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", output.read(), re.M)
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output.read(), re.M)
     return code, failed[-1] if failed else ""
 
 
@@ -369,7 +369,8 @@ class Runner:
         return "noticed", failed or f"exit status {code} of pytest"
 
     def _is_reliable(self, test: str, tree: Path) -> bool:
-        """Return whether a test succeeds without a mistake; a file that could not be imported is one, too."""
+        """Return whether a test, with any parameters, succeeds without a mistake; so does a file that can be imported."""
+        test = test.partition("[")[0]
         if test not in self._reliable:
             self._reliable[test] = run_tests(tree, [test], FIRST_SECONDS + 300)[0] == 0
         return self._reliable[test]
