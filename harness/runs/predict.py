@@ -79,7 +79,7 @@ def predict(
         DivergedError: the model answers with NaN or infinite numbers.
     """
     trained = load_trained_model(Path(run), settings)
-    files = list(image_files(paths))
+    files = [file for file, _ in image_files(paths)]
     pictures = _read_pictures(files, trained)
     any_read = False
     while batch := list(islice(pictures, trained.config.eval_batch_size)):

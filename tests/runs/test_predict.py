@@ -54,6 +54,16 @@ def test_the_probabilities_are_those_of_the_runs_own_evaluation(pictures):
         assert -np.log(prediction.probabilities[truth]) == pytest.approx(float(row["loss"]), rel=1e-3, abs=1e-5)
 
 
+def test_the_files_of_a_folder_are_named_with_their_folders(pictures, tmp_path):
+    folder, out = pictures / "pictures/test", tmp_path / "answers.csv"
+    write_predictions(predict(pictures / "runs/noise", folder), out, ".csv")
+    places = {str(file.relative_to(folder)) for file in folder.rglob("*.png")}
+    rows = read_csv(out.read_text(encoding="utf-8"))
+    assert {row["file"].removeprefix(f"{folder}/") for row in rows} == places and len(
+        {place.split("/")[0] for place in places}
+    ) == 3
+
+
 def test_pictures_come_in_the_order_they_are_given_and_folders_sorted(pictures):
     folder = pictures / "pictures/test"
     last = sorted((folder / "grün").iterdir())[-1]
