@@ -158,7 +158,7 @@ def test_every_extra_that_is_named_is_one_and_every_one_for_users_is_named():
     assert named.keys() <= extras, {name: str(path) for name, path in named.items() if name not in extras}
     users = set(re.findall(r"\w+", package["options.extras_require"]["all"].partition("[")[2]))
     in_code = {name for name, path in named.items() if path.suffix == ".py"}
-    assert users == {"onnx", "postgres", "reports", "tensorboard"} <= in_code
+    assert users == {"arrow", "onnx", "postgres", "reports", "tensorboard"} <= in_code
 
 
 def test_every_fault_in_the_table_of_reliability_has_its_test_and_every_test_of_a_fault_is_in_the_table():

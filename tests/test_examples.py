@@ -66,6 +66,45 @@ def test_drawn_shapes_are_learned_evaluated_and_explained(folder):
 
 
 @pytest.mark.slow
+def test_a_users_data_set_is_trained_on_by_its_name(folder):
+    named = ["--data", "stripes", "--plugin", "my_data"]
+    assert "500 images in 2 classes" in command("data", "stripes", "--plugin", "my_data", cwd=folder, check=0).stdout
+    options = ["--model-args", "width=4", "--epochs", 2, "--batch-size", 50, "--lr-max", 0.1, "--cam", "none"]
+    command("run", *named, *options, *NARROW, "--name", "stripes", cwd=folder, check=0)
+    assert json.loads((folder / "runs/stripes/summary.json").read_text())["result"]["test/acc"] > 0.6
+    assert "vertical" in command("evaluate", "runs/stripes", "--plugin", "my_data", cwd=folder, check=0).stdout
+
+
+@pytest.mark.slow
+def test_drawn_shapes_are_learned_in_every_layout_that_the_page_on_own_data_shows(folder):
+    """The same images as split files and as a table give the same splits, and the same fingerprint of pixels."""
+    python("draw_shapes.py", "shapes", cwd=folder)
+    rows = [path.relative_to(folder / "shapes") for path in sorted((folder / "shapes").rglob("*.png"))]
+    splits = {split: [path for path in rows if path.parts[0] == split] for split in {path.parts[0] for path in rows}}
+    lines = [f"{path.as_posix()},{path.parts[1]},{path.parts[0]}" for path in rows]
+    (folder / "shapes/all.csv").write_text("\n".join(["path,label,split", *lines]))
+    for split, paths in splits.items():
+        for path in paths:
+            place = folder / "listed/images" / path.parts[1] / f"{split}-{path.name}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(folder / "shapes" / path, place)
+        names = [f"{path.parts[1]}/{split}-{path.name}" for path in paths]
+        (folder / f"listed/{split}.txt").write_text("\n".join(names))
+    described = {}
+    for name in ("shapes", "shapes/all.csv", "listed"):
+        values = json.loads(command("data", name, "--json", cwd=folder, check=0).stdout)
+        described[name] = (values["classes"], values["splits"], values["sizes"])
+    assert described["shapes"] == described["shapes/all.csv"] == described["listed"]
+    options = ["--model-args", "width=4", "--epochs", 1, "--batch-size", 50, "--cam", "none", "--name", "table"]
+    command("run", "--data-dir", "shapes/all.csv", *options, *NARROW, cwd=folder, check=0)
+    summary = json.loads((folder / "runs/table/summary.json").read_text())
+    assert summary["dataset"]["images"] == {split: len(paths) for split, paths in splits.items()}
+    assert "circle" in command("evaluate", "runs/table", "--data-dir", "shapes/all.csv", cwd=folder, check=0).stdout
+    command("data", "shapes", "--output", "sheet.png", cwd=folder, check=0)
+    assert (folder / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
 def test_the_comparison_of_schedules_prints_a_row_of_each_and_draws_them(folder):
     options = ["--seeds", 1, "--epochs", 1, "--width", 4, "--schedules", "one_cycle", "constant"]
     output = python("compare_schedules.py", *options, cwd=folder)

@@ -271,10 +271,11 @@ def _data(config: Config) -> Iterator[Diagnosis]:
         yield Diagnosis("data", "digits", "part of scikit-learn", problem, "pip install scikit-learn", bool(problem))
     elif config.data in DOWNLOADS:
         yield _downloadable(config, folder)
-    elif config.data == "folder":
-        yield _folder(folder)
+    elif config.data in ("folder", "table"):
+        yield _files(config)
     else:
-        yield Diagnosis("data", config.data, "not checked: read by timm's create_dataset")
+        reader = "timm's create_dataset" if "/" in config.data else "a plug-in"
+        yield Diagnosis("data", config.data, f"not checked: read by {reader}")
 
 
 def _downloadable(config: Config, folder: Path) -> Diagnosis:
@@ -296,17 +297,17 @@ def _downloadable(config: Config, folder: Path) -> Diagnosis:
     return Diagnosis("data", config.data, f"{problem}: a run downloads it first ({size})", problem, remedy)
 
 
-def _folder(folder: Path) -> Diagnosis:
-    from harness.data.folder_scan import scan_folder
+def _files(config: Config) -> Diagnosis:
+    from harness.data.registry import list_files
 
     try:
-        scan, layout = scan_folder(folder)
+        listing = list_files(config)
     except HarnessError as error:
-        return _fatal("data", "folder", str(folder), error, "set --data-dir")
-    splits = ", ".join(sorted(layout.splits)) or "class folders, no splits"
-    problem = "" if scan.files else "it holds no images"
-    value = f"{folder}: {len(scan.files):,} images; {splits}"
-    return Diagnosis("data", "folder", value, problem, "set --data-dir", bool(problem))
+        return _fatal("data", config.data, config.data_dir, error, "set --data-dir")
+    assert listing is not None
+    images = sum(map(len, listing.splits.values()))
+    value = f"{config.data_dir}: {images:,} images in {len(listing.classes)} classes; {listing.origin}"
+    return Diagnosis("data", config.data, value)
 
 
 def _disk(config: Config) -> Iterator[Diagnosis]:

@@ -20,10 +20,10 @@ from harness.checks.table import CheckRow, check_table, row
 from harness.config.recipe import make_config
 from harness.config.settings import FIND, Config
 from harness.data.device_loader import count_steps
-from harness.data.folder_scan import child_folders, scan_folder
 from harness.data.preprocess import make_preprocess
+from harness.data.registry import list_files
 from harness.models import factory
-from harness.utils.errors import DataError, UsageError
+from harness.utils.errors import UsageError
 
 CLASSES = {"cifar10": 10, "cifar100": 100, "digits": 10}
 IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "digits": (1438, 359)}
@@ -170,18 +170,12 @@ def _is_resnet18(config: Config) -> bool:
 
 def _describe_data(config: Config) -> tuple[str, tuple[str, ...], int, int]:
     """Return name, classes, training and test images of the data of the settings; a folder's images are counted."""
-    if config.data != "folder":
+    if config.data not in ("folder", "table"):
         count = CLASSES.get(config.data, config.classes or 10)
         train, test = IMAGES.get(config.data, (0, 0))
         classes = finished_run.CIFAR10 if config.data == "cifar10" else tuple(map(str, range(count)))
         return config.data, classes, train, test
-    scan, layout = scan_folder(Path(config.data_dir).expanduser())
-    splits = layout.splits or {"train": layout.prefix}
-    counts = {
-        split: sum(path.startswith(f"{prefix}/" if prefix else "") for path in scan.files)
-        for split, prefix in splits.items()
-    }
-    classes = tuple(child_folders(scan.folders, splits["train"]))
-    if len(classes) < 2:
-        raise DataError(f"{config.data_dir} holds no class folders; set --data-dir")
-    return "folder", classes, counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)
+    listing = list_files(config)
+    assert listing is not None
+    counts = {name: len(split) for name, split in listing.splits.items()}
+    return config.data, listing.classes, counts.get("train", 0) + counts.get("val", 0), counts.get("test", 0)

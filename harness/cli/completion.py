@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from harness.config import settings
+from harness.config.names import BUILT_IN_DATASETS
 from harness.config.recipe import recipe_paths
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 VARIABLE = "_HARNESS_COMPLETE"  # what click's scripts set
 OURS = ("custom_resnet", "resnet18_cifar")
-DATA = ("cifar10", "cifar100", "digits", "folder")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 CAMS = ("hirescam", "gradcam", "gradcam++", "xgradcam", "layercam", "eigencam", "eigengradcam", "gradcamelementwise",
         "scorecam", "ablationcam", "none")  # fmt: skip
@@ -38,7 +38,7 @@ def values_of(name: str, incomplete: str) -> list[CompletionItem]:
         case "lr_min" | "lr_max":
             return _plain((settings.FIND,), incomplete)
     choices = settings.setting_fields()[name].metadata["choices"]
-    values = {"data": DATA, "device": DEVICES, "cam": CAMS}.get(name) or choices
+    values = {"data": BUILT_IN_DATASETS, "device": DEVICES, "cam": CAMS}.get(name) or choices
     if settings.is_switch(name):
         is_open = settings.setting_fields()[name].default is None
         values = ("auto", "True", "False") if is_open else ("True", "False")

@@ -80,11 +80,11 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
 @click.option("--top", type=click.IntRange(1), help="Write only the N most probable classes. [all]")
 @setting_options_only(*PREDICTION)
 def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...], out: Path | None, top: int) -> None:
-    """Class probabilities of pictures or folders, as CSV or JSON lines; no labels are needed.
+    """Class probabilities of images or folders, as CSV or JSON lines; no labels are needed.
 
-    RUN is a run directory, a model.safetensors or a last.pt. PATH is a picture of any size, mode or orientation, or a
+    RUN is a run directory, a model.safetensors or a last.pt. PATH is an image of any size, mode or orientation, or a
     folder, searched at any depth. A row has the file, the prediction, its confidence, and a probability per class. An
-    unreadable picture ends the command; with --bad-images skip it is left out.
+    unreadable image ends the command; with --bad-images skip it is left out.
 
     \b
     harness predict runs/my-run photo.jpg
@@ -99,8 +99,8 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
     stream = cast(BinaryIO, TerminalStream() if sys.stdout.isatty() else sys.stdout.buffer)
     count = predicting.write_predictions(predictions, target or stream, suffix, top or 0)
     sys.stdout.buffer.flush()
-    pictures = f"{count} picture{'' if count == 1 else 's'}"
-    echo(f"{pictures} predicted" + ("" if target is None else f": {target}"), err=True)
+    images = f"{count} image{'' if count == 1 else 's'}"
+    echo(f"{images} predicted" + ("" if target is None else f": {target}"), err=True)
 
 
 @click.command(cls=SettingsCommand, shown=EXPLANATION)
@@ -110,20 +110,27 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
 @click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to print.")
 @setting_options
 def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path | None, top: int) -> None:
-    """Classify pictures and draw which parts of them the prediction rests on (Grad-CAM).
+    """Classify images and draw which parts of them the prediction rests on (Grad-CAM).
 
-    IMAGE is a file or a folder; any size, mode or orientation will do. With --wandb or --tracker the
-    results also go there, as a run of their own.
+    IMAGE is a file or a folder; any size, mode or orientation will do. The overlays lie as the pictures lie in their
+    folder, and explanations.csv beside them has a row for each: class, confidence, map and its resolution. With --wandb
+    or --tracker the results also go there, as a run of their own.
 
     \b
     harness explain runs/my-run photo.jpg holiday/ --cam gradcam -o explained
     """
+    from harness.evaluation.gradcam import FINER_MAPS
     from harness.runs import inference
 
+    resolution = None
     for explanation in inference.explain(checkpoint, pictures, settings, out=out, top=top):
+        resolution = explanation.resolution or resolution
         guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
         echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
-    echo(f"overlays: {out or inference.EXPLAINED}", err=True)
+    if resolution is not None:
+        finer = f"; {FINER_MAPS}" if resolution.is_coarse else ""
+        echo(f"a map has {resolution}{finer}", err=True)
+    echo(f"overlays and explanations.csv: {out or inference.EXPLAINED}", err=True)
 
 
 @click.command(cls=SettingsCommand, shown=EXPORT)

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from harness.cli import check, completion, evaluate, report, runs, sweep, train
+from harness.cli import check, completion, data, evaluate, report, runs, sweep, train
 from harness.cli.commands import CONTEXT, CommandGroup, nearest_option
 from harness.cli.terminal import echo, prepare_logging
 from harness.config.recipe import recipe_paths
@@ -51,7 +51,7 @@ EPILOG = "\b\n" + textwrap.fill(
 
 # A new command goes into the section that a user would look for it in.
 SECTIONS = {
-    "Train": (train.run, train.lr_find, train.plot),
+    "Train": (data.data, train.run, train.lr_find, train.plot),
     "Use a trained model": (evaluate.evaluate, evaluate.predict, evaluate.explain, evaluate.export),
     "Many runs": (sweep.sweep, runs.runs, evaluate.models),
     "Share": (report.report, sweep.sync),
@@ -69,8 +69,9 @@ def cli(context: click.Context, debug: bool) -> None:
     \b
     harness run --recipe digits        no download, no account, a minute on two CPU cores
     harness run                        the custom ResNet on CIFAR-10
+    harness data pictures              what a folder of your own holds, before you train on it
     harness evaluate runs/NAME         per-class table, galleries, Grad-CAM
-    harness predict runs/NAME photos   class probabilities of your own pictures, as CSV
+    harness predict runs/NAME photos   class probabilities of your own images, as CSV
     harness lr-find --recipe digits    a range test: which learning rates to train with
     harness sweep sweeps/digits.yaml   a W&B sweep on this machine, without a server
     harness plot --schedule cyclic     draw a learning-rate schedule

@@ -88,27 +88,52 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     type=click.FloatRange(min=1, max=86_400),
     help="Seconds that the upload may take beyond what its bytes need at 100 kB/s; --finish-timeout of the run without it.",
 )
+@click.option(
+    "--tracker",
+    default="wandb",
+    show_default=True,
+    metavar="NAMES",
+    help="Write the run to these: wandb, tensorboard, mlflow, trackio, or several with commas.",
+)
 @setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes", "link")
-def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeout: float | None) -> None:
-    """Complete offline, interrupted or partly uploaded runs in W&B.
+def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeout: float | None, tracker: str) -> None:
+    """Complete offline, interrupted or partly uploaded runs in W&B, or write them to another tracker.
 
     W&B's own logs are sent as far as they are whole, in the order of their steps, and the journal for the rest. Rows,
     files, tables and artifacts are counted in W&B, and sent again where they are missing. What W&B has is not sent
     again. An option replaces what the run was started with, for example a tag that W&B refuses. The directory that
-    `harness run --seeds` made means all its runs.
+    `harness run --seeds` made means all its runs. Other trackers get what they lack from the journal.
 
     \b
     harness sync runs/my-run
     harness sync runs/* --anew
     harness sync runs/my-run --project other --tags first,second
     harness sync runs/my-run --link model/digits
+    harness sync runs/my-run --tracker mlflow
     """
+    from harness.config.settings import WANDB, coerce
+    from harness.tracking.backends.sync import sync_tracker
     from harness.tracking.run_dir import members
     from harness.tracking.wandb import sync as syncing
 
+    kinds = dict.fromkeys(coerce("tracker", tracker))
+    if not kinds:
+        raise UsageError("--tracker is empty; name at least one")
+    if settings.get("link") and WANDB not in kinds:
+        raise UsageError("--link: only W&B links models; add wandb to --tracker, or leave --link out")
+
+    def notify(text: str) -> None:
+        echo(text, err=True)
+
     # A shell's `*` names both the directory of several seeds and their runs.
     for folder in {run.absolute(): run for directory in folders for run in members(directory)}.values():
-        result = syncing.sync(folder, lambda text: echo(text, err=True), anew, settings, timeout)
+        others = {name: value for name, value in settings.items() if name not in ("link", "entity")}
+        for kind in (kind for kind in kinds if kind != WANDB):
+            written = sync_tracker(kind, folder, notify, anew, others, timeout)
+            echo(f"{written.folder}: {written.rows} rows written, {written.title} has the whole run")
+        if WANDB not in kinds:
+            continue
+        result = syncing.sync(folder, notify, anew, settings, timeout)
         artifacts = "" if result.artifacts is None else f", artifacts: {result.artifacts}"
         verified = f"{result.steps} of {result.steps} steps are there, files: {result.files}{artifacts}"
         echo(f"{result.folder}: {result.sent} of {result.records} records sent, now at {result.url}; {verified}")

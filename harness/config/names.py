@@ -11,17 +11,36 @@ SplitName: TypeAlias = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 REPORTED_SPLITS: tuple[SplitName, ...] = ("test", "val")  # what a result is about, the test set first
 SPLIT_LABELS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
-BUILT_IN_DATASETS = ("cifar10", "cifar100", "digits", "folder")
+# How folders, files and columns call a split, in lower case.
+SPLIT_WORDS: dict[str, SplitName] = {
+    "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
+    "validation": "val", "dev": "val", "development": "val", "eval": "val", "evaluation": "val",
+}  # fmt: skip
+FIXED_DATASETS = ("cifar10", "cifar100", "digits")  # known splits, none of them for validation
+BUILT_IN_DATASETS = (*FIXED_DATASETS, "folder", "table")
+TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")  # of the names of data sets that timm reads
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+FROM_PYTHON = "python/"  # what the name of a data set begins with that was given as an object
+
+
+def may_bring_validation(data: str) -> bool:
+    """Return whether a data set may have a validation split of its own, so that val_fraction=0 does not imply that there is none."""
+    return data.startswith(FROM_PYTHON) or ("/" not in data and data not in FIXED_DATASETS)
+
+
+def data_of_path(data_dir: str) -> str:
+    """Return the data set that a path stands for by itself: `table` for the name of a table, else nothing."""
+    return "table" if data_dir.lower().endswith(TABLE_SUFFIXES) else ""
 
 
 def data_name(data: str, data_dir: str) -> str:
-    """Return a short name of a data set: that of the folder or archive for `folder`, else the last part of its own."""
-    if data != "folder":
+    """Return a short name of a data set: that of the folder, archive or table that holds it, else the last part of its own."""
+    if data not in ("folder", "table"):
         return data.rsplit("/", 1)[-1]
     name = os.path.basename(os.path.normpath(data_dir))
     if name in ("", ".", ".."):
         name = os.path.basename(os.path.abspath(data_dir))
-    return re.sub(r"\.(tar(\.\w+)?|tgz|txz)$", "", name, flags=re.IGNORECASE) or data
+    return re.sub(r"\.(tar(\.\w+)?|tgz|txz|csv|tsv|jsonl|parquet)$", "", name, flags=re.IGNORECASE) or data
 
 
 class TrialStatus(StrEnum):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from harness.config import yaml_io
+from harness.config.names import data_of_path
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
 from harness.config.words import settings_of
 from harness.utils import plugins
@@ -120,6 +121,8 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
         UsageError: there is no such recipe or setting, or a value is not allowed.
     """
     given = settings_of(options)
+    if "data" not in given and (data := data_of_path(str(given.get("data_dir", "")))):
+        given["data"] = data
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
     values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
     if "epochs" in given and "peak_epoch" not in given:

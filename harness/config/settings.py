@@ -19,11 +19,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from harness.config import yaml_io
 from harness.config.conversion import BOOLEANS as BOOLEANS
 from harness.config.conversion import FIND, NumberOrFind, convert
+from harness.config.names import may_bring_validation
 from harness.config.other_names import meaning_of
 from harness.utils.errors import UsageError, did_you_mean
 
-# Data that may bring its own validation split, so that val_fraction=0 does not imply that there is none.
-FOLDER_LIKE = ("folder",)
 WANDB = "wandb"
 TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
@@ -89,8 +88,12 @@ class Config:
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model")
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="Model")
 
-    data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), or a name for timm's create_dataset.", group="Data")
-    data_dir: str = _setting("data", "Folder (or tar archive) of the data, also for downloads.", group="Data", affects_results=False)
+    data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), table (a CSV, Parquet or other table of paths and labels in data_dir), a name that a plug-in registers, or one for timm's create_dataset.", group="Data")
+    data_dir: str = _setting("data", "Folder, tar archive or table of the data, also for downloads.", group="Data", affects_results=False)
+    image_column: str = _setting("", "Column of a table that has the path of each image, or the image itself; empty: one named path, file_name, image or the like.", group="Data", added_later=True)
+    label_column: str = _setting("", "Column of a table that has the class of each image; empty: one named label, class, target or the like.", group="Data", added_later=True)
+    split_column: str = _setting("", "Column of a table that has the split of each image (train, val, test); empty: one named split, where there is one.", group="Data", added_later=True)
+    image_root: str = _setting("", "Folder that the paths of a table are relative to, and out of which none may lead; empty: the folder of the table.", group="Data", affects_results=False)
     download: bool = _setting(True, "Download the data set where it is missing.", group="Data", affects_results=False)
     classes: int = _setting(0, "Expected number of classes; 0: as many as the data has.", group="Data", low=0)
     image_size: int = _setting(0, "Side of the model's input in pixels; 0: the model's default.", group="Data", low=0, high=4096)
@@ -244,7 +247,7 @@ class Config:
             )
             if applies
         ]
-        may_lack_val = self.val_fraction == 0 and self.data not in FOLDER_LIKE
+        may_lack_val = self.val_fraction == 0 and not may_bring_validation(self.data)
         if needs_val and may_lack_val:
             raise UsageError(f"{needs_val[0]}, but val_fraction=0 means no validation split; set --val-fraction 0.1")
         if not self.test and may_lack_val:

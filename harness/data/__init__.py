@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from harness.data.dataset import in_memory as in_memory
     from harness.data.loaders import make_eval_loader as make_eval_loader
     from harness.data.loaders import make_loaders as make_loaders
+    from harness.data.own_datasets import register_dataset as register_dataset
     from harness.data.preprocess import Preprocess as Preprocess
     from harness.data.preprocess import make_preprocess as make_preprocess
     from harness.data.registry import load_dataset as load_dataset
@@ -29,6 +30,7 @@ _MODULES = {
     "make_eval_loader": "harness.data.loaders",
     "make_loaders": "harness.data.loaders",
     "make_preprocess": "harness.data.preprocess",
+    "register_dataset": "harness.data.own_datasets",
 }
 __all__ = [
     "Augment",
@@ -41,6 +43,7 @@ __all__ = [
     "make_eval_loader",
     "make_loaders",
     "make_preprocess",
+    "register_dataset",
 ]
 
 __getattr__ = lazy_attributes(__name__, _MODULES)

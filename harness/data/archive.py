@@ -37,8 +37,13 @@ _MAGIC: dict[bytes, Callable[..., Any]] = {
 }
 
 
-def read_archive(archive: Path) -> Iterator[tuple[str, bool, bytes | None]]:
+def read_archive(
+    archive: Path, is_text: Callable[[str], bool] = lambda path: False
+) -> Iterator[tuple[str, bool, bytes | None]]:
     """Yield the path of each member, whether it is a folder, and its content where its name is that of an image.
+
+    Args:
+        is_text: by the path of another file, whether its content is yielded too.
 
     Nothing is written to the disk. The archive is intact once the iteration has ended.
 
@@ -54,7 +59,7 @@ def read_archive(archive: Path) -> Iterator[tuple[str, bool, bytes | None]]:
                 expanded += BLOCK + member.size
                 _check_size(archive, expanded)
                 content = None
-                if member.isfile() and is_image_name(path):
+                if member.isfile() and (is_image_name(path) or is_text(path)):
                     content = _read_member(archive, tar, member)
                 yield path, member.isdir(), content
                 tar.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every header

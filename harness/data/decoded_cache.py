@@ -23,7 +23,7 @@ from harness.data.dataset import Split, in_memory
 from harness.utils.errors import HarnessError
 from harness.utils.files import cache_folder, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 MIN_IMAGES = 5000  # fewer are decoded in about a second
 MAX_BYTES = 2**30
 MAX_ENTRIES = 3  # the least recently used one is removed first

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.data.dataset import FileImages, ImageSubset, Split
+from harness.data.listing import PickedItems
 from harness.utils.errors import DataError
 
 # Files of up to this many bytes are compared; larger data sets take longer to read than a run should wait.
@@ -65,18 +66,19 @@ def _pixel_digests(split: Split) -> Iterator[bytes]:
         yield _digest(np.ascontiguousarray(pixels).data)
 
 
-def _files(source: Any) -> list[str | bytes]:
+def _files(source: Any) -> Sequence[str | bytes]:
     """Return the files of a source of images; none for other sources."""
     if isinstance(source, ImageSubset):
         files = _files(source.source)
-        return [files[index] for index in source.indices] if files else []
-    return list(source.files) if isinstance(source, FileImages) else []
+        return PickedItems(files, source.indices.tolist()) if files else []
+    return source.files if isinstance(source, FileImages) else []
 
 
-def _file_digests(files: list[str | bytes], sizes: np.ndarray, common: set[int]) -> Iterator[bytes]:
+def _file_digests(files: Sequence[str | bytes], sizes: np.ndarray, common: set[int]) -> Iterator[bytes]:
     """Yield the digest of each file whose size is in `common`; for another, which no file can equal, its own name."""
-    for index, (file, size) in enumerate(zip(files, sizes.tolist(), strict=True)):
+    for index, size in enumerate(sizes.tolist()):
         if size in common:
+            file = files[index]
             yield _digest(file if isinstance(file, bytes) else Path(file).read_bytes())
         else:
             yield f"{id(files)}/{index}".encode()

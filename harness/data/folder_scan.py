@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.config.names import SplitName
+from harness.config.names import SPLIT_NAMES, SPLIT_WORDS, SplitName
 from harness.data.archive import ARCHIVES, read_archive
 from harness.data.image_io import is_image_name
 from harness.utils.errors import DataError
+from harness.utils.files import read_regular
 from harness.utils.text import escape_unprintable
 
-SPLIT_FOLDERS: dict[str, SplitName] = {
-    "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",
-    "validation": "val", "dev": "val", "development": "val", "eval": "val", "evaluation": "val",
-}  # fmt: skip
+# Folders that may hold the files that list the images of the splits; "" is the one that the images are in or below.
+LIST_FOLDERS = ("", "meta", "splits", "lists")
+CLASS_NAMES = "classes.txt"
+MAX_LIST_BYTES = 2**28
+MAX_NESTING = 4  # folders around the one that holds class folders, splits or lists
 
 
 @dataclass
@@ -34,6 +36,7 @@ class FolderScan:
         repeats: paths that were left out because they lead to a file or folder that is listed already.
         unused: folder beside the split folders -> the number of images in it.
         unread: extension of files that are no images -> their number.
+        texts: path of a file that may list images or classes -> its contents.
     """
 
     files: dict[str, str | bytes] = field(default_factory=dict)
@@ -42,6 +45,7 @@ class FolderScan:
     repeats: list[str] = field(default_factory=list)
     unused: Counter[str] = field(default_factory=Counter)
     unread: Counter[str] = field(default_factory=Counter)
+    texts: dict[str, bytes] = field(default_factory=dict)
 
     def add_unread(self, name: str) -> None:
         """Count a file that is no image by its extension."""
@@ -53,19 +57,21 @@ class Layout:
     """Where the class folders are.
 
     Attributes:
-        prefix: the folder that holds the class folders where there are no split folders; "" is the root.
+        prefix: the folder that holds the class folders, the split folders or what the lists name; "" is the root.
         splits: split -> the folder that holds its class folders; empty where there are no split folders.
+        lists: split -> the file that lists its images; empty where there are split folders, or no such files.
     """
 
     prefix: str
     splits: Mapping[SplitName, str]
+    lists: Mapping[SplitName, str] = field(default_factory=dict)
 
 
-def scan_folder(root: Path, needs_train: bool = True) -> tuple[FolderScan, Layout]:
+def scan_folder(root: Path, known_classes: Collection[str] | None = None) -> tuple[FolderScan, Layout]:
     """List the contents of a folder or of a tar archive.
 
     Args:
-        needs_train: whether split folders without a `train` folder are refused.
+        known_classes: those of a trained model that is evaluated; None: split folders without a `train` folder are refused.
 
     Raises:
         DataError: it is missing, unreadable, holds something unsafe, or its layout is not supported.
@@ -73,29 +79,33 @@ def scan_folder(root: Path, needs_train: bool = True) -> tuple[FolderScan, Layou
     if root.is_dir():
         try:
             resolved = root.resolve()
-            layout = find_layout(resolved, needs_train)
+            layout = find_layout(resolved, known_classes)
             scan = _Walk(resolved).run(layout.splits.values() or [layout.prefix])
             if layout.splits:
                 _count_unused(resolved, layout, scan)
+            for path in _list_files(layout, lambda folder: _texts(resolved / folder)):
+                scan.texts[path] = read_regular(resolved / path, MAX_LIST_BYTES)
             return scan, layout
         except OSError as error:
             raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
     if root.is_file() and root.name.lower().endswith(ARCHIVES):
         scan = _scan_archive(root)
-        return scan, _find_layout(lambda path: child_folders(scan.folders, path), needs_train)
+        contents = _Contents(lambda path: child_folders(scan.folders, path), lambda path: _child_texts(scan, path))
+        return scan, _find_layout(contents, known_classes)
     if root.is_file():
         raise DataError(f"{root} is neither a folder nor an archive ({', '.join(ARCHIVES)}); set --data-dir")
     raise DataError(f"there is no folder {root}; set --data-dir to the folder (or .tar) that holds train/ and test/")
 
 
-def find_layout(root: Path, needs_train: bool = True) -> Layout:
+def find_layout(root: Path, known_classes: Collection[str] | None = None) -> Layout:
     """Return where the class folders of a folder are.
 
     Raises:
         DataError: the folder is missing or unreadable, or its layout is not supported.
     """
+    contents = _Contents(lambda path: _subfolders(root / path), lambda path: _texts(root / path))
     try:
-        return _find_layout(lambda path: _subfolders(root / path), needs_train)
+        return _find_layout(contents, known_classes)
     except OSError as error:
         raise DataError(f"{escape_unprintable(str(error.filename or root))}: {error.strerror}") from None
 
@@ -106,30 +116,94 @@ def child_folders(folders: Iterable[str], path: str) -> list[str]:
     return sorted(item[len(start) :] for item in folders if item.startswith(start) and "/" not in item[len(start) :])
 
 
-def _find_layout(subfolders: Callable[[str], list[str]], needs_train: bool) -> Layout:
-    """Find `train/`, `val/` and `test/` in the root or in its only folder, or else class folders without splits.
+@dataclass(frozen=True)
+class _Contents:
+    """What a folder or an archive holds: path of a folder in it -> names.
 
-    Args:
-        subfolders: path of a folder -> the names of the folders in it.
+    Attributes:
+        folders: the folders in it.
+        texts: the files in it that may list images.
     """
+
+    folders: Callable[[str], list[str]]
+    texts: Callable[[str], list[str]]
+
+
+def _find_layout(contents: _Contents, known_classes: Collection[str] | None) -> Layout:
+    """Find split folders, files that list splits, or class folders: in the root, or in the only folder that is in it."""
     prefix = ""
-    splits = _find_splits("", subfolders)
-    top_folders = subfolders("")
-    if not splits and len(top_folders) == 1 and _find_splits(top_folders[0], subfolders):
-        prefix, splits = top_folders[0], _find_splits(top_folders[0], subfolders)
-    if needs_train and splits and "train" not in splits:
+    for _ in range(MAX_NESTING):
+        splits = _find_splits(prefix, contents.folders)
+        lists = {} if splits else _find_lists(prefix, contents)
+        if known_classes is None and "train" not in lists:  # nothing to train on: they are files of another kind
+            lists = {}
+        inner = contents.folders(prefix)
+        if splits or lists or len(inner) != 1 or inner[0] in (known_classes or ()):
+            break
+        below = _join(prefix, inner[0])
+        if not contents.folders(below):  # a single class folder
+            break
+        prefix = below
+    if known_classes is None and splits and "train" not in splits:
         raise DataError(
             f"there is {' and '.join(sorted(splits.values()))} but no train folder; name the training images' folder train"
         )
-    return Layout(prefix, splits)
+    return Layout(prefix, splits, lists)
+
+
+def _find_lists(prefix: str, contents: _Contents) -> dict[SplitName, str]:
+    """Return split -> the file that lists its images."""
+    for folder in (_join(prefix, name) for name in LIST_FOLDERS):
+        names = contents.texts(folder)
+        lists: dict[SplitName, str] = {}
+        for name in names:
+            if split := SPLIT_WORDS.get(name.lower().removesuffix(".txt")):
+                if split in lists:
+                    raise DataError(
+                        f"{lists[split]} and {_join(folder, name)} would both list the {split} images; keep one of them"
+                    )
+                lists[split] = _join(folder, name)
+        if lists:
+            return {split: lists[split] for split in SPLIT_NAMES if split in lists}
+    return {}
+
+
+def _list_files(layout: Layout, texts: Callable[[str], list[str]]) -> list[str]:
+    """Return the files of a layout that list images, and those that may name their classes."""
+    folders = dict.fromkeys([*(path.rpartition("/")[0] for path in layout.lists.values()), layout.prefix])
+    named = [_join(folder, name) for folder in folders for name in texts(folder) if name == CLASS_NAMES]
+    return [*layout.lists.values(), *named] if layout.lists else []
+
+
+def _texts(folder: Path) -> list[str]:
+    """Return the names of the files in a folder that may list images or classes; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if is_list_name(entry.name) and not entry.is_dir())
+
+
+def _child_texts(scan: FolderScan, path: str) -> list[str]:
+    start = f"{path}/" if path else ""
+    return sorted(text[len(start) :] for text in scan.texts if text.rpartition("/")[0] == path)
+
+
+def is_list_name(name: str) -> bool:
+    """Return whether a file name is that of a list of the images of a split, or of the names of classes."""
+    name = name.lower()
+    return name == CLASS_NAMES or (name.endswith(".txt") and name.removesuffix(".txt") in SPLIT_WORDS)
+
+
+def _join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder and name else folder or name
 
 
 def _find_splits(path: str, subfolders: Callable[[str], list[str]]) -> dict[SplitName, str]:
     """Return split -> folder. Only a folder that holds folders is a split: a class may be called `train`."""
     splits: dict[SplitName, str] = {}
     for name in subfolders(path):
-        split = SPLIT_FOLDERS.get(name.lower())
-        folder = f"{path}/{name}" if path else name
+        split = SPLIT_WORDS.get(name.lower())
+        folder = _join(path, name)
         if split is None or not subfolders(folder):
             continue
         if split in splits:
@@ -241,12 +315,15 @@ class _Walk:
 def _scan_archive(archive: Path) -> FolderScan:
     """Read all images of a tar archive into memory."""
     scan = FolderScan()
-    for path, is_folder, content in read_archive(archive):
+    for path, is_folder, content in read_archive(archive, lambda path: is_list_name(path.rpartition("/")[2])):
         if not path or any(_is_ignored(part) for part in path.split("/")):
             continue
         parents = path.split("/")[: None if is_folder else -1]
         scan.folders.update("/".join(parents[: depth + 1]) for depth in range(len(parents)))
-        if content is not None:
+        if content is not None and not is_image_name(path):
+            scan.texts[path] = content
+            scan.add_unread(path.rpartition("/")[2])
+        elif content is not None:
             scan.files[path] = content
         elif not is_folder:
             scan.add_unread(path.rpartition("/")[2])

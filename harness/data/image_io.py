@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -41,22 +43,27 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def image_files(paths: Path | str | Sequence[Path | str]) -> Iterator[Path]:
-    """Yield picture files: each file as given, each folder's pictures at any depth, sorted.
+def image_files(paths: Path | str | Sequence[Path | str]) -> Iterator[tuple[Path, Path]]:
+    """Yield image files, each with its place among the results: each file as given, each folder's images at any depth, sorted.
+
+    The place of a file is its name, that of a folder's image its path below the folder; where several paths are given, it
+    begins with the name of the folder.
 
     Raises:
-        DataError: a path does not exist, or a folder holds no pictures.
+        DataError: a path does not exist, or a folder holds no images.
     """
-    for path in (Path(one).expanduser() for one in ([paths] if isinstance(paths, Path | str) else paths)):
+    given = [Path(one).expanduser() for one in ([paths] if isinstance(paths, Path | str) else paths)]
+    for path in given:
         if path.is_dir():
             files = sorted(file for file in path.rglob("*") if file.is_file() and is_image_name(file.name))
             if not files:
-                raise DataError(f"{path} holds no pictures")
-            yield from files
+                raise DataError(f"{path} holds no images")
+            start = Path(path.absolute().name) if len(given) > 1 else Path()
+            yield from ((file, start / file.relative_to(path)) for file in files)
         elif path.is_file():
-            yield path
+            yield path, Path(path.name)
         else:
-            raise DataError(f"no such picture: {path}")
+            raise DataError(f"no such image: {path}")
 
 
 def read_image(
@@ -98,6 +105,57 @@ def check_header(file: str | Path | bytes, name: str = "", grey_range: tuple[flo
                 to_rgb(image)  # raises the error with the values
     except _DECODE_ERRORS as error:
         raise DataError(f"{name}: {_reason(error)}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFacts:
+    """What an image file is, and what becomes of it.
+
+    Attributes:
+        format, mode: as Pillow names them; empty where the file is no image.
+        width, height: pixels, as stored.
+        is_deep: whether it is grey and deeper than 8 bits.
+        is_transparent: whether it has transparent areas, which become white.
+        is_animated: whether it has more than one frame, of which the first is used.
+        is_turned: whether its EXIF orientation turns or mirrors it.
+        digest: of its pixels in RGB; empty where it cannot be read.
+        error: why it cannot be read.
+    """
+
+    format: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    is_deep: bool = False
+    is_transparent: bool = False
+    is_animated: bool = False
+    is_turned: bool = False
+    digest: bytes = b""
+    error: str = ""
+
+
+def inspect_image(file: str | Path | bytes, grey_range: tuple[float, float] | None = None) -> ImageFacts:
+    """Decode an image and return what it is; an unreadable one is no error."""
+    facts: dict[str, Any] = {}
+    try:
+        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, "_") as image:
+            facts = dict(
+                format=image.format or "", mode=image.mode, width=image.width, height=image.height, is_deep=_is_deep(image),
+                is_transparent=image.has_transparency_data, is_animated=bool(getattr(image, "is_animated", False)),
+                is_turned=image.getexif().get(_ORIENTATION, 1) != 1,
+            )  # fmt: skip
+            return ImageFacts(**facts, digest=pixel_digest(np.asarray(to_rgb(image, grey_range))))
+    except DataError as error:
+        return ImageFacts(**facts, error=str(error).removeprefix("_: "))
+    except _DECODE_ERRORS as error:
+        return ImageFacts(**facts, error=_reason(error))
+
+
+def pixel_digest(pixels: np.ndarray) -> bytes:
+    """Return a digest that two images share only if they have the same pixels, uint8 [H, W, 3]."""
+    return hashlib.blake2b(
+        np.ascontiguousarray(pixels).data, digest_size=16, person=str(pixels.shape[:2]).encode()[:16]
+    ).digest()
 
 
 def to_rgb(image: Image.Image, grey_range: tuple[float, float] | None = None) -> Image.Image:

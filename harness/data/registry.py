@@ -5,8 +5,8 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from harness.data.dataset import (
     with_classes,
 )
 from harness.data.duplicates import duplicate_notes
-from harness.data.image_folder import read_image_folder
+from harness.data.image_folder import list_image_folder, read_image_folder
+from harness.data.listing import Listing, StoredData, read_listing
+from harness.data.table_listing import list_marked_folder, list_tables
 from harness.utils.environment import rank
 from harness.utils.errors import DataError, UsageError, first_line
 
@@ -52,7 +54,7 @@ def load_dataset(config: Config) -> Dataset:
         DataError: the data is missing, unreadable, empty or inconsistent.
         UsageError: there is no such data set, or the settings do not fit it.
     """
-    source = _read(config)
+    source = read_stored(config)
     check_classes(source.classes, config.classes)
     train, val, test = _divide(config, source)
     notes = [*source.notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
@@ -94,7 +96,7 @@ def load_evaluation_data(
         DataError: the data is missing, unreadable or empty, or has a class that the model does not have.
         UsageError: there is no such data set, or the settings do not fit it.
     """
-    source = _read(config, is_for_training=False)
+    source = read_stored(config, classes)
     for note in source.notes:
         log.warning("%s", note)
     whole = tuple(source.splits.get(name) for name in SPLIT_NAMES)
@@ -117,22 +119,17 @@ def load_evaluation_data(
     return EvaluationData(splits, tuple(source.classes), digest, digest == own_fingerprint)
 
 
-@dataclass
-class _Source:
-    """A data set as it is stored, before anything is held out."""
+def read_stored(config: Config, known_classes: Collection[str] | None = None) -> StoredData:
+    """Read the data set that `config.data` names.
 
-    classes: Sequence[str]
-    splits: dict[SplitName, Split]
-    skipped: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def _read(config: Config, is_for_training: bool = True) -> _Source:
-    """Read the data set that `config.data` names."""
-    if config.data == "folder":
-        folder, grey_range = Path(config.data_dir).expanduser(), config.grey_limits()
-        data = read_image_folder(folder, config.bad_images == "skip", grey_range, is_for_training)
-        return _Source(data.classes, data.splits, data.skipped, data.notes)
+    Args:
+        known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
+    """
+    path, grey_range, skip_bad = Path(config.data_dir).expanduser(), config.grey_limits(), config.bad_images == "skip"
+    if config.data == "folder" and path.is_file():  # an archive, whose decoded images may be in the cache
+        return read_image_folder(path, skip_bad, grey_range, known_classes)
+    if (listing := list_files(config, known_classes)) is not None:
+        return read_listing(listing, skip_bad, grey_range, is_for_training=known_classes is None)
     classes: Sequence[str]
     train: Split
     val: Split | None
@@ -142,13 +139,35 @@ def _read(config: Config, is_for_training: bool = True) -> _Source:
     elif config.data == "digits":
         classes, train, val, test = _digits()
     else:
+        from harness.data.own_datasets import read_own_dataset
+
+        if (own := read_own_dataset(config, needs_train=known_classes is None)) is not None:
+            return own
         from harness.data.timm_datasets import read_timm_dataset
 
         classes, train, val, test = read_timm_dataset(config)
-    return _Source(classes, {split.name: split for split in (train, val, test) if split is not None})
+    return StoredData(classes, {split.name: split for split in (train, val, test) if split is not None})
 
 
-def _divide(config: Config, source: _Source) -> tuple[Split, Split | None, Split | None]:
+def list_files(config: Config, known_classes: Collection[str] | None = None) -> Listing | None:
+    """Return the images of a folder, an archive or a table before they are read; None for any other data set.
+
+    Args:
+        known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
+
+    Raises:
+        DataError: the data is missing or unreadable, or its classes are inconsistent.
+        UsageError: a table has no column for its images or labels, or names an image outside of its folder.
+    """
+    if config.data == "table":
+        return list_tables(config, known_classes)
+    if config.data != "folder":
+        return None
+    marked = list_marked_folder(config, known_classes)
+    return marked or list_image_folder(Path(config.data_dir).expanduser(), known_classes)
+
+
+def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Split | None]:
     """Return the training, validation and test images, held out as the settings say.
 
     Raises:
@@ -158,7 +177,7 @@ def _divide(config: Config, source: _Source) -> tuple[Split, Split | None, Split
     assert train is not None
     if val is not None and config.val_fraction:
         raise UsageError(
-            f"{config.data_dir} has a validation folder of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
+            f"{config.data_dir or config.data} has validation images of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
         )
     if val is None and test is None:
         train, test = hold_out(train, config.test_fraction, "test", "test_fraction")

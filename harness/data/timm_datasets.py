@@ -69,7 +69,7 @@ def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split
     ):
         known = [*BUILT_IN_DATASETS, *(f"torch/{name}" for name in TORCHVISION_NAMES)]
         raise UsageError(
-            f"there is no data set {config.data!r}{did_you_mean(config.data, known)}; need {', '.join(BUILT_IN_DATASETS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME"
+            f"there is no data set {config.data!r}{did_you_mean(config.data, known)}; need {', '.join(BUILT_IN_DATASETS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME, or one that a module of --plugin registers"
         )
     is_folder = config.data.lower() == IMAGE_FOLDER
     train, *folders = _open_image_folders(config) if is_folder else [_create_timm_dataset(config, "train")]
@@ -202,11 +202,11 @@ def _make_split(dataset: Any, name: SplitName, config: Config) -> Split:
         if reader is None
         else TimmReaderImages(reader, name, labels, config.grey_limits())
     )
-    pixels = _decode_all(source)
+    pixels = decode_all(source)
     return Split(name, labels, ids, None, source) if pixels is None else in_memory(name, pixels, labels, ids)
 
 
-def _decode_all(source: Any) -> np.ndarray | None:
+def decode_all(source: Any) -> np.ndarray | None:
     """Return all images, uint8 [N, H, W, 3], where they have one size and fit in memory, else None."""
     if not len(source):
         raise DataError("the data set holds no images")

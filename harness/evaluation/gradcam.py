@@ -31,6 +31,10 @@ from harness.utils.lazy import deferred_imports
 # What the package imports for methods that are not offered here, and for volumes. It would take 1.3 of its 1.7 s.
 UNUSED = ("sklearn.decomposition", "scipy.ndimage", "scipy.sparse", "scipy.sparse.linalg")
 MAX_CHUNK = 32  # images per call of the package
+MIN_CELLS = 4  # a side of a map; with fewer, one cell is a quarter of the image or more
+FINER_MAPS = (
+    "--cam-layer names an earlier layer, --image-size makes the input larger"  # what helps where maps are coarse
+)
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,25 @@ METHODS = {
 
 
 @dataclass(frozen=True)
+class Resolution:
+    """The size of a map in cells, and of its image in pixels."""
+
+    map_height: int
+    map_width: int
+    input_height: int
+    input_width: int
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether a map has too few cells to tell where in an image the evidence lies."""
+        return min(self.map_height, self.map_width) < MIN_CELLS
+
+    def __str__(self) -> str:
+        cells = f"{self.map_height} x {self.map_width} cells for {self.input_height} x {self.input_width} pixels"
+        return f"{cells}: too coarse to tell where the evidence lies" if self.is_coarse else cells
+
+
+@dataclass(frozen=True)
 class Maps:
     """Where in each of N images the evidence for a class lies.
 
@@ -92,6 +115,11 @@ class Maps:
 
     def __len__(self) -> int:
         return len(self.raw)
+
+    @property
+    def resolution(self) -> Resolution:
+        """The cells of a map and the pixels of its image."""
+        return Resolution(*self.raw.shape[1:], *self.scaled.shape[1:])
 
 
 def compute_maps(

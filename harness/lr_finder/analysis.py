@@ -19,6 +19,7 @@ from harness.utils.stats import MovingAverage, moving_average
 TOP = 0.95  # of the rise: what still counts as the top of the accuracy
 BEGIN = 0.2  # of the rise: where learning has begun
 CERTAIN = 4.0  # standard errors from which on a change is not noise
+REACH = 9  # standard deviations of a Gaussian beyond which it is zero in float64 sums
 FEWEST_LOSSES = 8  # losses under which a curve is not read
 
 End = Literal["end of range", "diverged", "not finite"]
@@ -104,10 +105,22 @@ def gaussian_smooth(values: np.ndarray, width: float) -> np.ndarray:
     """Return the values averaged with their neighbours on both sides, which moves nothing along the axis.
 
     A moving average lags behind, and would report every event at a higher learning rate than it happened at.
+
+    Args:
+        values: [N], finite.
+        width: standard deviation of the weights, steps.
     """
-    indices = np.arange(len(values))
-    kernel = np.exp(-0.5 * ((indices[:, None] - indices[None, :]) / width) ** 2)  # [N, N]
-    return np.asarray(kernel @ np.asarray(values, dtype=float) / kernel.sum(1))
+    values = np.asarray(values, dtype=float)
+    # Beyond `REACH` standard deviations a weight is less than the rounding of a sum, 1e-17.
+    reach = min(math.ceil(REACH * width), max(len(values) - 1, 0))
+    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / width) ** 2)
+    sums, weights = (_windowed(array, kernel, reach) for array in (values, np.ones_like(values)))
+    return np.asarray(sums / weights)
+
+
+def _windowed(values: np.ndarray, kernel: np.ndarray, reach: int) -> np.ndarray:
+    """Return the sum over the kernel about each value, zero outside."""
+    return np.convolve(values, kernel)[reach : reach + len(values)] if len(values) else values
 
 
 class DivergenceDetector:

@@ -173,6 +173,8 @@ class Evaluator:
         options = dict(method=self.config.cam, layer=self.config.cam_layer)
         predicted = gradcam.compute_maps(self.model, images, predictions.predicted[chosen], **options)
         true = gradcam.compute_maps(self.model, images, predictions.labels[chosen], **options)
+        if predicted.resolution.is_coarse:
+            log.warning("class-activation maps have %s; %s", predicted.resolution, gradcam.FINER_MAPS)
         tiles, ids = self._tiles(predictions, chosen, pictures), [str(split.ids[index]) for index in chosen]
         title = f"Class-activation maps of {len(chosen)} misclassified images"
         cam_figure.gradcam_figure(tiles, predicted, true, path, title=title)

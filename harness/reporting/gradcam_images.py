@@ -36,7 +36,7 @@ def layered_images(tiles: Sequence[Tile], ids: Sequence[str], predicted: Maps, t
         }
         empty = [name for name, maps in zip(CLASSES, (predicted, true), strict=True) if maps.empty[number]]
         remark = f"; empty map of the {' and of the '.join(empty)}" if empty else ""
-        caption = f"{id}: {tile.truth} predicted as {tile.prediction} ({percent(tile.confidence)}){remark}"
+        caption = f"{id}: {tile.truth} predicted as {tile.prediction} ({percent(tile.confidence)}){remark}; {predicted.resolution}"
         images.append(LayeredImage(Image(large, caption), masks))
     return tuple(images)
 
@@ -54,7 +54,7 @@ def evidence_levels(heat: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def overlay_table(tiles: Sequence[Tile], ids: Sequence[str], predicted: Maps, true: Maps) -> Table:
     """Return one row per image: the image, its classes, and for each class the overlay and the share of the evidence.
 
-    An empty map has no overlay.
+    An empty map has no overlay. The last column has the cells of a map and the pixels of its image.
     """
     rows: list[tuple[Cell, ...]] = []
     heats = zip(*cam_figure.shared_scale(predicted, true), strict=True)
@@ -63,9 +63,10 @@ def overlay_table(tiles: Sequence[Tile], ids: Sequence[str], predicted: Maps, tr
         cells: list[Cell] = [Image(large), id, tile.truth, tile.prediction, tile.confidence]
         for maps, heat in zip((predicted, true), pair, strict=True):
             cells += [None if maps.empty[row] else Image(cam_figure.overlay(large, heat)), float(maps.share[row])]
+        cells.append(str(predicted.resolution))
         rows.append(tuple(cells))
     columns = [f"{name} for {label}" for label in CLASSES for name in ("overlay", "share")]
-    return Table(("image", "id", "truth", "prediction", "confidence", *columns), rows)
+    return Table(("image", "id", "truth", "prediction", "confidence", *columns, "resolution"), rows)
 
 
 def enlarge(pixels: np.ndarray, side: int = SIDE) -> np.ndarray:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from harness.config.names import SPLIT_NAMES, data_name
 from harness.config.settings import canonical_name
 from harness.data import loaders
 from harness.data.image_io import image_files, read_image
+from harness.data.own_datasets import named_data
 from harness.data.registry import EvaluationData, Split, load_evaluation_data
 from harness.evaluation import gradcam
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
@@ -30,10 +33,15 @@ from harness.tracking.run_files import EVALUATION, SUMMARY, check_output_folder
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
-from harness.utils.files import read_json, write_atomically, write_json
-from harness.utils.text import safe_file_name
+from harness.utils.files import link_inside, read_json, write_atomically, write_json
+from harness.utils.text import safe_file_name, write_csv
 
 EXPLAINED = Path("explained")  # where the overlays go by default
+# Of `explanations.csv`; heights and widths of the map in cells and of the model's input in pixels.
+EXPLANATION_COLUMNS = (
+    "file", "prediction", "confidence", "map", "map_empty", "share_for_class", "cam", "cam_layer", "map_height", "map_width",
+    "input_height", "input_width",
+)  # fmt: skip
 log = logging.getLogger(__name__)
 
 
@@ -56,7 +64,12 @@ class SplitEvaluation:
 
 @restore_process_state()
 def evaluate(
-    run: Path | str, settings: Mapping[str, Any] | None = None, *, split: str = "", out: Path | None = None
+    run: Path | str,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    split: str = "",
+    out: Path | None = None,
+    data: Any = None,
 ) -> SplitEvaluation:
     """Evaluate a trained model on a split of its data, or on other data, and write the same files as a run does.
 
@@ -69,6 +82,7 @@ def evaluate(
         settings: replace those of the checkpoint, such as `data` and `data_dir`; `wandb` or `tracker` also records the evaluation there.
         split: train, val or test; empty: the test set, where there is one.
         out: folder for the files; None: `evaluation-SPLIT` in the run directory, or `evaluation-NAME-SPLIT` for other data.
+        data: a data set as an object, or a mapping of splits to such, as that of `harness.run`.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
@@ -76,17 +90,20 @@ def evaluate(
         UsageError: the data has no such split, or W&B would refuse a value such as the project.
     """
     settings = settings or {}
+    if data is not None:
+        with named_data(data) as name:
+            return evaluate(run, {**settings, "data": name}, split=split, out=out)
     named = {canonical_name(key) for key in settings}
     trained = load_trained_model(Path(run), settings)
     _check_tracking(trained, settings)
     config = trained.config
-    data = load_evaluation_data(
+    evaluated = load_evaluation_data(
         config, trained.classes, _own_fingerprint(trained), divide=bool(named & {"val_fraction", "test_fraction"})
     )
-    if not data.is_own and not named & {"data", "data_dir"}:
+    if not evaluated.is_own and not named & {"data", "data_dir"}:
         log.warning("%s has changed since the model was trained", config.data_dir or config.data)
-    images = _choose_split(data, split)
-    folder = Path(out) if out is not None else _evaluation_folder(trained, data, images.name)
+    images = _choose_split(evaluated, split)
+    folder = Path(out) if out is not None else _evaluation_folder(trained, evaluated, images.name)
     check_output_folder(folder, is_named=out is not None)
     configure_torch(config, trained.device)
     loader = loaders.make_eval_loader(images, trained.preprocess, config, trained.device)
@@ -97,10 +114,10 @@ def evaluate(
         "data_dir": config.data_dir,
         "split": images.name,
         "images": len(images),
-        "fingerprint": data.fingerprint,
+        "fingerprint": evaluated.fingerprint,
     }
     write_json(folder / "evaluation.json", {**facts, **result.metrics})
-    _track_evaluation(trained, settings, data, result, images.name, folder)
+    _track_evaluation(trained, settings, evaluated, result, images.name, folder)
     return SplitEvaluation(images.name, result.metrics, result.per_class, folder)
 
 
@@ -156,18 +173,24 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
 
 @dataclass(frozen=True)
 class Explanation:
-    """A model's answer to one picture, with its class-activation map.
+    """A model's answer to one image, with its class-activation map.
 
     Attributes:
         guesses: (class, probability), the most probable first.
-        overlay: the file with the picture beside its map; None without a map.
+        overlay: the file with the image beside its map; None without a map.
         empty: whether the map has no evidence in it.
+        share: of the evidence for and against the class, the part that is for it, 0..1; NaN without a map.
+        resolution: of the map; None without one.
+        layer: whose activations the map shows.
     """
 
     path: Path
     guesses: list[tuple[str, float]]
     overlay: Path | None = None
     empty: bool = False
+    share: float = math.nan
+    resolution: gradcam.Resolution | None = None
+    layer: str = ""
 
 
 def explain(
@@ -178,20 +201,21 @@ def explain(
     out: Path | None = None,
     top: int = 5,
 ) -> Iterator[Explanation]:
-    """Classify pictures of any size, mode or orientation, and write each beside its class-activation map.
+    """Classify images of any size, mode or orientation, and write each beside its class-activation map.
 
-    A generator: each picture is classified when its explanation is asked for.
+    A generator: each image is classified when its explanation is asked for, and `explanations.csv` is written at the end.
+    The files lie in `out` as the images lie in their folder; those of several folders each below its name.
 
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
         pictures: files, or folders that are searched at any depth.
         settings: replace those of the checkpoint (`cam`, `device`, ...); `wandb` or `tracker` also records the answers there, at the end.
-        out: folder for the overlays; None: `explained`.
+        out: folder for the overlays and `explanations.csv`; None: `explained`.
         top: number of guesses.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: a picture cannot be read, a folder has none, or `explained` is a symbolic link.
+        DataError: an image cannot be read, a folder has none, or `explained` is a symbolic link.
         DivergedError: the model answers with NaN or infinite numbers.
         UsageError: W&B would refuse a value such as the project.
     """
@@ -201,16 +225,18 @@ def explain(
     trained = load_trained_model(Path(run), settings)
     _check_tracking(trained, settings)
     explanations = []
-    for explanation in _explain_each(trained, image_files(pictures), folder, top):
+    for explanation in _explain_each(trained, list(image_files(pictures)), folder, top):
         explanations.append(explanation)
         yield explanation
+    _write_explanations(explanations, folder, trained.config.cam)
     _track_explanations(trained, settings, explanations, folder)
 
 
-def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, top: int) -> Iterator[Explanation]:
+def _explain_each(
+    trained: TrainedModel, pictures: Sequence[tuple[Path, Path]], out: Path, top: int
+) -> Iterator[Explanation]:
     draws_maps = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
-    files = list(pictures)
-    for file, name in zip(files, _overlay_names(files), strict=True):
+    for (file, _), name in zip(pictures, _overlay_names([place for _, place in pictures]), strict=True):
         try:
             pixels = read_image(file, grey_range=trained.config.grey_limits())
         except DataError as error:
@@ -233,11 +259,18 @@ def _explain_each(trained: TrainedModel, pictures: Iterable[Path], out: Path, to
                 trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
             )
         picture = to_uint8(trained.preprocess.denormalise(image)[0])
-        yield Explanation(file, guesses, write_overlay(picture, maps, out / name), bool(maps.empty[0]))
+        if (link := link_inside(out, (out / name).parent)) is not None:
+            raise DataError(
+                f"{link} is a symbolic link, and what is written would lie where it leads; remove it, or name another folder"
+            )
+        overlay = write_overlay(picture, maps, out / name)
+        yield Explanation(
+            file, guesses, overlay, bool(maps.empty[0]), float(maps.share[0]), maps.resolution, maps.layer
+        )
 
 
 def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
-    """Write the picture as the model saw it beside itself under its map (hatched for an empty one), as PNG."""
+    """Write the image as the model saw it beside itself under its map (hatched for an empty one), as PNG."""
     from PIL import Image as Pillow
 
     large = enlarge(picture, 256)
@@ -247,15 +280,31 @@ def write_overlay(picture: np.ndarray, maps: gradcam.Maps, path: Path) -> Path:
     return path
 
 
-def _overlay_names(files: Sequence[Path]) -> list[str]:
-    """Return a PNG name for each picture, numbered where two would be equal."""
-    counts: dict[str, int] = {}
+def _overlay_names(places: Sequence[Path]) -> list[Path]:
+    """Return the path of a PNG for each image, below the folder of the results; numbered where two would be equal."""
+    counts: Counter[Path] = Counter()
     names = []
-    for file in files:
-        stem = safe_file_name(file.stem, "picture")
-        counts[stem] = counts.get(stem, 0) + 1
-        names.append(f"{stem}{'' if counts[stem] == 1 else f'-{counts[stem]}'}.png")
+    for place in places:
+        folder = Path(*(safe_file_name(part, "folder") for part in place.parts[:-1]))
+        name = folder / safe_file_name(place.stem, "picture")
+        counts[name] += 1
+        names.append(name.with_name(f"{name.name}{'' if counts[name] == 1 else f'-{counts[name]}'}.png"))
     return names
+
+
+def _write_explanations(explanations: Sequence[Explanation], folder: Path, method: str) -> None:
+    """Write `explanations.csv`: a row for each picture with its class, its score, and its map with its resolution."""
+    rows: list[tuple[Cell, ...]] = []
+    for one in explanations:
+        name, probability = one.guesses[0]
+        row: tuple[Cell, ...] = (str(one.path), name, float(f"{probability:.6g}"))
+        if one.resolution is not None and one.overlay is not None:
+            share = None if one.empty else float(f"{one.share:.4g}")
+            overlay = one.overlay.relative_to(folder).as_posix()
+            sizes = dataclasses.astuple(one.resolution)
+            row = (*row, overlay, "yes" if one.empty else "no", share, method, one.layer, *sizes)
+        rows.append((*row, *[None] * (len(EXPLANATION_COLUMNS) - len(row))))
+    write_csv(folder / "explanations.csv", EXPLANATION_COLUMNS, rows)
 
 
 def _evaluator(trained: TrainedModel) -> Evaluator:
@@ -277,14 +326,14 @@ def _track_evaluation(
 def _track_explanations(
     trained: TrainedModel, settings: Mapping[str, Any], explanations: Sequence[Explanation], out: Path
 ) -> None:
-    """Record a row for each picture; an empty map is an empty cell."""
+    """Record a row for each image; an empty map is an empty cell."""
     rows: list[tuple[Cell, ...]] = []
     for one in explanations:
         overlay = None if one.overlay is None or one.empty else Image(read_image(one.overlay))
         name, probability = one.guesses[0]
         rows.append((overlay, str(one.path.name), name, probability, ", ".join(name for name, _ in one.guesses)))
     table = Table(("image and map", "file", "prediction", "confidence", "guesses"), rows)
-    _to_trackers(trained, settings, "explain", {"explain/pictures": table}, {"explain/count": len(rows)}, out)
+    _to_trackers(trained, settings, "explain", {"explain/images": table}, {"explain/count": len(rows)}, out)
 
 
 def _describe_data(trained: TrainedModel, data: EvaluationData) -> dict[str, Any]:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.config.recipe import AnyConfig, as_config
+from harness.config.recipe import AnyConfig
 from harness.config.settings import FIND, Config
 from harness.config.sweep_values import with_sweep_values
+from harness.data.own_datasets import config_of_call
 from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
@@ -62,7 +64,7 @@ def find_lr(
         seeds: how many times the test runs, each with other weights and another order of the images.
         confirm: short one-cycle runs around the suggestion; the one with the best held-out accuracy is taken.
         write_sweep: where to write a W&B sweep whose ranges come from the test.
-        settings: settings by keyword, such as `epochs=3`; they win.
+        settings: settings by keyword, such as `epochs=3`; they win. `data` may also be that of `run`.
 
     Raises:
         HarnessError: with one line that names what is wrong and the remedy.
@@ -70,10 +72,18 @@ def find_lr(
     """
     options = LRFinderOptions(steps, low, high, linear, seeds, confirm)
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
-    with report_failed_trial():
-        config = with_sweep_values(as_config(config, settings), reporter.message, is_own=has_active_run())
-        range_for(config, options)  # a wrong range is refused before anything is loaded
-        check_tracking(config)
+    with contextlib.ExitStack() as data:
+        with report_failed_trial():
+            config = data.enter_context(config_of_call(config, settings))
+            config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+            range_for(config, options)  # a wrong range is refused before anything is loaded
+            check_tracking(config)
+        return _find_lr(config, options, write_sweep, reporter)
+
+
+def _find_lr(
+    config: Config, options: LRFinderOptions, write_sweep: Path | None, reporter: ProgressReporter
+) -> LRFinderResult:
     components = build_components(with_placeholder_lr(config))
     name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))

@@ -1,4 +1,4 @@
-"""`harness predict`: class probabilities of pictures that need no labels, and their files."""
+"""`harness predict`: class probabilities of images that need no labels, and their files."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Prediction:
-    """A model's answer to one picture.
+    """A model's answer to one image.
 
     Attributes:
-        path: the picture's file.
+        path: the image's file.
         classes: names of the C classes.
         probabilities: float32 [C], in the order of `classes`.
     """
@@ -62,24 +62,24 @@ class Prediction:
 def predict(
     run: Path | str, paths: Path | str | Sequence[Path | str], settings: Mapping[str, Any] | None = None
 ) -> Iterator[Prediction]:
-    """Yield the class probabilities of pictures, in order, without labels: a generator, which reads as it is iterated.
+    """Yield the class probabilities of images, in order, without labels: a generator, which reads as it is iterated.
 
-    Pictures of any size, mode or orientation are read in threads and predicted in batches of `eval_batch_size` on the
+    Images of any size, mode or orientation are read in threads and predicted in batches of `eval_batch_size` on the
     device, prepared as the evaluation of the run prepared its images.
 
     Args:
         run: a run directory, a `model.safetensors` or a `last.pt`.
-        paths: picture files, and folders that are searched at any depth, in the order of their paths.
+        paths: image files, and folders that are searched at any depth, in the order of their paths.
         settings: replace the checkpoint's, such as `device`, `precision` or `bad_images` (`fail`, or
-            `skip` to leave unreadable pictures out with a warning).
+            `skip` to leave unreadable images out with a warning).
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
-        DataError: a picture is missing, or cannot be read under `bad_images=fail`; a folder has none; all are skipped.
+        DataError: an image is missing, or cannot be read under `bad_images=fail`; a folder has none; all are skipped.
         DivergedError: the model answers with NaN or infinite numbers.
     """
     trained = load_trained_model(Path(run), settings)
-    files = list(image_files(paths))
+    files = [file for file, _ in image_files(paths)]
     pictures = _read_pictures(files, trained)
     any_read = False
     while batch := list(islice(pictures, trained.config.eval_batch_size)):
@@ -90,11 +90,11 @@ def predict(
                 raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
             yield Prediction(file, trained.classes, row)
     if not any_read:
-        raise DataError(f"none of the {len(files)} pictures can be read")
+        raise DataError(f"none of the {len(files)} images can be read")
 
 
 def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
-    """Return float32 [B, C] for prepared pictures, uint8 [B, 3, H, W]."""
+    """Return float32 [B, C] for prepared images, uint8 [B, 3, H, W]."""
     layout = torch.channels_last if trained.config.channels_last else torch.contiguous_format
     images = trained.preprocess.normalise(pixels.to(trained.device, non_blocking=True)).contiguous(memory_format=layout)
     with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
@@ -102,7 +102,7 @@ def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
 
 
 def _read_pictures(files: Sequence[Path], trained: TrainedModel) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each picture with its pixels, uint8 [3, size, size], in order; threads decode up to a batch of them before."""
+    """Yield each image with its pixels, uint8 [3, size, size], in order; threads decode up to a batch of them before."""
     ahead, grey_range = trained.config.eval_batch_size, trained.config.grey_limits()
 
     def decode(file: Path) -> Tensor:
@@ -145,7 +145,7 @@ def write_predictions(predictions: Iterable[Prediction], out: Path | BinaryIO, s
 
     Args:
         out: a path, or an open binary stream.
-        suffix: `.csv` (a row a picture: file, prediction, confidence, a probability per class, or pairs of class and
+        suffix: `.csv` (a row an image: file, prediction, confidence, a probability per class, or pairs of class and
             probability) or `.jsonl` (an object a line with the same; `probabilities` maps class to probability).
         top: write only the N most probable classes; 0: all, in the model's order.
     """

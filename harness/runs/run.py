@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -10,9 +11,10 @@ from typing import Any
 
 import torch
 
-from harness.config.recipe import AnyConfig, as_config
+from harness.config.recipe import AnyConfig
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
+from harness.data.own_datasets import config_of_call
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
@@ -50,8 +52,11 @@ def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **se
     """Train, evaluate every epoch and record everything: the same as `harness run`.
 
     Args:
-        config: a configuration, a dictionary of settings, or a recipe by its name or path.
-        settings: settings by keyword, such as `epochs=3`; they win.
+        config: a configuration, a dictionary of settings, a recipe by its name or path, or a mapping of `train`, `val` and
+            `test` to data sets.
+        settings: settings by keyword, such as `epochs=3`; they win. `data` may also be a data set as an object with a length
+            and items (image, label), such as a torch `Dataset`, or a mapping of `train`, `val` and `test` to such. A run
+            of such data is resumed by the same call, not from the command line.
 
     Raises:
         HarnessError: with one line that names what is wrong and the remedy.
@@ -59,8 +64,15 @@ def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **se
     """
     started_at = time.monotonic()
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
-    with report_failed_trial():
-        config = with_sweep_values(as_config(config, settings), reporter.message, is_own=has_active_run())
+    with contextlib.ExitStack() as data:
+        with report_failed_trial():
+            config = data.enter_context(config_of_call(config, settings))
+            config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+        return _run(config, reporter, started_at)
+
+
+def _run(config: Config, reporter: ProgressReporter, started_at: float) -> RunResult:
+    """Run as one of the processes that `torchrun` starts, or as the only one."""
     try:
         processes = distributed.init_distributed(config.device, config.process_timeout)
         try:

@@ -6,6 +6,7 @@ runs train one after another in one process, which imports libraries and chooses
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shlex
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config import yaml_io
-from harness.config.recipe import AnyConfig, as_config
+from harness.config.recipe import AnyConfig
 from harness.config.settings import AUTO, Config, setting_fields
+from harness.data.own_datasets import config_of_call
 from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
@@ -159,15 +161,21 @@ def run_seeds(config: AnyConfig, count: int, reporter: ProgressReporter | None =
 
     Args:
         config: a configuration, a dictionary of settings, or a recipe by its name or path.
-        settings: settings by keyword, such as `epochs=3`; they win.
+        settings: settings by keyword, such as `epochs=3`; they win. `data` may also be that of `run`.
 
     Raises:
         HarnessError: an error that every seed would end with: a wrong setting, missing data, W&B refused.
         Interrupted: a signal stopped it; the state was saved, and the same call resumes it.
     """
+    with contextlib.ExitStack() as data:
+        with report_failed_trial():
+            config = data.enter_context(config_of_call(config, settings))
+            _check(config, count)
+        return _run_seeds(config, count, reporter)
+
+
+def _run_seeds(config: Config, count: int, reporter: ProgressReporter | None) -> SeedsResult:
     with report_failed_trial():
-        config = as_config(config, settings)
-        _check(config, count)
         config = _common(config, count)
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
         check_tracking(config)

@@ -20,6 +20,7 @@ from harness.tracking.backends.tracker import BackendTracker
 from harness.tracking.journal import REPLACED, Journal, JournalContents, NullJournal, read_journal
 from harness.tracking.journal_repair import JournalRepair, repair_journal
 from harness.tracking.lineage import dataset_artifact
+from harness.tracking.log_intervals import has_changed
 from harness.tracking.records import Artifact
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.run_files import CONSOLE, DIFF
@@ -229,6 +230,10 @@ def _open(
         on_stop=stop_requests.stop,
         notify=reporter.message,
     )
+    if resumed_step is not None:
+        first_step = getattr(wandb, "first_step", resumed_step + 1)
+        if has_changed(first_step, config.log_every, contents.header, contents.intervals):
+            journal.set_log_every(config.log_every, first_step)
     if resumed_step is None and (diff := git_diff()):
         with contextlib.suppress(ResourceError):  # a full disk ends the run at its first checkpoint, or not at all
             write_atomically(directory.path / DIFF, diff)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.settings import FOLDER_LIKE, Config
+from harness.config.names import may_bring_validation
+from harness.config.settings import Config
 from harness.utils.errors import UsageError, did_you_mean
 
 # What the record of every epoch holds beside loss and accuracy of the splits; a test compares it with a real run.
@@ -105,8 +106,9 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
     Raises:
         UsageError: no run logs it, or it is one of the test set.
     """
-    has_val = config.val_fraction > 0 or config.data in FOLDER_LIKE
-    splits = ["train", *(["val"] if has_val else []), *(["test"] if not has_val or config.data in FOLDER_LIKE else [])]
+    brings_val = may_bring_validation(config.data)
+    has_val = config.val_fraction > 0 or brings_val
+    splits = ["train", *(["val"] if has_val else []), *(["test"] if not has_val or brings_val else [])]
     known = [f"{split}/{key}" for split in splits for key in ("acc", "loss")]
     known += [f"best/{split}_acc" for split in splits if split != "train"]
     reads_test = reads_test_set(name)
@@ -119,7 +121,7 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
             raise UsageError(
                 f"metric: no run logs {name!r}{did_you_mean(name, (*known, *OTHER_METRICS))}; metrics are {', '.join(known)}"
             )
-    if reads_test and has_val and config.data not in FOLDER_LIKE:
+    if reads_test and has_val and not brings_val:
         raise UsageError(f"metric: {name} is not logged with a validation split; use best/val_acc")
     if reads_test and not on_test:
         raise UsageError(

@@ -73,6 +73,10 @@ def run_sweep(
     name = str(settings.pop("name", ""))
     spec = schema.read_sweep_file(Path(file), settings, on_test=choose_on_test)
     _check_search(spec, sampler, pruner)
+    if not final and (link := spec.sample_config().link):
+        log.warning(
+            "link=%s: only final runs are linked, and there are none; set --final 1 to train the best one", link
+        )
     is_trusted = trust or plugins.are_files_trusted()
     functions = load_functions(spec.scheduler, spec.document, spec.metrics, trusted=is_trusted)
     folder, summary = search.run_search(

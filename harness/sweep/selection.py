@@ -10,6 +10,7 @@ from typing import Any
 from harness.config.names import TrialStatus
 from harness.sweep.distributions import as_text
 from harness.sweep.metric import Metric
+from harness.utils.stats import pareto_indices
 
 
 @dataclass(frozen=True)
@@ -105,11 +106,7 @@ def pareto_front(records: Sequence[TrialRecord], metrics: Sequence[Metric]) -> l
     """Return the trials than which no other is better in one metric and at least as good in all, the best by the first metric first."""
     complete = [record for record in records if len(record.objectives) == len(metrics)]
     signed = [_signed(record.objectives, metrics) for record in complete]
-    front = [
-        (point, record)
-        for point, record in zip(signed, complete, strict=True)
-        if not any(other != point and _dominates(other, point) for other in signed)
-    ]
+    front = [(signed[index], complete[index]) for index in pareto_indices(signed)]
     return [record for _, record in sorted(front, key=lambda pair: (pair[0], pair[1].number))]
 
 
@@ -147,7 +144,3 @@ def _volume(points: Sequence[Sequence[float]], corner: Sequence[float]) -> float
 def _signed(values: Sequence[float], metrics: Sequence[Metric]) -> list[float]:
     """Return values of the metrics so that smaller ones are better."""
     return [-value if metric.maximise else value for value, metric in zip(values, metrics, strict=True)]
-
-
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(one, other, strict=True))

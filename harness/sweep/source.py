@@ -56,6 +56,7 @@ class SourceFunctions:
         """Return the parameters of a trial.
 
         Raises:
+            optuna.TrialPruned: the user's function rules the trial out.
             HarnessError: the user's function fails, or returns no mapping.
         """
         assert self.search_space is not None  # the caller has asked
@@ -113,7 +114,11 @@ def load_functions(
     module = _load(Path(block.source))
     study, is_over = None, None
     if block.optimizer:
-        made = _call(_function(module, block, block.optimizer), _description(document))
+        function = _function(module, block, block.optimizer)
+        try:
+            made = _call(function, _description(document))
+        except optuna.TrialPruned as error:
+            raise UsageError(f"scheduler: {block.optimizer!r} raised TrialPruned, and there is no trial yet") from error
         study, is_over = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
         if not isinstance(study, optuna.Study) or not (is_over is None or callable(is_over)):
             raise UsageError(
@@ -154,6 +159,8 @@ def _function(module: Any, block: SchedulerBlock, name: str) -> Callable[..., An
 def _call(function: Callable[..., Any], argument: Any) -> Any:
     try:
         return function(argument)
+    except optuna.TrialPruned:
+        raise
     except Exception as error:
         name = getattr(function, "__name__", "the function")
         raise HarnessError(f"scheduler: {name!r} failed: {type(error).__name__}: {first_line(error)}") from error

@@ -41,7 +41,7 @@ from harness.sweep.stored_trials import (
     parameter_importances,
     read_record,
 )
-from harness.utils.errors import HarnessError, UsageError
+from harness.utils.errors import HarnessError, UsageError, first_line
 from harness.utils.seeding import seed_for
 
 log = logging.getLogger(__name__)
@@ -142,21 +142,33 @@ class Study:
 
     def ask(self) -> Trial | None:
         """Return the next trial, now owned by this scheduler; None where there is none now (see `exhausted`)."""
-        self.requeue_stale()
-        if self.exhausted():
-            return None
+        while True:
+            self.requeue_stale()
+            if self.exhausted():
+                return None
+            if (trial := self._ask()) is not None:
+                return trial
+
+    def _ask(self) -> Trial | None:
+        """Return the next trial; None where it is not run: another scheduler took the last one, or the user's code prunes it."""
         with quiet():
             self._study.sampler = self._sampler()
             trial = self._study.ask()
             trial.set_user_attr(OWNER, self._owner)
             self._storage.record_heartbeat(trial._trial_id)
-            values = self._suggest(trial)
+            try:
+                values = self._suggest(trial)
+            except optuna.TrialPruned as error:  # as in a function that Optuna's own `optimize` calls
+                trial.set_user_attr(VALUES, trial.params)
+                trial.set_user_attr(REASON, first_line(error) or "pruned by scheduler.search_space")
+                self._study.tell(trial, state=TrialState.PRUNED)
+                return None
             values = self._points[trial.user_attrs[POINT]] if POINT in trial.user_attrs else values
             trial.set_user_attr(VALUES, values)
         if self._is_surplus(trial):
             trial.set_user_attr(SURPLUS, True)
             self._study.tell(trial, state=TrialState.FAIL)
-            return self.ask()
+            return None
         first = trial.user_attrs.get(FIRST, trial.number)
         if FIRST not in trial.user_attrs:
             trial.set_user_attr(FIRST, first)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from io import FileIO
 from pathlib import Path
@@ -38,6 +38,8 @@ class JournalContents:
     Attributes:
         header: the first line: `config`, `environment` and whatever else the run began with.
         settings: those that the run has determined itself, in place of the requested ones.
+        intervals: (first step, `log_every`) of each later part of the run whose trackers got the steps at another
+            interval than the header's settings say; of two for one step the last counts.
         summary: the figures of the last line; empty when the run was not closed.
         status: how the run ended; empty when it was not closed.
         artifacts: what was kept, with the paths that the files had then; only files in the run directory.
@@ -48,6 +50,7 @@ class JournalContents:
     header: Mapping[str, Any] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     settings: Mapping[str, Scalar] = field(default_factory=dict)
+    intervals: Sequence[tuple[int, int]] = ()
     summary: Mapping[str, Scalar] = field(default_factory=dict)
     status: Status | Literal[""] = ""
     exit_code: int | None = None
@@ -138,6 +141,10 @@ class Journal(Tracker):
     def settings(self, values: Mapping[str, Scalar]) -> None:
         """Write the settings as a line; the header keeps what was requested."""
         self._write({"kind": "settings", "settings": dict(values)})
+
+    def set_log_every(self, steps: int, first_step: int) -> None:
+        """Write that the trackers get the metrics of every this many steps from `first_step` on."""
+        self._write({"kind": "settings", "settings": {"log_every": steps}, "first_step": first_step})
 
     def artifact(self, artifact: Artifact) -> None:
         """Write which files are kept; the files themselves stay where they are.
@@ -242,6 +249,9 @@ def _add_line(contents: dict[str, Any], line: dict[str, Any], folder: Path) -> s
         add_record(contents["records"], decode_record(line, folder))
     elif kind == "settings":
         contents["settings"] = {**contents.get("settings", {}), **line["settings"]}
+        interval = (line.get("first_step"), line["settings"].get("log_every"))
+        if all(isinstance(value, int) for value in interval):
+            contents.setdefault("intervals", []).append(interval)
     elif kind == "artifact":
         # A journal may come from elsewhere: only files in the run directory, none of them through a link.
         if all(_is_inside(folder, file) for file in line["files"].values()):

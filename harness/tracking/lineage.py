@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from harness.config.names import REPORTED_SPLITS
+from harness.config.names import BUILT_IN_DATASETS, FROM_PYTHON, REPORTED_SPLITS
 from harness.config.settings import Config, setting_fields
 from harness.tracking.journal import JournalContents, read_journal
 from harness.tracking.records import Artifact, Reference
@@ -44,7 +44,7 @@ def collection_name(*parts: str) -> str:
 
 def dataset_name(config: Config) -> str:
     """Return the collection that holds the versions of a data set: its name, for image folders with the folder's."""
-    if config.data == "folder":
+    if config.data in ("folder", "table"):
         return collection_name(config.data, Path(config.data_dir).expanduser().absolute().name)
     return collection_name(config.data)
 
@@ -82,13 +82,15 @@ def dataset_artifact(config: Config, folder: Path, facts: Mapping[str, Any]) -> 
 
 
 def data_address(config: Config) -> str:
-    """Return the URI of the images; empty where they come with a package."""
-    prefix, _, name = config.data.partition("/")
-    if config.data == "digits":
+    """Return the URI of the images; empty where they come with a package, or from a user's program."""
+    prefix, slash, name = config.data.partition("/")
+    folder = Path(config.data_dir).expanduser()
+    is_own = not slash and config.data not in BUILT_IN_DATASETS  # its function need not read the folder
+    if config.data == "digits" or config.data.startswith(FROM_PYTHON) or (is_own and not folder.exists()):
         return ""
     if prefix.lower() in ("hfds", "hfids") and not os.path.exists(name):
         return f"https://huggingface.co/datasets/{name}"
-    return Path(config.data_dir).expanduser().absolute().as_uri()
+    return folder.absolute().as_uri()
 
 
 def model_artifact(

@@ -147,3 +147,13 @@ def moving_average(values: Iterable[float], decay: float, *, skip_non_finite: bo
             average.update(value)
         averages.append(average.value)
     return averages
+
+
+def pareto_indices(points: Sequence[Sequence[float]]) -> list[int]:
+    """Return the indices of the points than which no other is smaller in one value and at most as large in all."""
+    tuples = [tuple(point) for point in points]
+    return [
+        index
+        for index, point in enumerate(tuples)
+        if not any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in tuples)
+    ]

@@ -48,7 +48,9 @@ def assert_same(one, other):
 def test_an_archive_is_decoded_once_and_its_cached_images_are_bit_identical(archive, tmp_path, monkeypatch):
     first = load_folder(archive)
     assert len(entries(tmp_path)) == 1
-    monkeypatch.setattr(image_folder, "scan_folder", lambda root: pytest.fail("the archive was unpacked again"))
+    monkeypatch.setattr(
+        image_folder, "scan_folder", lambda root, classes: pytest.fail("the archive was unpacked again")
+    )
     assert_same(load_folder(archive), first)
 
 

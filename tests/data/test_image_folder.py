@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.data import image_folder
+from harness.data import listing
 from harness.utils.errors import DataError, UsageError
 from tests.support.image_folders import load_folder, make_class_folders, random_image, refusal, save_image
 
@@ -323,7 +323,7 @@ def test_images_of_several_sizes_are_decoded_on_access(tmp_path):
 
 
 def test_only_the_headers_of_many_large_files_are_checked_unless_bad_ones_are_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "MAX_CHECKED_BYTES", 0)
+    monkeypatch.setattr(listing, "MAX_CHECKED_BYTES", 0)
     make_class_folders(tmp_path)
     save_image(tmp_path / "train" / "cat" / "9.png", random_image((10, 12)))
     damage("truncated", tmp_path / "train" / "dog" / "1.png")
@@ -340,13 +340,13 @@ def test_several_processes_read_the_same_as_one(tmp_path, monkeypatch):
     make_class_folders(tmp_path, count=5)
     damage("text", tmp_path / "train" / "dog" / "1.png")
     single = load_folder(tmp_path, bad_images="skip")
-    monkeypatch.setattr(image_folder, "MIN_PARALLEL_FILES", 1)
-    monkeypatch.setattr(image_folder, "CHUNK_FILES", 3)
+    monkeypatch.setattr(listing, "MIN_PARALLEL_FILES", 1)
+    monkeypatch.setattr(listing, "CHUNK_FILES", 3)
     parallel = load_folder(tmp_path, bad_images="skip")
     assert parallel.fingerprint == single.fingerprint and parallel.skipped == single.skipped
 
 
 def test_images_beyond_the_memory_limit_stay_on_the_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "MAX_PIXEL_BYTES", 6 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr(listing, "MAX_PIXEL_BYTES", 6 * 8 * 8 * 3 - 1)
     data = load_folder(make_class_folders(tmp_path))
     assert data.train.pixels is None and data.train.picture(0).shape == (8, 8, 3)

@@ -1,6 +1,7 @@
 """The rules of the range test on curves whose answer is known, and on those that mislead other finders."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -122,6 +123,24 @@ def test_the_moving_average_is_the_weighted_mean_of_all_before():
     for index in range(30):
         weights = decay ** np.arange(index, -1, -1)
         assert moving_average(values, decay)[index] == pytest.approx(np.average(values[: index + 1], weights=weights))
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 17, 200, 1000])
+@pytest.mark.parametrize("width", [0.5, 2.5, 25.0, 400.0])
+def test_gaussian_smoothing_is_the_weighted_mean_over_all_values(length, width):
+    values = np.random.default_rng(length).normal(size=length) * 1e3
+    distances = np.subtract.outer(np.arange(length), np.arange(length)) / width
+    weights = np.exp(-(distances**2) / 2)
+    np.testing.assert_allclose(gaussian_smooth(values, width), weights @ values / weights.sum(1), rtol=1e-12, atol=1e-9)
+
+
+def test_gaussian_smoothing_of_a_long_test_needs_no_square_of_its_length():
+    values = np.random.default_rng(0).normal(size=10_000)
+    tracemalloc.start()
+    gaussian_smooth(values, 250.0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2e6  # bytes; the square has 800 million
 
 
 def test_gaussian_smoothing_keeps_a_step_in_place_and_the_moving_average_delays_it():

@@ -61,3 +61,15 @@ def test_the_panel_draws_an_empty_map_as_a_hatched_box_and_never_as_an_image(tmp
     if count:
         with pytest.raises(ValueError, match="a map of each kind"):
             gradcam_figure(tiles[1:] + tiles * 2, maps(False), maps(True), tmp_path / "x.png")
+
+
+def resolution_of(cells, pixels):
+    shape = lambda side: np.zeros((1, side, side), np.float32)  # noqa: E731
+    maps = gradcam.make_maps("hirescam", "layer", shape(cells), shape(pixels))
+    return maps.resolution
+
+
+def test_a_map_states_its_resolution_and_one_of_fewer_than_4_cells_a_side_is_coarse():
+    assert str(resolution_of(4, 32)) == "4 x 4 cells for 32 x 32 pixels"
+    assert str(resolution_of(2, 64)) == "2 x 2 cells for 64 x 64 pixels: too coarse to tell where the evidence lies"
+    assert [resolution_of(side, 32).is_coarse for side in (1, 3, 4, 7)] == [True, True, False, False]

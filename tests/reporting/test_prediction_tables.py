@@ -126,5 +126,5 @@ def test_the_levels_of_a_layer_are_fifths_of_the_higher_peak_and_an_empty_map_sh
     assert [prediction[0, 0], prediction[0, -1], prediction[-1, 0], prediction[-1, -1]] == [4, 3, 2, 0]
     assert [truth[0, 0], truth[0, -1], truth[-1, 0], truth[-1, -1]] == [2, 1, 1, 0]
     assert not images[1].masks["prediction"].levels.any()
-    assert images[0].image.caption == "test/1: cat predicted as dog (75.0 %)"
+    assert images[0].image.caption == f"test/1: cat predicted as dog (75.0 %); {strong.resolution}"
     assert "empty map of the prediction and of the truth" in images[1].image.caption

@@ -188,6 +188,48 @@ def test_explain_reads_images_of_every_kind(finished, tmp_path):
     assert len(list((tmp_path / "out").glob("*.png"))) == 7
 
 
+def test_the_overlays_of_a_folder_lie_as_its_pictures_do_with_a_row_for_each(finished, tmp_path):
+    _, folder = finished
+    places = ("a/1.png", "a/1.jpg", "b/deep er/1.png", "top.png")
+    for place in places:
+        (tmp_path / "pictures" / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 32, 3), np.uint8)).save(
+            tmp_path / "pictures" / place
+        )
+    explanations = list(inference.explain(folder, tmp_path / "pictures", out=tmp_path / "out"))
+    drawn = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.png")}
+    assert drawn == {"a/1.png", "a/1-2.png", "b/deep_er/1.png", "top.png"}
+    with open(tmp_path / "out" / "explanations.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["file"] for row in rows} == {str(tmp_path / "pictures" / place) for place in places}
+    assert {row["map"] for row in rows} == drawn
+    for row, explanation in zip(rows, explanations, strict=True):
+        name, probability = explanation.guesses[0]
+        assert row["prediction"] == name and float(row["confidence"]) == pytest.approx(probability, rel=1e-5)
+        assert (row["map_height"], row["map_width"], row["input_height"], row["input_width"]) == ("4", "4", "32", "32")
+        assert row["cam"] == "hirescam" and row["cam_layer"] == explanation.layer
+    several = list(inference.explain(folder, [tmp_path / "pictures/a", tmp_path / "pictures/b"], out=tmp_path / "more"))
+    assert [str(one.overlay.relative_to(tmp_path / "more")) for one in several] == [
+        "a/1.png",
+        "a/1-2.png",
+        "b/deep_er/1.png",
+    ]
+
+
+def test_no_overlay_is_written_through_a_link_in_the_folder_of_the_results(finished, tmp_path):
+    from harness.utils.errors import DataError
+
+    _, folder = finished
+    (tmp_path / "pictures/a").mkdir(parents=True)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "pictures/a/1.png")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/a").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="out/a is a symbolic link"):
+        list(inference.explain(folder, tmp_path / "pictures", out=tmp_path / "out"))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 @pytest.mark.slow
 def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished, tmp_path):
     _, folder = finished
@@ -196,7 +238,7 @@ def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished,
         inference.explain(folder, [tmp_path / "x.png"], {"wandb": "offline"}, out=tmp_path / "explained", top=3)
     )
     run = load(next((tmp_path / "explained").glob("wandb/offline-run-*")))
-    assert (run.job_type, run.rows[-1]["explain/pictures.nrows"]) == ("explain", len(answers))
+    assert (run.job_type, run.rows[-1]["explain/images.nrows"]) == ("explain", len(answers))
     evaluation = inference.evaluate(folder, {"wandb": "offline", "gallery": 4}, out=tmp_path / "evaluated")
     run = load(next(evaluation.folder.glob("wandb/offline-run-*")))
     assert run.job_type == "evaluate"
@@ -209,7 +251,7 @@ def test_evaluations_and_explanations_are_recorded_in_wandb_on_request(finished,
         (lambda path: path.write_bytes(b"not an image"), "x.png"),
         (lambda path: path.write_bytes(b""), "x.png"),
         (lambda path: None, "x.png"),
-        (lambda path: path.mkdir(), "no pictures"),
+        (lambda path: path.mkdir(), "no images"),
     ],
 )
 def test_an_image_that_cannot_be_read_is_named(finished, make, message, tmp_path):

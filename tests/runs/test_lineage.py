@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+import wandb
 from PIL import Image
 
 import harness
@@ -63,6 +64,14 @@ def test_every_use_of_a_model_leads_back_to_its_run_and_its_data(server, tmp_pat
     assert model.files["model.safetensors"] == (folder / "checkpoints/model.safetensors").read_bytes()
     assert json.loads(data.files["dataset.json"])["classes"] == [str(digit) for digit in range(10)]
     uploaded = server.uploaded_bytes()
+
+    # As docs/wandb.md shows it: the version is a model on any machine.
+    downloaded = wandb.Api().artifact("e/p/custom_resnet-digits:best").download(str(tmp_path / "model"))
+    path, here = f"{downloaded}/model.safetensors", picture(tmp_path)
+    trained = harness.load_model(path)
+    assert trained.classes == tuple(str(digit) for digit in range(10))
+    ((there, here),) = zip(harness.predict(path, [here]), harness.predict(folder, [here]), strict=True)
+    assert np.array_equal(there.probabilities, here.probabilities)
 
     inference.evaluate(folder, {"wandb": "online", "gallery": 0})
     list(inference.explain(folder, picture(tmp_path), {"wandb": "online"}, out=tmp_path / "maps"))

@@ -54,6 +54,16 @@ def test_the_probabilities_are_those_of_the_runs_own_evaluation(pictures):
         assert -np.log(prediction.probabilities[truth]) == pytest.approx(float(row["loss"]), rel=1e-3, abs=1e-5)
 
 
+def test_the_files_of_a_folder_are_named_with_their_folders(pictures, tmp_path):
+    folder, out = pictures / "pictures/test", tmp_path / "answers.csv"
+    write_predictions(predict(pictures / "runs/noise", folder), out, ".csv")
+    places = {str(file.relative_to(folder)) for file in folder.rglob("*.png")}
+    rows = read_csv(out.read_text(encoding="utf-8"))
+    assert {row["file"].removeprefix(f"{folder}/") for row in rows} == places and len(
+        {place.split("/")[0] for place in places}
+    ) == 3
+
+
 def test_pictures_come_in_the_order_they_are_given_and_folders_sorted(pictures):
     folder = pictures / "pictures/test"
     last = sorted((folder / "grün").iterdir())[-1]
@@ -87,7 +97,7 @@ def test_csv_has_a_column_a_class_and_guards_formulas(pictures, tmp_path):
         assert sum(shares) == pytest.approx(1, abs=1e-4)
         assert float(row[2]) == max(shares)
         assert row[1] == header[3 + int(np.argmax(shares))]
-    assert "5 pictures predicted" in done.stderr
+    assert "5 images predicted" in done.stderr
     done = command("predict", pictures / "runs/noise", "=00.png", cwd=tmp_path / "in", check=0)
     assert done.stdout.splitlines()[1].startswith("'=00.png,")
 
@@ -120,7 +130,7 @@ def test_an_unreadable_picture_ends_the_command_or_is_skipped_and_leaves_no_file
         predicted = list(predict(run, tmp_path / "in", {"bad_images": "skip"}))
     assert len(predicted) == 5
     assert "broken.png" in caplog.text
-    with pytest.raises(DataError, match="none of the 1 pictures can be read"):
+    with pytest.raises(DataError, match="none of the 1 images can be read"):
         list(predict(run, tmp_path / "in/broken.png", {"bad_images": "skip"}))
     with pytest.raises(DataError, match="nowhere"):
         list(predict(run, tmp_path / "nowhere"))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
+from tests.support.wandb_queries import PAGE
 from tests.support.wandb_server import PROJECT, Server, StoredArtifact
 
 TIME = "2026-01-01T00:00:00Z"
@@ -35,9 +37,14 @@ class Version(StoredArtifact):
 
 
 class LineageServer(Server):
-    """A server with versions; like W&B's it takes equal content in a collection for the same version."""
+    """A server with versions; like W&B's it takes equal content in a collection for the same version.
+
+    Attributes:
+        keeps_aliases: whether content that it has already keeps the aliases that it had.
+    """
 
     artifacts: dict[str, Version]
+    keeps_aliases = False
 
     def versions(self, collection: str) -> list[Version]:
         """Return the versions of a collection, oldest first."""
@@ -68,6 +75,13 @@ class LineageServer(Server):
             case "ArtifactMembershipByName":
                 version = self.version(variables["name"])
                 return {"project": {"artifactCollectionMembership": version and self._membership(version)}}
+            case "FetchArtifactManifest":
+                file = {"directUrl": f"{self.url}/artifact/{variables['id']}/manifest"}
+                return {"artifact": {"currentManifest": {"file": file}}}
+            case "GetArtifactMembershipFileUrls":
+                version = self.version(f"{variables['collection']}:{variables['alias']}")
+                collection = version and {"__typename": "ArtifactSequence", "artifactMembership": self._files(version)}
+                return {"project": {"artifactCollection": collection}}
             case "FetchOrgInfoFromEntity":
                 return {"entity": {"organization": {"name": "org", "orgEntity": {"name": "org"}}, "user": None}}
             case "AddAliases":
@@ -77,7 +91,12 @@ class LineageServer(Server):
                     self.artifacts[about["artifactID"]].aliases.append(alias["alias"])
                 return {"addAliases": {"success": True}}
             case "UpdateArtifact":
-                return {"result": {"artifact": self._fragment(variables["input"]["artifactID"])}}
+                about = variables["input"]
+                version = self.artifacts[about["artifactID"]]
+                version.metadata = json.loads(about.get("metadata") or "null") or version.metadata
+                ttl = about.get("ttlDurationSeconds")
+                version.ttl = version.ttl if ttl is None else ttl if ttl > 0 else None
+                return {"result": {"artifact": self._fragment(about["artifactID"])}}
             case "LinkArtifact":
                 about = variables["input"]
                 version = self.artifacts[about["artifactID"]]
@@ -92,6 +111,8 @@ class LineageServer(Server):
             key for key, one in self.artifacts.items() if (one.name, one.digest) == (name, digest) and one.committed
         ]
         key = same[0] if same else f"a{len(self.artifacts)}"
+        if same and self.keeps_aliases:
+            aliases = []
         for alias in aliases:
             self._take_alias(name, alias)
         if same:
@@ -118,6 +139,14 @@ class LineageServer(Server):
             "createdAt": TIME, "aliases": self._aliases(version), "artifactCollection": self._collection(version),
             "artifact": self._fragment(key),
         }  # fmt: skip
+
+    def _files(self, version: Version) -> dict[str, Any]:
+        """The files of a version, with the addresses to download them from."""
+        (key,) = [key for key, one in self.artifacts.items() if one is version]
+        names = [name for name in version.files if name != "manifest"]
+        urls = {name: f"{self.url}/artifact/{key}/{quote(name, safe='')}" for name in names}
+        edges = [{"node": {"__typename": "File", "name": name, "directUrl": url}} for name, url in urls.items()]
+        return {"files": {"edges": edges, "pageInfo": PAGE}}
 
     def _fragment(self, key: str) -> dict[str, Any]:
         version = self.artifacts[key]

@@ -54,6 +54,7 @@ def artifacts_answer(run_id: str, artifacts: dict[str, Any]) -> dict[str, Any]:
                 "artifactSequence": {"name": artifact.name},
                 "state": "COMMITTED" if artifact.committed else "PENDING",
                 "digest": artifact.digest,
+                "versionIndex": getattr(artifact, "number", 0),
             }
         }
         for artifact in artifacts.values()
@@ -65,7 +66,12 @@ def artifacts_answer(run_id: str, artifacts: dict[str, Any]) -> dict[str, Any]:
 def collection_answer(collection: str, artifacts: dict[str, Any]) -> dict[str, Any]:
     """The versions in a collection, of all runs."""
     nodes = [
-        {"artifactSequence": {"name": collection}, "digest": artifact.digest, "state": "COMMITTED"}
+        {
+            "artifactSequence": {"name": collection},
+            "digest": artifact.digest,
+            "state": "COMMITTED",
+            "versionIndex": getattr(artifact, "number", 0),
+        }
         for artifact in artifacts.values()
         if artifact.name == collection and artifact.committed
     ]

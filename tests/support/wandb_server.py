@@ -291,6 +291,11 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *message: object) -> None:
         """Print nothing."""
 
+    def do_GET(self) -> None:
+        """Answer with a file of an artifact, under the address that it was uploaded to."""
+        _, kind, owner, name = self.path.partition("?")[0].split("/", 3)
+        self._send(self.server.artifacts[owner].files[unquote(name)] if kind == "artifact" else b"", 200)
+
     def do_PUT(self) -> None:
         body = self._body()
         if self.server.upload_status == 200:
@@ -322,7 +327,9 @@ class Handler(BaseHTTPRequestHandler):
         return gzip.decompress(body) if self.headers.get("Content-Encoding") == "gzip" else body
 
     def _reply(self, value: dict[str, Any], status: int = 200) -> None:
-        data = json.dumps(value).encode()
+        self._send(json.dumps(value).encode(), status)
+
+    def _send(self, data: bytes, status: int) -> None:
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(data)))

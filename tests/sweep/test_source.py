@@ -37,9 +37,17 @@ def study(sweep):
 def wrong_way(sweep):
     return optuna.create_study(direction="minimize")
 
+def prunes(trial):
+    values = {"recipe": "digits", "lr_max": trial.suggest_float("lr_max", 0.01, 0.1)}
+    if values["lr_max"] < 0.05:
+        raise optuna.TrialPruned("too low")
+    return values
+
 def fails(trial):
     raise KeyError("no such thing")
 """
+
+BOTH = {"metrics": [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]}
 
 
 @pytest.fixture
@@ -152,6 +160,26 @@ def test_a_space_that_fails_ends_the_sweep_with_its_reason(source):
     study.close()
 
 
+@pytest.mark.parametrize("metrics", [{}, {"metric": None, **BOTH}])
+def test_a_trial_that_the_users_space_prunes_counts_and_is_no_failure_as_in_optuna(source, metrics):
+    document = {**custom(search_space="prunes"), **metrics}
+    sweep = schema.parse_sweep({key: value for key, value in document.items() if value is not None}, "x", {})
+    functions = load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
+    study = search(sweep, source, lambda values: [0.5] * len(sweep.metrics), count=12, functions=functions)
+    records = study.records()
+    assert len(records) == 12
+    assert [record.state for record in records] == [
+        "pruned" if record.values["lr_max"] < 0.05 else "complete" for record in records
+    ]
+    assert {record.reason for record in records if record.state == "pruned"} == {"too low"}
+    study.close()
+
+    theirs = optuna.create_study(directions=["maximize"] * len(sweep.metrics))
+    theirs.optimize(lambda trial: [functions.suggest(trial)["lr_max"]] * len(sweep.metrics), n_trials=12)
+    states = ["PRUNED" if trial.params["lr_max"] < 0.05 else "COMPLETE" for trial in theirs.trials]
+    assert [trial.state.name for trial in theirs.trials] == states
+
+
 def test_a_users_grid_sampler_ends_the_search_when_its_grid_is_spent(source):
     sweep = schema.parse_sweep(changed(method="custom", scheduler={"engine": "optuna"}), "x", {})
     grid = {"lr_max": [0.02, 0.05], "lr_min": [0.002], "model_args.width": [4, 8]}
@@ -161,9 +189,6 @@ def test_a_users_grid_sampler_ends_the_search_when_its_grid_is_spent(source):
     assert len(study.records()) == 4
     assert points == {(0.02, 4), (0.02, 8), (0.05, 4), (0.05, 8)}
     study.close()
-
-
-BOTH = {"metrics": [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]}
 
 
 @pytest.mark.parametrize("sampler", ["auto", "nsga2"])

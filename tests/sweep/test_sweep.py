@@ -347,3 +347,10 @@ def test_two_workers_share_one_search_without_a_trial_lost_or_run_twice(tmp_path
     rows = read_trials(sweep_folder(tmp_path))
     assert [row["trial"] for row in rows] == [f"trial-{n:04d}" for n in range(6)]
     assert len({row["lr_max"] for row in rows}) == 6
+
+
+@pytest.mark.slow
+def test_a_sweep_without_final_runs_says_that_it_links_no_model(tmp_path):
+    write_sweep(tmp_path)
+    done = harness("sweep", "sweep.yaml", "--count", 1, "--link", "vision/digits", cwd=tmp_path, check=0)
+    assert "link=vision/digits: only final runs are linked, and there are none; set --final 1" in done.stderr

@@ -15,6 +15,7 @@ from harness.tracking.records import Artifact, Reference
 from harness.tracking.wandb import init, sync
 from harness.utils.errors import UsageError
 from tests.support.lineage_server import LineageServer
+from tests.support.records import epoch
 from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY
 
@@ -176,11 +177,73 @@ def test_a_model_of_an_epoch_during_training_expires_and_is_not_in_the_journal(s
     assert kept.metadata["epoch"] == 3
 
 
+@pytest.mark.parametrize("keeps_aliases", [False, True])
+def test_a_model_of_an_epoch_that_is_the_result_as_well_is_kept_as_the_result(server, track, keeps_aliases):
+    server.keeps_aliases = keeps_aliases
+    making = [model(b"same", epoch=2, score=0.5, is_interim=True), model(b"same", score=0.6)]
+    tracker = track("one", *making, model_ttl=3)
+    (version,) = server.artifacts.values()
+    assert {"best", "latest", "epoch-3", f"run-{tracker.url.rsplit('/', 1)[1]}"} <= set(version.aliases)
+    assert (version.ttl, version.metadata["epoch"], version.metadata["score"]) == (None, 3, 0.6)
+
+
+def test_a_result_that_equals_that_of_another_run_has_an_alias_of_both_and_keeps_its_metadata(server, track):
+    urls = [track(name, model(b"same", score=score)).url for name, score in (("one", 0.5), ("two", 0.6))]
+    (version,) = server.artifacts.values()
+    assert {f"run-{url.rsplit('/', 1)[1]}" for url in urls} < set(version.aliases)
+    assert version.metadata["score"] == 0.5
+
+
+@pytest.mark.slow
+def test_the_upload_makes_a_model_of_an_epoch_the_result_that_the_run_had_no_time_to_log(server, track, tmp_path):
+    track("one", model(b"same", epoch=2, score=0.5, is_interim=True), journal=True, model_ttl=3)
+    folder = tmp_path / "one"
+    config = make_config(tmp_path)
+    journal = Journal.resume(folder, 10**6)
+    journal.record(epoch(1))
+    journal.artifact(model(b"same", score=0.6)(config, folder))
+    journal.finish("finished", 0)
+    sync.sync(folder, print)
+    (version,) = server.artifacts.values()
+    (run_id,) = server.runs
+    assert {"best", "latest", "epoch-3", f"run-{run_id}"} <= set(version.aliases)
+    assert (version.ttl, version.metadata["score"]) == (None, 0.6)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_sent_anew_gives_its_model_the_alias_of_the_new_run(server, track, tmp_path):
+    track("off", model(b"weights", score=0.5), wandb="offline", journal=True)
+    sync.sync(tmp_path / "off", print)
+    sync.sync(tmp_path / "off", print, anew=True)
+    first, second = server.runs
+    (version,) = server.artifacts.values()  # of equal content
+    assert {f"run-{first}", f"run-{second}"} < set(version.aliases)
+    server.artifacts.clear()
+    sync.sync(tmp_path / "off", print, anew=True)
+    (version,) = server.artifacts.values()
+    assert [alias for alias in version.aliases if alias.startswith("run-")] == [f"run-{list(server.runs)[2]}"]
+
+
 def test_a_model_is_linked_to_a_registry(server, track):
     lines = []
     track("one", model(b"weights", score=0.5), lines=lines, link="vision/cats")
     (version,) = server.artifacts.values()
     assert version.links == ["wandb-registry-vision/cats"] and not lines
+
+
+@pytest.mark.parametrize(("log_model", "is_linked"), [("auto", False), ("end", True)])
+def test_a_trial_of_a_sweep_says_at_its_start_that_its_model_is_not_linked(
+    server, track, monkeypatch, log_model, is_linked
+):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s")
+    lines = []
+    track("one", lines=lines, link="vision/cats", log_model=log_model)
+    assert bool(lines) is not is_linked
+    if lines:
+        assert (
+            lines[0].startswith("link=vision/cats: the trials of a sweep log no model")
+            and "--log-model end" in lines[0]
+        )
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 from harness.config.settings import TRACKERS, Config
 from harness.tracking.backends.registry import BACKENDS, check_trackers, open_trackers
 from harness.tracking.journal import Journal, read_journal
-from harness.tracking.records import Artifact, Curve, Record, StoredImage, Table
+from harness.tracking.records import Artifact, Curve, Histogram, Record, StoredImage, Table
 from harness.tracking.tracker import MultiTracker
 from harness.tracking.wandb import init
 from harness.tracking.wandb.rows import rows
@@ -359,3 +359,24 @@ def test_an_unknown_tracker_is_refused_with_the_names():
 def test_required_wandb_is_not_left_out_without_a_word():
     with pytest.raises(UsageError, match="leaves W&B out"):
         Config(tracker=("tensorboard",), wandb="online")
+
+
+def test_tensorboard_has_the_histograms_that_watch_records(tmp_path):
+    installed("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    values = np.random.default_rng(0).normal(size=1000)
+    counts, edges = np.histogram(values, bins=64)
+    (tracker,) = open_trackers(config_of("tensorboard", "p"), tmp_path, run_name="a run", notify=print)
+    for number in (1, 2):
+        histogram = Histogram((number * counts).tolist(), edges.tolist())
+        tracker.record(Record(3 * number, number, {"gradients/fc": histogram, "val/acc": 0.5}))
+    tracker.finish("finished", 0)
+    reader = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"tensors": 0}).Reload()
+    assert reader.SummaryMetadata("gradients/fc").plugin_data.plugin_name == "histograms"
+    first, second = reader.Tensors("gradients/fc")
+    assert (first.step, second.step) == (3, 6)
+    from tensorboard.util.tensor_util import make_ndarray
+
+    bins = make_ndarray(second.tensor_proto)
+    assert np.array_equal(bins, np.stack([edges[:-1], edges[1:], 2 * counts], 1))

@@ -16,15 +16,16 @@ from harness.config.settings import Config
 from harness.tracking.run_dir import claim_run_dir
 from harness.tracking.wandb import init
 from harness.tracking.wandb import report as wandb_report
-from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, Target, metric_of, parse
+from harness.tracking.wandb.api import RunFacts, RunsFacts, SweepFacts, Target, look_up, metric_of, parse
 from harness.tracking.wandb.panels import GRID_COLUMNS
 from harness.tracking.wandb.runs_report import runs_headline
+from harness.tracking.wandb.sweep_front import front_of
 from harness.tracking.wandb.workspace import build_workspace, save_workspace
 from harness.utils.errors import TrackingError, UsageError
 from tests.support.records import epoch, final
 from tests.support.report_server import ReportServer
 from tests.support.wandb_files import joined, offline_runs
-from tests.support.wandb_server import KEY
+from tests.support.wandb_server import KEY, Run
 
 pytest.importorskip("wandb_workspaces")
 
@@ -302,6 +303,42 @@ def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monke
     text = json.dumps(online.saved[0].spec)
     assert online.saved[0].title == "Sweep rates"
     assert "2 runs, method bayes" in text and "Best run: trial 2" in text and best in text
+
+
+BOTH = {"metrics": [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]}
+# (accuracy, seconds) of trials; the first, the second and the last are on the front.
+TRIALS = [(0.9, 3.0), (0.7, 1.0), (0.8, 3.5), (0.7, 2.0), (0.8, 2.0)]
+
+
+def test_the_report_of_a_sweep_for_several_metrics_shows_the_pareto_front(offline):
+    facts, _ = offline
+    trials = tuple(
+        replace(facts, run_id=f"t{n}", name=f"trial-{n}", state="finished", url=f"https://w/e/p/runs/t{n}",
+                config={**facts.config, "lr_max": 0.01 * n}, summary={"best/val_acc": acc, "time/epoch_s": seconds})
+        for n, (acc, seconds) in enumerate(TRIALS)
+    )  # fmt: skip
+    crashed = replace(trials[0], name="crashed", state="crashed", summary={"best/val_acc": 1.0, "time/epoch_s": 0.1})
+    config = {**{key: value for key, value in SWEEP.items() if key != "metric"}, **BOTH}
+    report = wandb_report.build(SweepFacts("e", "p", "s1", "both", config, 6, None, trials=(*trials, crashed)))
+    scatter = next(panel for panel in panels(report) if getattr(panel, "title", "") == "best/val_acc and time/epoch_s")
+    assert (scatter.x.name, scatter.y.name, scatter.z) == ("best/val_acc", "time/epoch_s", None)
+    text = next(block.text for block in report.blocks if "Pareto front (" in getattr(block, "text", ""))
+    assert re.findall(r"\[(.+?)\]\(", text) == ["trial-0", "trial-4", "trial-1"]
+    assert "3 of 6 trials" in text and "90.00 %" in text and "maximize `best/val_acc`, minimize `time/epoch_s`" in text
+    assert "Best: [trial-0]" in json.dumps(spec_of(report))
+
+
+@pytest.mark.parametrize("is_local", [False, True])
+def test_the_trials_of_a_sweep_for_several_metrics_are_looked_up_with_their_results(online, tmp_path, is_local):
+    for number, (acc, seconds) in enumerate(TRIALS):
+        summary, labels = {"best/val_acc": acc, "time/epoch_s": seconds}, {"groupName": "both", "jobType": "trial"}
+        sweep = {"upserted": labels} if is_local else {"sweep": "s1"}
+        online.runs[f"t{number}"] = Run(name=f"trial {number}", summary=summary, exit_code=0, **sweep)
+    config = {**{key: value for key, value in SWEEP.items() if key != "metric"}, **BOTH}
+    online.sweeps["s1"] = config
+    target = Target("e", "p", "both", "group", tmp_path, config) if is_local else Target("e", "p", "s1", "sweep")
+    facts = look_up(target)
+    assert [run.name for run in front_of(facts.config, facts.trials)] == ["trial 0", "trial 4", "trial 1"]
 
 
 # --- several runs, groups of seeds, the final runs of a sweep

@@ -17,7 +17,7 @@ from harness.utils.text import percent
 _COLOURS = "inferno"  # perceptually uniform, also in grey
 _OPACITY = 0.85  # of the colour at the peak of the evidence
 # Inches: side of a panel, between panels, between cards, margin; height of the figure's heading, a card's heading, captions.
-_SIDE, _GAP, _APART, _EDGE, _TOP, _HEADING, _CAPTION = 1.14, 0.05, 0.26, 0.18, 0.95, 0.25, 0.42
+_SIDE, _GAP, _APART, _EDGE, _TOP, _HEADING, _CAPTION = 1.14, 0.05, 0.26, 0.18, 1.15, 0.25, 0.42
 _CARD = 3 * _SIDE + 2 * _GAP
 _NAMES = 19  # characters of both class names that fit in the heading of a card
 
@@ -114,6 +114,8 @@ def _write_heading(canvas: Canvas, title: str, maps: Maps) -> None:
         "higher peak of the two maps" if method.is_class_specific else "peak (this method has one map for all classes)"
     )
     canvas.write(_EDGE + 2.45, 0.66, meaning, fontsize=9, color=style.SOFT)
+    colour = style.WRONG if maps.resolution.is_coarse else style.SOFT
+    canvas.write(_EDGE, 0.87, f"a map has {maps.resolution}", fontsize=9, color=colour)
 
 
 def _draw_card(

@@ -129,6 +129,18 @@ def message_figure(text: str, *, width: float = 8.0, height: float = 3.0) -> Fig
     return empty
 
 
+def figure_kind(path: Path) -> str:
+    """Return the suffix of a figure's name in lower case.
+
+    Raises:
+        UsageError: it is neither `.png` nor `.svg`.
+    """
+    kind = path.suffix.lower()
+    if kind not in SUFFIXES:
+        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
+    return kind
+
+
 def save_figure(drawn: Figure, path: Path | str) -> Path:
     """Write a figure to `path`, PNG or SVG by its suffix, in one atomic step; missing folders are created.
 
@@ -136,9 +148,7 @@ def save_figure(drawn: Figure, path: Path | str) -> Path:
         UsageError: the path has another suffix.
     """
     path = Path(path)
-    kind = path.suffix.lower()
-    if kind not in SUFFIXES:
-        raise UsageError(f"cannot draw {path.name!r}: the name must end in .png or .svg")
+    kind = figure_kind(path)
     _set_fonts(drawn)
     with warnings.catch_warnings():
         # A tiny or crowded figure is still drawn, only laid out less well: no reason to stop a run.

@@ -102,7 +102,7 @@ def overlaid(groups: Sequence[RunGroup]) -> list[Chart]:
 
 
 @dataclass(frozen=True)
-class ClassRow:
+class RecallRow:
     """The recall of one class in each configuration; None where it has no image of the class."""
 
     name: str
@@ -148,10 +148,10 @@ class ClassComparison:
     left_out: Sequence[tuple[str, str]]
 
     @property
-    def rows(self) -> list[ClassRow]:
+    def rows(self) -> list[RecallRow]:
         """The classes, those first in which the recall differs most."""
         rows = [
-            ClassRow(name, images, tuple(None if math.isnan(recall[index]) else float(recall[index]) for recall in self.recalls))
+            RecallRow(name, images, tuple(None if math.isnan(recall[index]) else float(recall[index]) for recall in self.recalls))
             for index, (name, images) in enumerate(zip(self.classes, self.images.tolist(), strict=True))
         ]  # fmt: skip
         return sorted(rows, key=lambda row: -row.difference)

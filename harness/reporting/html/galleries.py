@@ -89,12 +89,15 @@ def galleries(run: RunData) -> list[Gallery]:
                 _gallery(run, key, title, f"{len(cards)}{total} {adjective} images of the {run.split} set.", cards)
             )
     # Earlier versions have the table of maps under the second key.
-    cards = [_cam_card(row) for row in _rows(run, "explain/maps") or _rows(run, "explain/gradcam")]
+    rows = _rows(run, "explain/maps") or _rows(run, "explain/gradcam")
+    cards = [_cam_card(row) for row in rows]
     if cards:
+        resolution = rows[0].get("resolution")  # earlier versions did not keep it
         caption = (
             f"Class-activation maps ({run.config.get('cam', 'Grad-CAM')}) of {len(cards)} misclassified images: "
             "the evidence for the predicted class and for the true class, on a shared scale; bright is strong. "
             "The percentage is the part of the evidence, for and against the class, that is for it."
+            + (f" A map has {resolution}." if resolution else "")
         )
         made.append(_gallery(run, "gradcam", "Grad-CAM", caption, cards))
     return made

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from harness.tracking.records import Artifact, Scalar
+from harness.tracking.records import Artifact, Histogram, Scalar
 from harness.tracking.tracker import Status
 from harness.utils.plain import json_text
 
@@ -23,6 +23,7 @@ class RunLabels:
         folder: the run directory, absolute.
         run_id: by which the backend knows the run already; empty for a new one.
         store: the store in which it has that run.
+        started: when a run began that is written afterwards, seconds since 1970; 0: it begins now.
     """
 
     folder: Path
@@ -34,6 +35,7 @@ class RunLabels:
     notes: str = ""
     run_id: str = ""
     store: str = ""
+    started: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,16 +53,18 @@ class Picture:
 
 @dataclass(frozen=True)
 class MeasuredRow:
-    """What was measured at one step: numbers and texts, and images, by name.
+    """What was measured at one step: numbers and texts, images, and histograms, by name.
 
     Attributes:
         time: when, seconds since 1970.
+        histograms: not every tracker shows them.
     """
 
     step: int
     scalars: Mapping[str, Scalar]
     pictures: Mapping[str, Picture]
     time: float
+    histograms: Mapping[str, Histogram] = field(default_factory=dict)
 
 
 class Backend(ABC):
@@ -71,9 +75,11 @@ class Backend(ABC):
         run_id: by which a resumed run finds its earlier part; that of the labels where the backend still has it.
         store: where the run is written; a run is resumed only in the store in which it began.
         address: where the user can look at the run.
+        is_replaced: whether a new run takes the place of the earlier one of the run directory.
     """
 
     title: ClassVar[str]
+    is_replaced: ClassVar[bool] = False
     run_id: str
     store: str = ""
     address: str = ""

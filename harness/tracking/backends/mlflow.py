@@ -46,7 +46,7 @@ class MLflow(Backend):
         uri = str(self._client.tracking_uri)
         self.store = re.sub(r"//[^/@]*@", "//", uri)  # without a password
         self._params: dict[str, str] = {}
-        self._last_step = 0
+        self._labels, self._last_step, self._last_time = labels, 0, labels.started
         run = self._known_run(labels)
         if run is None:
             experiment = self._client.get_experiment_by_name(labels.project)
@@ -55,7 +55,8 @@ class MLflow(Backend):
             tags = {name: value[:MAX_TAG] for name, value in about.items() if value} | dict.fromkeys(
                 labels.tags, "true"
             )
-            run = self._client.create_run(experiment_id, run_name=labels.name, tags=tags)
+            started = _milliseconds(labels.started)
+            run = self._client.create_run(experiment_id, start_time=started, run_name=labels.name, tags=tags)
         self.run_id = str(run.info.run_id)
         page = f"{self.store.rstrip('/')}/#/experiments/{run.info.experiment_id}/runs/{self.run_id}"
         is_server = urlsplit(uri).scheme in ("http", "https")
@@ -86,7 +87,7 @@ class MLflow(Backend):
         for part in _parts(metrics, MAX_METRICS):
             self._client.log_batch(self.run_id, metrics=part)
         for row in rows:
-            self._last_step = max(self._last_step, row.step)
+            self._last_step, self._last_time = max(self._last_step, row.step), max(self._last_time, row.time)
             self._tag({name: value for name, value in row.scalars.items() if isinstance(value, str)})
             for name, picture in row.pictures.items():
                 with PILImage.open(io.BytesIO(picture.png), formats=("PNG",)) as image:
@@ -107,7 +108,7 @@ class MLflow(Backend):
 
     def summary(self, values: Mapping[str, Scalar]) -> None:
         """Write numbers as metrics of the last step, texts as tags."""
-        self.log([MeasuredRow(self._last_step, values, {}, time.time())])
+        self.log([MeasuredRow(self._last_step, values, {}, self._last_time if self._labels.started else time.time())])
 
     def files(self, artifact: Artifact) -> None:
         """Upload the files under the artifact's name."""
@@ -124,7 +125,8 @@ class MLflow(Backend):
 
     def close(self, status: Status) -> None:
         """Write how the run ended."""
-        self._client.set_terminated(self.run_id, STATES[status])
+        ended = _milliseconds(self._last_time if self._labels.started else 0.0)
+        self._client.set_terminated(self.run_id, STATES[status], end_time=ended)
 
     def _tag(self, texts: Mapping[str, str]) -> None:
         tags = [RunTag(name, text[:MAX_TAG]) for name, text in texts.items()]
@@ -142,6 +144,11 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def _milliseconds(seconds: float) -> int | None:
+    """Return a time as MLflow takes it; None, which is now, where it is not known."""
+    return int(seconds * 1000) if seconds else None
 
 
 def _parts(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:

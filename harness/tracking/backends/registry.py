@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.config.settings import WANDB, Config
 from harness.tracking.backends.backend import Backend, RunLabels
 from harness.tracking.backends.tracker import BackendTracker
+from harness.tracking.log_intervals import Interval
 from harness.tracking.records import Record
 from harness.utils.errors import UsageError, first_line
 
@@ -25,7 +26,7 @@ def check_trackers(config: Config) -> None:
         UsageError: a package is missing or broken; the message names the extra.
     """
     for kind in other_trackers(config):
-        _backend_type(kind)
+        backend_type_of(kind)
 
 
 def other_trackers(config: Config) -> tuple[str, ...]:
@@ -41,7 +42,9 @@ def open_trackers(
     job_type: str = "",
     is_resumed: bool = False,
     earlier: Iterable[Record] = (),
+    intervals: Sequence[Interval] = (),
     extra: Mapping[str, Any] | None = None,
+    started: float = 0.0,
     notify: Callable[[str], None],
 ) -> list[BackendTracker]:
     """Return the trackers beside W&B that the settings name, each opening its run in a thread of its own.
@@ -51,7 +54,9 @@ def open_trackers(
         job_type: `config.job_type` when empty.
         is_resumed: continue the runs that began in this directory.
         earlier: the journal's records of a resumed run.
+        intervals: as in `JournalContents`, for `earlier`.
         extra: plain values beside the settings: the environment, facts of the data.
+        started: as in `RunLabels`.
 
     Raises:
         UsageError: a package is missing or broken.
@@ -65,8 +70,9 @@ def open_trackers(
         job_type=job_type or config.job_type,
         tags=config.tags,
         notes=config.notes,
+        started=started,
     )
-    types = {kind: _backend_type(kind) for kind in other_trackers(config)}
+    types = {kind: backend_type_of(kind) for kind in other_trackers(config)}
     return [
         BackendTracker(
             kind,
@@ -77,13 +83,19 @@ def open_trackers(
             earlier=earlier,
             timeout=config.finish_timeout,
             log_every=config.log_every,
+            intervals=intervals,
             notify=notify,
         )
         for kind, backend_type in types.items()
     ]
 
 
-def _backend_type(kind: str) -> type[Backend]:
+def backend_type_of(kind: str) -> type[Backend]:
+    """Return the backend of a tracker.
+
+    Raises:
+        UsageError: its package is missing or broken; the message names the extra.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries about each other

@@ -16,14 +16,15 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
-from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.compat.proto.types_pb2 import DT_DOUBLE, DT_STRING
+from tensorboard.plugins.histogram import metadata as histogram_metadata
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from tensorboard.plugins.image import metadata as image_metadata
 from tensorboard.plugins.text import metadata as text_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from harness.tracking.backends.backend import POSITION, Backend, MeasuredRow, RunLabels, flat
-from harness.tracking.records import Artifact, Scalar
+from harness.tracking.records import Artifact, Histogram, Scalar
 from harness.tracking.tracker import Status
 from harness.utils.files import sha256, write_atomically
 from harness.utils.text import markdown
@@ -44,6 +45,7 @@ class TensorBoard(Backend):
     """
 
     title = "TensorBoard"
+    is_replaced = True
 
     def __init__(self, labels: RunLabels) -> None:
         folder = labels.folder / "tensorboard"
@@ -54,7 +56,8 @@ class TensorBoard(Backend):
             earlier = []
         self.run_id = labels.run_id if labels.run_id and earlier else uuid.uuid4().hex
         self.address = f"tensorboard --logdir {labels.folder.parent}"
-        self._labels, self._last_step, self._began = labels, 0, time.time()
+        self._labels, self._last_step, self._began = labels, 0, labels.started or time.time()
+        self._last_time = labels.started
         self._hyperparameters: dict[str, Scalar] = {}
         self._session = folder / f"events.out.tfevents.{0:010d}.hparams"
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,15 +69,19 @@ class TensorBoard(Backend):
         self._writer.flush()
 
     def log(self, rows: Sequence[MeasuredRow]) -> None:
-        """Write scalars, images, and texts as TensorBoard's text."""
+        """Write scalars, images, histograms, and texts as TensorBoard's text."""
         for row in rows:
             self._last_step = max(self._last_step, row.step)
+            self._last_time = max(self._last_time, row.time)
             for name, value in row.scalars.items():
                 self._value(_text(name, value) if isinstance(value, str) else _number(name, value), row.step, row.time)
             for name, picture in row.pictures.items():
                 about = image_metadata.create_summary_metadata(None, markdown(picture.caption))
                 strings = [*(str(pixels).encode() for pixels in picture.size), picture.png]
                 self._value(Summary.Value(tag=name, metadata=about, tensor=_strings(strings)), row.step, row.time)
+            for name, histogram in row.histograms.items():
+                about = histogram_metadata.create_summary_metadata(None, None)
+                self._value(Summary.Value(tag=name, metadata=about, tensor=_bins(histogram)), row.step, row.time)
         self._writer.flush()
 
     def config(self, values: Mapping[str, Any]) -> None:
@@ -109,7 +116,7 @@ class TensorBoard(Backend):
     def close(self, status: Status) -> None:
         """Write how the run ended, and close the file."""
         self._writer.close()
-        self._write_session(plugin_data_pb2.SessionEndInfo(status=STATES[status], end_time_secs=time.time()))
+        self._write_session(plugin_data_pb2.SessionEndInfo(status=STATES[status], end_time_secs=self._now()))
 
     def _write_session(self, end: plugin_data_pb2.SessionEndInfo | None = None) -> None:
         """Write the file with the hyperparameters, and how the session ended."""
@@ -128,7 +135,11 @@ class TensorBoard(Backend):
         write_atomically(self._session, content.getvalue())
 
     def _value(self, value: Summary.Value, step: int, wall_time: float | None = None) -> None:
-        self._writer.write(_event(value, step, time.time() if wall_time is None else wall_time))
+        self._writer.write(_event(value, step, self._now() if wall_time is None else wall_time))
+
+    def _now(self) -> float:
+        """Return the time, seconds since 1970; of a run that is written afterwards, that of its last row."""
+        return self._last_time if self._labels.started else time.time()
 
 
 def _seconds(path: Path) -> int:
@@ -154,6 +165,16 @@ def _text(name: str, text: str) -> Summary.Value:
 def _strings(values: Sequence[bytes]) -> TensorProto:
     shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=len(values))])
     return TensorProto(dtype=DT_STRING, tensor_shape=shape, string_val=values)
+
+
+def _bins(histogram: Histogram) -> TensorProto:
+    """Return a histogram as TensorBoard keeps it: float64 [bins, 3], of each the lower edge, the upper one and the count."""
+    bins = zip(histogram.edges[:-1], histogram.edges[1:], histogram.counts, strict=True)
+    sizes = (len(histogram.counts), 3)
+    shape = TensorShapeProto(dim=[TensorShapeProto.Dim(size=size) for size in sizes])
+    return TensorProto(
+        dtype=DT_DOUBLE, tensor_shape=shape, double_val=[float(value) for each in bins for value in each]
+    )
 
 
 def _table(values: Mapping[str, Scalar]) -> str:

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.tracking.backends.backend import POSITION, Backend, MeasuredRow, Picture, RunLabels
+from harness.tracking.log_intervals import Interval
 from harness.tracking.records import (
     Artifact,
     Curve,
+    Histogram,
     Image,
     PlotlyFigure,
     Record,
@@ -55,10 +57,12 @@ class BackendTracker(Tracker):
         earlier: the journal's records of a resumed run; the backend is sent those that it does not have.
         timeout: seconds to wait for the backend at the end of the run.
         log_every: write the metrics of every this many steps; 0: of all.
+        intervals: as in `JournalContents`, for `earlier`.
         notify: receives each line for the user.
 
     Attributes:
         state: `incomplete` when the backend lacks something that the journal has.
+        rows: how many it was given.
     """
 
     def __init__(
@@ -72,11 +76,15 @@ class BackendTracker(Tracker):
         earlier: Iterable[Record] = (),
         timeout: float,
         log_every: int = 1,
+        intervals: Sequence[Interval] = (),
         notify: Callable[[str], None],
     ) -> None:
         self.kind, self.title = kind, backend_type.title
         self.state: Literal["complete", "incomplete"] = "complete"
-        self._folder, self._timeout, self._log_every, self._notify = labels.folder, timeout, log_every, notify
+        self._folder, self._timeout, self._notify = labels.folder, timeout, notify
+        self._log_every, self._intervals = log_every, intervals
+        self.rows = self._jobs_done = 0
+        self._is_whole = True  # whether all rows up to the last step are written for certain
         self._summary: dict[str, Scalar] = {}
         self._backend: Backend | None = None
         self._failures, self._last_step, self._last_keys = 0, -1, set[str]()
@@ -128,6 +136,15 @@ class BackendTracker(Tracker):
         thread.join(self._timeout)
         if thread.is_alive():
             self._report_failure(f"not everything was written within {self._timeout:g} s")
+        elif self.state == "complete":
+            self._note_sent(self._last_step, ended=status)
+
+    def flush(self) -> None:
+        """Wait until everything is written, as long as something is written within each timeout."""
+        done, before = threading.Event(), -1
+        self._jobs.put(done.set)
+        while not done.wait(self._timeout) and before < self._jobs_done:
+            before = self._jobs_done
 
     def _submit(self, call: Callable[[Backend], object], even_after_failures: bool = False) -> None:
         def job() -> None:
@@ -141,8 +158,10 @@ class BackendTracker(Tracker):
         while (job := self._jobs.get()) is not None:
             try:
                 job()
+                self._jobs_done += 1
             except BaseException as error:
                 self._failures += 1
+                self._is_whole = False
                 log.debug("%s failed", self.title, exc_info=True)
                 self._report_failure(first_line(error))
 
@@ -158,6 +177,7 @@ class BackendTracker(Tracker):
         self._backend = backend_type(labels)
         if self._backend.run_id == labels.run_id and isinstance(known.get("step"), int):  # else it has no earlier part
             self._last_step, self._last_keys = known["step"], set(map(str, known.get("keys", ())))
+            self._is_whole = known.get("whole", True) is True
         self._note_sent(self._last_step)
         if self._backend.address:
             self._notify(f"{self.title}: {self._backend.address}")
@@ -165,7 +185,7 @@ class BackendTracker(Tracker):
     def _record(self, backend: Backend, record: Record) -> None:
         pending: list[MeasuredRow] = []
         tables: dict[str, Table | Curve] = {}
-        for step, values in rows(record, self._log_every):
+        for step, values in rows(record, self._log_every, self._intervals):
             # The last row of an epoch may be sent in two parts.
             is_begun = step == self._last_step and bool(self._last_keys)
             if step > self._last_step or is_begun:
@@ -181,14 +201,16 @@ class BackendTracker(Tracker):
         if not pending:
             return
         # Stored before sending: after a kill a row may be missing, but never doubled.
-        self._note_sent(self._last_step)
+        self._note_sent(self._last_step, is_sending=True)
         backend.log(pending)
+        self.rows += len(pending)
+        self._note_sent(self._last_step)
         if tables:
             with tempfile.TemporaryDirectory() as folder:
                 backend.files(Artifact("tables", "tables", _write_tables(tables, Path(folder))))
 
     def _row(self, step: int, values: Mapping[str, Value]) -> MeasuredRow:
-        """Return the numbers, texts and images of a row; an image that cannot be read is left out and reported.
+        """Return the values of a row that trackers show; an image that cannot be read is left out and reported.
 
         Layers are W&B's alone: of Grad-CAM the figure is sent.
         """
@@ -206,16 +228,23 @@ class BackendTracker(Tracker):
                 except Exception as error:  # noqa: BLE001 - its file may be damaged in any way, or gone
                     self._notify(f"{self.title} does not get {name}: {error}; the journal has it")
         measured_at = scalars.pop(TIMESTAMP, time.time())
-        return MeasuredRow(step, scalars, pictures, float(measured_at))
+        histograms = {key: value for key, value in values.items() if isinstance(value, Histogram)}
+        return MeasuredRow(step, scalars, pictures, float(measured_at), histograms)
 
-    def _note_sent(self, step: int) -> None:
-        """Store the highest step sent, and which metrics of it: the row of an epoch's end is sent in two parts."""
+    def _note_sent(self, step: int, is_sending: bool = False, ended: Status | None = None) -> None:
+        """Store the highest step sent, and which metrics of it: the row of an epoch's end is sent in two parts.
+
+        Args:
+            is_sending: whether its rows are only about to be written.
+            ended: how the run has ended, when everything of it is written.
+        """
         backend, folder = self._backend, self._folder / self.kind
         if backend is None:
             return
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         sent = {"run_id": backend.run_id, "step": step, "keys": sorted(self._last_keys), "store": backend.store}
+        sent |= {"whole": self._is_whole and not is_sending, **({"ended": ended} if ended else {})}
         note_json(folder / POSITION, sent)
 
 

@@ -24,6 +24,7 @@ from harness.utils.files import read_json
 Kind: TypeAlias = Literal["run", "sweep", "group", ""]
 FORMS = "ENTITY/PROJECT/RUN_ID, ENTITY/PROJECT/sweeps/ID, ENTITY/PROJECT/groups/NAME, a URL, or the directory of a run, of several seeds or of a sweep"
 MAX_RUNS = 50  # of a group, whose facts take a request each
+MAX_TRIALS = 1000  # of a sweep for several metrics
 PLURALS: Mapping[str, Kind] = {"runs": "run", "sweeps": "sweep", "groups": "group"}
 TIMEOUT = 10  # seconds of one request
 # An unavailable server is reported within half a minute.
@@ -101,6 +102,7 @@ class SweepFacts:
         best: the best run by the sweep's metric; None where there is none.
         group: W&B's group of the trials and the final runs.
         finals: runs that trained the best configuration again and read the test set.
+        trials: of a sweep for several metrics, each with its summary and config, the oldest first.
     """
 
     entity: str
@@ -113,6 +115,7 @@ class SweepFacts:
     url: str = ""
     group: str = ""
     finals: tuple[RunFacts, ...] = ()
+    trials: tuple[RunFacts, ...] = ()
 
 
 def parse(target: str) -> Target:
@@ -258,7 +261,10 @@ def _group(api: Any, entity: str, target: Target) -> RunsFacts | SweepFacts:
         finals = _facts(_runs(api, path, {"group": group, "jobType": "final"}), entity, target.project)
         name = str(sweep.get("name") or group)
         if best is not None or finals:
-            return SweepFacts(entity, target.project, "", name, sweep, len(trials), best, group=group, finals=finals)
+            every = _trials(api, path, {"group": group, "jobType": "trial"}, sweep, entity, target.project)
+            return SweepFacts(
+                entity, target.project, "", name, sweep, len(trials), best, group=group, finals=finals, trials=every
+            )
     elif runs := _facts(_runs(api, path, {"group": group}), entity, target.project):
         return RunsFacts(f"Group {group}", runs, group)
     remedy = f"upload its runs with: harness sync {target.folder}" if target.folder else f"give {FORMS}"
@@ -267,11 +273,28 @@ def _group(api: Any, entity: str, target: Target) -> RunsFacts | SweepFacts:
 
 def metric_of(sweep: Mapping[str, Any]) -> tuple[str, str]:
     """Return the metric of a sweep's configuration and its goal, of several the first; an empty metric where it has none."""
+    return next(iter(metrics_of(sweep)), ("", "minimize"))
+
+
+def metrics_of(sweep: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the metrics of a sweep's configuration, each with its goal."""
     several = sweep.get("metrics")
-    metric = sweep.get("metric") or (several[0] if isinstance(several, list) and several else {})
-    if not isinstance(metric, Mapping):
-        return "", "minimize"
-    return str(metric.get("name", "")), str(metric.get("goal", "minimize"))
+    metrics = [sweep["metric"]] if sweep.get("metric") else several if isinstance(several, list) else []
+    return [
+        (str(metric.get("name", "")), str(metric.get("goal", "minimize")))
+        for metric in metrics
+        if isinstance(metric, Mapping)
+    ]
+
+
+def _trials(
+    api: Any, path: str, filters: Mapping[str, Any], sweep: Mapping[str, Any], entity: str, project: str
+) -> tuple[RunFacts, ...]:
+    """Return the trials of a sweep for several metrics; none for a single metric, which W&B itself sorts by."""
+    if len(metrics_of(sweep)) < 2:
+        return ()
+    runs = api.runs(path, filters=dict(filters), order="+created_at", per_page=MAX_RUNS, lazy=False)
+    return tuple(_run(run, entity, project) for run in islice(runs, MAX_TRIALS))
 
 
 def _runs(api: Any, path: str, filters: Mapping[str, Any], metric: tuple[str, str] = ("", "")) -> Any:
@@ -294,8 +317,10 @@ def _sweep(api: Any, sweep: Any, entity: str, project: str) -> SweepFacts:
     order = sweep.order
     best = sweep.best_run() if order and len(sweep.runs) else None
     facts = None if best is None else _full(best, entity, project)
+    path = f"{entity}/{project}"
+    trials = _trials(api, path, {"sweep": sweep.id}, sweep.config, entity, project)
     # The best configuration, trained again by hand: `harness run --recipe best.yaml --job-type final --group SWEEP_ID`.
-    finals = _runs(api, f"{entity}/{project}", {"group": sweep.id, "jobType": "final"})
+    finals = _runs(api, path, {"group": sweep.id, "jobType": "final"})
     return SweepFacts(
         entity,
         project,
@@ -307,4 +332,5 @@ def _sweep(api: Any, sweep: Any, entity: str, project: str) -> SweepFacts:
         sweep.url,
         sweep.id,
         _facts(finals, entity, project),
+        trials,
     )

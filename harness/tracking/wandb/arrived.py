@@ -10,7 +10,7 @@ from typing import Any
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.run_logs import ArtifactKey
 
-PAGE = "pageInfo { endCursor hasNextPage } edges { node { digest state artifactSequence { name } } }"
+PAGE = "pageInfo { endCursor hasNextPage } edges { node { digest state versionIndex artifactSequence { name } } }"
 OF_RUN = """query RunArtifacts($entity: String!, $project: String!, $run: String!, $cursor: String) {
     project(entityName: $entity, name: $project) {
         run(name: $run) { page: %s(after: $cursor, first: 100) { %s } }
@@ -38,8 +38,9 @@ class Arrived:
         exists: whether W&B knows the run.
         rows: how many history rows it has; the first ones of the run.
         last_step: -1 where there is no row.
-        files: their names; that of a picture or a table has a part of its SHA-256.
-        artifacts: (name, digest) of its outputs and inputs that are committed; None where the server does not report them.
+        files: their names; that of an image or a table has a part of its SHA-256.
+        artifacts: (name, digest) of its outputs and inputs that are committed -> number of the version in its collection;
+            None where the server does not report them.
         state: of the run: `running`, `finished`, `failed`, `crashed`.
     """
 
@@ -49,7 +50,7 @@ class Arrived:
     rows: int = 0
     last_step: int = -1
     files: frozenset[str] = frozenset()
-    artifacts: set[ArtifactKey] | None = field(default_factory=set)
+    artifacts: dict[ArtifactKey, int] | None = field(default_factory=dict)
     state: str = ""
 
 
@@ -76,32 +77,31 @@ def look_up_arrived(entity: str, project: str, run_id: str, expected: Mapping[Ar
     return Arrived(path, run.url, True, count, last, files, _committed(run, expected), str(run.state))
 
 
-def _committed(run: Any, expected: Mapping[ArtifactKey, str]) -> set[ArtifactKey] | None:
-    """Return (name, digest) of the artifacts of a run that W&B has whole; None where the server cannot be asked.
+def _committed(run: Any, expected: Mapping[ArtifactKey, str]) -> dict[ArtifactKey, int] | None:
+    """Return the artifacts of a run that W&B has whole, as in `Arrived`; None where the server cannot be asked.
 
     An output that equals a version of another run is that version, and not listed with this run: its collection is asked.
     W&B's own `logged_artifacts` raises an AssertionError where one artifact is not complete.
     """
     where = {"entity": run.entity, "project": run.project}
     try:
-        found = {
-            key
-            for kind in ("outputArtifacts", "inputArtifacts")
-            for key in _versions(run, OF_RUN % (kind, PAGE), {**where, "run": run.id}, ("run",))
-        }
+        committed: dict[ArtifactKey, int] = {}
+        for kind in ("outputArtifacts", "inputArtifacts"):
+            committed |= _versions(run, OF_RUN % (kind, PAGE), {**where, "run": run.id}, ("run",))
         for key, kind in expected.items():
-            if key not in found:
+            if key not in committed:
                 variables = {**where, "type": kind, "collection": key[0]}
-                found |= _versions(run, OF_COLLECTION % PAGE, variables, ("artifactType", "artifactCollection")) & {key}
-        return found
+                versions = _versions(run, OF_COLLECTION % PAGE, variables, ("artifactType", "artifactCollection"))
+                committed |= {key: versions[key]} if key in versions else {}
+        return committed
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         log.debug("W&B does not report the artifacts of a run: %s", reason(error))
         return None
 
 
-def _versions(run: Any, query: str, variables: Mapping[str, Any], path: Sequence[str]) -> set[ArtifactKey]:
-    """Return (name, digest) of the complete artifacts in all pages of a query; none where there is no such collection."""
-    versions: set[ArtifactKey] = set()
+def _versions(run: Any, query: str, variables: Mapping[str, Any], path: Sequence[str]) -> dict[ArtifactKey, int]:
+    """Return the complete artifacts in all pages of a query, as in `Arrived`; none where there is no such collection."""
+    versions: dict[ArtifactKey, int] = {}
     cursor: str | None = None
     while True:
         answer = run._service_api.execute_graphql(query, variables={**variables, "cursor": cursor})["project"]
@@ -111,7 +111,7 @@ def _versions(run: Any, query: str, variables: Mapping[str, Any], path: Sequence
             return versions
         for node in (edge["node"] for edge in answer["page"]["edges"]):
             if node["state"] == "COMMITTED":
-                versions.add((str(node["artifactSequence"]["name"]), str(node["digest"])))
+                versions[str(node["artifactSequence"]["name"]), str(node["digest"])] = int(node["versionIndex"])
         cursor = answer["page"]["pageInfo"]["endCursor"]
         if not answer["page"]["pageInfo"]["hasNextPage"]:
             return versions

@@ -5,6 +5,7 @@ The `wandb` module is passed in with the session, so that importing this stays c
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shlex
 import shutil
@@ -16,11 +17,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from harness.tracking.lineage import BEST, leads, run_alias
+from harness.tracking.lineage import BEST, RUN_ALIAS, leads, run_alias
 from harness.tracking.records import Artifact
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.session import Session
 from harness.tracking.wandb.values import artifact_name
+from harness.utils.plain import to_plain
 
 REQUEST_TIMEOUT = 10  # seconds that a question to the server may take
 REGISTRY = "wandb-registry-"  # what the project of a registry begins with
@@ -63,6 +65,8 @@ def _log_output(session: Session, run: Any, artifact: Artifact) -> None:
         aliases.append(run_alias(run.id))
     with session.limited():
         run.log_artifact(logged, aliases=aliases)
+    if _is_result(artifact):
+        session.result = (logged, dataclasses.replace(artifact, aliases=tuple(aliases)))
     if needs_link(session, artifact):
         _link(session, run, logged)
 
@@ -129,8 +133,49 @@ def _leads_collection(api: Any, path: str, metadata: Mapping[str, Any]) -> bool:
     return leads(metadata, former.metadata)
 
 
-def complete_model(api: Any, path: str, model: Artifact, link: str) -> None:
-    """Do for an uploaded model what W&B does only online: give it the alias `best` if it leads, and link it.
+def complete_result(session: Session, run_id: str) -> None:
+    """Make the version that W&B has of the model of the result what was logged, when all is uploaded."""
+    if session.result is None or not session.online:
+        return
+    logged, artifact = session.result
+    try:
+        version = _within(session, lambda: logged.wait(timeout=int(session.finish_timeout)))
+    except Exception as error:  # noqa: BLE001 - as above
+        log.debug("W&B does not show the version of %s: %s", artifact.name, reason(error))
+        return
+    if not _describe_result(version, artifact, run_id):
+        return
+    try:
+        _within(session, version.save)
+    except Exception as error:  # noqa: BLE001 - as above
+        session.notify(
+            f"W&B had the model of the result already, from an epoch during a training, and may delete it ({reason(error)}). "
+            f"In W&B, remove the TTL of {version.name}"
+        )
+
+
+def _describe_result(version: Any, model: Artifact, run_id: str) -> bool:
+    """Give a version the aliases and the metadata of a result, and no date of its deletion; return whether that changes it.
+
+    W&B makes no new version of content that it has: it may have been logged before, as the model of an epoch. Where
+    it is the result of another run, that one's metadata stay.
+    """
+    own, metadata = run_alias(run_id), to_plain(model.metadata)
+    wanted = [own]
+    is_of_another = any(alias.startswith(RUN_ALIAS) and alias != own for alias in version.aliases)
+    is_changed = not is_of_another and version.metadata != metadata
+    if is_changed:
+        from wandb.sdk.artifacts.artifact_ttl import ArtifactTTL
+
+        version.metadata, version.ttl = metadata, ArtifactTTL.INHERIT
+        wanted += model.aliases
+    lacking = [alias for alias in dict.fromkeys(wanted) if alias not in version.aliases]
+    version.aliases += lacking
+    return is_changed or bool(lacking)
+
+
+def complete_model(api: Any, path: str, model: Artifact, run_id: str, link: str) -> None:
+    """Do for an uploaded model what W&B does only online: make it the result, `best` if it leads, and link it.
 
     Args:
         path: of the version, ENTITY/PROJECT/NAME:ALIAS.
@@ -140,9 +185,13 @@ def complete_model(api: Any, path: str, model: Artifact, link: str) -> None:
         Exception: W&B's own; the model is not linked.
     """
     version = api.artifact(path)
+    others = tuple(alias for alias in model.aliases if alias != BEST)
+    is_changed = _describe_result(version, dataclasses.replace(model, aliases=others), run_id)
     is_candidate = BEST in model.aliases and BEST not in version.aliases
     if is_candidate and _leads_collection(api, path.partition(":")[0], model.metadata):
         version.aliases.append(BEST)
+        is_changed = True
+    if is_changed:
         version.save()
     if link:
         version.link(_registry_path(link))

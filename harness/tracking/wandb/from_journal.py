@@ -44,15 +44,15 @@ def lacking_rows(config: Config, journal: JournalContents, content: RunContent) 
     """
     result = []
     for record in journal.records:
-        steps = {step for step, _ in journal_rows(config, record) if step not in content.rows}
+        steps = {step for step, _ in journal_rows(config, journal, record) if step not in content.rows}
         if steps and not (record.kind == "final" and _has_values(content, record)):
             result.append((record, steps))
     return result
 
 
-def journal_rows(config: Config, record: Record) -> list[tuple[int, dict[str, Value]]]:
-    """Return the rows of a record that are in W&B."""
-    return list(rows(record, config.log_every))
+def journal_rows(config: Config, journal: JournalContents, record: Record) -> list[tuple[int, dict[str, Value]]]:
+    """Return the rows of a record that the run has sent to W&B: a part of it that was resumed may have sent fewer."""
+    return list(rows(record, config.log_every, journal.intervals))
 
 
 def _has_values(content: RunContent, record: Record) -> bool:

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import netrc
 import os
+import shlex
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
 from harness.config.settings import WANDB, Config, setting_fields
+from harness.tracking.lineage import log_model_mode
 from harness.tracking.records import Artifact, Record
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import changed_environment, in_sweep, in_use, missing_service, reason, set_up
@@ -93,6 +95,11 @@ def start(
     )
     for line in unused_lines():
         notify(line)
+    if session.link and log_model_mode(config) == "never":
+        notify(
+            f"link={session.link}: the trials of a sweep log no model, so none of them is linked. Train the best configuration with "
+            f"--link {shlex.quote(session.link)} after the sweep, or set --log-model end to log and link the model of every trial"
+        )
     session.enter()
     try:
         session.broken = missing_service(wandb) or _why_not_set_up(wandb, notify)

@@ -176,3 +176,8 @@ def is_number(value: Any) -> bool:
 def number_text(key: str, value: Any) -> str:
     is_fraction = bool(re.search(r"(acc|ece)(\d|_tta)?$", key)) and 0 <= value <= 1
     return percent(value, 2) if is_fraction else f"{value:.4g}"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,7 @@ from harness.tracking.wandb.panels import (
     scatter_panel,
 )
 from harness.tracking.wandb.runs_report import runs_blocks
+from harness.tracking.wandb.sweep_front import config_value, front_blocks, front_of
 from harness.utils.errors import UsageError
 from harness.utils.text import markdown
 
@@ -105,6 +107,8 @@ def _run_blocks(wr: Any, run: RunFacts) -> list[Any]:
 
 
 def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
+    if front := front_of(sweep.config, sweep.trials):
+        sweep = dataclasses.replace(sweep, best=front[0])  # W&B knows none where there are several metrics
     trials = f"Sweep == {sweep.sweep_id!r}" if sweep.sweep_id else f"Group == {sweep.group!r} and JobType == 'trial'"
     runs = wr.Runset(name="runs of the sweep", entity=sweep.entity, project=sweep.project, filters=trials)
     metric, best = metric_of(sweep.config)[0], sweep.best
@@ -126,6 +130,7 @@ def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
     blocks = [
         wr.MarkdownBlock(text=sweep_headline(sweep)),
         wr.TableOfContents(),
+        *front_blocks(wr, sweep, runs, list(parameters)),
         *grid_section(wr, "Parameters", [runs], comparison if metric and parameters else comparison[-1:]),
         *grid_section(wr, "Training", [runs], panels),
     ]
@@ -183,7 +188,7 @@ def sweep_headline(sweep: SweepFacts) -> str:
     if sweep.best is not None:
         value = sweep.best.summary.get(metric)
         shown = number_text(metric, value) if is_number(value) else "?"
-        parameters = ", ".join(f"{name} {markdown(_config_value(sweep.best.config, name))}" for name in names)
+        parameters = ", ".join(f"{name} {markdown(config_value(sweep.best.config, name))}" for name in names)
         lines.append(f"Best: [{markdown(sweep.best.name)}]({sweep.best.url}) with {metric} {shown}: {parameters}.")
     return "\n\n".join(lines)
 
@@ -214,14 +219,6 @@ def _swept(name: str, spec: Mapping[str, Any]) -> dict[str, bool]:
     if "value" in spec or len(spec.get("values", (1, 2))) < 2:
         return {}
     return {name: "log" in str(spec.get("distribution", ""))}
-
-
-def _config_value(config: Mapping[str, Any], name: str) -> Any:
-    """Return a value of a run's config by its name, `model_args.width`; None where it has none."""
-    value: Any = config
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

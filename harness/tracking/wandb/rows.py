@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from harness.tracking.log_intervals import interval_at
 from harness.tracking.records import Curve, Record, Scores, Value
 from harness.utils.curves import RECALLS, precision_at_recalls
 
@@ -22,20 +23,23 @@ def last_row_step(record: Record) -> int:
     return record.step + (record.kind == "final")
 
 
-def rows(record: Record, log_every: int = 1) -> Iterator[tuple[int, dict[str, Value]]]:
+def rows(
+    record: Record, log_every: int = 1, intervals: Sequence[tuple[int, int]] = ()
+) -> Iterator[tuple[int, dict[str, Value]]]:
     """Yield (step, values) for every step of a record, in increasing order; `_timestamp` is when it was measured.
 
     The last row holds the record's values, its epoch and what was measured at its step.
 
     Args:
         log_every: of the steps within an epoch, take every this many; 0: all.
+        intervals: as in `JournalContents`: other values from a step on.
     """
     by_step: dict[int, dict[str, Value]] = {}
     own_step = last_row_step(record)
     if record.steps is not None:
         for index, x in enumerate(record.steps.x):
             step = min(round(x), record.step)
-            if step % max(log_every, 1) and (step != own_step or record.kind == "steps"):
+            if step % max(interval_at(step, log_every, intervals), 1) and (step != own_step or record.kind == "steps"):
                 continue
             row = by_step.setdefault(step, {})
             row.update({name: float(line[index]) for name, line in record.steps.lines.items()})

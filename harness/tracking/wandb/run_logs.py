@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.tracking.lineage import RUN_ALIAS
+from harness.tracking.lineage import RUN_ALIAS, run_alias
 from harness.tracking.wandb.offline_log import name_of, read_log, step_of
 from harness.utils.files import is_plain_path, link_inside
 from harness.utils.plain import json_text
@@ -350,7 +350,7 @@ def select(
         rows: the steps to upload.
         after: seconds since 1970; system metrics and console lines before it are in W&B.
         changes: fields of the run's record to replace; an empty list removes all tags. Its artifacts follow it: each
-            names its run, project and entity as well.
+            names its run, project and entity as well, and the alias of the result names the run.
     """
     from wandb.proto import wandb_internal_pb2 as protobuf
 
@@ -373,6 +373,9 @@ def select(
         artifact = protobuf.ArtifactRecord()
         artifact.CopyFrom(content.artifacts[key])
         artifact.run_id, artifact.project, artifact.entity = run.run_id, run.project, run.entity
+        if is_result(artifact):
+            others = [alias for alias in artifact.aliases if not alias.startswith(RUN_ALIAS)]
+            artifact.aliases[:] = [*others, run_alias(run.run_id)]
         yield protobuf.Record(artifact=artifact)
     steps = set(rows)
     for step, row in content.rows.items():

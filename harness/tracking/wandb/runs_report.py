@@ -13,6 +13,7 @@ from harness.tracking.wandb.panels import (
     joined_facts,
     line_panels,
     machine_panels,
+    markdown_table,
     media_sections,
     number_text,
     result_numbers,
@@ -62,7 +63,7 @@ def runs_headline(facts: RunsFacts) -> str:
         for run in facts.runs
     ]
     head = ["run", "group", "seed", *names, *(key.removeprefix("result/") for key in metrics)]
-    blocks = [f"{len(facts.runs)} runs.", _table(head, rows)]
+    blocks = [f"{len(facts.runs)} runs.", markdown_table(head, rows)]
     seeds = {group: runs for group, runs in groups_of(facts.runs).items() if len(runs) > 1}
     if seeds and metrics:
         means = [
@@ -70,7 +71,7 @@ def runs_headline(facts: RunsFacts) -> str:
         ]
         blocks += [
             "Mean and standard deviation of each group:",
-            _table(["group", "runs", *head[-len(metrics) :]], means),
+            markdown_table(["group", "runs", *head[-len(metrics) :]], means),
         ]
     return "\n\n".join(blocks)
 
@@ -117,8 +118,3 @@ def _mean(runs: Sequence[RunFacts], key: str) -> str:
         return ""
     interval = mean_interval(values)
     return number_text(key, interval.mean) + (f" ± {number_text(key, interval.sd)}" if interval.sd is not None else "")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from harness.config.settings import Config, setting_fields
+from harness.tracking.records import Artifact
 from harness.tracking.run_files import JOURNAL
 from harness.tracking.wandb import offline_log
 from harness.tracking.wandb.client import (
@@ -63,6 +64,7 @@ class Session:
         notify: receives each line for the user.
         online: whether the run is connected to a server.
         stopped: whether W&B is known to have stopped the run.
+        result: W&B's artifact of the model of the result, and what it was made of; None before it is logged.
     """
 
     wandb: Any
@@ -77,6 +79,7 @@ class Session:
     why_offline: str = ""
     online: bool = False
     stopped: bool = False
+    result: tuple[Any, Artifact] | None = None
     run_id: str = ""
     is_borrowed: bool = False  # whether the user's code has opened the run, and will close it
     _is_ours: bool = True  # whether W&B's process was started by this session

@@ -19,8 +19,9 @@ from typing import Any
 
 from harness.config.settings import WANDB, Config, setting_fields
 from harness.tracking import run_dir
-from harness.tracking.journal import JournalContents, read_journal
-from harness.tracking.lineage import RUN_ALIAS
+from harness.tracking.journal import JournalContents
+from harness.tracking.lineage import run_alias
+from harness.tracking.uploadable import read_uploadable
 from harness.tracking.wandb import from_journal, init, run_logs, session
 from harness.tracking.wandb.api import wandb_api_errors
 from harness.tracking.wandb.arrived import Arrived, look_up_arrived
@@ -30,8 +31,7 @@ from harness.tracking.wandb.limits import check_link, check_wandb_values
 from harness.tracking.wandb.run_logs import ArtifactKey, RunContent, is_result
 from harness.tracking.wandb.upload import upload
 from harness.tracking.wandb.values import artifact_name
-from harness.utils.checksums import SUMS
-from harness.utils.errors import BusyError, DataError, HarnessError, TrackingError, UsageError, first_line
+from harness.utils.errors import TrackingError, UsageError
 from harness.utils.plain import json_text
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class SyncResult:
         records: in the journal.
         sent: records that W&B did not have.
         steps: history rows of the run, all of which W&B has now.
-        files: number of files, as pictures and tables, all of which W&B has now.
+        files: number of files, as images and tables, all of which W&B has now.
         artifacts: number of artifacts, as the model, all of which W&B has now; None where it does not report them.
     """
 
@@ -108,13 +108,14 @@ def sync(
     sent, arrived = _upload_missing(
         content, folder, target, arrived, bool(corrections), timeout or config.finish_timeout
     )
-    if link or arrived.artifacts != before.artifacts:
+    if link or arrived != before:
         with wandb_api_errors():
-            _complete_model(wandb.Api(timeout=10), arrived, journal, content, link)
+            _complete_model(wandb.Api(timeout=10), run_id, arrived, journal, content, link)
     session.note_sent(folder / "wandb", run_id, max(content.rows, default=-1))
     # In a run of an earlier version the values of the final record are in the row of its own step.
     steps = [
-        {record.step, *(step for step, _ in from_journal.journal_rows(config, record))} for record in journal.records
+        {record.step, *(step for step, _ in from_journal.journal_rows(config, journal, record))}
+        for record in journal.records
     ]
     artifacts = None if arrived.artifacts is None else len(content.artifacts)
     count = sum(not sent.isdisjoint(each) for each in steps)
@@ -123,8 +124,10 @@ def sync(
     )
 
 
-def _complete_model(api: Any, arrived: Arrived, journal: JournalContents, content: RunContent, link: str) -> None:
-    """Give the model of the run the alias `best` if it leads its collection, and link it where that was requested.
+def _complete_model(
+    api: Any, run_id: str, arrived: Arrived, journal: JournalContents, content: RunContent, link: str
+) -> None:
+    """Give the model of the run what a result has, the alias `best` if it leads, and the link that was requested.
 
     Raises:
         TrackingError: it is not linked.
@@ -139,31 +142,24 @@ def _complete_model(api: Any, arrived: Arrived, journal: JournalContents, conten
         if link:
             raise TrackingError(f"the run is uploaded, but its model is not linked to {link}: W&B lacks the model")
         return
-    alias = next(alias for alias in reversed(result.aliases) if alias.startswith(RUN_ALIAS))
+    # Its alias may be missing: of content that W&B has already there is no new version.
+    number = (arrived.artifacts or {}).get((name, str(result.digest)))
+    version = run_alias(run_id) if number is None else f"v{number}"
     project = arrived.path.rpartition("/")[0]
     try:
-        complete_model(api, f"{project}/{name}:{alias}", models[-1], link)
+        complete_model(api, f"{project}/{name}:{version}", models[-1], run_id, link)
     except Exception as error:  # noqa: BLE001 - W&B raises its own, pydantic's and the system's alike
         if link:
             raise TrackingError(
                 f"the run is uploaded, but its model is not linked to {link}: {reason(error)}"
             ) from None
-        log.debug("the alias best of %s: %s", name, reason(error))
+        log.debug("the aliases of %s: %s", name, reason(error))
 
 
 def _checked(folder: Path, corrections: Mapping[str, Any], link: str) -> tuple[JournalContents, Config]:
     """Return the journal and the settings of a run directory that can be uploaded."""
-    run_dir.check_own_files(folder)
-    journal = read_journal(folder)
-    if "config" not in journal.header:
-        raise DataError(f"{folder}: the journal has lost its first line, and with it the settings of the run")
-    if run_dir.is_locked(folder):
-        raise BusyError(f"{folder} is still being written; sync it when the run has ended")
-    try:
-        config = Config(**journal.header["config"]).replace(tracker=(WANDB,), wandb="online")
-    except (HarnessError, TypeError) as error:
-        raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
-    config = config.replace(**corrections)
+    journal, config = read_uploadable(folder, {**corrections, "tracker": (WANDB,)})
+    config = config.replace(wandb="online")
     try:
         check_wandb_values(config)
         check_link(link)
@@ -171,10 +167,6 @@ def _checked(folder: Path, corrections: Mapping[str, Any], link: str) -> tuple[J
         raise UsageError(f"{folder}: {error}; give another value to harness sync with that option") from None
     if link and not any(artifact.kind == "model" and not artifact.is_input for artifact in journal.artifacts):
         raise UsageError(f"{folder} has no model to link to {link}: the run did not finish, or log_model was never")
-    if changed := run_dir.changed_results(folder):
-        raise DataError(
-            f"{folder}: {', '.join(changed)} changed since the run ended; restore {'it' if len(changed) == 1 else 'them'}, or remove {SUMS} to upload the run as it is"
-        )
     run_dir.make_folder(folder / "wandb", "copy the run directory to where it can be written")
     return journal, config
 
@@ -208,7 +200,7 @@ def _completed(
     notify: Callable[[str], None],
 ) -> RunContent:
     """Return the content of W&B's logs, after what they lack was added from the journal."""
-    committed = arrived.artifacts or set()
+    committed = arrived.artifacts or {}
     content.choose_rows(committed, arrived.last_step)
     records = from_journal.lacking_rows(config, journal, content)
     artifacts = from_journal.lacking_artifacts(journal, content, committed)

@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.tracking.records import Artifact, Record, Scalar, Value
 from harness.tracking.tracker import Status, Tracker
-from harness.tracking.wandb.artifacts import link_command, needs_link, send_artifact
+from harness.tracking.wandb.artifacts import complete_result, link_command, needs_link, send_artifact
 from harness.tracking.wandb.client import reason
 from harness.tracking.wandb.rows import TIMESTAMP, rows
 from harness.tracking.wandb.session import AXES, Session, State, is_preemption
@@ -88,7 +88,7 @@ class WandbTracker(Tracker):
             if record.steps is not None:
                 names = set(record.steps.lines) - set(record.values) - set(AXES)
                 self._attempt(lambda run: self._session.plot_by_step(run, names))
-            for step, values in rows(record, self._session.config.log_every):
+            for step, values in rows(record):
                 if step in steps:
                     self._log(step, values, keep_open=record.kind == "find")
 
@@ -222,11 +222,14 @@ class WandbTracker(Tracker):
         if exit_code in PREEMPTED and is_preemption(exit_code) and not self.stopped_by_server():
             self._attempt(lambda run: run.mark_preempting())  # W&B queues the run again, under the same id
         if self._session.is_borrowed:  # the user's code closes it
+            complete_result(self._session, self._session.run_id)
             return
         reasons: list[str] = []
         self._attempt(lambda run: reasons.append(self._session.finish(run, exit_code)), restart=False)
         if any(reasons):
             self._report_failure(reasons[0])
+        elif reasons:
+            complete_result(self._session, self._session.run_id)
 
     def _attempt(self, call: Callable[[Any], object], restart: bool = True) -> bool:
         """Call W&B and return whether it accepted; after its process died, try again in a new offline run directory."""

@@ -1,0 +1,270 @@
+"""What a data set holds, before anything is trained on it: splits, classes, sizes, kinds, broken and repeated images."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import combinations, islice
+from typing import Any
+
+import numpy as np
+
+from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS, SPLIT_NAMES, SplitName
+from harness.config.settings import Config
+from harness.data.dataset import Split, spread_indices
+from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
+from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list
+from harness.data.registry import list_files, read_stored
+from harness.utils.environment import usable_cpus
+from harness.utils.errors import DataError
+from harness.utils.text import escape_unprintable
+
+CHUNK_IMAGES = 512  # read between two looks at the results, so that few are kept waiting
+MIN_IMBALANCE = 10  # times as many images in the largest class as in the smallest
+FEW_IMAGES = 10  # of a class to train on
+MIN_CUT_SHARE = 0.1  # of the area of the images: less is not reported
+IN_MEMORY = "decoded"  # the format of an image that is no file
+MAX_NAMED = 5
+
+
+@dataclass
+class SplitOverview:
+    """One split.
+
+    Attributes:
+        counts: int64 [C], images of each class.
+        facts: position of each image that was read -> what it is.
+    """
+
+    name: SplitName
+    source: ListedSplit | Split
+    counts: np.ndarray
+    facts: dict[int, ImageFacts] = field(default_factory=dict)
+
+    def picture(self, index: int, grey_range: tuple[float, float] | None) -> np.ndarray:
+        """Return an image, uint8 [H, W, 3]."""
+        if isinstance(self.source, Split):
+            return self.source.picture(index)
+        return read_image(self.source.files[index], grey_range=grey_range)
+
+
+@dataclass
+class DataOverview:
+    """What a data set holds.
+
+    Attributes:
+        origin: where splits and classes come from.
+        broken: id of an image -> why it cannot be read, of the images that were read.
+        notes: sentences on files that are not used.
+        advice: a sentence for each problem, with what helps.
+    """
+
+    classes: tuple[str, ...]
+    splits: dict[SplitName, SplitOverview]
+    origin: str
+    broken: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    advice: list[str] = field(default_factory=list)
+
+    @property
+    def num_images(self) -> int:
+        """The images of all splits."""
+        return sum(len(split.source) for split in self.splits.values())
+
+    @property
+    def facts(self) -> list[ImageFacts]:
+        """What each image is that was read, and could be."""
+        return [facts for split in self.splits.values() for facts in split.facts.values() if not facts.error]
+
+
+@dataclass(frozen=True)
+class Repeats:
+    """Images with the same pixels, among those that were read.
+
+    Attributes:
+        within: split -> images that repeat another one of the split.
+        between: two splits -> images of the second that are in the first too.
+        conflicts: two ids of equal images with different classes.
+    """
+
+    within: Mapping[SplitName, int]
+    between: Mapping[tuple[SplitName, SplitName], int]
+    conflicts: Sequence[tuple[str, str]]
+
+
+def examine(config: Config, limit: int) -> DataOverview:
+    """Return what a data set holds; problems that would refuse a run become advice, where anything can be listed.
+
+    Args:
+        limit: read at most this many images, evenly spread over each split; 0: all.
+
+    Raises:
+        DataError: there is no data, or it cannot be listed.
+        UsageError: there is no such data set, or the settings do not fit it.
+    """
+    advice: list[str] = []
+    try:
+        listing = list_files(config)
+    except DataError as error:  # a lenient look tells more than the reason alone
+        try:
+            listing = list_files(config, known_classes=())
+        except DataError:
+            raise error from None
+        advice.append(f"a run refuses this data: {error}")
+    if listing is None:
+        stored = read_stored(config.replace(bad_images="skip"))
+        sources: Mapping[SplitName, ListedSplit | Split] = {**stored.splits}
+        classes, notes = tuple(stored.classes), list(stored.notes)
+        overview = DataOverview(classes, {}, f"data set {config.data}", notes=notes)
+        overview.broken = dict.fromkeys(stored.skipped, "unreadable")
+    else:
+        sources = {**listing.splits}
+        notes = [*listing.notes, *([] if config.grey_range else grey_notes(sample_files(listing.splits.values())))]
+        overview = DataOverview(listing.classes, {}, listing.origin, dict(listing.problems), notes)
+    for name in SPLIT_NAMES:
+        if name in sources:
+            counts = np.bincount(sources[name].labels, minlength=len(overview.classes))
+            overview.splits[name] = SplitOverview(name, sources[name], counts)
+    total = overview.num_images
+    for split in overview.splits.values():
+        share = len(split.source) if not limit else max(1, limit * len(split.source) // max(total, 1))
+        _read_facts(split, min(share, len(split.source)), config, overview.broken)
+    overview.advice = [*advice, *_advice(overview, config)]
+    return overview
+
+
+def _read_facts(split: SplitOverview, count: int, config: Config, broken: dict[str, str]) -> None:
+    """Read images of a split, evenly spread, in threads: the decoders release the GIL."""
+    indices, source = (
+        spread_indices(len(split.source), count) if count < len(split.source) else range(len(split.source)),
+        split.source,
+    )
+    grey_range = config.grey_limits()
+
+    def inspect(index: int) -> ImageFacts:
+        if isinstance(source, ListedSplit):
+            return inspect_image(source.files[index], grey_range)
+        pixels = source.picture(index)
+        return ImageFacts(IN_MEMORY, "RGB", pixels.shape[1], pixels.shape[0], digest=pixel_digest(pixels))
+
+    rest = iter(indices)
+    with ThreadPoolExecutor(min(16, usable_cpus()), "inspect") as pool:
+        while chunk := list(islice(rest, CHUNK_IMAGES)):
+            for index, facts in zip(chunk, pool.map(inspect, chunk), strict=True):
+                split.facts[index] = facts
+                if facts.error:
+                    broken[str(source.ids[index])] = facts.error
+
+
+def repeats(overview: DataOverview) -> Repeats:
+    """Return which of the images that were read have the same pixels."""
+    places: dict[bytes, list[tuple[SplitName, int]]] = defaultdict(list)
+    for name, split in overview.splits.items():
+        for index, facts in split.facts.items():
+            if facts.digest:
+                places[facts.digest].append((name, index))
+    within: Counter[SplitName] = Counter()
+    between: Counter[tuple[SplitName, SplitName]] = Counter()
+    conflicts: list[tuple[str, str]] = []
+    for group in places.values():
+        if len(group) < 2:
+            continue
+        counts = Counter(name for name, _ in group)
+        for name, count in counts.items():
+            within[name] += count - 1
+        for first, second in combinations([name for name in SPLIT_NAMES if name in counts], 2):
+            between[first, second] += counts[second]
+        labels = {int(overview.splits[name].source.labels[index]) for name, index in group}
+        if len(labels) > 1:
+            first_label = overview.splits[group[0][0]].source.labels[group[0][1]]
+            other = next(place for place in group if overview.splits[place[0]].source.labels[place[1]] != first_label)
+            conflicts.append((_id(overview, group[0]), _id(overview, other)))
+    return Repeats({name: count for name, count in within.items() if count}, dict(between), conflicts)
+
+
+def _id(overview: DataOverview, place: tuple[SplitName, int]) -> str:
+    source = overview.splits[place[0]].source
+    return f"{escape_unprintable(str(source.ids[place[1]]))} ({overview.classes[int(source.labels[place[1]])]})"
+
+
+def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
+    """Yield a sentence for each problem, with what helps."""
+    if overview.broken:
+        id, reason = min(overview.broken.items())
+        yield (
+            f"{len(overview.broken)} images cannot be read, the first is {escape_unprintable(id)}: {reason}; repair or remove them, or set --bad-images skip"
+        )
+    yield from _class_advice(overview)
+    if not {"val", "test"} & overview.splits.keys():
+        yield (
+            f"there is no test split: a run holds out {config.test_fraction:.0%} of the images, the same ones for every seed (--test-fraction)"
+        )
+    yield from _repeat_advice(repeats(overview))
+    yield from _image_advice(overview.facts, config)
+
+
+def _class_advice(overview: DataOverview) -> Iterator[str]:
+    if (train := overview.splits.get("train")) is not None and len(overview.classes) > 1:
+        smallest, largest = int(train.counts.argmin()), int(train.counts.argmax())
+        few, many = int(train.counts[smallest]), int(train.counts[largest])
+        if few * MIN_IMBALANCE <= many:
+            yield (
+                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the recall of each class (per_class.csv), not the accuracy alone"
+            )
+        scarce = [name for name, count in zip(overview.classes, train.counts, strict=True) if count < FEW_IMAGES]
+        if scarce:
+            yield (
+                f"{len(scarce)} classes have fewer than {FEW_IMAGES} training images ({short_list(scarce)}); add images, or start from pretrained weights (--pretrained)"
+            )
+    for name in REPORTED_SPLITS:
+        split = overview.splits.get(name)
+        absent = (
+            [label for label, count in zip(overview.classes, split.counts, strict=True) if not count] if split else []
+        )
+        if absent:
+            yield f"{len(absent)} classes have no {SPLIT_LABELS[name]} image ({short_list(absent)}); their accuracy stays unknown"
+
+
+def _repeat_advice(repeated: Repeats) -> Iterator[str]:
+    for (first, second), count in repeated.between.items():
+        yield (
+            f"{count:,} {SPLIT_LABELS[second]} images are {SPLIT_LABELS[first]} images too; remove them from one of the two, since the accuracy on them says nothing"
+        )
+    for name, count in repeated.within.items():
+        yield f"{count:,} {SPLIT_LABELS[name]} images repeat another one of the split; remove them, since they count twice"
+    if repeated.conflicts:
+        image, same = repeated.conflicts[0]
+        yield (
+            f"{len(repeated.conflicts):,} images stand under two classes, such as {image} and {same}; one of the labels is wrong"
+        )
+
+
+def _image_advice(facts: Sequence[ImageFacts], config: Config) -> Iterator[str]:
+    deep = sum(one.is_deep for one in facts)
+    if deep and not config.grey_range:
+        yield (
+            f"{deep:,} images are grey and deeper than 8 bits: the range that a file declares, 0 to 65535 for most, becomes black to white; --grey-range sets another"
+        )
+    if transparent := sum(one.is_transparent for one in facts):
+        yield f"{transparent:,} images have transparent areas, which become white; paint them over where another colour is meant"
+    if animated := sum(one.is_animated for one in facts):
+        yield f"{animated:,} images have several frames, of which the first is used; save the frames as files to use them all"
+    sides = [(one.width, one.height) for one in facts]
+    cut = float(np.mean([1 - min(side) / max(side) for side in sides])) if sides else 0.0
+    if cut >= MIN_CUT_SHARE and config.resize in ("auto", "crop"):
+        yield (
+            f"the images are not square: a centre crop cuts {cut:.0%} off their area in the mean; --resize squash or letterbox keeps all of it"
+        )
+
+
+def size_summary(facts: Sequence[ImageFacts]) -> dict[str, Any]:
+    """Return min, median and max of widths and heights in pixels, and the number of different sizes."""
+    if not facts:
+        return {}
+    summary: dict[str, Any] = {"different": len({(one.width, one.height) for one in facts})}
+    for side in ("width", "height"):
+        values = [getattr(one, side) for one in facts]
+        summary[side] = {"min": min(values), "median": int(np.median(values)), "max": max(values)}
+    return summary

@@ -1,0 +1,310 @@
+"""List the labelled images that tables name: by their paths below one folder, or in the tables themselves."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.config.names import SPLIT_NAMES, SPLIT_WORDS, SplitName
+from harness.config.settings import Config, normalize_name
+from harness.data.image_folder import check_case
+from harness.data.listing import ListedSplit, Listing, PickedItems, class_order, short_list
+from harness.data.stored_table import ArrowColumn, StoredTable, find_marked_tables, find_tables, read_table
+from harness.data.table_paths import PathFinder
+from harness.utils.errors import DataError, UsageError, did_you_mean
+from harness.utils.text import escape_unprintable
+
+# Names of columns without case, dashes and underscores, the likeliest first.
+IMAGE_COLUMNS = (
+    "filename", "imagepath", "filepath", "path", "file", "imagefile", "imagefilename", "imgpath", "image", "img", "imagename",
+    "imageid",
+)  # fmt: skip
+LABEL_COLUMNS = ("label", "class", "target", "category", "classname", "labelname", "labels", "y")
+SPLIT_COLUMNS = ("split", "subset", "partition", "dataset", "set")
+
+
+def list_tables(config: Config, known_classes: Collection[str] | None = None) -> Listing:
+    """Return the labelled images of `data=table`.
+
+    Args:
+        known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
+
+    Raises:
+        DataError: there is no table, or its rows make no sense.
+        UsageError: a column that is named or needed is not there, or a path leads out of the folder.
+    """
+    path = Path(config.data_dir).expanduser()
+    return _list(config, path, find_tables(path), known_classes)
+
+
+def list_marked_folder(config: Config, known_classes: Collection[str] | None = None) -> Listing | None:
+    """Return the labelled images of a folder that holds `metadata.csv` with labels, or that `datasets` saved; else None."""
+    path = Path(config.data_dir).expanduser()
+    if not path.is_dir():
+        return None
+    tables = find_marked_tables(path)
+    if not tables or None not in _label_columns(config, tables):
+        return _list(config, path, tables, known_classes) if tables else None
+    return None
+
+
+def _label_columns(config: Config, tables: Mapping[SplitName | None, Sequence[Path]]) -> set[str | None]:
+    """Return the column of the labels of each table; None for one that has none."""
+    if config.label_column:
+        return {config.label_column}
+    return {_likeliest(read_table(file).columns, LABEL_COLUMNS) for files in tables.values() for file in files[:1]}
+
+
+@dataclass
+class _Row:
+    """A row of a table.
+
+    Attributes:
+        id: the image's path below the folder, or its place in the table.
+        file: its path on the disk; None where the image is in the table.
+        index: of its image in the table.
+        label: as it is stored; None where it is missing.
+        problem: why it cannot be used.
+    """
+
+    id: str
+    file: str | None
+    index: int
+    label: str | None
+    problem: str = ""
+
+
+class ArrowImages(Sequence[Any]):
+    """Encoded images in columns of pyarrow, each read when it is accessed."""
+
+    def __init__(self, columns: Sequence[ArrowColumn]) -> None:
+        self._columns = list(columns)
+        self._starts = np.cumsum([0, *map(len, columns)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        value = self._columns[number][int(index) - int(self._starts[number])]
+        return (value.get("bytes") if isinstance(value, dict) else value) or b""
+
+
+def _list(
+    config: Config, path: Path, tables: Mapping[SplitName | None, Sequence[Path]], known_classes: Collection[str] | None
+) -> Listing:
+    reader = _Reader(config, path)
+    for split, files in tables.items():
+        for file in files:
+            reader.read(split, file)
+    splits = {name: reader.rows[name] for name in SPLIT_NAMES if reader.rows.get(name)}
+    listing = Listing(path, (), {}, reader.origin())
+    _drop_unlabelled(splits, listing)
+    if known_classes is None and "train" not in splits:
+        raise DataError(
+            f"{path} has {' and '.join(splits) or 'no'} rows but none to train on; name their split train (column or file)"
+        )
+    for name, rows in splits.items():
+        splits[name] = _usable(rows, name, listing)
+    listing.classes = _classes(splits, reader.class_names, known_classes is None, path)
+    class_index = {name: index for index, name in enumerate(listing.classes)}
+    embedded = ArrowImages(reader.embedded)
+    for name, rows in splits.items():
+        paths = [row.file for row in rows if row.file is not None]
+        images: Sequence[str | bytes] = list[str | bytes](paths)
+        if len(paths) < len(rows):
+            if paths:
+                raise DataError(f"{path}: some rows have an image and others the path of one; keep one kind")
+            images = PickedItems(embedded, [row.index for row in rows])
+        labels = np.array([class_index[str(row.label)] for row in rows], dtype=np.int64)
+        listing.splits[name] = ListedSplit(name, images, [row.id for row in rows], labels)
+    listing.classes = tuple(escape_unprintable(name) for name in listing.classes)
+    listing.notes += reader.notes
+    return listing
+
+
+class _Reader:
+    """Reads the rows of tables.
+
+    Attributes:
+        rows: split -> its rows.
+        embedded: the columns of images that are in tables.
+        class_names: the names of classes that the tables declare, in their order.
+        notes: sentences on rows that are not used.
+    """
+
+    def __init__(self, config: Config, path: Path) -> None:
+        self.rows: dict[SplitName, list[_Row]] = {}
+        self.embedded: list[ArrowColumn] = []
+        self.class_names: list[str] = []
+        self.notes: list[str] = []
+        self._config, self._path, self._used = config, path, Counter[str]()
+
+    def read(self, split: SplitName | None, file: Path) -> None:
+        """Add the rows of a table, all of one split, or each of that in its split column."""
+        config, table = self._config, read_table(file)
+        image = _column(table, config.image_column, "image_column", IMAGE_COLUMNS, "the path of each image")
+        label = _column(table, config.label_column, "label_column", LABEL_COLUMNS, "the class of each image")
+        words: Sequence[Any] | None = None
+        if split is None:
+            column = config.split_column or _likeliest(table.columns, SPLIT_COLUMNS)
+            if column:
+                column = _column(table, column, "split_column", (), "the split of each image")
+                words = table.columns[column]
+            self._used[f"image={image}, label={label}" + (f", split={column}" if column else "")] += 1
+        else:
+            self._used[f"image={image}, label={label}"] += 1
+        names = table.class_names.get(label)
+        for name in names or ():
+            if name not in self.class_names:
+                self.class_names.append(name)
+        images, start = table.columns[image], sum(map(len, self.embedded))
+        is_embedded = isinstance(images, ArrowColumn) and len(images) > 0 and isinstance(images[0], bytes | dict)
+        if is_embedded:
+            assert isinstance(images, ArrowColumn)
+            self.embedded.append(images)
+            values: Iterator[Any] = iter([None] * len(images))
+        else:
+            values = iter(images)
+        root = Path(config.image_root).expanduser() if config.image_root else file.parent
+        finder, is_divided = PathFinder(root), split is None and words is None
+        splits = iter(words) if words is not None else iter([split or "train"] * len(table))
+        for index, (value, stored, word) in enumerate(zip(values, table.columns[label], splits, strict=True)):
+            place = _split_of(word, file, index)
+            if place is None:
+                continue
+            row = _Row(f"{place}/{start + index}", None, start + index, _label(stored, names, file, index))
+            if not is_embedded:
+                row.id, row.file, row.problem = finder.find(value, file, index)
+                if is_divided and (first := SPLIT_WORDS.get(row.id.partition("/")[0].lower())) and _is_metadata(file):
+                    place = first
+            self.rows.setdefault(place, []).append(row)
+
+    def origin(self) -> str:
+        """Return where splits and classes come from, for a reader."""
+        return f"table {self._path.name}: {'; '.join(self._used)}"
+
+
+def _is_metadata(file: Path) -> bool:
+    """Return whether a table is one of Hugging Face's `imagefolder`, where folders of images are splits."""
+    return file.stem == "metadata"
+
+
+def _likeliest(columns: Collection[str], names: Sequence[str]) -> str | None:
+    """Return the column that has the first of the names; None where there is none."""
+    by_name = {normalize_name(column).replace(" ", ""): column for column in columns}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def _column(table: StoredTable, given: str, setting: str, names: Sequence[str], content: str) -> str:
+    """Return the column that a setting names, or the likeliest one.
+
+    Raises:
+        UsageError: there is none.
+    """
+    option = f"--{setting.replace('_', '-')}"
+    columns = [escape_unprintable(name) for name in table.columns]
+    if given:
+        if given not in table.columns:
+            hint = did_you_mean(given, columns)
+            raise UsageError(f"{setting}={given!r}: {table.path} has the columns {', '.join(columns)}{hint}")
+        return given
+    column = _likeliest(table.columns, names)
+    if column is None:
+        raise UsageError(
+            f"{table.path} has the columns {', '.join(columns)}, and none is named after {content}; set {option} (a table begins with a line of names)"
+        )
+    return column
+
+
+def _split_of(word: Any, table: Path, index: int) -> SplitName | None:
+    """Return the split that a word of the split column names; None for an empty one."""
+    text = str(word if word is not None else "").strip().lower()
+    if not text:
+        return None
+    if text not in SPLIT_WORDS:
+        raise DataError(
+            f"{table}, row {index + 1}: split {escape_unprintable(str(word))!r} is none of train, val and test; rename it, or set --split-column to another column"
+        )
+    return SPLIT_WORDS[text]
+
+
+def _label(value: Any, names: Sequence[str] | None, table: Path, index: int) -> str | None:
+    """Return the class of a row; None where it is missing.
+
+    Raises:
+        DataError: it is no single class.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, list | dict | float | bytes):
+        raise DataError(
+            f"{table}, row {index + 1}: label {escape_unprintable(str(value))[:60]} is no class; need one name or whole number per image"
+        )
+    if names is not None and isinstance(value, int) and not isinstance(value, bool):
+        if value == -1:
+            return None
+        if not 0 <= value < len(names):
+            raise DataError(f"{table}, row {index + 1}: label {value}, and there are {len(names)} classes")
+        return names[value]
+    return str(value).strip() or None
+
+
+def _drop_unlabelled(splits: dict[SplitName, list[_Row]], listing: Listing) -> None:
+    """Leave out the splits that have no labels at all, as the test images of a competition."""
+    for name in [name for name, rows in splits.items() if all(row.label is None for row in rows)]:
+        listing.notes.append(f"the {len(splits.pop(name))} {name} rows have no labels and are not used")
+
+
+def _usable(rows: Sequence[_Row], split: SplitName, listing: Listing) -> list[_Row]:
+    """Return the rows of a split with an image and a label, each image once; the others become problems.
+
+    Raises:
+        DataError: an image has two classes.
+    """
+    usable: dict[str, _Row] = {}
+    repeats = 0
+    for row in rows:
+        if row.problem or row.label is None:
+            listing.problems[row.id] = row.problem or "no label"
+            continue
+        former = usable.setdefault(row.id, row)
+        if former.label != row.label:
+            raise DataError(
+                f"{listing.root}: {escape_unprintable(row.id)} has the classes {escape_unprintable(str(former.label))} and {escape_unprintable(row.label)}; keep one of them"
+            )
+        repeats += former is not row
+    if repeats:
+        listing.notes.append(f"{repeats} {split} rows of {listing.root.name} repeat an image")
+    return list(usable.values())
+
+
+def _classes(
+    splits: Mapping[SplitName, Sequence[_Row]], declared: Sequence[str], is_for_training: bool, path: Path
+) -> tuple[str, ...]:
+    """Return the classes in use: in the order in which the table declares them, the others by their names.
+
+    Raises:
+        DataError: a split has a class that the training images do not have, or two differ only in case.
+    """
+    used = {name: {str(row.label) for row in rows} for name, rows in splits.items()}
+    everything = set().union(*used.values())
+    if is_for_training:
+        for name, classes in used.items():
+            if unknown := sorted(classes - used["train"]):
+                raise DataError(
+                    f"{path}: the {name} rows have class {short_list(unknown)}, which the train rows do not have"
+                )
+        check_case(sorted(everything), path)
+    order = [name for name in declared if name in everything]
+    return (*order, *class_order(everything - set(order)))

@@ -1,0 +1,109 @@
+"""`harness sync --tracker`: write a run that has ended to another tracker than W&B, from its journal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness.tracking.backends.backend import POSITION
+from harness.tracking.backends.registry import backend_type_of, open_trackers
+from harness.tracking.journal import JournalContents
+from harness.tracking.uploadable import read_uploadable
+from harness.tracking.wandb.rows import last_row_step
+from harness.utils.errors import TrackingError
+from harness.utils.files import read_json
+from harness.utils.plain import number, sub_mapping
+
+
+@dataclass(frozen=True)
+class TrackerSync:
+    """The result of a sync to a tracker.
+
+    Attributes:
+        title: of the tracker.
+        rows: number of rows that it did not have.
+    """
+
+    folder: Path
+    title: str
+    rows: int
+
+
+def sync_tracker(
+    kind: str,
+    folder: Path,
+    notify: Callable[[str], None],
+    anew: bool = False,
+    corrections: Mapping[str, Any] | None = None,
+    timeout: float | None = None,
+) -> TrackerSync:
+    """Write to a tracker what it lacks of a run: each step once, the files that the run has kept, and how it ended.
+
+    Args:
+        kind: a name of `BACKENDS`.
+        anew: write everything as a new run of the tracker.
+        corrections: setting -> value, in place of what the run was started with: `project`, `name` and the like.
+        timeout: seconds without progress after which the tracker is given up; `finish_timeout` of the run when None.
+
+    Raises:
+        UsageError: the tracker's package is missing.
+        DataError: there is no journal.
+        BusyError: the run is still being written.
+        TrackingError: the tracker did not take everything.
+    """
+    folder = Path(folder).expanduser()
+    backend_type = backend_type_of(kind)
+    journal, config = read_uploadable(folder, {**(corrections or {}), "tracker": (kind,)})
+    if timeout is not None:
+        config = config.replace(finish_timeout=round(timeout))
+    status = journal.status or "failed"  # a killed run has no last line
+    position = {} if anew else read_json(folder / kind / POSITION)
+    is_whole = position.get("whole", True) is True
+    if is_whole and position.get("ended") == status and position.get("step") == _last_step(journal):
+        return TrackerSync(folder, backend_type.title, 0)
+    if not is_whole and not backend_type.is_replaced:
+        raise TrackingError(
+            f"{backend_type.title} may lack rows of {folder}, as it failed or the run was killed while they were written; "
+            f"write the run as a new one with: harness sync --tracker {kind} --anew"
+        )
+    facts = {key: value for key, value in journal.header.items() if key not in ("config", "process")}
+    (tracker,) = open_trackers(
+        config,
+        folder,
+        run_name=config.name or folder.name,
+        is_resumed=is_whole and not anew,
+        earlier=journal.records,
+        intervals=journal.intervals,
+        extra={**facts, **journal.settings},
+        started=_started(journal),
+        notify=notify,
+    )
+    tracker.flush()
+    for artifact in journal.artifacts:
+        if all(path.is_file() for path in artifact.files.values()):
+            tracker.artifact(artifact)
+    for title, text in journal.alerts:
+        tracker.alert(title, text)
+    tracker.summary(journal.summary)
+    tracker.flush()
+    tracker.finish(status, 1 if journal.exit_code is None else journal.exit_code)
+    if tracker.state != "complete":
+        raise TrackingError(
+            f"{backend_type.title} does not have the whole run {folder}; when its cause is mended, "
+            f"write the run as a new one with: harness sync --tracker {kind} --anew"
+        )
+    return TrackerSync(folder, backend_type.title, tracker.rows)
+
+
+def _last_step(journal: JournalContents) -> int:
+    """Return the step of the last row of a run; -1 where there is none."""
+    return max((last_row_step(record) for record in journal.records), default=-1)
+
+
+def _started(journal: JournalContents) -> float:
+    """Return when a run began, seconds since 1970: by its journal, or by its first record."""
+    started = number(sub_mapping(journal.header, "process").get("started"))
+    times = [record.time for record in journal.records if record.time]
+    return started if started > 0 else min(times, default=0.0)

@@ -1,0 +1,180 @@
+"""`harness data`: each number against the files that were made, each problem with its line of advice."""
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.checks.data_report import draw_contact_sheet, overview_text, overview_values
+from harness.cli.main import cli
+from harness.config.settings import Config
+from harness.data.image_io import pixel_digest
+from harness.data.overview import examine
+from harness.utils.errors import DataError
+from tests.support.commands import command
+from tests.support.image_folders import make_class_folders, random_image, save_image
+
+
+def describe(root, limit=0, **settings):
+    config = Config(data=settings.pop("data", "folder"), data_dir=str(root), **settings)
+    overview = examine(config, limit)
+    return overview_values(config, overview), overview_text(overview), overview
+
+
+def advice_on(root, words, **settings):
+    """Return the one line of advice with these words."""
+    (line,) = [line for line in describe(root, **settings)[0]["advice"] if words in line]
+    return line
+
+
+def test_a_sound_folder_is_described_by_the_files_that_it_holds(tmp_path):
+    sizes = [(10 + index % 3, 10) for index in range(12)]  # height, width
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for index, size in enumerate(sizes):
+                save_image(tmp_path / split / name / f"{index}.{'png' if index % 3 else 'bmp'}", random_image(size))
+    values, text, _ = describe(tmp_path)
+    assert values["classes"] == ["cat", "dog"] and values["advice"] == [] and values["broken"] == {}
+    assert values["splits"]["train"] == {"images": 24, "read": 24, "per_class": {"cat": 12, "dog": 12}}
+    heights = [height for height, _ in sizes]
+    assert values["sizes"]["height"] == {"min": 10, "median": int(np.median(heights)), "max": 12}
+    assert values["sizes"]["width"] == {"min": 10, "median": 10, "max": 10} and values["sizes"]["different"] == 3
+    assert values["formats"] == {"PNG": 32, "BMP": 16} and values["modes"] == {"RGB": 48}
+    assert "48 images in 2 classes: splits from the folders train, test, classes from the folders in them" in text
+    assert "no problem found" in text and "height 10 / 11 / 12 pixels" in text
+    json.dumps(values)
+
+
+def test_every_problem_has_a_line_of_advice(tmp_path):
+    root = tmp_path / "pictures"
+    for split, count in (("train", 30), ("test", 4)):
+        for name in ("cat", "dog"):
+            for index in range(count):
+                save_image(root / split / name / f"{index}.png", random_image((8, 8)))
+    for index in range(3):  # a class with a tenth of the images
+        save_image(root / "train" / "cow" / f"{index}.png")
+    (root / "train/cat/broken.jpg").write_bytes(b"no picture")
+    (root / "train/cat/notes.docx").write_text("x")
+    for copy in ("test/cat/copy.png", "train/cat/copy.png", "train/dog/wrong.png"):
+        Image.open(root / "train/cat/0.png").save(root / copy, compress_level=1)  # other bytes, the same pixels
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(root / "train/dog/deep.png")
+    Image.fromarray(random_image((8, 8))).convert("RGBA").save(root / "train/dog/clear.png")
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green")]
+    frames[0].save(root / "train/dog/moving.gif", save_all=True, append_images=frames[1:])
+    values, text, _ = describe(root)
+    for words in (
+        "1 images cannot be read, the first is train/cat/broken.jpg: not an image, or one of an unsupported format; repair or remove them",
+        "the classes are unbalanced: dog has 34 training images and cow 3",
+        "1 classes have fewer than 10 training images (cow)",
+        "1 classes have no test image (cow)",
+        "1 test images are training images too; remove them",
+        "2 training images repeat another one of the split",
+        "1 images stand under two classes, such as train/cat/0.png (cat) and train/dog/wrong.png (dog)",
+        "1 images are grey and deeper than 8 bits",
+        "1 images have transparent areas, which become white",
+        "1 images have several frames, of which the first is used",
+    ):
+        assert sum(words in line for line in values["advice"]) == 1, (words, values["advice"])
+        assert f"- {words}" in text
+    assert "note: 1 files are of kinds that are not read as images: .docx (1)" in text
+    assert values["repeats"]["between"] == {"train/test": 1} and values["repeats"]["within"] == {"train": 2}
+
+
+def test_repeats_are_those_of_a_comparison_of_all_pairs(tmp_path):
+    draw = np.random.default_rng(3)
+    for split in ("train", "val", "test"):
+        for name in ("a", "b"):
+            for index in range(8):
+                save_image(tmp_path / split / name / f"{index}.png", np.full((4, 4, 3), draw.integers(0, 12), np.uint8))
+    values, _, overview = describe(tmp_path)
+    pictures = {
+        name: [split.picture(index, None).tobytes() for index in range(16)] for name, split in overview.splits.items()
+    }
+    assert values["repeats"]["within"] == {
+        name: 16 - len(set(each)) for name, each in pictures.items() if len(set(each)) < 16
+    }
+    for pair, count in values["repeats"]["between"].items():
+        first, second = pair.split("/")
+        assert count == sum(picture in pictures[first] for picture in pictures[second])
+
+
+def test_pixels_of_another_shape_have_another_digest():
+    pixels = random_image((4, 6))
+    assert pixel_digest(pixels) == pixel_digest(pixels.copy()) != pixel_digest(pixels.reshape(6, 4, 3))
+
+
+def test_a_folder_without_a_test_split_says_what_a_run_holds_out(tmp_path):
+    make_class_folders(tmp_path, ("",), count=12)
+    assert "a run holds out 25%" in advice_on(tmp_path, "there is no test split", test_fraction=0.25)
+
+
+def test_images_that_are_not_square_name_the_share_that_is_cut(tmp_path):
+    make_class_folders(tmp_path, count=12, size=(10, 16))
+    assert "cuts 38% off" in advice_on(tmp_path, "not square")
+    assert not any("not square" in line for line in describe(tmp_path, resize="letterbox")[0]["advice"])
+
+
+def test_a_large_set_is_sampled_evenly_and_that_is_said(tmp_path):
+    make_class_folders(tmp_path, ("train",), ("a", "b"), 40)
+    make_class_folders(tmp_path, ("test",), ("a", "b"), 20)
+    values, text, overview = describe(tmp_path, limit=30)
+    assert {name: split["read"] for name, split in values["splits"].items()} == {"train": 20, "test": 10}
+    assert values["splits"]["train"]["images"] == 80  # all are counted
+    assert "30 of them were read, evenly spread" in text and "--limit 0 reads all" in text
+    labels = overview.splits["train"].source.labels[list(overview.splits["train"].facts)]
+    assert Counter(labels.tolist()) == {0: 10, 1: 10}
+
+
+def test_data_that_a_run_refuses_is_described_with_the_reason(tmp_path):
+    make_class_folders(tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    values, text, _ = describe(tmp_path)
+    assert "- a run refuses this data: " in text and "no images in class folder empty" in text
+    assert values["splits"]["train"]["images"] == 6
+    with pytest.raises(DataError, match="there is no folder"):
+        describe(tmp_path / "no")
+
+
+def test_built_in_data_tables_and_archives_are_described(tmp_path):
+    values = describe("data", data="digits", limit=100)[0]
+    assert values["splits"]["train"]["images"] == 1797 and values["sizes"]["width"]["max"] == 32
+    rows = ["path,label", *(f"{save_image(tmp_path / f'{index}.png').name},{'ab'[index % 2]}" for index in range(24))]
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    values = describe(tmp_path / "t.csv", data="table")[0]
+    assert values["origin"] == "table t.csv: image=path, label=label" and values["splits"]["train"]["images"] == 24
+
+
+def test_the_contact_sheet_has_each_image_as_stored_and_as_the_model_sees_it(tmp_path):
+    colours = {"red": (255, 0, 0), "green": (0, 128, 0)}
+    for name, colour in colours.items():
+        for index in range(3):
+            pixels = np.full((20, 40, 3), 200, np.uint8)
+            pixels[:, 12:28] = colour  # the centre, which a crop keeps
+            save_image(tmp_path / "data" / name / f"{index}.png", pixels)
+    config = Config(
+        data="folder", data_dir=str(tmp_path / "data"), image_size=16, resize="crop", model_args={"width": 4}
+    )
+    path = draw_contact_sheet(config, examine(config, 0), tmp_path / "sheet.png")
+    sheet = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    for colour in colours.values():
+        rows, columns = np.nonzero((abs(sheet - colour) < 12).all(2))
+        assert len(rows) > 3 * 142 * 142 * 0.75  # the boxes below are filled with it, those above to 40 %
+        assert len(np.unique(columns)) > 3 * 100
+
+
+def test_the_command_takes_a_path_a_name_and_options(tmp_path):
+    make_class_folders(tmp_path / "pictures", count=12)
+    done = command("data", "pictures", "--output", "sheet.png", "--model-args", "width=4", cwd=tmp_path, check=0)
+    assert "48 images in 2 classes" in done.stdout and "contact sheet: sheet.png" in done.stderr
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+    values = json.loads(command("data", "digits", "--json", "--limit", 50, cwd=tmp_path, check=0).stdout)
+    assert values["data"] == "digits" and len(values["classes"]) == 10
+    assert "there is no folder nowhere" in command("data", "nowhere", cwd=tmp_path, check=3).stderr
+    assert "both name the data" in command("data", "pictures", "--data-dir", "other", cwd=tmp_path, check=2).stderr
+    assert "must end in .png or .svg" in command("data", "pictures", "-o", "x.jpg", cwd=tmp_path, check=2).stderr
+
+
+def test_the_command_is_listed_in_the_help():
+    assert cli.commands["data"].get_short_help_str(300).startswith("Show what a data set holds before training")

@@ -1,0 +1,165 @@
+"""Parquet files and data sets that Hugging Face's `datasets` saved, read through pyarrow."""
+
+import io
+import json
+import pickle
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.config.settings import Config
+from harness.data.registry import load_dataset
+from harness.utils.errors import DataError, UsageError
+from tests.support.image_folders import random_image, save_image
+
+NAMES = ["zebra", "ant"]
+
+
+def encoded(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def load(path, data="table", **settings):
+    return load_dataset(Config(data=data, data_dir=str(path), **settings))
+
+
+def image_table(pyarrow, images, labels):
+    """Return a table of encoded images and numbered classes with the description that `datasets` adds."""
+    features = {"image": {"_type": "Image"}, "label": {"names": NAMES, "_type": "ClassLabel"}}
+    rows = [{"bytes": encoded(pixels), "path": None} for pixels in images]
+    table = pyarrow.table(
+        {
+            "image": pyarrow.array(rows, pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])),
+            "label": labels,
+        }
+    )
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+def save_as_datasets_does(pyarrow, folder, images, labels, shards=2):
+    """Write the files of `Dataset.save_to_disk`."""
+    folder.mkdir(parents=True)
+    table, names = (
+        image_table(pyarrow, images, labels),
+        [f"data-{index:05}-of-{shards:05}.arrow" for index in range(shards)],
+    )
+    for index, name in enumerate(names):
+        rows = np.array_split(np.arange(len(images)), shards)[index]
+        with pyarrow.ipc.new_stream(str(folder / name), table.schema) as stream:
+            stream.write_table(table.take(pyarrow.array(rows)))
+    (folder / "state.json").write_text(json.dumps({"_data_files": [{"filename": name} for name in names]}))
+    (folder / "dataset_info.json").write_text("{}")
+
+
+def test_a_data_set_that_was_saved_to_disk_has_its_images_splits_and_class_names(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    images = {
+        split: [random_image() for _ in range(count)] for split, count in (("train", 6), ("validation", 2), ("test", 4))
+    }
+    for split, pictures in images.items():
+        save_as_datasets_does(
+            pyarrow, tmp_path / "saved" / split, pictures, [index % 2 for index in range(len(pictures))]
+        )
+    (tmp_path / "saved" / "dataset_dict.json").write_text(json.dumps({"splits": [*images]}))
+    for data in ("folder", "table"):
+        found = load(tmp_path / "saved", data)
+        assert found.classes == ("zebra", "ant")  # in their order
+        for name, split in (("train", found.train), ("validation", found.val), ("test", found.test)):
+            np.testing.assert_array_equal(split.pixels, np.stack(images[name]))
+            assert split.labels.tolist() == [index % 2 for index in range(len(images[name]))]
+        assert found.fingerprint == load(tmp_path / "saved", data).fingerprint
+    found = load(tmp_path / "saved" / "train", "folder", test_fraction=0.4)
+    assert (len(found.train), len(found.test)) == (4, 2)
+
+
+def test_images_of_several_sizes_stay_in_the_file_until_they_are_used(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    images = [random_image((8, 8 + index)) for index in range(10)]
+    save_as_datasets_does(
+        pyarrow, tmp_path / "saved", [*images, images[0]], [index % 2 for index in range(11)], shards=3
+    )
+    found = load(tmp_path / "saved", "folder", test_fraction=0.3)
+    assert found.train.pixels is None and found.classes == ("zebra", "ant")
+    for split in (found.train, found.test):
+        for index, id in enumerate(split.ids):
+            number = int(id.split("/")[1])
+            np.testing.assert_array_equal(split.picture(index), [*images, images[0]][number])
+            assert split.labels[index] == number % 2
+    notes = load(tmp_path / "saved", "folder", test_fraction=0.45).notes
+    assert all("stand in the training images too" in note for note in notes)
+
+
+@pytest.mark.parametrize("layout", ["one", "data"])
+def test_parquet_files_give_images_or_paths(tmp_path, layout):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    images = [random_image() for _ in range(10)]
+    table = image_table(pyarrow, images, [index % 2 for index in range(10)])
+    if layout == "one":
+        parquet.write_table(table, tmp_path / "all.parquet")
+        assert len(load(tmp_path / "all.parquet").train) == 8
+        paths = [f"{index}.png" for index in range(10)]
+        for path, pixels in zip(paths, images, strict=True):
+            save_image(tmp_path / path, pixels)
+        parquet.write_table(pyarrow.table({"file_name": paths, "label": [0.0, 1.0] * 5}), tmp_path / "paths.parquet")
+        found = load(tmp_path / "paths.parquet")
+        assert found.classes == ("0", "1") and len(found.train) == 8
+    else:  # as on the Hugging Face Hub
+        (tmp_path / "data").mkdir()
+        for name, start, end in (
+            ("train-00000-of-00002", 0, 3),
+            ("train-00001-of-00002", 3, 6),
+            ("test-00000-of-00001", 6, 10),
+        ):
+            parquet.write_table(table.slice(start, end - start), tmp_path / "data" / f"{name}.parquet")
+        found = load(tmp_path)
+        np.testing.assert_array_equal(found.train.pixels, np.stack(images[:6]))
+        np.testing.assert_array_equal(found.test.pixels, np.stack(images[6:]))
+
+
+def test_damaged_and_hostile_files_are_refused_in_one_line(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 no")
+    save_as_datasets_does(pyarrow, tmp_path / "saved", [random_image() for _ in range(4)], [0, 1, 0, 1])
+    for path, change in (
+        (tmp_path / "t.parquet", lambda: None),
+        (
+            tmp_path / "saved",
+            lambda: (tmp_path / "saved/state.json").write_text('{"_data_files": [{"filename": "../../etc/passwd"}]}'),
+        ),
+        (tmp_path / "saved", lambda: (tmp_path / "saved/state.json").write_text("{}")),
+    ):
+        change()
+        with pytest.raises(DataError) as caught:
+            load(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_data_set_of_the_package_datasets_is_read(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    images = [random_image() for _ in range(6)]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
+    columns = {"image": [Image.fromarray(one) for one in images], "label": [0, 1] * 3}
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            made = datasets.Dataset.from_dict(columns, features=features)
+            saved = datasets.DatasetDict({"train": made.select(range(4)), "test": made.select([4, 5])})
+            saved.save_to_disk(tmp_path / "saved")
+    except pickle.PicklingError as error:  # datasets 5.2 with pyarrow 26 and dill
+        pytest.skip(f"this version of datasets cannot save: {error}")
+    found = load(tmp_path / "saved", "folder")
+    assert found.classes == ("zebra", "ant")
+    np.testing.assert_array_equal(found.train.pixels, np.stack(images[:4]))
+
+
+def test_a_missing_pyarrow_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(UsageError, match=r"pip install 'vision-harness\[arrow\]'"):
+        load(tmp_path / "t.parquet")

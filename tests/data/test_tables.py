@@ -1,0 +1,251 @@
+"""Tables of paths and labels: which images, classes and splits they give, and what is refused in one line."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.config.recipe import make_config
+from harness.config.settings import Config
+from harness.data.registry import load_dataset, load_evaluation_data
+from harness.utils.errors import DataError, UsageError
+from tests.support.image_folders import save_image
+
+CLASSES = ("cat", "dog")
+
+
+def load_table(path, **settings):
+    return load_dataset(Config(data="table", data_dir=str(path), **settings))
+
+
+def refused(error, path, **settings):
+    with pytest.raises(error) as caught:
+        load_table(path, **settings)
+    text = str(caught.value)
+    assert "\n" not in text and text.isprintable()
+    return text
+
+
+def make_rows(root, count=5, split_of=lambda index: ""):
+    """Make photos/NAME-N.png and return rows of (path, class, split)."""
+    rows = []
+    for name in CLASSES:
+        for index in range(count):
+            save_image(root / "photos" / f"{name}-{index}.png")
+            rows.append((f"photos/{name}-{index}.png", name, split_of(index)))
+    return rows
+
+
+def write(path, header, rows, delimiter=","):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file, delimiter=delimiter).writerows([header, *rows])
+    return path
+
+
+def by_id(data):
+    splits = {split.name: split for split in (data.train, data.val, data.test) if split is not None}
+    return {
+        name: {id: data.classes[label] for id, label in zip(split.ids, split.labels, strict=True)}
+        for name, split in splits.items()
+    }
+
+
+def three_splits(index):
+    return {0: "validation", 1: "Test"}.get(index, "train")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("path", "label", "split"),
+        ("file_name", "class", "subset"),
+        ("Image Path", "Target", "Split"),
+        ("image", "category", "set"),
+    ],
+)
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_columns_are_found_by_their_usual_names(tmp_path, header, delimiter):
+    rows = make_rows(tmp_path, split_of=three_splits)
+    data = load_table(write(tmp_path / "all.csv", header, rows, delimiter))
+    expected = {"train": {}, "val": {}, "test": {}}
+    for path, name, split in rows:
+        expected[{"validation": "val", "Test": "test"}.get(split, split)][path] = name
+    assert by_id(data) == expected
+    for split in (data.train, data.val, data.test):
+        for index, id in enumerate(split.ids):
+            np.testing.assert_array_equal(split.picture(index), np.asarray(Image.open(tmp_path / id)))
+
+
+def test_columns_are_those_that_the_settings_name(tmp_path):
+    rows = [(1, path, "x", name, split) for path, name, split in make_rows(tmp_path, split_of=three_splits)]
+    table = write(tmp_path / "t.csv", ("label", "where", "path", "what", "fold"), rows)
+    data = load_table(table, image_column="where", label_column="what", split_column="fold")
+    assert data.classes == CLASSES and len(data.val) == 2
+    assert "image_column='were': " in refused(UsageError, table, image_column="were")
+    assert "did you mean 'where'?" in refused(UsageError, table, image_column="were")
+
+
+def test_a_table_without_splits_is_divided_as_a_folder_is(tmp_path):
+    data = load_table(write(tmp_path / "t.csv", ("path", "label"), [row[:2] for row in make_rows(tmp_path)]))
+    assert (len(data.train), len(data.test)) == (8, 2)
+    np.testing.assert_array_equal(np.bincount(data.test.labels), [1, 1])
+
+
+def test_a_data_dir_that_is_a_table_needs_no_other_setting():
+    config = make_config({"data_dir": "some/where.csv"})
+    assert config.data == "table"
+    assert make_config({"data_dir": "x.csv", "data": "digits"}).data == "digits"
+    assert make_config({"data_dir": "x"}).data == "cifar10"
+
+
+def test_a_folder_has_a_table_for_each_split(tmp_path):
+    rows = make_rows(tmp_path)
+    for name, part in (
+        ("train", rows[:3] + rows[5:8]),
+        ("valid", rows[3:4] + rows[8:9]),
+        ("test", rows[4:5] + rows[9:]),
+    ):
+        write(tmp_path / f"{name}.csv", ("path", "label"), [row[:2] for row in part])
+    assert {name: len(images) for name, images in by_id(load_table(tmp_path)).items()} == {
+        "train": 6,
+        "val": 2,
+        "test": 2,
+    }
+
+
+def test_names_without_extensions_and_in_an_images_folder_are_found(tmp_path):
+    make_rows(tmp_path / "images")
+    rows = [(f"photos/{name}-{index}", name) for name in CLASSES for index in range(5)]
+    data = load_table(write(tmp_path / "t.csv", ("image_id", "label"), rows))
+    assert data.train.ids[0].startswith("images/photos/") and data.train.ids[0].endswith(".png")
+
+
+def test_classes_that_are_numbers_are_in_the_order_of_their_values(tmp_path):
+    rows = []
+    for index in range(24):
+        save_image(tmp_path / f"{index}.png")
+        rows.append((f"{index}.png", index % 12))
+    assert load_table(write(tmp_path / "t.csv", ("path", "label"), rows)).classes == tuple(map(str, range(12)))
+
+
+@pytest.mark.parametrize("kind", ["parent", "absolute", "link", "folder link"])
+def test_no_path_leads_out_of_the_folder_unless_it_is_named(tmp_path, kind):
+    root = tmp_path / "data"
+    rows = [row[:2] for row in make_rows(root)]
+    outside = save_image(tmp_path / "outside" / "secret.png")
+    if kind == "link":
+        (root / "photos" / "link.png").symlink_to(outside)
+    if kind == "folder link":
+        (root / "link").symlink_to(outside.parent)
+    path = {
+        "parent": "../outside/secret.png",
+        "absolute": str(outside),
+        "link": "photos/link.png",
+        "folder link": "link/secret.png",
+    }[kind]
+    table = write(root / "t.csv", ("path", "label"), [*rows, (path, "cat")])
+    message = refused(UsageError, table)
+    assert f"row 11: {path} is outside of {root}; set --image-root" in message
+    if kind == "absolute":
+        rows = [(str(root / path), label) for path, label in rows]
+        write(table, ("path", "label"), [*rows, (str(outside), "cat")])
+        assert "outside/secret.png" in [
+            *by_id(load_table(table, image_root=str(tmp_path)))["train"],
+            *by_id(load_table(table, image_root=str(tmp_path)))["test"],
+        ]
+
+
+def test_absolute_paths_inside_the_folder_are_read(tmp_path):
+    rows = [(str(tmp_path / path), name) for path, name, _ in make_rows(tmp_path)]
+    assert len(load_table(write(tmp_path / "t.csv", ("path", "label"), rows)).train) == 8
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "error", "message"),
+    [
+        (("a", "b"), [("photos/cat-0.png", "cat")], UsageError, "has the columns a, b, and none is named after the path of each image; set --image-column"),
+        (("path", "b"), [("photos/cat-0.png", "cat")], UsageError, "none is named after the class of each image; set --label-column"),
+        (("path", "path"), [], DataError, "two columns of one name"),
+        (("path", "label"), [("photos/cat-0.png",)], DataError, "line 2: 1 values for 2 columns"),
+        (("path", "label"), [("photos/cat-0.png", "cat"), ("photos/cat-0.png", "dog")], DataError, "photos/cat-0.png has the classes cat and dog"),
+        (("path", "label"), [("photos/cat-0.png", "cat"), ("photos/dog-0.png", "Cat")], DataError, "differ only in case"),
+        (("path", "label"), [("photos/cat-0.png", "cat"), ("photos/dog-0.png", "dog"), ("photos/no.png", "dog")], DataError, "the first is photos/no.png: t.csv names it, and it is not in"),
+        (("path", "label"), [("photos/cat-0.png", "cat"), ("photos/dog-0.png", "dog"), ("photos/dog-1.png", "")], DataError, "photos/dog-1.png: no label"),
+        (("path", "label", "split"), [("photos/cat-0.png", "cat", "fold3")], DataError, "split 'fold3' is none of train, val and test"),
+        (("path", "label", "split"), [("photos/cat-0.png", "cat", "test")], DataError, "but none to train on"),
+        (("path", "label", "split"), [("photos/cat-0.png", "cat", "train"), ("photos/dog-0.png", "dog", "test")], DataError, "the test rows have class dog"),
+        (("path", "label"), [("photos/cat-0.png", "cat")], DataError, "only 1 class"),
+    ],
+)  # fmt: skip
+def test_a_table_that_makes_no_sense_is_refused_in_one_line(tmp_path, header, rows, error, message):
+    make_rows(tmp_path)
+    assert message in refused(error, write(tmp_path / "t.csv", header, rows))
+
+
+def test_rows_without_a_picture_or_a_label_are_skipped_when_asked(tmp_path):
+    rows = [row[:2] for row in make_rows(tmp_path)]
+    table = write(tmp_path / "t.csv", ("path", "label"), [*rows, ("photos/no.png", "cat"), ("", "cat")])
+    assert load_table(table, bad_images="skip").skipped == ["photos/no.png", "row 12"]
+
+
+def test_rows_without_labels_or_a_split_are_named(tmp_path):
+    rows = make_rows(tmp_path, split_of=lambda index: "test" if index == 4 else "train")
+    rows = [(path, "" if split == "test" else name, split) for path, name, split in rows] + [rows[0]]
+    data = load_table(write(tmp_path / "t.csv", ("path", "label", "split"), rows))
+    assert data.notes == ["the 2 test rows have no labels and are not used", "1 train rows of t.csv repeat an image"]
+    assert len(data.train) + len(data.test) == 8  # a test set is held out
+
+
+def test_a_table_of_other_images_is_evaluated_by_the_names_of_its_classes(tmp_path):
+    rows = [(path, name, "test") for path, name, _ in make_rows(tmp_path) if name == "dog"]
+    table = write(tmp_path / "t.csv", ("path", "label", "split"), rows)
+    data = load_evaluation_data(Config(data="table", data_dir=str(table)), ("bird", "cat", "dog"), "")
+    assert list(data.splits) == ["test"] and data.splits["test"].labels.tolist() == [2] * 5
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+@pytest.mark.parametrize("layout", ["root", "splits"])
+def test_a_folder_with_hugging_faces_metadata_has_the_labels_in_it(tmp_path, kind, layout):
+    for split in ("train", "test"):
+        rows = [(row[0], row[1]) for row in make_rows(tmp_path / split)]
+        if layout == "splits":
+            _write_metadata(tmp_path / split, kind, rows)
+    if layout == "root":
+        _write_metadata(
+            tmp_path, kind, [(f"{split}/{path}", name) for split in ("train", "test") for path, name in rows]
+        )
+    data = load_dataset(Config(data="folder", data_dir=str(tmp_path)))
+    assert (len(data.train), len(data.test)) == (10, 10) and data.classes == CLASSES
+    assert {
+        data.classes[label] == id.rpartition("/")[2].split("-")[0]
+        for id, label in zip(data.test.ids, data.test.labels, strict=True)
+    } == {True}
+
+
+def _write_metadata(folder, kind, rows):
+    if kind == "csv":
+        write(folder / "metadata.csv", ("file_name", "label"), rows)
+    else:
+        lines = [json.dumps({"file_name": path, "label": name}) for path, name in rows]
+        (folder / "metadata.jsonl").write_text("\n".join(lines))
+
+
+def test_metadata_without_labels_leaves_the_classes_to_the_folders(tmp_path):
+    for name in CLASSES:
+        for index in range(5):
+            save_image(tmp_path / name / f"{index}.png")
+    write(tmp_path / "metadata.csv", ("file_name", "caption"), [("cat/0.png", "a cat")])
+    data = load_dataset(Config(data="folder", data_dir=str(tmp_path)))
+    assert len(data.train) == 8 and data.notes == ["1 files are of kinds that are not read as images: .csv (1)"]
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b'path,label\n"a', b"\xff\xfe", b"path,label\0\nx,\0"])
+def test_a_damaged_table_is_refused_in_one_line(tmp_path, content):
+    (tmp_path / "t.csv").write_bytes(content)
+    with pytest.raises((DataError, UsageError)) as caught:
+        load_table(tmp_path / "t.csv")
+    assert "\n" not in str(caught.value)
+    assert "there is no" in refused(DataError, tmp_path / "no.csv")
