@@ -36,6 +36,7 @@ FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`
 TRACKED_EXPORT = "`harness export --wandb`"
 JOURNAL_ONLY, IN_SUMMARY = "journal", "journal, summary"
 CHANGES, WATCH = "uncommitted changes", "`--watch`"
+GROUPS = "`--layer-decay`, `--head-lr-scale` or `--bias-lr-scale`"
 CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
 TENSORBOARD, MLFLOW, TRACKIO = "`--tracker tensorboard`", "`--tracker mlflow`", "`--tracker trackio`"
 SEVERAL, TRACKED = "several metrics", "`harness explain` with a tracker"
@@ -137,6 +138,12 @@ METRICS = (
     Metric("train/step_loss", LOSS, "loss of each step's batch"),
     Metric("train/grad_norm", "-", "2-norm of each step's gradient, before clipping", CLIP),
     Metric("lr", "-", "learning rate of each step, read back from the optimizer"),
+    Metric(
+        "lr/*",
+        "-",
+        "learning rate of a group of parameters at the epoch's last update: `body`, `head`, `bias`, `layer_00` (the first layer) and so on",
+        GROUPS,
+    ),
     Metric("epoch", "epochs", "finished epochs, with a fraction at the steps within one"),
     Metric("images_seen", "images", "training images seen until then, counted in every epoch"),
     Metric(

@@ -79,7 +79,8 @@ def open_run(folder: Path) -> FinishedRun:
         raise DataError(f"no run in {folder}: it has no journal.jsonl; `harness runs` lists the runs")
     journal = read_journal(folder)
     try:
-        config = Config(**dict(journal.header["config"]))
+        changed = {name: journal.settings[name] for name in ("epochs", "extended") if name in journal.settings}
+        config = Config(**{**journal.header["config"], **changed})
     except (HarnessError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'journal.jsonl'} does not begin with the settings of a run ({error})") from None
     return FinishedRun(folder, journal, config, current_state(folder), read_summary(folder))

@@ -45,7 +45,7 @@ class RateCurve:
 def rates_of_config(config: Config, per_epoch: int) -> RateCurve:
     """Return the rates of a configuration, read back from its optimizer while its schedule sets them."""
     schedule = make_schedule(config, per_epoch)
-    optimizer = make_optimizer(config.replace(head_lr_scale=1.0), nn.Linear(1, 1))
+    optimizer = make_optimizer(config.replace(head_lr_scale=1.0, layer_decay=1.0, optimizer_args={}), nn.Linear(1, 1))
     lr = []
     for step in range(schedule.steps + 1):
         set_lr_and_momentum(optimizer, schedule.lr(step), schedule.momentum_at(step))

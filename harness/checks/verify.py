@@ -146,7 +146,7 @@ def _measure(config: Config, classes: int) -> tuple[list[CheckRow], list[CheckRo
     random_state = torch.get_rng_state()
     try:
         torch.manual_seed(config.seed)
-        config = _with_numeric_rates(config).replace(device="cpu", precision="fp32", pretrained=False)
+        config = _with_numeric_rates(config).replace(device="cpu", precision="fp32", pretrained=False, init="")
         model = factory.create_model(config, config.classes or classes)
         size = make_preprocess(config, model, augmentation.pattern_dataset(64)).size
         image_rows = [] if _is_resnet18(config) else augmentation.augmentation_rows(model, config)

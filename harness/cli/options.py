@@ -27,7 +27,7 @@ class SettingOption(click.Option):
         extra: dict[str, Any] = {}
         if alone := config.value_alone(name):
             extra = {"is_flag": False, "flag_value": alone}
-        elif name in ("model_args", "plugin", "tags", "tracker"):
+        elif name in ("model_args", "optimizer_args", "freeze", "plugin", "tags", "tracker"):
             extra = {"multiple": True}
         super().__init__(
             [*option_names(name), name],
@@ -113,7 +113,14 @@ def _metavar(name: str) -> str:
         return "BOOL"
     if name in ("data_dir", "output"):
         return "FOLDER"
-    special = {"model_args": "KEY=VALUE,...", "plugin": "NAME,...", "tags": "NAME,...", "tracker": "NAME,..."}
+    special = {
+        "model_args": "KEY=VALUE,...",
+        "optimizer_args": "KEY=VALUE,...",
+        "freeze": "PATTERN,...",
+        "plugin": "NAME,...",
+        "tags": "NAME,...",
+        "tracker": "NAME,...",
+    }
     return {int: "N", float: "NUMBER", str: "TEXT"}.get(config.setting_types()[name], special.get(name, "NUMBER"))
 
 
@@ -164,7 +171,7 @@ def _joined(name: str, value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     parts = [config.coerce(name, part) for part in value]
-    if name == "model_args":
+    if name in ("model_args", "optimizer_args"):
         merged: dict[str, Any] = {}
         for part in parts:
             merged |= part

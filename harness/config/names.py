@@ -11,6 +11,8 @@ SplitName: TypeAlias = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 REPORTED_SPLITS: tuple[SplitName, ...] = ("test", "val")  # what a result is about, the test set first
 SPLIT_LABELS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
+# Arguments of a timm model that a run decides by other settings.
+DECIDED_ARGUMENTS = ("num_classes", "pretrained", "in_chans", "device", "dtype")
 # How folders, files and columns call a split, in lower case.
 SPLIT_WORDS: dict[str, SplitName] = {
     "train": "train", "training": "train", "test": "test", "testing": "test", "val": "val", "valid": "val",

@@ -17,6 +17,7 @@ _NAMES = {
     "plugin": "importmodule plugins usermodules",
     "data": "classificationdataset datamodule dataset datasetname",
     "data_dir": "datafolder datapath dataroot datasetdir datasetpath imagedir imagefolder imagesdir imgdir root rootdir traindata traindir",
+    "init": "initcheckpoint initfrom initialcheckpoint initweights pretrainedpath pretrainedweights weights",
     "download": "datasetdownload",
     "classes": "nbclasses nc nclasses numclass numclasses numlabels",
     "image_size": "cropsize imagesz imgsize imgsz inputsize resolution traincropsize",
@@ -35,8 +36,12 @@ _NAMES = {
     "drop_last": "dataloaderdroplast",
     "optimizer": "optim optimizername optimizertype optimname optname solver",
     "momentum": "adambeta1 beta1 mom sgdmomentum",
+    "optimizer_args": "optargs optimizerkwargs optimizerparams optkwargs",
     "nesterov": "usenesterov",
     "weight_decay": "decay l2 l2reg wdecay weightdecayrate",
+    "layer_decay": "layerlrdecay layerwiselrdecay llrd lrlayerdecay",
+    "freeze": "freezelayers freezeparams frozen",
+    "freeze_epochs": "freezebackboneepochs headepochs unfreezeepoch",
     "label_smoothing": "labelsmooth labelsmoothingfactor ls smoothing",
     "mixup": "mixupalpha",
     "cutmix": "cutmixalpha",
@@ -110,7 +115,7 @@ _REMEDIES = {
     "use --workers 0 with --loader timm": "noworkers",
     "use --resume with the run directory; W&B continues the same run": "resumeid runid wandbid wandbresumeid",
     "use --resume never with a new --name": "existok overwrite overwriteoutputdir",
-    "it is among --momentum (beta1) and torch's defaults": "adambeta2 adamepsilon beta2 betas epsilon eps optbetas opteps",
+    "use --optimizer-args, such as --optimizer-args eps=1e-6,betas=[0.9,0.98]": "adambeta2 adamepsilon beta2 betas epsilon eps optbetas opteps",
 }  # fmt: skip
 REMEDIES_ELSEWHERE = {other: remedy for remedy, others in _REMEDIES.items() for other in others.split()}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from harness.config import yaml_io
+from harness.config.init_source import model_of
 from harness.config.names import data_of_path
 from harness.config.settings import Config, canonical_name, coerce, setting_fields
 from harness.config.words import settings_of
@@ -104,12 +105,32 @@ def first_comparison(config: Config) -> int:
     return max(1, math.ceil((peak + config.epochs) / 2))
 
 
+def _model_of_weights(given: Mapping[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of the model that the weights of `init` belong to; empty where a model is named.
+
+    The weights that the options name replace those of the recipe.
+    """
+    if given.get("init") and "pretrained" not in given:
+        values.pop("pretrained", None)
+    if given.get("pretrained") and "init" not in given:
+        values.pop("init", None)
+    init = given.get("init", "" if "model" in values else values.get("init", ""))
+    if not init or "model" in given:
+        return {}
+    source = model_of(str(init))
+    if "plugin" in source:
+        source["plugin"] = tuple(dict.fromkeys([*coerce("plugin", values.get("plugin", ())), *source["plugin"]]))
+    return source
+
+
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule. `model_args` are added to those of the recipe. The settings of a recipe that
-    fit only its own model (`MODEL_SETTINGS`) are not used for another `model`. If `resume` is a run directory and there is
+    fewer epochs keeps the shape of its schedule; for a run that is resumed see `Schedule.extend`. `model_args` and
+    `optimizer_args` are added to those of the recipe. Without `model`, that of the
+    weights of `init` is used, where they name it. The settings of a recipe that fit only its own model (`MODEL_SETTINGS`)
+    are not used for another model. If `resume` is a run directory and there is
     no recipe, the settings of that run are used.
 
     Args:
@@ -125,18 +146,24 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
         given["data"] = data
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
     values = read_recipe(str(given.pop("recipe", None) or recipe or _default_recipe(str(given.get("resume", "auto")))))
-    if "epochs" in given and "peak_epoch" not in given:
+    is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
+    if "epochs" in given and "peak_epoch" not in given and not is_resumed:
+        extended = coerce("extended", values.pop("extended", ()))  # of the run whose settings the recipe is
         epochs, peak_epoch = (
             coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
         )
+        epochs = coerce("epochs", extended[0].partition(":")[2]) if extended else epochs
         values["peak_epoch"] = scaled_peak(peak_epoch, epochs, given["epochs"])
-    if "model" in given and given["model"] != values.get("model", setting_fields()["model"].default):
+    source = _model_of_weights(given, values)
+    model = given.get("model", source.get("model"))
+    if model is not None and model != values.get("model", setting_fields()["model"].default):
         values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
-    if values.get("model_args") and "model_args" in given:
-        given["model_args"] = {
-            **coerce("model_args", values["model_args"]),
-            **coerce("model_args", given["model_args"]),
-        }
+    values |= source
+    if "optimizer" in given and given["optimizer"] != values.get("optimizer", setting_fields()["optimizer"].default):
+        values.pop("optimizer_args", None)  # of another optimizer
+    for name in ("model_args", "optimizer_args"):
+        if values.get(name) and name in given:
+            given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}
     if "lr_min" in given and "lr_min_ratio" not in given:
         values.pop("lr_min_ratio", None)
     config = Config(**{**values, **given})

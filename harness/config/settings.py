@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import operator
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from harness.utils.errors import UsageError, did_you_mean
 WANDB = "wandb"
 TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
+MAX_EXTENSIONS = 100  # changes of the number of epochs of one run
 AUTO = "auto"  # written for None, the value of a switch that is neither on nor off
 # Short names that are understood wherever a setting's name is: options, recipes, parameters of a sweep.
 SHORT_NAMES = {"config": "recipe", "lr": "lr_max", "opt": "optimizer", "wd": "weight_decay"}
@@ -86,6 +88,7 @@ class Config:
     model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar, speedrun_cnn.", group="Model")
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, for example width=16,logit_scale=0.125.", group="Model")
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model")
+    init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="Model")
 
     data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), table (a CSV, Parquet or other table of paths and labels in data_dir), a name that a plug-in registers, or one for timm's create_dataset.", group="Data")
@@ -116,16 +119,21 @@ class Config:
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000)
     eval_batch_size: int = _setting(1000, "Images per batch in evaluation; does not change the results.", group="Training", low=1, high=1_000_000, affects_results=False)
     drop_last: bool = _setting(True, "Drop the last batch of an epoch where it is incomplete.", group="Training")
-    optimizer: str = _setting("sgd", "Optimizer, from torch.optim.", group="Training", choices=("sgd", "adam", "adamw", "rmsprop"))
-    momentum: float = _setting(0.9, "Momentum of SGD and RMSprop; beta1 of Adam and AdamW.", group="Training", low=0, below=1)
+    optimizer: str = _setting("sgd", "Optimizer: sgd, adam, adamw or rmsprop of torch.optim, or any name of timm.optim.list_optimizers(), such as nadamw, lamb, lion, muon.", group="Training")
+    optimizer_args: dict[str, Any] = _setting({}, "Further arguments of the optimizer, for example eps=1e-6 or betas=[0.9,0.98].", group="Training", added_later=True)
+    momentum: float = _setting(0.9, "Momentum of SGD and RMSprop, and of those of timm that have one; beta1 of Adam and AdamW.", group="Training", low=0, below=1)
     momentum_min: float | None = _setting(None, "Momentum at the maximum of the LR, to cycle the momentum inversely to the LR; none: constant momentum.", group="Training", low=0, below=1)
     nesterov: bool = _setting(True, "Use Nesterov momentum (SGD).", group="Training")
-    weight_decay: float = _setting(5e-4, "Weight decay, applied to all parameters.", group="Training", low=0, high=10)
+    weight_decay: float = _setting(5e-4, "Weight decay; see bias_decay for the parameters that it applies to.", group="Training", low=0, high=10)
+    bias_decay: bool | None = _setting(None, "Apply the weight decay to all parameters; otherwise not to biases, to normalisation layers and to what the model excludes. auto: to all, but not with --pretrained or --init.", group="Training", added_later=True)
     label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1)
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
     bias_lr_scale: float = _setting(1.0, "Factor on the LR of the biases; their weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
     head_lr_scale: float = _setting(1.0, "Factor on the LR of the last layer (timm's classifier); its weight decay is divided by it.", group="Training", above=0, high=1e6, added_later=True)
+    layer_decay: float = _setting(1.0, "Factor on the LR from each layer to the one below it, so that the first layers change least; 1: off.", group="Training", above=0, high=1, added_later=True)
+    freeze: tuple[str, ...] = _setting((), "Parameters that are not trained: their names, with * and ? for any letters, or the names of modules; all-but-head: everything except for the classifier. Batch normalisation of frozen modules keeps its running statistics.", group="Training", added_later=True)
+    freeze_epochs: int = _setting(0, "Train the classifier alone for this many epochs, then everything that --freeze does not name.", group="Training", low=0, high=1_000_000, added_later=True)
     lookahead: int = _setting(0, "Look-ahead: replace the weights by their moving average every this many updates, with an average that becomes longer towards the end of training; 0: off.", group="Training", low=0, high=1_000_000, added_later=True)
     whitening: bool = _setting(False, "Initialise the first convolution with filters that whiten the patches of the training images, and do not train them.", group="Training", added_later=True)
     clip_grad: float = _setting(0.0, "Maximum norm of the gradient; 0: no clipping.", group="Training", low=0)
@@ -143,6 +151,7 @@ class Config:
     lr_max: NumberOrFind = _setting(0.0045, "LRMAX, the maximum of the schedule; find: run an LR range test first.", group="Learning rate", above=0, high=1e6)
     peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0)
     cycles: int = _setting(5, "Number of triangles of the cyclic schedule in the whole run.", group="Learning rate", low=1, high=1_000_000)
+    extended: tuple[str, ...] = _setting((), "STEP:EPOCHS, ...: the run was to have EPOCHS epochs, and got another number at update STEP, from which the schedule takes another shape; written by --resume RUN --epochs N.", group="Learning rate", added_later=True)
     plateau_patience: int = _setting(10, "Epochs without lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
     plateau_factor: float = _setting(0.1, "Factor by which plateau multiplies the LR.", group="Learning rate", above=0, below=1)
 
@@ -222,21 +231,47 @@ class Config:
             )
         return low, high
 
+    def extensions(self) -> list[tuple[int, int]]:
+        """Return `extended` as (update at which the length of the run changed, epochs that it was to have before).
+
+        Raises:
+            UsageError: it is no list of increasing updates with epochs.
+        """
+        if len(self.extended) > MAX_EXTENSIONS or not all(
+            re.fullmatch(r"\d{1,15}:[1-9]\d{0,6}", item, re.ASCII) for item in self.extended
+        ):
+            raise UsageError(
+                f"extended={','.join(self.extended)[:80]}: need at most {MAX_EXTENSIONS} STEP:EPOCHS, such as 2328:24"
+            )
+        pairs = [(int(step), int(epochs)) for step, epochs in (item.split(":") for item in self.extended)]
+        steps = [step for step, _ in pairs]
+        if steps != sorted(set(steps)):
+            raise UsageError(f"extended={','.join(self.extended)}: the updates must increase")
+        return pairs
+
+    def before_extensions(self) -> Config:
+        """Return the settings that the run was started with, before `--resume RUN --epochs N` changed its length."""
+        extensions = self.extensions()
+        return self.replace(epochs=extensions[0][1], extended=()) if extensions else self
+
     def _check_combinations(self) -> None:
         self.grey_limits()
+        # The peak belongs to the length that the run was started with.
+        extensions = self.extensions()
+        epochs = extensions[0][1] if extensions else self.epochs
         if not self.needs_lr_find and self.schedule != "constant":
             lowest, highest = self.rates()
             if lowest > highest:
                 raise UsageError(
                     f"need lr_min <= lr_max, got lr_min={lowest:g}, lr_max={highest:g}; lower one or raise the other"
                 )
-        if self.schedule == "one_cycle" and self.epochs and not self.peak_epoch <= self.epochs:
+        if self.schedule == "one_cycle" and epochs and not self.peak_epoch <= epochs:
             raise UsageError(
-                f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={self.epochs}; set --peak-epoch"
+                f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={epochs}; set --peak-epoch"
             )
-        if self.schedule == "cosine" and self.epochs and not self.peak_epoch < self.epochs:
+        if self.schedule == "cosine" and epochs and not self.peak_epoch < epochs:
             raise UsageError(
-                f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={self.epochs}; set --peak-epoch"
+                f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={epochs}; set --peak-epoch"
             )
         needs_val = [
             reason
@@ -274,10 +309,24 @@ class Config:
             )
         if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
             raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
+        if self.pretrained and self.init:
+            raise UsageError(
+                f"pretrained=True and init={self.init!r} both name weights to start from; keep one of them"
+            )
         if self.val_fraction + self.test_fraction >= 1 and self.val_fraction:
             raise UsageError(
                 f"val_fraction={self.val_fraction:g} and test_fraction={self.test_fraction:g} leave nothing to train on"
             )
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Whether training starts from trained weights: timm's pretrained ones, or those of `init`."""
+        return self.pretrained or bool(self.init)
+
+    @property
+    def decays_biases(self) -> bool:
+        """Whether the weight decay applies to biases and normalisation layers too."""
+        return not self.starts_from_weights if self.bias_decay is None else self.bias_decay
 
     @property
     def needs_lr_find(self) -> bool:
@@ -314,7 +363,7 @@ class Config:
         for key, value in self.to_dict().items():
             setting = setting_fields()[key]
             if setting.metadata["affects_results"] and not (
-                setting.metadata["added_later"] and getattr(self, key) == setting.default
+                setting.metadata["added_later"] and getattr(self, key) == default_of(key)
             ):
                 affecting[key] = value
         # A captured update has the results of a plain one. Version 0.1 had False for today's auto.
@@ -336,6 +385,12 @@ def setting_fields() -> Mapping[str, dataclasses.Field[Any]]:
 def setting_types() -> Mapping[str, Any]:
     """Return name -> type annotation."""
     return get_type_hints(Config)
+
+
+def default_of(name: str) -> Any:
+    """Return the default of a setting."""
+    item = setting_fields()[name]
+    return item.default if item.default_factory is dataclasses.MISSING else item.default_factory()
 
 
 def is_switch(name: str) -> bool:

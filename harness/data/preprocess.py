@@ -138,20 +138,28 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
-def make_preprocess(config: Config, model: nn.Module, data: Dataset) -> Preprocess:
+def make_preprocess(
+    config: Config, model: nn.Module, data: Dataset, of_weights: Preprocess | None = None
+) -> Preprocess:
     """Return the preprocessing of this data for `model`.
 
     The size is `config.image_size`, or else the width of the model's default input. Mean and standard deviation are those of the
-    data for the built-in models trained from scratch and for models that name none; otherwise they are the model's.
+    data for the built-in models trained from scratch and for models that name none; otherwise they are the model's. What
+    the weights that training starts from were trained with takes the place of the model's defaults.
+
+    Args:
+        of_weights: the preprocessing of these weights; None where it is not known.
 
     Raises:
         UsageError: the model does not take RGB images.
     """
     cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+    if of_weights is not None:
+        cfg |= {**of_weights.to_dict(), "input_size": (3, of_weights.size, of_weights.size)}
     stored_size = data.train.pixels.shape[1:3] if data.train.pixels is not None else None
     size = config.image_size or int((cfg.get("input_size") or (3, stored_size[0] if stored_size else 224))[-1])
     is_built_in = type(model).__module__.startswith(BUILT_IN_MODELS_PACKAGE)
-    if (is_built_in and not config.pretrained) or not cfg.get("mean") or not cfg.get("std"):
+    if (is_built_in and not config.pretrained and of_weights is None) or not cfg.get("mean") or not cfg.get("std"):
         mean, std = data.mean, data.std
     else:
         mean, std = tuple(cfg["mean"]), tuple(cfg["std"])

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config.names import data_of_path
+from harness.config.names import DECIDED_ARGUMENTS, data_of_path
 from harness.config.settings import WANDB, Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
 from harness.models import factory
-from harness.models.pretrained import DECIDED_ARGUMENTS
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import CHECKPOINTS, STATUS, check_own_files, is_run
 from harness.training import checkpoint
@@ -27,7 +26,7 @@ from harness.utils.errors import CheckpointError, HarnessError, UsageError
 from harness.utils.files import read_json
 
 # Settings that a checkpoint decides and that no option can change.
-FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "classes", "recipe", "pretrained"}
+FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "classes", "recipe", "pretrained", "init"}
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
         UsageError: an override is fixed by the checkpoint.
     """
     path = find_checkpoint(Path(path).expanduser())
-    weights, facts = checkpoint.load_weights(path) if path.suffix == ".safetensors" else _from_state(path)
+    weights, facts = checkpoint.load_weights(path) if path.suffix == ".safetensors" else weights_of_state(path)
     try:
         saved = Config(**facts["config"])
         preprocess = Preprocess(**facts["preprocess"])
@@ -110,13 +109,13 @@ def _as_built(saved: Config, facts: Mapping[str, Any], path: Path) -> Config:
         config = read_json(path.with_name("config.json"))
         architecture = {"name": config.get("architecture"), "args": config.get("model_args", {})} if config else None
     if not architecture or ":" not in saved.model:
-        return saved.replace(pretrained=False)
+        return saved.replace(pretrained=False, init="")
     try:
         name, arguments = architecture["name"], dict(architecture["args"])
         if not isinstance(name, str) or ":" in name:
             raise ValueError("the name of its architecture")
         arguments = {key: value for key, value in arguments.items() if key not in DECIDED_ARGUMENTS}
-        return saved.replace(pretrained=False, model=name, model_args={**arguments, **saved.model_args})
+        return saved.replace(pretrained=False, init="", model=name, model_args={**arguments, **saved.model_args})
     except (UsageError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has no usable architecture ({error})") from None
 
@@ -168,7 +167,7 @@ def _find_checkpoint(path: Path) -> Path:
     return path
 
 
-def _from_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def weights_of_state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """Return the weights in a `last.pt` that would be the result (the EMA where there is one), and the whole state."""
     state = checkpoint.load_checkpoint(path)
     try:

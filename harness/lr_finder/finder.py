@@ -16,6 +16,7 @@ from harness.data import loaders
 from harness.data.dataset import Dataset, hold_out
 from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess
+from harness.evaluation.initial_weights import give_initial_weights, read_initial_weights
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, candidate_lrs, default_range, range_test, short_run
 from harness.lr_finder.result import LRFinderResult
@@ -199,6 +200,8 @@ class LRFinder:
         torch.manual_seed(seed)
         model = factory.create_model(config, self.num_classes)
         factory.initialise_for(model, config, self.dataset, inputs.preprocess)
+        if config.init:
+            give_initial_weights(model, read_initial_weights(config.init), self.dataset.classes, config.model)
         mixup, forward = (
             make_mixup(config, self.num_classes),
             factory.make_training_forward(config, model, inputs.device),

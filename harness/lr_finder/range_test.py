@@ -68,6 +68,11 @@ class LRRange:
         return self.steps + math.ceil(2 * (self.steps - 1) / math.log10(self.high / self.low))
 
 
+def is_like_sgd(optimizer: str) -> bool:
+    """Return whether an optimizer takes rates as those of SGD; others divide the gradient by its size."""
+    return optimizer.removeprefix("c").startswith(("sgd", "momentum", "nesterov"))
+
+
 def default_range(
     optimizer: str,
     *,
@@ -80,7 +85,7 @@ def default_range(
 
     Adam and RMSprop divide by the size of the gradient, and learn and diverge at a tenth of SGD's rates or less.
     """
-    usual_low, usual_high = (1e-4, 1.0) if optimizer == "sgd" else (1e-6, 0.1)
+    usual_low, usual_high = (1e-4, 1.0) if is_like_sgd(optimizer) else (1e-6, 0.1)
     if low is None:
         low = usual_low if high is None else min(usual_low, high / 1e3)
     if high is None:
@@ -147,7 +152,7 @@ def curve_of_seed(
     with preserve_rng_state():
         learner, batches = learner_factory(seed), loader_factory(seed)
         learner.measure_grad = True
-        learner.model.train()
+        learner.begin_epoch(learner.freezing.epochs)
         detector = DivergenceDetector(uniform_loss, lr_range.steps)
         recorder = _CurveRecorder(lr_range, seed_index, on_step)
         every = max(1, lr_range.steps // VAL_POINTS)
@@ -253,7 +258,7 @@ def short_run(
     scores = {"loss": math.nan, "acc": 0.0}
     with preserve_rng_state():
         learner, batches = learner_factory(seed), loader_factory(seed)
-        learner.model.train()
+        learner.begin_epoch(learner.freezing.epochs)
         has_diverged = False
         for step, (images, labels) in enumerate(_batches_of_all_epochs(batches, seed)):
             if step >= schedule.steps:

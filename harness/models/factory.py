@@ -18,6 +18,7 @@ from harness.config.settings import Config
 from harness.data.dataset import Dataset
 from harness.data.preprocess import Preprocess, sample_images
 from harness.models import cifar_resnet, speedrun_cnn
+from harness.models.freezing import frozen_names, set_trained
 from harness.models.outputs import return_logits_in_evaluation
 from harness.models.pretrained import match_classes
 from harness.models.whitening import whiten_first_layer
@@ -78,6 +79,8 @@ def create_model(config: Config, classes: int) -> nn.Module:
 def initialise_for(model: nn.Module, config: Config, data: Dataset, preprocess: Preprocess) -> None:
     """Give a new model what its initialisation takes from the data: the order of its classes, and whitening filters.
 
+    Parameters that `freeze` names are not trained afterwards.
+
     Raises:
         UsageError: the model does not fit the settings or the classes.
     """
@@ -85,6 +88,7 @@ def initialise_for(model: nn.Module, config: Config, data: Dataset, preprocess: 
         match_classes(model, data.classes)
     if config.whitening:
         whiten_first_layer(model, sample_images(data.train, preprocess))
+    set_trained(model, frozen_names(model, config.freeze), False)
 
 
 def check_name(name: str) -> None:
@@ -139,6 +143,11 @@ def _first_line(error: BaseException) -> str:
 def count_parameters(model: nn.Module) -> int:
     """Return the number of parameters; one that several layers share counts once."""
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def count_frozen(model: nn.Module) -> int:
+    """Return the number of parameters that are not trained."""
+    return sum(parameter.numel() for parameter in model.parameters() if not parameter.requires_grad)
 
 
 def model_names(filter: str = "", plugins: Iterable[str] = ()) -> list[tuple[str, Origin]]:
@@ -241,6 +250,8 @@ def make_training_forward(config: Config, model: nn.Module, device: torch.device
         reason = f"device={device} is not a CUDA GPU"
     elif config.precision == "fp32":
         reason = "precision=fp32"
+    elif config.freeze or config.freeze_epochs:
+        reason = "batch normalisation of frozen layers is not in these kernels"
     elif importlib.util.find_spec("triton") is None:
         reason = "Triton is not installed"
     else:

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from harness.config.names import DECIDED_ARGUMENTS
 from harness.utils.errors import UsageError
 from harness.utils.plain import json_text, parse_json
 from harness.utils.text import escape_unprintable
 
-# Arguments that a run decides by other settings.
-DECIDED_ARGUMENTS = ("num_classes", "pretrained", "in_chans", "device", "dtype")
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +44,7 @@ def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
         UsageError: the order differs, and the last layer cannot be rearranged.
     """
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    names = _label_names(cfg)
+    names = label_names(cfg)
     outputs = int(getattr(model, "num_classes", len(classes)))
     if not names or cfg.get("num_classes", len(names)) != outputs:
         return
@@ -55,18 +54,32 @@ def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
             ", ".join(names[:3]), ", ".join(list(classes)[:3]),
         )  # fmt: skip
         model.reset_classifier(outputs)  # type: ignore[operator]
-    elif (ordered := [*classes, *(name for name in names if name not in set(classes))]) != names:
-        order = torch.tensor([names.index(name) for name in ordered])
-        for layer in _classifiers(model, cfg, outputs):
-            with torch.no_grad():
-                for parameter in (layer.weight, layer.bias):
-                    if isinstance(parameter, Tensor):
-                        parameter.copy_(parameter[order].clone())
+    elif (ordered := output_order(names, classes)) != names:
+        reorder_outputs(model, names, ordered)
     # The exported configuration must not keep names in their former order.
     model.pretrained_cfg = {key: value for key, value in cfg.items() if not key.startswith("label_")}  # type: ignore[assignment]
 
 
-def _label_names(cfg: Mapping[str, Any]) -> list[str]:
+def output_order(names: Sequence[str], classes: Sequence[str]) -> list[str]:
+    """Return the names of the outputs of a model in the order of `classes`; those that are none of them come last."""
+    return [*classes, *(name for name in names if name not in set(classes))]
+
+
+def reorder_outputs(model: nn.Module, names: Sequence[str], ordered: Sequence[str]) -> None:
+    """Put the outputs of a model, whose names are `names`, into another order.
+
+    Raises:
+        UsageError: the last layer cannot be rearranged.
+    """
+    order = torch.tensor([list(names).index(name) for name in ordered])
+    for layer in _classifiers(model, len(names)):
+        with torch.no_grad():
+            for parameter in (layer.weight, layer.bias):
+                if isinstance(parameter, Tensor):
+                    parameter.copy_(parameter[order].clone())
+
+
+def label_names(cfg: Mapping[str, Any]) -> list[str]:
     """Return the names of the outputs in their order; none where the configuration has none, or has gaps."""
     names = cfg.get("label_names")
     if isinstance(names, Mapping):
@@ -78,15 +91,30 @@ def _label_names(cfg: Mapping[str, Any]) -> list[str]:
     return [escape_unprintable(str(name)) for name in names] if isinstance(names, list | tuple) else []
 
 
-def _classifiers(model: nn.Module, cfg: Mapping[str, Any], classes: int) -> list[Any]:
-    """Return the layers that make the logits: linear, or convolutions of one pixel."""
+def classifier_names(model: nn.Module) -> list[str]:
+    """Return the names of the modules that make the logits; empty where the model does not name them, as timm's do."""
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     names = cfg.get("classifier") or ()
     modules = dict(model.named_modules())
-    layers = [modules.get(name) for name in ([names] if isinstance(names, str) else names)]
+    listed = [name for name in ([names] if isinstance(names, str) else names) if name in modules]
+    if listed or not callable(get_classifier := getattr(model, "get_classifier", None)):
+        return listed
+    made = get_classifier()  # several for a distilled model
+    return [name for name, module in modules.items() if any(module is each for each in _as_tuple(made))]
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, tuple | list) else (value,)
+
+
+def _classifiers(model: nn.Module, classes: int) -> list[Any]:
+    """Return the layers that make the logits: linear, or convolutions of one pixel."""
+    modules = dict(model.named_modules())
+    layers = [modules[name] for name in classifier_names(model)]
     if not layers or any(
         not isinstance(layer, nn.Linear | nn.Conv2d) or len(layer.weight) != classes for layer in layers
     ):
         raise UsageError(
-            "the pretrained model has the classes of the data in another order, and its last layer cannot be rearranged; rename the class folders, or set --pretrained False"
+            "the pretrained model has the classes of the data in another order, and its last layer cannot be rearranged; rename the class folders, or leave --pretrained and --init out"
         )
     return layers

@@ -16,12 +16,14 @@ from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
+from harness.evaluation.initial_weights import InitialWeights, give_initial_weights, read_initial_weights
 from harness.models import factory
 from harness.runs.model_check import check_model
 from harness.training.device import autocast_dtype, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
+from harness.training.optimizer import check_optimizer
 from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
 from harness.utils.errors import UsageError, did_you_mean
@@ -31,7 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Components:
-    """What a run is made of."""
+    """What a run is made of.
+
+    Attributes:
+        initial: where the weights come from that training starts with; None where it starts anew or is resumed.
+        initial_note: what was taken of them, in a line.
+    """
 
     config: Config
     dataset: Dataset
@@ -39,6 +46,8 @@ class Components:
     preprocess: Preprocess
     loaders: loaders.Loaders
     schedule: Schedule
+    initial: InitialWeights | None = None
+    initial_note: str = ""
 
     @property
     def selection_split(self) -> str:
@@ -56,14 +65,22 @@ class Components:
         return "val" if self.loaders.val is not None else "test"
 
 
-def build_components(config: Config, processes: SingleProcess | None = None) -> Components:
+def build_components(
+    config: Config, processes: SingleProcess | None = None, resumed: Preprocess | None = None
+) -> Components:
     """Build every component of a run and check them against each other; nothing is written.
+
+    Args:
+        resumed: the preprocessing in the checkpoint of a run that is resumed, whose weights come from there: those of
+            `init` are not read again, and may have gone.
 
     Raises:
         UsageError: settings, data and model do not fit together.
         DataError: the data is missing or unreadable.
+        CheckpointError: the weights of `init` are missing or unsafe, or do not fit.
     """
     processes = processes or SingleProcess()
+    check_optimizer(config)
     device = pick_device(config.device)
     configure_torch(config, device)
     # The main process decides, since the choice may be measured.
@@ -74,15 +91,19 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
     if not config.test:
         dataset = dataclasses.replace(dataset, test=None)
     classes = _number_of_classes(config, dataset)
+    initial = read_initial_weights(config.init) if config.init and resumed is None else None
 
     torch.manual_seed(config.seed)
     model = factory.create_model(config, classes)
-    preprocess = make_preprocess(config, model, dataset)
+    preprocess = resumed or make_preprocess(config, model, dataset, None if initial is None else initial.preprocess)
     factory.initialise_for(model, config, dataset, preprocess)
+    initial_note = "" if initial is None else give_initial_weights(model, initial, dataset.classes, config.model)
     notes = preprocess_notes(config, model, dataset, preprocess)
     dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
     for note in notes if processes.is_main else ():
         log.warning("%s", note)
+    if initial is not None:
+        initial = dataclasses.replace(initial, weights={})  # the model has them: free their memory
     if config.sync_bn and processes.world_size > 1 and device.type == "cuda":
         model = factory.with_sync_batchnorm(model)
 
@@ -104,7 +125,7 @@ def build_components(config: Config, processes: SingleProcess | None = None) -> 
     schedule = make_schedule(config, made.train.steps)
     if config.lookahead:
         learner.lookahead = Lookahead(learner.model, config.lookahead, schedule.steps)
-    components = Components(config, dataset, learner, preprocess, made, schedule)
+    components = Components(config, dataset, learner, preprocess, made, schedule, initial, initial_note)
     _check(components)
     return components
 

@@ -85,6 +85,8 @@ def _find_lr(
     config: Config, options: LRFinderOptions, write_sweep: Path | None, reporter: ProgressReporter
 ) -> LRFinderResult:
     components = build_components(with_placeholder_lr(config))
+    if components.initial_note:
+        reporter.message(f"{components.initial_note}.")
     name = config.name or f"find-{default_name(config)}"
     directory = run_dir.claim_run_dir(config.replace(name=name, resume="never"))
     config = config.replace(job_type="find" if config.job_type == "train" else config.job_type)
@@ -129,7 +131,7 @@ def resolve_lr(
     if not config.needs_lr_find:
         return config
     stored = read_json(folder / JSON)
-    if stored.get("digest") != config.digest() or not _is_usable(stored):
+    if stored.get("digest") != config.before_extensions().digest() or not _is_usable(stored):
         result = run_range_test(config, components, folder, tracker, reporter, check=check)
         reporter.message(result_table(result))
         stored = result.to_json()

@@ -15,9 +15,12 @@ from harness.config.recipe import AnyConfig
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
 from harness.data.own_datasets import config_of_call
+from harness.data.preprocess import Preprocess
 from harness.lr_finder.finder import with_placeholder_lr
+from harness.models import factory
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
+from harness.runs.extension import report_extension, with_extension
 from harness.runs.lr_find import resolve_lr
 from harness.runs.model_log import WEIGHTS
 from harness.runs.progress import LineReporter, ProgressReporter
@@ -26,8 +29,10 @@ from harness.runs.tracked_run import TrackedRun, check_tracking, tracked_run
 from harness.runs.trainer import RunResult, Trainer, tracking_header
 from harness.tracking import run_dir
 from harness.tracking.journal import NullJournal
-from harness.tracking.records import Scalar
+from harness.tracking.lineage import model_of_run
+from harness.tracking.records import Artifact, Scalar
 from harness.tracking.run_dir import RunDir
+from harness.tracking.run_files import CHECKPOINTS, is_locked
 from harness.tracking.run_names import slug
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import has_active_run
@@ -39,7 +44,7 @@ from harness.training.loop import TrainerState
 from harness.training.process_settings import restore_process_state
 from harness.training.saved_progress import check_progress
 from harness.training.schedule import make_schedule
-from harness.utils.errors import CheckpointError, PeerLostError, UsageError, as_harness_error
+from harness.utils.errors import BusyError, CheckpointError, PeerLostError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
 from harness.utils.signals import StopRequests
@@ -95,8 +100,18 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         check_tracking(config)
         run_dir.check_output(config)
         _check_distributed(config, processes)
+        config = with_extension(config, processes)
         config = config.replace(precision=run_dir.kept_precision(config))
-        components = build_components(with_placeholder_lr(config), processes)
+        resumed = _resumed_preprocess(config, processes)
+        components = build_components(with_placeholder_lr(config), processes, resumed)
+        if components.initial_note:
+            reporter.message(f"{components.initial_note}.")
+        if config.freeze:
+            frozen, total = (
+                factory.count_frozen(components.learner.model),
+                factory.count_parameters(components.learner.model),
+            )
+            reporter.message(f"Frozen: {frozen:,} of {total:,} parameters.")
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
         # The requested settings, with `find` where it stands, name the directory, and a resumed run must agree with them.
@@ -119,6 +134,8 @@ def _train(
     remove_temporary_files(directory.path)
     learner = components.learner
     saved = _load_checkpoint(directory, components, reporter) if directory.resumed else None
+    if config.init and (saved is None) != (components.initial is not None):
+        raise BusyError(f"{directory.path} was taken by another process in the meantime; give the same command again")
     saved, _ = learner.processes.broadcast((saved, str(directory.path.absolute())))
     state = restore_state(components, saved)
     if saved is not None:
@@ -128,9 +145,17 @@ def _train(
     with (
         StopRequests() as stop_requests,
         tracked_run(
-            config, directory, reporter, stop_requests, header=tracking_header(components, facts), state=state
+            config,
+            directory,
+            reporter,
+            stop_requests,
+            header=tracking_header(components, facts),
+            state=state,
+            inputs=_initial_models(components),
         ) as tracked,
     ):
+        if (extensions := config.extensions()) and state.step == extensions[-1][0]:
+            report_extension(components, tracked.tracker, reporter)
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
         trainer = Trainer(components, directory, tracked.tracker, tracked.journal, reporter, state, stop_requests)
         with learner.processes.report_peer_failure():
@@ -143,7 +168,8 @@ def _train(
 def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
     """Train as another process than the main one, which alone writes, evaluates the result and explains it."""
     _check_distributed(config, processes)
-    components = build_components(with_placeholder_lr(config), processes)
+    config = with_extension(config, processes)
+    components = build_components(with_placeholder_lr(config), processes, _resumed_preprocess(config, processes))
     nothing: tuple[dict[str, Any] | None, str] = (None, "")
     saved, path = processes.broadcast(nothing)
     state = restore_state(components, saved)
@@ -157,6 +183,36 @@ def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
         run_dir.mark_failed(directory.path, reason, error.exit_code)
         raise
     return RunResult(directory.path, {}, state.history, components.learner.eval_model)
+
+
+def _resumed_preprocess(config: Config, processes: SingleProcess) -> Preprocess | None:
+    """Return the preprocessing in the checkpoint that these settings resume; None where training starts anew, or without
+    `init`, when nothing depends on it.
+
+    Only the main process looks for it.
+    """
+    if not config.init:
+        return None
+    preprocess = None
+    for path in run_dir.unfinished_runs(config) if processes.is_main else ():
+        newest = None if is_locked(path) else checkpoint.newest_checkpoint(path / CHECKPOINTS)
+        if newest is not None:
+            try:
+                preprocess = Preprocess(**checkpoint.load_checkpoint(newest)["preprocess"])
+                preprocess.check()
+            except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{newest} has no usable preprocessing ({error}); start again with --resume never"
+                ) from None
+            break
+    return processes.broadcast(preprocess)
+
+
+def _initial_models(components: Components) -> list[Artifact]:
+    """Return the model in W&B that training starts from, as an artifact that the run uses; empty where W&B has none."""
+    initial = components.initial
+    logged = None if initial is None or initial.run is None else model_of_run(initial.run)
+    return [] if logged is None else [logged]
 
 
 def restore_state(components: Components, saved: dict[str, Any] | None) -> TrainerState:

@@ -67,6 +67,7 @@ def tracked_run(
     *,
     header: Mapping[str, Any],
     state: TrainerState | None = None,
+    inputs: Sequence[Artifact] = (),
 ) -> Iterator[TrackedRun]:
     """Open the journal and W&B of a run directory; close both and write `status.json`, whatever happens.
 
@@ -74,12 +75,15 @@ def tracked_run(
         config: the requested settings; written to `config.yaml`.
         header: plain facts that the journal and W&B store with the settings: environment, data, parameters.
         state: position of the training; a resumed run continues from it, a stopped one ended at it. None: a range test.
+        inputs: artifacts that a new run uses besides its data.
 
     Raises:
         Interrupted: with exit code 0 in place of the caught one when a W&B sweep stopped the run early.
         TrackingError: W&B was required and is not available.
     """
     (directory.path / SUMS).unlink(missing_ok=True)  # of a run that was killed at its very end
+    if directory.resumed:  # before its settings change: a finished run with more epochs is no longer finished
+        directory.status(RunState.RUNNING, **_position(directory, state))
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
     directory.status(RunState.RUNNING, **_position(directory, state))
     try:
@@ -99,6 +103,8 @@ def tracked_run(
         try:
             if dataset is not None:
                 _declare_dataset(tracked, dataset, known)
+            for artifact in inputs:  # not in the journal, which has no files outside of the run directory
+                tracked.wandb.artifact(artifact)
             yield tracked
             if config.alerts == "ended":
                 tracked.tracker.alert("run finished", f"{directory.name} has finished")

@@ -248,8 +248,11 @@ class Trainer:
             )
 
     def _stops_early(self) -> bool:
-        patience, history = self.components.config.early_stop, self.state.history
-        return bool(patience and history) and len(history) - best_epoch(history, "val")[0] >= patience
+        config, history = self.components.config, self.state.history
+        patience, extensions = config.early_stop, config.extensions()
+        # A run that was stopped early and is to train on is not stopped before it has.
+        since = extensions[-1][0] // self.components.loaders.train.steps if extensions else 0
+        return bool(patience and history) and len(history) - max(best_epoch(history, "val")[0], since) >= patience
 
     def _result_model(self) -> nn.Module:
         """Return the model with the weights of the result: those of the selected epoch, else the last ones."""
@@ -350,4 +353,5 @@ def tracking_header(components: Components, environment: Mapping[str, Any]) -> d
         "environment": dict(environment),
         "dataset": describe_data(components),
         "parameters": factory.count_parameters(components.learner.model),
+        **({"initial_weights": components.initial_note} if components.initial_note else {}),
     }

@@ -199,16 +199,18 @@ def kept_precision(config: Config) -> str:
     if config.precision != AUTO:
         return config.precision
     for precision in precisions():
-        candidate = config.replace(precision=precision)
-        if config.resume not in ("auto", "never"):
-            unfinished = [Path(config.resume).expanduser()]
-        elif config.resume == "never":
-            unfinished = []
-        else:
-            unfinished = [path for path in runs_with_settings(candidate) if read_state(path) in UNFINISHED]
-        if any(not changed_settings(path, candidate) for path in unfinished):
+        if any(True for _ in unfinished_runs(config.replace(precision=precision))):
             return precision
     return AUTO
+
+
+def unfinished_runs(config: Config) -> Iterator[Path]:
+    """Yield the run directories that these settings may resume, oldest first: the named one, or those of the same name."""
+    if config.resume not in ("auto", "never"):
+        path = Path(config.resume).expanduser()
+        yield from [] if changed_settings(path, config, is_named=True) else [path]
+    elif config.resume == "auto":
+        yield from (path for path in runs_with_settings(config) if read_state(path) in UNFINISHED)
 
 
 def runs_with_settings(config: Config) -> Iterator[Path]:
@@ -228,7 +230,7 @@ def _claim_named(config: Config, path: Path) -> RunDir:
         raise UsageError(f"--resume {path}: there is no run in that directory; `harness runs` lists the runs")
     if read_state(path) == RunState.UNREADABLE:
         raise _unreadable(path)
-    changed = changed_settings(path, config)
+    changed = changed_settings(path, config, is_named=True)
     if changed:
         raise UsageError(
             f"--resume {path}: its settings differ: {'; '.join(changed)}; omit those options, or start a new run"
@@ -237,9 +239,11 @@ def _claim_named(config: Config, path: Path) -> RunDir:
     lock = lock_folder(path)
     if lock is None:
         raise _busy(path)
-    if read_state(path) == RunState.FINISHED:
+    if read_state(path) == RunState.FINISHED and not changed_settings(path, config):
         lock.close()
-        raise AlreadyFinished(f"{path} is already complete; show its result with: harness evaluate {path}")
+        raise AlreadyFinished(
+            f"{path} is already complete; show its result with: harness evaluate {path}; train on with more --epochs"
+        )
     return RunDir(path, resumed=True, lock=lock, plugins=config.plugin)
 
 
@@ -257,19 +261,42 @@ def _unreadable(path: Path) -> UsageError:
     )
 
 
-def changed_settings(path: Path, config: Config) -> list[str]:
-    """Return `setting: stored -> requested` for each setting that affects a run's numbers and is not equal."""
+def stored_config(path: Path) -> Config | None:
+    """Return the settings of the run in a directory; None where they cannot be read."""
     try:
-        stored = Config(**yaml_io.read_yaml(path / CONFIG)).affecting_results()
+        return Config(**yaml_io.read_yaml(path / CONFIG))
     except (HarnessError, TypeError):
+        return None
+
+
+def changed_settings(path: Path, config: Config, is_named: bool = False) -> list[str]:
+    """Return `setting: stored -> requested` for each setting that affects a run's numbers and is not equal.
+
+    Args:
+        is_named: the user named the run, which may get another number of epochs.
+    """
+    stored_settings = stored_config(path)
+    if stored_settings is None:
         return [CONFIG_UNREADABLE]
-    requested = config.affecting_results()
+    stored, requested = stored_settings.affecting_results(), config.affecting_results()
+    if is_named and _has_other_length(stored_settings, config):
+        for settings in (stored, requested):
+            for key in ("epochs", "extended"):
+                settings.pop(key, None)
     every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
     return [
         f"{key}: {stored.get(key)!r} -> {requested.get(key)!r}"
         for key in every
         if stored.get(key) != requested.get(key)
     ]
+
+
+def _has_other_length(stored: Config, config: Config) -> bool:
+    """Return whether settings are those of a run whose number of epochs was changed, by what `extended` says."""
+    *former, last = config.extended or ("",)
+    epochs = [*(epochs for _, epochs in stored.extensions()), stored.epochs]
+    is_prefix = tuple(former) == stored.extended[: len(former)]
+    return is_prefix and len(former) < len(epochs) and last.partition(":")[2] == str(epochs[len(former)])
 
 
 def read_state(path: Path) -> RunState:

@@ -84,7 +84,9 @@ def _check_wandb_folder(root: Path, folder: Path) -> None:
     """Check what W&B writes to by its name; it makes links of its own, and harness opens nothing through them."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
-            if name not in WANDB_LINKS and (folder / name).is_symlink():
+            # It makes a link under its name with a number first, and leaves that where it cannot be renamed.
+            is_own = name in WANDB_LINKS or (name.rpartition(".")[0] in WANDB_LINKS and name[-1:].isdecimal())
+            if not is_own and (folder / name).is_symlink():
                 raise _refused(root, folder / name)
 
 

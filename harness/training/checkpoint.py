@@ -292,7 +292,7 @@ def load_weights_strict(model: nn.Module, weights: Mapping[str, torch.Tensor], p
         raise CheckpointError(f"{path} does not fit the model: its weights are no mapping")
     expected = model.state_dict()
     if kinds := [
-        f"{key} {kind}" for key in expected if key in weights and (kind := _other_kind(weights[key], expected[key]))
+        f"{key} {kind}" for key in expected if key in weights and (kind := other_kind(weights[key], expected[key]))
     ]:
         raise CheckpointError(
             f"{path} does not fit the model: {'; '.join(kinds[:5])}{' ...' if len(kinds) > 5 else ''}"
@@ -311,7 +311,7 @@ def load_weights_strict(model: nn.Module, weights: Mapping[str, torch.Tensor], p
     model.load_state_dict(dict(weights))
 
 
-def _other_kind(value: Any, expected: Tensor) -> str:
+def other_kind(value: Any, expected: Tensor) -> str:
     """Return what a value of a checkpoint is, where it is no dense tensor with the kind of numbers of another; else nothing."""
     if not isinstance(value, Tensor):
         return f"{type(value).__name__} instead of a tensor"

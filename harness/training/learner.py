@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import gc
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +20,17 @@ from harness.training.device import autocast
 from harness.training.distributed import SingleProcess
 from harness.training.ema import EMAModel
 from harness.training.finite import first_not_finite, infinite_buffers
+from harness.training.freezing import Freezing, make_freezing
 from harness.training.lookahead import Lookahead
-from harness.training.optimizer import current_lr, load_optimizer, make_optimizer, set_lr_and_momentum
+from harness.training.optimizer import (
+    current_lr,
+    group_lr_scales,
+    is_second_order,
+    load_optimizer,
+    make_optimizer,
+    seed_optimizer,
+    set_lr_and_momentum,
+)
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
@@ -59,6 +70,9 @@ class Learner:
         ema: moving average of the weights; if there is one, it is evaluated and saved.
         infinite_buffers: names of the model's buffers that hold infinite values by design.
         lookahead: replaces the weights by their average every few updates.
+        freezing: which parameters are not trained, and until when.
+        lr_scales: name of a group of parameters -> factor on its LR; empty where all have the same.
+        is_compiled: `forward` is the compiled model.
     """
 
     model: nn.Module
@@ -79,6 +93,30 @@ class Learner:
     lookahead: Lookahead | None = None
     scaler: torch.amp.GradScaler | None = field(default=None)
     infinite_buffers: frozenset[str] = frozenset()
+    freezing: Freezing = field(default_factory=Freezing)
+    lr_scales: Mapping[str, float] = field(default_factory=dict)
+    is_compiled: bool = False
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Put the model into training mode for an epoch, with what is trained in it.
+
+        Args:
+            epoch: epochs done before it.
+        """
+        if self.freezing.apply(self.model, epoch):
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.graph is not None:
+                self.graph.reset()
+            if self.parallel is not None:  # it exchanges the gradients of the parameters that it was made with
+                was_forward = self.forward is self.parallel
+                self.parallel = None
+                self.forward = None if was_forward or self.is_compiled else self.forward
+                gc.collect()
+                self.parallel = self.processes.wrap_ddp(self.model)
+                assert self.parallel is not None
+                self.forward = torch.compile(self.parallel) if self.is_compiled else self.parallel
+        self.model.train()
+        self.freezing.freeze_statistics(self.model, epoch)
 
     def train_step(
         self, images: Tensor, labels: Tensor, step: int, lr: float, momentum: float, num_images: int | None = None
@@ -95,6 +133,7 @@ class Learner:
                 are not waited for, and the reader of the loss has to check it.
         """
         set_lr_and_momentum(self.optimizer, lr, momentum)
+        seed_optimizer(self.optimizer, step)
         targets: Tensor = labels
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
@@ -173,7 +212,13 @@ class Learner:
                 loss = loss * (len(inputs) / num_images)
                 # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
-                (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
+                scaled = scaled if self.scaler is None else self.scaler.scale(scaled)
+                if is_second_order(self.optimizer):
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")  # of a reference cycle, which zero_grad breaks
+                        scaled.backward(create_graph=True)
+                else:
+                    scaled.backward()
             fault_injection.point("micro_batch")
             losses.append(loss.detach())
             corrects.append((logits.detach().argmax(1) == classes).sum())
@@ -262,6 +307,11 @@ def make_learner(
     model.to(memory_format=layout)
     processes = processes or SingleProcess()
     _check_processes(config, processes, device)
+    optimizer = make_optimizer(config, model)
+    if is_second_order(optimizer) and (processes.world_size > 1 or precision == torch.float16):
+        raise UsageError(
+            f"optimizer={config.optimizer} needs second derivatives, which {'several processes' if processes.world_size > 1 else 'fp16'} do not have; choose another --optimizer"
+        )
     ema = EMAModel(model, config.ema, config.ema_warmup) if config.ema else None
     parallel = processes.wrap_ddp(model)
     trained = model if parallel is None else parallel
@@ -269,7 +319,7 @@ def make_learner(
         model=model,
         processes=processes,
         parallel=parallel,
-        optimizer=make_optimizer(config, model),
+        optimizer=optimizer,
         device=device,
         precision=precision,
         label_smoothing=0.0 if mix else config.label_smoothing,  # mixed targets are smoothed where they are made
@@ -281,6 +331,9 @@ def make_learner(
         ema=ema,
         scaler=torch.amp.GradScaler(device.type) if precision == torch.float16 else None,
         infinite_buffers=infinite_buffers(model),
+        freezing=make_freezing(config, model),
+        lr_scales=group_lr_scales(config, model),
+        is_compiled=config.compile,
     )
     reason = why_not_captured(config, learner)
     if config.cuda_graph and reason:

@@ -169,7 +169,7 @@ def fit(
 
     Yields:
         `train/loss` (nats, mean over the images as augmented), `train/acc` (fraction), `<split>/loss`, `<split>/acc`,
-        `lr` (of the epoch's last update), `epoch`, times, throughput and memory; `steps` holds loss, LR, fraction of the
+        `lr` (of the epoch's last update; `lr/<group>` where parameter groups have factors on it), `epoch`, times, throughput and memory; `steps` holds loss, LR, fraction of the
         epochs and images seen of every update. Gradients are enabled at each yield.
 
     Raises:
@@ -186,7 +186,7 @@ def fit(
             if done == 0:
                 # The random state of dropout and the like is a function of the epoch (and of the process).
                 torch.manual_seed(seed_for(seed, "epoch", epoch, *learner.processes.rank_key))
-            learner.model.train()
+            learner.begin_epoch(epoch)
             with pause_garbage_collection():
                 for images, labels in train.epoch(epoch, done):
                     num_images = len(labels) if learner.processes.world_size == 1 else train.size(len(state.lrs))
@@ -206,6 +206,7 @@ def fit(
             if (record := live.finish_epoch()) is not None:  # before the evaluation, which may take long
                 yield record
             values, steps = _epoch_values(state, position)
+            values |= {f"lr/{name}": state.lrs[-1] * scale for name, scale in learner.lr_scales.items()}
             learner.average_buffers()
             if name := learner.first_not_finite():
                 raise _divergence(f"{name} is not finite", epoch, state.step - 1, state.lrs[-1])
