@@ -12,7 +12,7 @@ import pytest
 import harness
 from harness.cli.commands import ALIASES, DAILY
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
-from harness.config.other_names import NAMES_ELSEWHERE, REMEDIES_ELSEWHERE, settings_in
+from harness.config.other_names import _NAMES, _REMEDIES, NAMES_ELSEWHERE, REMEDIES_ELSEWHERE, settings_in
 from harness.config.settings import SHORT_NAMES, Config, canonical_name, normalize_name, setting_fields
 from harness.sweep.command import START_RUN
 from harness.sweep.schema import parse_sweep
@@ -137,6 +137,8 @@ def test_names_that_other_trainers_use_lead_to_settings():
     own = {normalize_name(name) for name in setting_fields()} | SHORT_NAMES.keys()
     assert not own & (NAMES_ELSEWHERE.keys() | REMEDIES_ELSEWHERE.keys())
     assert not NAMES_ELSEWHERE.keys() & REMEDIES_ELSEWHERE.keys()
+    listed = [name for others in (*_NAMES.values(), *_REMEDIES.values()) for name in others.split()]
+    assert len(listed) == len(set(listed)) == len(NAMES_ELSEWHERE) + len(REMEDIES_ELSEWHERE)
     for elsewhere, name in NAMES_ELSEWHERE.items():
         assert name in setting_fields()
         assert elsewhere == normalize_name(elsewhere)

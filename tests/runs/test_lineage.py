@@ -67,6 +67,7 @@ def test_every_use_of_a_model_leads_back_to_its_run_and_its_data(server, tmp_pat
 
     # As docs/wandb.md shows it: the version is a model on any machine.
     downloaded = wandb.Api().artifact("e/p/custom_resnet-digits:best").download(str(tmp_path / "model"))
+    wandb.teardown()  # what follows starts W&B's process itself
     path, here = f"{downloaded}/model.safetensors", picture(tmp_path)
     trained = harness.load_model(path)
     assert trained.classes == tuple(str(digit) for digit in range(10))
