@@ -208,7 +208,7 @@ class Config:
     def __new__(cls, **values: Any) -> Config:
         """Refuse names that are no settings in the words of `canonical_name`, where a dataclass has none."""
         for name in values:
-            if name not in setting_fields() and (setting := canonical_name(name)):
+            if name != "undecided" and name not in setting_fields() and (setting := canonical_name(name)):
                 raise UsageError(f"Config has no field {name!r}: give {setting!r}, or use make_config")
         return super().__new__(cls)
 
