@@ -32,7 +32,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 # What a machine of the CI may lack. Anything else that is missing there would let tests pass without being run.
 MAY_BE_SKIPPED = re.compile(
-    "this machine|no GPU|Triton|webdataset|'datasets'|mlflow|trackio|another C library|affinity|listed by git", re.IGNORECASE
+    "this machine|no GPU|Triton|webdataset|'datasets'|mlflow|trackio|another C library|affinity|listed by git",
+    re.IGNORECASE,
 )
 
 

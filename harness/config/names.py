@@ -7,6 +7,7 @@ import re
 from enum import StrEnum
 from typing import Literal, TypeAlias, get_args
 
+WANDB = "wandb"  # a tracker
 SplitName: TypeAlias = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 REPORTED_SPLITS: tuple[SplitName, ...] = ("test", "val")  # what a result is about, the test set first

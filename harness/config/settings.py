@@ -18,13 +18,13 @@ from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints
 
 from harness.config import yaml_io
+from harness.config.combinations import check_combinations
 from harness.config.conversion import BOOLEANS as BOOLEANS
 from harness.config.conversion import FIND, NumberOrFind, convert
-from harness.config.names import may_bring_validation
+from harness.config.names import WANDB as WANDB
 from harness.config.other_names import meaning_of
 from harness.utils.errors import UsageError, did_you_mean
 
-WANDB = "wandb"
 TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
 MAX_EXTENSIONS = 100  # changes of the number of epochs of one run
@@ -225,7 +225,7 @@ class Config:
             object.__setattr__(self, "lr_min", lr_min)
             (undecided.add if "lr_max" in undecided else undecided.discard)("lr_min")
         object.__setattr__(self, "undecided", frozenset(undecided))
-        self._check_combinations()
+        check_combinations(self)
 
     def grey_limits(self) -> tuple[float, float] | None:
         """Return `grey_range` as two numbers; None where it is empty.
@@ -268,72 +268,6 @@ class Config:
         extensions = self.extensions()
         return self.replace(epochs=extensions[0][1], extended=()) if extensions else self
 
-    def _check_combinations(self) -> None:
-        self.grey_limits()
-        # The peak belongs to the length that the run was started with.
-        extensions = self.extensions()
-        epochs = extensions[0][1] if extensions else self.epochs
-        are_rates_known = not self.needs_lr_find and self.undecided.isdisjoint(("lr_min", "lr_max"))
-        if are_rates_known and self.schedule != "constant":
-            lowest, highest = self._lr_range()
-            if lowest > highest:
-                raise UsageError(
-                    f"need lr_min <= lr_max, got lr_min={lowest:g}, lr_max={highest:g}; lower one or raise the other"
-                )
-        is_length_known = epochs and self.undecided.isdisjoint(("epochs", "peak_epoch"))
-        if self.schedule == "one_cycle" and is_length_known and not self.peak_epoch <= epochs:
-            raise UsageError(
-                f"need peak_epoch <= epochs, got peak_epoch={self.peak_epoch:g}, epochs={epochs}; set --peak-epoch"
-            )
-        if self.schedule == "cosine" and is_length_known and not self.peak_epoch < epochs:
-            raise UsageError(
-                f"the warm-up (peak_epoch={self.peak_epoch:g}) must end before epochs={epochs}; set --peak-epoch"
-            )
-        needs_val = [
-            reason
-            for applies, reason in (
-                (self.schedule == "plateau", "schedule=plateau lowers the LR by the validation loss"),
-                (self.early_stop > 0, "early_stop depends on the validation accuracy"),
-                (self.select == "best", "select=best selects the epoch by validation accuracy"),
-            )
-            if applies
-        ]
-        may_lack_val = self.val_fraction == 0 and not may_bring_validation(self.data)
-        if needs_val and may_lack_val:
-            raise UsageError(f"{needs_val[0]}, but val_fraction=0 means no validation split; set --val-fraction 0.1")
-        if not self.test and may_lack_val:
-            raise UsageError("test=False and val_fraction=0 leave nothing to evaluate on; set --val-fraction 0.1")
-        if not self.test and self.select == "best-on-test":
-            raise UsageError(
-                "select=best-on-test selects on the test set, which test=False leaves unread; set --test True"
-            )
-        if self.wandb == "online" and WANDB not in self.tracker:
-            raise UsageError(
-                f"wandb=online, but tracker={','.join(self.tracker)} leaves W&B out; add wandb to --tracker, or leave --wandb out"
-            )
-        if self.link and self.log_model == "never":
-            raise UsageError(
-                f"link={self.link!r} links the model, which log_model=never does not log; set --log-model end"
-            )
-        if self.alternating_flip and not self.flip:
-            raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")
-        if self.momentum_min is not None and self.momentum_min > self.momentum:
-            raise UsageError(f"need momentum_min <= momentum, got {self.momentum_min:g} > {self.momentum:g}")
-        if self.grad_accumulation > self.batch_size and "batch_size" not in self.undecided:
-            raise UsageError(
-                f"need grad_accumulation <= batch_size, got {self.grad_accumulation} > {self.batch_size}: micro-batches would be empty"
-            )
-        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
-            raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
-        if self.pretrained and self.init:
-            raise UsageError(
-                f"pretrained=True and init={self.init!r} both name weights to start from; keep one of them"
-            )
-        if self.val_fraction + self.test_fraction >= 1 and self.val_fraction:
-            raise UsageError(
-                f"val_fraction={self.val_fraction:g} and test_fraction={self.test_fraction:g} leave nothing to train on"
-            )
-
     @property
     def starts_from_weights(self) -> bool:
         """Whether training starts from trained weights: timm's pretrained ones, or those of `init`."""
@@ -359,9 +293,6 @@ class Config:
             raise UsageError(
                 f"{', '.join(sorted(self.undecided))}: auto is chosen from the data when a run begins; give numbers, another --recipe, or use `harness run`"
             )
-        return self._lr_range()
-
-    def _lr_range(self) -> tuple[float, float]:
         if isinstance(self.lr_min, str) or isinstance(self.lr_max, str):
             raise UsageError(
                 "lr_min or lr_max is `find`, and no LR range test has been run; give numbers, or use `harness run`"

@@ -1,0 +1,79 @@
+"""Settings that contradict each other."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from harness.config.names import WANDB, may_bring_validation
+from harness.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.config.settings import Config
+
+
+def check_combinations(config: Config) -> None:
+    """Refuse settings that contradict each other; what is still to be chosen from the data contradicts nothing.
+
+    Raises:
+        UsageError: two settings do not fit together.
+    """
+    config.grey_limits()
+    # The peak belongs to the length that the run was started with.
+    extensions = config.extensions()
+    epochs = extensions[0][1] if extensions else config.epochs
+    are_rates_known = not config.needs_lr_find and config.undecided.isdisjoint(("lr_min", "lr_max"))
+    if are_rates_known and config.schedule != "constant":
+        lowest, highest = float(config.lr_min), float(config.lr_max)
+        if lowest > highest:
+            raise UsageError(
+                f"need lr_min <= lr_max, got lr_min={lowest:g}, lr_max={highest:g}; lower one or raise the other"
+            )
+    is_length_known = epochs and config.undecided.isdisjoint(("epochs", "peak_epoch"))
+    if config.schedule == "one_cycle" and is_length_known and not config.peak_epoch <= epochs:
+        raise UsageError(
+            f"need peak_epoch <= epochs, got peak_epoch={config.peak_epoch:g}, epochs={epochs}; set --peak-epoch"
+        )
+    if config.schedule == "cosine" and is_length_known and not config.peak_epoch < epochs:
+        raise UsageError(
+            f"the warm-up (peak_epoch={config.peak_epoch:g}) must end before epochs={epochs}; set --peak-epoch"
+        )
+    needs_val = [
+        reason
+        for applies, reason in (
+            (config.schedule == "plateau", "schedule=plateau lowers the LR by the validation loss"),
+            (config.early_stop > 0, "early_stop depends on the validation accuracy"),
+            (config.select == "best", "select=best selects the epoch by validation accuracy"),
+        )
+        if applies
+    ]
+    may_lack_val = config.val_fraction == 0 and not may_bring_validation(config.data)
+    if needs_val and may_lack_val:
+        raise UsageError(f"{needs_val[0]}, but val_fraction=0 means no validation split; set --val-fraction 0.1")
+    if not config.test and may_lack_val:
+        raise UsageError("test=False and val_fraction=0 leave nothing to evaluate on; set --val-fraction 0.1")
+    if not config.test and config.select == "best-on-test":
+        raise UsageError("select=best-on-test selects on the test set, which test=False leaves unread; set --test True")
+    if config.wandb == "online" and WANDB not in config.tracker:
+        raise UsageError(
+            f"wandb=online, but tracker={','.join(config.tracker)} leaves W&B out; add wandb to --tracker, or leave --wandb out"
+        )
+    if config.link and config.log_model == "never":
+        raise UsageError(
+            f"link={config.link!r} links the model, which log_model=never does not log; set --log-model end"
+        )
+    if config.alternating_flip and not config.flip:
+        raise UsageError("alternating_flip=True needs flip=True; set --flip True, or leave --alternating-flip out")
+    if config.momentum_min is not None and config.momentum_min > config.momentum:
+        raise UsageError(f"need momentum_min <= momentum, got {config.momentum_min:g} > {config.momentum:g}")
+    if config.grad_accumulation > config.batch_size and "batch_size" not in config.undecided:
+        raise UsageError(
+            f"need grad_accumulation <= batch_size, got {config.grad_accumulation} > {config.batch_size}: micro-batches would be empty"
+        )
+    if config.optimizer == "sgd" and config.nesterov and config.momentum == 0:
+        raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
+    if config.pretrained and config.init:
+        raise UsageError(f"pretrained=True and init={config.init!r} both name weights to start from; keep one of them")
+    if config.val_fraction + config.test_fraction >= 1 and config.val_fraction:
+        raise UsageError(
+            f"val_fraction={config.val_fraction:g} and test_fraction={config.test_fraction:g} leave nothing to train on"
+        )
