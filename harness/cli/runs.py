@@ -53,15 +53,20 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
         raise UsageError(f"--state {min(unknown)}: need one of {', '.join(RunState)}")
     listed = listed_runs(output, states, match, sort)
     if as_json:
-        echo(json_text([_plain(run) for run in listed], indent=1))
+        groups = {
+            "sweep": _folders_with("sweep.json", output, states, match),
+            "seeds": _folders_with("seeds.json", output, states, match),
+        }
+        entries = [{"kind": "run", **_plain(run)} for run in listed]
+        for kind, paths in groups.items():
+            entries += [
+                {"kind": kind, "name": path.parent.name, "path": str(path.parent), **read_json(path)} for path in paths
+            ]
+        echo(json_text(entries, indent=1))
         return
     for line in _table([_cells(run) for run in listed], [run.advice for run in listed]):
         echo(line)
-    # Sweeps and several seeds have no state, model or data of their own to choose by, but a name.
-    sweeps, seeds = (
-        [path for path in sorted(output.glob(f"*/{name}")) if not states and match.lower() in path.parent.name.lower()]
-        for name in ("sweep.json", "seeds.json")
-    )
+    sweeps, seeds = (_folders_with(name, output, states, match) for name in ("sweep.json", "seeds.json"))
     for path in sweeps:
         echo(_sweep_line(path.parent.name, read_json(path)))
     for path in seeds:
@@ -69,6 +74,13 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
             echo(line)
     if not listed and not sweeps and not seeds:
         echo(f"no runs in {output}" + (" that match" if states or match else ""), err=True)
+
+
+def _folders_with(name: str, output: Path, states: Sequence[str], match: str) -> list[Path]:
+    """Return the summaries of sweeps or of several seeds; they have no state, model or data to choose by, but a name."""
+    return [
+        path for path in sorted(output.glob(f"*/{name}")) if not states and match.lower() in path.parent.name.lower()
+    ]
 
 
 def _plain(run: ListedRun) -> dict[str, Any]:

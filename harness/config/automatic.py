@@ -17,6 +17,7 @@ SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the 
 SMALL_MODEL = "custom_resnet"
 # Small enough for a laptop, trains well from scratch too (batch normalisation), and its weights are Apache-2.0.
 LARGE_MODEL = "resnet18d.ra4_e3600_r224_in1k"
+SMALL_INPUT = 32  # pixels: of the weights of a small model, where the settings do not say it
 LARGE_SIDE, SIDE_STEP = 224, 32  # its input, and by what it shrinks an image
 UPDATES_PER_EPOCH = 20  # at least, as far as the smallest batch allows
 LEAST_BATCH, MOST_BATCH, MOST_LARGE_BATCH = 8, 512, 64
@@ -30,6 +31,18 @@ HEAD_LR_SCALE, HEAD_INIT_SCALE = 1 / 64, 1 / 8
 LR_ADAM, LR_ADAM_PRETRAINED, LR_ADAM_BATCH = 1e-3, 3e-4, 64
 LR_SGD, LR_SGD_PRETRAINED, LR_SGD_BATCH = 0.05, 0.01, 64
 DECAY_SGD, DECAY_ADAM = 5e-4, 0.05
+ADAM_LIKE = ("adam", "adamw", "nadam", "nadamw", "radam", "radamw", "rmsprop")  # that share the LR of AdamW
+DECOUPLED = (
+    "adamw",
+    "nadamw",
+    "radamw",
+    "lamb",
+    "lion",
+    "muon",
+    "adan",
+    "adabelief",
+)  # weight decay times LR, not in the gradient
+LEAST_UPDATES = 100  # of a whole run, however few images there are
 SMOOTHING = 0.1
 SIDES = {"left", "right"}
 CHARACTERS = re.compile(r"\d+|[^\W_]|(zero|one|two|three|four|five|six|seven|eight|nine)", re.IGNORECASE)
@@ -112,7 +125,7 @@ def _pretrained(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 def _image_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.init:
-        return {"image_size": Choice(0, "that of the weights of --init, where it is known")}
+        return {"image_size": Choice(0, "that of the weights of --init, or the model's")}
     if config.model == LARGE_MODEL:
         size = min(LARGE_SIDE, max(SMALL_SIDE, SIDE_STEP * math.ceil(facts.side / SIDE_STEP)))
         return {
@@ -147,6 +160,7 @@ def _batch_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
 def _epochs(config: Config, facts: DataFacts) -> dict[str, Choice]:
     updates = max(1, facts.images // config.batch_size)
     wanted, (least, most) = (UPDATES_PRETRAINED, EPOCHS_PRETRAINED) if config.starts_from_weights else (UPDATES, EPOCHS)
+    least = max(least, math.ceil(LEAST_UPDATES / updates))
     most = max(least, min(most, IMAGES_SEEN // max(1, facts.images)))
     epochs = min(max(math.ceil(wanted / updates), least), most)
     start = "from trained weights" if config.starts_from_weights else "from scratch"
@@ -184,8 +198,10 @@ def _lr_max(config: Config, facts: DataFacts) -> dict[str, Choice]:
     batch = config.batch_size
     if config.model == SMALL_MODEL and config.optimizer == "sgd" and config.head_lr_scale == HEAD_LR_SCALE:
         base, reference = LR_SMALL, LR_SMALL_BATCH
-    elif config.optimizer in ("adam", "adamw", "rmsprop"):
+    elif config.optimizer in ADAM_LIKE:
         base, reference = LR_ADAM_PRETRAINED if config.starts_from_weights else LR_ADAM, LR_ADAM_BATCH
+    elif config.optimizer != "sgd":
+        return {"lr_max": Choice(FIND, f"no known rate for {config.optimizer}, so an LR range test is run first")}
     else:
         base, reference = LR_SGD_PRETRAINED if config.starts_from_weights else LR_SGD, LR_SGD_BATCH
     lr = _rounded(base * math.sqrt(batch / reference))
@@ -205,7 +221,7 @@ def _lr_min(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _weight_decay(config: Config, facts: DataFacts) -> dict[str, Choice]:
-    is_decoupled = config.optimizer == "adamw"
+    is_decoupled = config.optimizer in DECOUPLED
     return {"weight_decay": Choice(DECAY_ADAM if is_decoupled else DECAY_SGD, f"usual with {config.optimizer}")}
 
 
@@ -225,7 +241,9 @@ def _flip(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 def _crop_padding(config: Config, facts: DataFacts) -> dict[str, Choice]:
     size = _input_size(config, facts)
-    if config.crop == "resized" or (config.crop == AUTO and size > SMALL_SIDE):
+    if config.crop == "none":
+        return {"crop_padding": Choice(0, "no crop")}
+    if _gets_resized_crop(config, size):
         return {"crop_padding": Choice(0, f"inputs of {size} pixels get a random resized crop")}
     share = 16 if _are_characters(facts) else 8
     return {"crop_padding": Choice(max(1, size // share), f"1/{share} of the side of {size} pixels, moved at random")}
@@ -233,10 +251,14 @@ def _crop_padding(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 def _cutout(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if _are_characters(facts):
-        return {"cutout": Choice(0, "a hole can turn a character into another one")}
+        return {"cutout": Choice(0, "a masked square can turn one character into another")}
     size = _input_size(config, facts)
-    if size > SMALL_SIDE or config.starts_from_weights:
-        return {"cutout": Choice(0, "the random resized crop hides parts already")}
+    if _gets_resized_crop(config, size):
+        return {"cutout": Choice(0, "the random resized crop leaves parts out already")}
+    if config.starts_from_weights:
+        return {"cutout": Choice(0, "trained weights need less augmentation")}
+    if size > SMALL_SIDE:
+        return {"cutout": Choice(0, f"not tried at {size} pixels")}
     return {"cutout": Choice(size // 4, f"a quarter of the side of {size} pixels")}
 
 
@@ -277,9 +299,17 @@ def _are_characters(facts: DataFacts) -> bool:
     return "characters" in why_not_mirrored(facts.data, facts.classes)
 
 
+def _gets_resized_crop(config: Config, size: int) -> bool:
+    return config.crop == "resized" or (config.crop == AUTO and size > SMALL_SIDE)
+
+
 def _input_size(config: Config, facts: DataFacts) -> int:
-    """Return the side of the model's input, in pixels; for a model that has its own, a guess."""
-    return config.image_size or (facts.side if facts.is_ours(config.model) else 224)
+    """Return the side of the model's input, in pixels; for a model or weights that have their own, a guess."""
+    if config.image_size:
+        return config.image_size
+    if not facts.is_ours(config.model):
+        return LARGE_SIDE
+    return SMALL_INPUT if config.init else facts.side
 
 
 def _bytes_per_image(config: Config, facts: DataFacts) -> float:

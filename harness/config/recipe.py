@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from harness.config import yaml_io
 from harness.config.init_source import model_of
-from harness.config.names import data_of_path
+from harness.config.names import FIXED_DATASETS, FROM_PYTHON, data_of_path
 from harness.config.settings import AUTO, Config, canonical_name, coerce, setting_fields
 from harness.config.words import settings_of
 from harness.utils import plugins
@@ -94,11 +94,31 @@ def is_image_folder(path: Path) -> bool:
     return bool(names) and not is_cifar
 
 
-def _with_data(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the given settings with `data`: `folder` where only the folder is given, and it holds images of its own."""
-    if "data" in given or "data_dir" not in given or not is_image_folder(Path(str(given["data_dir"])).expanduser()):
-        return given
-    return {**given, "data": "folder"}
+def data_of(data_dir: str, usual: str) -> str:
+    """Return the data set that `--data-dir` alone stands for.
+
+    Args:
+        usual: the one that is meant where `data_dir` has no images of its own, but CIFAR's files, say.
+
+    Returns:
+        `table` or `folder` for images of a user's own; `usual` otherwise, and where that is one that reads `data_dir`.
+    """
+    if data := data_of_path(data_dir):
+        return data
+    reads_no_folder = usual in FIXED_DATASETS or usual.startswith(FROM_PYTHON)
+    return "folder" if reads_no_folder and is_image_folder(Path(data_dir).expanduser()) else usual
+
+
+def _check_not_empty(data_dir: str) -> None:
+    """Refuse a folder that is missing or empty, where the user may mean images of their own or a download of CIFAR-10."""
+    path = Path(data_dir).expanduser()
+    if path.is_dir() and not any(path.iterdir()):
+        reason = f"{data_dir} is empty"
+    elif not os.path.lexists(path):
+        reason = f"there is no folder {data_dir} (in {Path.cwd()})"
+    else:
+        return
+    raise UsageError(f"{reason}; correct --data-dir, or add --data cifar10 to download CIFAR-10 to that place")
 
 
 def _recipe_of_run(resume: str) -> str:
@@ -171,13 +191,15 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
         UsageError: there is no such recipe or setting, or a value is not allowed.
     """
     given = settings_of(options)
-    if "data" not in given and (data := data_of_path(str(given.get("data_dir", "")))):
-        given["data"] = data
     plugins.allow_plugins(coerce("plugin", given.get("plugin", ())))
     named = str(given.pop("recipe", None) or recipe or _recipe_of_run(str(given.get("resume", "auto"))))
-    if named in ("", AUTO):
-        given = _with_data(given)
-    values = read_recipe(named or default_recipe(str(given.get("data", setting_fields()["data"].default))))
+    values = read_recipe(named) if named else {}
+    if "data_dir" in given and "data" not in given:
+        usual = str(values.get("data", setting_fields()["data"].default))
+        given = {**given, "data": data_of(str(given["data_dir"]), usual)}
+        if named in ("", AUTO) and given["data"] in CIFAR:
+            _check_not_empty(str(given["data_dir"]))
+    values = values or read_recipe(default_recipe(str(given.get("data", setting_fields()["data"].default))))
     is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
     extended: tuple[str, ...] = ()  # of the run whose settings the recipe is
     if "epochs" in given and not is_resumed:

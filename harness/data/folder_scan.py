@@ -298,7 +298,7 @@ class _Walk:
         target = os.path.realpath(link)
         if target != self._root and not target.startswith(self._root + os.sep):
             raise DataError(
-                f"{escape_unprintable(path)} is a link that leaves the data folder; copy what it points to, or set --data-dir to a folder that holds both"
+                f"{escape_unprintable(path)} is a link that leaves the data folder; copy what it points to (cp -rL), or keep that below the data folder, in a hidden folder such as .pool"
             )
         if not os.path.exists(target):
             self._scan.problems[path] = "dangling link"

@@ -16,7 +16,7 @@ from harness.config.init_source import HUB, WEIGHT_FILES, path_of
 from harness.data.preprocess import Preprocess
 from harness.evaluation.trained_model import find_checkpoint, run_folder, weights_of_state
 from harness.models.pretrained import classifier_names, label_names, output_order, reorder_outputs
-from harness.models.weight_files import read_weight_file, state_of, without_prefixes
+from harness.models.weight_files import COMPILED, PREFIXES, read_weight_file, state_key, state_of, without_prefixes
 from harness.tracking.run_files import CHECKPOINTS, is_run
 from harness.training import checkpoint
 from harness.training.finite import first_not_finite, infinite_buffers
@@ -39,6 +39,7 @@ class InitialWeights:
         classes: names of the outputs in their order; empty where they are not known.
         preprocess: of the images that the weights were trained with; None where it is not known.
         run: the run directory whose result they are; None for others.
+        key: of the checkpoint under which they were; empty for its top level.
     """
 
     name: str
@@ -46,6 +47,7 @@ class InitialWeights:
     classes: tuple[str, ...] = ()
     preprocess: Preprocess | None = None
     run: Path | None = None
+    key: str = ""
 
 
 def read_initial_weights(init: str) -> InitialWeights:
@@ -75,7 +77,7 @@ def read_initial_weights(init: str) -> InitialWeights:
     if {"learner", "progress"} <= content.keys():
         return _from_harness(init, find_checkpoint(path))
     classes, preprocess = _of_export(read_json(path.with_name("config.json")) if path.name in WEIGHT_FILES else {})
-    return InitialWeights(init, state_of(content), classes, preprocess)
+    return InitialWeights(init, state_of(content), classes, preprocess, key=state_key(content))
 
 
 def _from_harness(init: str, path: Path) -> InitialWeights:
@@ -167,6 +169,13 @@ def give_initial_weights(model: nn.Module, source: InitialWeights, classes: Sequ
         reorder_outputs(model, source.classes, order)
     parts = [f"Weights from {source.name}: {len(fitting)} of {len(expected)} tensors"]
     parts += [about] if about else []
+    parts += [f"from {source.key!r}"] if source.key else []
+    removed = [
+        prefix
+        for prefix in (COMPILED, *PREFIXES)
+        if any(prefix in name for name in source.weights) and not any(prefix in name for name in weights)
+    ]
+    parts += [f"prefix {' '.join(removed)} removed from the names"] if removed else []
     parts += [f"names and shapes converted by timm for {model_name}"] if is_converted else []
     if foreign:
         parts.append(f"{len(foreign)} of other parts left out, such as {escape_unprintable(foreign[0])[:60]}")

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from harness.config.names import DECIDED_ARGUMENTS, data_of_path
+from harness.config.names import DECIDED_ARGUMENTS
+from harness.config.recipe import data_of
 from harness.config.settings import WANDB, Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
 from harness.models import factory
@@ -78,8 +79,8 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
             f"{path} has no usable configuration ({error}); it is not a checkpoint of this harness"
         ) from None
     named = {canonical_name(key): value for key, value in (overrides or {}).items()}
-    if "data" not in named and (data := data_of_path(str(named.get("data_dir", "")))):
-        named["data"] = data
+    if "data_dir" in named and "data" not in named:
+        named["data"] = data_of(str(named["data_dir"]), saved.data)
     plugins.allow_plugins(coerce("plugin", named.get("plugin", ())))
     if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")

@@ -110,11 +110,19 @@ def _load(path: Path, is_archive: bool) -> dict[str, Any]:
 
 def state_of(content: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the named tensors of a checkpoint: at its top level, or under one of `STATE_KEYS`."""
+    key = state_key(content)
+    if key:
+        return state_of({str(name): value for name, value in content[key].items()})
+    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+
+
+def state_key(content: Mapping[str, Any]) -> str:
+    """Return the first of `STATE_KEYS` under which a checkpoint has tensors; empty where they are at its top level."""
     for key in STATE_KEYS:
         inner = content.get(key)
         if isinstance(inner, Mapping) and any(isinstance(value, Tensor) for value in inner.values()):
-            return state_of({str(name): value for name, value in inner.items()})
-    return {name: value for name, value in content.items() if isinstance(value, Tensor)}
+            return key
+    return ""
 
 
 def without_prefixes(weights: Mapping[str, Tensor], expected: Collection[str]) -> tuple[dict[str, Tensor], list[str]]:

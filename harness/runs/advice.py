@@ -29,7 +29,7 @@ def few_updates(steps: int, epochs: int, images: int, batch_size: int) -> str:
         remedy = f"set a smaller --batch-size, for example {fitting}, or more --epochs"
     return (
         f"{steps} update{'s' * (steps > 1)} in all ({epochs} epoch{'s' * (epochs > 1)}, batches of {batch_size} from {images:,} images) "
-        f"are too few to learn much; {remedy}, or leave both to --recipe auto"
+        f"are too few to learn much; {remedy}"
     )
 
 

@@ -123,12 +123,13 @@ def evaluate(
 
 def _choose_split(data: EvaluationData, name: str) -> Split:
     """Return the images of a split; without a name the test set, the validation set, or whatever there is."""
+    if not data.is_own and tuple(data.splits) == ("train",) and name in ("", "test"):
+        # Other data without splits is read as training images, and is what the model is tested on.
+        return dataclasses.replace(data.splits["train"], name="test")
     chosen = name or next(key for key in reversed(SPLIT_NAMES) if key in data.splits)
     if chosen not in data.splits:
         raise UsageError(f"split={name!r}: the data has {', '.join(data.splits)}")
-    images = data.splits[chosen]
-    # Other data without splits is read as training images, and is what the model is tested on.
-    return dataclasses.replace(images, name="test") if not data.is_own and not name and chosen == "train" else images
+    return data.splits[chosen]
 
 
 def _own_fingerprint(trained: TrainedModel) -> str:
@@ -331,7 +332,7 @@ def _track_explanations(
     for one in explanations:
         overlay = None if one.overlay is None or one.empty else Image(read_image(one.overlay))
         name, probability = one.guesses[0]
-        rows.append((overlay, str(one.path.name), name, probability, ", ".join(name for name, _ in one.guesses)))
+        rows.append((overlay, str(one.path), name, probability, ", ".join(name for name, _ in one.guesses)))
     table = Table(("image and map", "file", "prediction", "confidence", "guesses"), rows)
     _to_trackers(trained, settings, "explain", {"explain/images": table}, {"explain/count": len(rows)}, out)
 

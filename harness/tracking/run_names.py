@@ -8,7 +8,7 @@ from pathlib import Path
 
 from harness.config.names import data_name
 from harness.config.recipe import read_recipe
-from harness.config.settings import Config, setting_fields
+from harness.config.settings import AUTO, Config, setting_fields
 from harness.tracking.run_files import CONFIG
 from harness.utils.errors import HarnessError
 
@@ -22,8 +22,8 @@ def slug(name: str) -> str:
 def default_name(config: Config) -> str:
     """Return `<recipe>-<data>-s<seed>-<digest>`: equal settings give equal names, so a rerun finds its run.
 
-    With another model than the recipe's, the model's name replaces the recipe's. Where the model is `auto`, the data have
-    not been read yet.
+    With another model than the recipe's, the model's name replaces the recipe's. The recipe `auto` is left out while the model
+    is `auto` too: the data, which decide the model, have not been read yet.
     """
     return slug(f"{_prefix(config)}-s{config.seed}-{config.digest()}")
 
@@ -34,11 +34,13 @@ def name_without_seed(config: Config) -> str:
 
 
 def _prefix(config: Config) -> str:
-    start = Path(config.recipe).stem
+    start, data = Path(config.recipe).stem, data_name(config.data, config.data_dir)
+    if start == AUTO and "model" in config.undecided:
+        return data[:60]
     try:
         model = read_recipe(config.recipe).get("model", setting_fields()["model"].default)
     except HarnessError:  # its file is gone
         model = None
     if model != config.to_dict()["model"] or start == Path(CONFIG).stem:  # `config.yaml` is a run's settings
         start = config.model.rsplit("/", 1)[-1]
-    return f"{start[:40]}-{data_name(config.data, config.data_dir)[:20]}"  # a name has 80 characters, with its digest
+    return f"{start[:40]}-{data[:20]}"  # a name has 80 characters, with its digest

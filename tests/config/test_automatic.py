@@ -190,7 +190,6 @@ def test_any_recipe_may_leave_a_setting_to_the_data():
         (["cat/1.png", "dog/2.png"], "folder"),
         (["cifar-10-batches-py/x"], "cifar10"),
         (["cifar-10-python.tar.gz"], "cifar10"),
-        ([], "cifar10"),
     ],
 )
 def test_a_folder_of_images_alone_names_the_data(tmp_path, names, data):
@@ -199,7 +198,21 @@ def test_a_folder_of_images_alone_names_the_data(tmp_path, names, data):
         (tmp_path / name).write_bytes(b"")
     config = make_config({"data_dir": str(tmp_path)})
     assert (config.data, config.recipe) == (data, "auto" if data == "folder" else "custom-resnet")
-    assert make_config({"data_dir": str(tmp_path), "recipe": "speedrun"}).data == "cifar10"
+    for recipe in ("speedrun", "digits"):
+        assert make_config({"data_dir": str(tmp_path), "recipe": recipe}).data == (
+            data if data == "folder" or recipe == "speedrun" else "digits"
+        )
+
+
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_missing_or_empty_folder_is_no_download_of_cifar_without_a_word(tmp_path, is_there):
+    folder = tmp_path / "picures"
+    if is_there:
+        folder.mkdir()
+    with pytest.raises(UsageError, match=r"picures.*correct --data-dir, or add --data cifar10 to download"):
+        make_config({"data_dir": str(folder)})
+    assert make_config({"data_dir": str(folder), "data": "cifar10"}).data == "cifar10"
+    assert make_config({"data_dir": str(folder), "recipe": "custom-resnet"}).data == "cifar10"
 
 
 def test_no_combination_of_given_settings_leaves_the_rules_without_an_answer():

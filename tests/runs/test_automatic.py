@@ -63,7 +63,7 @@ def config_of(pictures, tmp_path, **settings):
 def test_a_folder_alone_is_trained_with_chosen_settings_that_are_printed_and_kept_as_numbers(pictures, tmp_path):
     done = command("run", "--data-dir", pictures, *WORDS, "--wandb", "offline", "--seed", 7, cwd=tmp_path, check=0)
     (folder,) = (tmp_path / "runs").iterdir()
-    assert folder.name.startswith("auto-pictures-s7-")
+    assert folder.name.startswith("pictures-s7-")
     saved = yaml_io.read_yaml(folder / "config.yaml")
     assert {name: saved[name] for name in CHOSEN} == CHOSEN and "auto" not in map(saved.get, read_choices(folder))
     block = done.stderr[done.stderr.index("Chosen from the data") :]

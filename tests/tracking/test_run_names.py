@@ -11,12 +11,12 @@ from harness.tracking.run_names import default_name, name_without_seed
     [
         ({}, "custom-resnet-cifar10-s0-"),
         ({"recipe": "speedrun", "seed": 3}, "speedrun-cifar10-s3-"),
-        ({"data": "folder", "data_dir": "pictures/"}, "auto-pictures-s0-"),
-        ({"data": "folder", "data_dir": "some where/v1.2"}, "auto-v1.2-s0-"),
-        ({"data": "folder", "data_dir": "x/cifar10-jpg.tar.xz"}, "auto-cifar10-jpg-s0-"),
+        ({"data": "folder", "data_dir": "pictures/"}, "pictures-s0-"),
+        ({"data": "folder", "data_dir": "some where/v1.2"}, "v1.2-s0-"),
+        ({"data": "folder", "data_dir": "x/cifar10-jpg.tar.xz"}, "cifar10-jpg-s0-"),
         ({"model": "resnet18", "data": "folder", "data_dir": "pets"}, "resnet18-pets-s0-"),
         ({"recipe": "digits", "model": "hf-hub:timm/resnet18.a1_in1k"}, "resnet18.a1_in1k-digits-s0-"),
-        ({"data": "torch/fashion_mnist"}, "auto-fashion_mnist-s0-"),
+        ({"data": "torch/fashion_mnist"}, "fashion_mnist-s0-"),
     ],
 )
 def test_a_run_is_named_after_its_recipe_or_another_model_and_its_data(settings, start):

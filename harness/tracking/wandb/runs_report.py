@@ -113,7 +113,10 @@ def _result(run: RunFacts, key: str) -> str:
 
 
 def _mean(runs: Sequence[RunFacts], key: str) -> str:
-    values = [run.summary[key] for run in runs if is_number(run.summary.get(key))]
+    measured = [run for run in runs if is_number(run.summary.get(key))]
+    # The same seed twice is no spread; a run that names none counts by itself.
+    by_seed = {run.config.get("seed", run.run_id): run.summary[key] for run in reversed(measured)}
+    values = list(reversed(by_seed.values()))
     if not values:
         return ""
     interval = mean_interval(values)
