@@ -163,8 +163,15 @@ def list_files(config: Config, known_classes: Collection[str] | None = None) -> 
         return list_tables(config, known_classes)
     if config.data != "folder":
         return None
-    marked = list_marked_folder(config, known_classes)
-    return marked or list_image_folder(Path(config.data_dir).expanduser(), known_classes)
+    marked, reason = list_marked_folder(config, known_classes)
+    if marked is not None:
+        return marked
+    try:
+        listing = list_image_folder(Path(config.data_dir).expanduser(), known_classes)
+    except DataError as error:
+        raise DataError(f"{error}; {reason}" if reason else str(error)) from None
+    listing.notes += [reason] if reason else []
+    return listing
 
 
 def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Split | None]:

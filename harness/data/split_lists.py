@@ -6,8 +6,9 @@ where there is such a file beside the lists. Only images that the folder holds c
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from harness.config.names import SplitName
@@ -104,8 +105,8 @@ class _ImageFinder:
 def _read_lines(content: bytes, finder: _ImageFinder) -> list[tuple[str | None, str | None, str]]:
     """Return (path of the image, None where there is none; label, None without one; text) of each line."""
     lines: list[tuple[str | None, str | None, str]] = []
-    for text in content.decode("utf-8-sig", "surrogateescape").splitlines():
-        text = text.strip()
+    for line in _lines(content):
+        text = line.strip()
         if not text or text.startswith("#"):
             continue
         path, label = finder.find(text), None
@@ -115,6 +116,11 @@ def _read_lines(content: bytes, finder: _ImageFinder) -> list[tuple[str | None, 
                 label = end
         lines.append((path, label, text))
     return lines
+
+
+def _lines(content: bytes) -> Iterable[str]:
+    """Return the lines of a text file as `open` divides it: names may hold the further line ends of `str.splitlines`."""
+    return io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline=None)
 
 
 def _split_label(text: str) -> tuple[str, str | None]:
@@ -131,8 +137,7 @@ def _label_names(scan: FolderScan, layout: Layout) -> list[str]:
     folders = dict.fromkeys([path.rpartition("/")[0] for path in layout.lists.values()] + [layout.prefix])
     for path in (_join(folder, "classes.txt") for folder in folders):
         if path in scan.texts:
-            lines = scan.texts[path].decode("utf-8-sig", "surrogateescape").splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return [line.strip() for line in _lines(scan.texts[path]) if line.strip()]
     return []
 
 

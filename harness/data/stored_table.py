@@ -1,7 +1,7 @@
 """Files of rows and columns that name images and their classes: CSV, TSV, JSON lines, Parquet, and Arrow as `datasets` saves it.
 
-Parquet and Arrow are read by pyarrow, an optional extra: values only, never code. Arrow files stay on the disk and are
-mapped into memory.
+Parquet and Arrow are read by pyarrow, an optional extra: values only, never code, and only the columns that are used. Arrow
+files stay on the disk and are mapped into memory.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from harness.utils.text import escape_unprintable
 
 MAX_TEXT_BYTES = 2**30  # of a CSV file or of JSON lines
 MAX_PARQUET_BYTES = 8 * 2**30  # of Parquet files, which are read into memory
+MAX_ROWS = 20_000_000  # of one table
+MAX_COLUMNS = 10_000
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # as Hugging Face's `imagefolder` names it
 SAVED_DICT, SAVED_STATE = "dataset_dict.json", "state.json"  # as `save_to_disk` of Hugging Face's `datasets` names them
 
@@ -30,16 +32,13 @@ class StoredTable:
     """A file of rows and columns.
 
     Attributes:
-        columns: name -> a value of each row; in pyarrow's columns a value is made when it is accessed.
+        columns: name -> a value of each row; pyarrow reads and checks a column when it is accessed first.
         class_names: name of a column of numbers -> the names that the numbers stand for.
     """
 
     path: Path
     columns: Mapping[str, Sequence[Any]]
     class_names: Mapping[str, Sequence[str]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(next(iter(self.columns.values()), ()))
 
 
 def is_table_name(path: str | Path) -> bool:
@@ -51,7 +50,7 @@ def read_table(path: Path) -> StoredTable:
     """Read a table, by the extension of its name.
 
     Raises:
-        DataError: it is missing or damaged, or it is no table.
+        DataError: it is missing, damaged or too large, or it is no table. Accessing a column of pyarrow raises it too.
         UsageError: pyarrow, which reads it, is not installed.
     """
     name = path.name.lower()
@@ -79,6 +78,7 @@ def _csv_columns(text: str, path: Path) -> dict[str, list[str]]:
             raise DataError(f"{path} is empty; need a line of column names such as path,label, and a row per image")
         if len(set(header)) < len(header):
             raise DataError(f"{path} has two columns of one name among {_names(header)}; rename one")
+        _check_columns(path, len(header))
         columns = {name: [] for name in header}
         for row in rows:
             if not any(row):  # an empty line
@@ -87,14 +87,31 @@ def _csv_columns(text: str, path: Path) -> dict[str, list[str]]:
                 raise DataError(f"{path}, line {rows.line_num}: {len(row)} values for {len(header)} columns; mend it")
             for name, value in zip(header, row, strict=True):
                 columns[name].append(value)
+            _check_rows(path, len(columns[header[0]]))
     except csv.Error as error:
         raise DataError(f"{path}, line {rows.line_num}: {error}; mend it") from None
     return columns
 
 
-def _json_columns(text: str, path: Path) -> dict[str, list[Any]]:
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
+class JsonColumn(Sequence[Any]):
+    """The values of one name in rows of JSON, None where a row does not have it: sparse rows cost no more than their text."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
+        self._rows, self._name = rows, name
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [row.get(self._name) for row in self._rows[index]]
+        return self._rows[index].get(self._name)
+
+
+def _json_columns(text: str, path: Path) -> dict[str, JsonColumn]:
+    rows: list[dict[str, Any]] = []
+    columns: dict[str, JsonColumn] = {}
+    for number, line in enumerate(io.StringIO(text, newline="\n"), 1):  # a string of JSON may hold any other line end
         try:
             row = json.loads(line) if line.strip() else None
         except (ValueError, RecursionError):
@@ -104,23 +121,89 @@ def _json_columns(text: str, path: Path) -> dict[str, list[Any]]:
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: not a JSON object; mend it")
         rows.append(row)
-    names = dict.fromkeys(name for row in rows for name in row)
-    return {name: [row.get(name) for row in rows] for name in names}
+        _check_rows(path, len(rows))
+        if row.keys() - columns.keys():
+            columns.update({name: JsonColumn(rows, name) for name in row if name not in columns})
+            _check_columns(path, len(columns))
+    return columns
+
+
+def _check_rows(path: Path, count: int) -> None:
+    if count > MAX_ROWS:
+        raise DataError(f"{path} has more than {MAX_ROWS:,} rows; divide it")
+
+
+def _check_columns(path: Path, count: int) -> None:
+    if count > MAX_COLUMNS:
+        raise DataError(
+            f"{path} has more than {MAX_COLUMNS:,} columns; keep those of the image, its class and its split"
+        )
 
 
 class ArrowColumn(Sequence[Any]):
-    """A column of pyarrow, whose values become Python objects when they are accessed."""
+    """A checked column of pyarrow, whose values become Python objects when they are accessed."""
 
-    def __init__(self, column: Any) -> None:
-        self._column = column
+    def __init__(self, column: Any, path: Path, name: str) -> None:
+        self._column, self._path, self._name = column, path, name
 
     def __len__(self) -> int:
         return len(self._column)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return self._column[index].to_pylist()
-        return self._column[int(index)].as_py()
+            return [self[position] for position in range(*index.indices(len(self)))]
+        scalar = self._column[int(index)]
+        try:
+            return scalar.as_py()
+        except (ValueError, TypeError, LookupError, ArithmeticError, NotImplementedError) as error:
+            reason = escape_unprintable(first_line(error))
+            raise DataError(
+                f"{self._path}, row {int(index) + 1}: {escape_unprintable(self._name)} cannot be read: {reason}"
+            ) from None
+
+
+class ArrowColumns(Mapping[str, ArrowColumn]):
+    """The columns of a file that pyarrow reads, each read and checked when it is accessed first.
+
+    Args:
+        read: returns a column of pyarrow by its name.
+        errors: the exceptions of damaged files.
+    """
+
+    def __init__(
+        self, path: Path, names: Sequence[str], read: Callable[[str], Any], errors: tuple[type[Exception], ...]
+    ) -> None:
+        self._path, self._names, self._read, self._errors = path, names, read, errors
+        self._columns: dict[str, ArrowColumn] = {}
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: str) -> ArrowColumn:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._columns:
+            try:
+                column = self._read(name)
+                _check_rows(self._path, len(column))
+                # Without this, wrong offsets end the process. The bytes of images are not read for it.
+                column.validate(full=True)
+            except self._errors as error:
+                raise _unreadable(self._path, error) from None
+            if any(len(other) != len(column) for other in self._columns.values()):
+                raise DataError(f"{self._path} is damaged: its columns have different numbers of rows")
+            self._columns[name] = ArrowColumn(column, self._path, name)
+        return self._columns[name]
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    return DataError(f"{path} cannot be read: {escape_unprintable(first_line(error))}")
 
 
 def _read_arrow(path: Path, is_parquet: bool) -> StoredTable:
@@ -132,31 +215,42 @@ def _read_arrow(path: Path, is_parquet: bool) -> StoredTable:
         ) from None
     if not path.is_file():
         raise DataError(f"there is no file {path}; set --data-dir to the table")
+    if is_parquet and path.stat().st_size > MAX_PARQUET_BYTES:
+        raise DataError(f"{path} has more than {MAX_PARQUET_BYTES / 2**30:g} GiB; write its images to files")
+    errors = (pyarrow.ArrowException, ValueError, OSError)
     try:
         if is_parquet:
-            if path.stat().st_size > MAX_PARQUET_BYTES:
-                raise DataError(f"{path} has more than {MAX_PARQUET_BYTES / 2**30:g} GiB; write its images to files")
             from pyarrow import parquet
 
-            table = parquet.read_table(path, memory_map=True, use_threads=False)
+            file = parquet.ParquetFile(path, memory_map=True)
+            schema, rows = file.schema_arrow, file.metadata.num_rows
         else:
-            table = _open_stream(pyarrow, path)
-    except (pyarrow.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"{path} cannot be read: {escape_unprintable(first_line(error))}") from None
-    columns = {name: ArrowColumn(table.column(index)) for index, name in enumerate(table.column_names)}
-    if len(columns) < len(table.column_names):
-        raise DataError(f"{path} has two columns of one name among {_names(table.column_names)}; rename one")
-    return StoredTable(path, columns, _class_names(table.schema.metadata or {}))
+            schema, rows = _open_arrow(pyarrow, path).schema, 0  # those of a column are counted when it is read
+    except errors as error:
+        raise _unreadable(path, error) from None
+    names = list(schema.names)
+    if len(set(names)) < len(names):
+        raise DataError(f"{path} has two columns of one name among {_names(names)}; rename one")
+    _check_columns(path, len(names))
+    _check_rows(path, rows)
+
+    def read(name: str) -> Any:
+        if is_parquet:
+            return file.read([name], use_threads=False).column(name)
+        return _open_arrow(pyarrow, path, [names.index(name)]).read_all().column(name)
+
+    return StoredTable(path, ArrowColumns(path, names, read, errors), _class_names(schema.metadata or {}))
 
 
-def _open_stream(pyarrow: Any, path: Path) -> Any:
-    """Return an Arrow file of either format as a table that is mapped into memory."""
+def _open_arrow(pyarrow: Any, path: Path, fields: Sequence[int] = ()) -> Any:
+    """Return a reader of an Arrow file of either format, mapped into memory; of these columns, or of all."""
     source = pyarrow.memory_map(str(path))
+    options = pyarrow.ipc.IpcReadOptions(included_fields=list(fields), use_threads=False)
     try:
-        return pyarrow.ipc.open_stream(source).read_all()
+        return pyarrow.ipc.open_stream(source, options=options)
     except pyarrow.ArrowInvalid:
         source.seek(0)
-        return pyarrow.ipc.open_file(source).read_all()
+        return pyarrow.ipc.open_file(source, options=options)
 
 
 def _class_names(metadata: Mapping[bytes, bytes]) -> dict[str, list[str]]:

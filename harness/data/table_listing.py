@@ -43,22 +43,40 @@ def list_tables(config: Config, known_classes: Collection[str] | None = None) ->
     return _list(config, path, find_tables(path), known_classes)
 
 
-def list_marked_folder(config: Config, known_classes: Collection[str] | None = None) -> Listing | None:
-    """Return the labelled images of a folder that holds `metadata.csv` with labels, or that `datasets` saved; else None."""
+def list_marked_folder(config: Config, known_classes: Collection[str] | None = None) -> tuple[Listing | None, str]:
+    """Return the labelled images of a folder that holds `metadata.csv`, or that `datasets` saved; None for another one.
+
+    A `metadata.csv` may as well describe the images of class folders: one without paths or labels is not used, and the text
+    says why, unless a setting names its columns.
+
+    Raises:
+        DataError: the rows of the table make no sense, or what `datasets` saved is damaged.
+        UsageError: the table has no column that a setting names.
+    """
     path = Path(config.data_dir).expanduser()
-    if not path.is_dir():
-        return None
-    tables = find_marked_tables(path)
-    if not tables or None not in _label_columns(config, tables):
-        return _list(config, path, tables, known_classes) if tables else None
-    return None
+    tables = find_marked_tables(path) if path.is_dir() else {}
+    if not tables:
+        return None, ""
+    if not (config.image_column or config.label_column):
+        for file in (files[0] for files in tables.values()):
+            if _is_metadata(file) and (reason := _why_unused(file)):
+                return None, reason
+    return _list(config, path, tables, known_classes), ""
 
 
-def _label_columns(config: Config, tables: Mapping[SplitName | None, Sequence[Path]]) -> set[str | None]:
-    """Return the column of the labels of each table; None for one that has none."""
-    if config.label_column:
-        return {config.label_column}
-    return {_likeliest(read_table(file).columns, LABEL_COLUMNS) for files in tables.values() for file in files[:1]}
+def _why_unused(file: Path) -> str:
+    """Return why a `metadata.csv` does not list labelled images; empty where it does."""
+    name = "/".join(file.parts[-2:]) if file.parent.name.lower() in SPLIT_WORDS else file.name
+    try:
+        columns = read_table(file).columns
+    except (DataError, UsageError) as error:
+        return f"{name} is not used: {error}"
+    for names, content in ((IMAGE_COLUMNS, "the path of each image"), (LABEL_COLUMNS, "the class of each image")):
+        if _likeliest(columns, names) is None:
+            return (
+                f"{name} is not used, since none of its columns is named after {content}: {short_list(list(columns))}"
+            )
+    return ""
 
 
 @dataclass
@@ -95,7 +113,9 @@ class ArrowImages(Sequence[Any]):
             return [self[position] for position in range(*index.indices(len(self)))]
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         value = self._columns[number][int(index) - int(self._starts[number])]
-        return (value.get("bytes") if isinstance(value, dict) else value) or b""
+        content = value.get("bytes") if isinstance(value, dict) else value
+        # Text and numbers would be taken for the paths and descriptors of files anywhere on this machine.
+        return content if isinstance(content, bytes) else b""
 
 
 def _list(
@@ -176,7 +196,7 @@ class _Reader:
             values = iter(images)
         root = Path(config.image_root).expanduser() if config.image_root else file.parent
         finder, is_divided = PathFinder(root), split is None and words is None
-        splits = iter(words) if words is not None else iter([split or "train"] * len(table))
+        splits = iter(words) if words is not None else iter([split or "train"] * len(table.columns[label]))
         for index, (value, stored, word) in enumerate(zip(values, table.columns[label], splits, strict=True)):
             place = _split_of(word, file, index)
             if place is None:

@@ -31,15 +31,18 @@ class PathFinder:
             UsageError: the path leads out of the folder.
         """
         text = str(value if value is not None else "").strip().replace("\\", "/")
-        if not text or "\0" in text:
+        if not text or not _is_path(text):
             return f"row {index + 1}", "", f"row {index + 1} of {table.name} has no path"
         for position, start in enumerate(self._starts):
             path = os.path.normpath(os.path.join(self._root, start + text))
-            if not self._is_inside(path):
+            is_inside, file = self._is_inside(path), None
+            if is_inside and (file := self._existing(path)) is not None:
+                is_inside = file == path or self._is_inside(file)  # with its extension it may be a link
+            if not is_inside:
                 raise UsageError(
                     f"{table}, row {index + 1}: {escape_unprintable(text)} is outside of {self._root}; set --image-root to a folder that holds all of the images"
                 )
-            if (file := self._existing(path)) is not None:
+            if file is not None:
                 if position:  # the next path is most likely relative to the same folder
                     self._starts.insert(0, self._starts.pop(position))
                 return os.path.relpath(file, self._root).replace(os.sep, "/"), file, ""
@@ -66,3 +69,11 @@ class PathFinder:
 
     def _contains(self, path: str) -> bool:
         return path == self._root or path.startswith(self._root.rstrip(os.sep) + os.sep)
+
+
+def _is_path(text: str) -> bool:
+    """Return whether a text can be a path of the file system: JSON may hold null bytes and halves of surrogate pairs."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False

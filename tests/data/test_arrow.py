@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from harness.config.settings import Config
+from harness.data import stored_table
 from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
 from tests.support.image_folders import random_image, save_image
@@ -163,3 +164,72 @@ def test_a_missing_pyarrow_is_named_with_the_extra_that_brings_it(tmp_path, monk
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(UsageError, match=r"pip install 'vision-harness\[arrow\]'"):
         load(tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("kind", ["string", "integer"])
+def test_text_and_numbers_in_a_column_of_images_open_no_file(tmp_path, kind):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    secret = save_image(tmp_path / "elsewhere" / "secret.png")
+    with open(secret, "rb") as file:  # Pillow would read the descriptor of an open file
+        value = str(secret) if kind == "string" else file.fileno()
+        (tmp_path / "data").mkdir()
+        rows = pyarrow.table({"image": [{"bytes": value}] * 10, "label": ["cat", "dog"] * 5})
+        parquet.write_table(rows, tmp_path / "data" / "t.parquet")
+        with pytest.raises(DataError, match="10 of 10 images cannot be read"):
+            load(tmp_path / "data" / "t.parquet")
+
+
+def string_column(pyarrow, offsets, text):
+    buffers = [None, pyarrow.py_buffer(np.array(offsets, np.int32).tobytes()), pyarrow.py_buffer(text)]
+    return pyarrow.Array.from_buffers(pyarrow.string(), len(offsets) - 1, buffers)
+
+
+@pytest.mark.parametrize("damage", ["offsets", "text", "image", "unused"])
+@pytest.mark.parametrize("kind", ["stream", "file"])
+def test_values_of_a_damaged_arrow_file_are_refused_before_they_are_used(tmp_path, damage, kind):
+    pyarrow = pytest.importorskip("pyarrow")
+    save_as_datasets_does(pyarrow, tmp_path / "saved", [random_image() for _ in range(10)], [0, 1] * 5, shards=1)
+    table = image_table(pyarrow, [random_image() for _ in range(10)], [0, 1] * 5)
+    bad = string_column(pyarrow, [*range(10), 10], b"catdog\xff\xfe..")
+    if damage == "offsets":
+        bad = string_column(pyarrow, [0, 2**30, *range(2, 11)], b"catdogcats")  # the first value ends beyond the file
+    name = {"image": "image", "unused": "remark"}.get(damage, "label")
+    table = table.drop_columns([name]) if name in table.column_names else table
+    table = table.append_column(name, pyarrow.chunked_array([bad]))
+    path = tmp_path / "saved" / "data-00000-of-00001.arrow"
+    with (pyarrow.ipc.new_stream if kind == "stream" else pyarrow.ipc.new_file)(str(path), table.schema) as writer:
+        writer.write_table(table)
+    if damage == "unused":
+        assert len(load(tmp_path / "saved").train) == 8
+    else:
+        with pytest.raises(DataError, match=r"\.arrow cannot be read: ") as caught:
+            load(tmp_path / "saved")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_parquet_file_of_too_many_rows_is_refused_before_they_are_read(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    rows = pyarrow.table({"path": ["a.png"] * 11, "label": ["cat"] * 11, "vector": [[1.0]] * 11})
+    parquet.write_table(rows, tmp_path / "t.parquet")
+    monkeypatch.setattr(stored_table, "MAX_ROWS", 10)
+    monkeypatch.setattr(parquet.ParquetFile, "read", lambda *_, **__: pytest.fail("rows were read"))
+    with pytest.raises(DataError, match="more than 10 rows"):
+        load(tmp_path / "t.parquet")
+
+
+def test_of_a_parquet_file_the_used_columns_alone_are_read(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    paths = [save_image(tmp_path / f"{index}.png").name for index in range(10)]
+    rows = pyarrow.table({"vector": [[1.0]] * 10, "path": paths, "label": ["cat", "dog"] * 5, "label.text": ["x"] * 10})
+    parquet.write_table(rows, tmp_path / "t.parquet")
+    read, original = [], parquet.ParquetFile.read
+    monkeypatch.setattr(
+        parquet.ParquetFile, "read", lambda self, names, **given: read.append(names) or original(self, names, **given)
+    )
+    assert len(load(tmp_path / "t.parquet").train) == 8 and sorted(read) == [["label"], ["path"]]

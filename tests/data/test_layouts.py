@@ -137,6 +137,21 @@ def test_the_lists_of_an_archive_divide_its_images(tmp_path):
         np.testing.assert_array_equal(getattr(packed, name).pixels, getattr(unpacked, name).pixels)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_of_a_list_may_hold_the_further_line_ends_of_unicode(tmp_path, end):
+    lists = {split: [f"{name}\u2028\x85-{split}.png" for name in CLASSES] for split in ("train", "test")}
+    for split, paths in lists.items():
+        for path in paths:
+            save_image(tmp_path / path)
+        (tmp_path / f"{split}.txt").write_bytes(
+            end.join(f"{path}\t{CLASSES.index(path[:3])}" for path in paths).encode()
+        )
+    (tmp_path / "classes.txt").write_bytes(end.join(f"{name}\u2028x" for name in CLASSES).encode())
+    assert splits_of(load_folder(tmp_path))["train"] == {
+        rf"{name}\u2028\x85-train.png": rf"{name}\u2028x" for name in CLASSES
+    }
+
+
 def test_images_that_no_list_names_are_counted_and_missing_ones_are_named(tmp_path):
     lists = listed_folder(tmp_path)
     write_lists(tmp_path, lists)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -9,7 +10,9 @@ from PIL import Image
 
 from harness.config.recipe import make_config
 from harness.config.settings import Config
+from harness.data import stored_table
 from harness.data.registry import load_dataset, load_evaluation_data
+from harness.data.stored_table import read_table
 from harness.utils.errors import DataError, UsageError
 from tests.support.image_folders import save_image
 
@@ -233,15 +236,6 @@ def _write_metadata(folder, kind, rows):
         (folder / "metadata.jsonl").write_text("\n".join(lines))
 
 
-def test_metadata_without_labels_leaves_the_classes_to_the_folders(tmp_path):
-    for name in CLASSES:
-        for index in range(5):
-            save_image(tmp_path / name / f"{index}.png")
-    write(tmp_path / "metadata.csv", ("file_name", "caption"), [("cat/0.png", "a cat")])
-    data = load_dataset(Config(data="folder", data_dir=str(tmp_path)))
-    assert len(data.train) == 8 and data.notes == ["1 files are of kinds that are not read as images: .csv (1)"]
-
-
 @pytest.mark.parametrize("content", [b"", b"\n\n", b'path,label\n"a', b"\xff\xfe", b"path,label\0\nx,\0"])
 def test_a_damaged_table_is_refused_in_one_line(tmp_path, content):
     (tmp_path / "t.csv").write_bytes(content)
@@ -249,3 +243,90 @@ def test_a_damaged_table_is_refused_in_one_line(tmp_path, content):
         load_table(tmp_path / "t.csv")
     assert "\n" not in str(caught.value)
     assert "there is no" in refused(DataError, tmp_path / "no.csv")
+
+
+def test_a_path_without_its_extension_follows_no_link_out_of_the_folder(tmp_path):
+    root = tmp_path / "data"
+    rows = [row[:2] for row in make_rows(root)]
+    (root / "photos" / "link.png").symlink_to(save_image(tmp_path / "outside" / "secret.png"))
+    (root / "photos" / "own.png").symlink_to(root / "photos" / "cat-0.png")
+    table = write(root / "t.csv", ("path", "label"), [*rows, ("photos/own", "cat")])
+    assert "photos/own.png" in {id for split in by_id(load_table(table)).values() for id in split}
+    write(table, ("path", "label"), [*rows, ("photos/link", "cat")])
+    assert f"row 11: photos/link is outside of {root}; set --image-root" in refused(UsageError, table)
+
+
+def write_lines(path, rows):
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), "utf-8")
+    return path
+
+
+def test_a_path_that_no_file_system_has_is_reported_as_none(tmp_path):
+    rows = [{"path": path, "label": name} for path, name, _ in make_rows(tmp_path)]
+    table = tmp_path / "t.jsonl"
+    table.write_text("\n".join(map(json.dumps, [*rows, {"path": "\ud800/a.png", "label": "cat"}])))
+    assert "the first is row 11: row 11 of t.jsonl has no path" in refused(DataError, table)
+    assert load_table(table, bad_images="skip").skipped == ["row 11"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_string_in_json_lines_may_hold_any_line_end_of_unicode(tmp_path, end):
+    rows = [{"path": path, "label": f"{name}\u2028\x85!"} for path, name, _ in make_rows(tmp_path)]
+    text = end.join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (tmp_path / "t.jsonl").write_bytes(f"{text}{end}".encode())
+    assert load_table(tmp_path / "t.jsonl").classes == (r"cat\u2028\x85!", r"dog\u2028\x85!")
+
+
+def test_json_lines_with_a_name_of_their_own_each_take_memory_in_proportion_to_their_size(tmp_path):
+    rows = [{"path": path, "label": name} for path, name, _ in make_rows(tmp_path)]
+    table = write_lines(tmp_path / "t.jsonl", [*rows, *({f"{index}": None} for index in range(9000))])
+    tracemalloc.start()
+    assert len(read_table(table).columns) == 9002  # 81 million cells, nearly all of them empty
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50e6
+
+
+@pytest.mark.parametrize("limit", ["MAX_ROWS", "MAX_COLUMNS"])
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_table_of_too_many_rows_or_columns_is_refused(tmp_path, monkeypatch, limit, name):
+    monkeypatch.setattr(stored_table, limit, 2)
+    columns, count = (3, 1) if limit == "MAX_COLUMNS" else (2, 3)
+    rows = [[str(column) for column in range(columns)]] * count
+    if name == "t.csv":
+        write(tmp_path / name, [f"c{column}" for column in range(columns)], rows)
+    else:
+        write_lines(tmp_path / name, [{f"c{column}": value for column, value in enumerate(row)} for row in rows])
+    message = refused(DataError, tmp_path / name)
+    assert f"has more than 2 {'rows' if limit == 'MAX_ROWS' else 'columns'}; " in message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"id,class\n1,cat\n", "none of its columns is named after the path of each image: id, class"),
+        (b"file_name,caption\n1.png,a cat\n", "none of its columns is named after the class of each image: file_name, caption"),
+        ("file_name,label\n1.png,Löwe\n".encode("latin-1"), "is not UTF-8 at byte 23; save it as UTF-8"),
+        (b"", "is empty; need a line of column names"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("folder", ["", "train"])
+def test_metadata_that_lists_no_labelled_images_leaves_the_classes_to_the_folders(tmp_path, content, reason, folder):
+    for name in CLASSES:
+        for index in range(5):
+            save_image(tmp_path / folder / name / f"{index}.png")
+            save_image(tmp_path / "test" / name / f"{index}.png") if folder else None
+    (tmp_path / folder / "metadata.csv").write_bytes(content)
+    data = load_dataset(Config(data="folder", data_dir=str(tmp_path)))
+    assert data.classes == CLASSES and len(data.train) == (10 if folder else 8)
+    (note,) = [note for note in data.notes if reason in note]
+    assert note.startswith(f"{'train/' * bool(folder)}metadata.csv is not used") and "\n" not in note
+
+
+def test_metadata_is_the_reason_where_there_are_no_class_folders_either(tmp_path):
+    save_image(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text("id,class\n0,cat\n")
+    with pytest.raises(DataError, match=r"no images in class folders.*; metadata.csv is not used, since none of"):
+        load_dataset(Config(data="folder", data_dir=str(tmp_path)))
+    with pytest.raises(UsageError, match="set --image-column"):  # a setting that names a column means the table
+        load_dataset(Config(data="folder", data_dir=str(tmp_path), label_column="class"))
