@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.config.automatic import DataFacts, choose_settings
 from harness.config.names import SPLIT_LABELS
 from harness.config.settings import Config
 from harness.data.dataset import ArrayImages, Dataset, Split, channel_statistics, in_memory, spread_indices
@@ -79,9 +80,12 @@ def overview_values(config: Config, overview: DataOverview) -> dict[str, Any]:
 def draw_contact_sheet(config: Config, overview: DataOverview, path: Path) -> Path:
     """Draw some images of each class as they are stored, and as the model of the settings would see them.
 
+    Settings that are `auto` are those that a run would choose for this data.
+
     Raises:
         DataError: there is no readable image. UsageError: there is no such model.
     """
+    config = _decided(config, overview)
     rows: list[ClassRow] = []
     preprocess: Preprocess | None = None
     for label in spread_indices(len(overview.classes), SHEET_CLASSES):
@@ -96,8 +100,31 @@ def draw_contact_sheet(config: Config, overview: DataOverview, path: Path) -> Pa
         raise DataError("no image can be read, so there is none to draw")
     left_out = f", {len(rows)} of {len(overview.classes):,} classes" if len(rows) < len(overview.classes) else ""
     title = f"{Path(config.data_dir).name if config.data in ('folder', 'table') else config.data}: {overview.num_images:,} images{left_out}"
-    subtitle = f"as stored, and below as {config.model} sees it: {preprocess.size} x {preprocess.size} pixels, without augmentation"
+    model = config.model.partition(".")[0]  # a line of few images has no room for timm's names of weights
+    subtitle = (
+        f"as stored, and below as {model} sees it: {preprocess.size} x {preprocess.size} pixels, without augmentation"
+    )
     return contact_sheet(rows, path, title=title, subtitle=subtitle)
+
+
+def _decided(config: Config, overview: DataOverview) -> Config:
+    """Return the settings with the model and the image size that a run would choose, where they are `auto`."""
+    split = overview.splits.get("train") or next(iter(overview.splits.values()), None)
+    if split is None or not config.undecided:
+        return config
+    sizes = [(one.width, one.height) for one in split.facts.values() if not one.error]
+    side = int(np.median([min(size) for size in sizes])) if sizes else 32
+    facts = DataFacts(
+        data=config.data,
+        images=len(split.source),
+        classes=overview.classes,
+        side=side,
+        is_uniform=set(sizes) == {(side, side)},
+        memory=0,
+        why_no_weights=lambda name: "not asked",  # which would need the network
+        is_ours=lambda name: name in factory.HARNESS_MODELS,
+    )
+    return config.replace(**{name: choice.value for name, choice in choose_settings(config, facts).items()})
 
 
 def _pictures_of(overview: DataOverview, label: int, config: Config) -> list[np.ndarray]:

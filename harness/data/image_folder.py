@@ -16,7 +16,7 @@ from harness.data.folder_scan import FolderScan, Layout, child_folders, scan_fol
 from harness.data.listing import ListedSplit, Listing, StoredData, class_order, read_listing, short_list
 from harness.data.split_lists import ListedImages, read_split_lists
 from harness.utils.errors import DataError
-from harness.utils.text import escape_unprintable
+from harness.utils.text import counted, escape_unprintable
 
 
 @dataclass
@@ -161,14 +161,20 @@ def _unused_notes(scan: FolderScan, layout: Layout) -> list[str]:
     if scan.unused:
         folders = [f"{escape_unprintable(name)} ({images})" for name, images in sorted(scan.unused.items())]
         where = f"the class folders of {', '.join(layout.splits.values())}" if layout.splits else "the class folders"
-        reason = f"{', '.join(layout.lists.values())} do not list them" if layout.lists else f"they are outside {where}"
-        notes.append(f"{sum(scan.unused.values())} images are not used, because {reason}: {short_list(folders)}")
+        count = sum(scan.unused.values())
+        it = ("it", "it is") if count == 1 else ("them", "they are")
+        reason = (
+            f"{', '.join(layout.lists.values())} do not list {it[0]}" if layout.lists else f"{it[1]} outside {where}"
+        )
+        notes.append(f"{counted(count, 'image is', 'images are')} not used, because {reason}: {short_list(folders)}")
     if scan.unread:
         kinds = [
             f"{escape_unprintable(kind)} ({count})"
             for kind, count in sorted(scan.unread.items(), key=lambda item: (-item[1], item[0]))
         ]
-        notes.append(f"{sum(scan.unread.values())} files are of kinds that are not read as images: {short_list(kinds)}")
+        notes.append(
+            f"{counted(sum(scan.unread.values()), 'file is', 'files are')} of kinds that are not read as images: {short_list(kinds)}"
+        )
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from harness.data.listing import ListedSplit, grey_notes, sample_files, short_li
 from harness.data.registry import list_files, read_stored
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError
-from harness.utils.text import escape_unprintable
+from harness.utils.text import counted, escape_unprintable
 
 CHUNK_IMAGES = 512  # read between two looks at the results, so that few are kept waiting
 MIN_IMBALANCE = 10  # times as many images in the largest class as in the smallest
@@ -194,7 +195,7 @@ def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
     if overview.broken:
         id, reason = min(overview.broken.items())
         yield (
-            f"{len(overview.broken)} images cannot be read, the first is {escape_unprintable(id)}: {reason}; repair or remove them, or set --bad-images skip"
+            f"{counted(len(overview.broken), 'image', 'images')} cannot be read, the first is {escape_unprintable(id)}: {reason}; repair or remove them, or set --bad-images skip"
         )
     yield from _class_advice(overview)
     if not {"val", "test"} & overview.splits.keys():
@@ -206,6 +207,14 @@ def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
 
 
 def _class_advice(overview: DataOverview) -> Iterator[str]:
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for name in overview.classes:
+        spellings[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(name)
+    for spelling, names in spellings.items():
+        if spelling and len(names) > 1:
+            yield (
+                f"the classes {short_list(names)} differ only in case, spaces, dashes or underscores; give them one name if they are one class"
+            )
     if (train := overview.splits.get("train")) is not None and len(overview.classes) > 1:
         smallest, largest = int(train.counts.argmin()), int(train.counts.argmax())
         few, many = int(train.counts[smallest]), int(train.counts[largest])
@@ -216,7 +225,7 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
         scarce = [name for name, count in zip(overview.classes, train.counts, strict=True) if count < FEW_IMAGES]
         if scarce:
             yield (
-                f"{len(scarce)} classes have fewer than {FEW_IMAGES} training images ({short_list(scarce)}); add images, or start from pretrained weights (--pretrained)"
+                f"{counted(len(scarce), 'class has', 'classes have')} fewer than {FEW_IMAGES} training images ({short_list(scarce)}); add images, or start from pretrained weights (--pretrained)"
             )
     for name in REPORTED_SPLITS:
         split = overview.splits.get(name)
@@ -224,20 +233,20 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
             [label for label, count in zip(overview.classes, split.counts, strict=True) if not count] if split else []
         )
         if absent:
-            yield f"{len(absent)} classes have no {SPLIT_LABELS[name]} image ({short_list(absent)}); their accuracy stays unknown"
+            yield f"{counted(len(absent), 'class has', 'classes have')} no {SPLIT_LABELS[name]} image ({short_list(absent)}); {'its' if len(absent) == 1 else 'their'} accuracy stays unknown"
 
 
 def _repeat_advice(repeated: Repeats) -> Iterator[str]:
     for (first, second), count in repeated.between.items():
         yield (
-            f"{count:,} {SPLIT_LABELS[second]} images are {SPLIT_LABELS[first]} images too; remove them from one of the two, since the accuracy on them says nothing"
+            f"{counted(count, f'{SPLIT_LABELS[second]} image is a', f'{SPLIT_LABELS[second]} images are')} {SPLIT_LABELS[first]} image{'s' * (count != 1)} too; remove {'it' if count == 1 else 'them'} from one of the two, since the accuracy on {'it' if count == 1 else 'them'} says nothing"
         )
     for name, count in repeated.within.items():
-        yield f"{count:,} {SPLIT_LABELS[name]} images repeat another one of the split; remove them, since they count twice"
+        yield f"{counted(count, f'{SPLIT_LABELS[name]} image repeats', f'{SPLIT_LABELS[name]} images repeat')} another one of the split; remove {'it, since it counts' if count == 1 else 'them, since they count'} twice"
     if repeated.conflicts:
         image, same = repeated.conflicts[0]
         yield (
-            f"{len(repeated.conflicts):,} images stand under two classes, such as {image} and {same}; one of the labels is wrong"
+            f"{counted(len(repeated.conflicts), 'image stands', 'images stand')} under two classes, such as {image} and {same}; one of the labels is wrong"
         )
 
 
@@ -245,12 +254,12 @@ def _image_advice(facts: Sequence[ImageFacts], config: Config) -> Iterator[str]:
     deep = sum(one.is_deep for one in facts)
     if deep and not config.grey_range:
         yield (
-            f"{deep:,} images are grey and deeper than 8 bits: the range that a file declares, 0 to 65535 for most, becomes black to white; --grey-range sets another"
+            f"{counted(deep, 'image is', 'images are')} grey and deeper than 8 bits: the range that a file declares, 0 to 65535 for most, becomes black to white; --grey-range sets another"
         )
     if transparent := sum(one.is_transparent for one in facts):
-        yield f"{transparent:,} images have transparent areas, which become white; paint them over where another colour is meant"
+        yield f"{counted(transparent, 'image has', 'images have')} transparent areas, which become white; paint them over where another colour is meant"
     if animated := sum(one.is_animated for one in facts):
-        yield f"{animated:,} images have several frames, of which the first is used; save the frames as files to use them all"
+        yield f"{counted(animated, 'image has', 'images have')} several frames, of which the first is used; save the frames as files to use them all"
     sides = [(one.width, one.height) for one in facts]
     cut = float(np.mean([1 - min(side) / max(side) for side in sides])) if sides else 0.0
     if cut >= MIN_CUT_SHARE and config.resize in ("auto", "crop"):

@@ -16,7 +16,7 @@ from harness.data.folder_scan import FolderScan, Layout
 from harness.data.image_io import SUFFIXES
 from harness.data.listing import short_list
 from harness.utils.errors import DataError
-from harness.utils.text import escape_unprintable
+from harness.utils.text import counted, escape_unprintable
 
 # Folders that the paths of a list may start in, besides the one that the list is in and the root.
 IMAGE_FOLDERS = ("images", "image", "imgs", "img", "jpg", "JPEGImages", "pictures", "photos")
@@ -72,7 +72,7 @@ def read_split_lists(scan: FolderScan, layout: Layout) -> ListedImages:
                     f"{file} lists {escape_unprintable(path)} with the classes {escape_unprintable(classes[path])} and {escape_unprintable(name)}; keep one of them"
                 )
         if repeats := sum(path is not None for path, _, _ in each) - len(classes):
-            images.notes.append(f"{repeats} lines of {file} repeat an image")
+            images.notes.append(f"{counted(repeats, 'line', 'lines')} of {file} repeat{'s' * (repeats == 1)} an image")
     return images
 
 

@@ -18,7 +18,7 @@ from harness.data.listing import ListedSplit, Listing, PickedItems, class_order,
 from harness.data.stored_table import ArrowColumn, StoredTable, find_marked_tables, find_tables, read_table
 from harness.data.table_paths import PathFinder
 from harness.utils.errors import DataError, UsageError, did_you_mean
-from harness.utils.text import escape_unprintable
+from harness.utils.text import counted, escape_unprintable
 
 # Names of columns without case, dashes and underscores, the likeliest first.
 IMAGE_COLUMNS = (
@@ -283,7 +283,10 @@ def _label(value: Any, names: Sequence[str] | None, table: Path, index: int) -> 
 def _drop_unlabelled(splits: dict[SplitName, list[_Row]], listing: Listing) -> None:
     """Leave out the splits that have no labels at all, as the test images of a competition."""
     for name in [name for name, rows in splits.items() if all(row.label is None for row in rows)]:
-        listing.notes.append(f"the {len(splits.pop(name))} {name} rows have no labels and are not used")
+        count = len(splits.pop(name))
+        listing.notes.append(
+            f"the {counted(count, f'{name} row has no label and is', f'{name} rows have no labels and are')} not used"
+        )
 
 
 def _usable(rows: Sequence[_Row], split: SplitName, listing: Listing) -> list[_Row]:
@@ -305,7 +308,9 @@ def _usable(rows: Sequence[_Row], split: SplitName, listing: Listing) -> list[_R
             )
         repeats += former is not row
     if repeats:
-        listing.notes.append(f"{repeats} {split} rows of {listing.root.name} repeat an image")
+        listing.notes.append(
+            f"{counted(repeats, f'{split} row', f'{split} rows')} of {listing.root.name} repeat{'s' * (repeats == 1)} an image"
+        )
     return list(usable.values())
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.names import data_name
+from harness.config.names import FROM_PYTHON, data_name
 from harness.config.recipe import default_recipe, first_comparison, make_config
 from harness.config.settings import Config
 from harness.lr_finder.analysis import LRCurve
@@ -53,8 +53,8 @@ class LRFinderResult:
 
     @property
     def command(self) -> str:
-        """The command that trains with the learning rates; empty where none was found."""
-        if self.lr_max is None:
+        """The command that trains with the learning rates; empty where none was found, or only Python has the data."""
+        if self.lr_max is None or self.config.data.startswith(FROM_PYTHON):
             return ""
         options = [
             text
@@ -182,8 +182,9 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
     """Return a W&B sweep over LRMIN and LRMAX around the result; every sample of it is a valid configuration.
 
     Raises:
-        UsageError: the test found no learning rates.
+        UsageError: the test found no learning rates, or no trial could load the data.
     """
+    check_sweepable(result.config)
     if result.lr_max is None or result.lr_min is None:
         raise UsageError(
             "the range test found no learning rates, so there is no sweep to write; set another --low and --high"
@@ -230,6 +231,18 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
         },
     }
     return document
+
+
+def check_sweepable(config: Config) -> None:
+    """Refuse data that was given as a Python object, which the processes of a sweep do not have.
+
+    Raises:
+        UsageError: it was.
+    """
+    if config.data.startswith(FROM_PYTHON):
+        raise UsageError(
+            f"write_sweep: the trials of a sweep cannot load {config.data}, which is an object of this process; register it in a plug-in (harness.data.register_dataset)"
+        )
 
 
 def first_band(config: Config) -> int | None:

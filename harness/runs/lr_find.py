@@ -15,7 +15,7 @@ from harness.config.sweep_values import with_sweep_values
 from harness.data.own_datasets import config_of_call
 from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.lr_finder.range_test import median_curve, seed_curve
-from harness.lr_finder.result import LRFinderResult, result_table, sweep_yaml
+from harness.lr_finder.result import LRFinderResult, check_sweepable, result_table, sweep_yaml
 from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.figures import lr_finder, training_curves
 from harness.reporting.range_test_chart import range_test_chart
@@ -78,6 +78,8 @@ def find_lr(
         with report_failed_trial():
             config = data.enter_context(config_of_call(config, settings))
             config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+            if write_sweep is not None:
+                check_sweepable(config)
             range_for(config, options)  # a wrong range is refused before anything is loaded
             check_tracking(config)
         return _find_lr(config, options, write_sweep, reporter)

@@ -29,6 +29,11 @@ def escape_unprintable(text: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def counted(count: int, one: str, many: str) -> str:
+    """Return a number and what it counts, for example `1 image is` or `2,000 images are`."""
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def dashed(name: str) -> str:
     """Return a name with one dash for each run of characters other than ASCII letters, digits, `_`, `.` and `-`."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)

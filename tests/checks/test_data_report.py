@@ -1,7 +1,9 @@
 """`harness data`: each number against the files that were made, each problem with its line of advice."""
 
 import json
+import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +11,13 @@ from PIL import Image
 
 from harness.checks.data_report import draw_contact_sheet, overview_text, overview_values
 from harness.cli.main import cli
+from harness.config.automatic import choose_settings
+from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data.image_io import pixel_digest
 from harness.data.overview import examine
+from harness.data.registry import load_dataset
+from harness.runs.automatic import data_facts
 from harness.utils.errors import DataError
 from tests.support.commands import command
 from tests.support.image_folders import make_class_folders, random_image, save_image
@@ -65,20 +71,20 @@ def test_every_problem_has_a_line_of_advice(tmp_path):
     frames[0].save(root / "train/dog/moving.gif", save_all=True, append_images=frames[1:])
     values, text, _ = describe(root)
     for words in (
-        "1 images cannot be read, the first is train/cat/broken.jpg: not an image, or one of an unsupported format; repair or remove them",
+        "1 image cannot be read, the first is train/cat/broken.jpg: not an image, or one of an unsupported format; repair or remove them",
         "the classes are unbalanced: dog has 34 training images and cow 3",
-        "1 classes have fewer than 10 training images (cow)",
-        "1 classes have no test image (cow)",
-        "1 test images are training images too; remove them",
+        "1 class has fewer than 10 training images (cow)",
+        "1 class has no test image (cow); its accuracy stays unknown",
+        "1 test image is a training image too; remove it from one of the two",
         "2 training images repeat another one of the split",
-        "1 images stand under two classes, such as train/cat/0.png (cat) and train/dog/wrong.png (dog)",
-        "1 images are grey and deeper than 8 bits",
-        "1 images have transparent areas, which become white",
-        "1 images have several frames, of which the first is used",
+        "1 image stands under two classes, such as train/cat/0.png (cat) and train/dog/wrong.png (dog)",
+        "1 image is grey and deeper than 8 bits",
+        "1 image has transparent areas, which become white",
+        "1 image has several frames, of which the first is used",
     ):
         assert sum(words in line for line in values["advice"]) == 1, (words, values["advice"])
         assert f"- {words}" in text
-    assert "note: 1 files are of kinds that are not read as images: .docx (1)" in text
+    assert "note: 1 file is of kinds that are not read as images: .docx (1)" in text
     assert values["repeats"]["between"] == {"train/test": 1} and values["repeats"]["within"] == {"train": 2}
 
 
@@ -162,6 +168,35 @@ def test_the_contact_sheet_has_each_image_as_stored_and_as_the_model_sees_it(tmp
         rows, columns = np.nonzero((abs(sheet - colour) < 12).all(2))
         assert len(rows) > 3 * 142 * 142 * 0.75  # the boxes below are filled with it, those above to 40 %
         assert len(np.unique(columns)) > 3 * 100
+
+
+def test_the_contact_sheet_of_automatic_settings_has_the_size_that_a_run_chooses(tmp_path):
+    for name in ("cat", "dog"):
+        for index in range(4):
+            save_image(tmp_path / "data" / name / f"{index}.jpg", random_image((300, 320)))
+    config = make_config({"data_dir": str(tmp_path / "data"), "data": "folder"}, "auto")
+    facts = data_facts(config, load_dataset(config.replace(test_fraction=0.5)))
+    chosen = choose_settings(config, replace(facts, why_no_weights=lambda name: "not asked"))
+    assert (chosen["image_size"].value, chosen["model"].value.partition(".")[0]) == (224, "resnet18d")
+    draw_contact_sheet(config, examine(config, 0), tmp_path / "sheet.svg")
+    text = " ".join(re.findall("<!-- (.*?) -->", (tmp_path / "sheet.svg").read_text()))
+    assert "as resnet18d sees it: 224 x 224 pixels" in text
+
+
+def test_classes_that_are_spelled_in_two_ways_are_named(tmp_path):
+    spellings = ["cat", " cat ", "Cat", "hot dog", "hot_dog", "-", "_"]
+    rows = [
+        f"{save_image(tmp_path / f'{index}.png').name},{spellings[index % len(spellings)]}"
+        for index in range(4 * len(spellings))
+    ]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    values, _, _ = describe(tmp_path / "t.csv", data="table")
+    assert values["splits"]["train"]["per_class"] == {"-": 4, "Cat": 4, "_": 4, "cat": 8, "hot dog": 4, "hot_dog": 4}
+    assert [line for line in values["advice"] if "differ only in" in line] == [
+        f"a run refuses this data: {tmp_path / 't.csv'}: classes Cat and cat differ only in case; merge or rename them",
+        "the classes Cat, cat differ only in case, spaces, dashes or underscores; give them one name if they are one class",
+        "the classes hot dog, hot_dog differ only in case, spaces, dashes or underscores; give them one name if they are one class",
+    ]
 
 
 def test_the_command_takes_a_path_a_name_and_options(tmp_path):

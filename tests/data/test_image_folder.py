@@ -138,13 +138,13 @@ def test_images_outside_the_class_folders_and_files_of_other_kinds_are_named_and
 def test_loose_images_beside_class_folders_are_named(tmp_path):
     make_class_folders(tmp_path, ("",))
     save_image(tmp_path / "loose.png")
-    assert load_folder(tmp_path).notes == ["1 images are not used, because they are outside the class folders: . (1)"]
+    assert load_folder(tmp_path).notes == ["1 image is not used, because it is outside the class folders: . (1)"]
 
 
 def test_unreadable_kinds_are_named_where_no_image_is_left(tmp_path):
     (tmp_path / "train" / "cat").mkdir(parents=True)
     (tmp_path / "train" / "cat" / "1.heic").write_text("x")
-    assert "1 files are of kinds that are not read as images: .heic (1)" in refusal(DataError, tmp_path)
+    assert "1 file is of kinds that are not read as images: .heic (1)" in refusal(DataError, tmp_path)
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".JIF", ".pjpeg", ".pjp", ".jpe"])

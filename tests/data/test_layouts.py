@@ -157,7 +157,7 @@ def test_images_that_no_list_names_are_counted_and_missing_ones_are_named(tmp_pa
     write_lists(tmp_path, lists)
     save_image(tmp_path / "images/cat/99.png")
     assert load_folder(tmp_path).notes == [
-        "1 images are not used, because train.txt, val.txt, test.txt do not list them: images (1)"
+        "1 image is not used, because train.txt, val.txt, test.txt do not list it: images (1)"
     ]
     (tmp_path / "images/cat/2.png").unlink()
     message = refusal(DataError, tmp_path)

@@ -76,6 +76,13 @@ def test_images_and_labels_of_every_usual_form_are_those_of_the_items(form):
     assert data.fingerprint != load({"train": test, "test": train}).fingerprint
 
 
+def test_a_range_test_of_data_from_python_writes_no_sweep(tmp_path):
+    given = {**SMALL, "data": Pictures(32), "output": tmp_path / "runs"}
+    with pytest.raises(UsageError, match=r"trials of a sweep cannot load python/Pictures.*; register it in a plug-in"):
+        harness.find_lr(**given, write_sweep=tmp_path / "sweep.yaml")
+    assert not list(tmp_path.iterdir())  # refused before the test runs
+
+
 def test_a_single_data_set_is_divided_as_a_folder_is():
     data = load(Pictures())
     assert (len(data.train), len(data.test)) == (16, 4)

@@ -198,7 +198,7 @@ def test_rows_without_labels_or_a_split_are_named(tmp_path):
     rows = make_rows(tmp_path, split_of=lambda index: "test" if index == 4 else "train")
     rows = [(path, "" if split == "test" else name, split) for path, name, split in rows] + [rows[0]]
     data = load_table(write(tmp_path / "t.csv", ("path", "label", "split"), rows))
-    assert data.notes == ["the 2 test rows have no labels and are not used", "1 train rows of t.csv repeat an image"]
+    assert data.notes == ["the 2 test rows have no labels and are not used", "1 train row of t.csv repeats an image"]
     assert len(data.train) + len(data.test) == 8  # a test set is held out
 
 

@@ -392,6 +392,14 @@ def finished_test(tmp_path_factory):
     return result, folder
 
 
+def test_data_that_only_python_has_gives_no_command_and_no_sweep(finished_test, tmp_path):
+    result = dataclasses.replace(finished_test[0], config=finished_test[0].config.replace(data="python/Pictures"))
+    assert result.lr_max and result.command == result.to_json()["command"] == ""
+    assert "harness run" in result_table(finished_test[0]) and "harness run" not in result_table(result)
+    with pytest.raises(UsageError, match="trials of a sweep cannot load python/Pictures"):
+        sweep_yaml(result, tmp_path / "sweep.yaml")
+
+
 def test_it_leaves_a_figure_a_json_file_with_reasons_and_a_journal(finished_test):
     result, _ = finished_test
     with Image.open(result.folder / "figures" / "lr_finder.png") as picture:
