@@ -122,9 +122,10 @@ def _json_columns(text: str, path: Path) -> dict[str, JsonColumn]:
             raise DataError(f"{path}, line {number}: not a JSON object; mend it")
         rows.append(row)
         _check_rows(path, len(rows))
-        if row.keys() - columns.keys():
-            columns.update({name: JsonColumn(rows, name) for name in row if name not in columns})
-            _check_columns(path, len(columns))
+        for name in row:
+            if name not in columns:
+                columns[name] = JsonColumn(rows, name)
+                _check_columns(path, len(columns))
     return columns
 
 
