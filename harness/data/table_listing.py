@@ -187,7 +187,9 @@ class _Reader:
             if name not in self.class_names:
                 self.class_names.append(name)
         images, start = table.columns[image], sum(map(len, self.embedded))
-        is_embedded = isinstance(images, ArrowColumn) and len(images) > 0 and isinstance(images[0], bytes | dict)
+        is_embedded = isinstance(images, ArrowColumn) and isinstance(
+            next((value for value in images if value is not None), None), bytes | dict
+        )
         if is_embedded:
             assert isinstance(images, ArrowColumn)
             self.embedded.append(images)
