@@ -132,7 +132,7 @@ def test_two_processes_train_with_the_choice_of_the_main_one(pictures, tmp_path)
 def test_a_range_test_and_the_doctor_take_automatic_settings(pictures, tmp_path):
     result = harness.find_lr(config_of(pictures, tmp_path), seeds=1, steps=10)
     assert yaml_io.read_yaml(result.folder / "config.yaml")["batch_size"] == 8 and result.folder.name.startswith(
-        "find-auto-"
+        "find-pictures-"
     )
     done = command("doctor", "--data-dir", pictures, cwd=tmp_path)
     assert "chosen from the data" in done.stdout and "60 images" in done.stdout
