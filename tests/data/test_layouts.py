@@ -223,7 +223,7 @@ def test_a_class_folder_that_is_a_link_out_of_the_root_is_refused_with_the_remed
     make_class_folders(tmp_path / "outside", ("",), ("cow",), 5)
     (root / split / "cow").symlink_to(tmp_path / "outside" / "cow")
     message = refusal(DataError, root)
-    assert "cow is a link that leaves the data folder; copy what it points to, or set --data-dir to a folder" in message
+    assert "cow is a link that leaves the data folder; copy what it points to (cp -rL), or keep that below" in message
 
 
 def test_splits_inside_the_class_folders_are_named_as_unused(tmp_path):

@@ -101,7 +101,7 @@ def test_a_data_dir_that_is_a_table_needs_no_other_setting():
     config = make_config({"data_dir": "some/where.csv"})
     assert config.data == "table"
     assert make_config({"data_dir": "x.csv", "data": "digits"}).data == "digits"
-    assert make_config({"data_dir": "x"}).data == "cifar10"
+    assert make_config({"data_dir": "x"}).data == "folder"
 
 
 def test_a_folder_has_a_table_for_each_split(tmp_path):
