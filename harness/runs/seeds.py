@@ -405,7 +405,10 @@ def _differing_choices(result: SeedsResult) -> str:
     names = dict.fromkeys(name for choices in chosen.values() for name in choices)
     differing = []
     for name in names:
-        values = {str(choices[name].value): seed for seed, choices in reversed(chosen.items()) if name in choices}
+        values: dict[str, int] = {}  # value -> the first seed that has it
+        for seed, choices in chosen.items():
+            if name in choices:
+                values.setdefault(str(choices[name].value), seed)
         if len(values) > 1:
             differing.append(f"{name} ({', '.join(f'{value} in seed {seed}' for value, seed in values.items())})")
     if not differing:

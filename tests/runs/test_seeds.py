@@ -328,6 +328,7 @@ def folders_of(result):
     return [seed.folder for seed in result.finished]
 
 
+@pytest.mark.slow
 def test_seeds_of_other_data_of_the_same_class_are_trained_anew(tmp_path):
     config = settings(tmp_path, batch_size=8, report=False)
     results = [run_seeds(config, 1, Lines(), data=Pictures(seed)) for seed in (0, 1)]
@@ -339,6 +340,7 @@ def test_seeds_of_other_data_of_the_same_class_are_trained_anew(tmp_path):
     assert folders_of(results[0]) != folders_of(results[1]) and results[0].folder != results[1].folder
 
 
+@pytest.mark.slow
 def test_seeds_of_the_same_table_with_other_images_are_trained_anew(tmp_path):
     rows = [f"{index}.png,{'abc'[index % 3]}" for index in range(30)]
     (tmp_path / "x.csv").write_text("\n".join(["path,label", *rows]))
