@@ -16,7 +16,7 @@ _NAMES = {
     "pretrained": "pretrain usepretrained",
     "plugin": "importmodule plugins usermodules",
     "data": "classificationdataset datamodule dataset datasetname",
-    "data_dir": "datafolder datapath dataroot datasetdir datasetpath imagedir imagefolder imagesdir imgdir root rootdir traindata traindir",
+    "data_dir": "datafolder datapath dataroot datasetdir datasetpath imagedir imagefolder imagesdir imgdir root rootdir traindata",
     "init": "finetunefrom initcheckpoint initfrom initialcheckpoint initweights loadfrom loadweights pretrainedpath pretrainedweights startfrom weights",
     "download": "datasetdownload",
     "classes": "nbclasses nc nclasses numclass numclasses numlabels",
@@ -87,6 +87,11 @@ NAMES_ELSEWHERE = {other: name for name, others in _NAMES.items() for other in o
 
 # Where the value means something else here: what to write instead -> the names elsewhere.
 _REMEDIES = {
+    "classes are not weighted; the per-class table and its recall show what imbalance costs": "balanced classbalance classbalanced classweight classweights posweight sampler weightedsampler weightedsampling",
+    "the loss is cross-entropy, with --label-smoothing": "bce bceloss criterion focal focalloss jsd lossfn loss lossfunction lossname",
+    "normalisation is that of the pretrained weights, or computed from the training images": "imagenetdefaultmeanandstd imgmean imgstd mean normalize normalization std",
+    "use --data-dir with the folders train, val and test, or a table with a column of splits": "folder testdir testfolder testpath traindir valdir valfolder valpath",
+    "interpolation is that of the model's timm configuration; --resize decides what is cut": "interpolation traininterpolation",
     "use --precision bf16, fp16, fp32 or auto": "amp apexamp bf16 float16 fp16 fp32 half halfprecision nativeamp tf32 useamp usefp16",
     "use --model-args drop_rate=0.2": "drop dropout dropoutrate droprate",
     "use --model-args drop_path_rate=0.1": "dropconnect droppath droppathrate stochasticdepth",

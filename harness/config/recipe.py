@@ -87,43 +87,27 @@ def default_recipe(data: str) -> str:
     return str(setting_fields()["recipe"].default) if data in CIFAR else AUTO
 
 
-def is_image_folder(path: Path) -> bool:
-    """Return whether a folder or file holds data of its own, rather than CIFAR's files or what is still to be downloaded."""
-    if path.is_file():
-        return True
-    if not path.is_dir():
-        return False
-    with os.scandir(path) as entries:
-        names = [entry.name for entry in entries if not entry.name.startswith(".")]
-    is_cifar = any(name.removesuffix(".tar.gz") in CIFAR_FOLDERS or name.startswith("cifar-10") for name in names)
-    return bool(names) and not is_cifar
-
-
-def data_of(data_dir: str, usual: str) -> str:
+def data_of(data_dir: str, usual: str, is_named: bool = False) -> str:
     """Return the data set that `--data-dir` alone stands for.
 
     Args:
-        usual: the one that is meant where `data_dir` has no images of its own, but CIFAR's files, say.
+        usual: the data set that would be meant without `data_dir`.
+        is_named: a recipe names it, so that a folder that is empty or missing is a place for a download.
 
     Returns:
-        `table` or `folder` for images of a user's own; `usual` otherwise, and where that is one that reads `data_dir`.
+        `table` or `folder` for a user's own images; `usual` where the folder has CIFAR's own files, or `usual` reads
+        `data_dir` itself.
     """
     if data := data_of_path(data_dir):
         return data
-    reads_no_folder = usual in FIXED_DATASETS or usual.startswith(FROM_PYTHON)
-    return "folder" if reads_no_folder and is_image_folder(Path(data_dir).expanduser()) else usual
-
-
-def _check_not_empty(data_dir: str) -> None:
-    """Refuse a folder that is missing or empty, where the user may mean images of their own or a download of CIFAR-10."""
+    if usual not in FIXED_DATASETS and not usual.startswith(FROM_PYTHON):
+        return usual
     path = Path(data_dir).expanduser()
-    if path.is_dir() and not any(path.iterdir()):
-        reason = f"{data_dir} is empty"
-    elif not os.path.lexists(path):
-        reason = f"there is no folder {data_dir} (in {Path.cwd()})"
-    else:
-        return
-    raise UsageError(f"{reason}; correct --data-dir, or add --data cifar10 to download CIFAR-10 to that place")
+    names = [name for name in os.listdir(path) if not name.startswith(".")] if path.is_dir() else []
+    is_cifar = any(name.removesuffix(".tar.gz") in CIFAR_FOLDERS or name.startswith("cifar-10") for name in names)
+    if is_cifar or (is_named and not names and not path.is_file()):
+        return usual
+    return "folder"
 
 
 def _recipe_of_run(resume: str) -> str:
@@ -241,9 +225,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     values = read_recipe(named) if named else {}
     if "data_dir" in given and "data" not in given:
         usual = str(values.get("data", setting_fields()["data"].default))
-        given = {**given, "data": data_of(str(given["data_dir"]), usual)}
-        if named in ("", AUTO) and given["data"] in CIFAR:
-            _check_not_empty(str(given["data_dir"]))
+        given = {**given, "data": data_of(str(given["data_dir"]), usual, named not in ("", AUTO))}
     values = values or read_recipe(default_recipe(str(given.get("data", setting_fields()["data"].default))))
     is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
     extended: tuple[str, ...] = ()  # of the run whose settings the recipe is

@@ -95,8 +95,8 @@ class Config:
     init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="Model")
 
-    data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), table (a CSV, Parquet or other table of paths and labels in data_dir), a name that a plug-in registers, or one for timm's create_dataset.", group="Data")
-    data_dir: str = _setting("data", "Folder, tar archive or table of the data, also for downloads.", group="Data", affects_results=False)
+    data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), table (a CSV, Parquet or other table of paths and labels in data_dir), a name that a plug-in registers, or one that timm reads (torch/NAME, hfds/USER/NAME, tfds/NAME, wds/NAME).", group="Data")
+    data_dir: str = _setting("data", "Folder, tar archive or table of the data, also for downloads; alone, without --data, of your own images.", group="Data", affects_results=False)
     image_column: str = _setting("", "Column of a table that has the path of each image, or the image itself; empty: one named path, file_name, image or the like.", group="Data", added_later=True)
     label_column: str = _setting("", "Column of a table that has the class of each image; empty: one named label, class, target or the like.", group="Data", added_later=True)
     split_column: str = _setting("", "Column of a table that has the split of each image (train, val, test); empty: one named split, where there is one.", group="Data", added_later=True)
@@ -155,7 +155,7 @@ class Config:
     lr_max: NumberOrFind = _setting(0.0045, "LRMAX, the maximum of the schedule; find: run an LR range test first.", group="Learning rate", above=0, high=1e6, from_data=True)
     peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0, from_data=True)
     cycles: int = _setting(5, "Number of triangles of the cyclic schedule in the whole run.", group="Learning rate", low=1, high=1_000_000)
-    extended: tuple[str, ...] = _setting((), "STEP:EPOCHS, ...: the run was to have EPOCHS epochs, and got another number at update STEP, from which the schedule takes another shape; written by --resume RUN --epochs N.", group="Learning rate", added_later=True)
+    extended: tuple[str, ...] = _setting((), "Written by --resume RUN --epochs N, not to be set by hand. STEP:EPOCHS means that until update STEP the run was planned for EPOCHS epochs.", group="Learning rate", added_later=True)
     plateau_patience: int = _setting(10, "Epochs without lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
     plateau_factor: float = _setting(0.1, "Factor by which plateau multiplies the LR.", group="Learning rate", above=0, below=1)
 
@@ -182,7 +182,7 @@ class Config:
     wandb: str = _setting("auto", "W&B mode: auto (online with an API key, else offline), online (fail where it is impossible), offline or disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), affects_results=False)
     project: str = _setting("harness", "W&B project of the run.", group="Tracking", affects_results=False)
     entity: str = _setting("", "W&B user or team; empty: your default one.", group="Tracking", affects_results=False)
-    name: str = _setting("", "Name of the run and of its directory; empty: made from recipe, seed and settings.", group="Tracking", affects_results=False)
+    name: str = _setting("", "Name of the run and of its directory; empty: made from recipe or model, data, seed and settings.", group="Tracking", affects_results=False)
     group: str = _setting("", "W&B group of the run.", group="Tracking", affects_results=False)
     job_type: str = _setting("train", "W&B job type of the run.", group="Tracking", affects_results=False)
     tags: tuple[str, ...] = _setting((), "W&B tags of the run.", group="Tracking", affects_results=False)
@@ -197,7 +197,7 @@ class Config:
     finish_timeout: int = _setting(60, "Seconds without progress of the upload after which the end of a run no longer waits for W&B.", group="Tracking", low=1, high=86_400, affects_results=False)
 
     output: str = _setting("runs", "Folder for run directories.", group="Output", affects_results=False)
-    resume: str = _setting("auto", "auto: resume an unfinished run of the same name and settings; never; or the run directory to resume.", group="Output", affects_results=False)
+    resume: str = _setting("auto", "auto: resume an unfinished run of the same name and settings; never; or the run directory to resume; with --epochs that run is trained on, or shortened, even if it has finished.", group="Output", affects_results=False)
     report: bool = _setting(True, "Write report.html, a page that explains the run, at its end.", group="Output", affects_results=False)
     checkpoint_every: int = _setting(0, "Save a checkpoint every this many steps too; 0: only after each epoch.", group="Output", low=0, affects_results=False)
     # fmt: on

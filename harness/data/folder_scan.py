@@ -94,7 +94,9 @@ def scan_folder(root: Path, known_classes: Collection[str] | None = None) -> tup
         return scan, _find_layout(contents, known_classes)
     if root.is_file():
         raise DataError(f"{root} is neither a folder nor an archive ({', '.join(ARCHIVES)}); set --data-dir")
-    raise DataError(f"there is no folder {root}; set --data-dir to the folder (or .tar) that holds train/ and test/")
+    raise DataError(
+        f"there is no folder {root}; set --data-dir to the folder (or .tar) that holds the class folders, or train/ and test/; --data cifar10 downloads CIFAR-10"
+    )
 
 
 def find_layout(root: Path, known_classes: Collection[str] | None = None) -> Layout:

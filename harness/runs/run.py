@@ -122,9 +122,6 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
             reporter.message(f"Frozen: {frozen:,} of {total:,} parameters.")
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
-        epochs, batch_size = components.config.epochs, components.config.batch_size
-        if line := few_updates(components.schedule.steps, epochs, len(components.dataset.train), batch_size):
-            reporter.message(f"Warning: {line}")
         # The requested settings, with `find` or `auto` where it stands, name the directory, and a resumed run must agree with them.
         changes: dict[str, Any] = {
             "precision": components.config.precision,
@@ -133,6 +130,9 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         requested, config = requested.replace(**changes), decided.config.replace(**changes)
         directory = run_dir.claim_run_dir(requested)
         _report_other_name(requested, directory, reporter)
+        epochs, batch_size = components.config.epochs, components.config.batch_size
+        if line := few_updates(components.schedule.steps, epochs, len(components.dataset.train), batch_size):
+            reporter.message(f"Warning: {line}")
     try:
         write_choices(directory.path, decided.choices)
         return _train(config, components, directory, reporter, time.monotonic() - started_at)

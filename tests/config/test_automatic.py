@@ -9,7 +9,8 @@ import pytest
 from harness.config.automatic import LARGE_MODEL, RULES, SMALL_MODEL, DataFacts, choose_settings, why_not_mirrored
 from harness.config.recipe import make_config, read_recipe
 from harness.config.settings import AUTO, Config, setting_fields
-from harness.utils.errors import UsageError
+from harness.data.registry import load_dataset
+from harness.utils.errors import DataError, UsageError
 
 GIB = 2**30
 
@@ -205,12 +206,14 @@ def test_a_folder_of_images_alone_names_the_data(tmp_path, names, data):
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_a_missing_or_empty_folder_is_no_download_of_cifar_without_a_word(tmp_path, is_there):
-    folder = tmp_path / "picures"
+def test_a_missing_or_empty_folder_is_no_download_of_cifar_unless_that_is_named(tmp_path, is_there):
+    folder = tmp_path / "misspelt"
     if is_there:
         folder.mkdir()
-    with pytest.raises(UsageError, match=r"picures.*correct --data-dir, or add --data cifar10 to download"):
-        make_config({"data_dir": str(folder)})
+    config = make_config({"data_dir": str(folder)})
+    assert config.data == "folder"
+    with pytest.raises(DataError, match="misspelt"):
+        load_dataset(config)
     assert make_config({"data_dir": str(folder), "data": "cifar10"}).data == "cifar10"
     assert make_config({"data_dir": str(folder), "recipe": "custom-resnet"}).data == "cifar10"
 

@@ -56,12 +56,12 @@ LISTED = (
     ),
     change(
         "T19", "training/optimizer.py",
-        'group["betas"] = (momentum, group["betas"][1])', 'group["betas"] = group["betas"]',
+        'group["betas"] = (momentum, *group["betas"][1:])', 'group["betas"] = group["betas"]',
         "tests/training/test_learner.py::test_the_rates_and_the_momentum_of_each_update_are_those_that_torchs_optimizer_is_given",
     ),
     change(
         "T20", "training/optimizer.py",
-        '"weight_decay": config.weight_decay / scale, ', "",
+        '"weight_decay": decay, ', "",
         "tests/training/test_learner.py::test_an_optimizer_with_skipped_steps_equals_torchs_unfused_one",
     ),
     change(
@@ -288,7 +288,7 @@ LISTED = (
     ),
     change(
         "U14", "runs/trainer.py",
-        'best_epoch(history, "val")[0] >= patience', 'best_epoch(history, "val")[0] > patience',
+        'best_epoch(history, "val")[0], since) >= patience', 'best_epoch(history, "val")[0], since) > patience',
         "tests/runs/test_trainer.py::test_training_stops_after_exactly_as_many_epochs_without_a_better_one_as_early_stop_says",
     ),
     change(
@@ -298,7 +298,7 @@ LISTED = (
     ),
     change(
         "U21", "runs/lr_find.py",
-        'stored.get("digest") != config.digest() or not _is_usable(stored)', "not _is_usable(stored)",
+        'stored.get("digest") != config.before_extensions().digest() or not _is_usable(stored)', "not _is_usable(stored)",
         "tests/lr_finder/test_finder.py::test_the_result_of_a_test_of_other_settings_is_not_taken",
     ),
     change(
