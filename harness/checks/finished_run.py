@@ -13,6 +13,7 @@ from harness.checks.lr_schedule import EPOCHS, RateCurve
 from harness.checks.network import parameters_row
 from harness.checks.table import CheckRow, row
 from harness.config.settings import FIND, Config
+from harness.config.stored import with_former_defaults
 from harness.evaluation.metrics import read_predictions_csv
 from harness.evaluation.trained_model import load_trained_model
 from harness.models.factory import count_parameters
@@ -80,7 +81,7 @@ def open_run(folder: Path) -> FinishedRun:
     journal = read_journal(folder)
     try:
         changed = {name: journal.settings[name] for name in ("epochs", "extended") if name in journal.settings}
-        config = Config(**{**journal.header["config"], **changed})
+        config = Config(**{**with_former_defaults(journal.header["config"]), **changed})
     except (HarnessError, KeyError, TypeError, ValueError) as error:
         raise DataError(f"{folder / 'journal.jsonl'} does not begin with the settings of a run ({error})") from None
     return FinishedRun(folder, journal, config, current_state(folder), read_summary(folder))

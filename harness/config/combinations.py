@@ -69,7 +69,8 @@ def check_combinations(config: Config) -> None:
         raise UsageError(
             f"need grad_accumulation <= batch_size, got {config.grad_accumulation} > {config.batch_size}: micro-batches would be empty"
         )
-    if config.optimizer == "sgd" and config.nesterov and config.momentum == 0:
+    is_sgd = config.optimizer == "sgd" and "optimizer" not in config.undecided
+    if is_sgd and config.nesterov and config.momentum == 0:
         raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
     if config.pretrained and config.init:
         raise UsageError(f"pretrained=True and init={config.init!r} both name weights to start from; keep one of them")

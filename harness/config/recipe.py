@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from harness.config import yaml_io
+from harness.config.automatic import PEAK_SHARE
 from harness.config.init_source import model_of
 from harness.config.names import FIXED_DATASETS, FROM_PYTHON, data_of_path
 from harness.config.settings import AUTO, Config, canonical_name, coerce, setting_fields
+from harness.config.stored import is_whole, with_former_defaults
 from harness.config.words import settings_of
 from harness.utils import plugins
 from harness.utils.errors import UsageError, did_you_mean
@@ -25,6 +27,9 @@ MODEL_SETTINGS = (
     "lr_min_ratio",
     "head_lr_scale",
 )  # of a recipe, for its own model only: an LR belongs to its model
+CHOSEN_FOR_MODEL = ("optimizer", "weight_decay", "lr_min", "lr_max", "head_lr_scale")  # by the recipe `auto`
+# How many updates an epoch has depends on these.
+STEP_SETTINGS = ("batch_size", "drop_last", "data", "data_dir", "val_fraction", "test_fraction")
 
 
 def recipe_paths() -> dict[str, Path]:
@@ -66,8 +71,8 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             raise UsageError(f"{path}: {key!r} is given twice in different spellings; keep one of them")
         values[name] = value
     base = values.get("recipe")
-    if base is None or len(values) >= len(setting_fields()) // 2:
-        return {"recipe": recipe, **values}
+    if base is None or is_whole(values):
+        return {"recipe": recipe, **with_former_defaults(values)}
     if base not in recipe_paths():
         raise UsageError(f"{path}: recipe: {base!r} is not a shipped recipe{did_you_mean(str(base), recipe_paths())}")
     return {**read_recipe(str(base)), **values, "recipe": recipe}
@@ -123,17 +128,29 @@ def _recipe_of_run(resume: str) -> str:
     return str(path)
 
 
-def scaled_peak(peak_epoch: float, epochs: int, new_epochs: Any) -> float:
-    """Return the epoch of the peak at the same fraction of a run of another length."""
-    return float(peak_epoch * coerce("epochs", new_epochs) / max(epochs, 1))
+def scaled_peak(peak_epoch: Any, epochs: Any, new_epochs: Any) -> Any:
+    """Return the epoch of the peak at the same fraction of a run of another length; the same epoch where one of them is `auto`."""
+    peak, former, present = (
+        coerce(name, value) for name, value in (("peak_epoch", peak_epoch), ("epochs", epochs), ("epochs", new_epochs))
+    )
+    return peak if AUTO in (peak, former, present) else float(peak * present / max(former, 1))
 
 
 def first_comparison(config: Config) -> int:
     """Return the epoch before which no run is compared with others: half-way between the peak of the LR and the end.
 
     Around its peak a high learning rate looks worst, although it may end best.
+
+    Raises:
+        UsageError: the number of epochs is still to be chosen from the data.
     """
+    if "epochs" in config.undecided:
+        raise UsageError(
+            "epochs=auto: runs are compared with each other from a certain epoch on; give a number of epochs"
+        )
     peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
+    if peak and "peak_epoch" in config.undecided:
+        peak = PEAK_SHARE * config.epochs
     return max(1, math.ceil((peak + config.epochs) / 2))
 
 
@@ -146,13 +163,41 @@ def _model_of_weights(given: Mapping[str, Any], values: dict[str, Any]) -> dict[
         values.pop("pretrained", None)
     if given.get("pretrained") and "init" not in given:
         values.pop("init", None)
-    init = given.get("init", "" if "model" in values else values.get("init", ""))
+    is_named = _value_of("model", values, AUTO) != AUTO
+    init = given.get("init", "" if is_named else values.get("init", ""))
     if not init or "model" in given:
         return {}
     source = model_of(str(init))
     if "plugin" in source:
         source["plugin"] = tuple(dict.fromkeys([*coerce("plugin", values.get("plugin", ())), *source["plugin"]]))
     return source
+
+
+def _value_of(name: str, values: Mapping[str, Any], default: Any = None) -> Any:
+    """Return a setting of a recipe, converted to its type; its default, or another one, where the recipe does not have it."""
+    return coerce(name, values.get(name, setting_fields()[name].default if default is None else default))
+
+
+def _has_other_steps(given: Mapping[str, Any], values: Mapping[str, Any]) -> bool:
+    """Return whether options change the updates of an epoch, in which the `extended` of a recipe counts.
+
+    Another `data_dir` may have other images, unless the data set is one that is the same everywhere.
+    """
+    data = str(given.get("data", _value_of("data", values)))
+    names = [name for name in STEP_SETTINGS if name != "data_dir" or data not in FIXED_DATASETS]
+    return any(name in given and coerce(name, given[name]) != _value_of(name, values) for name in names)
+
+
+def _for_another_model(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recipe without those that fit only its own model.
+
+    In the `config.yaml` of a run of the recipe `auto` they were chosen for that model, and are chosen anew for the other one.
+    """
+    kept = {name: value for name, value in values.items() if name not in MODEL_SETTINGS or str(value).lower() == AUTO}
+    if values.get("recipe") != AUTO:
+        return kept
+    kept.pop("optimizer_args", None)
+    return {**kept, **dict.fromkeys(CHOSEN_FOR_MODEL, AUTO)}
 
 
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
@@ -184,20 +229,17 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     values = values or read_recipe(default_recipe(str(given.get("data", setting_fields()["data"].default))))
     is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
     extended: tuple[str, ...] = ()  # of the run whose settings the recipe is
-    if "epochs" in given and not is_resumed:
+    if not is_resumed and ("epochs" in given or (values.get("extended") and _has_other_steps(given, values))):
         extended = coerce("extended", values.pop("extended", ()))
-    is_chosen_later = AUTO in (values.get("peak_epoch"), given.get("epochs"))
-    if "epochs" in given and "peak_epoch" not in given and not is_resumed and not is_chosen_later:
-        epochs, peak_epoch = (
-            coerce(name, values.get(name, setting_fields()[name].default)) for name in ("epochs", "peak_epoch")
-        )
-        epochs = coerce("epochs", extended[0].partition(":")[2]) if extended else epochs
-        values["peak_epoch"] = scaled_peak(peak_epoch, epochs, given["epochs"])
+    if ("epochs" in given or extended) and "peak_epoch" not in given and not is_resumed:
+        epochs, peak_epoch = (_value_of(name, values) for name in ("epochs", "peak_epoch"))
+        former = extended[0].partition(":")[2] if extended else epochs
+        values["peak_epoch"] = scaled_peak(peak_epoch, former, given.get("epochs", epochs))
     source = _model_of_weights(given, values)
-    usual_model = values.get("model", setting_fields()["model"].default)
+    usual_model = _value_of("model", values)
     model = given.get("model", source.get("model"))
     if model is not None and model != usual_model and usual_model != AUTO:
-        values = {name: value for name, value in values.items() if name not in MODEL_SETTINGS}
+        values = _for_another_model(values)
     values |= source
     if "optimizer" in given and given["optimizer"] != values.get("optimizer", setting_fields()["optimizer"].default):
         values.pop("optimizer_args", None)  # of another optimizer

@@ -321,6 +321,10 @@ class Config:
                 setting.metadata["added_later"] and getattr(self, key) == default_of(key) and key not in self.undecided
             ):
                 affecting[key] = value
+        # By its effect, which its default does not tell: before there was this setting, all parameters had weight decay.
+        affecting.pop("bias_decay", None)
+        if not self.decays_biases:
+            affecting["bias_decay"] = False
         # A captured update has the results of a plain one. Version 0.1 had False for today's auto.
         affecting["cuda_graph"] = bool(self.cuda_graph)
         return affecting

@@ -78,7 +78,7 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
     if not changes:
         return config
     if "epochs" in changes and "peak_epoch" not in drawn and "peak_epoch" not in config.undecided:
-        changes["peak_epoch"] = scaled_peak(config.peak_epoch, config.epochs, changes["epochs"])
+        changes["peak_epoch"] = scaled_peak(config.peak_epoch, config.to_dict()["epochs"], changes["epochs"])
     if "lr_min" in changes and "lr_min_ratio" not in drawn:
         changes["lr_min_ratio"] = None
     if "model_args" in changes:

@@ -35,6 +35,8 @@ def with_extension(config: Config, processes: SingleProcess) -> Config:
 def _extended(config: Config) -> tuple[str, ...]:
     path = Path(config.resume).expanduser()
     stored = run_dir.stored_config(path)
+    if stored is not None and not config.extended and ("epochs" in config.undecided or stored.epochs == config.epochs):
+        return stored.extended  # no number is given, or the one that the run has already
     if stored is None or stored.epochs == config.epochs or stored.extended != config.extended:
         return config.extended  # nothing to extend, or `claim_run_dir` names what differs
     newest = checkpoint.newest_checkpoint(path / CHECKPOINTS)

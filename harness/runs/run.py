@@ -167,7 +167,7 @@ def _train(
             inputs=_initial_models(components),
         ) as tracked,
     ):
-        tracked.tracker.settings(_settings_of(read_choices(directory.path)))
+        tracked.tracker.settings(_settings_of(read_choices(directory.path), config))
         if (extensions := config.extensions()) and state.step == extensions[-1][0]:
             report_extension(components, tracked.tracker, reporter)
         components = _with_found_lr(config, components, directory, tracked, reporter, stop_requests)
@@ -323,12 +323,16 @@ def _with_found_lr(
     )
 
 
-def _settings_of(choices: Mapping[str, Choice]) -> dict[str, Scalar]:
-    """Return each chosen value with what was requested, for the settings that trackers store."""
+def _settings_of(choices: Mapping[str, Choice], config: Config) -> dict[str, Scalar]:
+    """Return each chosen value that holds with what was requested, for the settings that trackers store.
+
+    The number of epochs may have been changed since.
+    """
     settings: dict[str, Scalar] = {}
     for name, choice in choices.items():
         if isinstance(choice.value, int | float | str):
-            settings |= {name: choice.value, f"{name}_requested": choice.requested}
+            value = {name: choice.value} if choice.value == getattr(config, name, None) else {}
+            settings |= {**value, f"{name}_requested": choice.requested}
     return settings
 
 

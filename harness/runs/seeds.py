@@ -12,21 +12,25 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import count as upwards
 from pathlib import Path
 from typing import IO, Any
 
-from harness.config import yaml_io
+from harness.config.names import FROM_PYTHON
 from harness.config.recipe import AnyConfig
 from harness.config.settings import AUTO, Config, setting_fields
+from harness.config.stored import read_stored_config
 from harness.data.own_datasets import config_of_call
+from harness.data.registry import load_dataset
 from harness.reporting.html.pages import write_run_page
 from harness.runs.progress import LineReporter, ProgressReporter
 from harness.runs.run import run
 from harness.runs.tracked_run import check_tracking
 from harness.tracking import run_dir
+from harness.tracking.chosen_settings import read_choices
 from harness.tracking.metric_names import interval_scale, is_share
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import check_output_folder
@@ -47,13 +51,14 @@ from harness.utils.errors import (
     UsageError,
 )
 from harness.utils.files import read_json, write_atomically, write_json
+from harness.utils.plain import sub_mapping
 from harness.utils.signals import Interrupted, StopRequests
 from harness.utils.stats import CONFIDENCE, MeanInterval, mean_interval
 from harness.utils.text import write_csv
 
 SUMMARY, TABLE, FIGURES, RECIPE = run_dir.SEEDS, "seeds.csv", "figures.csv", run_dir.SEEDS_RECIPE
 # Settings that must be equal for a finished run to be reused, besides those that affect the results.
-REUSE_KEYS = ("group", "data_dir", "test", "tta")
+REUSE_KEYS = ("group", "data_dir", "image_root", "test", "tta")
 # Errors of a single seed. Any other error would end the next seed as well.
 SINGLE_SEED_ERRORS = (DivergedError, CheckpointError, BusyError, ResourceError)
 MAX_NAME = 60  # characters of a name, so that the seed still fits into the directory's name
@@ -177,17 +182,18 @@ def run_seeds(config: AnyConfig, count: int, reporter: ProgressReporter | None =
 def _run_seeds(config: Config, count: int, reporter: ProgressReporter | None) -> SeedsResult:
     with report_failed_trial():
         config = _common(config, count)
+        read_fingerprint = cache(lambda: load_dataset(config).fingerprint)  # the splits of every seed are the same
         configs = [_with_seed(config, config.seed + index) for index in range(count)]
         check_tracking(config)
         run_dir.check_output(config)
-        folder, lock, created = _claim(config, count)
+        folder, lock, created = _claim(config, count, read_fingerprint)
     reporter = reporter or LineReporter(sys.stderr)
     try:
         write_atomically(folder / RECIPE, config.replace(resume="auto").to_yaml())
         result = SeedsResult(folder, config, tuple(SeedRun(one.seed) for one in configs))
         with StopRequests() as stop_requests:
             for index, one in enumerate(configs):
-                result = _train(result, index, one, reporter, stop_requests)
+                result = _train(result, index, one, reporter, stop_requests, read_fingerprint)
     except (UsageError, DataError, TrackingError):
         if folder in created and not any(_runs_of(one) for one in configs):  # refused before anything began
             shutil.rmtree(folder, ignore_errors=True)
@@ -195,6 +201,8 @@ def _run_seeds(config: Config, count: int, reporter: ProgressReporter | None) ->
         raise
     finally:
         lock.close()
+    if line := _differing_choices(result):
+        reporter.message(f"Warning: {line}")
     if config.report and count > 1:
         write_run_page(folder, reporter.message)
     reporter.message(f"Summary of the seeds: {folder}" + _sync_hint(result))
@@ -286,10 +294,12 @@ def _folders(config: Config, count: int) -> Iterator[Path]:
             return
 
 
-def _claim(config: Config, count: int) -> tuple[Path, IO[str], list[Path]]:
+def _claim(config: Config, count: int, read_fingerprint: Callable[[], str]) -> tuple[Path, IO[str], list[Path]]:
     """Return the locked directory of the summary (the one of the same settings, or a new one), and the folders made for it."""
     for path in _folders(config, count):
         if (path / RECIPE).exists() and (config.resume == "never" or not _equal(path / RECIPE, config)):
+            continue
+        if not all(_has_equal_data(run, config, read_fingerprint) for run in run_dir.members(path)):
             continue
         check_output_folder(path, is_named=False)
         created = run_dir.make_folder(path)
@@ -313,23 +323,39 @@ def _has_equal_uses(folder: Path, config: Config) -> bool:
     return saved is not None and _are_reused(saved, config)
 
 
+def _has_equal_data(folder: Path, config: Config, read_fingerprint: Callable[[], str]) -> bool:
+    """Return whether the data of a run are those of these settings; without reading them where the settings tell.
+
+    A data set that is an object of Python has the name of its class, which others have too.
+    """
+    if not config.data.startswith(FROM_PYTHON):
+        return True
+    trained = sub_mapping(run_dir.read_summary(folder), "dataset").get("fingerprint")
+    return trained is None or trained == read_fingerprint()
+
+
 def _are_reused(saved: Config, config: Config) -> bool:
     return all(getattr(saved, name) == getattr(config, name) for name in REUSE_KEYS)
 
 
 def _read_config(path: Path) -> Config | None:
     try:
-        return Config(**yaml_io.read_yaml(path))
+        return read_stored_config(path)
     except (HarnessError, TypeError):
         return None
 
 
 def _train(
-    result: SeedsResult, index: int, config: Config, reporter: ProgressReporter, stop_requests: StopRequests
+    result: SeedsResult,
+    index: int,
+    config: Config,
+    reporter: ProgressReporter,
+    stop_requests: StopRequests,
+    read_fingerprint: Callable[[], str],
 ) -> SeedsResult:
     """Train one seed, or reuse its finished run; the summary is written whatever happens."""
     total = len(result.seeds)
-    reused = None if config.resume == "never" else _finished_run(config)
+    reused = None if config.resume == "never" else _finished_run(config, read_fingerprint)
     if reused is not None:
         reporter.message(f"Seed {config.seed} ({index + 1} of {total}): already finished in {reused}")
         return _update(result, index, _finished_seed(config.seed, reused))
@@ -353,10 +379,12 @@ def _train(
     return _update(result, index, _finished_seed(config.seed, path))
 
 
-def _finished_run(config: Config) -> Path | None:
+def _finished_run(config: Config, read_fingerprint: Callable[[], str]) -> Path | None:
     """Return the directory in which this very run has finished."""
     for path in run_dir.runs_with_settings(config):
-        if run_dir.read_state(path) == RunState.FINISHED and _has_equal_uses(path, config):
+        if run_dir.read_state(path) != RunState.FINISHED or not _has_equal_uses(path, config):
+            continue
+        if _has_equal_data(path, config, read_fingerprint):
             return path
     return None
 
@@ -369,6 +397,23 @@ def _finished_seed(seed: int, folder: Path) -> SeedRun:
     summary = run_dir.read_summary(folder)
     rates: dict[str, float] = {name: summary[name] for name in ("lr_min", "lr_max") if name in summary}
     return SeedRun(seed, RunState.FINISHED, folder.name, summary.get("result", {}), rates)
+
+
+def _differing_choices(result: SeedsResult) -> str:
+    """Return which settings the seeds have chosen differently from the data and the machine; empty where they are equal."""
+    chosen = {seed.seed: read_choices(result.folder.parent / seed.folder) for seed in result.finished}
+    names = dict.fromkeys(name for choices in chosen.values() for name in choices)
+    differing = []
+    for name in names:
+        values: dict[str, int] = {}  # value -> the first seed that has it
+        for seed, choices in chosen.items():
+            if name in choices:
+                values.setdefault(str(choices[name].value), seed)
+        if len(values) > 1:
+            differing.append(f"{name} ({', '.join(f'{value} in seed {seed}' for value, seed in values.items())})")
+    if not differing:
+        return ""
+    return f"the seeds have different settings, so their mean is that of no one setting: {'; '.join(differing)}; give these settings and train again"
 
 
 def _unfinished_seed(config: Config, state: str, error: HarnessError) -> SeedRun:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.config import yaml_io
 from harness.config.settings import Config, setting_fields
+from harness.config.stored import read_stored_config
 from harness.config.sweep_values import differing_values
 from harness.config.words import settings_of
 from harness.sweep import command, results
@@ -85,7 +85,7 @@ class Launcher:
         """Return why a run that has ended well is not that of its trial: it has other parameters than its row shows, or
         the program has left none; empty where it is."""
         try:
-            config = Config(**yaml_io.read_yaml(self.runs / name / run_dir.CONFIG))
+            config = read_stored_config(self.runs / name / run_dir.CONFIG)
         except (HarnessError, TypeError) as error:
             return f"the command has left no run that can be read: {first_line(error)}"
         replaced = {*PLACE, *self._forced_on_trials}
@@ -99,7 +99,7 @@ class Launcher:
         """Return the settings of a trial: of a wrapper script, which may add some, those that its run had."""
         if command.start_of_run(self.sweep.command) is None:
             with contextlib.suppress(UsageError):  # its run is on another machine
-                return Config(**yaml_io.read_yaml(self.runs / record.name / run_dir.CONFIG))
+                return read_stored_config(self.runs / record.name / run_dir.CONFIG)
         return self.sweep.config(record.values)
 
     def start_final(self, best: TrialRecord, seed: int, name: str, share: int) -> TrialProcess:

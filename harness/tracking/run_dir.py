@@ -17,8 +17,8 @@ from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-from harness.config import yaml_io
 from harness.config.settings import AUTO, Config, setting_fields
+from harness.config.stored import read_stored_config
 from harness.tracking.chosen_settings import CHOSEN, requested_values
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.journal import read_journal
@@ -209,12 +209,15 @@ def kept_settings(config: Config) -> Config | None:
     """Return the settings with those that the unfinished run which they resume has chosen from its data; None without one.
 
     What is chosen may differ later: weights that could not be downloaded may be there, the memory may be another one.
+    A setting that is given now, such as more epochs, stays as it is. A run that another process is writing is none to resume.
     """
-    path = next(unfinished_runs(config), None)
+    path = next((path for path in unfinished_runs(config) if not is_locked(path)), None)
     stored = stored_config(path) if path is not None else None
     if path is None or stored is None:
         return None
-    return config.replace(**{name: getattr(stored, name) for name in requested_values(path)})
+    present = config.to_dict()
+    unchanged = [name for name, requested in requested_values(path).items() if present[name] == requested]
+    return config.replace(**{name: getattr(stored, name) for name in unchanged})
 
 
 def unfinished_runs(config: Config) -> Iterator[Path]:
@@ -277,7 +280,7 @@ def _unreadable(path: Path) -> UsageError:
 def stored_config(path: Path) -> Config | None:
     """Return the settings of the run in a directory; None where they cannot be read."""
     try:
-        return Config(**yaml_io.read_yaml(path / CONFIG))
+        return read_stored_config(path / CONFIG)
     except (HarnessError, TypeError):
         return None
 
@@ -292,21 +295,33 @@ def changed_settings(path: Path, config: Config, is_named: bool = False) -> list
     if stored_settings is None:
         return [CONFIG_UNREADABLE]
     stored, requested = stored_settings.affecting_results(), config.affecting_results()
-    chosen = requested_values(path)
+    undecided = _as_requested(path, stored_settings).affecting_results()
     if is_named and _has_other_length(stored_settings, config):
-        for settings in (stored, requested):
+        for settings in (stored, requested, undecided):
             for key in ("epochs", "extended"):
                 settings.pop(key, None)
     every = dict.fromkeys([*requested, *stored])  # a setting at its default may be in neither
     return [
         f"{key}: {stored.get(key)!r} -> {requested.get(key)!r}"
         for key in every
-        if stored.get(key) != requested.get(key) and (key not in chosen or chosen[key] != requested.get(key))
+        if requested.get(key) not in (stored.get(key), undecided.get(key))
     ]
+
+
+def _as_requested(path: Path, stored: Config) -> Config:
+    """Return the settings of a run before it chose those that were `auto`; as they are where what it wrote makes no sense."""
+    try:
+        return stored.replace(
+            **{name: value for name, value in requested_values(path).items() if name in setting_fields()}
+        )
+    except HarnessError:
+        return stored
 
 
 def _has_other_length(stored: Config, config: Config) -> bool:
     """Return whether settings are those of a run whose number of epochs was changed, by what `extended` says."""
+    if "epochs" in config.undecided:
+        return False
     *former, last = config.extended or ("",)
     epochs = [*(epochs for _, epochs in stored.extensions()), stored.epochs]
     is_prefix = tuple(former) == stored.extended[: len(former)]

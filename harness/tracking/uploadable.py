@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.settings import Config
+from harness.config.stored import with_former_defaults
 from harness.tracking import run_dir
 from harness.tracking.journal import JournalContents, read_journal
 from harness.utils.checksums import SUMS
@@ -31,7 +32,7 @@ def read_uploadable(folder: Path, corrections: Mapping[str, Any]) -> tuple[Journ
     if run_dir.is_locked(folder):
         raise BusyError(f"{folder} is still being written; sync it when the run has ended")
     try:
-        config = Config(**journal.header["config"])
+        config = Config(**with_former_defaults(journal.header["config"]))
     except (HarnessError, TypeError) as error:
         raise DataError(f"{folder}: the journal's first line has no usable settings: {first_line(error)}") from None
     if changed := run_dir.changed_results(folder):

@@ -2,8 +2,10 @@
 
 import pytest
 
-from harness.config.recipe import make_config, read_recipe, recipe_paths
-from harness.config.settings import Config
+from harness.config.recipe import first_comparison, make_config, read_recipe, recipe_paths
+from harness.config.settings import Config, setting_fields
+from harness.config.stored import read_stored_config
+from harness.config.yaml_io import dump_yaml
 from harness.utils.errors import UsageError
 
 
@@ -71,3 +73,117 @@ def test_another_model_takes_neither_arguments_nor_rates_of_the_recipes_own_mode
     assert other.epochs == recipe.epochs
     assert make_config({"model": "resnet18_cifar", "lr_max": 0.2}, "custom-resnet").lr_max == 0.2
     assert make_config({"model": "custom_resnet"}, "custom-resnet").model_args == recipe.model_args
+
+
+def run_settings(tmp_path, **settings):
+    """Return the path of the `config.yaml` of a run with these settings."""
+    path = tmp_path / "config.yaml"
+    path.write_text(make_config(settings).to_yaml())
+    return str(path)
+
+
+def test_epochs_over_a_recipe_that_leaves_them_to_the_data_keep_its_peak(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: auto\npeak_epoch: 3\n")
+    config = make_config({"recipe": str(path), "epochs": 10})
+    assert (config.epochs, config.peak_epoch) == (10, 3)
+    assert make_config({"recipe": str(path), "epochs": "Auto"}).peak_epoch == 3
+    for spelling in ("auto", "Auto", "AUTO"):
+        assert make_config({"epochs": spelling}, "custom-resnet").undecided == {"epochs"}
+        path.write_text(f"peak_epoch: {spelling}\n")
+        assert make_config({"recipe": str(path), "epochs": 10}).undecided == {"peak_epoch"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"batch_size": 1024}, {"drop_last": False}, {"data": "cifar100"}, {"val_fraction": "0.1"}]
+)
+def test_a_longer_run_as_a_recipe_has_one_length_where_an_epoch_has_other_updates(tmp_path, change):
+    path = run_settings(tmp_path, epochs=12, peak_epoch=2, extended=("485:6",))
+    config = make_config({"recipe": path, **change})
+    assert (config.extended, config.epochs, config.peak_epoch) == ((), 12, 4)
+    assert make_config({"recipe": path, **change, "peak_epoch": 1}).peak_epoch == 1
+    assert make_config({"recipe": path, **change, "epochs": 24}).peak_epoch == 8
+
+
+def test_a_longer_run_as_a_recipe_is_repeated_as_it_was_where_its_data_are_the_same(tmp_path):
+    path = run_settings(tmp_path, epochs=12, peak_epoch=2, extended=("485:6",))
+    for same in ({}, {"batch_size": "512"}, {"data_dir": "elsewhere"}, {"seed": 3}, {"data": "cifar10"}):
+        config = make_config({"recipe": path, **same})
+        assert (config.extended, config.epochs, config.peak_epoch) == (("485:6",), 12, 2)
+    (tmp_path / "config.yaml").write_text(
+        make_config({"data": "folder", "recipe": "digits", "epochs": 12, "extended": ("485:6",)}).to_yaml()
+    )
+    assert make_config({"recipe": path, "data_dir": "elsewhere"}).extended == ()
+
+
+def test_what_a_run_chose_for_its_model_is_chosen_anew_for_another_one(tmp_path):
+    config = make_config({"recipe": "auto", "data": "digits"})
+    path = tmp_path / "config.yaml"
+    chosen = {name: setting_fields()[name].default for name in config.undecided}
+    chosen |= {"model": "resnet18d", "optimizer": "adamw", "weight_decay": 0.05, "lr_max": 1e-3, "lr_min": 1e-5}
+    path.write_text(config.replace(**chosen, optimizer_args={"eps": 1e-6}).to_yaml())
+    same = make_config({"recipe": str(path), "model": "resnet18d"})
+    assert not same.undecided and (same.optimizer, same.lr_max) == ("adamw", 1e-3)
+    other = make_config({"recipe": str(path), "model": "custom_resnet"})
+    assert other.undecided == {"optimizer", "weight_decay", "lr_min", "lr_max", "head_lr_scale"}
+    assert other.optimizer_args == {} and other.batch_size == same.batch_size
+    given = make_config({"recipe": str(path), "model": "custom_resnet", "lr_max": 0.1, "optimizer": "sgd"})
+    assert given.undecided == {"weight_decay", "lr_min", "head_lr_scale"} and given.lr_max == 0.1
+
+
+def test_rates_that_a_recipe_leaves_to_the_data_are_left_to_them_with_another_model_too(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: auto\nmodel: resnet18\n")
+    assert {"lr_max", "lr_min"} <= make_config({"recipe": str(path), "model": "resnet34"}).undecided
+
+
+def test_the_weights_of_a_recipe_over_auto_name_the_model(tmp_path):
+    weights = tmp_path / "other/config.yaml"
+    weights.parent.mkdir()
+    weights.write_text(make_config({"model": "resnet18", "model_args": {}}).to_yaml())
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"recipe: auto\ninit: {weights.parent}\n")
+    assert make_config({"recipe": str(path)}).model == "resnet18"
+    path.write_text(f"recipe: auto\ninit: {weights.parent}\nmodel: Auto\n")
+    assert make_config({"recipe": str(path)}).model == "resnet18"
+    path.write_text(f"recipe: auto\ninit: {weights.parent}\nmodel: resnet34\n")
+    assert make_config({"recipe": str(path)}).model == "resnet34"
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_decayed"),
+    [({"pretrained": True}, True), ({"pretrained": "true"}, True), ({"init": "w.pth"}, True), ({}, None)],
+)
+def test_a_run_from_before_there_was_bias_decay_decays_all_parameters_and_keeps_its_name(
+    tmp_path, settings, is_decayed
+):
+    path = tmp_path / "config.yaml"
+    values = make_config({"model": "resnet18", **settings}).to_dict()
+    del values["bias_decay"]
+    path.write_text(dump_yaml(values))
+    stored = read_stored_config(path)
+    assert stored.bias_decay is is_decayed and stored.decays_biases
+    assert make_config({"recipe": str(path)}).replace(recipe=stored.recipe) == stored
+    assert "bias_decay" not in stored.affecting_results()  # as before there was the setting
+    assert stored.digest() == Config(**values, bias_decay=True).digest()
+    assert (Config(**values).digest() == stored.digest()) == Config(**values).decays_biases
+
+
+def test_a_recipe_without_bias_decay_has_that_of_today(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: resnet18\npretrained: true\n")
+    assert not make_config({"recipe": str(path)}).decays_biases
+
+
+def test_a_momentum_of_zero_contradicts_nothing_while_the_optimizer_is_open():
+    assert make_config({"recipe": "auto", "momentum": 0}).momentum == 0
+    with pytest.raises(UsageError, match="set --nesterov False"):
+        make_config({"recipe": "auto", "momentum": 0, "optimizer": "sgd"})
+
+
+def test_runs_are_compared_from_an_epoch_that_is_known():
+    with pytest.raises(UsageError, match=r"epochs=auto.*give a number of epochs"):
+        first_comparison(make_config({"recipe": "auto"}))
+    assert first_comparison(make_config({"recipe": "auto", "epochs": 20})) == 12  # the peak is at 4
+    assert first_comparison(make_config({"recipe": "auto", "epochs": 20, "peak_epoch": 10})) == 15
+    assert first_comparison(make_config({"recipe": "auto", "epochs": 20, "schedule": "constant"})) == 10

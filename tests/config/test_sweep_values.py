@@ -47,3 +47,11 @@ def test_values_that_a_run_resolves_by_itself_are_no_difference():
         "precision='bf16' instead of 'fp32'",
         "log_every=1 instead of 5",
     ]
+
+
+@pytest.mark.parametrize("epochs", [10, "auto", "Auto"])
+def test_a_given_peak_stays_where_the_length_that_it_belongs_to_was_or_becomes_open(draw, epochs):
+    recipe = make_config({"recipe": "auto", "peak_epoch": 3, "epochs": 24 if epochs != 10 else "auto"})
+    draw(epochs=epochs)
+    config = with_sweep_values(recipe, lambda text: None)
+    assert config.peak_epoch == 3 and config.to_dict()["epochs"] == (10 if epochs == 10 else "auto")

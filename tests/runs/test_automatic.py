@@ -5,8 +5,12 @@ import pytest
 
 import harness
 from harness.config import yaml_io
+from harness.reporting.html.facts import chosen_settings
+from harness.reporting.html.run_data import read_run
 from harness.runs.progress import ProgressReporter
 from harness.tracking.chosen_settings import read_choices
+from harness.tracking.journal import read_journal
+from harness.tracking.run_dir import lock_folder, stored_config
 from harness.utils.errors import UsageError
 from harness.utils.files import read_json
 from tests.runs.test_precision import StopAfter
@@ -184,3 +188,58 @@ def test_a_damaged_note_of_the_choices_makes_a_new_run_and_hides_no_error(pictur
     (first.folder / "automatic.json").write_text("{")
     assert read_choices(first.folder) == {}
     assert harness.run(config, Lines()).folder != first.folder
+
+
+def read_epochs(folder):
+    return [record for record in read_journal(folder).records if record.kind == "epoch"]
+
+
+@pytest.fixture
+def short(monkeypatch):
+    """The number of epochs that is chosen is 3."""
+    monkeypatch.setattr("harness.config.automatic.EPOCHS", (3, 3))
+    monkeypatch.setattr("harness.config.automatic.LEAST_UPDATES", 1)
+
+
+def test_a_run_whose_length_was_chosen_is_resumed_with_it_or_with_the_length_that_is_given(pictures, tmp_path, short):
+    config = config_of(pictures, tmp_path, name="r", epochs="auto")
+    folder = tmp_path / "runs/r"
+    resumed = config.replace(resume=str(folder))
+    for given in (config, resumed, resumed.replace(epochs=6), resumed.replace(epochs=6), resumed):
+        with pytest.raises(RuntimeError, match="ended by the test"):
+            harness.run(given, StopAfter())
+        assert stored_config(folder).epochs == (3 if len(read_epochs(folder)) < 3 else 6)
+    result = harness.run({"resume": str(folder), "report": False})
+    assert len(result.history) == 6 and stored_config(folder).extended == ("12:3",)
+    settings = read_journal(folder).settings
+    assert (settings["epochs"], settings["epochs_requested"], settings["batch_size"]) == (6, "auto", 8)
+    shown = {setting.name for setting in chosen_settings(read_run(folder))}
+    assert "epochs" not in shown and {"batch_size", "peak_epoch", "lr_max"} <= shown
+
+
+def test_a_run_that_another_process_is_writing_lends_its_choices_to_no_other(pictures, tmp_path):
+    config = config_of(pictures, tmp_path)
+
+    def stop():
+        with pytest.raises(RuntimeError, match="ended by the test"):
+            harness.run(config, StopAfter())
+
+    stop()
+    (first,) = (tmp_path / "runs").iterdir()
+    with lock_folder(first):  # as while another process is writing it
+        stop()
+        (second,) = {*(tmp_path / "runs").iterdir()} - {first}
+        assert read_choices(second) == read_choices(first) != {}
+        assert harness.run(config, Lines()).folder == second
+
+
+@pytest.mark.slow
+def test_seeds_that_chose_differently_are_reported(pictures, tmp_path, monkeypatch):
+    config = config_of(pictures, tmp_path, epochs=1, peak_epoch=1)
+    alone, both = Lines(), Lines()
+    harness.run_seeds(config, 1, alone)
+    monkeypatch.setattr("harness.config.automatic.LR_SMALL", 0.1)
+    harness.run_seeds(config, 2, both)
+    assert not any("different settings" in line for line in alone.lines)
+    (line,) = (line for line in both.lines if "different settings" in line)
+    assert "lr_max (0.05 in seed 0, 0.013 in seed 1)" in line and "batch_size" not in line

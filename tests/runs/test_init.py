@@ -22,6 +22,7 @@ from harness.runs.lr_find import finder_inputs
 from harness.runs.progress import ProgressReporter
 from harness.tracking.journal import read_journal
 from harness.utils.errors import CheckpointError, UsageError
+from tests.runs.test_precision import StopAfter
 from tests.support.forked import TINY
 from tests.support.forked import harness as command
 from tests.support.image_folders import make_class_folders
@@ -339,3 +340,13 @@ def test_numpy_agrees_on_the_first_update_from_the_weights(source, tmp_path):
         if weights[name].is_floating_point() and "running" not in name
     )
     assert 0 < moved < 1e-5
+
+
+def test_a_run_from_weights_that_was_stopped_before_there_was_bias_decay_is_resumed(source, tmp_path):
+    options = {"init": str(source), "epochs": 2, "name": "r", "bias_decay": True, "batch_size": 256}
+    with pytest.raises(RuntimeError, match="ended by the test"):
+        harness.run(make_config({**QUIET, "recipe": "digits", "output": str(tmp_path), **options}), StopAfter())
+    path = tmp_path / "r/config.yaml"
+    path.write_text(path.read_text().replace("bias_decay: true\n", ""))
+    result = harness.run({"resume": str(tmp_path / "r")})
+    assert len(result.history) == 2 and make_config({"recipe": str(path)}).decays_biases

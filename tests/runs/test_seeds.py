@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import special, stats
 
 import harness
@@ -298,3 +299,55 @@ def test_a_summary_of_seeds_refers_only_to_folders_beside_it(tmp_path):
     assert members(folder) == [tmp_path / "runs/good-s1"]
     (folder / "seeds.json").write_text(json.dumps({"seeds": "odd"}))
     assert members(folder) == [folder]
+
+
+class Pictures:
+    """A data set as an object: 30 grey images of 8 x 8 pixels in 3 classes, with noise of its own."""
+
+    def __init__(self, seed):
+        self.pixels = np.random.default_rng(seed).integers(0, 255, (30, 8, 8, 3), dtype=np.uint8)
+
+    def __len__(self):
+        return len(self.pixels)
+
+    def __getitem__(self, index):
+        return Image.fromarray(self.pixels[index]), index % 3
+
+
+class Lines(ProgressReporter):
+    """Keeps the lines that are shown."""
+
+    def __init__(self):
+        self.lines = []
+
+    def message(self, text):
+        self.lines.append(text)
+
+
+def folders_of(result):
+    return [seed.folder for seed in result.finished]
+
+
+@pytest.mark.slow
+def test_seeds_of_other_data_of_the_same_class_are_trained_anew(tmp_path):
+    config = settings(tmp_path, batch_size=8, report=False)
+    results = [run_seeds(config, 1, Lines(), data=Pictures(seed)) for seed in (0, 1)]
+    lines = Lines()
+    again = [run_seeds(config, 1, lines, data=Pictures(seed)) for seed in (0, 1)]
+    assert sum("already finished" in line for line in lines.lines) == 2
+    assert [folders_of(one) for one in again] == [folders_of(one) for one in results]
+    assert [one.folder for one in again] == [one.folder for one in results]
+    assert folders_of(results[0]) != folders_of(results[1]) and results[0].folder != results[1].folder
+
+
+@pytest.mark.slow
+def test_seeds_of_the_same_table_with_other_images_are_trained_anew(tmp_path):
+    rows = [f"{index}.png,{'abc'[index % 3]}" for index in range(30)]
+    (tmp_path / "x.csv").write_text("\n".join(["path,label", *rows]))
+    for seed, root in enumerate("AB"):
+        (tmp_path / root).mkdir()
+        for index, (picture, _) in enumerate(map(Pictures(seed).__getitem__, range(30))):
+            picture.save(tmp_path / root / f"{index}.png")
+    table = {"data": "table", "data_dir": str(tmp_path / "x.csv"), "batch_size": 8, "report": False}
+    results = [run_seeds(settings(tmp_path, **table, image_root=str(tmp_path / root)), 1, Lines()) for root in "AAB"]
+    assert folders_of(results[0]) == folders_of(results[1]) != folders_of(results[2])

@@ -345,3 +345,12 @@ def test_a_trial_costs_less_than_half_a_second_of_search(url):
     assert (time.process_time() - began) / 60 < 0.5
     study.close()
     assert os.path.getsize(url.removeprefix("sqlite:///")) < 2_000_000
+
+
+def test_trials_whose_length_the_data_decide_are_not_stopped_early_at_an_epoch_of_another_length(url):
+    open_length = sweep(parameters={**BOTH, "recipe": {"value": "auto"}, "data": {"value": "digits"}})
+    with pytest.raises(UsageError, match=r"epochs=auto.*give a number of epochs"):
+        Study(open_length, "x", url, 4, pruner="median")
+    Study(open_length, "x", url, 4)
+    known = sweep(parameters={**BOTH, "recipe": {"value": "auto"}, "data": {"value": "digits"}, "epochs": {"value": 9}})
+    Study(known, "y", url, 4, pruner="median")

@@ -192,10 +192,11 @@ def all_settings(run: RunData) -> list[Setting]:
 
 
 def chosen_settings(run: RunData) -> list[ChosenSetting]:
-    """Return the settings that were chosen from the data, each with its reason."""
+    """Return the settings that were chosen from the data, each with its reason; without those that were changed since."""
     return [
         ChosenSetting(name, setting_text(choice.value), choice.reason)
         for name, choice in read_choices(run.path).items()
+        if choice.value == run.config.get(name)
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from harness.config import yaml_io
 from harness.config.names import REPORTED_SPLITS
 from harness.config.settings import Config
+from harness.config.stored import with_former_defaults
 from harness.evaluation.metrics import SavedPredictions, read_predictions_csv
 from harness.tracking import journal, run_dir
 from harness.tracking.records import Record, Scalar, Table, Value
@@ -260,6 +261,6 @@ def _state(path: Path) -> str:
 def affecting_settings(run: RunData) -> Mapping[str, Any]:
     """Return the settings that affect a run's results; all of them where they cannot be parsed."""
     try:
-        return Config(**dict(run.config)).affecting_results()
+        return Config(**with_former_defaults(run.config)).affecting_results()
     except (HarnessError, TypeError):
         return run.config

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 from harness.config import yaml_io
 from harness.config.settings import Config
+from harness.config.stored import read_stored_config
 from harness.tracking.run_files import CONFIG, SEEDS, SEEDS_RECIPE, SWEEP_COPY
 from harness.tracking.wandb.client import changed_environment, in_use, reason, set_up
 from harness.tracking.wandb.init import has_api_key
@@ -165,7 +166,7 @@ def _target_of_group(folder: Path, settings: Path, group: str = "", sweep: Mappi
 
 def _config_of(folder: Path, settings: Path) -> Config:
     try:
-        return Config(**yaml_io.read_yaml(settings))
+        return read_stored_config(settings)
     except (HarnessError, TypeError):
         raise UsageError(f"{folder} is no run directory; give {FORMS}") from None
 
