@@ -33,14 +33,17 @@ def few_updates(steps: int, epochs: int, images: int, batch_size: int) -> str:
     )
 
 
-def at_chance(split: str, accuracy: float, labels: np.ndarray, train_accuracy: float) -> str:
+def at_chance(
+    split: str, accuracy: float, labels: np.ndarray, train_accuracy: float, train_images: int, steps: int
+) -> str:
     """Return a line on an accuracy that is not above that of always naming the most frequent class; else empty.
 
     It is above if so many correct predictions would have a probability of at most 5 % at chance (one-sided binomial test).
 
     Args:
         labels: of the split that the accuracy is of, int64 [N].
-        train_accuracy: of the last epoch, which says whether anything was learnt.
+        train_accuracy: of the last epoch over `train_images`, which says whether anything was learnt.
+        steps: updates of the run.
     """
     total = len(labels)
     chance = float(np.bincount(labels).max()) / total
@@ -52,9 +55,14 @@ def at_chance(split: str, accuracy: float, labels: np.ndarray, train_accuracy: f
     start = f"the {split} accuracy of {percent(accuracy)} is at chance: always naming the most frequent class gives {percent(chance)}"
     if chance == 1:
         return f"all {total} {split} images have one class, so their accuracy says nothing about the others; hold out other images"
+    if steps < LEAST_UPDATES:
+        return f"{start}, which so few updates explain"
+    training = f"The training accuracy is {percent(train_accuracy)}"
     if train_accuracy > chance + (1 - chance) / 2:
-        return f"{start}. The training images are learnt ({percent(train_accuracy)}), so the {split} images differ from them, or too few are there; check the labels, or start from --pretrained"
-    return f"{start}. The training images are not learnt either ({percent(train_accuracy)}); leave the learning rate to --recipe auto, or find one with harness lr-find, and check the labels"
+        return f"{start}. {training}, so the {split} images differ from the training images, or too few of these are there; check the labels, or add images"
+    if chance_probability(round(train_accuracy * train_images), train_images, chance) <= 1 - CONFIDENCE:
+        return f"{start}. {training}: something is learnt, which more epochs may bring to the {split} images"
+    return f"{start}. {training}, so nothing is learnt; check the labels, and the learning rate with harness lr-find"
 
 
 def interval_line(split: str, accuracy: float, total: int) -> str:
@@ -96,7 +104,7 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
     if split is not None and len(split) and state.step:
         accuracy = float(metrics[f"{split.name}/acc"])
         train_accuracy = float(state.history[-1].get("train/acc", 0.0)) if state.history else 0.0
-        chance = at_chance(split.name, accuracy, split.labels, train_accuracy)
+        chance = at_chance(split.name, accuracy, split.labels, train_accuracy, len(dataset.train), state.step)
         lines += [
             chance,
             interval_line(split.name, accuracy, len(split)),

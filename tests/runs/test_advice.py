@@ -4,8 +4,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from harness.runs.advice import at_chance, few_updates, interval_line, rare_classes, unbalanced
+from harness.runs import advice
+from harness.runs.advice import few_updates, interval_line, rare_classes, unbalanced
 from harness.utils.stats import chance_probability
+
+
+def at_chance(split, accuracy, labels, train_accuracy, train_images=1000, steps=1000):
+    return advice.at_chance(split, accuracy, labels, train_accuracy, train_images, steps)
 
 
 @pytest.mark.parametrize(
@@ -36,9 +41,20 @@ def test_enough_updates_and_no_training_at_all_are_not_remarked_on(steps):
 def test_an_accuracy_at_chance_is_told_from_one_above_it():
     labels = np.arange(1000) % 10
     assert "at chance" in at_chance("test", 0.11, labels, 0.11) and at_chance("test", 0.13, labels, 0.13) == ""
-    assert "not learnt either" in at_chance("test", 0.1, labels, 0.1) and "are learnt" in at_chance(
-        "test", 0.1, labels, 0.99
-    )
+
+
+@pytest.mark.parametrize(
+    ("train_accuracy", "train_images", "steps", "reason"),
+    [
+        (0.1, 1000, 1000, "nothing is learnt"),
+        (0.13, 100, 1000, "nothing is learnt"),  # 13 of 100 are no evidence
+        (0.13, 10_000, 1000, "something is learnt"),
+        (0.99, 1000, 1000, "differ from the training images"),
+        (0.99, 1000, 99, "few updates explain"),
+    ],
+)
+def test_the_reason_for_an_accuracy_at_chance_follows_from_training(train_accuracy, train_images, steps, reason):
+    assert reason in at_chance("test", 0.1, np.arange(1000) % 10, train_accuracy, train_images, steps)
 
 
 def test_naming_the_most_frequent_class_is_chance_in_an_unbalanced_set():

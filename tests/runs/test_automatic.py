@@ -7,6 +7,7 @@ import harness
 from harness.config import yaml_io
 from harness.reporting.html.facts import chosen_settings
 from harness.reporting.html.run_data import read_run
+from harness.runs.automatic import decide_settings
 from harness.runs.progress import ProgressReporter
 from harness.tracking.chosen_settings import read_choices
 from harness.tracking.journal import read_journal
@@ -243,3 +244,11 @@ def test_seeds_that_chose_differently_are_reported(pictures, tmp_path, monkeypat
     assert not any("different settings" in line for line in alone.lines)
     (line,) = (line for line in both.lines if "different settings" in line)
     assert "lr_max (0.05 in seed 0, 0.013 in seed 1)" in line and "batch_size" not in line
+
+
+def test_a_model_of_a_plugin_gets_automatic_settings(pictures, tmp_path, monkeypatch):
+    source = "from timm.models import register_model\nfrom harness.models.cifar_resnet import custom_resnet\n\n\n@register_model\ndef automatic_mine(pretrained=False, **kwargs):\n    return custom_resnet(**{**kwargs, 'width': 4})\n"
+    (tmp_path / "automatic_plugin.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = config_of(pictures, tmp_path, plugin="automatic_plugin", model="automatic_mine", model_args={})
+    assert decide_settings(config).config.batch_size == 8
