@@ -173,8 +173,12 @@ def _epochs(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _peak_epoch(config: Config, facts: DataFacts) -> dict[str, Choice]:
-    peak = round(PEAK_SHARE * config.epochs, 2)
-    return {"peak_epoch": Choice(peak, f"the learning rate rises for {PEAK_SHARE:.0%} of the run")}
+    return {"peak_epoch": Choice(peak_of(config.epochs), f"the learning rate rises for {PEAK_SHARE:.0%} of the run")}
+
+
+def peak_of(epochs: int) -> float:
+    """Return the epoch in which the learning rate is highest, of a run of so many."""
+    return round(PEAK_SHARE * epochs, 2)
 
 
 def _optimizer(config: Config, facts: DataFacts) -> dict[str, Choice]:

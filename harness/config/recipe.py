@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from harness.config import yaml_io
-from harness.config.automatic import PEAK_SHARE
+from harness.config.automatic import peak_of
 from harness.config.init_source import model_of
 from harness.config.names import FIXED_DATASETS, FROM_PYTHON, data_of_path
 from harness.config.settings import AUTO, Config, canonical_name, coerce, setting_fields
@@ -150,7 +150,7 @@ def first_comparison(config: Config) -> int:
         )
     peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
     if peak and "peak_epoch" in config.undecided:
-        peak = PEAK_SHARE * config.epochs
+        peak = peak_of(config.epochs)
     return max(1, math.ceil((peak + config.epochs) / 2))
 
 

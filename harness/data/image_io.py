@@ -38,6 +38,9 @@ _DECODE_ERRORS = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
+SKIP_REMEDY = "set --bad-images skip to leave such images out"
+
+
 def is_image_name(name: str) -> bool:
     """Return whether a file name has the extension of an image format."""
     return name.lower().endswith(SUFFIXES)

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.automatic import peak_of
 from harness.config.names import FROM_PYTHON, data_name
 from harness.config.recipe import default_recipe, first_comparison, make_config
-from harness.config.settings import Config
+from harness.config.settings import AUTO, Config
 from harness.lr_finder.analysis import LRCurve
 from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
 from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, round_significant
@@ -186,9 +187,8 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
     """
     check_sweepable(result.config)
     if result.lr_max is None or result.lr_min is None:
-        raise UsageError(
-            "the range test found no learning rates, so there is no sweep to write; set another --low and --high"
-        )
+        reason = next(iter(result.reasons), "set another --low and --high, or more --steps")
+        raise UsageError(f"the range test found no learning rates, so there is no sweep to write: {reason}")
     config, divergence = result.config, result.suggestion.divergence
     interval = result.suggestion.interval or (result.lr_max, result.lr_max)
     lr_max_high = max(SWEEP_FACTOR * result.lr_max, interval[1])
@@ -270,9 +270,10 @@ def inherited_settings(config: Config) -> dict[str, Any]:
     except UsageError:  # the recipe's file no longer exists
         recipe = Config()
     usual = recipe.to_dict()
-    return {
-        name: value for name, value in config.to_dict().items() if value != usual[name] and name not in NOT_INHERITED
-    }
+    left_out = [*NOT_INHERITED]
+    if usual["peak_epoch"] == AUTO and config.peak_epoch == peak_of(config.epochs):
+        left_out.append("peak_epoch")  # follows from the epochs, which a trial may have others of
+    return {name: value for name, value in config.to_dict().items() if value != usual[name] and name not in left_out}
 
 
 def _sweep_value(value: Any) -> Any:

@@ -19,6 +19,9 @@ IMBALANCE = 10  # of the largest class to the smallest, from which it is reporte
 FEW_IMAGES = 5  # of a class in the test split
 
 
+SELECTED_ON_VALIDATION = "there are no test images: the validation accuracy has selected the epoch that it is reported for, so it is optimistic; add a test split"
+
+
 def few_updates(steps: int, epochs: int, images: int, batch_size: int) -> str:
     """Return a line on a run that makes too few optimizer updates to learn much; empty where there are enough, or none."""
     if not 0 < steps < LEAST_UPDATES:
@@ -110,5 +113,7 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
             interval_line(split.name, accuracy, len(split)),
             rare_classes(split.name, split.labels, dataset.classes),
         ]
+    if dataset.test is None and components.config.test and components.selection_split == "val":
+        lines.append(SELECTED_ON_VALIDATION)
     lines.append(unbalanced(dataset.train.labels, dataset.classes))
     return [line for line in lines if line]

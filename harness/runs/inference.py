@@ -17,7 +17,7 @@ import torch
 from harness.config.names import SPLIT_NAMES, data_name
 from harness.config.settings import canonical_name
 from harness.data import loaders
-from harness.data.image_io import image_files, read_image
+from harness.data.image_io import SKIP_REMEDY, image_files, read_image
 from harness.data.own_datasets import named_data
 from harness.data.registry import EvaluationData, Split, load_evaluation_data
 from harness.evaluation import gradcam
@@ -242,7 +242,7 @@ def _explain_each(
             pixels = read_image(file, grey_range=trained.config.grey_limits())
         except DataError as error:
             if trained.config.bad_images == "fail":
-                raise
+                raise DataError(f"{error}; {SKIP_REMEDY}") from None
             log.warning("skipped: %s", error)
             continue
         image = trained.preprocess.image(pixels)[None]

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.data.image_io import image_files, read_image
+from harness.data.image_io import SKIP_REMEDY, image_files, read_image
 from harness.evaluation.trained_model import TrainedModel, load_trained_model
 from harness.training.device import autocast, autocast_dtype
 from harness.utils.environment import usable_cpus
@@ -120,7 +120,7 @@ def _read_pictures(files: Sequence[Path], trained: TrainedModel) -> Iterator[tup
                 yield file, future.result()
             except DataError as error:
                 if trained.config.bad_images == "fail":
-                    raise
+                    raise DataError(f"{error}; {SKIP_REMEDY}") from None
                 log.warning("skipped: %s", error)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -30,7 +30,14 @@ from harness.lr_finder.range_test import (
     range_test,
     short_run,
 )
-from harness.lr_finder.result import MAX_ROWS, first_band, result_table, sweep_definition, sweep_yaml
+from harness.lr_finder.result import (
+    MAX_ROWS,
+    first_band,
+    inherited_settings,
+    result_table,
+    sweep_definition,
+    sweep_yaml,
+)
 from harness.reporting.range_test_chart import MAX_POINTS, range_test_chart
 from harness.runs import lr_find
 from harness.runs.components import build_components
@@ -670,3 +677,10 @@ def test_another_word_than_find_is_refused_for_a_rate():
         Config(lr_max="search")
     with pytest.raises(UsageError, match="a number"):
         Config(momentum="find")
+
+
+@pytest.mark.parametrize(("peak_epoch", "is_written"), [(4.0, False), (3.0, True)])
+def test_a_peak_that_follows_from_the_epochs_is_left_to_the_epochs_of_a_trial(peak_epoch, is_written):
+    config = make_config({"recipe": "auto", "data": "folder", "epochs": 20, "peak_epoch": peak_epoch})
+    written = inherited_settings(config)
+    assert written["epochs"] == 20 and ("peak_epoch" in written) == is_written

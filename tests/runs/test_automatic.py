@@ -1,7 +1,10 @@
 """Runs whose settings are chosen from the data: what is kept where, resuming, seeds, several processes, other commands."""
 
+import shutil
+
 import numpy as np
 import pytest
+from PIL import Image
 
 import harness
 from harness.config import yaml_io
@@ -252,3 +255,16 @@ def test_a_model_of_a_plugin_gets_automatic_settings(pictures, tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     config = config_of(pictures, tmp_path, plugin="automatic_plugin", model="automatic_mine", model_args={})
     assert decide_settings(config).config.batch_size == 8
+
+
+@pytest.mark.slow
+def test_a_result_that_the_reported_split_has_selected_is_called_optimistic(pictures, tmp_path):
+    for split in ("train", "val"):
+        shutil.copytree(pictures, tmp_path / "divided" / split)
+    for path in sorted((tmp_path / "divided/val").rglob("*.png")):
+        pixels = np.asarray(Image.open(path))
+        save_image(path, 255 - pixels if int(path.stem) > 9 else pixels // 2)
+    result = harness.run(config_of(tmp_path / "divided", tmp_path, epochs=1))
+    assert any("selected the epoch" in line for line in result.summary["warnings"])
+    held_out = harness.run(config_of(pictures, tmp_path, epochs=1, val_fraction=0.2))
+    assert not any("selected the epoch" in line for line in held_out.summary["warnings"])
