@@ -35,7 +35,7 @@ def test_a_machine_that_can_run_is_reported_as_text_and_as_json(tmp_path):
     ("settings", "name"),
     [
         ({"data": "folder", "data_dir": "nowhere"}, "folder"),
-        ({"download": False, "data_dir": "nowhere"}, "cifar10"),
+        ({"data": "cifar10", "download": False, "data_dir": "nowhere"}, "cifar10"),
         ({"recipe": "digits", "device": "cuda:99"}, "device"),
         ({"recipe": "digits", "output": "/proc/nothing"}, "output"),
         ({"recipe": "digits", "wandb": "online"}, "mode"),
