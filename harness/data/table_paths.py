@@ -46,7 +46,11 @@ class PathFinder:
                 if position:  # the next path is most likely relative to the same folder
                     self._starts.insert(0, self._starts.pop(position))
                 return os.path.relpath(file, self._root).replace(os.sep, "/"), file, ""
-        return text, "", f"{table.name} names it, and it is not in {self._root}"
+        return (
+            text,
+            "",
+            f"{table.name} names it, and it is not in {self._root}; --image-root names the folder that paths start from",
+        )
 
     def _existing(self, path: str) -> str | None:
         if os.path.isfile(path):
