@@ -25,7 +25,8 @@ POINTS = [
 ]
 MORE_POINTS = [
     "evaluation=4",
-    "journal=3",
+    "journal=3",  # before anything is saved
+    "journal=4",
     "phase=3",
     "step=1",  # before anything is saved
     "step=22",  # the last update of an epoch
@@ -45,7 +46,7 @@ def test_a_run_killed_at_any_point_resumes_to_bit_identical_results(uninterrupte
     for kill in point.split(",")[1:]:
         assert harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=kill).code == -signal.SIGKILL
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, check=0)
-    if not point.startswith(("step=1", "evaluation=1", "journal=1", "write", "replaced")):
+    if not point.startswith(("step=1", "evaluation=1", "journal=1", "journal=3", "write", "replaced")):
         assert "Resuming run in" in ended.err
     assert_same(tmp_path, uninterrupted)
 
