@@ -1,6 +1,6 @@
 """What other trainers call a setting: timm's `train.py`, Lightning, the Hugging Face Trainer, fastai and Ultralytics.
 
-Only for messages: a name of these is never taken for a setting, since its values may mean something else.
+Only for messages: none of these names sets anything, since its values may mean something else.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class ArrowImages(Sequence[Any]):
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         value = self._columns[number][int(index) - int(self._starts[number])]
         content = value.get("bytes") if isinstance(value, dict) else value
-        # Text and numbers would be taken for the paths and descriptors of files anywhere on this machine.
+        # Text and numbers would be read as paths and descriptors of files anywhere on this machine.
         return content if isinstance(content, bytes) else b""
 
 

@@ -16,7 +16,7 @@ from harness.data.own_datasets import named_data, register_dataset, rgb_image
 from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
 from tests.support.commands import command
-from tests.support.image_folders import make_class_folders, random_image
+from tests.support.image_folders import make_class_folders, random_image, refusal
 
 SMALL = {
     "model_args": "width=4", "threads": 1, "precision": "fp32", "wandb": "disabled", "epochs": 1, "batch_size": 16, "gallery": 2, "cam": "none", "device": "cpu",
@@ -44,14 +44,6 @@ class Pictures:
 def load(data, **settings):
     with named_data(data) as name:
         return load_dataset(Config(data=name, **settings))
-
-
-def refused(error, data):
-    with pytest.raises(error) as caught:
-        load(data)
-    text = str(caught.value)
-    assert "\n" not in text
-    return text
 
 
 FORMS = {
@@ -155,7 +147,7 @@ def test_the_image_folder_of_torchvision_gives_the_images_of_the_folder(tmp_path
     ],
 )  # fmt: skip
 def test_data_sets_that_make_no_sense_are_refused_in_one_line(data, error, message):
-    assert message in refused(error, data)
+    assert message in refusal(error, data, load)
 
 
 def test_a_run_on_objects_is_evaluated_reported_and_not_resumed_from_the_command_line(tmp_path):

@@ -1,6 +1,7 @@
 """Tables of paths and labels: which images, classes and splits they give, and what is refused in one line."""
 
 import csv
+import functools
 import json
 import tracemalloc
 
@@ -14,7 +15,7 @@ from harness.data import stored_table
 from harness.data.registry import load_dataset, load_evaluation_data
 from harness.data.stored_table import read_table
 from harness.utils.errors import DataError, UsageError
-from tests.support.image_folders import save_image
+from tests.support.image_folders import refusal, save_image
 
 CLASSES = ("cat", "dog")
 
@@ -23,12 +24,7 @@ def load_table(path, **settings):
     return load_dataset(Config(data="table", data_dir=str(path), **settings))
 
 
-def refused(error, path, **settings):
-    with pytest.raises(error) as caught:
-        load_table(path, **settings)
-    text = str(caught.value)
-    assert "\n" not in text and text.isprintable()
-    return text
+refused = functools.partial(refusal, load=load_table)
 
 
 def make_rows(root, count=5, split_of=lambda index: ""):

@@ -11,7 +11,6 @@ from harness.config import yaml_io
 from harness.reporting.html.facts import chosen_settings
 from harness.reporting.html.run_data import read_run
 from harness.runs.automatic import decide_settings
-from harness.runs.progress import ProgressReporter
 from harness.tracking.chosen_settings import read_choices
 from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import lock_folder, stored_config
@@ -20,6 +19,7 @@ from harness.utils.files import read_json
 from tests.runs.test_precision import StopAfter
 from tests.support.commands import command
 from tests.support.image_folders import save_image
+from tests.support.reporters import Lines
 from tests.support.wandb_files import offline_runs
 from tests.training.test_distributed import ranks, weights
 
@@ -39,16 +39,6 @@ WORDS = [
     "cpu",
 ]
 CHOSEN = {"batch_size": 8, "lr_max": 0.05}
-
-
-class Lines(ProgressReporter):
-    """Keeps the lines that a run shows."""
-
-    def __init__(self):
-        self.lines = []
-
-    def message(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.runs import export
 from harness.runs.components import build_components
 from harness.runs.lr_find import finder_inputs
-from harness.runs.progress import ProgressReporter
 from harness.tracking.journal import read_journal
 from harness.utils.errors import CheckpointError, UsageError
 from tests.runs.test_precision import StopAfter
@@ -27,6 +26,7 @@ from tests.support.forked import TINY
 from tests.support.forked import harness as command
 from tests.support.image_folders import make_class_folders
 from tests.support.lineage_server import LineageServer
+from tests.support.reporters import Lines
 from tests.support.shared import make_once
 from tests.support.training import assert_equal
 from tests.support.wandb_server import KEY
@@ -34,14 +34,6 @@ from tests.training.test_distributed import ranks
 
 QUIET = {"wandb": "disabled", "report": False, "gallery": 0, "cam": "none", "threads": 1, "precision": "fp32"}
 SOURCE = {**QUIET, "recipe": "digits", "model_args": {"width": 4}, "batch_size": 256, "epochs": 1, "peak_epoch": 1}
-
-
-class Lines(ProgressReporter):
-    def __init__(self):
-        self.lines = []
-
-    def message(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")

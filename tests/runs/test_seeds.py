@@ -26,6 +26,7 @@ from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
 from harness.utils.stats import mean_interval
 from tests.support.commands import QUICK, command
+from tests.support.reporters import Lines
 from tests.support.wandb_files import offline_runs
 
 SMALL = {
@@ -312,16 +313,6 @@ class Pictures:
 
     def __getitem__(self, index):
         return Image.fromarray(self.pixels[index]), index % 3
-
-
-class Lines(ProgressReporter):
-    """Keeps the lines that are shown."""
-
-    def __init__(self):
-        self.lines = []
-
-    def message(self, text):
-        self.lines.append(text)
 
 
 def folders_of(result):

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from harness.config.settings import Config
-from harness.runs.progress import ProgressReporter
 from harness.runs.tracked_run import tracked_output, tracked_run
 from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
@@ -13,17 +12,8 @@ from harness.tracking.records import Record
 from harness.training.loop import TrainerState
 from harness.utils.errors import DivergedError, UsageError
 from harness.utils.signals import Interrupted, StopRequests
+from tests.support.reporters import Lines
 from tests.support.wandb_files import offline_runs
-
-
-class Messages(ProgressReporter):
-    """Keeps the messages."""
-
-    def __init__(self):
-        self.lines = []
-
-    def message(self, text):
-        self.lines.append(text)
 
 
 @pytest.fixture
@@ -34,7 +24,7 @@ def config(tmp_path):
 def run_body(config, body, state=None, **header):
     """Run `body` in a tracked run; return the directory, its status, the messages and the error that was raised."""
     header = {"environment": {}, **header}
-    directory, reporter = run_dir.claim_run_dir(config), Messages()
+    directory, reporter = run_dir.claim_run_dir(config), Lines()
     try:
         with (
             StopRequests() as stop_requests,

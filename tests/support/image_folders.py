@@ -38,10 +38,10 @@ def load_folder(root, **settings):
     return load_dataset(Config(data="folder", data_dir=str(root), **settings))
 
 
-def refusal(error, root, **settings):
-    """Return the message, of one line, with which a folder is refused."""
+def refusal(error, data, load=load_folder, **settings):
+    """Return the message, of one line, with which a folder, or what `load` reads, is refused."""
     with pytest.raises(error) as caught:
-        load_folder(root, **settings)
+        load(data, **settings)
     text = str(caught.value)
     assert "\n" not in text and text.isprintable()
     return text
