@@ -221,6 +221,11 @@ def confusion_matrix(predictions: AnyPredictions) -> np.ndarray:
     return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
 
 
+def class_shares(matrix: np.ndarray) -> np.ndarray:
+    """Return the fraction of its true class in each cell of a confusion matrix, float64 [C, C]; 0 in rows without images."""
+    return np.asarray(matrix / matrix.sum(1, keepdims=True).clip(min=1))
+
+
 def per_class(matrix: np.ndarray) -> PerClass:
     """Return one-against-the-rest accuracy, precision, recall, F1 and support of each class of a confusion matrix."""
     hits, predicted, true = matrix.diagonal().astype(float), matrix.sum(0), matrix.sum(1)

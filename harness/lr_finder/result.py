@@ -203,10 +203,7 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
     fixed = {name: value for name, value in fixed.items() if name not in left_to_the_user}
     if not config.val_fraction and not result.has_val_split:
         fixed["val_fraction"] = 0.1
-    fixed |= {
-        "test": False,
-        "gallery": 0,
-    }  # trials are compared on the validation split, and nobody looks at their images
+    fixed |= {"test": False, "gallery": 0}  # trials are compared on the validation split
     document: dict[str, Any] = {
         "name": f"learning rates of {config.model} on {data_name(config.data, config.data_dir)}",
         "description": f"LRMAX, and LRMIN as a fraction of it, around the result of a range test (LRMAX {result.lr_max:g}, LRMIN {result.lr_min:g})",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.automatic import Choice
+from harness.config.settings import setting_fields
 from harness.utils.files import read_json, write_json
 
 CHOSEN = "automatic.json"
@@ -22,7 +23,8 @@ def read_choices(folder: Path) -> dict[str, Choice]:
     """Return the choices of a run; empty where it made none, or the file is damaged."""
     choices = {}
     for name, entry in read_json(folder / CHOSEN).items():
-        if isinstance(entry, Mapping) and {"value", "reason", "requested"} <= entry.keys():
+        is_complete = isinstance(entry, Mapping) and {"value", "reason", "requested"} <= entry.keys()
+        if is_complete and name in setting_fields():
             choices[name] = Choice(entry["value"], str(entry["reason"]), entry["requested"])
     return choices
 

@@ -58,6 +58,17 @@ class JournalContents:
     alerts: list[tuple[str, str]] = field(default_factory=list)
     whole: bool = False
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the trackers got beside the requested settings."""
+        about = {key: value for key, value in self.header.items() if key not in ("config", "process")}
+        return {**about, **self.settings}
+
+    @property
+    def end(self) -> tuple[Status, int]:
+        """Status and exit code; a killed run has no last line, and has failed."""
+        return self.status or "failed", 1 if self.exit_code is None else self.exit_code
+
 
 class NullJournal:
     """The journal of a process that writes none: only the main process (rank 0) does."""

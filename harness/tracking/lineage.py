@@ -174,7 +174,7 @@ def model_of_run(folder: Path) -> Artifact | None:
     except DataError:  # weights that were copied without their run
         return None
     models = [artifact for artifact in journal.artifacts if artifact.kind == "model" and not artifact.is_input]
-    if not models or not all(path.is_file() for path in models[-1].files.values()):
+    if not models or not models[-1].is_complete:
         return None
     config = sub_mapping(journal.header, "config")
     path = [config.get("entity"), config.get("project"), f"{models[-1].name}:{run_alias(str(run_id))}"]

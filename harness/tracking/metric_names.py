@@ -37,7 +37,7 @@ def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_share(name: str) -> bool:
-    """Return whether a metric is a fraction 0..1, which a person reads in percent: an accuracy or a calibration error."""
+    """Return whether a metric is a fraction 0..1, which users read in percent: an accuracy or a calibration error."""
     return name.rsplit("/", 1)[-1].startswith(("acc", "ece"))
 
 

@@ -316,3 +316,8 @@ class Artifact:
     version: str = ""
     is_interim: bool = False
     keep_days: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all files are on the disk."""
+        return all(path.is_file() for path in self.files.values())

@@ -311,9 +311,7 @@ def changed_settings(path: Path, config: Config, is_named: bool = False) -> list
 def _as_requested(path: Path, stored: Config) -> Config:
     """Return the settings of a run before it chose those that were `auto`; as they are where what it wrote makes no sense."""
     try:
-        return stored.replace(
-            **{name: value for name, value in requested_values(path).items() if name in setting_fields()}
-        )
+        return stored.replace(**requested_values(path))
     except HarnessError:
         return stored
 

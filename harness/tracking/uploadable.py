@@ -12,6 +12,15 @@ from harness.tracking import run_dir
 from harness.tracking.journal import JournalContents, read_journal
 from harness.utils.checksums import SUMS
 from harness.utils.errors import BusyError, DataError, HarnessError, first_line
+from harness.utils.plain import number
+
+MAX_TIME = 253_402_300_800.0  # seconds since 1970: the year 10000, the first that W&B's protocol cannot express
+
+
+def valid_time(value: Any) -> float:
+    """Return seconds since 1970; 0 where a value of a journal or log is none that a tracker can express."""
+    seconds = number(value)
+    return seconds if 0 < seconds < MAX_TIME else 0.0
 
 
 def read_uploadable(folder: Path, corrections: Mapping[str, Any]) -> tuple[JournalContents, Config]:

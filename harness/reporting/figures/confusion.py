@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from harness.evaluation.metrics import Reliability
+from harness.evaluation.metrics import Reliability, class_shares
 from harness.reporting.figures import style
 from harness.utils.text import percent
 
@@ -35,8 +35,7 @@ def confusion_figure(
     count = len(classes)
     if not matrix.sum():
         return style.save_figure(style.message_figure("No confusion matrix: there are no predictions."), path)
-    rows = matrix.sum(1, keepdims=True)
-    share = np.divide(matrix, rows, out=np.zeros(matrix.shape), where=rows > 0)
+    share = class_shares(matrix)
     side = float(np.clip(2.2 + 0.6 * count, 5.0, 8.2 if count <= 12 else 10.0))
     figure = style.figure(side + 1.0, side + 0.4)
     axes = figure.subplots()

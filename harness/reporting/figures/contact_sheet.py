@@ -10,7 +10,6 @@ import numpy as np
 
 from harness.reporting.figures import style
 from harness.reporting.figures.gallery import Canvas
-from harness.utils.text import truncate
 
 # Inches: side of a box, between two, between classes, margin, width of the names, height of the heading.
 _SIDE, _GAP, _APART, _EDGE, _NAMES, _TOP = 0.95, 0.06, 0.22, 0.15, 1.5, 0.62
@@ -38,12 +37,12 @@ def contact_sheet(rows: Sequence[ClassRow], path: Path | str, *, title: str, sub
     height = 2 * _SIDE + _GAP
     width = max(2 * _EDGE + _NAMES + columns * (_SIDE + _GAP), 6.0)
     canvas = Canvas(width, _TOP + len(rows) * (height + _APART) + _EDGE)
-    canvas.write(_EDGE, 0.1, truncate(title, int(width * 9)), fontsize=13, fontweight="bold")
-    canvas.write(_EDGE, 0.38, truncate(subtitle, int(width * 14)), fontsize=9, color=style.SOFT)
+    canvas.write(_EDGE, 0.1, style.shorten(title, int(width * 9)), fontsize=13, fontweight="bold")
+    canvas.write(_EDGE, 0.38, style.shorten(subtitle, int(width * 14)), fontsize=9, color=style.SOFT)
     for number, row in enumerate(rows):
         top = _TOP + number * (height + _APART)
-        canvas.write(_EDGE, top + 0.05, truncate(row.name, 20), fontsize=10, fontweight="bold")
-        canvas.write(_EDGE, top + 0.28, truncate(row.about, 26), fontsize=8.5, color=style.SOFT)
+        canvas.write(_EDGE, top + 0.05, style.shorten(row.name, 20), fontsize=10, fontweight="bold")
+        canvas.write(_EDGE, top + 0.28, style.shorten(row.about, 26), fontsize=8.5, color=style.SOFT)
         for column, (stored, seen) in enumerate(row.pictures):
             left = _EDGE + _NAMES + column * (_SIDE + _GAP)
             canvas.picture(left, top, _SIDE, _SIDE, stored, colour=style.GRID, linewidth=0.7)

@@ -222,7 +222,7 @@ def _has_glyph(letter: str) -> bool:
     if family:
         _further_families[family] = None
     else:
-        _report_missing(letter)
+        _warn_once()
     return bool(family)
 
 
@@ -254,8 +254,3 @@ def _warn_once() -> None:
         "No installed font has some letters of the names in the figures, which are drawn as escapes such as \\u6c49. "
         "Install one that has them, for example Noto Sans CJK (Debian: fonts-noto-cjk)."
     )
-
-
-def _report_missing(letter: str) -> None:
-    if letter.isprintable():
-        _warn_once()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from harness.config.names import SPLIT_LABELS
-from harness.evaluation.metrics import confusion_matrix, per_class
+from harness.evaluation.metrics import class_shares, confusion_matrix, per_class
 from harness.reporting.html.groups import RunGroup
 from harness.reporting.html.plotly import (
     BLUE,
@@ -26,6 +27,7 @@ from harness.reporting.html.plotly import (
 )
 from harness.reporting.html.run_charts import class_axes, class_chart_size, integer_ticks
 from harness.reporting.html.run_data import RunData
+from harness.tracking.metric_names import is_share
 from harness.utils.text import truncate
 
 MAX_CLASSES, MAX_PAIRS = 60, 25  # rows of the tables, those first in which the runs differ most
@@ -58,7 +60,7 @@ def legend_entries(groups: Sequence[RunGroup], key: str) -> list[LegendEntry]:
     for index, group in enumerate(groups):
         colour, dash = style_of(index)
         mean = group.spread(key) if key else None
-        value = "" if mean is None else f"{100 * mean.mean:.2f} %" if "acc" in key else f"{mean.mean:.4g}"
+        value = "" if mean is None else f"{100 * mean.mean:.2f} %" if is_share(key) else f"{mean.mean:.4g}"
         seeds = f"{len(group.seeds)} seeds" if len(group.seeds) > 1 else ""
         note = ", ".join(text for text in (value, seeds) if text)
         entries.append(LegendEntry(f"g{index}", group.label, colour, DASH_LENGTHS[dash], note))
@@ -202,20 +204,19 @@ def compare_classes(groups: Sequence[RunGroup]) -> ClassComparison | None:
 
     The classes and the split are those that most runs have.
     """
-    kinds: dict[tuple[tuple[str, ...], str], int] = {}
-    for run in (run for group in groups for run in group.distinct if run.predictions):
-        kinds[_kind(run)] = kinds.get(_kind(run), 0) + 1
+    kinds = {id(run): _kind(run) for group in groups for run in group.distinct if run.predictions}
     if not kinds:
         return None
-    usual = max(kinds, key=lambda kind: kinds[kind])
+    ((usual, _),) = Counter(kinds.values()).most_common(1)
     chosen: list[RunGroup] = []
     recalls: list[np.ndarray] = []
     shares: list[np.ndarray] = []
     left_out: list[tuple[str, str]] = []
     images = np.zeros(len(usual[0]), np.int64)
     for group in groups:
-        left_out += [(run.name, why) for run in group.distinct if (why := _why_not(run, usual))]
-        fitting = [run.predictions for run in group.distinct if run.predictions and not _why_not(run, usual)]
+        reasons = [(run, _why_not(kinds.get(id(run)), usual)) for run in group.distinct]
+        left_out += [(run.name, why) for run, why in reasons if why]
+        fitting = [run.predictions for run, why in reasons if run.predictions and not why]
         if not fitting:
             continue
         if len(chosen) == MAX_GROUPS:
@@ -224,23 +225,19 @@ def compare_classes(groups: Sequence[RunGroup]) -> ClassComparison | None:
         matrices = [confusion_matrix(predictions) for predictions in fitting]
         chosen.append(group)
         recalls.append(np.stack([per_class(matrix).recall for matrix in matrices]).mean(0))
-        shares.append(np.stack([_shares(matrix) for matrix in matrices]).mean(0))
+        shares.append(np.stack([class_shares(matrix).astype(np.float32) for matrix in matrices]).mean(0))
         images = np.maximum(images, np.max([matrix.sum(1) for matrix in matrices], axis=0))
     if len(chosen) < 2:
         return None
     return ClassComparison(chosen, *usual, recalls, shares, images, left_out)
 
 
-def _shares(matrix: np.ndarray) -> np.ndarray:
-    return (matrix / matrix.sum(1, keepdims=True).clip(min=1)).astype(np.float32)
-
-
 def _kind(run: RunData) -> tuple[tuple[str, ...], str]:
     return (run.predictions.classes if run.predictions else ()), run.split
 
 
-def _why_not(run: RunData, usual: tuple[tuple[str, ...], str]) -> str:
-    if not run.predictions:
+def _why_not(kind: tuple[tuple[str, ...], str] | None, usual: tuple[tuple[str, ...], str]) -> str:
+    if kind is None:
         return "it has no predictions"
-    classes, split = _kind(run)
-    return "" if (classes, split) == usual else "it has other classes" if classes != usual[0] else f"on its {split} set"
+    classes, split = kind
+    return "" if kind == usual else "it has other classes" if classes != usual[0] else f"on its {split} set"

@@ -238,19 +238,15 @@ def environment_facts(run: RunData) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in rows if value]
 
 
-def diverged(run: RunData) -> bool:
-    """Return whether a run ended because it diverged, so that nobody should resume it as it is."""
-    return has_diverged(run.state, run.status)
+def is_resumable(run: RunData) -> bool:
+    """Return whether a run has not finished and may be resumed as it is: one that diverged would diverge again."""
+    return run.state not in (FINISHED, RunState.RUNNING) and not has_diverged(run.state, run.status)
 
 
 def reproduce_commands(run: RunData) -> list[tuple[str, str]]:
     """Return (title, command) of the ways to repeat or to resume the run."""
     commands = []
-    if (
-        run.state not in (FINISHED, RunState.RUNNING)
-        and not diverged(run)
-        and (command := resume_command(run.path, run.status))
-    ):
+    if is_resumable(run) and (command := resume_command(run.path, run.status)):
         commands.append(("Resume", command))
     if original := _quoted(run.environment.get("command")):
         commands.append(("Original command", original))

@@ -18,10 +18,10 @@ from harness.reporting.html import comparison, facts, run_charts, sweep_charts
 from harness.reporting.html.galleries import galleries
 from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.plotly import Chart
-from harness.reporting.html.run_data import RunData, is_container, is_sweep, read_run, resolve_folders
+from harness.reporting.html.run_data import RunData, contained, is_sweep, read_run, resolve_folders
 from harness.reporting.html.sweep_data import STATE_LABELS, SweepData, value_text
 from harness.reporting.html.sweep_reader import read_sweep
-from harness.tracking.run_dir import RunState
+from harness.tracking.metric_names import interval_scale
 from harness.tracking.run_files import is_run
 from harness.utils.environment import version
 from harness.utils.errors import UsageError, as_harness_error
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 PAGE = "report.html"
 TEMPLATES = Path(__file__).parent / "templates"
-# Last part of a metric -> on which scale its interval is computed, for the page's captions.
+# On which scale an interval is computed -> the page's captions.
 INTERVALS = {
-    "acc": "Student's t on the logit scale, so that it stays within 0 and 100 %",
-    "loss": "Student's t on the logarithmic scale, so that it stays above 0",
+    "logit": "Student's t on the logit scale, so that it stays within 0 and 100 %",
+    "log": "Student's t on the logarithmic scale, so that it stays above 0",
 }
 MATRIX_ROWS = 20  # classes up to which the page has the confusion matrix as a table too
 log = logging.getLogger(__name__)
@@ -73,10 +73,9 @@ def write_page(paths: Path | str | Sequence[Path | str], out: Path | str | None 
     members, left_out = resolve_folders(folders)
     sweeps = [path for path in members if is_sweep(path) and not is_run(path)]
     runs = [path for path in members if path not in sweeps]
-    own = (
-        folders[0] if len(folders) == 1 and not is_container(folders[0]) else members[0] if len(members) == 1 else None
-    )
-    target = Path(out) if out else Path(PAGE) if own is None else own / PAGE
+    is_single = len(folders) == 1 and not contained(folders[0])
+    single = folders[0] if is_single else members[0] if len(members) == 1 else None
+    target = Path(out) if out else Path(PAGE) if single is None else single / PAGE
     if target.is_dir():
         raise UsageError(f"{target} is a directory; give a file: -o {target / PAGE}")
     if len(members) == 1:
@@ -107,7 +106,7 @@ def run_page(run: RunData) -> str:
         run=run,
         title=run.name,
         state_text=facts.STATE_SENTENCES.get(run.state, ""),
-        resumable=run.state != RunState.RUNNING and not facts.diverged(run),
+        resumable=facts.is_resumable(run),
         facts=facts.headline(run),
         configuration=facts.configuration(run),
         settings=facts.all_settings(run),
@@ -143,6 +142,7 @@ def runs_page(
         for some, noun in ((runs, "run"), (sweeps, "sweep"))
         if some
     ]
+    labels = {id(run): group.label for group in groups for run in group.runs}
     return _fill(
         "runs.html",
         {"curves": comparison.overlaid(groups), "difference": [difference] if difference else []},
@@ -151,9 +151,9 @@ def runs_page(
         groups=groups,
         has_spread=any(len(group.seeds) > 1 for group in groups),
         numbers={group.label: f"#{number}" for number, group in enumerate(groups, 1)},
-        configurations=[next(group.label for group in groups if any(each is run for each in group.runs)) for run in runs],
+        configurations=[labels[id(run)] for run in runs],
         keys=keys,
-        scales=INTERVALS,
+        scales={key: INTERVALS[interval_scale(key)] for key in keys},
         intervals=[{key: facts.accuracy_interval(run, key.split("/")[0]) for key in keys if key.endswith("acc")} for run in runs],
         legend=comparison.legend_entries(groups, keys[0] if keys else ""),
         styles=comparison.STYLES,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.config.names import SPLIT_LABELS
-from harness.evaluation.metrics import Reliability, SavedPredictions, confusion_matrix
+from harness.evaluation.metrics import Reliability, SavedPredictions, class_shares, confusion_matrix
 from harness.reporting.html.plotly import (
     BLUE,
     GREEN,
@@ -190,7 +190,7 @@ def confusion(predictions: SavedPredictions) -> Chart | None:
     if size > MAX_CLASSES:
         return None
     matrix = confusion_matrix(predictions)
-    shares = (matrix / matrix.sum(1, keepdims=True).clip(min=1)).tolist()
+    shares = class_shares(matrix).tolist()
     names = [escape_text(truncate(name, 22)) for name in predictions.classes]
     indices = list(range(size))
     heat = {

@@ -134,9 +134,11 @@ def is_sweep(path: Path) -> bool:
     return any(os.path.lexists(path / name) for name in (TRIALS, SWEEP))
 
 
-def is_container(path: Path) -> bool:
-    """Return whether a folder is neither a run, nor a sweep, nor of several seeds, but holds some of these."""
-    return path.is_dir() and not _is_one(path) and any(_is_one(inner) for inner in path.iterdir() if inner.is_dir())
+def contained(path: Path) -> list[Path]:
+    """Return the runs, sweeps and folders of several seeds in a folder that is none of these itself, by name."""
+    if not path.is_dir() or _is_one(path):
+        return []
+    return sorted(inner for inner in path.iterdir() if inner.is_dir() and _is_one(inner))
 
 
 def _is_one(path: Path) -> bool:
@@ -157,19 +159,16 @@ def resolve_folders(folders: Sequence[Path]) -> tuple[list[Path], list[tuple[Pat
     for folder in folders:
         if folder.suffix == ".html" and folder.is_file() and len(folders) > 1:
             continue
-        if is_container(folder):
-            for inner in sorted(inner for inner in folder.iterdir() if inner.is_dir() and _is_one(inner)):
-                for member in run_dir.members(inner):
-                    try:
-                        check_folder(member)
-                    except HarnessError as error:  # one damaged run hides no other
-                        left_out.append((member, str(error)))
-                    else:
-                        named.setdefault(member.resolve(), member)
-            continue
-        for member in run_dir.members(folder):
-            check_folder(member)
-            named.setdefault(member.resolve(), member)
+        inside = contained(folder)
+        for member in (member for each in inside or [folder] for member in run_dir.members(each)):
+            try:
+                check_folder(member)
+            except HarnessError as error:
+                if not inside:
+                    raise
+                left_out.append((member, str(error)))  # one damaged run hides no other
+            else:
+                named.setdefault(member.resolve(), member)
     if not named:
         reason = left_out[0][1] if left_out else "no run or sweep was named"
         raise UsageError(f"there is nothing to report: {reason}")

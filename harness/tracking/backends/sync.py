@@ -10,11 +10,11 @@ from typing import Any
 from harness.tracking.backends.backend import POSITION
 from harness.tracking.backends.registry import backend_type_of, open_trackers
 from harness.tracking.journal import JournalContents
-from harness.tracking.uploadable import read_uploadable
+from harness.tracking.uploadable import read_uploadable, valid_time
 from harness.tracking.wandb.rows import last_row_step
 from harness.utils.errors import TrackingError
 from harness.utils.files import read_json
-from harness.utils.plain import number, sub_mapping
+from harness.utils.plain import sub_mapping
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def sync_tracker(
     journal, config = read_uploadable(folder, {**(corrections or {}), "tracker": (kind,)})
     if timeout is not None:
         config = config.replace(finish_timeout=round(timeout))
-    status = journal.status or "failed"  # a killed run has no last line
+    status, exit_code = journal.end
     position = {} if anew else read_json(folder / kind / POSITION)
     is_whole = position.get("whole", True) is True
     if is_whole and position.get("ended") == status and position.get("step") == _last_step(journal):
@@ -68,7 +68,6 @@ def sync_tracker(
             f"{backend_type.title} may lack rows of {folder}, as it failed or the run was killed while they were written; "
             f"write the run as a new one with: harness sync --tracker {kind} --anew"
         )
-    facts = {key: value for key, value in journal.header.items() if key not in ("config", "process")}
     (tracker,) = open_trackers(
         config,
         folder,
@@ -76,19 +75,19 @@ def sync_tracker(
         is_resumed=is_whole and not anew,
         earlier=journal.records,
         intervals=journal.intervals,
-        extra={**facts, **journal.settings},
+        extra=journal.facts,
         started=_started(journal),
         notify=notify,
     )
     tracker.flush()
     for artifact in journal.artifacts:
-        if all(path.is_file() for path in artifact.files.values()):
+        if artifact.is_complete:
             tracker.artifact(artifact)
     for title, text in journal.alerts:
         tracker.alert(title, text)
     tracker.summary(journal.summary)
     tracker.flush()
-    tracker.finish(status, 1 if journal.exit_code is None else journal.exit_code)
+    tracker.finish(status, exit_code)
     if tracker.state != "complete":
         raise TrackingError(
             f"{backend_type.title} does not have the whole run {folder}; when its cause is mended, "
@@ -104,6 +103,5 @@ def _last_step(journal: JournalContents) -> int:
 
 def _started(journal: JournalContents) -> float:
     """Return when a run began, seconds since 1970: by its journal, or by its first record."""
-    started = number(sub_mapping(journal.header, "process").get("started"))
-    times = [record.time for record in journal.records if record.time]
-    return started if started > 0 else min(times, default=0.0)
+    times = [time for record in journal.records if (time := valid_time(record.time))]
+    return valid_time(sub_mapping(journal.header, "process").get("started")) or min(times, default=0.0)

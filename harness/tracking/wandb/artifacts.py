@@ -133,7 +133,7 @@ def _leads_collection(api: Any, path: str, metadata: Mapping[str, Any]) -> bool:
     return leads(metadata, former.metadata)
 
 
-def complete_result(session: Session, run_id: str) -> None:
+def complete_result(session: Session) -> None:
     """Make the version that W&B has of the model of the result what was logged, when all is uploaded."""
     if session.result is None or not session.online:
         return
@@ -143,7 +143,7 @@ def complete_result(session: Session, run_id: str) -> None:
     except Exception as error:  # noqa: BLE001 - as above
         log.debug("W&B does not show the version of %s: %s", artifact.name, reason(error))
         return
-    if not _describe_result(version, artifact, run_id):
+    if not _describe_result(version, artifact, session.run_id):
         return
     try:
         _within(session, version.save)

@@ -10,6 +10,7 @@ from harness.config.settings import Config
 from harness.tracking.journal import JournalContents
 from harness.tracking.records import Artifact, Record, Value
 from harness.tracking.run_files import DIFF
+from harness.tracking.uploadable import valid_time
 from harness.tracking.wandb import init
 from harness.tracking.wandb.client import changed_environment
 from harness.tracking.wandb.offline_log import encode_log, name_of, read_log
@@ -19,7 +20,7 @@ from harness.tracking.wandb.tracker import WandbTracker
 from harness.tracking.wandb.values import artifact_name
 from harness.tracking.wandb.variables import OF_ANOTHER_RUN
 from harness.utils.files import write_atomically
-from harness.utils.plain import json_text, number, sub_mapping
+from harness.utils.plain import json_text, sub_mapping
 
 # The machine that uploads is not the one that the run was made on.
 NOT_RECORDED = {
@@ -33,7 +34,6 @@ NOT_RECORDED = {
 }
 # The fields of W&B's record of a run that say whose and which it is.
 IDENTITY = ("project", "entity", "display_name", "job_type", "run_group", "tags", "notes", "host", "sweep_id")
-MAX_TIME = 253_402_300_800.0  # seconds since 1970: the year 10000, the first that W&B's protocol cannot express
 MAX_COUNT = 2**31 - 1
 
 
@@ -75,7 +75,7 @@ def lacking_artifacts(
         artifact
         for artifact in journal.artifacts
         if artifact_name(artifact) not in (results if artifact.kind == "model" and not artifact.is_input else names)
-        and all(path.is_file() for path in artifact.files.values())
+        and artifact.is_complete
     ]
 
 
@@ -124,14 +124,13 @@ def add_log(
         records: each with the steps of the rows to write; in increasing order.
     """
     before = set(log_files(folder))
-    facts = {key: value for key, value in journal.header.items() if key not in ("config", "process")}
     with changed_environment(**NOT_RECORDED):
         tracker = init.start(
             config.replace(wandb="offline"),
             folder,
             run_name=identity.display_name or folder.name,
             run_id=identity.run_id,
-            extra={**facts, **journal.settings},
+            extra=journal.facts,
             first_step=0,
             link="",
             notify=notify,
@@ -146,7 +145,7 @@ def add_log(
                 tracker.file(folder / DIFF)
             tracker.summary(journal.summary)
         finally:
-            tracker.finish(journal.status or "failed", 1 if journal.exit_code is None else journal.exit_code)
+            tracker.finish(*journal.end)
     for log in set(log_files(folder)) - before:
         _describe(log, sub_mapping(journal.header, "process"), identity)
 
@@ -156,8 +155,8 @@ def _describe(log: Path, process: Mapping[str, Any], identity: Any) -> None:
     from wandb.proto import wandb_internal_pb2 as protobuf
 
     records = list(read_log(log))
-    times = [_time(Row(record.history, []).time()) for record in records if record.HasField("history")]
-    started = _time(process.get("started")) or min(times, default=0.0)
+    times = [valid_time(Row(record.history, []).time()) for record in records if record.HasField("history")]
+    started = valid_time(process.get("started")) or min(times, default=0.0)
     changed = []
     for record in records:
         kind = record.WhichOneof("record_type")
@@ -177,19 +176,13 @@ def _describe(log: Path, process: Mapping[str, Any], identity: Any) -> None:
 
 def _set_runtime(items: Iterable[Any], started: float, time: float = 0.0) -> None:
     """Set the seconds since the start, by the time that a row has; `time` where there is none."""
-    times = [_time(json_number(item.value_json)) for item in items if name_of(item) == "_timestamp"]
+    times = [valid_time(json_number(item.value_json)) for item in items if name_of(item) == "_timestamp"]
     seconds = max(0.0, round(max(times, default=time) - started, 3))
     for item in items:
         if name_of(item) == "_runtime":
             item.value_json = json_text(seconds)
         elif name_of(item) == "_wandb/runtime":
             item.value_json = json_text(int(seconds))
-
-
-def _time(value: Any) -> float:
-    """Return seconds since 1970; 0 where a value is none that W&B's protocol can express."""
-    seconds = number(value)
-    return seconds if 0 < seconds < MAX_TIME else 0.0
 
 
 def _text(value: Any) -> str:

@@ -107,7 +107,8 @@ def _run_blocks(wr: Any, run: RunFacts) -> list[Any]:
 
 
 def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
-    if front := front_of(sweep.config, sweep.trials):
+    front = front_of(sweep.config, sweep.trials)
+    if front:
         sweep = dataclasses.replace(sweep, best=front[0])  # W&B knows none where there are several metrics
     trials = f"Sweep == {sweep.sweep_id!r}" if sweep.sweep_id else f"Group == {sweep.group!r} and JobType == 'trial'"
     runs = wr.Runset(name="runs of the sweep", entity=sweep.entity, project=sweep.project, filters=trials)
@@ -130,7 +131,7 @@ def _sweep_blocks(wr: Any, sweep: SweepFacts) -> list[Any]:
     blocks = [
         wr.MarkdownBlock(text=sweep_headline(sweep)),
         wr.TableOfContents(),
-        *front_blocks(wr, sweep, runs, list(parameters)),
+        *front_blocks(wr, sweep, front, runs, list(parameters)),
         *grid_section(wr, "Parameters", [runs], comparison if metric and parameters else comparison[-1:]),
         *grid_section(wr, "Training", [runs], panels),
     ]

@@ -28,10 +28,13 @@ def front_of(config: Mapping[str, Any], runs: Sequence[RunFacts]) -> list[RunFac
     return [complete[index] for index in sorted(pareto_indices(points), key=lambda index: points[index])]
 
 
-def front_blocks(wr: Any, sweep: SweepFacts, runset: Any, parameters: Sequence[str]) -> list[Any]:
+def front_blocks(
+    wr: Any, sweep: SweepFacts, front: Sequence[RunFacts], runset: Any, parameters: Sequence[str]
+) -> list[Any]:
     """Return a scatter plot of the first two metrics, and a table of the trials on the front; none for a single metric.
 
     Args:
+        front: by `front_of`.
         parameters: names of those that are searched.
     """
     metrics = metrics_of(sweep.config)
@@ -43,13 +46,13 @@ def front_blocks(wr: Any, sweep: SweepFacts, runset: Any, parameters: Sequence[s
     )
     return [
         *grid_section(wr, "Pareto front", [runset], [(plot, 24, 9)]),
-        wr.MarkdownBlock(text=front_text(sweep, parameters)),
+        wr.MarkdownBlock(text=front_text(sweep, front, parameters)),
     ]
 
 
-def front_text(sweep: SweepFacts, parameters: Sequence[str]) -> str:
+def front_text(sweep: SweepFacts, front: Sequence[RunFacts], parameters: Sequence[str]) -> str:
     """Return which trials are on the front, with their metrics and parameters, as Markdown."""
-    metrics, front = metrics_of(sweep.config), front_of(sweep.config, sweep.trials)
+    metrics = metrics_of(sweep.config)
     goals = ", ".join(f"{goal} `{name}`" for name, goal in metrics)
     if not front:
         return f"No trial has finished with all metrics: {goals}."

@@ -222,14 +222,14 @@ class WandbTracker(Tracker):
         if exit_code in PREEMPTED and is_preemption(exit_code) and not self.stopped_by_server():
             self._attempt(lambda run: run.mark_preempting())  # W&B queues the run again, under the same id
         if self._session.is_borrowed:  # the user's code closes it
-            complete_result(self._session, self._session.run_id)
+            complete_result(self._session)
             return
         reasons: list[str] = []
         self._attempt(lambda run: reasons.append(self._session.finish(run, exit_code)), restart=False)
         if any(reasons):
             self._report_failure(reasons[0])
         elif reasons:
-            complete_result(self._session, self._session.run_id)
+            complete_result(self._session)
 
     def _attempt(self, call: Callable[[Any], object], restart: bool = True) -> bool:
         """Call W&B and return whether it accepted; after its process died, try again in a new offline run directory."""
