@@ -1,8 +1,10 @@
 """Every test: no account, no network but the loopback, a home folder of its own, nothing left behind."""
 
+import gc
 import os
 import re
 import shutil
+import sys
 import tempfile
 from multiprocessing.util import Finalize
 
@@ -64,6 +66,22 @@ def _temporary_folder(tmp_path_factory):
         patch.setenv("TMPDIR", os.environ["HARNESS_TESTS_TMP"])
         patch.setattr(tempfile, "tempdir", os.environ["HARNESS_TESTS_TMP"])
         yield
+
+
+@pytest.fixture(autouse=True)
+def _tables_of_wandb():
+    """Remove the folders of W&B's tables with the test that logged them.
+
+    A table and its artifact refer to each other, so that the folder would be removed, with a warning, whenever garbage is
+    collected: in the middle of another test.
+    """
+    yield
+    module = sys.modules.get("wandb.sdk.artifacts._internal_artifact")
+    has_ended = module is not None and sys.modules["wandb"].run is None
+    if has_ended and any(re.fullmatch(r"tmp\w{8}", name) for name in os.listdir(os.environ["HARNESS_TESTS_TMP"])):
+        for artifact in gc.get_objects():
+            if type(artifact) is module.InternalArtifact and artifact._tmp_dir is not None:
+                artifact._tmp_dir.cleanup()
 
 
 @pytest.fixture(autouse=True)
