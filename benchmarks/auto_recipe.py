@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from harness.config.automatic import choose_settings
+from harness.config.automatic import choose_settings, with_choices
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data.dataset import Dataset, Split, channel_statistics, fingerprint, hold_out, in_memory
@@ -121,8 +121,7 @@ def dataset_of(name: str, arrays: Mapping[str, np.ndarray], is_search: bool) -> 
 def settle(options: Mapping[str, Any], dataset: Dataset) -> Config:
     """Return the settings of the recipe `auto` with some options, chosen for a data set."""
     config = make_config({"wandb": "disabled", "data": "folder", **options, "recipe": "auto"})
-    choices = choose_settings(config, data_facts(config, dataset))
-    return config.replace(**{name: choice.value for name, choice in choices.items()})
+    return with_choices(config, choose_settings(config, data_facts(config, dataset)))
 
 
 def draw(random: np.random.RandomState, auto: Config, images: int) -> dict[str, Any]:

@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from harness.config.automatic import DataFacts, choose_settings
+from harness.config.automatic import DataFacts, choose_settings, with_choices
 from harness.config.names import SPLIT_LABELS
 from harness.config.settings import Config
 from harness.data.dataset import ArrayImages, Dataset, Split, channel_statistics, in_memory, spread_indices
 from harness.data.overview import DataOverview, repeats, size_summary
 from harness.data.preprocess import Preprocess, make_preprocess
 from harness.models import factory
-from harness.reporting.evaluation_report import shrink
+from harness.reporting.evaluation_report import shrink, table_text
 from harness.reporting.figures.contact_sheet import ClassRow, contact_sheet
+from harness.tracking.records import Table
 from harness.utils.errors import DataError
 from harness.utils.text import escape_unprintable, percent
 
@@ -124,7 +125,7 @@ def _decided(config: Config, overview: DataOverview) -> Config:
         why_no_weights=lambda name: "not asked",  # which would need the network
         is_ours=lambda name: name in factory.HARNESS_MODELS,
     )
-    return config.replace(**{name: choice.value for name, choice in choose_settings(config, facts).items()})
+    return with_choices(config, choose_settings(config, facts))
 
 
 def _pictures_of(overview: DataOverview, label: int, config: Config) -> list[np.ndarray]:
@@ -142,7 +143,8 @@ def _pictures_of(overview: DataOverview, label: int, config: Config) -> list[np.
 def _preprocess(config: Config, overview: DataOverview, pictures: Sequence[np.ndarray]) -> Preprocess:
     """Return the preprocessing that a run with these settings would have."""
     labels, ids = np.zeros(len(pictures), np.int64), [str(index) for index in range(len(pictures))]
-    if size_summary(overview.facts)["different"] == 1:
+    # A turned image has another shape than its file.
+    if size_summary(overview.facts)["different"] == 1 and len({picture.shape for picture in pictures}) == 1:
         sample = in_memory("train", np.stack(pictures), labels, ids)
     else:
         sample = Split("train", labels, ids, None, ArrayImages(pictures, labels))
@@ -162,7 +164,8 @@ def _class_table(overview: DataOverview) -> list[str]:
     names = list(overview.splits)
     counts = np.stack([split.counts for split in overview.splits.values()], 1) if names else np.zeros((0, 0), int)
     totals = counts.sum(0) if len(counts) else []
-    rows = [["class", *names], ["all", *(f"{total:,}" for total in totals)]]
+    columns = ("class", *names, "")
+    rows = [["all", *(f"{total:,}" for total in totals)]]
     order = list(range(len(overview.classes)))
     skipped = 0
     if len(order) > MAX_LISTED_CLASSES:
@@ -174,14 +177,5 @@ def _class_table(overview: DataOverview) -> list[str]:
             rows.append([f"... {skipped:,} more", *([""] * len(names))])
         shares = percent(counts[label, 0] / totals[0]) if len(totals) and totals[0] else ""
         rows.append([overview.classes[label], *(f"{count:,}" for count in counts[label]), shares])
-    widths = (
-        [max(len(row[column]) for row in rows if column < len(row)) for column in range(len(names) + 2)]
-        if order
-        else [8] * (len(names) + 2)
-    )
-    return [
-        "  ".join(
-            cell.ljust(widths[column]) if column == 0 else cell.rjust(widths[column]) for column, cell in enumerate(row)
-        ).rstrip()
-        for row in rows
-    ]
+    table = Table(columns, [(*row, *[""] * (len(columns) - len(row))) for row in rows])
+    return [line.rstrip() for line in table_text(table).split("\n")]

@@ -52,13 +52,10 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
     if unknown := set(states) - set(RunState):
         raise UsageError(f"--state {min(unknown)}: need one of {', '.join(RunState)}")
     listed = listed_runs(output, states, match, sort)
+    sweeps, seeds = (_folders_with(name, output, states, match) for name in ("sweep.json", "seeds.json"))
     if as_json:
-        groups = {
-            "sweep": _folders_with("sweep.json", output, states, match),
-            "seeds": _folders_with("seeds.json", output, states, match),
-        }
         entries = [{"kind": "run", **_plain(run)} for run in listed]
-        for kind, paths in groups.items():
+        for kind, paths in (("sweep", sweeps), ("seeds", seeds)):
             entries += [
                 {"kind": kind, "name": path.parent.name, "path": str(path.parent), **read_json(path)} for path in paths
             ]
@@ -66,7 +63,6 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
         return
     for line in _table([_cells(run) for run in listed], [run.advice for run in listed]):
         echo(line)
-    sweeps, seeds = (_folders_with(name, output, states, match) for name in ("sweep.json", "seeds.json"))
     for path in sweeps:
         echo(_sweep_line(path.parent.name, read_json(path)))
     for path in seeds:
@@ -130,7 +126,8 @@ def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     from harness.tracking.run_dir import resume_seeds_command
     from harness.tracking.run_list import diverged_advice, has_diverged
 
-    seeds = [seed for seed in _list(summary, "seeds") if isinstance(seed, Mapping)]
+    every = _list(summary, "seeds")
+    seeds = [seed for seed in every if isinstance(seed, Mapping)]
     states = [seed.get("state") for seed in seeds]
     means = []
     for key in sub_mapping(summary, "figures"):
@@ -145,9 +142,8 @@ def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     if diverged:
         count = f"{len(diverged)} of {len(states)} seeds"
         lines.append(f"    {count} {diverged_advice(number(sub_mapping(summary, 'config').get('lr_max')))}")
-    count_of_seeds = len(_list(summary, "seeds"))
-    if summary.get("resume") and done + len(diverged) < count_of_seeds:
-        lines.append(f"    {resume_seeds_command(folder, count_of_seeds)}")
+    if summary.get("resume") and done + len(diverged) < len(every):
+        lines.append(f"    {resume_seeds_command(folder, len(every))}")
     return lines
 
 

@@ -100,10 +100,15 @@ def choose_settings(config: Config, facts: DataFacts) -> dict[str, Choice]:
         if name in config.undecided:
             made = rule(config, facts)
             choices |= made
-            config = config.replace(**{setting: choice.value for setting, choice in made.items()})
+            config = with_choices(config, made)
         elif name in requested and name not in choices:
             choices[name] = Choice(getattr(config, name), "by lr_min_ratio")
     return choices
+
+
+def with_choices(config: Config, choices: Mapping[str, Choice]) -> Config:
+    """Return the settings with the values that were chosen."""
+    return config.replace(**{name: choice.value for name, choice in choices.items()})
 
 
 def _model(config: Config, facts: DataFacts) -> dict[str, Choice]:
@@ -143,10 +148,10 @@ def _image_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
 def _batch_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
     wanted = max(facts.images // UPDATES_PER_EPOCH, LEAST_BATCH)
     most = MOST_BATCH if facts.is_ours(config.model) else MOST_LARGE_BATCH
-    size = _power_of_two(min(wanted, most, max(facts.images, 2)))
+    size = power_of_two(min(wanted, most, max(facts.images, 2)))
     limit = ""
     if facts.memory:
-        fitting = _power_of_two(max(2, int(MEMORY_SHARE * facts.memory / _bytes_per_image(config, facts))))
+        fitting = power_of_two(max(2, int(MEMORY_SHARE * facts.memory / _bytes_per_image(config, facts))))
         if fitting < size:
             size, limit = fitting, f", as many as {facts.memory / 2**30:.0f} GiB of memory hold"
     updates = max(1, facts.images // size)
@@ -321,7 +326,7 @@ def _bytes_per_image(config: Config, facts: DataFacts) -> float:
     return IMAGE_BYTES * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
 
 
-def _power_of_two(value: float) -> int:
+def power_of_two(value: float) -> int:
     """Return the greatest power of two that is not above a number of at least 1."""
     return 1 << (int(value).bit_length() - 1)
 

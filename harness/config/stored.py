@@ -8,6 +8,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.settings import Config, coerce, setting_fields
+from harness.utils.errors import HarnessError
 
 
 def is_whole(values: Mapping[str, Any]) -> bool:
@@ -33,3 +34,11 @@ def read_stored_config(path: Path) -> Config:
         TypeError: it has a name that is no setting.
     """
     return Config(**with_former_defaults(yaml_io.read_yaml(path)))
+
+
+def stored_config_or_none(path: Path) -> Config | None:
+    """Return the settings in the `config.yaml` of a run; None where they cannot be read."""
+    try:
+        return read_stored_config(path)
+    except (HarnessError, TypeError):
+        return None

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.dataset import FileImages, ImageSubset, Split
+from harness.data.image_io import pixel_digest
 from harness.data.listing import PickedItems
 from harness.utils.errors import DataError
 
@@ -48,7 +49,7 @@ def _comparable(train: Split, split: Split) -> tuple[set[bytes], list[bytes]] | 
     if train.pixels is not None and split.pixels is not None:
         if train.pixels.shape[1:] != split.pixels.shape[1:]:
             return None
-        return set(_pixel_digests(train)), list(_pixel_digests(split))
+        return set(map(pixel_digest, train.pixels)), list(map(pixel_digest, split.pixels))
     sizes, other_sizes = train.sizes, split.sizes
     files, other_files = _files(train.source), _files(split.source)
     if sizes is None or other_sizes is None or not files or not other_files:
@@ -58,12 +59,6 @@ def _comparable(train: Split, split: Split) -> tuple[set[bytes], list[bytes]] | 
         return None
     kept = set(common.tolist())
     return set(_file_digests(files, sizes, kept)), list(_file_digests(other_files, other_sizes, kept))
-
-
-def _pixel_digests(split: Split) -> Iterator[bytes]:
-    assert split.pixels is not None
-    for pixels in split.pixels:
-        yield _digest(np.ascontiguousarray(pixels).data)
 
 
 def _files(source: Any) -> Sequence[str | bytes]:

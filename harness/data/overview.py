@@ -17,6 +17,7 @@ from harness.config.settings import Config
 from harness.data.dataset import Split, spread_indices
 from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
 from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list
+from harness.data.preprocess import MIN_CUT_SHARE
 from harness.data.registry import list_files, read_stored
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError
@@ -25,9 +26,7 @@ from harness.utils.text import counted, escape_unprintable
 CHUNK_IMAGES = 512  # read between two looks at the results, so that few are kept waiting
 MIN_IMBALANCE = 10  # times as many images in the largest class as in the smallest
 FEW_IMAGES = 10  # of a class to train on
-MIN_CUT_SHARE = 0.1  # of the area of the images: less is not reported
 IN_MEMORY = "decoded"  # the format of an image that is no file
-MAX_NAMED = 5
 
 
 @dataclass
@@ -138,11 +137,7 @@ def examine(config: Config, limit: int) -> DataOverview:
 
 def _read_facts(split: SplitOverview, count: int, config: Config, broken: dict[str, str]) -> None:
     """Read images of a split, evenly spread, in threads: the decoders release the GIL."""
-    indices, source = (
-        spread_indices(len(split.source), count) if count < len(split.source) else range(len(split.source)),
-        split.source,
-    )
-    grey_range = config.grey_limits()
+    source, grey_range = split.source, config.grey_limits()
 
     def inspect(index: int) -> ImageFacts:
         if isinstance(source, ListedSplit):
@@ -150,7 +145,7 @@ def _read_facts(split: SplitOverview, count: int, config: Config, broken: dict[s
         pixels = source.picture(index)
         return ImageFacts(IN_MEMORY, "RGB", pixels.shape[1], pixels.shape[0], digest=pixel_digest(pixels))
 
-    rest = iter(indices)
+    rest = iter(spread_indices(len(source), count))
     with ThreadPoolExecutor(min(16, usable_cpus()), "inspect") as pool:
         while chunk := list(islice(rest, CHUNK_IMAGES)):
             for index, facts in zip(chunk, pool.map(inspect, chunk), strict=True):

@@ -136,11 +136,6 @@ def read_own_dataset(config: Config, needs_train: bool = True) -> StoredData | N
         ) from error
 
 
-def registered_names() -> list[str]:
-    """Return the names of the data sets that plug-ins have registered."""
-    return sorted(_makers)
-
-
 def _read(data: Any, config: Config, needs_train: bool) -> StoredData:
     objects: dict[SplitName, Any] = {}
     for key, value in data.items() if isinstance(data, Mapping) else [("train", data)]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
@@ -68,6 +68,13 @@ class Preprocess:
             or self.crop_mode not in CROP_MODES.values()
         ):
             raise ValueError("its preprocessing makes no sense")
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> Preprocess:
+        """Return the preprocessing in the facts of a checkpoint, checked; errors are those of reading what makes no sense."""
+        preprocess = cls(**facts["preprocess"])
+        preprocess.check()
+        return preprocess
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON, which `Preprocess(**values)` accepts."""

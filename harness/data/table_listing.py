@@ -147,7 +147,6 @@ def _list(
         labels = np.array([class_index[str(row.label)] for row in rows], dtype=np.int64)
         listing.splits[name] = ListedSplit(name, images, [row.id for row in rows], labels)
     listing.classes = tuple(escape_unprintable(name) for name in listing.classes)
-    listing.notes += reader.notes
     return listing
 
 
@@ -158,14 +157,12 @@ class _Reader:
         rows: split -> its rows.
         embedded: the columns of images that are in tables.
         class_names: the names of classes that the tables declare, in their order.
-        notes: sentences on rows that are not used.
     """
 
     def __init__(self, config: Config, path: Path) -> None:
         self.rows: dict[SplitName, list[_Row]] = {}
         self.embedded: list[ArrowColumn] = []
         self.class_names: list[str] = []
-        self.notes: list[str] = []
         self._config, self._path, self._used = config, path, Counter[str]()
 
     def read(self, split: SplitName | None, file: Path) -> None:

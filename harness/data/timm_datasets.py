@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import IterableDataset
 
-from harness.config.names import BUILT_IN_DATASETS, SplitName
+from harness.config.names import BUILT_IN_DATASETS, TIMM_PREFIXES, SplitName
 from harness.config.settings import Config
 from harness.data.dataset import (
     MAX_PIXEL_BYTES,
@@ -44,7 +44,6 @@ TORCHVISION_NAMES = (
     "inaturalist",
     "image_folder",
 )
-PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 IMAGE_FOLDER = "torch/image_folder"
 UNLABELLED = -1  # the label of every image in a test split whose labels are not published
 log = logging.getLogger(__name__)
@@ -61,12 +60,9 @@ def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split
         UsageError: timm does not know the name, or the package that reads it is not installed.
         DataError: the data is missing or unreadable.
     """
-    prefix, slash, rest = config.data.partition("/")
-    if (
-        not slash
-        or prefix.lower() not in PREFIXES
-        or (prefix.lower() == "torch" and rest.lower() not in TORCHVISION_NAMES)
-    ):
+    prefix, _, rest = config.data.partition("/")
+    is_unknown = prefix.lower() == "torch" and rest.lower() not in TORCHVISION_NAMES
+    if is_unknown or not config.data.lower().startswith(TIMM_PREFIXES):
         known = [*BUILT_IN_DATASETS, *(f"torch/{name}" for name in TORCHVISION_NAMES)]
         raise UsageError(
             f"there is no data set {config.data!r}{did_you_mean(config.data, known)}; need {', '.join(BUILT_IN_DATASETS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME, or one that a module of --plugin registers"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from harness.config.init_source import HUB, WEIGHT_FILES, path_of
 from harness.data.preprocess import Preprocess
 from harness.evaluation.trained_model import find_checkpoint, run_folder, weights_of_state
-from harness.models.pretrained import classifier_names, label_names, output_order, reorder_outputs
+from harness.models.pretrained import classifier_names, is_in, label_names, output_order, reorder_outputs
 from harness.models.weight_files import COMPILED, PREFIXES, read_weight_file, state_key, state_of, without_prefixes
 from harness.tracking.run_files import CHECKPOINTS, is_run
 from harness.training import checkpoint
@@ -85,8 +85,7 @@ def _from_harness(init: str, path: Path) -> InitialWeights:
     is_result = path.suffix == ".safetensors"
     weights, facts = checkpoint.load_weights(path) if is_result else weights_of_state(path)
     try:
-        preprocess = Preprocess(**facts["preprocess"])
-        preprocess.check()
+        preprocess = Preprocess.from_facts(facts)
         classes = tuple(map(str, facts["classes"]))
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -146,11 +145,12 @@ def give_initial_weights(model: nn.Module, source: InitialWeights, classes: Sequ
         UsageError: the last layer has the classes in another order, and cannot be rearranged.
     """
     expected = model.state_dict()
-    head = {name for name in expected if _is_in(name, classifier_names(model))}
+    modules = classifier_names(model)
+    head = {name for name in expected if is_in(name, modules)}
     weights, foreign = without_prefixes(source.weights, expected)
-    taken, problems, is_converted = dict(weights), _problems(weights, expected, head, model), False
+    taken, problems, is_converted = dict(weights), _problems(weights, expected, head, modules), False
     if problems and (converted := _converted(model, weights)) is not None:
-        others = _problems(converted, expected, head, model)
+        others = _problems(converted, expected, head, modules)
         if len(others) < len(problems):
             taken, problems, is_converted = converted, others, True
     if problems:
@@ -210,26 +210,19 @@ def _compare_head(
     return True, f"head of {size} classes kept{'' if is_ordered else ', put into the order of the data'}"
 
 
-def _is_in(name: str, modules: Sequence[str]) -> bool:
-    return any(name == module or name.startswith(f"{module}.") for module in modules)
-
-
 def _problems(
-    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: set[str], model: nn.Module
+    weights: Mapping[str, Tensor], expected: Mapping[str, Tensor], head: set[str], modules: Sequence[str]
 ) -> list[str]:
-    """Return what keeps weights from fitting a model, apart from its last layer."""
-    modules = classifier_names(model)
+    """Return what keeps weights from fitting a model, apart from its last layer, which `modules` are."""
     body = {name: tensor for name, tensor in expected.items() if name not in head}
     problems = [f"{name} missing" for name in body if name not in weights and not name.endswith(COUNTER)]
     for name, tensor in weights.items():
-        if name in body and (kind := checkpoint.other_kind(tensor, body[name])):
+        if name in expected and (kind := checkpoint.other_kind(tensor, expected[name])):
             problems.append(f"{name} {kind}")
         elif name in body and tensor.shape != body[name].shape:
             problems.append(f"{name} {list(tensor.shape)} instead of {list(body[name].shape)}")
-        elif name not in expected and not _is_in(name, modules):
+        elif name not in expected and not is_in(name, modules):
             problems.append(f"{escape_unprintable(name)[:100]} unknown")
-        elif name in head and (kind := checkpoint.other_kind(tensor, expected[name])):
-            problems.append(f"{name} {kind}")
     return problems
 
 

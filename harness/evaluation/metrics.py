@@ -130,13 +130,12 @@ class PerClass:
 
     def rows(self, classes: Sequence[str]) -> list[ClassMetrics]:
         """Return the figures class by class."""
-        figures = [
+        recall, precision, f1, accuracy = (
             [None if np.isnan(value) else value for value in column.tolist()]
             for column in (self.recall, self.precision, self.f1, self.accuracy)
-        ]
-        recall, precision, f1, accuracy = figures
-        columns = (classes, recall, precision, f1, self.support.tolist(), accuracy)
-        return [ClassMetrics(*row) for row in zip(*columns, strict=True)]
+        )
+        rows = zip(classes, recall, precision, f1, self.support.tolist(), accuracy, strict=True)
+        return [ClassMetrics(*row) for row in rows]
 
     def table(self, classes: Sequence[str]) -> Table:
         """Return a table with one row per class."""

@@ -69,8 +69,7 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     weights, facts = checkpoint.load_weights(path) if path.suffix == ".safetensors" else weights_of_state(path)
     try:
         saved = Config(**facts["config"])
-        preprocess = Preprocess(**facts["preprocess"])
-        preprocess.check()
+        preprocess = Preprocess.from_facts(facts)
         if not isinstance(facts["classes"], list | tuple) or not facts["classes"]:
             raise ValueError("its classes make no sense")
         classes = tuple(map(str, facts["classes"]))

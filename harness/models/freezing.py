@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from harness.models.pretrained import classifier_names
+from harness.models.pretrained import classifier_names, is_in
 from harness.utils.errors import UsageError, did_you_mean
 
 ALL_BUT_HEAD = "all-but-head"
@@ -16,11 +16,7 @@ ALL_BUT_HEAD = "all-but-head"
 def head_names(model: nn.Module) -> frozenset[str]:
     """Return the names of the parameters of the classifier; empty where the model does not name it, as timm's models do."""
     modules = classifier_names(model)
-    return frozenset(
-        name
-        for name, _ in model.named_parameters()
-        if any(name == module or name.startswith(f"{module}.") for module in modules)
-    )
+    return frozenset(name for name, _ in model.named_parameters() if is_in(name, modules))
 
 
 def frozen_names(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
@@ -37,11 +33,7 @@ def frozen_names(model: nn.Module, patterns: Sequence[str]) -> frozenset[str]:
         if pattern == ALL_BUT_HEAD:
             matched = set(names) - require_head(model, f"freeze={ALL_BUT_HEAD}")
         else:
-            matched = {
-                name
-                for name in names
-                if name == pattern or name.startswith(f"{pattern}.") or fnmatch.fnmatchcase(name, pattern)
-            }
+            matched = {name for name in names if is_in(name, [pattern]) or fnmatch.fnmatchcase(name, pattern)}
         if not matched:
             modules = [name for name, _ in model.named_modules() if name]
             raise UsageError(
@@ -76,7 +68,7 @@ def freeze_running_statistics(model: nn.Module, names: Collection[str]) -> None:
     """
     parameters: list[str] = []  # of the last module that has some
     for prefix, module in model.named_modules():
-        own = [name for name, _ in module.named_parameters(prefix, recurse=False)]
-        parameters = own or parameters
+        direct = [name for name, _ in module.named_parameters(prefix, recurse=False)]
+        parameters = direct or parameters
         if isinstance(module, nn.modules.batchnorm._NormBase) and parameters and set(parameters) <= set(names):
             module.eval()

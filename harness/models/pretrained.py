@@ -91,6 +91,11 @@ def label_names(cfg: Mapping[str, Any]) -> list[str]:
     return [escape_unprintable(str(name)) for name in names] if isinstance(names, list | tuple) else []
 
 
+def is_in(name: str, modules: Sequence[str]) -> bool:
+    """Return whether a name is one of these modules or parameters, or lies below one."""
+    return any(name == module or name.startswith(f"{module}.") for module in modules)
+
+
 def classifier_names(model: nn.Module) -> list[str]:
     """Return the names of the modules that make the logits; empty where the model does not name them, as timm's do."""
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}

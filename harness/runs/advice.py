@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from harness.config.automatic import LEAST_BATCH, UPDATES_PER_EPOCH, power_of_two
+from harness.data.listing import short_list
 from harness.runs.components import Components
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
@@ -27,7 +29,7 @@ def few_updates(steps: int, epochs: int, images: int, batch_size: int) -> str:
     if not 0 < steps < LEAST_UPDATES:
         return ""
     remedy = f"set --epochs {math.ceil(ENOUGH_UPDATES * epochs / steps)}"
-    fitting = 1 << max(3, (images // 20).bit_length() - 1)  # of about 20 updates an epoch, and at least 8 images
+    fitting = power_of_two(max(images // UPDATES_PER_EPOCH, LEAST_BATCH))
     if fitting < batch_size:
         remedy = f"set a smaller --batch-size, for example {fitting}, or more --epochs"
     return (
@@ -82,8 +84,7 @@ def rare_classes(split: str, labels: np.ndarray, classes: Sequence[str]) -> str:
     rare = [f"{name} ({count})" for name, count in zip(classes, counts.tolist(), strict=False) if count < FEW_IMAGES]
     if not rare:
         return ""
-    more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
-    return f"fewer than {FEW_IMAGES} {split} images, so their figures in the per-class table mean little: {', '.join(rare[:5])}{more}"
+    return f"fewer than {FEW_IMAGES} {split} images, so their figures in the per-class table mean little: {short_list(rare)}"
 
 
 def unbalanced(labels: np.ndarray, classes: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from harness.config.automatic import Choice, DataFacts, choose_settings
+from harness.config.automatic import Choice, DataFacts, choose_settings, with_choices
 from harness.config.settings import Config
 from harness.data.dataset import Dataset, spread_indices
 from harness.data.registry import load_dataset
@@ -65,7 +65,7 @@ def decide_settings(
     choices = {
         name: Choice(**entry) for name, entry in processes.broadcast({n: vars(c) for n, c in made.items()}).items()
     }
-    return Decided(config.replace(**{name: choice.value for name, choice in choices.items()}), choices, dataset)
+    return Decided(with_choices(config, choices), choices, dataset)
 
 
 def data_facts(config: Config, dataset: Dataset) -> DataFacts:

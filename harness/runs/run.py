@@ -115,10 +115,8 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         if components.initial_note:
             reporter.message(f"{components.initial_note}.")
         if config.freeze:
-            frozen, total = (
-                factory.count_frozen(components.learner.model),
-                factory.count_parameters(components.learner.model),
-            )
+            model = components.learner.model
+            frozen, total = factory.count_frozen(model), factory.count_parameters(model)
             reporter.message(f"Frozen: {frozen:,} of {total:,} parameters.")
         if skipped := components.dataset.skipped:
             reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
@@ -214,8 +212,7 @@ def _resumed_preprocess(config: Config, processes: SingleProcess) -> Preprocess 
         newest = None if is_locked(path) else checkpoint.newest_checkpoint(path / CHECKPOINTS)
         if newest is not None:
             try:
-                preprocess = Preprocess(**checkpoint.load_checkpoint(newest)["preprocess"])
-                preprocess.check()
+                preprocess = Preprocess.from_facts(checkpoint.load_checkpoint(newest))
             except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
                 raise CheckpointError(
                     f"{newest} has no usable preprocessing ({error}); start again with --resume never"

@@ -22,7 +22,7 @@ from typing import IO, Any
 from harness.config.names import FROM_PYTHON
 from harness.config.recipe import AnyConfig
 from harness.config.settings import AUTO, Config, setting_fields
-from harness.config.stored import read_stored_config
+from harness.config.stored import stored_config_or_none
 from harness.data.own_datasets import config_of_call
 from harness.data.registry import load_dataset
 from harness.reporting.html.pages import write_run_page
@@ -313,13 +313,13 @@ def _claim(config: Config, count: int, read_fingerprint: Callable[[], str]) -> t
 
 def _equal(path: Path, config: Config) -> bool:
     """Return whether a recipe of earlier seeds has these settings."""
-    saved = _read_config(path)
+    saved = stored_config_or_none(path)
     return saved is not None and _are_reused(saved, config) and saved.affecting_results() == config.affecting_results()
 
 
 def _has_equal_uses(folder: Path, config: Config) -> bool:
     """Return whether a run of these settings has the same data and group, and is evaluated in the same way."""
-    saved = _read_config(folder / run_dir.CONFIG)
+    saved = run_dir.stored_config(folder)
     return saved is not None and _are_reused(saved, config)
 
 
@@ -336,13 +336,6 @@ def _has_equal_data(folder: Path, config: Config, read_fingerprint: Callable[[],
 
 def _are_reused(saved: Config, config: Config) -> bool:
     return all(getattr(saved, name) == getattr(config, name) for name in REUSE_KEYS)
-
-
-def _read_config(path: Path) -> Config | None:
-    try:
-        return read_stored_config(path)
-    except (HarnessError, TypeError):
-        return None
 
 
 def _train(

@@ -85,7 +85,8 @@ def tracked_run(
     if directory.resumed:  # before its settings change: a finished run with more epochs is no longer finished
         directory.status(RunState.RUNNING, **_position(directory, state))
     write_atomically(directory.path / run_dir.CONFIG, config.replace(resume="auto").to_yaml())
-    directory.status(RunState.RUNNING, **_position(directory, state))
+    if not directory.resumed:  # a new run writes its settings first
+        directory.status(RunState.RUNNING, **_position(directory, state))
     try:
         with stop_requests.at_once():
             dataset = dataset_artifact(config, directory.path, header["dataset"]) if "dataset" in header else None

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from harness.config.settings import AUTO, Config, setting_fields
-from harness.config.stored import read_stored_config
+from harness.config.stored import stored_config_or_none
 from harness.tracking.chosen_settings import CHOSEN, requested_values
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.journal import read_journal
@@ -279,10 +279,7 @@ def _unreadable(path: Path) -> UsageError:
 
 def stored_config(path: Path) -> Config | None:
     """Return the settings of the run in a directory; None where they cannot be read."""
-    try:
-        return read_stored_config(path / CONFIG)
-    except (HarnessError, TypeError):
-        return None
+    return stored_config_or_none(path / CONFIG)
 
 
 def changed_settings(path: Path, config: Config, is_named: bool = False) -> list[str]:

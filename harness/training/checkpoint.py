@@ -72,7 +72,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if not (folder / INDEX).exists() and (unlisted := _newest_without_index(paths)):
         log.warning("%s is missing; %s is intact by the checksums of its parts", folder / INDEX, unlisted.name)
         return unlisted
-    intact = [path for path in paths if checkpoint_info(path)]
+    intact = {path: info for path in paths if (info := checkpoint_info(path))}
     if paths == [folder / INCOMING] and not intact:
         return None  # killed in its first save, before it was in the index
     for path in paths:
@@ -82,7 +82,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
         raise CheckpointError(
             f"every checkpoint in {folder} is damaged; start again with --resume never or another --name"
         )
-    return max(intact, key=lambda path: checkpoint_info(path)["step"], default=None)
+    return max(intact, key=lambda path: intact[path]["step"], default=None)
 
 
 def _newest_without_index(paths: Sequence[Path]) -> Path | None:

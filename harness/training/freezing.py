@@ -17,18 +17,18 @@ class Freezing:
     Attributes:
         always: those of `freeze`.
         at_first: those that are frozen in the first `epochs` epochs, besides.
-        is_applied: whether `at_first` are frozen now; None before the first epoch.
+        is_applied: whether `at_first` are frozen now.
     """
 
     always: frozenset[str] = frozenset()
     at_first: frozenset[str] = frozenset()
     epochs: int = 0
-    is_applied: bool | None = None
+    is_applied: bool = False
 
     def apply(self, model: nn.Module, epoch: int) -> bool:
         """Freeze or release the parameters for an epoch, and return whether what is trained has changed."""
         is_first = bool(self.at_first) and epoch < self.epochs
-        if is_first == bool(self.is_applied):
+        if is_first == self.is_applied:
             return False
         self.is_applied = is_first
         set_trained(model, self.at_first, not is_first)

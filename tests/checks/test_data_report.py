@@ -213,3 +213,17 @@ def test_the_command_takes_a_path_a_name_and_options(tmp_path):
 
 def test_the_command_is_listed_in_the_help():
     assert cli.commands["data"].get_short_help_str(300).startswith("Show what a data set holds before training")
+
+
+def test_a_contact_sheet_has_turned_images_beside_others_of_the_same_stored_size(tmp_path):
+    for index in range(4):
+        for label in ("a", "b"):
+            path = tmp_path / "turned" / label / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            exif = Image.Exif()
+            exif[0x0112] = 6 if index == 1 else 1
+            Image.new("RGB", (40, 30), (60 * index, 90, 90)).save(path, exif=exif)
+    config = make_config({"recipe": "custom-resnet", "data": "folder", "data_dir": str(tmp_path / "turned")})
+    sheet = draw_contact_sheet(config, examine(config, 0), tmp_path / "sheet.png")
+    with Image.open(sheet) as image:
+        assert image.width > 100

@@ -6,7 +6,15 @@ import math
 
 import pytest
 
-from harness.config.automatic import LARGE_MODEL, RULES, SMALL_MODEL, DataFacts, choose_settings, why_not_mirrored
+from harness.config.automatic import (
+    LARGE_MODEL,
+    RULES,
+    SMALL_MODEL,
+    DataFacts,
+    choose_settings,
+    why_not_mirrored,
+    with_choices,
+)
 from harness.config.recipe import make_config, read_recipe
 from harness.config.settings import AUTO, Config, setting_fields
 from harness.data.registry import load_dataset
@@ -26,7 +34,7 @@ def facts(images=640, side=32, classes=("cat", "dog"), data="folder", memory=64 
 def chosen(known=None, **options):
     config = make_config({"recipe": "auto", **options})
     choices = choose_settings(config, known or facts())
-    return config.replace(**{name: choice.value for name, choice in choices.items()}), choices
+    return with_choices(config, choices), choices
 
 
 def test_every_automatic_setting_of_the_recipe_gets_a_plain_value_and_a_reason():
