@@ -160,8 +160,7 @@ LISTED = (
     ),
     change(
         "K19", "tracking/wandb/from_journal.py",
-        'tracker.finish(journal.status or "failed", 1 if journal.exit_code is None else journal.exit_code)',
-        'tracker.finish("finished", 0)',
+        "tracker.finish(*journal.end)", 'tracker.finish("finished", 0)',
         "tests/tracking/test_sync.py::test_the_log_that_is_made_of_a_journal_has_its_rows_summary_artifacts_and_exit_status",
     ),
     change(
