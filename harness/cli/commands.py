@@ -222,9 +222,11 @@ def nearest_option(error: click.NoSuchOption) -> str:
         if name.startswith("--")
     }
     typed = normalize_name(error.option_name)
-    setting, remedy = meaning_of(typed, [name for name in settings.setting_fields() if normalize_name(name) in options])
+    known = [name for name in settings.setting_fields() if normalize_name(name) in options]
+    setting, remedy = meaning_of(typed, [*known, *(name[2:].replace("-", "_") for name in options.values())])
     if remedy:
         return f"; {remedy}"
     if setting:
         return f" (did you mean '--{setting.replace('_', '-')}'?)"
-    return did_you_mean(error.option_name.lower().replace("_", "-"), list(options.values()))
+    words = error.option_name.lower().replace("_", "-").lstrip("-")  # the dashes would make any two options similar
+    return did_you_mean(words, [name[2:] for name in options.values()], "--")

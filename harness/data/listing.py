@@ -114,13 +114,17 @@ def read_listing(
     for split in listing.splits.values():
         data.splits[split.name] = _read_split(split, skip_bad, problems, grey_range)
     if problems and not skip_bad:
-        path, reason = min(problems.items())
-        raise DataError(
-            f"{root}: {len(problems)} of {len(problems) + sum(map(len, data.splits.values()))} images cannot be read, the first is {escape_unprintable(path)}: {reason}; repair them, or set --bad-images skip"
-        )
+        raise DataError(f"{root}: {unreadable_text(problems, len(problems) + sum(map(len, data.splits.values())))}")
     data.skipped.extend(escape_unprintable(path) for path in sorted(problems))
     _check_not_emptied(data, root, of_class=is_for_training)
     return data
+
+
+def unreadable_text(problems: Mapping[str, str], total: int) -> str:
+    """Return how many of `total` images cannot be read, why the first one (path -> reason) cannot, and what helps."""
+    path, reason = min(problems.items())
+    remedy = "repair them" if len(problems) == total else "repair or remove them, or set --bad-images skip"
+    return f"{len(problems):,} of {total:,} images cannot be read, the first is {escape_unprintable(path)}: {reason}; {remedy}"
 
 
 def short_list(names: Sequence[str] | Mapping[str, object]) -> str:

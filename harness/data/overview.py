@@ -16,7 +16,7 @@ from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS, SPLIT_NAMES, Spl
 from harness.config.settings import Config
 from harness.data.dataset import Split, spread_indices
 from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
-from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list
+from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list, unreadable_text
 from harness.data.preprocess import MIN_CUT_SHARE
 from harness.data.registry import list_files, read_stored
 from harness.utils.environment import usable_cpus
@@ -188,10 +188,8 @@ def _id(overview: DataOverview, place: tuple[SplitName, int]) -> str:
 def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
     """Yield a sentence for each problem, with what helps."""
     if overview.broken:
-        id, reason = min(overview.broken.items())
-        yield (
-            f"{counted(len(overview.broken), 'image', 'images')} cannot be read, the first is {escape_unprintable(id)}: {reason}; repair or remove them, or set --bad-images skip"
-        )
+        read = sum(not facts.error for split in overview.splits.values() for facts in split.facts.values())
+        yield unreadable_text(overview.broken, read + len(overview.broken))
     yield from _class_advice(overview)
     if not {"val", "test"} & overview.splits.keys():
         yield (

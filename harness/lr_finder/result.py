@@ -20,6 +20,7 @@ from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
 from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, round_significant
 from harness.tracking.records import Curve, Scalar, Table, Value
 from harness.utils.errors import UsageError
+from harness.utils.text import counted
 
 MAX_ROWS = 10_000  # of the table of steps
 SWEEP_FACTOR = 4.0  # how far a sweep searches around LRMAX and LRMIN
@@ -163,7 +164,7 @@ def result_table(result: LRFinderResult) -> str:
     steps = [len(curve.lrs) for curve in result.curves]
     highest = max(float(curve.lrs[-1]) for curve in result.curves)
     lines = [
-        f"range test: {len(result.curves)} seeds, {min(steps)} to {max(steps)} steps each, learning rates {result.lr_range.low:.2g} to {highest:.2g}",
+        f"range test: {counted(len(result.curves), 'seed', 'seeds')}, {min(steps)} to {max(steps)} steps each, learning rates {result.lr_range.low:.2g} to {highest:.2g}",
         "",
         f"{'rule':<18}{'LR':>9}  {'over the seeds':<20}  what it is",
     ]

@@ -9,13 +9,19 @@ from pathlib import Path
 
 from timm.models import get_pretrained_cfg
 
-from harness.models.factory import check_name
+from harness.models.names import check_name
 from harness.utils.errors import first_line
 
 ANSWER_SECONDS = 10.0  # within which the server has to answer
 DOWNLOAD_SECONDS = 600.0
 # The names under which timm looks for weights in a repository, in its order.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def has_weights(name: str) -> bool:
+    """Return whether there are pretrained weights of a model; those of a folder or of the Hub always have."""
+    cfg = None if ":" in name else get_pretrained_cfg(name)
+    return ":" in name or (cfg is not None and bool(cfg.has_weights))
 
 
 def why_no_weights(
@@ -29,12 +35,14 @@ def why_no_weights(
         UsageError: there is no such model.
     """
     check_name(name)
+    if not has_weights(name):
+        return f"{name} has no pretrained weights"
     source, colon, rest = name.partition(":")
     if colon and source == "local-dir":
         return ""
     cfg = None if colon else get_pretrained_cfg(name)
-    if not colon and (cfg is None or not cfg.has_weights):
-        return f"{name} has no pretrained weights"
+    if cfg is not None and cfg.file:
+        return ""
     if cfg is None or cfg.hf_hub_id:
         repository, file = (rest, None) if cfg is None else (str(cfg.hf_hub_id), cfg.hf_hub_filename)
         return _why_not_from_hub(repository, (file,) if file else WEIGHT_FILES, answer_seconds, download_seconds)
@@ -45,6 +53,7 @@ def _why_not_from_hub(repository: str, files: tuple[str, ...], answer_seconds: f
     try:
         import huggingface_hub
         from huggingface_hub import constants
+        from huggingface_hub.errors import EntryNotFoundError
     except ImportError:
         return "pretrained weights need the package huggingface_hub"
     repository, _, revision = repository.partition("@")
@@ -53,12 +62,23 @@ def _why_not_from_hub(repository: str, files: tuple[str, ...], answer_seconds: f
             return ""
     if constants.HF_HUB_OFFLINE:
         return "its pretrained weights are not in the cache, and HF_HUB_OFFLINE is set"
-    url = huggingface_hub.hf_hub_url(repository, files[0], revision=revision or None)
-    reason = _try(lambda: huggingface_hub.get_hf_file_metadata(url, timeout=answer_seconds), answer_seconds)
-    if not reason:
-        reason = _try(
-            lambda: huggingface_hub.hf_hub_download(repository, files[0], revision=revision or None), download_seconds
-        )
+    found: list[str] = []
+
+    def find_file() -> None:
+        for file in files:
+            url = huggingface_hub.hf_hub_url(repository, file, revision=revision or None)
+            try:
+                huggingface_hub.get_hf_file_metadata(url, timeout=answer_seconds)
+            except EntryNotFoundError:
+                if file == files[-1]:
+                    raise
+            else:
+                found.append(file)
+                return
+
+    reason = _try(find_file, answer_seconds) or _try(
+        lambda: huggingface_hub.hf_hub_download(repository, found[0], revision=revision or None), download_seconds
+    )
     return f"its pretrained weights cannot be downloaded ({reason})" if reason else ""
 
 

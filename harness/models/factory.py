@@ -5,20 +5,21 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 import timm
 import torch
-from timm.models import get_pretrained_cfg, split_model_name_tag
 from torch import Tensor, nn
 
 from harness.config.settings import Config
 from harness.data.dataset import Dataset
 from harness.data.preprocess import Preprocess, sample_images
 from harness.models import cifar_resnet, speedrun_cnn
+from harness.models.available_weights import has_weights, why_no_weights
 from harness.models.freezing import frozen_names, set_trained
+from harness.models.names import check_name
 from harness.models.outputs import return_logits_in_evaluation
 from harness.models.pretrained import match_classes
 from harness.models.whitening import whiten_first_layer
@@ -61,7 +62,7 @@ def create_model(config: Config, classes: int) -> nn.Module:
             raise UsageError(f"model_args cannot hold {argument}; {remedy}")
     check_name(name)
     if config.pretrained:
-        _check_weights(name)
+        _check_weights(name, arguments)
     try:
         model = timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **arguments)
         return_logits_in_evaluation(model)
@@ -91,33 +92,14 @@ def initialise_for(model: nn.Module, config: Config, data: Dataset, preprocess: 
     set_trained(model, frozen_names(model, config.freeze), False)
 
 
-def check_name(name: str) -> None:
-    """Refuse a name that `timm.create_model` does not know, and suggest the nearest.
-
-    Raises:
-        UsageError: there is no such model, tag, or folder of a `local-dir:` model.
-    """
-    source, colon, rest = name.partition(":")
-    if colon and source in ("hf-hub", "local-dir") and rest:
-        if source == "local-dir" and not (Path(rest) / "config.json").is_file():
-            raise UsageError(f"model {name!r} needs a folder with a config.json, and {rest!r} is none")
-        return
-    if colon or "/" in name or "\\" in name:
-        raise UsageError(f"model {name!r} looks like a path; write hf-hub:{rest or name} or local-dir:{rest or name}")
-    base, tag = split_model_name_tag(name)
-    if not timm.is_model(base):
-        raise UsageError(f"there is no model {base!r}{did_you_mean(base, timm.list_models())}; see harness models")
-    tags = timm.list_models(f"{base}.*", include_tags=True)
-    if tag and name not in tags:
-        raise UsageError(f"model {base!r} has no weights {tag!r}{did_you_mean(name, tags)}")
-
-
-def _check_weights(name: str) -> None:
-    if ":" in name:
-        return
-    cfg = get_pretrained_cfg(name)
-    if cfg is None or not cfg.has_weights:
+def _check_weights(name: str, arguments: Mapping[str, Any]) -> None:
+    """Refuse a model without pretrained weights, and at once where timm would try for a minute to download them."""
+    if not has_weights(name):
         raise UsageError(f"model {name!r} has no pretrained weights; set --pretrained False")
+    if arguments.keys() & {"pretrained_cfg", "pretrained_cfg_overlay"}:  # timm's own way to name other weights
+        return
+    if reason := why_no_weights(name):
+        raise DataError(f"model {name!r} cannot be loaded: {reason}; set --pretrained False")
 
 
 def _argument_error(name: str, arguments: dict[str, Any], error: Exception) -> str:

@@ -9,7 +9,7 @@ from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.models.factory import module_of
 from harness.utils.plain import sub_mapping
-from harness.utils.text import markdown
+from harness.utils.text import counted, markdown
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -33,7 +33,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     lines = [
         "---", "library_name: timm", "tags: [image-classification]", "---", "",
         f"# {markdown(config.model)} on {markdown(config.data)}", "",
-        f"{config.epochs} epochs, batch {config.batch_size}, {config.schedule} between {config.lr_min} and {config.lr_max}, seed {config.seed}.",
+        f"{counted(config.epochs, 'epoch', 'epochs')}, batch {config.batch_size}, {config.schedule} between {config.lr_min} and {config.lr_max}, seed {config.seed}.",
         f"The weights are those of epoch {markdown(facts.get('epoch', '?'))} ({markdown(result.get('chosen', 'not evaluated yet'))}).", "",
         *(["| metric | value |", "| --- | --- |", *figures, ""] if figures else []),
         f"Input: RGB, {_RESIZING[preprocess.crop_mode]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess.mean)} and standard deviation {_triple(preprocess.std)}.", "",

@@ -13,6 +13,7 @@ from harness.reporting.figures.style import GREEN, INK, ORANGE, PALETTE, SOFT, V
 from harness.reporting.html.plotly import axis, escape_text, layout, line, log_ticks, plain_numbers, thin
 from harness.reporting.html.run_charts import loss_limits
 from harness.tracking.records import PlotlyFigure
+from harness.utils.text import counted
 
 MAX_POINTS = 10_000  # of all lines together
 LOWER, UPPER = [0.0, 0.36], [0.44, 1.0]  # parts of the height: accuracy, loss
@@ -79,7 +80,10 @@ def _layout(result: LRFinderResult, lrs: Sequence[float], limits: Sequence[float
         x,
         axis("loss (nats)", domain=UPPER, range=[low, high]),
         yaxis2=axis("batch accuracy", percent=True, domain=LOWER),
-        title={"text": f"LR range test, {len(result.curves)} seeds: {confidence}", "font": {"size": 14}},
+        title={
+            "text": f"LR range test, {counted(len(result.curves), 'seed', 'seeds')}: {confidence}",
+            "font": {"size": 14},
+        },
         shapes=shapes,
         annotations=annotations,
         hovermode="closest",

@@ -189,11 +189,15 @@ def _check_splits(components: Components) -> None:
         raise UsageError(
             "log_model=best logs epochs that a validation split selects, and the data has none; set --val-fraction 0.1, or --log-model end"
         )
-    needs_validation = config.schedule == "plateau" or config.early_stop or config.select == "best"
-    if needs_validation and made.val is None:
-        raise UsageError(
-            "the schedule, early_stop or select needs a validation split, and the data has none; set --val-fraction 0.1"
-        )
+    needs = {
+        "schedule=plateau": config.schedule == "plateau",
+        f"early_stop={config.early_stop}": config.early_stop > 0,
+        "select=best": config.select == "best",
+    }
+    if made.val is None and any(needs.values()):
+        wanted = " and ".join(text for text, is_set in needs.items() if is_set)
+        verb = "needs" if sum(needs.values()) == 1 else "need"
+        raise UsageError(f"{wanted} {verb} a validation split, and the data has none; set --val-fraction 0.1")
     if config.select == "best-on-test" and made.val is not None:
         raise UsageError("select=best-on-test, but there is a validation split to select by; set --select best")
     if made.val is None and made.test is None:

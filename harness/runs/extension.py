@@ -15,6 +15,7 @@ from harness.training import checkpoint
 from harness.training.distributed import SingleProcess
 from harness.training.saved_progress import check_progress
 from harness.utils.errors import CheckpointError, UsageError
+from harness.utils.text import counted
 
 
 def with_extension(config: Config, processes: SingleProcess) -> Config:
@@ -69,5 +70,5 @@ def report_extension(components: Components, tracker: Tracker, reporter: Progres
     config, steps = components.config, components.loaders.train.steps
     former = config.extensions()[-1][1]
     shape = components.schedule.describe_extension(steps)
-    reporter.message(f"The run has {config.epochs} epochs now instead of {former}: {shape}.")
+    reporter.message(f"The run has {counted(config.epochs, 'epoch', 'epochs')} now instead of {former}: {shape}.")
     tracker.settings({"epochs": config.epochs, "extended": ",".join(config.extended)})

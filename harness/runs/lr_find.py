@@ -89,6 +89,10 @@ def _find_lr(
     config: Config, options: LRFinderOptions, write_sweep: Path | None, reporter: ProgressReporter
 ) -> LRFinderResult:
     name = config.name or f"find-{default_name(config)}"
+    if config.link:
+        reporter.message(
+            f"link={config.link}: a range test logs no model, so it links none; give --link to the run that trains"
+        )
     decided = decide_settings(config)
     if decided.choices:
         reporter.message(choices_table(decided.choices))

@@ -13,7 +13,7 @@ from harness.runs.advice import result_warnings
 from harness.runs.components import Components, describe_data
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
-from harness.utils.text import percent
+from harness.utils.text import counted, percent
 
 
 def summarise(
@@ -97,6 +97,9 @@ def summary_table(summary: Mapping[str, Any]) -> str:
         rows.append(("best epoch", f"{percent(best[key], 2)}  ({best['chosen']}, epoch {best['epoch']})"))
     rows.append(("parameters", f"{summary['parameters']:,}"))
     rows.append(
-        ("training", f"{summary['epochs']} epochs, {summary['steps']} steps, {summary['seconds']['epoch']:.1f} s")
+        (
+            "training",
+            f"{counted(summary['epochs'], 'epoch', 'epochs')}, {counted(summary['steps'], 'step', 'steps')}, {summary['seconds']['epoch']:.1f} s",
+        )
     )
     return "\n".join(f"{name:<14} {text}" for name, text in rows)

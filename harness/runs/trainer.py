@@ -37,6 +37,7 @@ from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DivergedError
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
+from harness.utils.text import counted
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class Trainer:
                 self._on_epoch(record)
                 if self._stops_early():
                     self.reporter.message(
-                        f"Stopped early: no better validation accuracy for {config.early_stop} epochs."
+                        f"Stopped early: no better validation accuracy for {counted(config.early_stop, 'epoch', 'epochs')}."
                     )
                     break
                 self._check_stop()

@@ -11,7 +11,7 @@ from harness.config.names import TrialStatus
 from harness.sweep.distributions import as_text
 from harness.sweep.selection import TrialRecord, pareto_front, seed_groups
 from harness.sweep.spec import SweepSpec
-from harness.utils.text import percent, printable
+from harness.utils.text import counted, percent, printable
 
 MAX_ROWS = 14  # of the live table: the latest trials, and the best one
 REDRAW_INTERVAL = 0.5  # seconds
@@ -130,7 +130,9 @@ def sweep_summary(
     ]
     if len(sweep.metrics) > 1:
         front = pareto_front(records, sweep.metrics)
-        lines.append(f"Pareto      {len(front)} trials: {', '.join(record.name for record in front)}")
+        lines.append(
+            f"Pareto      {counted(len(front), 'trial', 'trials')}: {', '.join(record.name for record in front)}"
+        )
     if sweep.seed_parameter:
         groups = seed_groups(records, sweep.metric, sweep.seed_parameter)
         group = next((group for group in groups if best in group.records), None)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import re
 from collections.abc import Iterable
 
 CHECK_FAILED = 9
@@ -152,10 +153,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ` (did you mean 'x'?)` for the closest known name; empty if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """Return ` (did you mean 'x'?)` for the closest known name, shown after a prefix; empty if none is close.
+
+    A name of which the given one is the first words is close, however long it is.
+    """
+    known = list(known)
+    longer = [other for other in known if name and re.match(rf"{re.escape(name)}[-_. ]", other)]
+    matches = longer[:1] if len(longer) == 1 else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f" (did you mean {prefix + matches[0]!r}?)" if matches else ""
 
 
 def first_line(error: BaseException) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -47,11 +48,25 @@ def safe_file_name(name: str, default: str) -> str:
 
 def truncate(text: object, width: int) -> str:
     """Return `text` on one line of at most `width` characters, with an ellipsis in place of the middle."""
-    line = " ".join(str(text).split())
-    if len(line) <= width:
-        return line
-    tail = (width - 1) // 3
-    return line[: width - 1 - tail] + "…" + (line[-tail:] if tail else "")
+    return cut_middle(" ".join(str(text).split()), width)
+
+
+def cut_middle(parts: Sequence[str], width: int) -> str:
+    """Return the parts, such as letters, in at most `width` characters, with an ellipsis in place of those in the middle.
+
+    A third of the width is for the end. No part is cut, except that a width below the first one's has only the ellipsis.
+    """
+    if sum(map(len, parts)) <= width:
+        return "".join(parts)
+    tail = _fitting(parts[::-1], (width - 1) // 3)[::-1]
+    head = _fitting(parts, width - 1 - sum(map(len, tail)))
+    return "".join([*head, "…", *tail])
+
+
+def _fitting(parts: Sequence[str], width: int) -> Sequence[str]:
+    """Return as many of the first parts as `width` characters hold."""
+    lengths = itertools.accumulate(map(len, parts))
+    return parts[: sum(1 for _ in itertools.takewhile(lambda length: length <= width, lengths))]
 
 
 def percent(fraction: float, digits: int = 1) -> str:

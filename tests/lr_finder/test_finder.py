@@ -391,12 +391,24 @@ class Silent(ProgressReporter):
 
 
 @pytest.fixture(scope="module")
-def finished_test(tmp_path_factory):
+def reporter():
+    return Silent()
+
+
+@pytest.fixture(scope="module")
+def finished_test(tmp_path_factory, reporter):
     """One range test on real data, with two short runs and a sweep: (result, folder)."""
     folder = tmp_path_factory.mktemp("range test")
     config = make_config({**QUICK, "wandb": "offline", "output": folder / "runs", "lr_max": "find", "lr_min": "find"})
-    result = lr_find.find_lr(config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", reporter=Silent())
+    config = config.replace(link="vision/cats")
+    result = lr_find.find_lr(config, steps=40, seeds=2, confirm=2, write_sweep=folder / "sweep.yaml", reporter=reporter)
     return result, folder
+
+
+def test_it_says_that_it_links_no_model(finished_test, reporter):
+    assert [text for text in reporter.messages if "link=" in str(text)] == [
+        "link=vision/cats: a range test logs no model, so it links none; give --link to the run that trains"
+    ]
 
 
 def test_data_that_only_python_has_gives_no_command_and_no_sweep(finished_test, tmp_path):

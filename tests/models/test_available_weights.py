@@ -12,8 +12,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from harness.config.recipe import make_config
 from harness.models.available_weights import why_no_weights
-from harness.utils.errors import UsageError
+from harness.models.factory import create_model
+from harness.utils.errors import DataError, UsageError
 
 NAME = "resnet18d.ra4_e3600_r224_in1k"
 COMMIT = "0" * 40
@@ -52,6 +54,14 @@ def test_a_refused_connection_is_the_reason_at_once(hub):
     assert "cannot be downloaded" in reason and "\n" not in reason and time.monotonic() - began < 5
 
 
+def test_a_run_that_asks_for_weights_is_refused_at_once_and_without_retries(hub, caplog):
+    hub(1)
+    began = time.monotonic()
+    with pytest.raises(DataError, match=f"'{NAME}' cannot be loaded: .*downloaded.*; set --pretrained False"):
+        create_model(make_config({"model": NAME, "pretrained": True}), 10)
+    assert time.monotonic() - began < 5 and not caplog.messages
+
+
 def test_a_server_that_never_answers_is_waited_for_a_limited_time(hub):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hub(silent.getsockname()[1])
@@ -75,12 +85,18 @@ def test_weights_in_the_cache_need_no_network(hub, tmp_path):
     assert why_no_weights(NAME) == ""
 
 
-def test_weights_that_a_server_has_are_in_the_cache_afterwards(hub, tmp_path):
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_weights_that_a_server_has_are_in_the_cache_afterwards(hub, tmp_path, file):
     save_file({"a": torch.arange(3.0)}, tmp_path / "w.safetensors")
     content = (tmp_path / "w.safetensors").read_bytes()
 
     class Hub(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
+            if not self.path.endswith(file):
+                self.send_response(404)
+                self.send_header("X-Error-Code", "EntryNotFound")
+                self.end_headers()
+                return
             self.send_response(200)
             for key, value in {"X-Repo-Commit": COMMIT, "ETag": '"1"', "Content-Length": len(content)}.items():
                 self.send_header(key, str(value))
@@ -98,7 +114,7 @@ def test_weights_that_a_server_has_are_in_the_cache_afterwards(hub, tmp_path):
         hub(server.server_address[1])
         assert why_no_weights(NAME) == ""
         server.shutdown()
-    path = huggingface_hub.try_to_load_from_cache(f"timm/{NAME}", "model.safetensors")
+    path = huggingface_hub.try_to_load_from_cache(f"timm/{NAME}", file)
     assert Path(path).read_bytes() == content
     hub(1)
     assert why_no_weights(NAME) == ""

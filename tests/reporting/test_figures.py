@@ -145,7 +145,8 @@ def test_dollars_start_no_formula_and_letters_without_a_glyph_are_escapes():
 
 
 def test_a_text_is_shortened_and_wrapped_as_it_is_drawn(monkeypatch):
-    assert style.shorten("\U0001f9ff" * 9, 12) == r"\U0001f9…9ff"
+    assert style.shorten("\U0001f9ff" * 9, 12) == r"\U0001f9ff…"  # an escape is not cut
+    assert style.shorten("a\U0001f9ffbcdefg\U0001f9ff", 24) == r"a\U0001f9ffbcdefg…"
     assert style.shorten("golden retriever, a dog of the family", 12) == "golden r…ily"
     monkeypatch.setattr(style, "_has_glyph", lambda letter: True)
     assert style.shorten("猫" * 20, 12) == "猫猫猫猫…猫"  # letters that are twice as wide

@@ -333,6 +333,9 @@ def test_classes_and_confusions_are_compared_between_configurations(tmp_path):
     check_is_inert(page)
     z = np.array(page.charts["confusion-difference"]["data"][0]["z"], float)
     assert z[2, 0] == pytest.approx(1 - compared.pairs[0].shares[0], rel=1e-5)
+    numbers = np.array(page.charts["confusion-difference"]["data"][0]["text"])
+    assert [int(text or 0) for text in numbers.flat] == np.rint(100 * z).astype(int).ravel().tolist()
+    assert all(run.name in page.text for run in runs)  # the legend names a configuration's only run
     assert z.sum(1) == pytest.approx(np.zeros(4), abs=1e-5)  # what one class gains another one loses
     assert "Confusions that differ most" in page.text
     (runs[1] / "predictions.csv").unlink()

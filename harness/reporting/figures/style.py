@@ -15,7 +15,7 @@ import numpy as np
 from harness.tracking.records import encode_png
 from harness.utils.errors import UsageError
 from harness.utils.files import write_atomically
-from harness.utils.text import truncate
+from harness.utils.text import cut_middle
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,8 +104,8 @@ def _drawable(letter: str) -> str:
 
 def shorten(text: object, width: int) -> str:
     """Return `text` on one line of at most `width` narrow letters, as it is drawn, with an ellipsis in place of the middle."""
-    line = with_glyphs(" ".join(str(text).split()))
-    return truncate(line, max(2, int(width / _letter_width(line))))
+    letters = [with_glyphs(letter) for letter in " ".join(str(text).split())]  # an escape stays whole
+    return cut_middle(letters, max(2, int(width / _letter_width("".join(letters)))))
 
 
 def wrap(text: object, width: int, lines: int = 2) -> str:

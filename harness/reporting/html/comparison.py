@@ -25,12 +25,13 @@ from harness.reporting.html.plotly import (
     line,
     plain_numbers,
 )
-from harness.reporting.html.run_charts import class_axes, class_chart_size, integer_ticks
+from harness.reporting.html.run_charts import MAX_NUMBERS, class_axes, class_chart_size, integer_ticks
 from harness.reporting.html.run_data import RunData
 from harness.tracking.metric_names import is_share
 from harness.utils.text import truncate
 
 MAX_CLASSES, MAX_PAIRS = 60, 25  # rows of the tables, those first in which the runs differ most
+MAX_NAME = 48  # characters of a run's name in the legend
 MAX_MATRIX = 60  # classes up to which the difference of two confusion matrices is drawn
 MAX_GROUPS = 40  # configurations whose classes are compared
 # Lengths of Plotly's dashes in the small sample line of the legend.
@@ -55,14 +56,15 @@ def style_of(index: int) -> tuple[str, str]:
 
 
 def legend_entries(groups: Sequence[RunGroup], key: str) -> list[LegendEntry]:
-    """Return an entry for each configuration, with its mean of a metric and its seeds."""
+    """Return an entry for each configuration, with its mean of a metric, and its seeds or the name of its only run."""
     entries = []
     for index, group in enumerate(groups):
         colour, dash = style_of(index)
         mean = group.spread(key) if key else None
         value = "" if mean is None else f"{100 * mean.mean:.2f} %" if is_share(key) else f"{mean.mean:.4g}"
         seeds = f"{len(group.seeds)} seeds" if len(group.seeds) > 1 else ""
-        note = ", ".join(text for text in (value, seeds) if text)
+        name = group.runs[0].name if len(group.runs) == 1 and group.runs[0].name not in group.label else ""
+        note = ", ".join(text for text in (value, seeds, truncate(name, MAX_NAME)) if text)
         entries.append(LegendEntry(f"g{index}", group.label, colour, DASH_LENGTHS[dash], note))
     return entries
 
@@ -189,8 +191,16 @@ class ClassComparison:
             "hovertemplate": "%{customdata[0]}<br>predicted as %{customdata[1]}<br>%{customdata[2]:.1%} → %{customdata[3]:.1%}<extra></extra>",
             "colorbar": {"tickformat": "+.1%", "thickness": 12},
         }  # fmt: skip
+        numbers = ""
+        if size <= MAX_NUMBERS:
+            points = [[round(100 * value) for value in row] for row in difference.tolist()]
+            heat |= {
+                "text": [[f"{value:+d}" if value else "" for value in row] for row in points],
+                "texttemplate": "%{text}",
+            }
+            numbers = ", in percentage points"
         caption = (
-            f"Fraction of each true class, the second configuration ({self.groups[1].label}) less the first "
+            f"Fraction of each true class{numbers}, the second configuration ({self.groups[1].label}) less the first "
             f"({self.groups[0].label}). Blue on the diagonal: more images are correctly classified; vermilion elsewhere: fewer are confused."
         )
         title = "Difference of the confusion matrices"

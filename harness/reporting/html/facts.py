@@ -19,7 +19,7 @@ from harness.tracking.run_list import has_diverged
 from harness.utils.errors import HarnessError
 from harness.utils.plain import number, setting_text, sub_mapping
 from harness.utils.stats import share_interval
-from harness.utils.text import percent, printable
+from harness.utils.text import counted, percent, printable
 
 FINISHED = RunState.FINISHED
 STATE_SENTENCES: dict[str, str] = {
@@ -86,7 +86,13 @@ def headline(run: RunData) -> list[Fact]:
     if parameters := run.summary.get("parameters") or run.header.get("parameters"):
         facts.append(Fact("Parameters", f"{number(parameters):,.0f}"))
     if seconds := sum(times(run).values()):
-        facts.append(Fact("Duration", duration(seconds), f"{len(run.epochs)} epochs, {_steps(run):,} steps"))
+        facts.append(
+            Fact(
+                "Duration",
+                duration(seconds),
+                f"{counted(len(run.epochs), 'epoch', 'epochs')}, {counted(_steps(run), 'step', 'steps')}",
+            )
+        )
     return facts
 
 
@@ -149,7 +155,7 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
         ("Model", f"{config.get('model')}{f' ({setting_text(arguments)})' if arguments else ''}"),
         ("Data", f"{config.get('data')}: {images} images" if images else config.get("data")),
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
-        ("Training", f"{config.get('epochs')} epochs, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
+        ("Training", f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
         ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
         ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_found_by_range_test(config)}"),
         ("Augmentation", _augmentation(config)),
