@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import difflib
 import errno
-import re
 from collections.abc import Iterable
 
 CHECK_FAILED = 9
@@ -156,10 +155,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """Return ` (did you mean 'x'?)` for the closest known name, shown after a prefix; empty if none is close.
 
-    A name of which the given one is the first words is close, however long it is.
+    The only name that begins with the given one is close, however long it is.
     """
     known = list(known)
-    longer = [other for other in known if name and re.match(rf"{re.escape(name)}[-_. ]", other)]
+    longer = [other for other in known if len(name) > 2 and other.startswith(name)]
     matches = longer[:1] if len(longer) == 1 else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f" (did you mean {prefix + matches[0]!r}?)" if matches else ""
 
