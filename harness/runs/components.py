@@ -25,6 +25,7 @@ from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
 from harness.training.optimizer import check_optimizer
+from harness.training.own_schedules import find_shape
 from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
 from harness.utils.errors import UsageError, did_you_mean
@@ -86,6 +87,7 @@ def build_components(
     """
     processes = processes or SingleProcess()
     check_optimizer(config)
+    find_shape(config)  # refuses a schedule that does not exist before anything takes time
     if config.undecided:
         decided = decide_settings(config, processes)
         config, dataset = decided.config, decided.dataset

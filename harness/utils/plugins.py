@@ -67,6 +67,11 @@ def import_plugins(modules: Iterable[str]) -> None:
             raise UsageError(f"cannot import plugin {module!r}: {type(error).__name__}: {first_line(error)}") from error
 
 
+def has_installed_plugins() -> bool:
+    """Return whether an installed package lists plug-ins of this one."""
+    return bool(metadata.entry_points(group=ENTRY_POINTS))
+
+
 def import_installed_plugins() -> None:
     """Import what installed packages list as plug-ins: the entry points of the group `vision_harness.plugins`, each once.
 
