@@ -29,7 +29,7 @@ class SettingOption(click.Option):
         extra: dict[str, Any] = {}
         if alone := config.value_alone(name):
             extra = {"is_flag": False, "flag_value": alone}
-        elif name in MAPPINGS or name in ("freeze", "milestones", "plugin", "tags", "tracker"):
+        elif name in MAPPINGS or name in ("freeze", "metrics", "milestones", "plugin", "tags", "tracker"):
             extra = {"multiple": True}
         super().__init__(
             [*option_names(name), name],
@@ -120,6 +120,7 @@ def _metavar(name: str) -> str:
     special = {
         **dict.fromkeys(MAPPINGS, "KEY=VALUE,..."),
         "freeze": "PATTERN,...",
+        "metrics": "NAME,...",
         "milestones": "EPOCH,...",
         "plugin": "NAME,...",
         "tags": "NAME,...",

@@ -176,6 +176,7 @@ class Config:
     plateau_factor: float = _setting(0.1, "Factor by which plateau multiplies the LR.", group="Learning rate", above=0, below=1)
 
     tta: str = _setting("none", "Test-time augmentation: also report the accuracy of predictions averaged over views of each image; mirror: the image and its mirror image; mirror-translate: both, and both moved by one pixel along the diagonals.", group="Evaluation", choices=("none", "mirror", "mirror-translate"), affects_results=False, alone="mirror")
+    metrics: tuple[str, ...] = _setting((), "Metrics of the result that plug-ins register, beside accuracy, loss and calibration error.", group="Evaluation", affects_results=False)
     gallery: int = _setting(25, "Images per gallery and in the Grad-CAM panel; 0: none.", group="Evaluation", low=0, high=108, affects_results=False)
     gallery_rule: str = _setting("confident", "Choice of misclassified images: most confident errors first, random, per class, or by pair of confused classes.", group="Evaluation", choices=("confident", "random", "per-class", "confusion"), affects_results=False)
     cam: str = _setting("hirescam", "Grad-CAM method: hirescam, gradcam, gradcam++, xgradcam, layercam, eigencam, eigengradcam, gradcamelementwise, scorecam or ablationcam; none: no maps.", group="Evaluation", affects_results=False)

@@ -219,7 +219,7 @@ def test_the_momentum_is_at_its_maximum_where_a_warm_up_begins_and_constant_with
         ({"milestones": "soon"}, "milestones=soon: need increasing"),
         ({"milestones": "nan"}, "milestones=nan: need increasing"),
         ({"warmup_factor": 1.5}, "need warmup_factor <= 1"),
-        ({"schedule": "polynomal"}, r"'polynomal': need one of one_cycle, .*did you mean 'polynomial'\?"),
+        ({"schedule": "polynom"}, r"'polynom': need one of one_cycle, .*did you mean 'polynomial'\?"),
         ({"schedule": "cosine annealing"}, "need one of one_cycle"),
         ({"schedule": "cosine", "schedule_args": "power=2"}, "schedule_args are for schedules of plug-ins"),
     ],
