@@ -24,7 +24,7 @@ DAILY = (
     "recipe", "model", "model_args", "pretrained", "init",
     "data", "data_dir", "image_size", "val_fraction", "augment",
     "epochs", "batch_size", "optimizer", "weight_decay", "label_smoothing", "ema",
-    "schedule", "lr_min", "lr_max", "peak_epoch", "warmup_epochs",
+    "schedule", "lr_min", "lr_max", "peak_epoch",
     "seed", "device", "precision",
     "tracker", "wandb", "project", "name", "tags",
     "output", "resume",

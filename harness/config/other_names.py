@@ -60,7 +60,7 @@ _NAMES = {
     "step_epochs": "decayepochs lrstepsize stepsize",
     "milestones": "decaymilestones lrmilestones lrsteps stepmilestones",
     "step_factor": "decayfactor decayrate gamma lrdecay lrdecayrate lrgamma stepgamma",
-    "poly_power": "lrpower polypower polynomialpower power",
+    "poly_power": "lrpower polynomialpower power",
     "schedule_args": "lrschedulerargs lrschedulerkwargs schedulerargs schedulerkwargs schedulerparams",
     "cycles": "ncycles numcycles",
     "plateau_patience": "patienceepochs schedulerpatience",
