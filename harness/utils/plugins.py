@@ -23,7 +23,7 @@ ENTRY_POINTS = "vision_harness.plugins"
 log = logging.getLogger(__name__)
 _named: set[str] = set()  # by the user, so that they are looked for in the current directory too
 _trusts_files = [False]
-_installed: set[str] = set()  # modules of entry points that have been imported, or could not be
+_installed: dict[str, str] = {}  # modules of entry points -> their package; empty where they cannot be imported
 
 
 def allow_plugins(modules: Iterable[str]) -> None:
@@ -80,9 +80,10 @@ def import_installed_plugins() -> None:
     for entry in metadata.entry_points(group=ENTRY_POINTS):
         if entry.value in _installed:
             continue
-        _installed.add(entry.value)
+        _installed[entry.value] = ""
         try:
             entry.load()
+            _installed[entry.value] = "" if entry.dist is None else entry.dist.name
         except Exception as error:  # noqa: BLE001 - code of any installed package
             package = "" if entry.dist is None else f" of the package {entry.dist.name}"
             log.warning(
@@ -92,6 +93,11 @@ def import_installed_plugins() -> None:
                 type(error).__name__,
                 first_line(error),
             )
+
+
+def plugin_packages() -> list[str]:
+    """Return the packages whose plug-ins `import_installed_plugins` has imported."""
+    return sorted(set(filter(None, _installed.values())))
 
 
 def _check_name(module: str) -> None:

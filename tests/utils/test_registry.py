@@ -5,11 +5,13 @@ import logging
 import sys
 
 import pytest
+import torch
 
 from harness.config.settings import Config
 from harness.data import register_dataset
 from harness.data.registry import load_dataset
 from harness.models import factory
+from harness.training import device
 from harness.utils import plugins, registry
 from harness.utils.errors import UsageError
 
@@ -37,7 +39,7 @@ def installed_model(pretrained=False, **settings):
 @pytest.fixture(autouse=True)
 def _nothing_registered(monkeypatch):
     monkeypatch.setattr(registry, "_registered", {})
-    monkeypatch.setattr(plugins, "_installed", set())
+    monkeypatch.setattr(plugins, "_installed", {})
     monkeypatch.setattr(plugins, "_named", set())
 
 
@@ -112,5 +114,6 @@ def test_an_installed_package_that_is_broken_is_named_and_the_others_are_used(in
     with caplog.at_level(logging.WARNING):
         assert registry.find_registered("dataset", "installed_squares") is not None
         assert registry.find_registered("dataset", "no_such_thing") is None
+    assert {"whole_for_a_test": "1.0"}.items() <= device.describe_environment(torch.device("cpu"))["packages"].items()
     (line,) = [record.getMessage() for record in caplog.records if record.name == plugins.__name__]
     assert "broken_for_a_test of the package broken_for_a_test cannot be imported: ModuleNotFoundError" in line
