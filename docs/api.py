@@ -20,7 +20,7 @@ import harness
 result = harness.run({"recipe": "digits", "epochs": 4})
 ```
 """
-PACKAGES = ("harness", "harness.training", "harness.data", "harness.models", "harness.evaluation")
+PACKAGES = ("harness", "harness.training", "harness.data", "harness.models", "harness.evaluation", "harness.tracking")
 SECTION = re.compile(r"(Args|Attributes|Returns|Yields|Raises):$")
 TITLES = {"Args": "Arguments", "Raises": "Errors"}
 MANY = 12  # parameters beyond which a signature says less than the text

@@ -252,7 +252,8 @@ def _command(name):
 
 def _check_settings(given):
     """Raise if the settings among the parsed options are refused; a recipe's file need not exist."""
-    chosen = {name: value for name, value in given.items() if name in setting_fields() and isinstance(value, str)}
+    given = {name: value for name, value in given.items() if isinstance(value, str) or (name == "plugin" and value)}
+    chosen = {name: value for name, value in given.items() if name in setting_fields()}
     recipe = chosen.get("recipe", Config().recipe)
     if recipe in recipe_paths():
         make_config(chosen)

@@ -54,6 +54,19 @@ def test_a_users_model_is_trained_by_its_name(folder):
 
 
 @pytest.mark.slow
+def test_a_users_schedule_metric_and_tracker_are_used_by_their_names(folder):
+    options = ["--plugin", "my_parts", "--schedule", "inverse_sqrt", "--schedule-args", "power=0.5"]
+    options += ["--warmup-epochs", 0.5, "--metrics", "worst_recall", "--tracker", "lines", "--model-args", "width=4"]
+    command("run", "--recipe", "digits", *options, *NARROW, "--epochs", 1, "--name", "parts", cwd=folder, check=0)
+    run = folder / "runs/parts"
+    assert 0 <= json.loads((run / "summary.json").read_text())["result"]["test/worst_recall"] <= 1
+    lines = [json.loads(line) for line in (run / "lines.jsonl").read_text().splitlines()]
+    rates = [line["lr"] for line in lines if "train/step_loss" in line]
+    assert len(rates) == 22 and max(rates) == rates[11] == 0.01 and rates[-1] < 0.005
+    assert lines[-1] == {"status": "finished"}
+
+
+@pytest.mark.slow
 def test_drawn_shapes_are_learned_evaluated_and_explained(folder):
     assert "450 images" in python("draw_shapes.py", "shapes", cwd=folder)
     command("run", "--recipe", "shapes.yaml", "--name", "shapes", *NARROW, cwd=folder, check=0)

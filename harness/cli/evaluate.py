@@ -19,7 +19,7 @@ from harness.config.names import SPLIT_NAMES
 from harness.utils.errors import did_you_mean
 
 EVALUATION = (
-    "data", "data_dir", "val_fraction", "eval_batch_size", "tta", "gallery", "gallery_rule", "cam", "cam_layer",
+    "data", "data_dir", "val_fraction", "eval_batch_size", "tta", "metrics", "gallery", "gallery_rule", "cam", "cam_layer",
     "device", "precision", "tracker", "wandb", "project", "plugin",
 )  # fmt: skip
 EXPLANATION = ("bad_images", "cam", "cam_layer", "device", "precision", "tracker", "wandb", "project", "plugin")

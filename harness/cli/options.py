@@ -18,6 +18,8 @@ from harness.config.words import LETTERS, read_words
 from harness.utils import plugins
 from harness.utils.errors import UsageError
 
+MAPPINGS = ("model_args", "optimizer_args", "schedule_args")  # settings that may be given one argument at a time
+
 
 class SettingOption(click.Option):
     """An option that stands for one setting; `Config` checks its value, not click."""
@@ -27,7 +29,7 @@ class SettingOption(click.Option):
         extra: dict[str, Any] = {}
         if alone := config.value_alone(name):
             extra = {"is_flag": False, "flag_value": alone}
-        elif name in ("model_args", "optimizer_args", "freeze", "plugin", "tags", "tracker"):
+        elif name in MAPPINGS or name in ("freeze", "metrics", "milestones", "plugin", "tags", "tracker"):
             extra = {"multiple": True}
         super().__init__(
             [*option_names(name), name],
@@ -116,9 +118,10 @@ def _metavar(name: str) -> str:
     if name in ("data_dir", "output"):
         return "FOLDER"
     special = {
-        "model_args": "KEY=VALUE,...",
-        "optimizer_args": "KEY=VALUE,...",
+        **dict.fromkeys(MAPPINGS, "KEY=VALUE,..."),
         "freeze": "PATTERN,...",
+        "metrics": "NAME,...",
+        "milestones": "EPOCH,...",
         "plugin": "NAME,...",
         "tags": "NAME,...",
         "tracker": "NAME,...",
@@ -173,7 +176,7 @@ def _joined(name: str, value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     parts = [config.coerce(name, part) for part in value]
-    if name in ("model_args", "optimizer_args"):
+    if name in MAPPINGS:
         merged: dict[str, Any] = {}
         for part in parts:
             merged |= part

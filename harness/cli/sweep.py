@@ -93,9 +93,9 @@ def sweep(settings: dict[str, Any], file: Path, choose_on_test: bool, search_see
     default="wandb",
     show_default=True,
     metavar="NAMES",
-    help="Write the run to these: wandb, tensorboard, mlflow, trackio, or several with commas.",
+    help="Write the run to these: wandb, tensorboard, mlflow, trackio, one that a plug-in registers, or several with commas.",
 )
-@setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes", "link")
+@setting_options_only("project", "entity", "name", "group", "job_type", "tags", "notes", "link", "plugin")
 def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeout: float | None, tracker: str) -> None:
     """Complete offline, interrupted or partly uploaded runs in W&B, or write them to another tracker.
 
@@ -115,7 +115,10 @@ def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeou
     from harness.tracking.backends.sync import sync_tracker
     from harness.tracking.run_dir import members
     from harness.tracking.wandb import sync as syncing
+    from harness.utils.plugins import allow_plugins
 
+    modules = coerce("plugin", settings.pop("plugin", ()))
+    allow_plugins(modules)
     kinds = dict.fromkeys(coerce("tracker", tracker))
     if not kinds:
         raise UsageError("--tracker is empty; name at least one")
@@ -129,7 +132,7 @@ def sync(settings: dict[str, Any], folders: tuple[Path, ...], anew: bool, timeou
     for folder in {run.absolute(): run for directory in folders for run in members(directory)}.values():
         others = {name: value for name, value in settings.items() if name not in ("link", "entity")}
         for kind in (kind for kind in kinds if kind != WANDB):
-            written = sync_tracker(kind, folder, notify, anew, others, timeout)
+            written = sync_tracker(kind, folder, notify, anew, others, timeout, modules)
             echo(f"{written.folder}: {written.rows} rows written, {written.title} has the whole run")
         if WANDB not in kinds:
             continue

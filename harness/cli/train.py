@@ -18,8 +18,9 @@ from harness.utils.environment import world_size
 from harness.utils.errors import UsageError
 
 CURVE = (
-    "recipe", "epochs", "schedule", "lr_min", "lr_max", "peak_epoch", "cycles", "momentum", "momentum_min",
-    "plateau_patience", "plateau_factor",
+    "recipe", "epochs", "schedule", "lr_min", "lr_max", "peak_epoch", "warmup_epochs", "warmup_steps", "warmup_factor",
+    "cycles", "step_epochs", "milestones", "step_factor", "poly_power", "plateau_patience", "plateau_factor",
+    "momentum", "momentum_min", "schedule_args", "plugin",
 )  # fmt: skip
 
 

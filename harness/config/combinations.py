@@ -33,7 +33,9 @@ def check_combinations(config: Config) -> None:
         raise UsageError(
             f"need peak_epoch <= epochs, got peak_epoch={config.peak_epoch:g}, epochs={epochs}; set --peak-epoch"
         )
-    if config.schedule == "cosine" and is_length_known and not config.peak_epoch < epochs:
+    _check_schedule(config, epochs if is_length_known else None)
+    has_warmup = config.warmup_epochs or config.warmup_steps  # in place of the one that peak_epoch ends
+    if config.schedule == "cosine" and is_length_known and not has_warmup and not config.peak_epoch < epochs:
         raise UsageError(
             f"the warm-up (peak_epoch={config.peak_epoch:g}) must end before epochs={epochs}; set --peak-epoch"
         )
@@ -77,4 +79,31 @@ def check_combinations(config: Config) -> None:
     if config.val_fraction + config.test_fraction >= 1 and config.val_fraction:
         raise UsageError(
             f"val_fraction={config.val_fraction:g} and test_fraction={config.test_fraction:g} leave nothing to train on"
+        )
+
+
+def _check_schedule(config: Config, epochs: int | None) -> None:
+    """Refuse a warm-up or drops of the LR that do not fit the length of the run.
+
+    Args:
+        epochs: that the run was started with; None where they are still to be chosen.
+    """
+    milestones = config.milestone_epochs()
+    if config.warmup_epochs and config.warmup_steps:
+        raise UsageError(
+            f"warmup_epochs={config.warmup_epochs:g} and warmup_steps={config.warmup_steps} both give the length of the warm-up; keep one of them"
+        )
+    if epochs is None:
+        return
+    if config.warmup_epochs and not config.warmup_epochs < epochs:
+        raise UsageError(f"the warm-up (warmup_epochs={config.warmup_epochs:g}) must end before epochs={epochs}")
+    if config.schedule == "one_cycle" and config.warmup_epochs > config.peak_epoch:
+        raise UsageError(
+            f"need warmup_epochs <= peak_epoch, got {config.warmup_epochs:g} > {config.peak_epoch:g}: one_cycle rises after the warm-up"
+        )
+    first = {"step": config.step_epochs, "multi_step": next(iter(milestones), 0.0)}.get(config.schedule, 0.0)
+    if first >= epochs:
+        name = "step_epochs" if config.schedule == "step" else "milestones"
+        raise UsageError(
+            f"schedule={config.schedule} would first lower the LR after epoch {first:g}, and epochs={epochs}; lower --{name.replace('_', '-')}"
         )

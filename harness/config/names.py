@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Literal, TypeAlias, get_args
 
 WANDB = "wandb"  # a tracker
+# Learning-rate schedules, beside those that plug-ins register.
+SCHEDULES = ("one_cycle", "cyclic", "cosine", "polynomial", "step", "multi_step", "plateau", "constant")
 SplitName: TypeAlias = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 REPORTED_SPLITS: tuple[SplitName, ...] = ("test", "val")  # what a result is about, the test set first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ from harness.config import yaml_io
 from harness.config.automatic import peak_of
 from harness.config.init_source import model_of
 from harness.config.names import FIXED_DATASETS, FROM_PYTHON, data_of_path
-from harness.config.settings import AUTO, Config, canonical_name, coerce, setting_fields
+from harness.config.settings import AUTO, Config, canonical_name, check_open_choices, coerce, setting_fields
 from harness.config.stored import is_whole, with_former_defaults
 from harness.config.words import settings_of
 from harness.utils import plugins
@@ -128,12 +128,33 @@ def _recipe_of_run(resume: str) -> str:
     return str(path)
 
 
-def scaled_peak(peak_epoch: Any, epochs: Any, new_epochs: Any) -> Any:
-    """Return the epoch of the peak at the same fraction of a run of another length; the same epoch where one of them is `auto`."""
+def scaled_peak(peak_epoch: Any, epochs: Any, new_epochs: Any, name: str = "peak_epoch") -> Any:
+    """Return an epoch at the same fraction of a run of another length; the same epoch where one of them is `auto`.
+
+    Args:
+        name: the setting that the epoch belongs to.
+    """
     peak, former, present = (
-        coerce(name, value) for name, value in (("peak_epoch", peak_epoch), ("epochs", epochs), ("epochs", new_epochs))
+        coerce(key, value) for key, value in ((name, peak_epoch), ("epochs", epochs), ("epochs", new_epochs))
     )
     return peak if AUTO in (peak, former, present) else float(peak * present / max(former, 1))
+
+
+def scaled_schedule(values: Mapping[str, Any], given: Container[str], epochs: Any, new_epochs: Any) -> dict[str, Any]:
+    """Return the settings of a schedule that count epochs, at the same fractions of a run of another length.
+
+    Args:
+        values: setting -> value; those that it lacks have their default.
+        given: settings that are to stay as they are.
+    """
+    scaled: dict[str, Any] = {
+        name: scaled_peak(_value_of(name, values), epochs, new_epochs, name)
+        for name in ("peak_epoch", "warmup_epochs", "step_epochs")
+        if name not in given and _value_of(name, values)
+    }
+    if "milestones" not in given and (milestones := _value_of("milestones", values)):
+        scaled["milestones"] = [f"{scaled_peak(item, epochs, new_epochs):g}" for item in milestones]
+    return scaled
 
 
 def first_comparison(config: Config) -> int:
@@ -148,8 +169,9 @@ def first_comparison(config: Config) -> int:
         raise UsageError(
             "epochs=auto: runs are compared with each other from a certain epoch on; give a number of epochs"
         )
-    peak = config.peak_epoch if config.schedule in ("one_cycle", "cosine") else 0.0
-    if peak and "peak_epoch" in config.undecided:
+    is_peak = config.schedule == "one_cycle" or (config.schedule == "cosine" and not config.warmup_epochs)
+    peak = config.peak_epoch if is_peak else config.warmup_epochs
+    if is_peak and peak and "peak_epoch" in config.undecided:
         peak = peak_of(config.epochs)
     return max(1, math.ceil((peak + config.epochs) / 2))
 
@@ -204,7 +226,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule; for a run that is resumed see `Schedule.extend`. `model_args` and
+    fewer epochs keeps the shape of its schedule, and so do `warmup_epochs`, `step_epochs` and `milestones`; for a run that is resumed see `Schedule.extend`. `model_args` and
     `optimizer_args` are added to those of the recipe. Without `model`, that of the
     weights of `init` is used, where they name it. The settings of a recipe that fit only its own model (`MODEL_SETTINGS`)
     are not used for another model. If `resume` is a run directory and there is
@@ -231,24 +253,27 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     extended: tuple[str, ...] = ()  # of the run whose settings the recipe is
     if not is_resumed and ("epochs" in given or (values.get("extended") and _has_other_steps(given, values))):
         extended = coerce("extended", values.pop("extended", ()))
-    if ("epochs" in given or extended) and "peak_epoch" not in given and not is_resumed:
-        epochs, peak_epoch = (_value_of(name, values) for name in ("epochs", "peak_epoch"))
+    if ("epochs" in given or extended) and not is_resumed:
+        epochs = _value_of("epochs", values)
         former = extended[0].partition(":")[2] if extended else epochs
-        values["peak_epoch"] = scaled_peak(peak_epoch, former, given.get("epochs", epochs))
+        values |= scaled_schedule(values, given, former, given.get("epochs", epochs))
     source = _model_of_weights(given, values)
     usual_model = _value_of("model", values)
     model = given.get("model", source.get("model"))
     if model is not None and model != usual_model and usual_model != AUTO:
         values = _for_another_model(values)
     values |= source
+    if "schedule" in given and given["schedule"] != values.get("schedule", setting_fields()["schedule"].default):
+        values.pop("schedule_args", None)  # of another schedule
     if "optimizer" in given and given["optimizer"] != values.get("optimizer", setting_fields()["optimizer"].default):
         values.pop("optimizer_args", None)  # of another optimizer
-    for name in ("model_args", "optimizer_args"):
+    for name in ("model_args", "optimizer_args", "schedule_args"):
         if values.get(name) and name in given:
             given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}
     if "lr_min" in given and "lr_min_ratio" not in given:
         values.pop("lr_min_ratio", None)
     config = Config(**{**values, **given})
+    check_open_choices(config)
     if config.lr_min_ratio is not None and "lr_min" in given and config.lr_min != coerce("lr_min", given["lr_min"]):
         raise UsageError(
             f"lr_min={given['lr_min']} and lr_min_ratio={config.lr_min_ratio:g} both give LRMIN; keep one of them"

@@ -9,21 +9,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import operator
 import re
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from typing import Any, get_args, get_origin, get_type_hints
 
 from harness.config import yaml_io
 from harness.config.combinations import check_combinations
 from harness.config.conversion import BOOLEANS as BOOLEANS
 from harness.config.conversion import FIND, NumberOrFind, convert
+from harness.config.names import SCHEDULES
 from harness.config.names import WANDB as WANDB
 from harness.config.other_names import meaning_of
 from harness.utils.errors import UsageError, did_you_mean
+from harness.utils.plugins import has_installed_plugins
+from harness.utils.registry import NAME as PLUGIN_NAME
 
 TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
@@ -48,6 +53,7 @@ def _setting(
     added_later: bool = False,
     alone: str = "",
     from_data: bool = False,
+    is_open: bool = False,
 ) -> Any:
     """Return a field of `Config`.
 
@@ -60,6 +66,7 @@ def _setting(
             from before there was such a setting stay the same, and the runs can be resumed.
         alone: value of an option that is given without one (and of `true`); `false` is the value `none`.
         from_data: whether the value may be `auto`: chosen from the data before training, see `config.automatic`.
+        is_open: whether plug-ins may register further choices; those are checked where they are used.
     """
     metadata = dict(
         help=help,
@@ -73,6 +80,7 @@ def _setting(
         added_later=added_later,
         alone=alone,
         from_data=from_data,
+        is_open=is_open,
     )
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -93,7 +101,7 @@ class Config:
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, for example width=16,logit_scale=0.125.", group="Model")
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model", from_data=True)
     init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
-    plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models with timm.", group="Model")
+    plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models, data sets, schedules, metrics and trackers (docs/howto/plugins.md).", group="Model")
 
     data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), table (a CSV, Parquet or other table of paths and labels in data_dir), a name that a plug-in registers, or one that timm reads (torch/NAME, hfds/USER/NAME, tfds/NAME, wds/NAME).", group="Data")
     data_dir: str = _setting("data", "Folder, tar archive or table of the data, also for downloads; alone, without --data, of your own images.", group="Data", affects_results=False)
@@ -149,17 +157,26 @@ class Config:
     test: bool = _setting(True, "Use the test set; False leaves it unread, for the trials of a sweep, which are compared on the validation split.", group="Training", affects_results=False)
     early_stop: int = _setting(0, "Stop after this many epochs without better validation accuracy; 0: never.", group="Training", low=0)
 
-    schedule: str = _setting("one_cycle", "Learning rate (LR) schedule.", group="Learning rate", choices=("one_cycle", "cyclic", "cosine", "plateau", "constant"))
+    schedule: str = _setting("one_cycle", "Learning rate (LR) schedule, or a name that a plug-in registers.", group="Learning rate", choices=SCHEDULES, is_open=True)
+    schedule_args: dict[str, Any] = _setting({}, "Arguments of a schedule that a plug-in registers, for example power=0.5.", group="Learning rate", added_later=True)
     lr_min: NumberOrFind = _setting(0.0015, "LRMIN, where the schedule starts and ends; find: run an LR range test first.", group="Learning rate", low=0, high=1e6, from_data=True)
     lr_min_ratio: float | None = _setting(None, "LRMIN as a fraction of LRMAX, in place of lr_min, so that a search over both cannot draw an LRMIN above LRMAX; none: lr_min holds.", group="Learning rate", low=0, high=1, added_later=True)
     lr_max: NumberOrFind = _setting(0.0045, "LRMAX, the maximum of the schedule; find: run an LR range test first.", group="Learning rate", above=0, high=1e6, from_data=True)
-    peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of the warm-up.", group="Learning rate", low=0, from_data=True)
+    peak_epoch: float = _setting(5.0, "Epoch at the end of which one_cycle reaches LRMAX; for cosine, the end of its warm-up from LRMIN, where no other is set.", group="Learning rate", low=0, from_data=True)
+    warmup_epochs: float = _setting(0.0, "Warm-up before the schedule: epochs (a fraction is allowed) in which the LR rises linearly from warmup_factor of the schedule's first LR to it; the schedule takes the rest of the run. 0: none.", group="Learning rate", low=0, high=1_000_000, added_later=True)
+    warmup_steps: int = _setting(0, "The length of the warm-up in optimizer updates, in place of warmup_epochs.", group="Learning rate", low=0, high=1_000_000_000, added_later=True)
+    warmup_factor: float = _setting(0.01, "LR of the first update of the warm-up, as a fraction of the LR at its end.", group="Learning rate", low=0, high=1, added_later=True)
+    step_epochs: float = _setting(0.0, "Epochs after which the schedule step multiplies the LR by step_factor, again and again (a fraction is allowed); 0: a third of the run.", group="Learning rate", low=0, high=1_000_000, added_later=True)
+    milestones: tuple[str, ...] = _setting((), "Epochs at the end of which the schedule multi_step multiplies the LR by step_factor, such as 30,60,80 (fractions are allowed); empty: half and three quarters of the run.", group="Learning rate", added_later=True)
+    step_factor: float = _setting(0.1, "Factor by which step and multi_step multiply the LR; it does not go below LRMIN.", group="Learning rate", above=0, below=1, added_later=True)
+    poly_power: float = _setting(1.0, "Exponent of the schedule polynomial, from LRMAX to LRMIN; 1: a straight line.", group="Learning rate", above=0, high=100, added_later=True)
     cycles: int = _setting(5, "Number of triangles of the cyclic schedule in the whole run.", group="Learning rate", low=1, high=1_000_000)
     extended: tuple[str, ...] = _setting((), "Written by --resume RUN --epochs N, not to be set by hand. STEP:EPOCHS means that until update STEP the run was planned for EPOCHS epochs.", group="Learning rate", added_later=True)
     plateau_patience: int = _setting(10, "Epochs without lower validation loss before plateau lowers the LR.", group="Learning rate", low=0)
     plateau_factor: float = _setting(0.1, "Factor by which plateau multiplies the LR.", group="Learning rate", above=0, below=1)
 
     tta: str = _setting("none", "Test-time augmentation: also report the accuracy of predictions averaged over views of each image; mirror: the image and its mirror image; mirror-translate: both, and both moved by one pixel along the diagonals.", group="Evaluation", choices=("none", "mirror", "mirror-translate"), affects_results=False, alone="mirror")
+    metrics: tuple[str, ...] = _setting((), "Metrics of the result that plug-ins register, beside accuracy, loss and calibration error.", group="Evaluation", affects_results=False)
     gallery: int = _setting(25, "Images per gallery and in the Grad-CAM panel; 0: none.", group="Evaluation", low=0, high=108, affects_results=False)
     gallery_rule: str = _setting("confident", "Choice of misclassified images: most confident errors first, random, per class, or by pair of confused classes.", group="Evaluation", choices=("confident", "random", "per-class", "confusion"), affects_results=False)
     cam: str = _setting("hirescam", "Grad-CAM method: hirescam, gradcam, gradcam++, xgradcam, layercam, eigencam, eigengradcam, gradcamelementwise, scorecam or ablationcam; none: no maps.", group="Evaluation", affects_results=False)
@@ -178,7 +195,7 @@ class Config:
     process_timeout: int = _setting(1800, "Under torchrun: seconds after which a process stops waiting for the others.", group="Hardware", low=1, high=1_000_000, affects_results=False)
     threads: int = _setting(0, "CPU threads of torch; 0: torch's default.", group="Hardware", low=0, high=4096, affects_results=False)
 
-    tracker: tuple[str, ...] = _setting((WANDB,), "Trackers that get the run, besides its own directory: wandb, tensorboard, mlflow, trackio, or several with commas; empty: none. Each but wandb needs the extra of its name: vision-harness[tensorboard].", group="Tracking", choices=TRACKERS, affects_results=False)
+    tracker: tuple[str, ...] = _setting((WANDB,), "Trackers that get the run, besides its own directory: wandb, tensorboard, mlflow, trackio, a name that a plug-in registers, or several with commas; empty: none. Each but wandb needs the extra of its name: vision-harness[tensorboard].", group="Tracking", choices=TRACKERS, is_open=True, affects_results=False)
     wandb: str = _setting("auto", "W&B mode: auto (online with an API key, else offline), online (fail where it is impossible), offline or disabled.", group="Tracking", choices=("auto", "online", "offline", "disabled"), affects_results=False)
     project: str = _setting("harness", "W&B project of the run.", group="Tracking", affects_results=False)
     entity: str = _setting("", "W&B user or team; empty: your default one.", group="Tracking", affects_results=False)
@@ -262,6 +279,20 @@ class Config:
         if steps != sorted(set(steps)):
             raise UsageError(f"extended={','.join(self.extended)}: the updates must increase")
         return pairs
+
+    def milestone_epochs(self) -> tuple[float, ...]:
+        """Return `milestones` as numbers.
+
+        Raises:
+            UsageError: they are no increasing positive numbers.
+        """
+        try:
+            epochs = tuple(float(item) for item in self.milestones)
+        except ValueError:
+            epochs = (0.0,)
+        if not all(0 < former < latter < math.inf for former, latter in pairwise((*epochs, 1e9))):
+            raise UsageError(f"milestones={','.join(self.milestones)}: need increasing epochs, such as 30,60,80")
+        return epochs
 
     def before_extensions(self) -> Config:
         """Return the settings that the run was started with, before `--resume RUN --epochs N` changed its length."""
@@ -411,12 +442,37 @@ def coerce(name: str, value: Any) -> Any:
         raise UsageError(f"{name}={value!r}: need {error}{', or auto' if metadata['from_data'] else ''}") from None
     if metadata["choices"]:
         for item in value if isinstance(value, tuple) else (value,):
-            if item not in metadata["choices"]:
-                hint = did_you_mean(str(item), metadata["choices"])
-                raise UsageError(f"{name}={item!r}: need one of {', '.join(metadata['choices'])}{hint}")
+            may_be_registered = metadata["is_open"] and re.fullmatch(PLUGIN_NAME, item, re.ASCII)
+            if item not in metadata["choices"] and not may_be_registered:
+                raise UsageError(no_choice(name, item))
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_bounds(name, value, metadata)
     return value
+
+
+def no_choice(name: str, value: str, registered: Iterable[str] = ()) -> str:
+    """Return the message about a value that is none of a setting's choices.
+
+    Args:
+        registered: further names, which plug-ins have registered.
+    """
+    metadata = setting_fields()[name].metadata
+    choices, others = metadata["choices"], ", or one that a module of --plugin registers" if metadata["is_open"] else ""
+    return f"{name}={value!r}: need one of {', '.join(choices)}{others}{did_you_mean(value, [*choices, *registered])}"
+
+
+def check_open_choices(config: Config) -> None:
+    """Refuse names that only a plug-in can register, where there is none.
+
+    Raises:
+        UsageError: there is such a name; the message names the nearest.
+    """
+    for name, setting in setting_fields().items():
+        if setting.metadata["is_open"] and not config.plugin:
+            values = getattr(config, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                if value not in setting.metadata["choices"] and not has_installed_plugins():
+                    raise UsageError(no_choice(name, value))
 
 
 def _check_bounds(name: str, value: float, metadata: Mapping[str, Any]) -> None:

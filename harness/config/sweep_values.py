@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.recipe import scaled_peak
+from harness.config.recipe import scaled_schedule
 from harness.config.settings import AUTO, Config, canonical_name, coerce
 from harness.config.words import ungrouped
 from harness.utils.errors import UsageError
@@ -77,8 +77,9 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         )
     if not changes:
         return config
-    if "epochs" in changes and "peak_epoch" not in drawn and "peak_epoch" not in config.undecided:
-        changes["peak_epoch"] = scaled_peak(config.peak_epoch, config.to_dict()["epochs"], changes["epochs"])
+    if "epochs" in changes:
+        values = config.to_dict()
+        changes |= scaled_schedule(values, {*drawn, *config.undecided}, values["epochs"], changes["epochs"])
     if "lr_min" in changes and "lr_min_ratio" not in drawn:
         changes["lr_min_ratio"] = None
     if "model_args" in changes:

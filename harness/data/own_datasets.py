@@ -7,10 +7,10 @@ Hugging Face's `datasets`. Its images are taken as they are before augmentation 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,11 +26,10 @@ from harness.data.listing import StoredData
 from harness.data.timm_datasets import decode_all
 from harness.utils.errors import DataError, HarnessError, UsageError, first_line
 from harness.utils.plugins import import_plugins
+from harness.utils.registry import find_registered, register
 from harness.utils.text import escape_unprintable
 
-Maker = TypeVar("Maker", bound=Callable[[Path], Any])
 IMAGE_KEYS, LABEL_KEYS = ("image", "img", "pixel_values"), ("label", "labels", "target", "fine_label")
-_makers: dict[str, Callable[[Path], Any]] = {}
 _given: dict[str, Any] = {}  # name -> the object, while the function that got it runs
 
 
@@ -45,19 +44,9 @@ def register_dataset(maker: Any = None, *, name: str = "") -> Any:
         name: by default that of the function.
 
     Raises:
-        UsageError: the name is one of a data set of `harness` or of timm.
+        UsageError: the name is one of a data set of `harness`, or another module has registered it.
     """
-
-    def register(function: Maker) -> Maker:
-        chosen = name or getattr(function, "__name__", "")
-        if chosen in BUILT_IN_DATASETS or not re.fullmatch(r"[A-Za-z][\w.-]*", chosen):
-            raise UsageError(
-                f"data set {chosen!r} cannot be registered: need a name of letters, digits, _, . and - that no data set of harness has"
-            )
-        _makers[chosen] = function
-        return function
-
-    return register if maker is None else register(maker)
+    return register("dataset", maker, name=name, taken=BUILT_IN_DATASETS)
 
 
 @contextmanager
@@ -123,11 +112,13 @@ def read_own_dataset(config: Config, needs_train: bool = True) -> StoredData | N
         return _read(_given[name], config, needs_train)
     if "/" in name:
         return None
-    import_plugins(config.plugin)
-    if name not in _makers:
+    if name in BUILT_IN_DATASETS:
+        import_plugins(config.plugin)
+        return None
+    if (maker := find_registered("dataset", name, config.plugin)) is None:
         return None
     try:
-        return _read(_makers[name](Path(config.data_dir).expanduser()), config, needs_train)
+        return _read(maker(Path(config.data_dir).expanduser()), config, needs_train)
     except HarnessError:
         raise
     except Exception as error:

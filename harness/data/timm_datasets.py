@@ -30,6 +30,7 @@ from harness.data.folder_scan import find_layout
 from harness.data.image_io import read_image, to_rgb
 from harness.data.safe_names import local_folder
 from harness.utils.errors import DataError, UsageError, did_you_mean
+from harness.utils.registry import registered_names
 from harness.utils.text import escape_unprintable
 
 TORCHVISION_NAMES = (
@@ -63,7 +64,7 @@ def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split
     prefix, _, rest = config.data.partition("/")
     is_unknown = prefix.lower() == "torch" and rest.lower() not in TORCHVISION_NAMES
     if is_unknown or not config.data.lower().startswith(TIMM_PREFIXES):
-        known = [*BUILT_IN_DATASETS, *(f"torch/{name}" for name in TORCHVISION_NAMES)]
+        known = [*BUILT_IN_DATASETS, *registered_names("dataset"), *(f"torch/{name}" for name in TORCHVISION_NAMES)]
         raise UsageError(
             f"there is no data set {config.data!r}{did_you_mean(config.data, known)}; need {', '.join(BUILT_IN_DATASETS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME, or one that a module of --plugin registers"
         )

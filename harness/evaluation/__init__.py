@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.evaluation.metrics import read_predictions_csv as read_predictions_csv
     from harness.evaluation.metrics import reliability as reliability
     from harness.evaluation.metrics import write_predictions_csv as write_predictions_csv
+    from harness.evaluation.own_metrics import register_metric as register_metric
     from harness.evaluation.selection import choose_images as choose_images
     from harness.evaluation.trained_model import TrainedModel as TrainedModel
     from harness.evaluation.trained_model import load_trained_model as load_trained_model
@@ -31,6 +32,7 @@ _MODULES = {
     "load_trained_model": "harness.evaluation.trained_model",
     "per_class": "harness.evaluation.metrics",
     "read_predictions_csv": "harness.evaluation.metrics",
+    "register_metric": "harness.evaluation.own_metrics",
     "reliability": "harness.evaluation.metrics",
     "write_predictions_csv": "harness.evaluation.metrics",
 }
@@ -45,6 +47,7 @@ __all__ = [
     "load_trained_model",
     "per_class",
     "read_predictions_csv",
+    "register_metric",
     "reliability",
     "write_predictions_csv",
 ]

@@ -19,13 +19,13 @@ from harness.data.preprocess import Preprocess, sample_images
 from harness.models import cifar_resnet, speedrun_cnn
 from harness.models.available_weights import has_weights, why_no_weights
 from harness.models.freezing import frozen_names, set_trained
-from harness.models.names import check_name
+from harness.models.names import check_name, import_model
 from harness.models.outputs import return_logits_in_evaluation
 from harness.models.pretrained import match_classes
 from harness.models.whitening import whiten_first_layer
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.files import write_atomically
-from harness.utils.plugins import import_plugins
+from harness.utils.plugins import import_installed_plugins, import_plugins
 
 HARNESS_MODELS = {
     "custom_resnet": cifar_resnet.CustomResNet,
@@ -55,7 +55,7 @@ def create_model(config: Config, classes: int) -> nn.Module:
         UsageError: there is no such model or plug-in, it refuses an argument, or it has no pretrained weights.
         DataError: the pretrained weights could not be downloaded or read.
     """
-    import_plugins(config.plugin)
+    import_model(config.model, config.plugin)
     name, arguments = config.model, config.model_args
     for argument, remedy in REFUSED_ARGUMENTS.items():
         if argument in arguments:
@@ -143,6 +143,7 @@ def model_names(filter: str = "", plugins: Iterable[str] = ()) -> list[tuple[str
         UsageError: a plug-in cannot be imported.
     """
     import_plugins(plugins)
+    import_installed_plugins()
     pattern = filter if "*" in filter or not filter else f"*{filter}*"
     names = [(name, _origin(name)) for name in timm.list_models(pattern)]
     return sorted(names, key=lambda item: ORIGINS.index(item[1]))

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import timm
 from timm.models import split_model_name_tag
 
 from harness.utils.errors import UsageError, did_you_mean
+from harness.utils.plugins import import_installed_plugins, import_plugins
+
+
+def import_model(name: str, modules: Iterable[str]) -> None:
+    """Import the plug-ins `modules`, and the installed ones too where none of them or of timm has a model of that name.
+
+    Raises:
+        UsageError: one of the modules cannot be imported, or is named by a file only.
+    """
+    import_plugins(modules)
+    if not timm.is_model(split_model_name_tag(name)[0]) and not {":", "/"} & set(name):
+        import_installed_plugins()
 
 
 def check_name(name: str) -> None:

@@ -17,6 +17,7 @@ from harness.data.dataset import Split
 from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam, metrics
 from harness.evaluation.metrics import Predictions
+from harness.evaluation.own_metrics import own_metrics
 from harness.evaluation.predict import predict_batches
 from harness.evaluation.selection import choose_images
 from harness.reporting import gradcam_images
@@ -50,7 +51,8 @@ class EvaluationResult:
     """The result of evaluating a split.
 
     Attributes:
-        metrics: accuracy, loss, expected calibration error; top-5 accuracy and accuracy with flip TTA where they apply.
+        metrics: accuracy, loss, expected calibration error; top-5 accuracy and accuracy with flip TTA where they apply;
+            those of plug-ins.
         values: tables, galleries and charts for a tracker.
         per_class: one row per class.
         empty_maps: number of empty class-activation maps, number of all.
@@ -107,7 +109,8 @@ class Evaluator:
                 maps, overlays, empty = self._maps(predictions, split, figures)
                 values, details = {**values, **maps}, {**details, **overlays}
         values["predictions/table"] = self._table(predictions, split, pictures)
-        return EvaluationResult(headline_metrics(predictions, calibration.ece), values, table, empty, details)
+        headline = {**headline_metrics(predictions, calibration.ece), **own_metrics(self.config, predictions)}
+        return EvaluationResult(headline, values, table, empty, details)
 
     def _table(self, predictions: Predictions, split: Split, pictures: _Pictures) -> Table:
         """Return the table of all predictions, with thumbnails of the galleries' images and of those with the highest loss."""

@@ -15,9 +15,9 @@ from harness.data.dataset import Dataset, spread_indices
 from harness.data.registry import load_dataset
 from harness.models import factory
 from harness.models.available_weights import why_no_weights
+from harness.models.names import import_model
 from harness.training.device import pick_device
 from harness.training.distributed import SingleProcess
-from harness.utils.plugins import import_plugins
 
 SAMPLED_IMAGES = 64  # whose sizes are looked at, evenly spread
 
@@ -54,7 +54,7 @@ def decide_settings(
     if not config.undecided:
         return Decided(config)
     processes = processes or SingleProcess()
-    import_plugins(config.plugin)  # which may register the model that the rules ask about
+    import_model(config.model, config.plugin)  # the rules ask about it
     stored = kept(config) if processes.is_main else None
     plain = processes.broadcast(None if stored is None else stored.to_dict())
     if plain is not None:

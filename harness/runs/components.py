@@ -17,6 +17,7 @@ from harness.data.preprocess import Preprocess, make_preprocess, preprocess_note
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
 from harness.evaluation.initial_weights import InitialWeights, give_initial_weights, read_initial_weights
+from harness.evaluation.own_metrics import check_metrics
 from harness.models import factory
 from harness.runs.automatic import decide_settings
 from harness.runs.model_check import check_model
@@ -25,6 +26,7 @@ from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
 from harness.training.optimizer import check_optimizer
+from harness.training.own_schedules import find_shape
 from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
 from harness.utils.errors import UsageError, did_you_mean
@@ -86,6 +88,8 @@ def build_components(
     """
     processes = processes or SingleProcess()
     check_optimizer(config)
+    check_metrics(config)
+    find_shape(config)  # refuses a schedule that does not exist before anything takes time
     if config.undecided:
         decided = decide_settings(config, processes)
         config, dataset = decided.config, decided.dataset

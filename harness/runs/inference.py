@@ -164,7 +164,7 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
     lines = []
     for key, value in evaluation.metrics.items():
         number = f"{100 * value:.2f} %" if key.startswith(("acc", "ece")) else f"{value:.4f}"
-        lines.append(f"{evaluation.split} {names[key]:<20} {number}")
+        lines.append(f"{evaluation.split} {names.get(key, key):<20} {number}")
     table = evaluation.per_class
     kept = [column for column, name in enumerate(table.columns) if name != "accuracy"]  # it is against the rest
     rows = [tuple(row[column] for column in kept) for row in table.rows]

@@ -289,6 +289,8 @@ class Trainer:
         interruptible = Interruptible(batches, self.stop_requests)
         result = self._evaluator(model).evaluate(split, interruptible, self.directory.path)
         metrics |= prefixed(result.metrics, split.name)
+        for name in filter(result.metrics.__contains__, components.config.metrics):
+            self.reporter.message(f"{split.name} {name}: {result.metrics[name]:.4f}")
         values = {**result.values, **prefixed(metrics, "result")}
         epoch = len(self.state.history)
         self.tracker.record(Record(self.state.step, epoch, values, kind="final", details=result.details))

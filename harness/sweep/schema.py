@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.settings import canonical_name, coerce
+from harness.config.settings import TRACKERS, Config, canonical_name, coerce
 from harness.config.words import read_words
 from harness.sweep import command
 from harness.sweep.distributions import MAX_GRID_POINTS, Parameter, read_parameters
@@ -21,6 +21,7 @@ from harness.sweep.spec import SweepSpec, setting_of
 from harness.sweep.yaml_1_1 import as_wandb_reads
 from harness.tracking.backends.registry import check_trackers
 from harness.tracking.wandb.limits import check_wandb_values
+from harness.training.own_schedules import find_schedule
 from harness.utils.errors import UsageError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -133,8 +134,22 @@ def parse_sweep(
             )
     destined = sample.replace(**sweep.destination())
     check_wandb_values(destined)
-    check_trackers(destined)
+    _check_registered(sweep, destined)
     return sweep
+
+
+def _check_registered(sweep: SweepSpec, config: Config) -> None:
+    """Refuse trackers and schedules that do not exist, unless a plug-in may register them, which the trials import.
+
+    Raises:
+        UsageError: there is no such tracker or schedule, or a tracker's package is missing.
+    """
+    trackers = tuple(name for name in config.tracker if name in TRACKERS) if config.plugin else config.tracker
+    check_trackers(config.replace(tracker=trackers))
+    for parameter in () if config.plugin else sweep.parameters:
+        if setting_of(parameter)[0] == "schedule":
+            for name in parameter.choices or ():
+                find_schedule(str(name))
 
 
 def _read_cap(value: Any) -> int | None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.training.loop import TrainerState as TrainerState
     from harness.training.loop import evaluate_batches as evaluate_batches
     from harness.training.loop import fit as fit
+    from harness.training.own_schedules import register_schedule as register_schedule
     from harness.training.schedule import Schedule as Schedule
     from harness.training.schedule import make_schedule as make_schedule
 
@@ -31,6 +32,7 @@ _MODULES = {
     "fit": "harness.training.loop",
     "make_learner": "harness.training.learner",
     "make_schedule": "harness.training.schedule",
+    "register_schedule": "harness.training.own_schedules",
 }
 __all__ = [
     "EvalBatches",
@@ -44,6 +46,7 @@ __all__ = [
     "fit",
     "make_learner",
     "make_schedule",
+    "register_schedule",
 ]
 
 __getattr__ = lazy_attributes(__name__, _MODULES)

@@ -19,6 +19,7 @@ from torch import nn
 from harness.utils.environment import PACKAGES, git_state, processor, usable_cpus, version, world_size
 from harness.utils.errors import ResourceError, UsageError
 from harness.utils.files import cache_folder, read_json, write_json
+from harness.utils.plugins import plugin_packages
 
 
 def pick_device(name: str) -> torch.device:
@@ -200,7 +201,7 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: installed for name in PACKAGES if (installed := version(name))},
+        "packages": {name: installed for name in (*PACKAGES, *plugin_packages()) if (installed := version(name))},
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
         "cores": usable_cpus(),
         "threads": torch.get_num_threads(),

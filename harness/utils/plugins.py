@@ -1,8 +1,9 @@
-"""Plug-ins: Python modules of the user, which register models when they are imported.
+"""Plug-ins: Python modules of the user, which register models, data sets, schedules and the like when they are imported.
 
 A module's code runs when it is imported. The name of a plug-in that stands in a file (the configuration of a run or a
 checkpoint, a recipe) may come from somebody else, and the module may lie beside that file; so only those modules are
-imported that the user named, on the command line or in Python.
+imported that the user named, on the command line or in Python, and those that the user has installed as plug-ins of this
+package: entry points of the group `vision_harness.plugins`.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import keyword
+import logging
 import os
 import sys
 from collections.abc import Iterable
+from importlib import metadata
 
 from harness.utils.errors import UsageError, first_line
 
+ENTRY_POINTS = "vision_harness.plugins"
+log = logging.getLogger(__name__)
 _named: set[str] = set()  # by the user, so that they are looked for in the current directory too
 _trusts_files = [False]
+_installed: dict[str, str] = {}  # modules of entry points -> their package; empty where they cannot be imported
 
 
 def allow_plugins(modules: Iterable[str]) -> None:
@@ -36,7 +42,7 @@ def are_files_trusted() -> bool:
 
 
 def import_plugins(modules: Iterable[str]) -> None:
-    """Import modules that may register models with timm.
+    """Import modules that may register models with timm, or what `harness.utils.registry` keeps.
 
     Raises:
         UsageError: a module was named by a file only, is no module of a user, or cannot be imported.
@@ -59,6 +65,39 @@ def import_plugins(modules: Iterable[str]) -> None:
             raise UsageError(_not_found(module)) from error
         except Exception as error:
             raise UsageError(f"cannot import plugin {module!r}: {type(error).__name__}: {first_line(error)}") from error
+
+
+def has_installed_plugins() -> bool:
+    """Return whether an installed package lists plug-ins of this one."""
+    return bool(metadata.entry_points(group=ENTRY_POINTS))
+
+
+def import_installed_plugins() -> None:
+    """Import what installed packages list as plug-ins: the entry points of the group `vision_harness.plugins`, each once.
+
+    One that fails is reported in a line and left out: it may have nothing to do with what is looked for.
+    """
+    for entry in metadata.entry_points(group=ENTRY_POINTS):
+        if entry.value in _installed:
+            continue
+        _installed[entry.value] = ""
+        try:
+            entry.load()
+            _installed[entry.value] = "" if entry.dist is None else entry.dist.name
+        except Exception as error:  # noqa: BLE001 - code of any installed package
+            package = "" if entry.dist is None else f" of the package {entry.dist.name}"
+            log.warning(
+                "the plug-in %s%s cannot be imported: %s: %s",
+                entry.value,
+                package,
+                type(error).__name__,
+                first_line(error),
+            )
+
+
+def plugin_packages() -> list[str]:
+    """Return the packages whose plug-ins `import_installed_plugins` has imported."""
+    return sorted(set(filter(None, _installed.values())))
 
 
 def _check_name(module: str) -> None:

@@ -164,11 +164,11 @@ def test_names_that_other_trainers_use_lead_to_settings():
 
 # What the training scripts of timm 1.0, Lightning 2, transformers 5, fastai 2 and Ultralytics 8 call these options.
 USUAL = """
-    --opt=adamw:optimizer --weight-decay=0:weight_decay --min-lr=0:lr_min --warmup-epochs=1:peak_epoch --img-size=32:image_size
+    --opt=adamw:optimizer --weight-decay=0:weight_decay --min-lr=0:lr_min --warmup-epochs=1:warmup_epochs --img-size=32:image_size
     --sched=cosine:schedule --arch=resnet18:model --validation-batch-size=9:eval_batch_size --model-ema-decay=0.9:ema
     --max_epochs=3:epochs --gradient_clip_val=1:clip_grad --accelerator=cpu:device --default_root_dir=x:output
     --log_every_n_steps=5:log_every --ckpt_path=x:resume --learning_rate=1:lr_max --num_train_epochs=1:epochs
-    --per_device_eval_batch_size=9:eval_batch_size --lr_scheduler_type=cosine:schedule --warmup_steps=5:peak_epoch
+    --per_device_eval_batch_size=9:eval_batch_size --lr_scheduler_type=cosine:schedule --warmup_steps=5:warmup_steps
     --label_smoothing_factor=0:label_smoothing --dataloader_num_workers=1:workers --report_to=wandb:tracker
     --save_steps=5:checkpoint_every --output_dir=x:output --fp16:precision --bf16=True:precision --bs=9:batch_size --arch=x:model
     --lr0=1:lr_max --lrf=1:lr_min_ratio --imgsz=32:image_size --patience=3:early_stop --batch=9:batch_size --amp:precision

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from harness.config import settings
+from harness.config.recipe import make_config
 from harness.config.settings import Config, canonical_name, coerce
 from harness.utils.errors import UsageError
 
@@ -50,7 +51,8 @@ def test_a_value_is_converted_to_the_type_of_its_setting(name, word, value):
         ({"momentum": 1.5}, "momentum < 1"),
         ({"label_smoothing": 2}, "label_smoothing < 1"),
         ({"compile": "maybe"}, "True or False"),
-        ({"schedule": "onecycle"}, "did you mean 'one_cycle'"),
+        ({"schedule": "one cycle"}, "did you mean 'one_cycle'"),
+        ({"tracker": "tensor board"}, "did you mean 'tensorboard'"),
         ({"lr_min": 0.5, "lr_max": 0.1}, "need lr_min <= lr_max, got lr_min=0.5, lr_max=0.1"),
         ({"peak_epoch": 30}, "peak_epoch <= epochs"),
         ({"schedule": "plateau"}, "val-fraction"),
@@ -67,6 +69,18 @@ def test_a_value_is_converted_to_the_type_of_its_setting(name, word, value):
 def test_an_invalid_value_is_refused_with_what_is_allowed(values, message):
     with pytest.raises(UsageError, match=message.replace("(", r"\(")):
         Config(**values)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "nearest"),
+    [("schedule", "onecycle", "one_cycle"), ("tracker", "wandb,tensorbord", "tensorboard")],
+)
+def test_a_name_that_only_a_plug_in_could_register_is_refused_where_there_is_none(name, value, nearest):
+    with pytest.raises(
+        UsageError, match=f"{name}=.*or one that a module of --plugin registers .did you mean '{nearest}'"
+    ):
+        make_config({name: value})
+    assert nearest not in str(getattr(make_config({name: value, "plugin": "mine"}), name))
 
 
 def test_the_digest_changes_only_with_settings_that_affect_the_results():

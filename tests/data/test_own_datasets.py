@@ -14,6 +14,7 @@ from harness.config.settings import Config
 from harness.data import own_datasets
 from harness.data.own_datasets import named_data, register_dataset, rgb_image
 from harness.data.registry import load_dataset
+from harness.utils import registry
 from harness.utils.errors import DataError, UsageError
 from tests.support.commands import command
 from tests.support.image_folders import make_class_folders, random_image, refusal
@@ -216,7 +217,7 @@ def test_a_data_set_that_a_plug_in_registers_is_trained_on_and_evaluated_by_its_
 
 
 def test_a_plug_in_whose_function_fails_ends_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(own_datasets, "_makers", {})
+    monkeypatch.setattr(registry, "_registered", {})
 
     @register_dataset
     def broken(folder):

@@ -139,3 +139,12 @@ def test_the_configuration_names_what_was_trained(run):
     changed = {setting.name: setting.recipe_value for setting in facts.all_settings(run) if setting.changed}
     assert changed["val_fraction"] == "0" and set(changed) >= {"epochs", "peak_epoch", "val_fraction"}
     assert tuple(run.classes) == small_run.CLASSES
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({}, ""), ({"warmup_epochs": 1}, ", after a warm-up of 1 epoch"), ({"warmup_steps": 20}, ", after a warm-up of 20 updates")],
+)  # fmt: skip
+def test_the_configuration_names_the_warm_up(tmp_path, settings, text):
+    rates = dict(facts.configuration(read_run(write_run(tmp_path / "run", "stopped", **settings))))["Learning rate"]
+    assert rates.endswith(text) and ("warm-up" in rates) == bool(text)

@@ -157,12 +157,19 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
         ("Training", f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
         ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
-        ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_found_by_range_test(config)}"),
+        ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_warmup(config)}{_found_by_range_test(config)}"),
         ("Augmentation", _augmentation(config)),
         ("Tags", ", ".join(map(str, config.get("tags") or []))),
         ("Notes", config.get("notes")),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in rows if value and "None" not in str(value)]
+
+
+def _warmup(config: Mapping[str, Any]) -> str:
+    for name, unit in (("warmup_steps", "update"), ("warmup_epochs", "epoch")):
+        if (count := number(config.get(name))) > 0:
+            return f", after a warm-up of {count:g} {unit}{'s' * (count != 1)}"
+    return ""
 
 
 def _found_by_range_test(config: Mapping[str, Any]) -> str:

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.config.settings import WANDB, Config
+from harness.config.settings import TRACKERS, WANDB, Config, no_choice
 from harness.tracking.backends.backend import Backend, RunLabels
 from harness.tracking.backends.tracker import BackendTracker
 from harness.tracking.log_intervals import Interval
 from harness.tracking.records import Record
 from harness.utils.errors import UsageError, first_line
+from harness.utils.registry import find_registered, register, registered_names
 
 # Name in `--tracker`, of the module here and of the extra -> the class in that module.
 BACKENDS = {"tensorboard": "TensorBoard", "mlflow": "MLflow", "trackio": "Trackio"}
@@ -26,7 +27,7 @@ def check_trackers(config: Config) -> None:
         UsageError: a package is missing or broken; the message names the extra.
     """
     for kind in other_trackers(config):
-        backend_type_of(kind)
+        backend_type_of(kind, config.plugin)
 
 
 def other_trackers(config: Config) -> tuple[str, ...]:
@@ -72,7 +73,7 @@ def open_trackers(
         notes=config.notes,
         started=started,
     )
-    types = {kind: backend_type_of(kind) for kind in other_trackers(config)}
+    types = {kind: backend_type_of(kind, config.plugin) for kind in other_trackers(config)}
     return [
         BackendTracker(
             kind,
@@ -90,12 +91,31 @@ def open_trackers(
     ]
 
 
-def backend_type_of(kind: str) -> type[Backend]:
-    """Return the backend of a tracker.
+def register_tracker(backend_type: Any = None, *, name: str = "") -> Any:
+    """Register a tracker, a subclass of `Backend`: `--tracker NAME --plugin MODULE` writes runs to it.
+
+    It is made, used and closed in a thread of its own, and may raise anything: what it lacks is in the journal.
+
+    Args:
+        name: by default that of the class.
 
     Raises:
-        UsageError: its package is missing or broken; the message names the extra.
+        UsageError: the name is one of a tracker of `harness`, or another module has registered it.
     """
+    return register("tracker", backend_type, name=name, taken=TRACKERS)
+
+
+def backend_type_of(kind: str, modules: Iterable[str] = ()) -> type[Backend]:
+    """Return the backend of a tracker.
+
+    Args:
+        modules: plug-ins of `--plugin`, which may register it.
+
+    Raises:
+        UsageError: its package is missing or broken, and the message names the extra; or there is no such tracker.
+    """
+    if kind not in BACKENDS:
+        return _registered_backend(kind, modules)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the libraries about each other
@@ -105,4 +125,18 @@ def backend_type_of(kind: str) -> type[Backend]:
             f"--tracker {kind}: its package cannot be imported ({first_line(error)}); pip install 'vision-harness[{kind}]'"
         ) from error
     backend_type: type[Backend] = getattr(module, BACKENDS[kind])
+    return backend_type
+
+
+def _registered_backend(kind: str, modules: Iterable[str]) -> type[Backend]:
+    backend_type = find_registered("tracker", kind, modules)
+    if backend_type is None:
+        raise UsageError(no_choice("tracker", kind, registered_names("tracker")))
+    if not (isinstance(backend_type, type) and issubclass(backend_type, Backend)):
+        raise UsageError(
+            f"tracker={kind!r}: what a plug-in registers as a tracker must be a subclass of harness.tracking.Backend"
+        )
+    missing = sorted(backend_type.__abstractmethods__)
+    if missing or not hasattr(backend_type, "title"):
+        raise UsageError(f"tracker={kind!r}: {backend_type.__name__} lacks {', '.join(missing or ['title'])}")
     return backend_type

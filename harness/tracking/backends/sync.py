@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,14 +38,16 @@ def sync_tracker(
     anew: bool = False,
     corrections: Mapping[str, Any] | None = None,
     timeout: float | None = None,
+    plugins: Iterable[str] = (),
 ) -> TrackerSync:
     """Write to a tracker what it lacks of a run: each step once, the files that the run has kept, and how it ended.
 
     Args:
-        kind: a name of `BACKENDS`.
+        kind: a name of `BACKENDS`, or one that a plug-in registers.
         anew: write everything as a new run of the tracker.
         corrections: setting -> value, in place of what the run was started with: `project`, `name` and the like.
         timeout: seconds without progress after which the tracker is given up; `finish_timeout` of the run when None.
+        plugins: modules that may register the tracker.
 
     Raises:
         UsageError: the tracker's package is missing.
@@ -54,7 +56,7 @@ def sync_tracker(
         TrackingError: the tracker did not take everything.
     """
     folder = Path(folder).expanduser()
-    backend_type = backend_type_of(kind)
+    backend_type = backend_type_of(kind, plugins)
     journal, config = read_uploadable(folder, {**(corrections or {}), "tracker": (kind,)})
     if timeout is not None:
         config = config.replace(finish_timeout=round(timeout))

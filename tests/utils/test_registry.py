@@ -1,0 +1,119 @@
+"""Functions that plug-ins register, and plug-ins that installed packages bring."""
+
+import importlib
+import logging
+import sys
+
+import pytest
+import torch
+
+from harness.config.settings import Config
+from harness.data import register_dataset
+from harness.data.registry import load_dataset
+from harness.models import factory
+from harness.training import device
+from harness.utils import plugins, registry
+from harness.utils.errors import UsageError
+
+MODULE = """
+import numpy as np
+from timm.models import register_model
+from harness.data import register_dataset
+from harness.utils.registry import register
+
+@register_dataset
+def installed_squares(folder):
+    return [(np.full((4, 4, 3), 20 * index, np.uint8), index % 2) for index in range(10)]
+
+@register("metric")
+def installed_metric(predictions):
+    return 0.5
+
+@register_model
+def installed_model(pretrained=False, **settings):
+    import torch
+    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(settings["num_classes"]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_registered(monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+    monkeypatch.setattr(plugins, "_installed", {})
+    monkeypatch.setattr(plugins, "_named", set())
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Return a function that installs a module with an entry point, as pip does."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    names = []
+
+    def install(name, text):
+        names.append(name)
+        (tmp_path / f"{name}.py").write_text(text)
+        info = tmp_path / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[vision_harness.plugins]\nmine = {name}\n")
+        importlib.invalidate_caches()
+
+    yield install
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+def test_a_function_is_found_by_the_name_it_is_registered_under():
+    @registry.register("loss")
+    def mine():
+        return 1
+
+    registry.register("loss", mine, name="other-name")
+    assert registry.find_registered("loss", "mine") is registry.find_registered("loss", "other-name") is mine
+    assert registry.find_registered("metric", "mine") is None
+    assert registry.registered_names("loss") == ["mine", "other-name"]
+
+
+def test_a_name_that_is_taken_or_is_no_name_cannot_be_registered():
+    for name in ("sgd", "a b", "a/b", "1st", "é"):
+        with pytest.raises(UsageError, match=f"loss '{name}' cannot be registered"):
+            registry.register("loss", print, name=name, taken=("sgd",))
+
+
+def test_a_module_may_register_a_function_anew_and_another_module_may_not():
+    for value in (1, 2):
+        registry.register("loss", eval(f"lambda: {value}", {"__name__": "notebook"}), name="mine")
+    assert registry.find_registered("loss", "mine")() == 2
+    with pytest.raises(UsageError, match="registered by notebook and by elsewhere; rename"):
+        registry.register("loss", eval("lambda: 3", {"__name__": "elsewhere"}), name="mine")
+
+
+def test_an_installed_package_brings_data_sets_and_models_without_an_option(install):
+    install("installed_for_a_test", MODULE)
+    assert len(load_dataset(Config(data="installed_squares")).train) == 8
+    model = factory.create_model(Config(model="installed_model"), 3)
+    assert model[1].out_features == 3
+    assert ("installed_model", "plugin") in factory.model_names("installed")
+    assert registry.find_registered("metric", "installed_metric")(None) == 0.5
+
+
+def test_an_installed_package_is_not_imported_for_names_that_are_known_without_it(install, tmp_path):
+    install("not_imported_for_a_test", f"import pathlib; pathlib.Path({str(tmp_path / 'imported')!r}).touch()")
+    register_dataset(lambda folder: [], name="mine")
+    assert registry.find_registered("dataset", "mine") is not None
+    load_dataset(Config(data="digits"))
+    factory.create_model(Config(model="custom_resnet", model_args={"width": 4}), 3)
+    assert not (tmp_path / "imported").exists()
+    registry.find_registered("dataset", "other")
+    assert (tmp_path / "imported").exists()
+
+
+def test_an_installed_package_that_is_broken_is_named_and_the_others_are_used(install, caplog):
+    install("broken_for_a_test", "import a_module_that_is_not_there")
+    install("whole_for_a_test", MODULE.partition("@register_model")[0])
+    with caplog.at_level(logging.WARNING):
+        assert registry.find_registered("dataset", "installed_squares") is not None
+        assert registry.find_registered("dataset", "no_such_thing") is None
+    assert {"whole_for_a_test": "1.0"}.items() <= device.describe_environment(torch.device("cpu"))["packages"].items()
+    (line,) = [record.getMessage() for record in caplog.records if record.name == plugins.__name__]
+    assert "broken_for_a_test of the package broken_for_a_test cannot be imported: ModuleNotFoundError" in line
