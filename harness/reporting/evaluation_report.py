@@ -107,7 +107,7 @@ class Evaluator:
                 maps, overlays, empty = self._maps(predictions, split, figures)
                 values, details = {**values, **maps}, {**details, **overlays}
         values["predictions/table"] = self._table(predictions, split, pictures)
-        return EvaluationResult(headline_metrics(predictions, calibration.ece), values, table, empty, details)
+        return EvaluationResult(headline_metrics(predictions, matrix, calibration.ece), values, table, empty, details)
 
     def _table(self, predictions: Predictions, split: Split, pictures: _Pictures) -> Table:
         """Return the table of all predictions, with thumbnails of the galleries' images and of those with the highest loss."""
@@ -218,11 +218,16 @@ NO_MAPS = gradcam.Maps(
 )
 
 
-def headline_metrics(predictions: Predictions, ece: float) -> dict[str, float]:
-    """Return accuracy, loss and calibration error of a split; top-5 accuracy and flip TTA where they apply."""
+def headline_metrics(predictions: Predictions, matrix: np.ndarray, ece: float) -> dict[str, float]:
+    """Return accuracy, loss, balanced accuracy, macro F1 and calibration error of a split; top-5 accuracy and flip TTA where they apply.
+
+    Args:
+        matrix: the confusion matrix of the predictions.
+    """
     values = {
         "acc": metrics.accuracy(predictions),
         "loss": float(predictions.losses.mean(dtype=np.float64)),
+        **metrics.macro_metrics(matrix),
         "ece": float(ece),
     }
     if predictions.num_classes >= MIN_CLASSES_TOP5:

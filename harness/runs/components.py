@@ -11,6 +11,7 @@ import torch
 
 from harness.config.settings import Config
 from harness.data import loaders
+from harness.data.balance import class_weights
 from harness.data.dataset import Dataset
 from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
@@ -130,6 +131,7 @@ def build_components(
         processes,
         forward=factory.make_training_forward(config, model, device),
         images_on_device=made.kind == "resident",
+        class_weights=class_weights(config, dataset.train.labels, dataset.classes, classes),
     )
     schedule = make_schedule(config, made.train.steps)
     if config.lookahead:
