@@ -82,9 +82,9 @@ def check_combinations(config: Config) -> None:
         raise UsageError(
             f"select_by={config.select_by}, but select=last compares no epochs; set --select best, or leave --select-by out"
         )
-    if config.class_weights == BALANCED and config.sampler == "balanced":
+    if config.class_weights == BALANCED and config.sampling == "balanced":
         raise UsageError(
-            "class_weights=balanced and sampler=balanced both make up for rare classes, which would count twice; keep one of them"
+            "class_weights=balanced and sampling=balanced both make up for rare classes, which would count twice; keep one of them"
         )
     if config.pretrained and config.init:
         raise UsageError(f"pretrained=True and init={config.init!r} both name weights to start from; keep one of them")

@@ -127,7 +127,7 @@ class Config:
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000, from_data=True)
     eval_batch_size: int = _setting(1000, "Images per batch in evaluation; does not change the results.", group="Training", low=1, high=1_000_000, affects_results=False)
     drop_last: bool = _setting(True, "Drop the last batch of an epoch where it is incomplete.", group="Training")
-    sampler: str = _setting("shuffle", "Images of an epoch: shuffle: each training image once; balanced: as many images, but each class equally often, so that images of rare classes come several times, each time augmented anew.", group="Training", choices=("shuffle", "balanced"), added_later=True)
+    sampling: str = _setting("shuffle", "Images of an epoch: shuffle: each training image once; balanced: as many images, but each class equally often, so that images of rare classes come several times, each time augmented anew.", group="Training", choices=("shuffle", "balanced"), added_later=True)
     optimizer: str = _setting("sgd", "Optimizer: sgd, adam, adamw or rmsprop of torch.optim, or any name of timm.optim.list_optimizers(), such as nadamw, lamb, lion, muon.", group="Training", from_data=True)
     optimizer_args: dict[str, Any] = _setting({}, "Further arguments of the optimizer, for example eps=1e-6 or betas=[0.9,0.98].", group="Training", added_later=True)
     momentum: float = _setting(0.9, "Momentum of SGD and RMSprop, and of those of timm that have one; beta1 of Adam and AdamW.", group="Training", low=0, below=1)

@@ -13,13 +13,13 @@ from harness.config.settings import Config
 from harness.utils.errors import UsageError, did_you_mean
 from harness.utils.seeding import seed_for
 
-MAKE_UP = "--class-weights balanced or --sampler balanced trains rare classes more"
+MAKE_UP = "--class-weights balanced or --sampling balanced trains rare classes more"
 
 
 def class_weights(config: Config, labels: np.ndarray, classes: Sequence[str], outputs: int) -> Tensor | None:
     """Return the weights of the setting `class_weights`, float32 [outputs] on the CPU; None where it is empty.
 
-    They are scaled so that their mean over the training images, as `sampler` draws them, is 1: the loss keeps its size, and
+    They are scaled so that their mean over the training images, as `sampling` draws them, is 1: the loss keeps its size, and
     with it the learning rate its meaning. `balanced` gives a class of n of N images the weight N / (C n), as scikit-learn
     does; a class without training images gets 1.
 
@@ -43,7 +43,7 @@ def class_weights(config: Config, labels: np.ndarray, classes: Sequence[str], ou
         assert not isinstance(given, str)
         weights = _given_weights(given, classes, outputs)
         is_fixed = np.zeros(outputs, bool)
-    drawn = (counts > 0).astype(float) if config.sampler == "balanced" else counts
+    drawn = (counts > 0).astype(float) if config.sampling == "balanced" else counts
     if not (mean := float((drawn * weights).sum() / drawn.sum())):
         raise UsageError("class_weights gives all classes of the training images the weight 0; raise one of them")
     return torch.from_numpy(np.where(is_fixed, 1.0, weights / mean)).float()

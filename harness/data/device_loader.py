@@ -80,8 +80,8 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
 
 
 def training_order(labels: np.ndarray, config: Config, epoch: int) -> Tensor:
-    """Return the images of an epoch in the order of `sampler`, int64 [num_images] on the CPU; all loaders share it."""
-    if config.sampler == "balanced":
+    """Return the images of an epoch in the order of `sampling`, int64 [num_images] on the CPU; all loaders share it."""
+    if config.sampling == "balanced":
         return balanced_order(labels, config.seed, epoch)
     return epoch_order(len(labels), config.seed, epoch)
 
@@ -123,7 +123,7 @@ class DeviceTrainLoader:
         order = training_order(self._classes, self._config, epoch)
         parameters = draw_parameters(self._augment, self._size, num_images, seed, epoch)
         rows = order
-        if self._config.sampler == "balanced":  # an image that comes again is augmented anew
+        if self._config.sampling == "balanced":  # an image that comes again is augmented anew
             rows = torch.arange(num_images)
             if self._augment.alternating_flip:
                 parameters = replace(parameters, flip=parameters.flip[order])

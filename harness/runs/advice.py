@@ -92,7 +92,7 @@ def unbalanced(labels: np.ndarray, classes: Sequence[str], is_made_up: bool = Fa
     """Return a line on training images of which one class has many times as many as another; else empty.
 
     Args:
-        is_made_up: whether the loss or the sampler makes up for it.
+        is_made_up: whether the loss or the sampling makes up for it.
     """
     counts = np.bincount(labels, minlength=len(classes))
     most, least = int(counts.argmax()), int(counts[: len(classes)].argmin())
@@ -122,6 +122,6 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
         ]
     if dataset.test is None and components.config.test and components.selection_split == "val":
         lines.append(SELECTED_ON_VALIDATION)
-    is_made_up = bool(components.config.class_weights) or components.config.sampler == "balanced"
+    is_made_up = bool(components.config.class_weights) or components.config.sampling == "balanced"
     lines.append(unbalanced(dataset.train.labels, dataset.classes, is_made_up))
     return [line for line in lines if line]

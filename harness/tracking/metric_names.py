@@ -43,11 +43,11 @@ def is_share(name: str) -> bool:
 
 
 def is_unbalanced(accuracy: float, balanced_accuracy: float) -> bool:
-    """Return whether the classes of a split have different numbers of images, so that its balanced accuracy is of interest.
+    """Return whether the balanced accuracy is another number than the accuracy, as where classes have unlike numbers of images.
 
     NaN is a number that is not known.
     """
-    return abs(accuracy - balanced_accuracy) > 1e-6
+    return abs(accuracy - balanced_accuracy) >= 0.005
 
 
 def interval_scale(name: str) -> Scale:

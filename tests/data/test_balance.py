@@ -41,8 +41,8 @@ def test_weights_by_name_and_by_number_keep_their_ratios():
         np.testing.assert_allclose(weights / weights[0], [1, 1, 10], rtol=1e-6)
 
 
-def test_with_the_balanced_sampler_each_class_counts_the_same_in_the_mean_of_the_weights():
-    assert weights_of("1,2,6", sampler="balanced").mean() == pytest.approx(1, rel=1e-6)
+def test_with_balanced_sampling_each_class_counts_the_same_in_the_mean_of_the_weights():
+    assert weights_of("1,2,6", sampling="balanced").mean() == pytest.approx(1, rel=1e-6)
 
 
 def test_classes_without_training_images_have_the_weight_1_when_balanced():
@@ -84,7 +84,7 @@ def test_the_settings_of_a_run_give_the_same_weights_again():
 
 def test_balancing_twice_is_refused():
     with pytest.raises(UsageError, match="twice"):
-        Config(class_weights="balanced", sampler="balanced")
+        Config(class_weights="balanced", sampling="balanced")
 
 
 @pytest.mark.parametrize("counts", [(60, 30, 6), (100, 1, 1), (7, 7, 7), (1, 200), (5, 0, 9)])
@@ -122,7 +122,7 @@ def test_the_repeats_of_an_order_are_counted_from_its_beginning():
 def batches(kind, sharder=None, **settings):
     labels = np.repeat([0, 1, 2, 3], [30, 10, 8, 2])
     train = in_memory("train", DATA.train.pixels, labels, DATA.train.ids)
-    config = Config(**{"batch_size": 8, "sampler": "balanced", **KINDS[kind], **settings})
+    config = Config(**{"batch_size": 8, "sampling": "balanced", **KINDS[kind], **settings})
     data = replace(DATA, train=train, classes=tuple("abcd"))
     return make_loaders(config, data, PREPROCESS, "cpu", *([sharder] if sharder else [])).train
 
@@ -177,7 +177,7 @@ def test_alternating_flips_belong_to_the_image_and_not_to_its_place_in_a_balance
     for epoch in range(2):
         labels = np.repeat([0, 1], [45, 5])
         data = replace(DATA, train=in_memory("train", pixels, labels, DATA.train.ids), classes=("a", "b"))
-        config = Config(batch_size=10, sampler="balanced", alternating_flip=True, crop="none", cutout=0)
+        config = Config(batch_size=10, sampling="balanced", alternating_flip=True, crop="none", cutout=0)
         train = make_loaders(config, data, replace(PREPROCESS, mean=(0.0,) * 3, std=(1.0,) * 3), "cpu").train
         flips = {}
         for images, _ in train.epoch(epoch):
