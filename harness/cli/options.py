@@ -27,7 +27,7 @@ class SettingOption(click.Option):
         extra: dict[str, Any] = {}
         if alone := config.value_alone(name):
             extra = {"is_flag": False, "flag_value": alone}
-        elif name in ("model_args", "optimizer_args", "freeze", "plugin", "tags", "tracker"):
+        elif name in ("model_args", "optimizer_args", "loss_args", "freeze", "plugin", "tags", "tracker"):
             extra = {"multiple": True}
         super().__init__(
             [*option_names(name), name],
@@ -118,6 +118,8 @@ def _metavar(name: str) -> str:
     special = {
         "model_args": "KEY=VALUE,...",
         "optimizer_args": "KEY=VALUE,...",
+        "loss_args": "KEY=VALUE,...",
+        "class_weights": "balanced|NUMBER,...|NAME=NUMBER,...",
         "freeze": "PATTERN,...",
         "plugin": "NAME,...",
         "tags": "NAME,...",
@@ -173,7 +175,7 @@ def _joined(name: str, value: Any) -> Any:
     if not isinstance(value, tuple):
         return value
     parts = [config.coerce(name, part) for part in value]
-    if name in ("model_args", "optimizer_args"):
+    if name in ("model_args", "optimizer_args", "loss_args"):
         merged: dict[str, Any] = {}
         for part in parts:
             merged |= part

@@ -204,8 +204,8 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule; for a run that is resumed see `Schedule.extend`. `model_args` and
-    `optimizer_args` are added to those of the recipe. Without `model`, that of the
+    fewer epochs keeps the shape of its schedule; for a run that is resumed see `Schedule.extend`. `model_args`,
+    `optimizer_args` and `loss_args` are added to those of the recipe. Without `model`, that of the
     weights of `init` is used, where they name it. The settings of a recipe that fit only its own model (`MODEL_SETTINGS`)
     are not used for another model. If `resume` is a run directory and there is
     no recipe, the settings of that run are used.
@@ -243,7 +243,9 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     values |= source
     if "optimizer" in given and given["optimizer"] != values.get("optimizer", setting_fields()["optimizer"].default):
         values.pop("optimizer_args", None)  # of another optimizer
-    for name in ("model_args", "optimizer_args"):
+    if "loss" in given and given["loss"] != values.get("loss", setting_fields()["loss"].default):
+        values.pop("loss_args", None)  # of another loss
+    for name in ("model_args", "optimizer_args", "loss_args"):
         if values.get(name) and name in given:
             given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}
     if "lr_min" in given and "lr_min_ratio" not in given:

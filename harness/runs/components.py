@@ -152,7 +152,21 @@ def describe_data(components: Components) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
         "loader": components.loaders.kind,
+        **_describe_weights(components),
         "notes": dataset.notes,
+    }
+
+
+def _describe_weights(components: Components) -> dict[str, Any]:
+    """Return the weights of the classes in the loss by name, as `class_weights` of the facts; empty where there are none."""
+    dataset = components.dataset
+    weights = class_weights(components.config, dataset.train.labels, dataset.classes, len(dataset.classes))
+    if weights is None:
+        return {}
+    return {
+        "class_weights": {
+            name: float(f"{weight:.4g}") for name, weight in zip(dataset.classes, weights.tolist(), strict=True)
+        }
     }
 
 
