@@ -89,7 +89,7 @@ def balanced_order(labels: np.ndarray, seed: int, epoch: int) -> Tensor:
     return torch.cat(drawn)[torch.randperm(len(labels), generator=generator)]
 
 
-def repeats(order: np.ndarray) -> np.ndarray:
+def occurrences(order: np.ndarray) -> np.ndarray:
     """Return how often each item of an order came before, int64 [N]: 0 where it comes for the first time."""
     by_item = np.argsort(order, kind="stable")
     positions = np.arange(len(order))

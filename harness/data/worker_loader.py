@@ -21,7 +21,7 @@ from harness.data.augment import (
     alternating_flips,
     seeded_rng,
 )
-from harness.data.balance import repeats
+from harness.data.balance import occurrences
 from harness.data.dataset import Split
 from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, training_order
 from harness.data.preprocess import Preprocess
@@ -95,7 +95,7 @@ class EpochOrder(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         batch_size, epoch = self.config.batch_size, self.epoch
         order = training_order(self.labels, self.config, epoch)
-        numbers = repeats(order.numpy()).tolist() if self.config.sampling == "balanced" else None
+        numbers = occurrences(order.numpy()).tolist() if self.config.sampling == "balanced" else None
         indices = order.tolist()
         for batch in range(self.start, self.steps):
             items = range(len(indices))[batch * batch_size : (batch + 1) * batch_size]

@@ -10,7 +10,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.utils.data import WeightedRandomSampler
 
 from harness.config.settings import Config
-from harness.data.balance import balanced_order, class_weights, repeats
+from harness.data.balance import balanced_order, class_weights, occurrences
 from harness.data.dataset import in_memory
 from harness.data.loaders import make_loaders
 from harness.training.distributed import SingleProcess
@@ -116,7 +116,7 @@ def test_images_come_as_often_as_torchs_weighted_sampler_draws_them():
 
 def test_the_repeats_of_an_order_are_counted_from_its_beginning():
     order = np.array([4, 2, 4, 4, 0, 2, 7])
-    assert repeats(order).tolist() == [list(order[:index]).count(item) for index, item in enumerate(order)]
+    assert occurrences(order).tolist() == [list(order[:index]).count(item) for index, item in enumerate(order)]
 
 
 def batches(kind, sharder=None, **settings):
