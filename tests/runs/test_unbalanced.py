@@ -62,6 +62,7 @@ def test_a_run_with_balanced_weights_reports_the_metrics_over_classes_everywhere
         assert result.history[-1][name] == pytest.approx(value)
         assert f"{100 * value:.2f} %" in page
     assert "Test balanced accuracy" in page and "Test macro F1" in page
+    assert "The training loss is the focal loss with weights of the classes" in page
     header = read_journal(result.folder).header["config"]
     assert (header["class_weights"], header["loss"]) == ("balanced", "focal")
     assert not any("--class-weights" in line for line in summary["warnings"])
