@@ -95,15 +95,12 @@ class EpochOrder(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         batch_size, epoch = self.config.batch_size, self.epoch
         order = training_order(self.labels, self.config, epoch)
-        numbers = occurrences(order.numpy()).tolist() if self.config.sampling == "balanced" else None
+        numbers = occurrences(order.numpy()).tolist() if self.config.sampling == "balanced" else []
         indices = order.tolist()
         for batch in range(self.start, self.steps):
             items = range(len(indices))[batch * batch_size : (batch + 1) * batch_size]
             items = items[self.sharder.shard(len(items))]
-            if numbers is None:
-                yield [(epoch, indices[item]) for item in items]
-            else:
-                yield [(epoch, indices[item], *[numbers[item]] * (numbers[item] > 0)) for item in items]
+            yield [(epoch, indices[item], *((numbers[item],) if numbers and numbers[item] else ())) for item in items]
 
 
 class WorkerTrainLoader:

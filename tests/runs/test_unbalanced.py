@@ -9,11 +9,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import balanced_accuracy_score, f1_score
+from sklearn.utils.class_weight import compute_class_weight
 
 import harness
 from harness import make_config
 from harness.evaluation.metrics import read_predictions_csv
+from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.runs import lr_find
+from harness.runs.components import build_components, describe_data
 from harness.tracking.journal import read_journal
 from harness.training.loop import evaluate_batches
 from tests.support.forked import harness as command
@@ -66,6 +69,25 @@ def test_a_run_with_balanced_weights_reports_the_metrics_over_classes_everywhere
     header = read_journal(result.folder).header["config"]
     assert (header["class_weights"], header["loss"]) == ("balanced", "focal")
     assert not any("--class-weights" in line for line in summary["warnings"])
+
+
+def test_a_run_and_its_lr_finder_train_with_the_weights_of_scikit_learn(pictures):
+    settings = {**SETTINGS, "data_dir": str(pictures / "pictures"), "class_weights": "balanced", "label_smoothing": 0.1}
+    components = build_components(make_config(settings))
+    finder = LRFinder(lr_find.finder_inputs(components.config, components), LRFinderOptions())
+    draw = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(9, 3, generator=draw), torch.arange(9) % 3
+    for learner, split in (
+        (components.learner, components.dataset.train),
+        (finder.learner_factory(0), finder.dataset.train),
+    ):
+        weights = compute_class_weight("balanced", classes=np.arange(3), y=split.labels)
+        expected = torch.nn.functional.cross_entropy(
+            logits, labels, weight=torch.from_numpy(weights).float(), label_smoothing=0.1, reduction="sum"
+        )
+        torch.testing.assert_close(learner.loss(logits, labels), expected / 9)
+    facts = describe_data(components)["class_weights"]
+    assert list(facts) == list(CLASSES) and facts["grey"] > facts["dark"] > facts["bright"]
 
 
 def test_a_run_on_unbalanced_classes_advises_weights(pictures, tmp_path):
