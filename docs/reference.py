@@ -137,6 +137,7 @@ SEEDS = (
 )
 
 LOSS, SHARE = "nats", "fraction, 0..1"
+BALANCED_ACC, F1_MACRO = "mean recall of the classes", "mean F1 of the classes"
 METRICS = (
     Metric("train/step_loss", LOSS, "loss of each step's batch"),
     Metric("train/grad_norm", "-", "2-norm of each step's gradient, before clipping", CLIP),
@@ -152,19 +153,25 @@ METRICS = (
     Metric(
         "train/loss",
         LOSS,
-        "mean over the epoch's training batches: augmented images, weights that change during the epoch",
+        "mean of the training loss (`--loss`, `--class-weights`) over the epoch's batches: augmented images, weights that change during the epoch",
     ),
     Metric(
         "train/acc",
         SHARE,
         "accuracy on the same batches; of images mixed by Mixup or CutMix, the label with the larger share counts",
     ),
-    Metric("val/loss", LOSS, "on the validation split after each epoch", VAL),
+    Metric("val/loss", LOSS, "cross-entropy on the validation split after each epoch", VAL),
     Metric("val/acc", SHARE, "on the validation split after each epoch", VAL),
-    Metric("test/loss", LOSS, "on the test set after each epoch", NO_VAL),
+    Metric("val/balanced_acc", SHARE, f"{BALANCED_ACC}, on the validation split after each epoch", VAL),
+    Metric("val/f1_macro", SHARE, f"{F1_MACRO}, on the validation split after each epoch", VAL),
+    Metric("test/loss", LOSS, "cross-entropy on the test set after each epoch", NO_VAL),
     Metric("test/acc", SHARE, "on the test set after each epoch", NO_VAL),
+    Metric("test/balanced_acc", SHARE, f"{BALANCED_ACC}, on the test set after each epoch", NO_VAL),
+    Metric("test/f1_macro", SHARE, f"{F1_MACRO}, on the test set after each epoch", NO_VAL),
     Metric("best/val_acc", SHARE, "best so far: what sweeps optimise", VAL),
     Metric("best/test_acc", SHARE, "best so far; it is chosen on the test set", NO_VAL),
+    Metric("best/val_*", "that of the metric", "best so far of the metric of `--select-by`", f"{VAL}, `--select-by`"),
+    Metric("best/test_*", "that of the metric", "the same on the test set", f"{NO_VAL}, `--select-by`"),
     Metric("time/epoch_s", "s", "wall time of the epoch"),
     Metric("time/train_s", "s", "training part of it"),
     Metric("time/eval_s", "s", "evaluation part of it"),
@@ -176,6 +183,8 @@ METRICS = (
     Metric("parameters/*", "histogram", "of the values of a parameter after the epoch", WATCH),
     Metric("result/test/acc", SHARE, "of the weights of the result", TEST),
     Metric("result/test/loss", LOSS, "of the weights of the result", TEST),
+    Metric("result/test/balanced_acc", SHARE, BALANCED_ACC, TEST),
+    Metric("result/test/f1_macro", SHARE, F1_MACRO, TEST),
     Metric("result/test/ece", SHARE, "expected calibration error", TEST),
     Metric("result/test/acc_tta", SHARE, "of the mean over the views of each image", f"{TEST}, {TTA}"),
     Metric(
@@ -183,6 +192,8 @@ METRICS = (
     ),
     Metric("result/val/loss", LOSS, "of the weights of the result", VAL),
     Metric("result/val/acc", SHARE, "of the weights of the result", VAL),
+    Metric("result/val/balanced_acc", SHARE, BALANCED_ACC, VAL),
+    Metric("result/val/f1_macro", SHARE, F1_MACRO, VAL),
     Metric("result/val/ece", SHARE, "expected calibration error", "`--test False`"),
     Metric("result/val/acc_tta", SHARE, "of the mean over the views of each image", f"`--test False`, {TTA}"),
     Metric(

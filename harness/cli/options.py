@@ -13,12 +13,11 @@ import click
 
 from harness.cli import completion
 from harness.config import settings as config
+from harness.config.names import MAPPINGS
 from harness.config.recipe import make_config
 from harness.config.words import LETTERS, read_words
 from harness.utils import plugins
 from harness.utils.errors import UsageError
-
-MAPPINGS = ("model_args", "optimizer_args", "schedule_args")  # settings that may be given one argument at a time
 
 
 class SettingOption(click.Option):
@@ -119,6 +118,7 @@ def _metavar(name: str) -> str:
         return "FOLDER"
     special = {
         **dict.fromkeys(MAPPINGS, "KEY=VALUE,..."),
+        "class_weights": "balanced|NUMBER,...|NAME=NUMBER,...",
         "freeze": "PATTERN,...",
         "metrics": "NAME,...",
         "milestones": "EPOCH,...",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from harness.config.names import WANDB, may_bring_validation
+from harness.config.conversion import BALANCED
+from harness.config.losses import check_loss_args
+from harness.config.names import MODEL_ARGUMENTS, WANDB, may_bring_validation
 from harness.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -43,8 +45,8 @@ def check_combinations(config: Config) -> None:
         reason
         for applies, reason in (
             (config.schedule == "plateau", "schedule=plateau lowers the LR by the validation loss"),
-            (config.early_stop > 0, "early_stop depends on the validation accuracy"),
-            (config.select == "best", "select=best selects the epoch by validation accuracy"),
+            (config.early_stop > 0, "early_stop depends on the validation split"),
+            (config.select == "best", "select=best selects the epoch by the validation split"),
         )
         if applies
     ]
@@ -74,6 +76,18 @@ def check_combinations(config: Config) -> None:
     is_sgd = config.optimizer == "sgd" and "optimizer" not in config.undecided
     if is_sgd and config.nesterov and config.momentum == 0:
         raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
+    check_loss_args(config.loss, config.loss_args)
+    for name, argument in MODEL_ARGUMENTS.items():
+        if getattr(config, name) is not None and argument in config.model_args:
+            raise UsageError(f"{name} and model_args={argument} are the same; keep --{name.replace('_', '-')}")
+    if config.select_by != "acc" and config.select == "last" and not config.early_stop:
+        raise UsageError(
+            f"select_by={config.select_by}, but select=last compares no epochs; set --select best, or leave --select-by out"
+        )
+    if config.class_weights == BALANCED and config.sampling == "balanced":
+        raise UsageError(
+            "class_weights=balanced and sampling=balanced both make up for rare classes, which would count twice; keep one of them"
+        )
     if config.pretrained and config.init:
         raise UsageError(f"pretrained=True and init={config.init!r} both name weights to start from; keep one of them")
     if config.val_fraction + config.test_fraction >= 1 and config.val_fraction:

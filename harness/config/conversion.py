@@ -13,6 +13,10 @@ from harness.config import yaml_io
 FIND = "find"
 BOOLEANS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 NumberOrFind = float | Literal["find"]
+BALANCED = "balanced"
+# Nothing (""), `balanced`, a number for each class in their order, or numbers by the names of classes.
+ClassWeights = str | tuple[float, ...] | dict[str, float]
+MAX_WEIGHT = 1e6
 
 
 def convert(kind: Any, value: Any) -> Any:
@@ -28,6 +32,8 @@ def convert(kind: Any, value: Any) -> Any:
             return convert(float, value)
         except ValueError as error:
             raise ValueError(f"{error}, or find") from None
+    if kind == ClassWeights:
+        return _to_class_weights(value)
     if kind is bool:
         if str(value).lower() not in BOOLEANS:
             raise ValueError("True or False")
@@ -69,6 +75,31 @@ def _to_number(kind: type[int] | type[float], value: Any) -> int | float:
     # A float cannot hold every integer of 64 bits, for example a seed.
     is_integer_text = not isinstance(value, float) and str(value).strip().lstrip("+-").isdigit()
     return int(value) if is_integer_text else int(number)
+
+
+def _to_class_weights(value: Any) -> ClassWeights:
+    needed = "balanced, a number for each class such as 1,2.5, or NAME=NUMBER,... such as cat=2.5"
+    if value is None or (isinstance(value, str) and value.strip().lower() in ("", "none")):
+        return ""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.lower() == BALANCED:
+            return BALANCED
+        is_mapping = "=" in text or text.startswith("{")
+        value = _to_mapping(text) if is_mapping else [item for item in text.strip("[]()").split(",") if item.strip()]
+    try:
+        if isinstance(value, Mapping):
+            weights: tuple[float, ...] | dict[str, float]
+            weights = {str(name): float(_to_number(float, weight)) for name, weight in value.items()}
+            numbers = list(weights.values())
+        else:
+            numbers = [float(_to_number(float, each)) for each in value]
+            weights = tuple(numbers)
+    except (TypeError, ValueError):
+        raise ValueError(needed) from None
+    if not all(0 <= number <= MAX_WEIGHT for number in numbers):
+        raise ValueError(f"weights from 0 to {MAX_WEIGHT:g}")
+    return weights or ""
 
 
 def _to_mapping(value: Any) -> dict[str, Any]:

@@ -14,6 +14,13 @@ SplitName: TypeAlias = Literal["train", "val", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 REPORTED_SPLITS: tuple[SplitName, ...] = ("test", "val")  # what a result is about, the test set first
 SPLIT_LABELS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
+MACRO_METRICS = ("balanced_acc", "f1_macro")  # that count every class the same, however many images it has
+SELECTION_METRICS = ("acc", *MACRO_METRICS, "loss")  # by which epochs can be compared
+SELECTION_TEXTS = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "f1_macro": "macro F1", "loss": "loss"}
+# Settings that are arguments by name, and may be given one at a time.
+MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args")
+# Settings that are arguments of a timm model.
+MODEL_ARGUMENTS = {"drop": "drop_rate", "drop_path": "drop_path_rate"}
 # Arguments of a timm model that a run decides by other settings.
 DECIDED_ARGUMENTS = ("num_classes", "pretrained", "in_chans", "device", "dtype")
 # How folders, files and columns call a split, in lower case.

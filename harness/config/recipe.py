@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from harness.config import yaml_io
 from harness.config.automatic import peak_of
 from harness.config.init_source import model_of
-from harness.config.names import FIXED_DATASETS, FROM_PYTHON, data_of_path
+from harness.config.names import FIXED_DATASETS, FROM_PYTHON, MAPPINGS, data_of_path
 from harness.config.settings import AUTO, Config, canonical_name, check_open_choices, coerce, setting_fields
 from harness.config.stored import is_whole, with_former_defaults
 from harness.config.words import settings_of
@@ -226,8 +226,8 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     """Return the effective configuration: an option over the recipe over the default.
 
     If `epochs` is given without `peak_epoch`, the peak stays at the same fraction of the run, so that a recipe with
-    fewer epochs keeps the shape of its schedule, and so do `warmup_epochs`, `step_epochs` and `milestones`; for a run that is resumed see `Schedule.extend`. `model_args` and
-    `optimizer_args` are added to those of the recipe. Without `model`, that of the
+    fewer epochs keeps the shape of its schedule, and so do `warmup_epochs`, `step_epochs` and `milestones`; for a run that
+    is resumed see `Schedule.extend`. Mappings such as `model_args` are added to those of the recipe. Without `model`, that of the
     weights of `init` is used, where they name it. The settings of a recipe that fit only its own model (`MODEL_SETTINGS`)
     are not used for another model. If `resume` is a run directory and there is
     no recipe, the settings of that run are used.
@@ -267,7 +267,9 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
         values.pop("schedule_args", None)  # of another schedule
     if "optimizer" in given and given["optimizer"] != values.get("optimizer", setting_fields()["optimizer"].default):
         values.pop("optimizer_args", None)  # of another optimizer
-    for name in ("model_args", "optimizer_args", "schedule_args"):
+    if "loss" in given and given["loss"] != values.get("loss", setting_fields()["loss"].default):
+        values.pop("loss_args", None)  # of another loss
+    for name in MAPPINGS:
         if values.get(name) and name in given:
             given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}
     if "lr_min" in given and "lr_min_ratio" not in given:

@@ -22,8 +22,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from harness.config import yaml_io
 from harness.config.combinations import check_combinations
 from harness.config.conversion import BOOLEANS as BOOLEANS
-from harness.config.conversion import FIND, NumberOrFind, convert
-from harness.config.names import SCHEDULES
+from harness.config.conversion import FIND, ClassWeights, NumberOrFind, convert
+from harness.config.losses import LOSSES
+from harness.config.names import SCHEDULES, SELECTION_METRICS
 from harness.config.names import WANDB as WANDB
 from harness.config.other_names import meaning_of
 from harness.utils.errors import UsageError, did_you_mean
@@ -99,6 +100,8 @@ class Config:
     recipe: str = _setting("custom-resnet", "A recipe to start from: the name of a shipped one, or a YAML file; where none is given, auto is the recipe of all data but CIFAR.", group="Model", affects_results=False)
     model: str = _setting("custom_resnet", "Any timm model, or one of this package: custom_resnet, resnet18_cifar, speedrun_cnn.", group="Model", from_data=True)
     model_args: dict[str, Any] = _setting({}, "Arguments of the model, for example width=16,logit_scale=0.125.", group="Model")
+    drop: float | None = _setting(None, "Dropout rate of the model (timm's drop_rate), mostly before the classifier; none: that of the model.", group="Model", low=0, below=1, added_later=True)
+    drop_path: float | None = _setting(None, "Rate of stochastic depth (timm's drop_path_rate): residual branches that are skipped for an image; none: that of the model.", group="Model", low=0, below=1, added_later=True)
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model", from_data=True)
     init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
     plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models, data sets, schedules, metrics and trackers (docs/howto/plugins.md).", group="Model")
@@ -131,6 +134,7 @@ class Config:
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000, from_data=True)
     eval_batch_size: int = _setting(1000, "Images per batch in evaluation; does not change the results.", group="Training", low=1, high=1_000_000, affects_results=False)
     drop_last: bool = _setting(True, "Drop the last batch of an epoch where it is incomplete.", group="Training")
+    sampling: str = _setting("shuffle", "Images of an epoch: shuffle: each training image once; balanced: as many images, but each class equally often, so that images of rare classes come several times, each time augmented anew.", group="Training", choices=("shuffle", "balanced"), added_later=True)
     optimizer: str = _setting("sgd", "Optimizer: sgd, adam, adamw or rmsprop of torch.optim, or any name of timm.optim.list_optimizers(), such as nadamw, lamb, lion, muon.", group="Training", from_data=True)
     optimizer_args: dict[str, Any] = _setting({}, "Further arguments of the optimizer, for example eps=1e-6 or betas=[0.9,0.98].", group="Training", added_later=True)
     momentum: float = _setting(0.9, "Momentum of SGD and RMSprop, and of those of timm that have one; beta1 of Adam and AdamW.", group="Training", low=0, below=1)
@@ -138,6 +142,9 @@ class Config:
     nesterov: bool = _setting(True, "Use Nesterov momentum (SGD).", group="Training")
     weight_decay: float = _setting(5e-4, "Weight decay; see bias_decay for the parameters that it applies to.", group="Training", low=0, high=10, from_data=True)
     bias_decay: bool | None = _setting(None, "Apply the weight decay to all parameters; otherwise not to biases, to normalisation layers and to what the model excludes. auto: to all, but not with --pretrained or --init.", group="Training", added_later=True)
+    loss: str = _setting("cross_entropy", "Loss of training: cross_entropy; bce: binary cross-entropy of each class by itself; focal: cross-entropy with less weight on images that are classified well. Evaluation always reports the cross-entropy.", group="Training", choices=LOSSES, added_later=True)
+    loss_args: dict[str, Any] = _setting({}, "Arguments of the loss: gamma=2 of focal; target_threshold=0.2, sum_classes=true, pos_weight=2 of bce, as in timm.", group="Training", added_later=True)
+    class_weights: ClassWeights = _setting("", "Weights of the classes in the training loss: balanced (each class the same in total), a number for each class in their order, or NAME=NUMBER,... with 1 for the others. They are scaled so that a training image has a weight of 1 on average.", group="Training", added_later=True)
     label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1, from_data=True)
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
@@ -150,12 +157,14 @@ class Config:
     whitening: bool = _setting(False, "Initialise the first convolution with filters that whiten the patches of the training images, and do not train them.", group="Training", added_later=True)
     clip_grad: float = _setting(0.0, "Maximum norm of the gradient; 0: no clipping.", group="Training", low=0)
     grad_accumulation: int = _setting(1, "Micro-batches per optimizer update, to save memory; the batch size of the update stays the same, but batch normalisation sees each micro-batch by itself.", group="Training", low=1, high=100_000)
+    gradient_checkpointing: bool = _setting(False, "Keep fewer activations for the backward pass and compute the others again, which takes less memory and about a third more time; running statistics of batch normalisation then move twice an update.", group="Training", added_later=True)
     auto_batch: bool = _setting(False, "After an out-of-memory error, continue with twice as many micro-batches per update; the batch size stays the same, but batch normalisation sees each micro-batch by itself.", group="Training", affects_results=False)
     ema: float = _setting(0.0, "Decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; 0: off.", group="Training", low=0, below=1)
     ema_warmup: bool = _setting(True, "Start the EMA with a short average that becomes longer with the number of updates, up to the decay of --ema; otherwise a short run evaluates mostly its initial weights.", group="Training", added_later=True)
-    select: str = _setting("auto", "Epoch whose weights are kept: last, or best by validation accuracy; auto: best where there is a validation split, else last; best-on-test: selects on the test set, which the report states.", group="Training", choices=("auto", "last", "best", "best-on-test"))
+    select: str = _setting("auto", "Epoch whose weights are kept: last, or best on the validation split by the metric of select_by; auto: best where there is a validation split, else last; best-on-test: selects on the test set, which the report states.", group="Training", choices=("auto", "last", "best", "best-on-test"))
+    select_by: str = _setting("acc", "Metric by which select and early_stop compare epochs, and that best/... has: acc, balanced_acc (the mean recall of the classes), f1_macro (their mean F1), loss (cross-entropy, the lowest).", group="Training", choices=SELECTION_METRICS, added_later=True)
     test: bool = _setting(True, "Use the test set; False leaves it unread, for the trials of a sweep, which are compared on the validation split.", group="Training", affects_results=False)
-    early_stop: int = _setting(0, "Stop after this many epochs without better validation accuracy; 0: never.", group="Training", low=0)
+    early_stop: int = _setting(0, "Stop after this many epochs without a better value of select_by on the validation split; 0: never.", group="Training", low=0)
 
     schedule: str = _setting("one_cycle", "Learning rate (LR) schedule, or a name that a plug-in registers.", group="Learning rate", choices=SCHEDULES, is_open=True)
     schedule_args: dict[str, Any] = _setting({}, "Arguments of a schedule that a plug-in registers, for example power=0.5.", group="Learning rate", added_later=True)
@@ -208,7 +217,7 @@ class Config:
     watch: str = _setting("none", "Histograms after every epoch: of the gradients of its last update, of the parameters, or all of both.", group="Tracking", choices=("none", "gradients", "parameters", "all"), affects_results=False)
     alerts: str = _setting("diverged", "When W&B sends an alert: diverged: when training diverges or memory runs out; failed: also when the run fails; ended: also when it stops or finishes; none: never.", group="Tracking", choices=ALERTS, affects_results=False)
     log_code: bool = _setting(False, "Save the source of the --plugin modules, and of the script that calls harness, as a W&B code artifact.", group="Tracking", affects_results=False)
-    log_model: str = _setting("auto", "When the model becomes a W&B artifact: end (that of the result), best (during training also each new best epoch by validation accuracy, at most every 10 minutes), never; auto: end, and never in the trials of a sweep.", group="Tracking", choices=("auto", "end", "best", "never"), affects_results=False)
+    log_model: str = _setting("auto", "When the model becomes a W&B artifact: end (that of the result), best (during training also each new best epoch on the validation split, at most every 10 minutes), never; auto: end, and never in the trials of a sweep.", group="Tracking", choices=("auto", "end", "best", "never"), affects_results=False)
     model_ttl: int = _setting(14, "Days after which W&B may delete the models that log_model=best logs during training; 0: never. That of the result is kept.", group="Tracking", low=0, high=36_500, affects_results=False)
     link: str = _setting("", "W&B registry collection to link the model of the result to: REGISTRY/COLLECTION.", group="Tracking", affects_results=False)
     finish_timeout: int = _setting(60, "Seconds without progress of the upload after which the end of a run no longer waits for W&B.", group="Tracking", low=1, high=86_400, affects_results=False)

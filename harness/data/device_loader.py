@@ -5,13 +5,16 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from harness.config.settings import Config
 from harness.data.augment import Augment, AugmentParameters, apply_augment, draw_parameters, pad
+from harness.data.balance import balanced_order
 from harness.data.dataset import Dataset, Split
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
@@ -72,8 +75,15 @@ def count_steps(num_images: int, batch_size: int, drop_last: bool, min_last_batc
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of the images in an epoch, int64 [num_images] on the CPU; all loaders share it."""
+    """Return a random order of all images, int64 [num_images] on the CPU."""
     return torch.randperm(num_images, generator=torch.Generator().manual_seed(seed_for(seed, "order", epoch)))
+
+
+def training_order(labels: np.ndarray, config: Config, epoch: int) -> Tensor:
+    """Return the images of an epoch in the order of `sampling`, int64 [num_images] on the CPU; all loaders share it."""
+    if config.sampling == "balanced":
+        return balanced_order(labels, config.seed, epoch)
+    return epoch_order(len(labels), config.seed, epoch)
 
 
 def copy_to_device(values: Tensor, device: torch.device) -> Tensor:
@@ -103,15 +113,22 @@ class DeviceTrainLoader:
         self._augment, self._config, self._size, self._device = augment, config, preprocess.size, device
         self._padded = pad(torch.from_numpy(split.pixels).to(device), augment.padding, augment.padding_mode)
         self._labels = torch.from_numpy(split.labels).to(device)
+        self._classes = split.labels  # on the CPU
         self._constants = preprocess.constants(device)
-        self._prepared: tuple[int, Tensor, AugmentParameters] | None = None  # the next epoch
+        self._prepared: tuple[int, Tensor, Tensor, AugmentParameters] | None = None  # the next epoch
 
-    def _prepare(self, epoch: int) -> tuple[int, Tensor, AugmentParameters]:
-        """Return the epoch, the order of its images and the parameters of their augmentation, on the device."""
+    def _prepare(self, epoch: int) -> tuple[int, Tensor, Tensor, AugmentParameters]:
+        """Return the epoch, the order of its images, the rows of their augmentation's parameters, and these, on the device."""
         num_images, seed = len(self._labels), self._config.seed
-        order = copy_to_device(epoch_order(num_images, seed, epoch)[: self.num_images], self._device)
+        order = training_order(self._classes, self._config, epoch)
         parameters = draw_parameters(self._augment, self._size, num_images, seed, epoch)
-        return epoch, order, parameters.map(lambda values: copy_to_device(values, self._device))
+        rows = order
+        if self._config.sampling == "balanced":  # an image that comes again is augmented anew
+            rows = torch.arange(num_images)
+            if self._augment.alternating_flip:
+                parameters = replace(parameters, flip=parameters.flip[order])
+        order, rows = (copy_to_device(values[: self.num_images], self._device) for values in (order, rows))
+        return epoch, order, rows, parameters.map(lambda values: copy_to_device(values, self._device))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
@@ -122,12 +139,13 @@ class DeviceTrainLoader:
         self._prepared = None
         if prepared is None or prepared[0] != epoch:
             prepared = self._prepare(epoch)
-        _, order, parameters = prepared
+        _, order, rows, parameters = prepared
         for batch in range(start, self.steps):
-            index = order[batch * batch_size : (batch + 1) * batch_size]
-            index = index[self._sharder.shard(len(index))]
+            items = slice(batch * batch_size, (batch + 1) * batch_size)
+            shard = self._sharder.shard(len(order[items]))
+            index, row = order[items][shard], rows[items][shard]
             images = apply_augment(
-                self._padded, index, parameters[index], self._size, self._augment.cutout, self._constants
+                self._padded, index, parameters[row], self._size, self._augment.cutout, self._constants
             )
             yield images if self._config.channels_last else images.contiguous(), self._labels[index]
         if self._device.type == "cuda":  # it still computes the last updates; later it would wait for the next epoch

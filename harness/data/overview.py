@@ -14,6 +14,7 @@ import numpy as np
 
 from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS, SPLIT_NAMES, SplitName
 from harness.config.settings import Config
+from harness.data.balance import MAKE_UP
 from harness.data.dataset import Split, spread_indices
 from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
 from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list, unreadable_text
@@ -213,7 +214,7 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
         few, many = int(train.counts[smallest]), int(train.counts[largest])
         if few * MIN_IMBALANCE <= many:
             yield (
-                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the recall of each class (per_class.csv), not the accuracy alone"
+                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the recall of each class (per_class.csv), not the accuracy alone; {MAKE_UP}"
             )
         scarce = [name for name, count in zip(overview.classes, train.counts, strict=True) if count < FEW_IMAGES]
         if scarce:

@@ -21,14 +21,16 @@ from harness.data.augment import (
     alternating_flips,
     seeded_rng,
 )
+from harness.data.balance import occurrences
 from harness.data.dataset import Split
-from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, epoch_order
+from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, training_order
 from harness.data.preprocess import Preprocess
 from harness.data.worker_pool import WorkerPool, iterate_checked, send_limit
 from harness.utils.environment import usable_cpus
 from harness.utils.seeding import seed_for
 
-Key: TypeAlias = tuple[int, int]  # (epoch, index of the image)
+# (epoch, index of the image), and how often it came before in the epoch, where it did
+Key: TypeAlias = tuple[int, ...]
 
 
 class AugmentedDataset(Dataset):
@@ -49,9 +51,9 @@ class AugmentedDataset(Dataset):
         with seeded_rng(0):
             return [self._load(*key) for key in keys]
 
-    def _load(self, epoch: int, index: int) -> tuple[np.ndarray, int]:
+    def _load(self, epoch: int, index: int, *repeat: int) -> tuple[np.ndarray, int]:
         image, label = self.source[index]
-        pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index))
+        pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repeat))
         if self.transform.augment.alternating_flip and self._is_mirrored(epoch, index):
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         return pixels, label
@@ -83,8 +85,8 @@ class EpochOrder(Sampler[list[Key]]):
         epoch, start: what the next iteration serves.
     """
 
-    def __init__(self, num_images: int, steps: int, config: Config, sharder: Sharder) -> None:
-        self.num_images, self.steps, self.config, self.sharder = num_images, steps, config, sharder
+    def __init__(self, labels: np.ndarray, steps: int, config: Config, sharder: Sharder) -> None:
+        self.labels, self.steps, self.config, self.sharder = labels, steps, config, sharder
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -92,10 +94,13 @@ class EpochOrder(Sampler[list[Key]]):
 
     def __iter__(self) -> Iterator[list[Key]]:
         batch_size, epoch = self.config.batch_size, self.epoch
-        order = epoch_order(self.num_images, self.config.seed, epoch).tolist()
+        order = training_order(self.labels, self.config, epoch)
+        numbers = occurrences(order.numpy()).tolist() if self.config.sampling == "balanced" else []
+        indices = order.tolist()
         for batch in range(self.start, self.steps):
-            indices = order[batch * batch_size : (batch + 1) * batch_size]
-            yield [(epoch, index) for index in indices[self.sharder.shard(len(indices))]]
+            items = range(len(indices))[batch * batch_size : (batch + 1) * batch_size]
+            items = items[self.sharder.shard(len(items))]
+            yield [(epoch, indices[item], *((numbers[item],) if numbers and numbers[item] else ())) for item in items]
 
 
 class WorkerTrainLoader:
@@ -118,7 +123,7 @@ class WorkerTrainLoader:
             len(split), config.batch_size, config.drop_last, 2 * sharder.world_size
         )
         self._config = config
-        self._order = EpochOrder(len(split), self.steps, config, sharder)
+        self._order = EpochOrder(split.labels, self.steps, config, sharder)
         self._cutout: TimmCutout | None = None
         if config.augment == "albumentations":
             albumentations_compose(augment, preprocess)  # reports a missing package here rather than in a worker

@@ -10,7 +10,9 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from harness.config.names import MACRO_METRICS
 from harness.tracking.records import Table
+from harness.utils.stats import macro_scores
 from harness.utils.text import csv_cell, write_csv
 
 ROWS = 4096  # predictions that are sorted at a time, which bounds the memory
@@ -237,6 +239,12 @@ def per_class(matrix: np.ndarray) -> PerClass:
         f1=np.divide(2 * hits, predicted + true, out=undefined.copy(), where=has_images),
         support=true,
     )
+
+
+def macro_metrics(matrix: np.ndarray) -> dict[str, float]:
+    """Return `balanced_acc` and `f1_macro` of a confusion matrix, fractions 0..1."""
+    columns = (matrix.diagonal().tolist(), matrix.sum(1).tolist(), matrix.sum(0).tolist())
+    return dict(zip(MACRO_METRICS, macro_scores(*columns), strict=True))
 
 
 def most_confused(matrix: np.ndarray, classes: Sequence[str], limit: int = 20) -> list[ConfusedPair]:

@@ -115,7 +115,8 @@ def _as_built(saved: Config, facts: Mapping[str, Any], path: Path) -> Config:
         if not isinstance(name, str) or ":" in name:
             raise ValueError("the name of its architecture")
         arguments = {key: value for key, value in arguments.items() if key not in DECIDED_ARGUMENTS}
-        return saved.replace(pretrained=False, init="", model=name, model_args={**arguments, **saved.model_args})
+        settings = {"model": name, "model_args": {**arguments, **saved.model_args}, "drop": None, "drop_path": None}
+        return saved.replace(pretrained=False, init="", **settings)
     except (UsageError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} has no usable architecture ({error})") from None
 

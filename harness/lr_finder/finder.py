@@ -13,6 +13,7 @@ import torch
 
 from harness.config.settings import FIND, Config
 from harness.data import loaders
+from harness.data.balance import class_weights
 from harness.data.dataset import Dataset, hold_out
 from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess
@@ -25,6 +26,7 @@ from harness.models import factory
 from harness.tracking.records import Record
 from harness.training.learner import Learner, make_learner
 from harness.training.loop import EvalBatches, StepInfo, TrainBatches
+from harness.training.losses import uniform_loss
 from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
@@ -85,7 +87,7 @@ class LRFinder:
 
     Attributes:
         curves: the measurements so far, one per seed.
-        uniform_loss: loss of a model that gives every class the same probability, ln(classes), nats.
+        uniform_loss: loss of a model that gives every class the same probability, nats: of cross-entropy ln(classes).
         val_loader: the held-out images; None where there are too few to hold any out.
     """
 
@@ -102,7 +104,7 @@ class LRFinder:
         self.report, self.on_step, self.check = report, on_step, check
         self.lr_range = range_for(inputs.config, options)
         self.num_classes = inputs.config.classes or len(inputs.dataset.classes)
-        self.uniform_loss = math.log(self.num_classes)
+        self.uniform_loss = uniform_loss(inputs.config, self.num_classes)
         self.dataset, remark = hold_out_for_finder(inputs.dataset, inputs.config)
         self.remarks = (remark,) if remark else ()
         self.curves: list[LRCurve] = []
@@ -206,7 +208,11 @@ class LRFinder:
             make_mixup(config, self.num_classes),
             factory.make_training_forward(config, model, inputs.device),
         )
-        return make_learner(config, model, inputs.device, inputs.precision, mixup, forward=forward)
+        train = self.dataset.train
+        weights = class_weights(config, train.labels, self.dataset.classes, self.num_classes)
+        return make_learner(
+            config, model, inputs.device, inputs.precision, mixup, forward=forward, class_weights=weights
+        )
 
     def loader_factory(self, seed: int) -> TrainBatches:
         """Return the training batches of a run with that seed, without the held-out images."""

@@ -13,6 +13,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from harness.config.names import MODEL_ARGUMENTS
 from harness.config.settings import Config
 from harness.data.dataset import Dataset
 from harness.data.preprocess import Preprocess, sample_images
@@ -56,10 +57,12 @@ def create_model(config: Config, classes: int) -> nn.Module:
         DataError: the pretrained weights could not be downloaded or read.
     """
     import_model(config.model, config.plugin)
-    name, arguments = config.model, config.model_args
+    name, given = config.model, config.model_args
     for argument, remedy in REFUSED_ARGUMENTS.items():
-        if argument in arguments:
+        if argument in given:
             raise UsageError(f"model_args cannot hold {argument}; {remedy}")
+    settings = {MODEL_ARGUMENTS[setting]: getattr(config, setting) for setting in MODEL_ARGUMENTS}
+    arguments = {**given, **{argument: value for argument, value in settings.items() if value is not None}}
     check_name(name)
     if config.pretrained:
         _check_weights(name, arguments)
@@ -87,9 +90,20 @@ def initialise_for(model: nn.Module, config: Config, data: Dataset, preprocess: 
     """
     if config.pretrained:
         match_classes(model, data.classes)
+    if config.gradient_checkpointing:
+        _checkpoint_gradients(model, config.model)
     if config.whitening:
         whiten_first_layer(model, sample_images(data.train, preprocess))
     set_trained(model, frozen_names(model, config.freeze), False)
+
+
+def _checkpoint_gradients(model: nn.Module, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, TypeError):  # timm's way to say that it is not supported
+        raise UsageError(
+            f"gradient_checkpointing=True, but {name} has no set_grad_checkpointing as timm's models have; leave --gradient-checkpointing out, or use --grad-accumulation"
+        ) from None
 
 
 def _check_weights(name: str, arguments: Mapping[str, Any]) -> None:
@@ -106,6 +120,9 @@ def _argument_error(name: str, arguments: dict[str, Any], error: Exception) -> s
     """Return what is wrong with `model_args`; empty when they are not the cause of the error."""
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unexpected and unexpected[1] in arguments:
+        if setting := next((each for each, argument in MODEL_ARGUMENTS.items() if argument == unexpected[1]), ""):
+            option = setting.replace("_", "-")
+            return f"model {name!r} has no argument {unexpected[1]!r}, which {setting} sets; leave --{option} out"
         known = list(inspect.signature(HARNESS_MODELS[name]).parameters) if name in HARNESS_MODELS else []
         return (
             f"model {name!r} has no argument {unexpected[1]!r}{did_you_mean(unexpected[1], known)}; change --model-args"
@@ -233,6 +250,8 @@ def make_training_forward(config: Config, model: nn.Module, device: torch.device
         reason = f"device={device} is not a CUDA GPU"
     elif config.precision == "fp32":
         reason = "precision=fp32"
+    elif config.gradient_checkpointing:
+        reason = "gradient_checkpointing=True computes the layers one by one"
     elif config.freeze or config.freeze_epochs:
         reason = "batch normalisation of frozen layers is not in these kernels"
     elif importlib.util.find_spec("triton") is None:

@@ -109,7 +109,7 @@ class Evaluator:
                 maps, overlays, empty = self._maps(predictions, split, figures)
                 values, details = {**values, **maps}, {**details, **overlays}
         values["predictions/table"] = self._table(predictions, split, pictures)
-        headline = {**headline_metrics(predictions, calibration.ece), **own_metrics(self.config, predictions)}
+        headline = {**headline_metrics(predictions, matrix, calibration.ece), **own_metrics(self.config, predictions)}
         return EvaluationResult(headline, values, table, empty, details)
 
     def _table(self, predictions: Predictions, split: Split, pictures: _Pictures) -> Table:
@@ -221,11 +221,16 @@ NO_MAPS = gradcam.Maps(
 )
 
 
-def headline_metrics(predictions: Predictions, ece: float) -> dict[str, float]:
-    """Return accuracy, loss and calibration error of a split; top-5 accuracy and flip TTA where they apply."""
+def headline_metrics(predictions: Predictions, matrix: np.ndarray, ece: float) -> dict[str, float]:
+    """Return accuracy, loss, balanced accuracy, macro F1 and calibration error of a split; top-5 accuracy and flip TTA where they apply.
+
+    Args:
+        matrix: the confusion matrix of the predictions.
+    """
     values = {
         "acc": metrics.accuracy(predictions),
         "loss": float(predictions.losses.mean(dtype=np.float64)),
+        **metrics.macro_metrics(matrix),
         "ece": float(ece),
     }
     if predictions.num_classes >= MIN_CLASSES_TOP5:

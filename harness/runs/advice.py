@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.config.automatic import LEAST_BATCH, UPDATES_PER_EPOCH, power_of_two
+from harness.data.balance import MAKE_UP
 from harness.data.listing import short_list
 from harness.runs.components import Components
 from harness.tracking.records import Scalar
@@ -87,13 +88,18 @@ def rare_classes(split: str, labels: np.ndarray, classes: Sequence[str]) -> str:
     return f"fewer than {FEW_IMAGES} {split} images, so their figures in the per-class table mean little: {short_list(rare)}"
 
 
-def unbalanced(labels: np.ndarray, classes: Sequence[str]) -> str:
-    """Return a line on training images of which one class has many times as many as another; else empty."""
+def unbalanced(labels: np.ndarray, classes: Sequence[str], is_made_up: bool = False) -> str:
+    """Return a line on training images of which one class has many times as many as another; else empty.
+
+    Args:
+        is_made_up: whether the loss or the sampling makes up for it.
+    """
     counts = np.bincount(labels, minlength=len(classes))
     most, least = int(counts.argmax()), int(counts[: len(classes)].argmin())
     if counts[most] < IMBALANCE * max(1, counts[least]):
         return ""
-    return f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} has {counts[least]:,}: read the recall of each class (per_class.csv), since the accuracy says little about rare ones"
+    remedy = "" if is_made_up else f"; {MAKE_UP}"
+    return f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} has {counts[least]:,}: read the balanced accuracy and the recall of each class (per_class.csv), since the accuracy says little about rare ones{remedy}"
 
 
 def result_warnings(components: Components, state: TrainerState, metrics: Mapping[str, Scalar]) -> list[str]:
@@ -116,5 +122,6 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
         ]
     if dataset.test is None and components.config.test and components.selection_split == "val":
         lines.append(SELECTED_ON_VALIDATION)
-    lines.append(unbalanced(dataset.train.labels, dataset.classes))
+    is_made_up = bool(components.config.class_weights) or components.config.sampling == "balanced"
+    lines.append(unbalanced(dataset.train.labels, dataset.classes, is_made_up))
     return [line for line in lines if line]

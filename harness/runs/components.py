@@ -11,6 +11,7 @@ import torch
 
 from harness.config.settings import Config
 from harness.data import loaders
+from harness.data.balance import class_weights
 from harness.data.dataset import Dataset
 from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
@@ -134,6 +135,7 @@ def build_components(
         processes,
         forward=factory.make_training_forward(config, model, device),
         images_on_device=made.kind == "resident",
+        class_weights=class_weights(config, dataset.train.labels, dataset.classes, classes),
     )
     schedule = make_schedule(config, made.train.steps)
     if config.lookahead:
@@ -154,7 +156,21 @@ def describe_data(components: Components) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
         "loader": components.loaders.kind,
+        **_describe_weights(components),
         "notes": dataset.notes,
+    }
+
+
+def _describe_weights(components: Components) -> dict[str, Any]:
+    """Return the weights of the classes in the loss by name, as `class_weights` of the facts; empty where there are none."""
+    dataset = components.dataset
+    weights = class_weights(components.config, dataset.train.labels, dataset.classes, len(dataset.classes))
+    if weights is None:
+        return {}
+    return {
+        "class_weights": {
+            name: float(f"{weight:.4g}") for name, weight in zip(dataset.classes, weights.tolist(), strict=True)
+        }
     }
 
 

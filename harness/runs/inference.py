@@ -28,6 +28,7 @@ from harness.reporting.gradcam_images import enlarge
 from harness.runs.model_log import WEIGHTS
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
 from harness.tracking.lineage import dataset_artifact, model_of_run
+from harness.tracking.metric_names import is_share
 from harness.tracking.records import Artifact, Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, SUMMARY, check_output_folder
 from harness.training.device import autocast, autocast_dtype
@@ -158,12 +159,14 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
         "acc": "accuracy",
         "acc5": "top-5 accuracy",
         "acc_tta": "accuracy, TTA",
+        "balanced_acc": "balanced accuracy",
+        "f1_macro": "macro F1",
         "loss": "loss (nats)",
         "ece": "ECE",
     }
     lines = []
     for key, value in evaluation.metrics.items():
-        number = f"{100 * value:.2f} %" if key.startswith(("acc", "ece")) else f"{value:.4f}"
+        number = f"{100 * value:.2f} %" if is_share(key) else f"{value:.4f}"
         lines.append(f"{evaluation.split} {names.get(key, key):<20} {number}")
     table = evaluation.per_class
     kept = [column for column, name in enumerate(table.columns) if name != "accuracy"]  # it is against the rest

@@ -36,15 +36,16 @@ class ModelLog:
         """
         config, split = self.components.config, self.components.selection_split
         if log_model_mode(config) != "never":
-            facts = result_facts(summary, f"{split}/acc" if split else "")
+            facts = result_facts(summary, f"{split}/{config.select_by}" if split else "")
             is_candidate = facts.get("score") is not None
             self.tracker.artifact(model_artifact(config, self._files(), facts, is_best=is_candidate))
 
-    def log_best(self, epoch: int, acc: float, write: Callable[[], None]) -> None:
+    def log_best(self, epoch: int, acc: float, score: float, write: Callable[[], None]) -> None:
         """Log the model of a new best epoch, at most every `INTERVAL` seconds: the run may never reach its end.
 
         Args:
             acc: accuracy on the split that selects.
+            score: of the epoch there, by the metric that selects.
             write: waits until the files of the model are on the disk.
         """
         components, now = self.components, time.monotonic()
@@ -58,7 +59,7 @@ class ModelLog:
             "split": split,
             "epoch": epoch,
             "classes": len(components.dataset.classes),
-            **selection_facts(f"{split}/acc", acc),
+            **selection_facts(f"{split}/{config.select_by}", score),
             "fingerprint": components.dataset.fingerprint,
         }
         files = {name: path for name, path in self._files().items() if name in (WEIGHTS, "model.json")}

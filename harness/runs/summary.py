@@ -6,11 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from harness.config.names import REPORTED_SPLITS
+from harness.config.names import MACRO_METRICS, REPORTED_SPLITS
 from harness.config.settings import Config
 from harness.models import factory
 from harness.runs.advice import result_warnings
 from harness.runs.components import Components, describe_data
+from harness.tracking.metric_names import is_unbalanced
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
 from harness.utils.text import counted, percent
@@ -26,8 +27,9 @@ def summarise(
         environment: plain facts of the machine.
     """
     history, split, selection = state.history, components.eval_split, components.selection_split
-    epoch, acc = best_epoch(history, split) if history else (0, 0.0)
-    chosen = f"best {selection}/acc" if selection else "last epoch"
+    metric = components.config.select_by
+    epoch, _ = best_epoch(history, split, metric) if history else (0, 0.0)
+    chosen = f"best {selection}/{metric}" if selection else "last epoch"
     warning = " (chosen on the test set)" if split == "test" else ""
     config: Config = components.config
     return {
@@ -37,7 +39,7 @@ def summarise(
             "chosen": chosen + (warning if selection == "test" else ""),
             **metrics,
         },
-        "best": {"epoch": epoch, f"{split}/acc": acc, "chosen": f"best {split}/acc{warning}"} if history else {},
+        "best": _best(history, split, metric, f"best {split}/{metric}{warning}"),
         "last": history[-1] if history else {},
         "lr_min": config.lr_min,
         "lr_max": config.lr_max,
@@ -52,17 +54,28 @@ def summarise(
     }
 
 
-def best_epoch(history: list[dict[str, float]], split: str) -> tuple[int, float]:
-    """Return (epoch counted from 1, accuracy) of the first epoch with the highest accuracy on a split.
+def _best(history: list[dict[str, float]], split: str, metric: str, chosen: str) -> dict[str, Any]:
+    """Return the best epoch with its accuracy and the metric that it was chosen by; empty where there is none."""
+    if not history:
+        return {}
+    epoch, value = best_epoch(history, split, metric)
+    acc = history[epoch - 1].get(f"{split}/acc", math.nan) if epoch else math.nan
+    return {"epoch": epoch, f"{split}/acc": acc, f"{split}/{metric}": value, "chosen": chosen}
+
+
+def best_epoch(history: list[dict[str, float]], split: str, metric: str = "acc") -> tuple[int, float]:
+    """Return (epoch counted from 1, value) of the first epoch with the best value of a metric on a split: the lowest loss, or
+    the highest of the others.
 
     An epoch whose loss or accuracy is not finite is none; (0, NaN) where there is no other.
     """
-    metrics = (f"{split}/acc", f"{split}/loss")
+    name, metrics = f"{split}/{metric}", (f"{split}/acc", f"{split}/loss")
     finite = [row for row in history if all(math.isfinite(row.get(name, 0.0)) for name in metrics)]
     if not finite:
         return 0, math.nan
-    row = max(finite, key=lambda row: row.get(metrics[0], -math.inf))
-    return int(row["epoch"]), row.get(metrics[0], math.nan)
+    sign = -1 if metric == "loss" else 1
+    row = max(finite, key=lambda row: sign * row.get(name, -sign * math.inf))
+    return int(row["epoch"]), row.get(name, math.nan)
 
 
 def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
@@ -78,6 +91,9 @@ def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, S
     return flat
 
 
+HEADLINE_SHARES = {"acc_tta": "with TTA", "acc5": "top 5", "balanced_acc": "balanced", "f1_macro": "macro F1"}
+
+
 def summary_table(summary: Mapping[str, Any]) -> str:
     """Return the headline metrics of a finished run as text."""
     result, best = summary["result"], summary["best"]
@@ -87,8 +103,9 @@ def summary_table(summary: Mapping[str, Any]) -> str:
             accuracy, loss = percent(result[f"{split}/acc"], 2), result[f"{split}/loss"]
             chosen = f"{result['chosen']}, epoch {result['epoch']}"
             rows.append((f"{split} accuracy", f"{accuracy}  (loss {loss:.4f}; {chosen})"))
-        for key, name in (("acc_tta", "with TTA"), ("acc5", "top 5")):
-            if f"{split}/{key}" in result:
+        shows_macro = is_unbalanced(*(result.get(f"{split}/{key}", math.nan) for key in ("acc", "balanced_acc")))
+        for key, name in HEADLINE_SHARES.items():
+            if f"{split}/{key}" in result and (key not in MACRO_METRICS or shows_macro):
                 rows.append((f"  {name}", percent(result[f"{split}/{key}"], 2)))
         if f"{split}/ece" in result:
             rows.append(("  ECE", f"{percent(result[f'{split}/ece'])}  (expected calibration error)"))

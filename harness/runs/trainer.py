@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from harness.config.names import SELECTION_TEXTS
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.models.pretrained import architecture_of
@@ -135,7 +136,7 @@ class Trainer:
                 self._on_epoch(record)
                 if self._stops_early():
                     self.reporter.message(
-                        f"Stopped early: no better validation accuracy for {counted(config.early_stop, 'epoch', 'epochs')}."
+                        f"Stopped early: no better validation {SELECTION_TEXTS[config.select_by]} for {counted(config.early_stop, 'epoch', 'epochs')}."
                     )
                     break
                 self._check_stop()
@@ -170,8 +171,10 @@ class Trainer:
     def _on_epoch(self, record: Record) -> None:
         """Record an epoch, keep its weights if they are the best, and save a checkpoint."""
         split = self.components.eval_split
-        epoch, acc = best_epoch(self.state.history, split)
-        values: dict[str, Value] = {**record.values, f"best/{split}_acc": acc, **self._watch()}
+        metric = self.components.config.select_by
+        best = {f"best/{split}_{name}": best_epoch(self.state.history, split, name) for name in {"acc", metric}}
+        epoch, value = best[f"best/{split}_{metric}"]
+        values: dict[str, Value] = {**record.values, **{name: best[name][1] for name in sorted(best)}, **self._watch()}
         details: Mapping[str, Value] = {}
         if (explained := self._explain_epoch(record)) is not None:
             values, details = {**values, **explained.values}, explained.details
@@ -179,7 +182,9 @@ class Trainer:
         if self.components.selection_split and epoch == record.epoch:
             self._save_weights(self.components.learner.eval_model, {"epoch": epoch})
             if self.processes.is_main:
-                self.model_log.log_best(epoch, acc, self.writer.flush)
+                self.model_log.log_best(
+                    epoch, float(cast(float, record.values[f"{split}/acc"])), value, self.writer.flush
+                )
         self._save_checkpoint()
         self.reporter.on_epoch(record, self.components.config.epochs)
 
@@ -255,7 +260,10 @@ class Trainer:
         patience, extensions = config.early_stop, config.extensions()
         # A run that was stopped early and is to train on is not stopped before it has.
         since = extensions[-1][0] // self.components.loaders.train.steps if extensions else 0
-        return bool(patience and history) and len(history) - max(best_epoch(history, "val")[0], since) >= patience
+        return (
+            bool(patience and history)
+            and len(history) - max(best_epoch(history, "val", config.select_by)[0], since) >= patience
+        )
 
     def _result_model(self) -> nn.Module:
         """Return the model with the weights of the result: those of the selected epoch, else the last ones."""
@@ -263,7 +271,7 @@ class Trainer:
         if self.components.selection_split and self.state.history:
             path = self.directory.checkpoints / WEIGHTS
             weights, facts = checkpoint.load_weights(path)
-            epoch, _ = best_epoch(self.state.history, self.components.selection_split)
+            epoch, _ = best_epoch(self.state.history, self.components.selection_split, self.components.config.select_by)
             if facts.get("epoch", epoch) != epoch:
                 raise CheckpointError(
                     f"{path} has the weights of epoch {facts['epoch']}, and the best one is epoch {epoch}; start again with --resume never"

@@ -6,12 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.names import may_bring_validation
+from harness.config.names import MACRO_METRICS, SELECTION_METRICS, may_bring_validation
 from harness.config.settings import Config
 from harness.utils.errors import UsageError, did_you_mean
 
 # What the record of every epoch holds beside loss and accuracy of the splits; a test compares it with a real run.
 OTHER_METRICS = ("lr", "epoch", "time/train_s", "time/eval_s", "time/epoch_s", "throughput/images_per_s")
+# Split -> the metrics of it that the record of an epoch may hold.
+METRICS_OF = {
+    split: tuple(f"{start}{key}" for start in (f"{split}/", f"best/{split}_") for key in SELECTION_METRICS)
+    for split in ("val", "test")
+}
 
 
 @dataclass(frozen=True)
@@ -110,12 +115,19 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
     has_val = config.val_fraction > 0 or brings_val
     splits = ["train", *(["val"] if has_val else []), *(["test"] if not has_val or brings_val else [])]
     known = [f"{split}/{key}" for split in splits for key in ("acc", "loss")]
-    known += [f"best/{split}_acc" for split in splits if split != "train"]
+    held_out = [split for split in splits if split != "train"]
+    known += [f"{split}/{key}" for split in held_out for key in MACRO_METRICS]
+    known += [f"best/{split}_{key}" for split in held_out for key in dict.fromkeys(("acc", config.select_by))]
     reads_test = reads_test_set(name)
     if name not in (*known, *OTHER_METRICS):
-        if name in ("val/acc", "val/loss", "best/val_acc"):
+        if name in METRICS_OF["val"] and not has_val:
             raise UsageError(
                 f"metric: {name} needs a validation split; add val_fraction: {{value: 0.1}} to the parameters"
+            )
+        key = name.partition("_")[2]
+        if name.startswith("best/") and key in SELECTION_METRICS and key not in ("acc", config.select_by):
+            raise UsageError(
+                f"metric: {name} is logged with select_by={key}; add select_by: {{value: {key}}} to the parameters"
             )
         if not reads_test:
             raise UsageError(
@@ -131,4 +143,4 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
 
 def reads_test_set(name: str) -> bool:
     """Return whether a metric is one of the test set."""
-    return name in ("test/acc", "test/loss", "best/test_acc")
+    return name in METRICS_OF["test"]

@@ -159,8 +159,9 @@ def leads(version: Mapping[str, Any], former: Mapping[str, Any]) -> bool:
     """
     keys = ("selected_by", "fingerprint")
     try:
+        sign = -1 if str(version["selected_by"]).endswith("/loss") else 1
         return any(version[key] != former[key] for key in keys) or bool(
-            float(version["score"]) > float(former["score"])
+            sign * float(version["score"]) > sign * float(former["score"])
         )
     except (KeyError, TypeError, ValueError):  # the other one is not of this harness
         return True

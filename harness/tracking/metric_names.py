@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from harness.config.names import MACRO_METRICS
 from harness.utils.stats import Scale
 
 METRIC_NAME = re.compile(r"[A-Za-z_/][A-Za-z0-9_/]*")
@@ -37,8 +38,16 @@ def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_share(name: str) -> bool:
-    """Return whether a metric is a fraction 0..1, which users read in percent: an accuracy or a calibration error."""
-    return name.rsplit("/", 1)[-1].startswith(("acc", "ece"))
+    """Return whether a metric is a fraction 0..1, which users read in percent: an accuracy, an F1 or a calibration error."""
+    return name.rsplit("/", 1)[-1].startswith(("acc", "ece", *MACRO_METRICS))
+
+
+def is_unbalanced(accuracy: float, balanced_accuracy: float) -> bool:
+    """Return whether the balanced accuracy is another number than the accuracy, as where classes have unlike numbers of images.
+
+    NaN is a number that is not known.
+    """
+    return abs(accuracy - balanced_accuracy) >= 0.005
 
 
 def interval_scale(name: str) -> Scale:

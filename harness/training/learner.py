@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from harness.config.settings import Config
 from harness.models.outputs import split_logits, weighted_loss
@@ -22,6 +21,7 @@ from harness.training.ema import EMAModel
 from harness.training.finite import first_not_finite, infinite_buffers
 from harness.training.freezing import Freezing, make_freezing
 from harness.training.lookahead import Lookahead
+from harness.training.losses import Loss, make_loss
 from harness.training.optimizer import (
     current_lr,
     group_lr_scales,
@@ -61,6 +61,7 @@ class Learner:
     Attributes:
         model: the plain module; weights are saved from it and loaded into it.
         precision: dtype of autocast; None for float32.
+        loss: of float32 logits and labels or soft targets, a mean over the images.
         auto_batch: double `grad_accumulation`, down to one image per micro-batch, when memory runs out in a batch.
         measure_grad: measure the gradient norm even without clipping.
         forward: called in training instead of `model`: compiled, wrapped, or in other kernels.
@@ -79,7 +80,7 @@ class Learner:
     optimizer: torch.optim.Optimizer
     device: torch.device
     precision: torch.dtype | None = None
-    label_smoothing: float = 0.0
+    loss: Loss = nn.functional.cross_entropy
     clip_grad: float = 0.0
     grad_accumulation: int = 1
     auto_batch: bool = False
@@ -203,12 +204,7 @@ class Learner:
             with self._delayed_all_reduce(number < len(micro_batches)):
                 with autocast(self.device, self.precision):
                     logits, *auxiliary = split_logits(forward(inputs))  # each [B / micro-batches, classes]
-                loss = weighted_loss(
-                    [
-                        F.cross_entropy(each.float(), target, label_smoothing=self.label_smoothing)
-                        for each in (logits, *auxiliary)
-                    ]
-                )
+                loss = weighted_loss([self.loss(each.float(), target) for each in (logits, *auxiliary)])
                 loss = loss * (len(inputs) / num_images)
                 # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
@@ -291,6 +287,7 @@ def make_learner(
     processes: SingleProcess | None = None,
     forward: Callable[[Tensor], Tensor] | None = None,
     images_on_device: bool = False,
+    class_weights: Tensor | None = None,
 ) -> Learner:
     """Return the learner that the settings describe, with its model moved to the device.
 
@@ -298,6 +295,7 @@ def make_learner(
         forward: called in training instead of the model; not under torchrun or with `compile`.
         images_on_device: all images are in device memory; `cuda_graph=auto` captures the update only then, since other
             loaders take longer than launching its kernels does.
+        class_weights: float32 [classes], those of the setting.
 
     Raises:
         UsageError: the settings, the device and the processes contradict each other.
@@ -322,7 +320,7 @@ def make_learner(
         optimizer=optimizer,
         device=device,
         precision=precision,
-        label_smoothing=0.0 if mix else config.label_smoothing,  # mixed targets are smoothed where they are made
+        loss=make_loss(config, device, class_weights, is_smoothed=mix is not None),
         clip_grad=config.clip_grad,
         grad_accumulation=config.grad_accumulation,
         auto_batch=config.auto_batch,
@@ -366,6 +364,7 @@ def why_not_captured(config: Config, learner: Learner) -> str | None:
         f"device={learner.device} has no CUDA graphs": learner.device.type != "cuda",
         "compile=True has graphs of its own": config.compile,
         "precision=fp16 reads the gradients between its kernels": learner.scaler is not None,
+        "gradient_checkpointing=True keeps random states": config.gradient_checkpointing,
         "auto_batch=True may change the number of micro-batches": config.auto_batch,
         "several processes exchange their gradients": learner.processes.world_size > 1,
         "momentum_min changes the momentum, which is constant in a graph": config.momentum_min is not None,

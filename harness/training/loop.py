@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.config.names import MACRO_METRICS
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Curve, Record, Value
 from harness.training.device import autocast, eval_mode, pause_garbage_collection, peak_memory, synchronise
@@ -28,6 +29,7 @@ from harness.utils import fault_injection
 from harness.utils.errors import DivergedError, ResourceError, is_out_of_memory
 from harness.utils.seeding import seed_for
 from harness.utils.signals import Interrupted
+from harness.utils.stats import macro_scores
 
 
 class TrainBatches(Protocol):
@@ -168,7 +170,7 @@ def fit(
             records.
 
     Yields:
-        `train/loss` (nats, mean over the images as augmented), `train/acc` (fraction), `<split>/loss`, `<split>/acc`,
+        `train/loss` (nats, mean over the images as augmented), `train/acc` (fraction), `<split>/` and what `evaluate_batches` returns,
         `lr` (of the epoch's last update; `lr/<group>` where parameter groups have factors on it), `epoch`, times, throughput and memory; `steps` holds loss, LR, fraction of the
         epochs and images seen of every update. Gradients are enabled at each yield.
 
@@ -244,8 +246,9 @@ def evaluate_batches(
     precision: torch.dtype | None = None,
     processes: SingleProcess | None = None,
 ) -> dict[str, float]:
-    """Return `loss` (nats, mean over all images) and `acc` (fraction) of a model; exact for any batch sizes.
+    """Return `loss` (cross-entropy, nats, mean over all images), `acc`, `balanced_acc` and `f1_macro` (fractions) of a model.
 
+    They are exact for any batch sizes.
     With several processes, each passes its own batches, and all receive the metrics of all images. The model is in
     evaluation mode meanwhile; afterwards each of its modules has its former mode.
 
@@ -254,7 +257,7 @@ def evaluate_batches(
     """
     # Sums in float64 (float32 where the device has no float64), read once.
     loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
+    counts = torch.zeros(3, 0, dtype=torch.int64, device=device)  # of each class: hits, images, predictions
     count = 0
     try:
         with eval_mode(model), torch.no_grad():
@@ -263,7 +266,14 @@ def evaluate_batches(
                 with autocast(device, precision):
                     logits = model(images)  # [B, classes]
                 loss += F.cross_entropy(logits.float(), labels, reduction="sum")
-                correct += (logits.argmax(1) == labels).sum()
+                predicted = logits.argmax(1)
+                if not count:
+                    counts = counts.new_zeros(3, logits.shape[1])
+                is_hit = (predicted == labels).to(counts.dtype)
+                for row, classes, amount in zip(
+                    counts, (labels, labels, predicted), (is_hit, ones := torch.ones_like(is_hit), ones), strict=True
+                ):
+                    row.scatter_add_(0, classes, amount)  # which, unlike bincount, does not wait for the device
                 count += len(labels)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
@@ -271,13 +281,19 @@ def evaluate_batches(
         raise ResourceError(
             f"out of memory while evaluating {batches.num_images:,} images; lower --eval-batch-size"
         ) from None
-    loss, correct, total = (processes or SingleProcess()).all_reduce_sum(
-        loss, correct, torch.full((), count, device=device)
+    processes = processes or SingleProcess()
+    # A process without images does not know the number of classes.
+    loss, total, widths, processes_with_images = processes.all_reduce_sum(
+        loss, *(torch.tensor(number, device=device) for number in (count, counts.shape[1], int(count > 0)))
     )
     num_images = int(total)
     if num_images == 0:
-        return {"loss": math.nan, "acc": math.nan}
-    return {"loss": loss.item() / num_images, "acc": correct.item() / num_images}
+        return dict.fromkeys(("loss", "acc", *MACRO_METRICS), math.nan)
+    if not count:
+        counts = counts.new_zeros(3, int(widths) // int(processes_with_images))
+    hits, true, predictions = (each.tolist() for each in processes.all_reduce_sum(*counts))
+    macro = dict(zip(MACRO_METRICS, macro_scores(hits, true, predictions), strict=True))
+    return {"loss": loss.item() / num_images, "acc": sum(hits) / num_images, **macro}
 
 
 def _step(

@@ -164,3 +164,20 @@ def pareto_indices(points: Sequence[Sequence[float]]) -> list[int]:
         for index, point in enumerate(tuples)
         if not any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in tuples)
     ]
+
+
+def macro_scores(hits: Sequence[int], true: Sequence[int], predicted: Sequence[int]) -> tuple[float, float]:
+    """Return balanced accuracy and macro F1, fractions 0..1; NaN without images.
+
+    Balanced accuracy is the mean recall of the classes that have images, macro F1 the mean F1 of those that have images or
+    predictions: what scikit-learn computes.
+
+    Args:
+        hits: of each class, images that are correctly classified.
+        true, predicted: of each class, its images, and the images that are classified as it.
+    """
+    recalls = [hit / images for hit, images in zip(hits, true, strict=True) if images]
+    f1 = [
+        2 * hit / total for hit, total in zip(hits, map(sum, zip(true, predicted, strict=True)), strict=True) if total
+    ]
+    return (statistics.fmean(recalls), statistics.fmean(f1)) if recalls else (math.nan, math.nan)

@@ -51,7 +51,7 @@ LISTED = (
     ),
     change(
         "T15", "training/learner.py",
-        "label_smoothing=0.0 if mix else config.label_smoothing,", "label_smoothing=config.label_smoothing,",
+        "is_smoothed=mix is not None", "is_smoothed=False",
         "tests/training/test_learner.py::test_the_loss_of_mixed_images_is_the_mean_over_both_labels_smoothed_once",
     ),
     change(
@@ -287,7 +287,7 @@ LISTED = (
     ),
     change(
         "U14", "runs/trainer.py",
-        'best_epoch(history, "val")[0], since) >= patience', 'best_epoch(history, "val")[0], since) > patience',
+        "config.select_by)[0], since) >= patience", "config.select_by)[0], since) > patience",
         "tests/runs/test_trainer.py::test_training_stops_after_exactly_as_many_epochs_without_a_better_one_as_early_stop_says",
     ),
     change(

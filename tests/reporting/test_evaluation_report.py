@@ -5,13 +5,13 @@ import csv
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import top_k_accuracy_score
+from sklearn.metrics import balanced_accuracy_score, f1_score, top_k_accuracy_score
 
 from harness.config.settings import Config
 from harness.data.dataset import in_memory
 from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam
-from harness.evaluation.metrics import Predictions
+from harness.evaluation.metrics import Predictions, confusion_matrix
 from harness.reporting.evaluation_report import MIN_CLASSES_TOP5, Evaluator, headline_metrics
 from harness.reporting.figures.gradcam import overlay
 from harness.reporting.gradcam_images import enlarge
@@ -32,13 +32,15 @@ def with_tta(predictions, seed=1):
 
 def test_the_headline_metrics_are_those_of_scikit_learn_and_numpy():
     predictions = with_tta(random_predictions(300, 12))
-    values = headline_metrics(predictions, 0.125)
+    values = headline_metrics(predictions, confusion_matrix(predictions), 0.125)
     labels, numbers = predictions.labels, range(12)
     expected = {
         "acc": top_k_accuracy_score(labels, predictions.probabilities, k=1, labels=numbers),
         "acc5": top_k_accuracy_score(labels, predictions.probabilities, k=5, labels=numbers),
         "acc_tta": top_k_accuracy_score(labels, predictions.tta_probabilities, k=1, labels=numbers),
         "loss": -np.log(predictions.probabilities[np.arange(300), labels].astype(float)).mean(),
+        "balanced_acc": balanced_accuracy_score(labels, predictions.predicted),
+        "f1_macro": f1_score(labels, predictions.predicted, average="macro"),
         "ece": 0.125,
     }
     assert values == pytest.approx(expected, rel=1e-5)
@@ -47,7 +49,8 @@ def test_the_headline_metrics_are_those_of_scikit_learn_and_numpy():
 
 def test_top_5_accuracy_is_left_out_where_it_says_little_and_tta_where_there_is_none():
     for classes, has_top5 in ((MIN_CLASSES_TOP5 - 1, False), (MIN_CLASSES_TOP5, True)):
-        values = headline_metrics(random_predictions(50, classes), 0.0)
+        predictions = random_predictions(50, classes)
+        values = headline_metrics(predictions, confusion_matrix(predictions), 0.0)
         assert ("acc5" in values, "acc_tta" in values) == (has_top5, False)
 
 

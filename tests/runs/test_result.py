@@ -12,6 +12,7 @@ from harness.runs.components import build_components
 from harness.runs.summary import best_epoch
 from harness.tracking.journal import read_journal
 from harness.training.loop import evaluate_batches
+from harness.utils.errors import UsageError
 
 # The rate rises to the end, where it is too high: the accuracy falls again.
 RISING = {
@@ -68,6 +69,51 @@ def test_without_a_selection_the_result_is_the_last_epoch_however_good_an_earlie
     assert (result.summary["result"]["epoch"], result.summary["result"]["chosen"]) == (4, "last epoch")
     assert result.summary["result"]["val/acc"] == result.history[-1]["val/acc"]
     assert result.summary["best"]["epoch"] == selected.summary["result"]["epoch"]
+
+
+def test_the_best_epoch_by_a_metric_is_that_of_its_highest_value_or_of_the_lowest_loss():
+    columns = {
+        "loss": (1.0, 0.4, 0.7),
+        "acc": (0.5, 0.6, 0.8),
+        "balanced_acc": (0.9, 0.6, 0.8),
+        "f1_macro": (0.1, 0.3, 0.3),
+    }
+    history = [
+        {"epoch": row + 1, **{f"val/{name}": column[row] for name, column in columns.items()}} for row in range(3)
+    ]
+    best = {name: best_epoch(history, "val", name) for name in columns}
+    assert best == {"loss": (2, 0.4), "acc": (3, 0.8), "balanced_acc": (1, 0.9), "f1_macro": (2, 0.3)}
+
+
+def test_a_run_selects_and_stops_early_by_the_metric_of_select_by(tmp_path):
+    """Its validation loss rises from an epoch on in which the accuracy still does."""
+    settings = {
+        **RISING,
+        "output": tmp_path,
+        "select_by": "loss",
+        "early_stop": 2,
+        "lr_max": 0.4,
+        "epochs": 6,
+        "ema": 0,
+    }
+    result = harness.run(make_config(settings))
+    values = [row["val/loss"] for row in result.history]
+    best = values.index(min(values)) + 1
+    assert len(values) == min(best + 2, 6)
+    summary = result.summary
+    assert (summary["result"]["epoch"], summary["result"]["chosen"]) == (best, "best val/loss")
+    assert summary["result"]["val/loss"] == pytest.approx(min(values), rel=1e-5)
+    assert (summary["best"]["epoch"], summary["best"]["val/loss"]) == (best, min(values))
+    assert summary["best"]["val/acc"] == result.history[best - 1]["val/acc"]
+    records = [record.values for record in read_journal(result.folder).records if record.kind == "epoch"]
+    assert [row["best/val_loss"] for row in records] == [min(values[: n + 1]) for n in range(len(values))]
+    accuracies = [row["val/acc"] for row in result.history]
+    assert [row["best/val_acc"] for row in records] == [max(accuracies[: n + 1]) for n in range(len(values))]
+
+
+def test_a_metric_of_selection_without_a_selection_is_refused():
+    with pytest.raises(UsageError, match="compares no epochs"):
+        Config(select_by="f1_macro", select="last")
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_and_none_whose_loss_is_not_finite():

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from harness.config import yaml_io
-from harness.config.settings import coerce
+from harness.config.settings import Config, coerce
 from harness.reporting.html.sweep_reader import _document as read_document
 from harness.sweep import command, schema
-from harness.sweep.metric import OTHER_METRICS, Metric
+from harness.sweep.metric import OTHER_METRICS, Metric, check_metric
 from harness.tracking.journal import read_journal
 from harness.utils.errors import UsageError
 from tests.support.commands import command as harness
@@ -401,4 +401,22 @@ def test_the_metrics_that_a_sweep_may_name_are_those_that_a_run_logs(finished):
     _, folder = finished
     logged = {key for key in read_journal(folder).records[0].scalars() if not key.startswith("memory/")}
     known = {f"{split}/{key}" for split in ("train", "test") for key in ("acc", "loss")} | {"best/test_acc"}
+    known |= {"test/balanced_acc", "test/f1_macro"}
     assert logged == known | set(OTHER_METRICS)
+    for name in known - {"train/acc", "train/loss"}:
+        check_metric(name, Config(), on_test=True)
+        with pytest.raises(UsageError, match="would choose by the test set"):
+            check_metric(name, Config(), on_test=False)
+
+
+def test_a_sweep_may_use_a_metric_over_classes_and_the_best_value_that_select_by_logs():
+    config = Config(val_fraction=0.1)
+    for name in ("val/balanced_acc", "val/f1_macro", "best/val_acc"):
+        check_metric(name, config, on_test=False)
+        with pytest.raises(UsageError, match="needs a validation split"):
+            check_metric(name, Config(), on_test=False)
+    with pytest.raises(UsageError, match=r"add select_by: \{value: f1_macro\}"):
+        check_metric("best/val_f1_macro", config, on_test=False)
+    check_metric("best/val_f1_macro", config.replace(select_by="f1_macro"), on_test=False)
+    with pytest.raises(UsageError, match="no run logs 'train/f1_macro'"):
+        check_metric("train/f1_macro", config, on_test=False)

@@ -3,10 +3,12 @@
 import copy
 import gc
 import math
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 from torch.nn import functional as F
 
@@ -99,6 +101,21 @@ def test_evaluation_is_exact_for_a_smaller_last_batch_and_does_not_change_the_mo
     assert_equal(before, weights(model))
     assert model.training
     assert not model[1].training
+
+
+def test_the_metrics_over_classes_are_those_of_scikit_learn():
+    model, batches = net(), eval_batches((50, 31, 7))
+    for _, labels in batches:  # no image of one class, few of another
+        labels.copy_(torch.where(torch.rand(len(labels)) < 0.9, 2, 1))
+    metrics = evaluate_batches(model, batches, CPU)
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    predicted = model.eval()(images).argmax(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes that are predicted and have no images
+        assert metrics["balanced_acc"] == pytest.approx(balanced_accuracy_score(labels, predicted))
+    assert metrics["f1_macro"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert len({metrics["acc"], metrics["balanced_acc"], metrics["f1_macro"]}) == 3
+    assert 0 in predicted and 0 not in labels
 
 
 def test_evaluation_computes_no_gradients():

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS
+from harness.config.names import REPORTED_SPLITS, SELECTION_TEXTS, SPLIT_LABELS
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
 from harness.reporting.html.run_data import RunData
 from harness.tracking.chosen_settings import read_choices
+from harness.tracking.metric_names import is_unbalanced
 from harness.tracking.run_dir import RunState, resume_command
 from harness.tracking.run_list import has_diverged
 from harness.utils.errors import HarnessError
@@ -40,6 +41,12 @@ class Fact:
     name: str
     value: str
     note: str = ""
+
+
+MACRO_NOTES = {
+    "balanced_acc": "mean recall of the classes, each counted the same",
+    "f1_macro": "mean F1 of the classes, each counted the same",
+}
 
 
 @dataclass(frozen=True)
@@ -71,6 +78,10 @@ def headline(run: RunData) -> list[Fact]:
         for key, variant in (("acc_tta", "with TTA"), ("acc5", "top-5")):
             if math.isfinite(acc := run.figure(f"{split}/{key}")):
                 facts.append(Fact(f"{name} accuracy, {variant}", f"{100 * acc:.2f} %"))
+        shows_macro = is_unbalanced(run.figure(f"{split}/acc"), run.figure(f"{split}/balanced_acc"))
+        for key, note in MACRO_NOTES.items():
+            if shows_macro and math.isfinite(value := run.figure(f"{split}/{key}")):
+                facts.append(Fact(f"{name} {SELECTION_TEXTS[key]}", f"{100 * value:.2f} %", note))
     name = SPLIT_LABELS[run.split].capitalize()
     if math.isfinite(loss := run.figure(f"{run.split}/loss")):
         facts.append(Fact(f"{name} loss", f"{loss:.4f}", "cross entropy (nats)"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from harness.config.names import SPLIT_LABELS
@@ -47,6 +48,10 @@ def by_epoch(run: RunData) -> list[Chart]:
     if not run.epochs:
         return []
     loss = _splits(run, "loss", "Loss", "cross entropy (nats)", min)
+    if kind := training_loss(run.config):
+        loss = replace(
+            loss, caption=f"{loss.caption} The training loss is {kind}; that of the other splits is the cross entropy."
+        )
     acc = _splits(run, "acc", "Accuracy", "accuracy", max)
     x, lrs = run.line("lr")
     caption = f"At the end of each epoch, from {lrs[0]:.3g} to {lrs[-1]:.3g}." if lrs else "Not recorded."
@@ -60,6 +65,14 @@ def by_epoch(run: RunData) -> list[Chart]:
         has_log_switch=True,
     )
     return [loss, acc, lr]
+
+
+def training_loss(config: Mapping[str, Any]) -> str:
+    """Return what a run trains with in place of the cross entropy of all images alike, by its settings; empty for that."""
+    loss, weights = (config.get(name) for name in ("loss", "class_weights"))
+    names = {"bce": "the binary cross entropy", "focal": "the focal loss"}
+    name = names.get(str(loss), "the cross entropy" if weights else "")
+    return f"{name} with weights of the classes" if weights else name
 
 
 def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:

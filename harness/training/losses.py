@@ -1,0 +1,110 @@
+"""The losses of training: cross-entropy, binary cross-entropy and focal loss, with weights of the classes."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from harness.config.losses import GAMMA
+from harness.config.settings import Config
+from harness.data.mixup import smooth_one_hot
+
+# logits float32 [B, C], labels int64 [B] or soft targets float [B, C] -> mean over the B images, [].
+# As a mean of one number per image it is the same however a batch is divided into micro-batches and among processes.
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+CLOSEST = 1e-8  # to 0 of 1 - p: below it, powers under 1 have infinite slopes
+
+
+def make_loss(
+    config: Config, device: torch.device, class_weights: Tensor | None = None, is_smoothed: bool = False
+) -> Loss:
+    """Return the loss that the settings describe.
+
+    Args:
+        device: of the logits.
+        class_weights: float32 [C].
+        is_smoothed: the targets have their label smoothing already, as mixed ones have.
+    """
+    smoothing = 0.0 if is_smoothed else config.label_smoothing
+    class_weights = None if class_weights is None else class_weights.to(device)
+    if config.loss == "bce":
+        return _binary_cross_entropy(config, device, class_weights)
+    if config.loss == "focal":
+        return functools.partial(
+            focal_loss,
+            gamma=float(config.loss_args.get("gamma", GAMMA)),
+            smoothing=smoothing,
+            class_weights=class_weights,
+        )
+    if class_weights is None:
+        return functools.partial(F.cross_entropy, label_smoothing=smoothing)
+    return functools.partial(weighted_cross_entropy, class_weights=class_weights, smoothing=smoothing)
+
+
+def weighted_cross_entropy(logits: Tensor, targets: Tensor, *, class_weights: Tensor, smoothing: float) -> Tensor:
+    """Return torch's weighted cross-entropy, summed and divided by the number of images.
+
+    torch's own mean divides by the weights in the batch instead, which a micro-batch or a process does not know of the
+    others, and which takes the effect of the weights away in a batch of one class.
+    """
+    total = F.cross_entropy(logits, targets, weight=class_weights, label_smoothing=smoothing, reduction="sum")
+    return total / len(logits)
+
+
+def focal_loss(
+    logits: Tensor, targets: Tensor, *, gamma: float, smoothing: float, class_weights: Tensor | None
+) -> Tensor:
+    """Return the focal loss: cross-entropy in which the term of a class with probability p has the factor (1 - p)^gamma.
+
+    With gamma 0 it is the (weighted) cross-entropy. For two classes and hard labels it is the sigmoid focal loss of the
+    difference of the logits. Source: Lin et al., https://arxiv.org/abs/1708.02002, equation 4.
+    """
+    if targets.ndim == 1:
+        targets = smooth_one_hot(targets, logits.shape[1], smoothing)
+    log_p = logits.log_softmax(1)
+    terms = -targets * (-torch.expm1(log_p)).clamp_min(CLOSEST) ** gamma * log_p
+    if class_weights is not None:
+        terms = terms * class_weights
+    return terms.sum(1).mean()
+
+
+def _binary_cross_entropy(config: Config, device: torch.device, class_weights: Tensor | None) -> Loss:
+    """Return timm's binary cross-entropy; with class weights, each image has that of its label (of mixed ones, their mean)."""
+    from timm.loss import BinaryCrossEntropy
+
+    arguments, smoothing = config.loss_args, config.label_smoothing
+    pos_weight = arguments.get("pos_weight")
+    each = BinaryCrossEntropy(
+        smoothing=0.0,  # the targets are smoothed here, alike for labels and for mixed targets
+        target_threshold=arguments.get("target_threshold"),
+        reduction="none",
+        pos_weight=None if pos_weight is None else float(pos_weight),
+    ).to(device)
+    sums = bool(arguments.get("sum_classes", False))
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.ndim == 1:
+            targets = smooth_one_hot(targets, logits.shape[1], smoothing)
+        terms = each(logits, targets)  # [B, C]
+        by_image = terms.sum(1) if sums else terms.mean(1)
+        if class_weights is not None:
+            unsmoothed = targets @ class_weights - smoothing * class_weights.mean()
+            by_image = by_image * (unsmoothed / (1 - smoothing))
+        return by_image.mean()
+
+    return loss
+
+
+def uniform_loss(config: Config, classes: int) -> float:
+    """Return the loss of a model that gives every class the same probability, without weights of the classes, nats."""
+    if config.loss == "cross_entropy":
+        return math.log(classes)
+    # With softmax any equal logits are uniform; with sigmoid these are 1 / classes.
+    logits = torch.full((classes, classes), -math.log(max(classes - 1, 1)))
+    return float(make_loss(config, logits.device)(logits, torch.arange(classes)))
