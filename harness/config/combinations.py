@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.config.augmentation import check_augmentation
 from harness.config.names import WANDB, may_bring_validation
 from harness.utils.errors import UsageError
 
@@ -18,6 +19,7 @@ def check_combinations(config: Config) -> None:
         UsageError: two settings do not fit together.
     """
     config.grey_limits()
+    check_augmentation(config)
     # The peak belongs to the length that the run was started with.
     extensions = config.extensions()
     epochs = extensions[0][1] if extensions else config.epochs
