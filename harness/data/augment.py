@@ -86,6 +86,34 @@ class Augment:
         """Whether every image is mirrored at random."""
         return self.flip and not self.alternating_flip
 
+    def describe(self) -> list[str]:
+        """Return the steps in their order, each in a few words with its strength."""
+        crops = {
+            "pad": f"crop after padding by {self.padding}",
+            "resized": f"resized crop {_words(self.scale)}",
+            "none": "",
+        }
+        flip = "alternating flip" if self.alternating_flip else "flip"
+        jitter = f" in {self.color_jitter_prob:.0%}" if self.color_jitter_prob < 1 else ""
+        erasing = self.erasing
+        steps = [
+            "a pipeline of albumentations" if self.pipeline else crops[self.crop],
+            flip if self.flip else "",
+            f"vertical flip in {self.vflip:.0%}" if self.vflip else "",
+            self.policy if self.policy != NO_POLICY else "",
+            f"colour jitter {_words(self.color_jitter)}{jitter}" if self.color_jitter else "",
+            f"grey in {self.grayscale:.0%}" if self.grayscale else "",
+            f"blur in {self.blur:.0%}" if self.blur else "",
+            f"cutout {self.cutout}" if self.cutout else "",
+            f"erasing ({erasing.mode}) in {erasing.probability:.0%}" if erasing else "",
+            f"each image {self.repeats:g} times" if self.repeats > 1 else "",
+        ]
+        return [step for step in steps if step]
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
+
 
 @dataclass(frozen=True)
 class AugmentParameters:

@@ -95,11 +95,30 @@ def timm_compose(augment: Augment, preprocess: Preprocess) -> Any:
         normalize=False,
         separate=True,
     )
+    if augment.policy != NO_POLICY:
+        allow_black_posterize(second.transforms[0])
     crop, *flips = first.transforms
     if augment.crop == "pad":
         crop = transforms.RandomCrop(preprocess.size, augment.padding, padding_mode=augment.padding_mode)
     crops = [] if augment.crop == "none" else [crop]
     return transforms.Compose([*crops, *flips, *second.transforms])
+
+
+def allow_black_posterize(policy: Any) -> None:
+    """Let the operations of a policy of timm posterize to 0 bits, which is a black image; Pillow 13 refuses that.
+
+    timm's own policies ask for it: `v0` always, `rand` with `inc1` at the greatest magnitude.
+    """
+    layers = policy.policy if hasattr(policy, "policy") else [policy.ops]
+    for operation in (operation for layer in layers for operation in layer):
+        if operation.name.startswith("Posterize"):
+            operation.aug_fn = _posterize
+
+
+def _posterize(image: Image.Image, bits: int, **options: Any) -> Image.Image:
+    from timm.data.auto_augment import posterize
+
+    return posterize(image, bits, **options) if bits >= 1 else Image.new(image.mode, image.size)
 
 
 class AlbumentationsTransform:
