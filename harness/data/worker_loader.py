@@ -214,7 +214,7 @@ class WorkerTrainLoader:
         images, labels = images.to(self._device), labels.to(self._device)
         if not self._dataset.transform.normalised:
             images = self._preprocess.normalise(images)
-        for erase in self._erasing:
+        for erase in map(copy.copy, self._erasing):  # an epoch may be under way
             erase.start(0, 0)
             erase(images, positions)
         return _set_memory_format(images, self._config), labels
