@@ -101,6 +101,16 @@ def timm_only(config: Config) -> list[str]:
     return [f"{name}={_shown(getattr(config, name))}" for name, applies in is_on.items() if applies]
 
 
+def per_image_settings(config: Config) -> list[str]:
+    """Return the settings that only transforms of single images have, as `name=value`, where they are on."""
+    others = {
+        f"vflip={config.vflip:g}": config.vflip > 0,
+        f"aug_repeats={config.aug_repeats:g}": config.aug_repeats > 1,
+        "augment_pipeline": bool(config.augment_pipeline),
+    }
+    return [*timm_only(config), *(text for text, is_on in others.items() if is_on)]
+
+
 def _shown(value: object) -> str:
     return ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)
 

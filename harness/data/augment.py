@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.config.augmentation import CROP_RATIO, CROP_SCALE, NO_POLICY, timm_only
+from harness.config.augmentation import CROP_RATIO, CROP_SCALE, NO_POLICY, per_image_settings
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
@@ -151,7 +151,7 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
     erasing = Erasing(config.erasing, config.erasing_mode, config.erasing_count, _pair(config.erasing_area))
     common: dict[str, Any] = dict(erasing=erasing if config.erasing else None, repeats=config.aug_repeats)
     if config.augment_pipeline:
-        common |= dict(pipeline=config.augment_pipeline, per_image=_per_image(config))
+        common |= dict(pipeline=config.augment_pipeline, per_image=tuple(per_image_settings(config)))
         return Augment("none", 0, config.padding_mode, flip=False, cutout=0, **common)
     is_small = size <= MAX_PAD_CROP_SIZE and not config.sets_resized_crop
     crops: dict[str, Crop] = {
@@ -189,7 +189,7 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
         color_jitter_prob=config.color_jitter_prob,
         grayscale=config.grayscale,
         blur=config.blur,
-        per_image=_per_image(config),
+        per_image=tuple(per_image_settings(config)),
         **common,
     )
 
@@ -197,16 +197,6 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
 def _pair(values: tuple[float, ...]) -> tuple[float, float]:
     low, high = values
     return low, high
-
-
-def _per_image(config: Config) -> tuple[str, ...]:
-    """Return the settings that are on and that batches on the device do not have, as `name=value`."""
-    others = {
-        f"vflip={config.vflip:g}": config.vflip > 0,
-        f"aug_repeats={config.aug_repeats:g}": config.aug_repeats > 1,
-        "augment_pipeline": bool(config.augment_pipeline),
-    }
-    return (*timm_only(config), *(text for text, is_on in others.items() if is_on))
 
 
 def draw_parameters(augment: Augment, size: int, num_images: int, seed: int, epoch: int) -> AugmentParameters:

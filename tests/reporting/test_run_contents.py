@@ -139,3 +139,23 @@ def test_the_configuration_names_what_was_trained(run):
     changed = {setting.name: setting.recipe_value for setting in facts.all_settings(run) if setting.changed}
     assert changed["val_fraction"] == "0" and set(changed) >= {"epochs", "peak_epoch", "val_fraction"}
     assert tuple(run.classes) == small_run.CLASSES
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "crop auto, flip, cutout 8 (timm)"),
+        ({"augment": "none", "auto_augment": "3a"}, "none"),
+        (
+            {"auto_augment": "rand-m9", "color_jitter": "0.4,0.2,0.1", "erasing": 0.25, "aug_repeats": 3, "cutout": 0},
+            "crop auto, flip, rand-m9, color_jitter 0.4, 0.2, 0.1, erasing 0.25, aug_repeats 3 (timm)",
+        ),
+        (
+            {"augment": "albumentations", "augment_pipeline": {"transform": {}}, "mixup": 0.2},
+            "a pipeline of one's own, mixup 0.2 (albumentations)",
+        ),
+    ],
+)
+def test_the_configuration_names_the_augmentation(tmp_path, settings, text):
+    run = read_run(small_run.write_run(tmp_path / "r", **settings))
+    assert dict(facts.configuration(run))["Augmentation"] == text
