@@ -24,6 +24,7 @@ _POLICIES = {
     **dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), rf"mstd{_NUMBER}"),
 }
 MAX_LAYERS = 14  # of RandAugment: with weights an operation is not repeated, and the shortest list has so many
+_LIMITS: dict[str, dict[str, float]] = {"rand": {"n": MAX_LAYERS, "p": 1.0}, "augmix": {"w": 100, "d": 100}}
 POLICY_EXAMPLES = "rand-m9-mstd0.5-inc1, original, v0, 3a or augmix-m3-w3"
 
 
@@ -63,8 +64,7 @@ def _check_policy(policy: str) -> None:
             raise UsageError(
                 f"auto_augment={policy!r}: {name} has no section {section!r}; need such as {POLICY_EXAMPLES}"
             )
-    limits = {"rand": {"n": MAX_LAYERS, "p": 1.0}, "augmix": {"w": 100, "d": 100}}.get(name, {})
-    for key, limit in limits.items():
+    for key, limit in _LIMITS.get(name, {}).items():
         for section in sections:
             if re.fullmatch(rf"{key}{_NUMBER}", section) and float(section[len(key) :]) > limit:
                 raise UsageError(f"auto_augment={policy!r}: {section!r}: need at most {key}{limit:g}")
