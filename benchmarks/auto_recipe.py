@@ -11,6 +11,8 @@ four times as many or as few as `auto` has, 16 to 512), `weight_decay` (log-unif
 times those of `auto`), `label_smoothing` (0, 0.1, 0.2), `crop_padding`, `flip` and `cutout`. Each trial trains on 80 % of the set and is
 scored on the other 20 %. The trial with the highest validation accuracy is then trained on the whole set. `auto` is trained on
 the whole set at once. Both are scored on the test split, which neither has seen, as means over --seeds.
+
+With --log FILE every result is kept, and the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -189,10 +191,11 @@ def work(task: Task) -> dict[str, Any] | None:
 @click.option("--auto-only", is_flag=True, help="Measure only the recipe, without a search.")
 @click.option("--option", "fixed", multiple=True, help="NAME=VALUE: a setting of the recipe's runs and of the search.")
 @click.option("--quick", is_flag=True, help="A tiny network, few digits, two trials.")
+@click.option("--log", type=click.Path(path_type=Path), help="Keep each result here, and read those that it has.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
     data_dir: str, sets: str, trials: int, seeds: int, width: int, jobs: int, minutes: float, auto_only: bool,
-    fixed: tuple[str, ...], quick: bool, out: Path | None,
+    fixed: tuple[str, ...], quick: bool, log: Path | None, out: Path | None,
 ) -> None:  # fmt: skip
     if quick:
         sets, trials, seeds, width, jobs = "digits-28", 2, 1, 4, jobs or 1
@@ -205,7 +208,7 @@ def main(
     common = {"model_args": {"width": width}, **dict(item.split("=", 1) for item in fixed)}
     ends = time.time() + 60 * minutes if minutes else 0.0
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder, Runs(folder, data_dir, names, quick, jobs) as run_all:
+    with tempfile.TemporaryDirectory() as folder, Runs(folder, data_dir, names, quick, jobs, log) as run_all:
         autos = {name: settle(common, dataset_of(name, _arrays, is_search=False)) for name in names}
         tasks: list[Task] = [(name, False, {**common, "seed": seed}, 0.0) for seed in range(seeds) for name in names]
         randoms = {name: np.random.RandomState(SETS.index(name)) for name in names}
@@ -291,7 +294,12 @@ def row_of(
 class Runs:
     """A context that gives `run_all(tasks) -> results`, in worker processes where there are several jobs."""
 
-    def __init__(self, folder: str, data_dir: str, names: Sequence[str], quick: bool, jobs: int) -> None:
+    def __init__(
+        self, folder: str, data_dir: str, names: Sequence[str], quick: bool, jobs: int, log: Path | None
+    ) -> None:
+        self.log = log
+        lines = log.read_text("utf-8").splitlines() if log is not None and log.exists() else []
+        self.logged = {self._key(result): result for result in map(json.loads, lines)}
         _arrays.update(arrays_of(data_dir, names, quick))
         self.pool: ProcessPoolExecutor | None = None
         if jobs > 1:
@@ -308,13 +316,23 @@ class Runs:
 
     def run_all(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """Run the tasks in their order, and return the results of those that were begun in time, in that order."""
-        results = []
-        for result in filter(None, self._results(tasks)):
-            results.append(result)
+        keys = [
+            self._key({"set": name, "search": is_search, "options": options}) for name, is_search, options, _ in tasks
+        ]
+        rest = [task for key, task in zip(keys, tasks, strict=True) if key not in self.logged]
+        for result in filter(None, self._results(rest)):
+            self.logged[self._key(result)] = result
+            if self.log is not None:
+                with self.log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(result) + "\n")
             click.echo(
                 json.dumps({**result, "acc": round(result["acc"], 4), "seconds": round(result["seconds"], 1)}), err=True
             )
-        return results
+        return [self.logged[key] for key in keys if key in self.logged]
+
+    @staticmethod
+    def _key(result: Mapping[str, Any]) -> str:
+        return json.dumps([result["set"], result["search"], result["options"]], sort_keys=True)
 
     def _results(self, tasks: Sequence[Task]) -> Iterator[dict[str, Any] | None]:
         return iter(map(work, tasks)) if self.pool is None else self.pool.map(work, tasks)

@@ -19,7 +19,6 @@ from harness.config.recipe import make_config
 from harness.config.settings import WANDB, Config
 from harness.utils.environment import git_state, processor, usable_cpus, version
 from harness.utils.errors import HarnessError, first_line
-from harness.utils.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -335,7 +334,7 @@ def _run(config: Config) -> Iterator[Diagnosis]:
     except (ImportError, OSError):
         return  # a diagnosis of the versions says so
     values = config.to_dict()
-    summary = f"{values['model']} on {config.data}, batch size {values['batch_size']}, {counted(values['epochs'], 'epoch', 'epochs')}"
+    summary = f"{values['model']} on {config.data}, batch size {values['batch_size']}, {values['epochs']} epoch{'s' * (values['epochs'] != 1)}"
     yield Diagnosis("run", "recipe", f"{config.recipe}: {summary}")
     if config.undecided:
         yield Diagnosis("run", "auto", f"chosen from the data when a run begins: {', '.join(sorted(config.undecided))}")

@@ -14,6 +14,8 @@ from harness.cli.terminal import echo
 from harness.config.settings import WANDB, Config
 from harness.config.sweep_values import complete_options
 from harness.runs.progress import BarReporter, LineReporter
+from harness.utils.environment import world_size
+from harness.utils.errors import UsageError
 
 CURVE = (
     "recipe", "epochs", "schedule", "lr_min", "lr_max", "peak_epoch", "cycles", "momentum", "momentum_min",
@@ -27,9 +29,14 @@ CURVE = (
     type=click.IntRange(1, 1000),
     help="Train this many seeds, from --seed on: mean, standard deviation and 95 % interval, one W&B group.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Choose and check everything, show what would be trained, and stop; nothing is written.",
+)
 @setting_options
 @words_argument
-def run(settings: dict[str, Any], seeds: int | None) -> None:
+def run(settings: dict[str, Any], seeds: int | None, dry_run: bool) -> None:
     """Train, evaluate every epoch, and record everything on disk and in W&B.
 
     An option wins over the recipe, the recipe over the default. Options are understood in any spelling of case, dash
@@ -41,6 +48,7 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
     harness run --recipe digits
     harness run --recipe digits --seeds 5
     harness run --data-dir pictures                         settings chosen from the data: --recipe auto
+    harness run --data-dir pictures --dry-run               what would be chosen, without training
     harness run --data-dir pictures --model resnet18 --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
@@ -49,6 +57,9 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
 
     with report_failed_trial():
         config = config_from_options(complete_options(settings))
+    if dry_run:
+        _show_dry_run(config, seeds)
+        return
     if WANDB in config.tracker and config.wandb != "disabled":
         init.preload()
     from harness.runs import run as runner
@@ -62,6 +73,14 @@ def run(settings: dict[str, Any], seeds: int | None) -> None:
             echo(summary_table(summary))
     finally:
         reporter.close()
+
+
+def _show_dry_run(config: Config, seeds: int | None) -> None:
+    if seeds is not None or world_size() > 1:
+        raise UsageError("--dry-run shows one run in one process; leave --seeds and torchrun out")
+    from harness.runs import dry_run
+
+    echo(dry_run.dry_run(config))
 
 
 def _run_seeds(config: Config, count: int, reporter: LineReporter) -> None:

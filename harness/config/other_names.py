@@ -127,7 +127,7 @@ _REMEDIES = {
     "use --auto-augment, such as --auto-augment rand-m9-mstd0.5-inc1, which also rotates, shears and moves images": "degrees rotate rotation shear translate",
     "use --select best, which keeps the weights of the best epoch": "keepbest savetopk",
     "the latest two checkpoints and the weights of the result are kept": "checkpointhist maxcheckpoints savetotallimit",
-    "use the command harness doctor with the same options, which trains nothing": "check checkonly dryrun fastdevrun plan sanitycheck",
+    "use --dry-run, which chooses and checks everything and trains nothing": "checkonly fastdevrun sanitycheck",
     "use --count, the number of trials": "maxtrials ntrials numsamples numtrials runcap trials",
     "use the command harness evaluate RUN": "evalonly evaluate evaluateonly testonly validate validateonly",
     "use the command harness predict RUN IMAGE...": "infer inference predict predictonly source",

@@ -71,7 +71,7 @@ def test_every_problem_has_a_line_of_advice(tmp_path):
     frames[0].save(root / "train/dog/moving.gif", save_all=True, append_images=frames[1:])
     values, text, _ = describe(root)
     for words in (
-        " images cannot be read, the first is train/cat/broken.jpg: not an image, or one of an unsupported format; repair or remove them",
+        "1 of 78 images cannot be read, the first is train/cat/broken.jpg: not an image, or one of an unsupported format; repair or remove them",
         "the classes are unbalanced: dog has 34 training images and cow 3",
         "1 class has fewer than 10 training images (cow)",
         "1 class has no test image (cow); its accuracy stays unknown",

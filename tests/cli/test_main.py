@@ -122,7 +122,10 @@ def test_help_all_is_an_option(tmp_path):
         (["run", "--num_workers", "1"], "no such option --num_workers (did you mean '--workers'?)"),
         (["run", "--patience=3"], "no such option --patience (did you mean '--early-stop'?)"),
         (["run", "--val=0.1"], "no such option --val (did you mean '--val-fraction'?)"),
-        (["run", "--dry-run"], "no such option --dry-run; use the command harness doctor with the same options"),
+        (
+            ["run", "--sanity-check"],
+            "no such option --sanity-check; use --dry-run, which chooses and checks everything",
+        ),
         (["run", "--verbose"], "no such option --verbose"),
         (["sweep", "x", "--run-cap", "3"], "no such option --run-cap; use --count, the number of trials"),
         (["evaluate", "x", "--spilt", "val"], "(did you mean '--split'?)"),
@@ -150,7 +153,7 @@ def test_names_that_other_trainers_use_lead_to_settings():
             canonical_name(elsewhere)
     for elsewhere, remedy in REMEDIES_ELSEWHERE.items():
         assert elsewhere == normalize_name(elsewhere)
-        if remedy.startswith("use --count"):  # an option of `harness sweep` alone
+        if remedy.startswith(("use --count", "use --dry-run")):  # options of a command, not settings
             continue
         assert settings_in(remedy) <= setting_fields().keys(), remedy
         for command_name in re.findall(r"harness ([a-z-]+) ", remedy):

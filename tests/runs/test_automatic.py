@@ -1,5 +1,6 @@
 """Runs whose settings are chosen from the data: what is kept where, resuming, seeds, several processes, other commands."""
 
+import re
 import shutil
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 
 import harness
 from harness.config import yaml_io
+from harness.models.factory import create_model
 from harness.reporting.html.facts import chosen_settings
 from harness.reporting.html.run_data import read_run
 from harness.runs.automatic import decide_settings
@@ -72,6 +74,24 @@ def test_a_folder_alone_is_trained_with_chosen_settings_that_are_printed_and_kep
     (tracked,) = offline_runs(folder)
     assert tracked.config["batch_size"] == 8 and tracked.config["batch_size_requested"] == "auto"
     assert "automatic.json" in (folder / "SHA256SUMS").read_text()
+
+
+def test_a_dry_run_chooses_as_the_run_does_and_writes_nothing(pictures, tmp_path):
+    words = ["run", "--dry-run", "--data-dir", pictures, *WORDS, "--wandb", "offline"]
+    shown = command(*words, cwd=tmp_path, check=0).stdout
+    assert not any(tmp_path.iterdir())
+    chosen = decide_settings(config_of(pictures, tmp_path)).config
+    for name in CHOSEN:
+        assert re.search(rf"^  {name} +{getattr(chosen, name)} ", shown, re.MULTILINE), (name, shown)
+    model = create_model(chosen, 3)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert "48 training, 12 test images in 3 classes" in shown
+    assert f"custom_resnet: {parameters:,} parameters, images of 24 x 24 pixels" in shown
+    assert "2 epochs, 12 updates with batches of 8" in shown and "Warning: 12 updates in all" in shown
+    assert "range test at the start" in command(*words, "--lr-max", "find", cwd=tmp_path, check=0).stdout
+    for refused in (["--batch-size", 500], ["--seeds", 2]):
+        assert command(*words, *refused, cwd=tmp_path).returncode == 2
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_interrupted_run_keeps_what_it_has_chosen_although_the_choice_would_differ_now(

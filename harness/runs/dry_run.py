@@ -1,0 +1,64 @@
+"""`harness run --dry-run`: what a run would train, on what and for how long, without training or writing anything."""
+
+from __future__ import annotations
+
+from harness.config.settings import Config
+from harness.data.dataset import Dataset
+from harness.lr_finder.finder import with_placeholder_lr
+from harness.models import factory
+from harness.runs.advice import few_updates
+from harness.runs.automatic import choices_table, decide_settings
+from harness.runs.components import Components, build_components
+from harness.runs.extension import with_extension
+from harness.tracking import run_dir
+from harness.tracking.run_names import default_name
+from harness.training.distributed import SingleProcess
+from harness.utils.plain import setting_text
+from harness.utils.text import counted
+
+
+def dry_run(config: Config) -> str:
+    """Return what a run with these settings would be, a line each; everything is read, built and checked as by a run.
+
+    Raises:
+        HarnessError: the run would be refused, for the same reason.
+    """
+    run_dir.check_output(config)
+    config = with_extension(config, SingleProcess())
+    decided = decide_settings(config, kept=run_dir.kept_settings)
+    components = build_components(with_placeholder_lr(decided.config), dataset=decided.dataset)
+    lines = [choices_table(decided.choices), ""] if decided.choices else []
+    lines += [f"{name:<12} {text}" for name, text in _rows(config, decided.config, components)]
+    dataset, settings = components.dataset, components.config
+    if warning := few_updates(components.schedule.steps, settings.epochs, len(dataset.train), settings.batch_size):
+        lines.append(f"Warning: {warning}")
+    return "\n".join([*lines, "Nothing was trained or written."])
+
+
+def _rows(requested: Config, config: Config, components: Components) -> list[tuple[str, str]]:
+    learner, steps = components.learner, components.schedule.steps
+    model, frozen = learner.model, factory.count_frozen(learner.model)
+    parameters = f"{factory.count_parameters(model):,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
+    size = components.preprocess.size
+    rates = f"learning rate {setting_text(config.lr_min)} to {setting_text(config.lr_max)}"
+    if config.needs_lr_find:
+        rates = "learning rates of a range test at the start of the run"
+    rows = [
+        ("data", _images(components.dataset)),
+        ("model", f"{config.model}: {parameters}, images of {size} x {size} pixels"),
+        ("start from", components.initial_note or ("pretrained weights" if config.pretrained else "random weights")),
+        (
+            "training",
+            f"{counted(config.epochs, 'epoch', 'epochs')}, {counted(steps, 'update', 'updates')} with batches of {config.batch_size}",
+        ),
+        ("optimizer", f"{config.optimizer}, {config.schedule} schedule, {rates}"),
+        ("device", f"{learner.device}, {components.config.precision}"),
+        ("directory", f"{config.output}/{requested.name or default_name(requested)}"),
+    ]
+    return rows
+
+
+def _images(dataset: Dataset) -> str:
+    splits = (("training", dataset.train), ("validation", dataset.val), ("test", dataset.test))
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in splits if split is not None)
+    return f"{counts} images in {counted(len(dataset.classes), 'class', 'classes')}"
