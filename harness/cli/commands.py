@@ -22,7 +22,7 @@ ALIASES = {"train": "run", "find": "lr-find", "val": "evaluate", "list": "runs",
 # What `--help` of a command that takes settings shows of them; `--help-all` shows all. For `run` and `lr-find`:
 DAILY = (
     "recipe", "model", "model_args", "pretrained", "init",
-    "data", "data_dir", "image_size", "val_fraction", "augment", "auto_augment", "erasing",
+    "data", "data_dir", "image_size", "val_fraction", "augment",
     "epochs", "batch_size", "optimizer", "weight_decay", "label_smoothing", "ema",
     "schedule", "lr_min", "lr_max", "peak_epoch",
     "seed", "device", "precision",
