@@ -25,20 +25,20 @@ _POLICIES = {
 }
 MAX_LAYERS = 14  # of RandAugment: with weights an operation is not repeated, and the shortest list has so many
 _LIMITS: dict[str, dict[str, float]] = {"rand": {"n": MAX_LAYERS, "p": 1.0}, "augmix": {"w": 100, "d": 100}}
+_RANGES = {
+    "crop_scale": (1.0, "fractions of the area, such as 0.35,1"),
+    "crop_ratio": (100.0, "ratios of width to height, such as 0.75,1.33"),
+    "erasing_area": (1.0, "fractions of the area, such as 0.02,0.33"),
+}
 POLICY_EXAMPLES = "rand-m9-mstd0.5-inc1, original, v0, 3a or augmix-m3-w3"
 
 
 def check_augmentation(config: Config) -> None:
-    """Refuse values and combinations that no augmentation has. With augment=none they have no effect, as crop and flip.
+    """Refuse combinations that no augmentation has. With augment=none they have no effect, as crop and flip.
 
     Raises:
-        UsageError: a value is not allowed, or two settings do not fit together.
+        UsageError: two settings do not fit together.
     """
-    _check_policy(config.auto_augment)
-    _check_jitter(config.color_jitter)
-    _check_range("crop_scale", config.crop_scale, 1.0, "fractions of the area, such as 0.35,1")
-    _check_range("crop_ratio", config.crop_ratio, 100.0, "ratios of width to height, such as 0.75,1.33")
-    _check_range("erasing_area", config.erasing_area, 1.0, "fractions of the area, such as 0.02,0.33")
     if config.augment == "none":
         return
     if config.sets_resized_crop and config.crop in ("pad", "none"):
@@ -53,41 +53,55 @@ def check_augmentation(config: Config) -> None:
         )
 
 
-def _check_policy(policy: str) -> None:
+def check_policy(setting: str, policy: str) -> None:
+    """Refuse a policy that timm does not have, or would read otherwise than it is written.
+
+    Raises:
+        UsageError: it does not.
+    """
     name, *sections = policy.split("-")
     if policy == NO_POLICY:
         return
     if name not in _POLICIES:
-        raise UsageError(f"auto_augment={policy!r}: timm has no such policy; need none, or such as {POLICY_EXAMPLES}")
+        raise UsageError(f"{setting}={policy!r}: timm has no such policy; need none, or such as {POLICY_EXAMPLES}")
     for section in sections:
         if not re.fullmatch(_POLICIES[name], section, re.ASCII):
-            raise UsageError(
-                f"auto_augment={policy!r}: {name} has no section {section!r}; need such as {POLICY_EXAMPLES}"
-            )
+            raise UsageError(f"{setting}={policy!r}: {name} has no section {section!r}; need such as {POLICY_EXAMPLES}")
     for key, limit in _LIMITS.get(name, {}).items():
         for section in sections:
             if re.fullmatch(rf"{key}{_NUMBER}", section) and float(section[len(key) :]) > limit:
-                raise UsageError(f"auto_augment={policy!r}: {section!r}: need at most {key}{limit:g}")
+                raise UsageError(f"{setting}={policy!r}: {section!r}: need at most {key}{limit:g}")
     if name == "augmix" and any(re.fullmatch(r"a0*\.?0*", section) for section in sections):
-        raise UsageError(f"auto_augment={policy!r}: the section a needs a number above 0, such as a1")
+        raise UsageError(f"{setting}={policy!r}: the section a needs a number above 0, such as a1")
 
 
-def _check_jitter(strengths: Sequence[float]) -> None:
+def check_jitter(setting: str, strengths: Sequence[float]) -> None:
+    """Refuse strengths of the colour jitter that torchvision does not take.
+
+    Raises:
+        UsageError: it does not.
+    """
     shown = ",".join(f"{value:g}" for value in strengths)
     if strengths and len(strengths) not in JITTER_COUNTS:
         raise UsageError(
-            f"color_jitter={shown}: need one number, three (brightness, contrast, saturation) or four (also hue)"
+            f"{setting}={shown}: need one number, three (brightness, contrast, saturation) or four (also hue)"
         )
     if any(value < 0 for value in strengths):
-        raise UsageError(f"color_jitter={shown}: need numbers >= 0, such as 0.4")
+        raise UsageError(f"{setting}={shown}: need numbers >= 0, such as 0.4")
     if len(strengths) == JITTER_COUNTS[-1] and strengths[-1] > MAX_HUE:
-        raise UsageError(f"color_jitter={shown}: need a hue, the fourth number, of at most {MAX_HUE:g}")
+        raise UsageError(f"{setting}={shown}: need a hue, the fourth number, of at most {MAX_HUE:g}")
 
 
-def _check_range(name: str, values: Sequence[float], limit: float, meaning: str) -> None:
+def check_range(setting: str, values: Sequence[float]) -> None:
+    """Refuse anything but two numbers in increasing order, within the bounds of the setting.
+
+    Raises:
+        UsageError: they are not.
+    """
+    limit, meaning = _RANGES[setting]
     if len(values) != 2 or not 0 < values[0] <= values[1] <= limit:
         shown = ",".join(f"{value:g}" for value in values)
-        raise UsageError(f"{name}={shown}: need two numbers in increasing order, {meaning}")
+        raise UsageError(f"{setting}={shown}: need two numbers in increasing order, {meaning}")
 
 
 def timm_only(config: Config) -> list[str]:

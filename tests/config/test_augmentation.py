@@ -9,6 +9,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from harness.config.settings import Config, coerce
+from harness.sweep.command import START_RUN
+from harness.sweep.schema import parse_sweep
 from harness.utils.errors import UsageError
 
 NUMBER = st.integers(0, 12).map(str) | st.floats(0, 3).map(lambda value: f"{value:.2f}")
@@ -116,3 +118,18 @@ def test_settings_that_are_off_leave_name_and_digest_of_earlier_runs_alone():
         & plain.affecting_results().keys()
     )
     assert Config(color_jitter="none", crop_scale="0.08,1").digest() == plain.digest() != Config(vflip=0.1).digest()
+
+
+def test_a_sweep_over_a_policy_that_does_not_exist_is_refused_before_it_starts():
+    fixed = {"val_fraction": {"value": 0.1}}
+    for values, message in ((["none", "randm9"], "no such policy"), (["rand-m5", "augmix", "3a", "none"], "")):
+        document = {
+            "method": "grid",
+            "command": list(START_RUN),
+            "parameters": {**fixed, "auto_augment": {"values": values}},
+        }
+        if message:
+            with pytest.raises(UsageError, match=message):
+                parse_sweep(document, "x", {})
+        else:
+            parse_sweep(document, "x", {})
