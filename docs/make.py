@@ -97,7 +97,8 @@ def _setting_row(name: str, default: object) -> str:
     if others := [option for option in option_names(name) if option != f"--{name.replace('_', '-')}"]:
         about += f" Also {', '.join(f'`{option}`' for option in others)}."
     empty = "auto" if is_switch(name) else "none"
-    default = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    if isinstance(default, tuple):
+        default = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in default)
     shown = {"": "", "{}": "", "None": empty}.get(str(default), str(default))
     return f"| `{name}`{' +' if metadata['affects_results'] else ''} | {shown} | {about.replace('|', '/')} |"
 

@@ -72,6 +72,11 @@ RUN = (
     File(f"{FIGURES}/lr.png", "the learning rate of every step, read back from the optimizer"),
     File(f"{FIGURES}/confusion.png", "confusion matrix"),
     File(f"{FIGURES}/reliability.png", "accuracy against confidence, with the calibration error"),
+    File(
+        f"{FIGURES}/augmented.png",
+        "training images of the first batch as the network sees them: augmented, and mixed by Mixup or CutMix",
+        SEEN,
+    ),
     File(f"{FIGURES}/correct.png", "correctly classified images, the most and the least confident", SEEN),
     File(f"{FIGURES}/misclassified.png", "misclassified images, by `--gallery-rule`", SEEN),
     File(
@@ -227,6 +232,7 @@ METRICS = (
     Metric("predictions/reliability", "image", "accuracy against confidence, with the number of images"),
     Metric("predictions/correct", "table", "the rows of the gallery's images", SEEN, JOURNAL_ONLY),
     Metric("predictions/misclassified", "table", "the rows of the gallery's images", f"{SEEN}, an error", JOURNAL_ONLY),
+    Metric("gallery/augmented", "image", "as in `figures/`, with the first epoch", SEEN),
     Metric("gallery/correct", "image", "as in `figures/`", SEEN),
     Metric("gallery/misclassified", "image", "as in `figures/`", SEEN),
     Metric("gallery/gradcam", "image", "as in `figures/`", MAPS),

@@ -251,9 +251,11 @@ def _command(name):
 
 
 def _check_settings(given):
-    """Raise if the settings among the parsed options are refused; a recipe's file need not exist."""
+    """Raise if the settings among the parsed options are refused; the file of a recipe or of a pipeline need not exist."""
     given = {name: value for name, value in given.items() if isinstance(value, str) or (name == "plugin" and value)}
     chosen = {name: value for name, value in given.items() if name in setting_fields()}
+    for name in [name for name in chosen if setting_fields()[name].metadata["is_file"]]:
+        assert chosen.pop(name).endswith((".yaml", ".json"))
     recipe = chosen.get("recipe", Config().recipe)
     if recipe in recipe_paths():
         make_config(chosen)

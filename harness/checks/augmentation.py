@@ -16,6 +16,7 @@ from torch import nn
 
 from harness.checks.finished_run import BATCH_SIZE, BATCH_WANTED
 from harness.checks.table import CheckRow, row
+from harness.config.augmentation import per_image_settings
 from harness.config.settings import Config
 from harness.data.augment import make_augment
 from harness.data.dataset import Dataset, Split, in_memory
@@ -197,6 +198,8 @@ def _cutout(measured: MeasuredAugmentation) -> tuple[str, bool]:
 
 def _order(measured: MeasuredAugmentation, config: Config) -> tuple[str, bool]:
     others = [f"{name} {value:g}" for name in ("mixup", "cutmix") if (value := getattr(config, name))]
+    if config.augment != "none":
+        others += per_image_settings(config) + ([f"erasing={config.erasing:g}"] if config.erasing else [])
     if measured.colour_change > 0.05:
         others.append(f"colours changed by up to {measured.colour_change:.0f} levels")
     if others:

@@ -106,6 +106,8 @@ def setting_help(name: str) -> str:
         parts.append("Or auto: chosen from the data.")
     if config.is_switch(name) and default is None:
         parts.append(f"[{config.AUTO}]")
+    elif isinstance(default, tuple) and default and isinstance(default[0], float):
+        parts.append(f"[{','.join(f'{value:g}' for value in default)}]")
     elif isinstance(default, str | int | float) and default != "":
         parts.append(f"[{default:g}]" if isinstance(default, float) else f"[{default}]")
     return " ".join(parts)
@@ -122,10 +124,13 @@ def _metavar(name: str) -> str:
         "freeze": "PATTERN,...",
         "metrics": "NAME,...",
         "milestones": "EPOCH,...",
+        "augment_pipeline": "FILE",
         "plugin": "NAME,...",
         "tags": "NAME,...",
         "tracker": "NAME,...",
     }
+    if config.setting_types()[name] == tuple[float, ...]:
+        return "NUMBER,..."
     return {int: "N", float: "NUMBER", str: "TEXT"}.get(config.setting_types()[name], special.get(name, "NUMBER"))
 
 

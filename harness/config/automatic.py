@@ -309,7 +309,7 @@ def _are_characters(facts: DataFacts) -> bool:
 
 
 def _gets_resized_crop(config: Config, size: int) -> bool:
-    return config.crop == "resized" or (config.crop == AUTO and size > SMALL_SIDE)
+    return config.crop == "resized" or (config.crop == AUTO and (size > SMALL_SIDE or config.sets_resized_crop))
 
 
 def _input_size(config: Config, facts: DataFacts) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from harness.config.augmentation import check_augmentation
 from harness.config.conversion import BALANCED
 from harness.config.losses import check_loss_args
 from harness.config.names import MODEL_ARGUMENTS, WANDB, may_bring_validation
@@ -20,6 +21,7 @@ def check_combinations(config: Config) -> None:
         UsageError: two settings do not fit together.
     """
     config.grey_limits()
+    check_augmentation(config)
     # The peak belongs to the length that the run was started with.
     extensions = config.extensions()
     epochs = extensions[0][1] if extensions else config.epochs
@@ -83,6 +85,10 @@ def check_combinations(config: Config) -> None:
     if config.select_by != "acc" and config.select == "last" and not config.early_stop:
         raise UsageError(
             f"select_by={config.select_by}, but select=last compares no epochs; set --select best, or leave --select-by out"
+        )
+    if config.sampling == "balanced" and config.aug_repeats > 1:
+        raise UsageError(
+            f"sampling=balanced and aug_repeats={config.aug_repeats:g} both repeat images of an epoch; keep one of them"
         )
     if config.class_weights == BALANCED and config.sampling == "balanced":
         raise UsageError(

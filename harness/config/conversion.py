@@ -6,7 +6,7 @@ import ast
 import json
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from harness.config import yaml_io
 
@@ -48,13 +48,26 @@ def convert(kind: Any, value: Any) -> Any:
             raise ValueError("text without control characters")
         return text
     if get_origin(kind) is tuple:
-        if isinstance(value, str):
-            items = value.strip("[]()").replace("'", "").replace('"', "").split(",")
-            value = [item.strip() for item in items if item.strip()]
-        if not isinstance(value, list | tuple):
-            raise ValueError("a list of strings")
-        return tuple(str(item) for item in value)
+        return _to_list(get_args(kind)[0], value)
     return _to_mapping(value)
+
+
+def _to_list(kind: type[str] | type[float], value: Any) -> tuple[Any, ...]:
+    """Return a list of strings or of numbers; a number alone is a list of one, and `none` is an empty list of numbers."""
+    of_numbers = kind is float
+    if isinstance(value, str):
+        items = value.strip("[]()").replace("'", "").replace('"', "").split(",")
+        value = [item.strip() for item in items if item.strip() and not (of_numbers and item.strip().lower() == "none")]
+    if of_numbers and isinstance(value, int | float) and not isinstance(value, bool):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError("numbers with commas between them" if of_numbers else "a list of strings")
+    if not of_numbers:
+        return tuple(str(item) for item in value)
+    try:
+        return tuple(float(_to_number(float, item)) for item in value)
+    except ValueError:
+        raise ValueError("numbers with commas between them") from None
 
 
 def _to_number(kind: type[int] | type[float], value: Any) -> int | float:

@@ -13,13 +13,23 @@ import math
 import operator
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from harness.config import yaml_io
+from harness.config.augmentation import (
+    CROP_RATIO,
+    CROP_SCALE,
+    ERASING_AREA,
+    NO_POLICY,
+    check_jitter,
+    check_policy,
+    check_range,
+)
 from harness.config.combinations import check_combinations
 from harness.config.conversion import BOOLEANS as BOOLEANS
 from harness.config.conversion import FIND, ClassWeights, NumberOrFind, convert
@@ -55,6 +65,8 @@ def _setting(
     alone: str = "",
     from_data: bool = False,
     is_open: bool = False,
+    is_file: bool = False,
+    check: Callable[[str, Any], None] | None = None,
 ) -> Any:
     """Return a field of `Config`.
 
@@ -68,6 +80,8 @@ def _setting(
         alone: value of an option that is given without one (and of `true`); `false` is the value `none`.
         from_data: whether the value may be `auto`: chosen from the data before training, see `config.automatic`.
         is_open: whether plug-ins may register further choices; those are checked where they are used.
+        is_file: whether the name of a YAML or JSON file stands for the mapping in it, which the run then keeps.
+        check: refuses a converted value that is not allowed, given the name of the setting and the value.
     """
     metadata = dict(
         help=help,
@@ -82,6 +96,8 @@ def _setting(
         alone=alone,
         from_data=from_data,
         is_open=is_open,
+        is_file=is_file,
+        check=check,
     )
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
@@ -129,6 +145,20 @@ class Config:
     flip: bool = _setting(True, "Mirror each training image horizontally with probability 1/2.", group="Data", from_data=True)
     alternating_flip: bool = _setting(False, "With flip: mirror a random half of the images in the first epoch, the other half in the second, and so on in turns, so that two epochs show both views of every image.", group="Data", added_later=True)
     cutout: int = _setting(8, "Side of the Cutout square in pixels; 0: no Cutout.", group="Data", low=0, high=4096, from_data=True)
+    crop_scale: tuple[float, ...] = _setting(CROP_SCALE, "LOW,HIGH: fraction of the area that the random resized crop takes; another than the default makes crop=auto a resized crop.", group="Data", added_later=True, check=check_range)
+    crop_ratio: tuple[float, ...] = _setting(CROP_RATIO, "LOW,HIGH: ratio of width to height of the random resized crop; another than the default makes crop=auto a resized crop.", group="Data", added_later=True, check=check_range)
+    vflip: float = _setting(0.0, "Probability of mirroring each training image vertically.", group="Data", low=0, high=1, added_later=True)
+    auto_augment: str = _setting(NO_POLICY, "timm's policy of random operations: RandAugment (rand-m9-mstd0.5-inc1), AutoAugment (original, originalr, v0, v0r), 3-Augment (3a), AugMix (augmix-m3-w3); none: no policy.", group="Data", added_later=True, check=check_policy)
+    color_jitter: tuple[float, ...] = _setting((), "Greatest change of brightness, contrast and saturation, such as 0.4, or three numbers, or four with the hue (at most 0.5); empty: none. It also applies beside auto_augment.", group="Data", added_later=True, check=check_jitter)
+    color_jitter_prob: float = _setting(1.0, "Probability of the colour jitter.", group="Data", low=0, high=1, added_later=True)
+    grayscale: float = _setting(0.0, "Probability of turning each training image into shades of grey.", group="Data", low=0, high=1, added_later=True)
+    blur: float = _setting(0.0, "Probability of blurring each training image (Gaussian, kernel of 23 pixels, sigma 0.1 to 2).", group="Data", low=0, high=1, added_later=True)
+    erasing: float = _setting(0.0, "Probability of erasing random rectangles of each training image (timm's RandomErasing, after Cutout).", group="Data", low=0, high=1, added_later=True)
+    erasing_mode: str = _setting("pixel", "What erased rectangles are filled with: const: the mean colour; rand: one random colour each; pixel: a random colour for each pixel.", group="Data", choices=("const", "rand", "pixel"), added_later=True)
+    erasing_count: int = _setting(1, "Greatest number of erased rectangles; each image has a random number of them, which share the area.", group="Data", low=1, high=1000, added_later=True)
+    erasing_area: tuple[float, ...] = _setting(ERASING_AREA, "LOW,HIGH: fraction of the area of an image that is erased.", group="Data", added_later=True, check=check_range)
+    aug_repeats: float = _setting(1.0, "Repeated augmentation: each epoch shows its images this many times in a row, each time augmented anew, and as many images fewer, so that it has as many updates as before; 1: off.", group="Data", low=1, high=1000, added_later=True)
+    augment_pipeline: dict[str, Any] = _setting({}, "With augment=albumentations: a YAML or JSON file that albumentations.save has written, in place of crop, flip and cutout. The run keeps its content.", group="Data", added_later=True, is_file=True)
 
     epochs: int = _setting(24, "Number of epochs.", group="Training", low=0, high=1_000_000, from_data=True)
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000, from_data=True)
@@ -314,6 +344,11 @@ class Config:
         return self.pretrained or bool(self.init)
 
     @property
+    def sets_resized_crop(self) -> bool:
+        """Whether the scale or the ratio of the random resized crop is set."""
+        return (self.crop_scale, self.crop_ratio) != (CROP_SCALE, CROP_RATIO)
+
+    @property
     def decays_biases(self) -> bool:
         """Whether the weight decay applies to biases and normalisation layers too."""
         return not self.starts_from_weights if self.bias_decay is None else self.bias_decay
@@ -443,6 +478,8 @@ def coerce(name: str, value: Any) -> Any:
         if value is None or value in ("", "None", "none", "null") or (value == AUTO and is_switch(name)):
             return None
         kind = next(member for member in get_args(kind) if member is not type(None))
+    if metadata["is_file"] and isinstance(value, str) and value.strip().lower().endswith((".yaml", ".yml", ".json")):
+        value = yaml_io.read_yaml(Path(value.strip()).expanduser())  # JSON is YAML
     if metadata["alone"] and (is_on := BOOLEANS.get(str(value).lower())) is not None:
         value = metadata["alone"] if is_on else "none"
     try:
@@ -454,6 +491,8 @@ def coerce(name: str, value: Any) -> Any:
             may_be_registered = metadata["is_open"] and re.fullmatch(PLUGIN_NAME, item, re.ASCII)
             if item not in metadata["choices"] and not may_be_registered:
                 raise UsageError(no_choice(name, item))
+    if metadata["check"] is not None:
+        metadata["check"](name, value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         _check_bounds(name, value, metadata)
     return value

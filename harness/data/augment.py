@@ -1,24 +1,23 @@
 """Random crop, flip and Cutout of training images, in three equivalent implementations: for whole batches on the
-device, with timm's and torchvision's transforms of single images, and with albumentations.
+device (here), with timm's and torchvision's transforms of single images, and with albumentations (`image_transforms`).
 
 The order is crop > flip > normalise > Cutout. The cutout is filled with zero after normalisation, which is the mean
 colour; it is always a complete square inside the image, as in timm's RandomErasing, never clipped at the border.
+Everything else (policies, colours, a pipeline of the user's) transforms single images, between flip and normalise;
+random erasing comes after Cutout, for whole batches (`erasing`).
 """
 
 from __future__ import annotations
 
-import os
-import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from harness.config.augmentation import CROP_RATIO, CROP_SCALE, NO_POLICY, per_image_settings
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
@@ -27,8 +26,21 @@ from harness.utils.seeding import seed_for
 Crop: TypeAlias = Literal["pad", "resized", "none"]
 # With crop=auto, images of up to this side in pixels are padded and cropped; larger ones get a random resized crop.
 MAX_PAD_CROP_SIZE = 64
-SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the random resized crop: fraction of the area, width / height
-CV2_BORDER_TYPES = {"constant": 0, "edge": 1, "reflect": 4}
+MIN_BLUR_SIZE = 12  # pixels: torchvision's blur reflects half of timm's kernel of 23 pixels at the border
+
+
+@dataclass(frozen=True)
+class Erasing:
+    """Random rectangles that are erased of training images; see timm's RandomErasing.
+
+    Attributes:
+        area: the smallest and the greatest fraction of the image's area, for all rectangles of an image.
+    """
+
+    probability: float
+    mode: str
+    count: int
+    area: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,14 @@ class Augment:
         padding: pixels on each side; 0 unless `crop` is `pad`.
         cutout: side of the cutout in pixels; 0 for none.
         alternating_flip: mirror the images in turns (`alternating_flips`) instead of at random.
+        scale, ratio: of the random resized crop: fraction of the area, width / height.
+        vflip: probability of mirroring vertically.
+        policy: timm's string; `none`: no policy.
+        color_jitter: brightness, contrast, saturation and perhaps hue, or one number for the first three; empty: none.
+        color_jitter_prob, grayscale, blur: probabilities.
+        repeats: how often an epoch shows each of its images.
+        pipeline: a serialised pipeline of albumentations, in place of crop and flips; empty: none.
+        per_image: the settings that only transforms of single images have, as `name=value`.
     """
 
     crop: Crop
@@ -48,11 +68,51 @@ class Augment:
     flip: bool
     cutout: int
     alternating_flip: bool = False
+    scale: tuple[float, float] = CROP_SCALE
+    ratio: tuple[float, float] = CROP_RATIO
+    vflip: float = 0.0
+    policy: str = NO_POLICY
+    color_jitter: tuple[float, ...] = ()
+    color_jitter_prob: float = 1.0
+    grayscale: float = 0.0
+    blur: float = 0.0
+    erasing: Erasing | None = None
+    repeats: float = 1.0
+    pipeline: Mapping[str, Any] = field(default_factory=dict)
+    per_image: tuple[str, ...] = ()
 
     @property
     def random_flip(self) -> bool:
         """Whether every image is mirrored at random."""
         return self.flip and not self.alternating_flip
+
+    def describe(self) -> list[str]:
+        """Return the steps in their order, each in a few words with its strength."""
+        crops = {
+            "pad": f"crop after padding by {self.padding}",
+            "resized": f"resized crop {_words(self.scale)}",
+            "none": "",
+        }
+        flip = "alternating flip" if self.alternating_flip else "flip"
+        jitter = f" in {self.color_jitter_prob:.0%}" if self.color_jitter_prob < 1 else ""
+        erasing = self.erasing
+        steps = [
+            "a pipeline of albumentations" if self.pipeline else crops[self.crop],
+            flip if self.flip else "",
+            f"vertical flip in {self.vflip:.0%}" if self.vflip else "",
+            self.policy if self.policy != NO_POLICY else "",
+            f"colour jitter {_words(self.color_jitter)}{jitter}" if self.color_jitter else "",
+            f"grey in {self.grayscale:.0%}" if self.grayscale else "",
+            f"blur in {self.blur:.0%}" if self.blur else "",
+            f"cutout {self.cutout}" if self.cutout else "",
+            f"erasing ({erasing.mode}) in {erasing.probability:.0%}" if erasing else "",
+            f"each image {self.repeats:g} times" if self.repeats > 1 else "",
+        ]
+        return [step for step in steps if step]
+
+
+def _words(values: tuple[float, ...]) -> str:
+    return ", ".join(f"{value:g}" for value in values)
 
 
 @dataclass(frozen=True)
@@ -88,8 +148,14 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
     size = preprocess.size
     if config.augment == "none":
         return Augment("none", 0, config.padding_mode, flip=False, cutout=0)
+    erasing = Erasing(config.erasing, config.erasing_mode, config.erasing_count, _pair(config.erasing_area))
+    common: dict[str, Any] = dict(erasing=erasing if config.erasing else None, repeats=config.aug_repeats)
+    if config.augment_pipeline:
+        common |= dict(pipeline=config.augment_pipeline, per_image=tuple(per_image_settings(config)))
+        return Augment("none", 0, config.padding_mode, flip=False, cutout=0, **common)
+    is_small = size <= MAX_PAD_CROP_SIZE and not config.sets_resized_crop
     crops: dict[str, Crop] = {
-        "auto": "pad" if size <= MAX_PAD_CROP_SIZE else "resized",
+        "auto": "pad" if is_small else "resized",
         "pad": "pad",
         "resized": "resized",
         "none": "none",
@@ -104,7 +170,33 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
         raise UsageError(
             f"crop_padding={padding} with padding_mode=reflect needs images of more than {padding} x {padding} pixels, got {size} x {size}; set a smaller --crop-padding"
         )
-    return Augment(crop, padding, config.padding_mode, config.flip, config.cutout, config.alternating_flip)
+    if config.blur and size < MIN_BLUR_SIZE:
+        raise UsageError(
+            f"blur={config.blur:g} needs images of at least {MIN_BLUR_SIZE} x {MIN_BLUR_SIZE} pixels, got {size} x {size}; leave --blur out, or set --image-size"
+        )
+    return Augment(
+        crop,
+        padding,
+        config.padding_mode,
+        config.flip,
+        config.cutout,
+        config.alternating_flip,
+        scale=_pair(config.crop_scale),
+        ratio=_pair(config.crop_ratio),
+        vflip=config.vflip,
+        policy=config.auto_augment,
+        color_jitter=config.color_jitter if any(config.color_jitter) else (),
+        color_jitter_prob=config.color_jitter_prob,
+        grayscale=config.grayscale,
+        blur=config.blur,
+        per_image=tuple(per_image_settings(config)),
+        **common,
+    )
+
+
+def _pair(values: tuple[float, ...]) -> tuple[float, float]:
+    low, high = values
+    return low, high
 
 
 def draw_parameters(augment: Augment, size: int, num_images: int, seed: int, epoch: int) -> AugmentParameters:
@@ -187,150 +279,3 @@ def apply_augment(
     """
     pixels = crop_and_flip(padded, index, parameters, size).permute(0, 3, 1, 2)
     return cutout(torch.sub(pixels, constants[0]).div_(constants[1]), parameters, side)
-
-
-@contextmanager
-def seeded_rng(seed: int) -> Iterator[None]:
-    """Seed the global generators of Python and of torch on the CPU inside the context, and restore them afterwards."""
-    python, torch_cpu = random.getstate(), torch.get_rng_state()
-    try:
-        _seed(seed)
-        yield
-    finally:
-        random.setstate(python)
-        torch.set_rng_state(torch_cpu)
-
-
-def _seed(seed: int) -> None:
-    random.seed(seed)
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed would also query the GPUs
-
-
-class TimmTransform:
-    """torchvision's and timm's random transforms of one image, as a function of a seed.
-
-    Normalisation and Cutout (`TimmCutout`) follow on the device, for whole batches.
-    """
-
-    normalised = False
-
-    def __init__(self, augment: Augment, preprocess: Preprocess) -> None:
-        from timm.data import create_transform
-        from torchvision import transforms
-
-        self.augment, self.preprocess = augment, preprocess
-        size, half = preprocess.size, 0.5 if augment.random_flip else 0.0
-        if augment.crop == "resized":
-            timm_transform = create_transform(
-                size, is_training=True, hflip=half, color_jitter=None, scale=SCALE, ratio=RATIO,
-                interpolation=preprocess.interpolation, normalize=False,
-            )  # fmt: skip
-            steps = list(timm_transform.transforms[:-1])
-        else:
-            steps = [transforms.RandomHorizontalFlip(half)] if augment.random_flip else []
-            if augment.crop == "pad":
-                steps.insert(0, transforms.RandomCrop(size, augment.padding, padding_mode=augment.padding_mode))
-        self.transform = transforms.Compose(steps)
-
-    def __call__(self, image: Image.Image, seed: int) -> np.ndarray:
-        """Return uint8 [3, size, size]. Call it inside `seeded_rng`, since it seeds the global generators."""
-        _seed(seed)
-        if self.augment.crop != "resized":
-            image = self.preprocess.square(image)
-        return np.ascontiguousarray(np.asarray(self.transform(image)).transpose(2, 0, 1))
-
-
-class TimmCutout:
-    """timm's RandomErasing, set to one square of zeros in every image, as a function of (seed, epoch, batch)."""
-
-    def __init__(
-        self,
-        side: int,
-        size: int,
-        seed: int,
-        device: torch.device,
-        shard: Callable[[int], slice] = lambda batch: slice(0, None),
-    ) -> None:
-        """Create the transform; `shard` maps a batch's index in the epoch to the images in it that this process trains on."""
-        from timm.data.random_erasing import RandomErasing
-
-        area = side**2 / size**2
-        self.erase = RandomErasing(1.0, area, area, min_aspect=1.0, max_aspect=1.0, mode="const", device=device)
-        self.seed, self.epoch, self.batch = seed, 0, 0
-        self.shard = shard
-
-    def start(self, epoch: int, batch: int) -> None:
-        """Set the batch that the next call is for."""
-        self.epoch, self.batch = epoch, batch
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Cut out a square of each of the normalised images [B, 3, H, W], in place."""
-        state = random.getstate()
-        random.seed(seed_for(self.seed, "cutout", self.epoch, self.batch))
-        try:
-            if skipped := self.shard(self.batch).start:  # draw what lower ranks draw for the images of their shards
-                self.erase(torch.empty(skipped, *images.shape[1:]))
-            return self.erase(images)
-        finally:
-            random.setstate(state)
-            self.batch += 1
-
-
-class AlbumentationsTransform:
-    """albumentations' random transforms of one image, as a function of a seed.
-
-    albumentations' own seeding repeats the same stream in every worker process and epoch, and `set_random_seed` gives
-    all transforms of a pipeline the same seed, which correlates them (a crop at the top is then never mirrored).
-    Therefore each image gets one generator, which the transforms draw from in turn.
-    """
-
-    normalised = True
-
-    def __init__(self, augment: Augment, preprocess: Preprocess) -> None:
-        self.augment, self.preprocess = augment, preprocess
-        self._compose: Any = None
-
-    def __call__(self, image: Image.Image, seed: int) -> np.ndarray:
-        """Return float32 [3, size, size], normalised and with its cutout."""
-        if self._compose is None:
-            self._compose = albumentations_compose(self.augment, self.preprocess)
-        if self.augment.crop != "resized":
-            image = self.preprocess.square(image)
-        self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311 - not for secrets
-        augmented = self._compose(image=np.asarray(image))["image"]
-        return np.ascontiguousarray(augmented.transpose(2, 0, 1), dtype=np.float32)
-
-
-def albumentations_compose(augment: Augment, preprocess: Preprocess) -> Any:
-    """Return the albumentations pipeline.
-
-    Raises:
-        UsageError: the package is not installed.
-    """
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # its import would look for a newer version on the network
-    try:
-        import albumentations
-        import cv2
-    except ImportError:
-        raise UsageError(
-            "augment=albumentations needs the package albumentations; run pip install albumentations, or set --augment timm"
-        ) from None
-    cv2.setNumThreads(0)  # the loader runs several processes already
-    size, steps = preprocess.size, []
-    if augment.crop == "pad":
-        if augment.padding:
-            steps.append(
-                albumentations.Pad(augment.padding, fill=0, border_mode=CV2_BORDER_TYPES[augment.padding_mode], p=1)
-            )
-        steps.append(albumentations.RandomCrop(size, size, p=1))
-    elif augment.crop == "resized":
-        cv2_codes = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 4}
-        interpolation = cv2_codes.get(preprocess.interpolation, 1)
-        steps.append(albumentations.RandomResizedCrop((size, size), SCALE, RATIO, interpolation=interpolation, p=1))
-    if augment.random_flip:
-        steps.append(albumentations.HorizontalFlip(p=0.5))
-    steps.append(albumentations.Normalize(preprocess.mean, preprocess.std, max_pixel_value=255, p=1))
-    if augment.cutout:
-        side = (augment.cutout, augment.cutout)
-        steps.append(albumentations.CoarseDropout((1, 1), side, side, fill=0, p=1))
-    return albumentations.Compose(steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from harness.config.settings import Config
 from harness.data.augment import Augment, AugmentParameters, apply_augment, draw_parameters, pad
 from harness.data.balance import balanced_order
 from harness.data.dataset import Dataset, Split
+from harness.data.erasing import make_erasing
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
@@ -74,6 +75,24 @@ def count_steps(num_images: int, batch_size: int, drop_last: bool, min_last_batc
     return steps + 1, num_images
 
 
+def preview_positions(num_images: int, count: int, with_partners: bool) -> list[int]:
+    """Return the positions of the first images of a batch, and of those that Mixup and CutMix mix with them.
+
+    timm mixes the first image with the last, the second with the last but one, and so on; of an odd batch, without the
+    last one. So the images at these positions, taken as a batch, are mixed as in the whole batch.
+
+    Args:
+        num_images: of the batch.
+        count: at most so many of the first images.
+    """
+    if not with_partners:
+        return list(range(min(count, num_images)))
+    even = num_images - num_images % 2
+    if 2 * count >= even:
+        return list(range(num_images))
+    return [*range(count), *range(even - count, even)]
+
+
 def epoch_order(num_images: int, seed: int, epoch: int) -> Tensor:
     """Return a random order of all images, int64 [num_images] on the CPU."""
     return torch.randperm(num_images, generator=torch.Generator().manual_seed(seed_for(seed, "order", epoch)))
@@ -115,6 +134,15 @@ class DeviceTrainLoader:
         self._labels = torch.from_numpy(split.labels).to(device)
         self._classes = split.labels  # on the CPU
         self._constants = preprocess.constants(device)
+        num_images = self.num_images  # a reference to self would make a cycle, and delay the release of the images
+        self._erasing = make_erasing(
+            augment,
+            preprocess.size,
+            config.seed,
+            device,
+            lambda batch: sharder.shard(min(config.batch_size, num_images - batch * config.batch_size)),
+            with_cutout=False,
+        )
         self._prepared: tuple[int, Tensor, Tensor, AugmentParameters] | None = None  # the next epoch
 
     def _prepare(self, epoch: int) -> tuple[int, Tensor, Tensor, AugmentParameters]:
@@ -135,21 +163,44 @@ class DeviceTrainLoader:
 
         The global random generators are not used.
         """
-        batch_size, prepared = self._config.batch_size, self._prepared
+        prepared = self._prepared
         self._prepared = None
         if prepared is None or prepared[0] != epoch:
             prepared = self._prepare(epoch)
         _, order, rows, parameters = prepared
         for batch in range(start, self.steps):
-            items = slice(batch * batch_size, (batch + 1) * batch_size)
-            shard = self._sharder.shard(len(order[items]))
-            index, row = order[items][shard], rows[items][shard]
-            images = apply_augment(
-                self._padded, index, parameters[row], self._size, self._augment.cutout, self._constants
-            )
-            yield images if self._config.channels_last else images.contiguous(), self._labels[index]
+            index, row = self._of_batch(batch, order, rows)
+            yield self._images(epoch, batch, index, parameters[row]), self._labels[index]
         if self._device.type == "cuda":  # it still computes the last updates; later it would wait for the next epoch
             self._prepared = self._prepare(epoch + 1)
+
+    def _of_batch(self, batch: int, *of_epoch: Tensor) -> tuple[Tensor, ...]:
+        """Return this process's part of a batch of each tensor of an epoch."""
+        of_batch = [values[batch * self._config.batch_size :][: self._config.batch_size] for values in of_epoch]
+        return tuple(values[self._sharder.shard(len(values))] for values in of_batch)
+
+    def _images(
+        self,
+        epoch: int,
+        batch: int,
+        index: Tensor,
+        parameters: AugmentParameters,
+        positions: Sequence[int] | None = None,
+    ) -> Tensor:
+        """Return the images at `index` with the augmentation of `parameters`; they have these positions in the process's part of a batch."""
+        images = apply_augment(self._padded, index, parameters, self._size, self._augment.cutout, self._constants)
+        for erase in self._erasing:
+            erase.start(epoch, batch)
+            erase(images, positions)
+        return images if self._config.channels_last else images.contiguous()
+
+    def preview(self, count: int, with_partners: bool = False) -> tuple[Tensor, Tensor]:
+        """Return images at `preview_positions` of the first batch of the first epoch, and their labels."""
+        epoch, order, rows, parameters = self._prepare(0)
+        index, row = self._of_batch(0, order, rows)
+        positions = preview_positions(len(index), count, with_partners)
+        index, row = index[positions], row[positions]
+        return self._images(epoch, 0, index, parameters[row], positions), self._labels[index]
 
     def size(self, batch: int) -> int:
         """Return the number of images in a batch, over all processes."""
@@ -190,6 +241,8 @@ def why_not_on_device(
     """Return the reason why this data cannot be kept on the device, or None where it can."""
     if config.augment == "albumentations":
         return "augment=albumentations transforms single images in worker processes"
+    if augment.per_image:
+        return f"{augment.per_image[0]} transforms single images in worker processes"
     if augment.crop == "resized":
         return "crop=resized transforms single images"
     size, bytes_needed = preprocess.size, 0

@@ -46,6 +46,14 @@ class TrainLoader(Protocol):
         """Return the number of images in a batch, over all processes."""
         ...
 
+    def preview(self, count: int, with_partners: bool = False) -> Batch:
+        """Return the first images of this process in the first batch of the first epoch, as `epoch` yields them.
+
+        Args:
+            with_partners: return also those that Mixup and CutMix mix with them, see `preview_positions`.
+        """
+        ...
+
 
 class EvalLoader(Protocol):
     """Every image of a split once, in order and without augmentation; the last batch may be smaller."""

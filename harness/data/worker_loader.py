@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,25 +14,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from harness.config.settings import Config
-from harness.data.augment import (
-    AlbumentationsTransform,
-    Augment,
-    TimmCutout,
-    TimmTransform,
-    albumentations_compose,
-    alternating_flips,
-    seeded_rng,
-)
+from harness.data.augment import Augment, alternating_flips
 from harness.data.balance import occurrences
 from harness.data.dataset import Split
-from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, training_order
+from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, preview_positions, training_order
+from harness.data.erasing import SeededErasing, make_erasing
+from harness.data.image_transforms import AlbumentationsTransform, TimmTransform, albumentations_compose, seeded_rng
 from harness.data.preprocess import Preprocess
 from harness.data.worker_pool import WorkerPool, iterate_checked, send_limit
 from harness.utils.environment import usable_cpus
+from harness.utils.errors import DataError, UsageError, first_line
 from harness.utils.seeding import seed_for
 
 # (epoch, index of the image), and how often it came before in the epoch, where it did
-Key: TypeAlias = tuple[int, ...]
+Key: TypeAlias = tuple[int, int] | tuple[int, int, int]
 
 
 class AugmentedDataset(Dataset):
@@ -48,12 +45,12 @@ class AugmentedDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, int]]:
         """Return a whole batch; torch's loader calls this, so the generators are restored only once per batch."""
-        with seeded_rng(0):
+        with seeded_rng(0, numpy=self.transform.draws_numpy):
             return [self._load(*key) for key in keys]
 
-    def _load(self, epoch: int, index: int, *repeat: int) -> tuple[np.ndarray, int]:
+    def _load(self, epoch: int, index: int, *repetition: int) -> tuple[np.ndarray, int]:
         image, label = self.source[index]
-        pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repeat))
+        pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repetition))
         if self.transform.augment.alternating_flip and self._is_mirrored(epoch, index):
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         return pixels, label
@@ -62,6 +59,21 @@ class AugmentedDataset(Dataset):
         if self._flips is None or self._flips[0] != epoch:
             self._flips = epoch, alternating_flips(len(self), self.seed, epoch).numpy()
         return bool(self._flips[1][index])
+
+
+def check_pipeline(transform: TimmTransform | AlbumentationsTransform, split: Split) -> None:
+    """Refuse a pipeline of the user's that fails, or gives no input of the network, on the first image of the split.
+
+    Raises:
+        UsageError: it does.
+    """
+    image, _ = split.source[0]
+    try:
+        transform(image, 0)
+    except DataError as error:
+        raise UsageError(str(error)) from None
+    except Exception as error:  # noqa: BLE001 - what a transform raises is not known
+        raise UsageError(f"augment_pipeline fails on {split.ids[0]}: {first_line(error)[:200]}") from None
 
 
 class EvalDataset(Dataset):
@@ -78,15 +90,31 @@ class EvalDataset(Dataset):
         return self.preprocess.pixels(image).numpy(), label
 
 
+def repeat_images(order: Sequence[int], repeats: float) -> list[tuple[int, int]]:
+    """Return as many (image, repetition) as there are images in `order`: the first ones, each `repeats` times in a row.
+
+    The order of timm's RepeatAugSampler, also for a number that is not whole: the image at place i of the list is that at
+    place `i // repeats` of `order`.
+    """
+    repeated: list[tuple[int, int]] = []
+    for place in range(len(order)):
+        image = order[int(place // repeats)]
+        is_next = bool(repeated) and repeated[-1][0] == image
+        repeated.append((image, repeated[-1][1] + 1 if is_next else 0))
+    return repeated
+
+
 class EpochOrder(Sampler[list[Key]]):
     """The batches of one epoch as lists of keys, from batch `start` on, so that skipped images are not decoded.
 
     Attributes:
+        repeats: how often an epoch shows each of its images.
         epoch, start: what the next iteration serves.
     """
 
-    def __init__(self, labels: np.ndarray, steps: int, config: Config, sharder: Sharder) -> None:
+    def __init__(self, labels: np.ndarray, steps: int, config: Config, sharder: Sharder, repeats: float = 1.0) -> None:
         self.labels, self.steps, self.config, self.sharder = labels, steps, config, sharder
+        self.repeats = repeats
         self.epoch, self.start = 0, 0
 
     def __len__(self) -> int:
@@ -95,12 +123,15 @@ class EpochOrder(Sampler[list[Key]]):
     def __iter__(self) -> Iterator[list[Key]]:
         batch_size, epoch = self.config.batch_size, self.epoch
         order = training_order(self.labels, self.config, epoch)
-        numbers = occurrences(order.numpy()).tolist() if self.config.sampling == "balanced" else []
-        indices = order.tolist()
+        images = [(index, 0) for index in order.tolist()]
+        if self.config.sampling == "balanced":
+            images = list(zip(order.tolist(), occurrences(order.numpy()).tolist(), strict=True))
+        elif self.repeats > 1:
+            images = repeat_images(order.tolist(), self.repeats)
+        keys: list[Key] = [(epoch, index, number) if number else (epoch, index) for index, number in images]
         for batch in range(self.start, self.steps):
-            items = range(len(indices))[batch * batch_size : (batch + 1) * batch_size]
-            items = items[self.sharder.shard(len(items))]
-            yield [(epoch, indices[item], *((numbers[item],) if numbers and numbers[item] else ())) for item in items]
+            of_batch = keys[batch * batch_size : (batch + 1) * batch_size]
+            yield of_batch[self.sharder.shard(len(of_batch))]
 
 
 class WorkerTrainLoader:
@@ -123,26 +154,32 @@ class WorkerTrainLoader:
             len(split), config.batch_size, config.drop_last, 2 * sharder.world_size
         )
         self._config = config
-        self._order = EpochOrder(split.labels, self.steps, config, sharder)
-        self._cutout: TimmCutout | None = None
+        self._order = EpochOrder(split.labels, self.steps, config, sharder, augment.repeats)
+        # Without a reference to self: the cycle would delay its deletion, and with it the end of its workers.
+        batch_size, num_images = config.batch_size, self.num_images
         if config.augment == "albumentations":
-            albumentations_compose(augment, preprocess)  # reports a missing package here rather than in a worker
             transform: TimmTransform | AlbumentationsTransform = AlbumentationsTransform(augment, preprocess)
+            # What is wrong with the package or with a pipeline is reported here rather than by a worker.
+            albumentations_compose(augment, preprocess)
+            if augment.pipeline:
+                check_pipeline(transform, split)
         else:
             transform = TimmTransform(augment, preprocess)
-            if augment.cutout:
-                # Without a reference to self: the cycle would delay its deletion, and with it the end of its workers.
-                batch_size, num_images = config.batch_size, self.num_images
-                self._cutout = TimmCutout(
-                    augment.cutout,
-                    preprocess.size,
-                    config.seed,
-                    device,
-                    lambda batch: sharder.shard(min(batch_size, num_images - batch * batch_size)),
-                )
-        dataset = AugmentedDataset(split.source, transform, config.seed)
-        loader, self.workers = _make_dataloader(dataset, config, device, batch_sampler=self._order)
-        self._batches = _prefetch(loader, preprocess, device, normalised=transform.normalised, cutout=self._cutout)
+        self._erasing = make_erasing(
+            augment,
+            preprocess.size,
+            config.seed,
+            device,
+            lambda batch: sharder.shard(min(batch_size, num_images - batch * batch_size)),
+            with_cutout=not transform.normalised,  # albumentations cuts out itself
+        )
+        self._dataset, self._preprocess, self._device = (
+            AugmentedDataset(split.source, transform, config.seed),
+            preprocess,
+            device,
+        )
+        loader, self.workers = _make_dataloader(self._dataset, config, device, batch_sampler=self._order)
+        self._batches = _prefetch(loader, preprocess, device, normalised=transform.normalised, erasing=self._erasing)
         self._iteration = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
@@ -156,8 +193,8 @@ class WorkerTrainLoader:
         self._iteration += 1
         iteration = self._iteration
         self._order.epoch, self._order.start = epoch, start
-        if self._cutout:
-            self._cutout.start(epoch, start)
+        for erase in self._erasing:
+            erase.start(epoch, start)
         if start >= self.steps:
             return
         for images, labels in iterate_checked(self._batches, self.workers):
@@ -166,6 +203,24 @@ class WorkerTrainLoader:
                 raise RuntimeError(
                     f"epoch {epoch} was abandoned for another one; start it again with epoch({epoch}, start=...)"
                 )
+
+    def preview(self, count: int, with_partners: bool = False) -> tuple[Tensor, Tensor]:
+        """Return images at `preview_positions` of the first batch of the first epoch, and their labels.
+
+        They are made in this process, since an epoch that is begun and left would keep the workers busy.
+        """
+        first = copy.copy(self._order)
+        first.epoch, first.start = 0, 0
+        keys = next(iter(first))
+        positions = preview_positions(len(keys), count, with_partners)
+        images, labels = _collate(self._dataset.__getitems__([keys[position] for position in positions]))
+        images, labels = images.to(self._device), labels.to(self._device)
+        if not self._dataset.transform.normalised:
+            images = self._preprocess.normalise(images)
+        for erase in map(copy.copy, self._erasing):  # an epoch may be under way
+            erase.start(0, 0)
+            erase(images, positions)
+        return _set_memory_format(images, self._config), labels
 
     def size(self, batch: int) -> int:
         """Return the number of images in a batch, over all processes."""
@@ -183,7 +238,7 @@ class WorkerEvalLoader:
         self._config, self._arguments = config, (split, preprocess, config, device)
         dataset = Subset(EvalDataset(split.source, preprocess), items)
         loader, self.workers = _make_dataloader(dataset, config, device, batch_size=config.eval_batch_size)
-        self._batches = _prefetch(loader, preprocess, device, normalised=False, cutout=None)
+        self._batches = _prefetch(loader, preprocess, device, normalised=False, erasing=[])
 
     def shard(self, sharder: Sharder) -> WorkerEvalLoader:
         """Return a loader of this process's images."""
@@ -233,16 +288,27 @@ def _make_dataloader(
 
 
 def _prefetch(
-    loader: DataLoader, preprocess: Preprocess, device: torch.device, *, normalised: bool, cutout: TimmCutout | None
+    loader: DataLoader,
+    preprocess: Preprocess,
+    device: torch.device,
+    *,
+    normalised: bool,
+    erasing: Sequence[SeededErasing],
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Wrap the loader in timm's PrefetchLoader, which copies batches to the device ahead, normalises and cuts out."""
+    """Wrap the loader in timm's PrefetchLoader, which copies batches to the device ahead, normalises and erases."""
     from timm.data.loader import PrefetchLoader
 
     # For images that are normalised already: subtracts 0 and divides by 255 * (1 / 255) = 1, which is exact.
     mean, std = ((0.0,) * 3, (1 / 255,) * 3) if normalised else (preprocess.mean, preprocess.std)
     batches = PrefetchLoader(loader, mean=mean, std=std, device=device)
-    batches.random_erasing = cutout
+    batches.random_erasing = functools.partial(_erase, erasing) if erasing else None
     return batches
+
+
+def _erase(erasing: Sequence[SeededErasing], images: Tensor) -> Tensor:
+    for erase in erasing:
+        images = erase(images)
+    return images
 
 
 def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:

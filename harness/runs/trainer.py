@@ -16,6 +16,8 @@ from harness.config.names import SELECTION_TEXTS
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.models.pretrained import architecture_of
+from harness.reporting import augmented_images
+from harness.reporting.augmented_images import draw_augmented
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
@@ -24,7 +26,7 @@ from harness.runs.progress import ProgressReporter
 from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
-from harness.tracking.records import Record, Scalar, Value
+from harness.tracking.records import Image, Record, Scalar, Value
 from harness.tracking.run_dir import RunDir, RunState
 from harness.tracking.tracker import Tracker
 from harness.training import checkpoint
@@ -70,6 +72,7 @@ class Trainer:
     state: TrainerState
     stop_requests: StopRequests
     reported_micro_batches: int = 1
+    augmented: Image | None = None  # until it has been recorded
 
     def __post_init__(self) -> None:
         learner = self.components.learner
@@ -84,6 +87,7 @@ class Trainer:
         Args:
             environment: plain facts of the machine, for the summary.
         """
+        self._draw_augmented()
         self.train()
         fault_injection.point("phase")
         trained_at = time.monotonic()
@@ -105,6 +109,19 @@ class Trainer:
         self.tracker.summary(flatten_summary(summary))
         self.model_log.log_result(summary)
         return RunResult(self.directory.path, summary, self.state.history, model)
+
+    def _draw_augmented(self) -> None:
+        """Draw augmented training images, for the record of the first epoch; not in a run that has resumed after it."""
+        components, config = self.components, self.components.config
+        if config.gallery and config.epochs and not self.state.history:
+            self.augmented = draw_augmented(
+                components.loaders.train,
+                components.learner.mix,
+                config,
+                components.preprocess,
+                components.dataset.classes,
+                self.directory.figures / augmented_images.NAME,
+            )
 
     def train(self) -> None:
         """Train the epochs that are left. A process that is not the main one does nothing else."""
@@ -176,6 +193,8 @@ class Trainer:
         epoch, value = best[f"best/{split}_{metric}"]
         values: dict[str, Value] = {**record.values, **{name: best[name][1] for name in sorted(best)}, **self._watch()}
         details: Mapping[str, Value] = {}
+        if self.augmented is not None:
+            values["gallery/augmented"], self.augmented = self.augmented, None
         if (explained := self._explain_epoch(record)) is not None:
             values, details = {**values, **explained.values}, explained.details
         self.tracker.record(dataclasses.replace(record, values=values, details=details))

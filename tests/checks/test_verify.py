@@ -64,6 +64,8 @@ def test_the_shipped_recipes_of_the_specification_do_not_deviate(recipe):
         ({"cutout": 0}, {"cutout"}),
         ({"flip": False}, {"flip"}),
         ({"mixup": 0.2}, {"order"}),
+        ({"aug_repeats": 2}, {"order"}),
+        ({"color_jitter": 0.4}, {"crop", "order"}),
         ({"augment": "none"}, {"crop", "flip", "cutout"}),
         ({"epochs": 23, "peak_epoch": 5}, {"epochs"}),
         ({"peak_epoch": 6}, {"LR maximum"}),

@@ -172,6 +172,10 @@ USUAL = """
     --label_smoothing_factor=0:label_smoothing --dataloader_num_workers=1:workers --report_to=wandb:tracker
     --save_steps=5:checkpoint_every --output_dir=x:output --fp16:precision --bf16=True:precision --bs=9:batch_size --arch=x:model
     --lr0=1:lr_max --lrf=1:lr_min_ratio --imgsz=32:image_size --patience=3:early_stop --batch=9:batch_size --amp:precision
+    --aa=rand-m9:auto_augment --reprob=0.2:erasing --remode=pixel:erasing_mode --recount=2:erasing_count --color-jitter=0.4:color_jitter
+    --color-jitter-prob=1:color_jitter_prob --grayscale-prob=0:grayscale --gaussian-blur-prob=0:blur --hflip=0.5:flip --vflip=0.5:vflip
+    --scale=0.1:crop_scale --ratio=0.7:crop_ratio --aug-repeats=3:aug_repeats --ra-reps=3:aug_repeats --no-aug=1:augment
+    --flipud=0.5:vflip --fliplr=0.5:flip --hsv_h=0.1:color_jitter --degrees=10:auto_augment --erasing=0.4:erasing --scale=0.5:crop_scale
     --optimizer=sgd:optimizer --seed=1:seed --num-classes=3:classes --wd=0:weight_decay --lr=1:lr_max --workers=1:workers
 """
 

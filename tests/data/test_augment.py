@@ -9,8 +9,10 @@ from PIL import Image
 
 from harness.config.settings import Config
 from harness.data import augment as subject
+from harness.data import image_transforms
 from harness.data.dataset import Dataset, in_memory
 from harness.data.device_loader import epoch_order
+from harness.data.erasing import TimmCutout
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
@@ -186,14 +188,14 @@ def test_a_cutout_or_padding_that_does_not_fit_the_image_is_refused(settings, me
     subject.make_augment(Config(augment="none", **settings), PREPROCESS)
 
 
-@pytest.mark.parametrize("kind", [subject.TimmTransform, subject.AlbumentationsTransform])
+@pytest.mark.parametrize("kind", [image_transforms.TimmTransform, image_transforms.AlbumentationsTransform])
 @pytest.mark.parametrize("crop", ["pad", "resized", "none"])
 def test_a_transform_of_one_image_is_a_function_of_its_seed(kind, crop):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     augment = subject.Augment(crop, 4 if crop == "pad" else 0, "constant", True, 8)
 
     def run(transform, seed):
-        with subject.seeded_rng(0):
+        with image_transforms.seeded_rng(0):
             return transform(image, seed)
 
     transform = kind(augment, PREPROCESS)
@@ -210,10 +212,10 @@ def test_a_transform_of_one_image_is_a_function_of_its_seed(kind, crop):
 def test_the_resized_crop_takes_a_random_part_of_a_large_image():
     rows = np.repeat(np.arange(200, dtype=np.uint8)[:, None, None], 300, 1).repeat(3, 2)
     augment = subject.Augment("resized", 0, "constant", False, 0)
-    for kind in (subject.TimmTransform, subject.AlbumentationsTransform):
+    for kind in (image_transforms.TimmTransform, image_transforms.AlbumentationsTransform):
         transform = kind(augment, PREPROCESS)
         spans = []
-        with subject.seeded_rng(0):
+        with image_transforms.seeded_rng(0):
             for seed in range(60):
                 image = transform(Image.fromarray(rows), seed).astype(float)
                 values = (image * STD[0] + MEAN[0]) * 255 if kind.normalised else image
@@ -223,7 +225,7 @@ def test_the_resized_crop_takes_a_random_part_of_a_large_image():
 
 def test_timms_cutout_is_a_function_of_seed_epoch_and_batch_and_leaves_python_random_alone():
     def cut(seed, epoch, batch):
-        cutout = subject.TimmCutout(8, SIZE, seed, torch.device("cpu"))
+        cutout = TimmCutout(8, SIZE, seed, torch.device("cpu"))
         cutout.start(epoch, batch)
         return cutout(torch.ones(4, 3, SIZE, SIZE))
 
@@ -234,7 +236,7 @@ def test_timms_cutout_is_a_function_of_seed_epoch_and_batch_and_leaves_python_ra
     random.random()
     assert torch.equal(cut(0, 1, 2), first)
     assert all(not torch.equal(cut(*other), first) for other in ((1, 1, 2), (0, 2, 2), (0, 1, 3)))
-    next_cutout = subject.TimmCutout(8, SIZE, 0, torch.device("cpu"))
+    next_cutout = TimmCutout(8, SIZE, 0, torch.device("cpu"))
     next_cutout.start(1, 1)
     next_cutout(torch.ones(4, 3, SIZE, SIZE))
     assert torch.equal(next_cutout(torch.ones(4, 3, SIZE, SIZE)), first)
@@ -248,7 +250,7 @@ def test_seeded_rng_seeds_inside_and_restores_outside():
     torch.manual_seed(1)
     draws = []
     for _ in range(2):
-        with subject.seeded_rng(9):
+        with image_transforms.seeded_rng(9):
             draws.append((random.random(), torch.rand(1).item()))
     assert draws[0] == draws[1] and (random.random(), torch.rand(1).item()) == expected
 

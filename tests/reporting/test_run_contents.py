@@ -148,3 +148,23 @@ def test_the_configuration_names_what_was_trained(run):
 def test_the_configuration_names_the_warm_up(tmp_path, settings, text):
     rates = dict(facts.configuration(read_run(write_run(tmp_path / "run", "stopped", **settings))))["Learning rate"]
     assert rates.endswith(text) and ("warm-up" in rates) == bool(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({}, "crop auto, flip, cutout 8 (timm)"),
+        ({"augment": "none", "auto_augment": "3a"}, "none"),
+        (
+            {"auto_augment": "rand-m9", "color_jitter": "0.4,0.2,0.1", "erasing": 0.25, "aug_repeats": 3, "cutout": 0},
+            "crop auto, flip, rand-m9, color_jitter 0.4, 0.2, 0.1, erasing 0.25, aug_repeats 3 (timm)",
+        ),
+        (
+            {"augment": "albumentations", "augment_pipeline": {"transform": {}}, "mixup": 0.2},
+            "a pipeline of one's own, mixup 0.2 (albumentations)",
+        ),
+    ],
+)
+def test_the_configuration_names_the_augmentation(tmp_path, settings, text):
+    run = read_run(write_run(tmp_path / "r", **settings))
+    assert dict(facts.configuration(run))["Augmentation"] == text

@@ -157,6 +157,7 @@ def test_each_image_of_a_run_is_in_its_section(finished):
             for key in getattr(panel, "media_keys", ()) or [getattr(panel, "table_name", "")]:
                 sections[key] = title
     assert sections["gallery/correct"] == sections["gallery/misclassified"] == "Correct and misclassified images"
+    assert sections["gallery/augmented"] == "Training images as augmented"
     assert sections["gallery/gradcam"] == sections["explain/gradcam"] == "Grad-CAM"
     assert sections["predictions/confusion"] == sections["predictions/per_class"] == "Classes"
     assert {"train/loss", "test/loss", "train/acc", "test/acc", "lr", "train/step_loss"} <= shown(report)

@@ -13,9 +13,13 @@ from hypothesis import strategies as st
 import harness
 from harness.config.settings import Config
 from harness.data import augment
+from harness.data.augment import Erasing
 from harness.data.dataset import hold_out, in_memory
 from harness.data.device_loader import epoch_order
+from harness.data.erasing import TimmCutout, TimmErasing
+from harness.data.image_transforms import TimmTransform
 from harness.data.mixup import make_mixup
+from harness.data.preprocess import Preprocess
 from harness.data.worker_loader import AugmentedDataset
 from harness.evaluation.selection import choose_images
 from harness.lr_finder.range_test import LRRange, curve_of_seed
@@ -79,18 +83,24 @@ def parameters_of_augmentation(seed, epoch):
     return [values.tolist() for values in vars(drawn).values()]
 
 
-def pixels_of_a_worker(seed, epoch, index):
+def pixels_of_a_worker(seed, epoch, index, repetition):
     picture = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     split = in_memory("train", np.broadcast_to(picture, (2, 32, 32, 3)), np.zeros(2, int), ["0", "1"])
-    preprocess = augment.Preprocess(32, (0.5,) * 3, (0.2,) * 3, 1.0, "bicubic")
-    transform = augment.TimmTransform(augment.Augment("pad", 4, "constant", True, 0), preprocess)
-    return AugmentedDataset(split.source, transform, seed)[epoch, index][0].tolist()
+    preprocess = Preprocess(32, (0.5,) * 3, (0.2,) * 3, 1.0, "bicubic")
+    transform = TimmTransform(augment.Augment("pad", 4, "constant", True, 0), preprocess)
+    return AugmentedDataset(split.source, transform, seed)[epoch, index, repetition][0].tolist()
 
 
 def cutouts_of_a_batch(seed, epoch, batch):
-    cutout = augment.TimmCutout(8, 32, seed, torch.device("cpu"))
+    cutout = TimmCutout(8, 32, seed, torch.device("cpu"))
     cutout.start(epoch, batch)
     return cutout(torch.ones(4, 3, 32, 32)).tolist()
+
+
+def erased_images(seed, epoch, batch):
+    erasing = TimmErasing(Erasing(0.9, "pixel", 3, (0.02, 0.3)), seed, torch.device("cpu"))
+    erasing.start(epoch, batch)
+    return erasing(torch.ones(4, 3, 16, 16)).tolist()
 
 
 def mixed_images(seed, step):
@@ -127,6 +137,7 @@ DRAWS = {
     "augment an image": pixels_of_a_worker,
     "flip": lambda seed, epoch: augment.alternating_flips(50, seed, epoch).tolist(),
     "cutout": cutouts_of_a_batch,
+    "erase": erased_images,
     "mix": mixed_images,
     "epoch": dropout_in_training,
     "epoch of a range test": dropout_in_a_range_test,

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from harness.config.augmentation import NO_POLICY
 from harness.config.names import REPORTED_SPLITS, SELECTION_TEXTS, SPLIT_LABELS
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, setting_fields
@@ -191,12 +192,23 @@ def _found_by_range_test(config: Mapping[str, Any]) -> str:
 def _augmentation(config: Mapping[str, Any]) -> str:
     if config.get("augment") == "none":
         return "none"
+    fixed = [f"crop {config.get('crop')}", "flip" if config.get("flip") else "", _named(config, "cutout")]
+    policy = config.get("auto_augment", NO_POLICY)
     parts = [
-        f"crop {config.get('crop')}",
-        "flip" if config.get("flip") else "",
-        *(f"{name} {config.get(name)}" if config.get(name) else "" for name in ("cutout", "mixup", "cutmix")),
+        *(["a pipeline of one's own"] if config.get("augment_pipeline") else fixed),
+        str(policy) if policy != NO_POLICY else "",
+        *(
+            _named(config, name)
+            for name in ("vflip", "color_jitter", "grayscale", "blur", "erasing", "mixup", "cutmix")
+        ),
+        _named(config, "aug_repeats") if number(config.get("aug_repeats")) > 1 else "",
     ]
     return f"{', '.join(text for text in parts if text)} ({config.get('augment')})"
+
+
+def _named(config: Mapping[str, Any], name: str) -> str:
+    """Return a setting with its value; empty where it is off."""
+    return f"{name} {setting_text(config[name])}" if config.get(name) else ""
 
 
 def all_settings(run: RunData) -> list[Setting]:

@@ -103,6 +103,15 @@ def galleries(run: RunData) -> list[Gallery]:
     return made
 
 
+def augmented_view(run: RunData) -> ImageView | None:
+    """Return the grid of augmented training images; None where the run has none."""
+    image = run.value("gallery/augmented")
+    if not (uri := image_uri(image)):
+        return None
+    caption = image.caption if isinstance(image, Image) else ""
+    return ImageView(uri, "training images as the network sees them, with their classes", caption)
+
+
 def _rows(run: RunData, key: str) -> list[dict[str, Any]]:
     table = run.table(key)
     return [dict(zip(table.columns, row, strict=True)) for row in table.rows] if table else []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.evaluation.metrics import confusion_matrix, most_confused, per_class, reliability
 from harness.reporting.html import comparison, facts, run_charts, sweep_charts
-from harness.reporting.html.galleries import galleries
+from harness.reporting.html.galleries import augmented_view, galleries
 from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.plotly import Chart
 from harness.reporting.html.run_data import RunData, contained, is_sweep, read_run, resolve_folders
@@ -119,6 +119,7 @@ def run_page(run: RunData) -> str:
         matrix=matrix.tolist() if matrix is not None and len(matrix) <= MATRIX_ROWS else [],
         bins=calibration.bins if calibration else [],
         galleries=galleries(run),
+        augmented=augmented_view(run),
         times=times,
         environment=facts.environment_facts(run),
         commands=facts.reproduce_commands(run),

@@ -18,6 +18,7 @@ MEDIA = ("image-file", "images/separated", "plotly-file")  # what W&B's media pa
 # Sections of images, tables and charts, and the prefixes of their keys.
 REPORT_SECTIONS = (
     ("Learning-rate range test", ("find/",)),
+    ("Training images as augmented", ("gallery/augmented",)),
     (
         "Correct and misclassified images",
         ("gallery/correct", "gallery/misclassified", "predictions/correct", "predictions/misclassified"),

@@ -1,0 +1,151 @@
+"""What the settings of augmentation may say: timm's policy strings, ranges, and which of them go together."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from harness.utils.errors import UsageError
+
+if TYPE_CHECKING:
+    from harness.config.settings import Config
+
+NO_POLICY = "none"
+CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the random resized crop: fraction of the area, width / height
+ERASING_AREA = (0.02, 1 / 3)  # timm's default
+MAX_HUE = 0.5  # half of the colour circle: torchvision takes no more
+JITTER_COUNTS = (1, 3, 4)  # of all; of brightness, contrast, saturation; of these and the hue
+# timm skips what it cannot read of a policy, or stops in an assertion; so the sections are listed here.
+_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_POLICIES = {
+    "rand": rf"m\d+|n[1-9]\d*|p{_NUMBER}|mstd{_NUMBER}|mmax[1-9]\d*|inc[01]|t(?:weights|3aw|3a)",
+    "augmix": rf"m\d+|w[1-9]\d*|d[1-9]\d*|a{_NUMBER}|b[01]|mstd{_NUMBER}",
+    **dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), rf"mstd{_NUMBER}"),
+}
+MAX_LAYERS = 14  # of RandAugment: with weights an operation is not repeated, and the shortest list has so many
+_LIMITS: dict[str, dict[str, float]] = {"rand": {"n": MAX_LAYERS, "p": 1.0}, "augmix": {"w": 100, "d": 100}}
+_RANGES = {
+    "crop_scale": (1.0, "fractions of the area, such as 0.35,1"),
+    "crop_ratio": (100.0, "ratios of width to height, such as 0.75,1.33"),
+    "erasing_area": (1.0, "fractions of the area, such as 0.02,0.33"),
+}
+POLICY_EXAMPLES = "rand-m9-mstd0.5-inc1, original, v0, 3a or augmix-m3-w3"
+
+
+def check_augmentation(config: Config) -> None:
+    """Refuse combinations that no augmentation has. With augment=none they have no effect, as crop and flip.
+
+    Raises:
+        UsageError: two settings do not fit together.
+    """
+    if config.augment == "none":
+        return
+    if config.sets_resized_crop and config.crop in ("pad", "none"):
+        raise UsageError(
+            f"crop_scale and crop_ratio belong to the random resized crop, and crop={config.crop}; set --crop resized"
+        )
+    if config.augment == "albumentations":
+        _check_albumentations(config)
+    elif config.augment_pipeline:
+        raise UsageError(
+            f"augment_pipeline is a pipeline of albumentations, and augment={config.augment}; set --augment albumentations"
+        )
+
+
+def check_policy(setting: str, policy: str) -> None:
+    """Refuse a policy that timm does not have, or would read otherwise than it is written.
+
+    Raises:
+        UsageError: it does not.
+    """
+    name, *sections = policy.split("-")
+    if policy == NO_POLICY:
+        return
+    if name not in _POLICIES:
+        raise UsageError(f"{setting}={policy!r}: timm has no such policy; need none, or such as {POLICY_EXAMPLES}")
+    for section in sections:
+        if not re.fullmatch(_POLICIES[name], section, re.ASCII):
+            raise UsageError(f"{setting}={policy!r}: {name} has no section {section!r}; need such as {POLICY_EXAMPLES}")
+    for key, limit in _LIMITS.get(name, {}).items():
+        for section in sections:
+            if re.fullmatch(rf"{key}{_NUMBER}", section) and float(section[len(key) :]) > limit:
+                raise UsageError(f"{setting}={policy!r}: {section!r}: need at most {key}{limit:g}")
+    if name == "augmix" and any(re.fullmatch(r"a0*\.?0*", section) for section in sections):
+        raise UsageError(f"{setting}={policy!r}: the section a needs a number above 0, such as a1")
+
+
+def check_jitter(setting: str, strengths: Sequence[float]) -> None:
+    """Refuse strengths of the colour jitter that torchvision does not take.
+
+    Raises:
+        UsageError: it does not.
+    """
+    shown = ",".join(f"{value:g}" for value in strengths)
+    if strengths and len(strengths) not in JITTER_COUNTS:
+        raise UsageError(
+            f"{setting}={shown}: need one number, three (brightness, contrast, saturation) or four (also hue)"
+        )
+    if any(value < 0 for value in strengths):
+        raise UsageError(f"{setting}={shown}: need numbers >= 0, such as 0.4")
+    if len(strengths) == JITTER_COUNTS[-1] and strengths[-1] > MAX_HUE:
+        raise UsageError(f"{setting}={shown}: need a hue, the fourth number, of at most {MAX_HUE:g}")
+
+
+def check_range(setting: str, values: Sequence[float]) -> None:
+    """Refuse anything but two numbers in increasing order, within the bounds of the setting.
+
+    Raises:
+        UsageError: they are not.
+    """
+    limit, meaning = _RANGES[setting]
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= limit:
+        shown = ",".join(f"{value:g}" for value in values)
+        raise UsageError(f"{setting}={shown}: need two numbers in increasing order, {meaning}")
+
+
+def timm_only(config: Config) -> list[str]:
+    """Return the settings that only timm's transforms of single images have, as `name=value`, where they are on."""
+    is_on = {
+        "auto_augment": config.auto_augment != NO_POLICY,
+        "color_jitter": any(config.color_jitter),
+        "grayscale": config.grayscale > 0,
+        "blur": config.blur > 0,
+    }
+    return [f"{name}={_shown(getattr(config, name))}" for name, applies in is_on.items() if applies]
+
+
+def per_image_settings(config: Config) -> list[str]:
+    """Return the settings that only transforms of single images have, as `name=value`, where they are on."""
+    others = {
+        f"vflip={config.vflip:g}": config.vflip > 0,
+        f"aug_repeats={config.aug_repeats:g}": config.aug_repeats > 1,
+        "augment_pipeline": bool(config.augment_pipeline),
+    }
+    return [*timm_only(config), *(text for text, is_on in others.items() if is_on)]
+
+
+def _shown(value: object) -> str:
+    return ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)
+
+
+def _check_albumentations(config: Config) -> None:
+    if others := timm_only(config):
+        remedy = (
+            "" if config.augment_pipeline else ", or give albumentations' own transforms with --augment-pipeline FILE"
+        )
+        raise UsageError(f"{others[0]} is timm's, and augment=albumentations; set --augment timm{remedy}")
+    if not config.augment_pipeline:
+        return
+    within = {
+        "vflip": config.vflip > 0,
+        "alternating_flip": config.alternating_flip,
+        "crop_scale or crop_ratio": config.sets_resized_crop,
+    }
+    for name, applies in within.items():
+        if applies:
+            raise UsageError(f"augment_pipeline takes the place of {name}; leave {name} out, or add it to the pipeline")
+    if not isinstance(config.augment_pipeline.get("transform"), dict):
+        raise UsageError(
+            "augment_pipeline: need a pipeline as albumentations.save or albumentations.to_dict writes it, which has the key 'transform'"
+        )

@@ -1,0 +1,60 @@
+"""The first training images as the network sees them: cropped, augmented, erased and mixed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from harness.config.settings import Config
+from harness.data.augment import make_augment
+from harness.data.loaders import TrainLoader
+from harness.data.preprocess import Preprocess
+from harness.reporting.evaluation_report import to_uint8
+from harness.reporting.figures.augmented import augmented_grid
+from harness.reporting.figures.training_curves import as_image
+from harness.tracking.records import Image
+from harness.training.learner import Mix
+from harness.utils.text import counted, percent
+
+NAME = "augmented.png"
+
+
+def draw_augmented(
+    train: TrainLoader, mix: Mix | None, config: Config, preprocess: Preprocess, classes: Sequence[str], path: Path
+) -> Image:
+    """Draw the first `gallery` images of the first batch of the first epoch, as the first update trains on them.
+
+    They are a function of the settings and the data: the loader makes these images alone, and training makes them again.
+
+    Args:
+        mix: what mixes a batch before the update, see `make_mixup`.
+    """
+    images, targets = train.preview(config.gallery, with_partners=mix is not None)
+    if mix is not None:
+        images, targets = mix(images, targets, 0)
+    images, targets = images[: config.gallery].float().cpu(), targets[: config.gallery].cpu()
+    pictures = [to_uint8(image) for image in preprocess.denormalise(images)]
+    steps = make_augment(config, preprocess).describe()
+    steps += [f"{name} {value:g}" for name, value in (("mixup", config.mixup), ("cutmix", config.cutmix)) if value]
+    subtitle = f"First batch of the first epoch. Augmentation: {', '.join(steps) or 'none'}."
+    title = f"{counted(len(pictures), 'training image', 'training images')} as the network sees them"
+    labels = [target_text(target, classes) for target in targets]
+    return as_image(augmented_grid(pictures, labels, path, title=title, subtitle=subtitle), subtitle)
+
+
+def target_text(target: Tensor, classes: Sequence[str]) -> str:
+    """Return the class of an image; of one that is mixed of two classes, both with their shares in two lines.
+
+    Args:
+        target: int64 [], a label, or float [classes], what the loss is computed with.
+    """
+    if target.ndim == 0:
+        return classes[int(target)]
+    shares = target - target.min()  # without label smoothing
+    values, indices = (shares / shares.sum()).sort(descending=True, stable=True)
+    if len(values) == 1 or values[0] > 0.995:
+        return classes[int(indices[0])]
+    pairs = zip(values[:2].tolist(), indices[:2].tolist(), strict=True)
+    return "\n".join(f"{classes[index]} {percent(value, 0)}" for value, index in pairs)
