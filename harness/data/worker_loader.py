@@ -48,9 +48,10 @@ class AugmentedDataset(Dataset):
         with seeded_rng(0, numpy=self.transform.draws_numpy):
             return [self._load(*key) for key in keys]
 
-    def _load(self, epoch: int, index: int, *repetition: int) -> tuple[np.ndarray, int]:
+    def _load(self, epoch: int, index: int, repetition: int = 0) -> tuple[np.ndarray, int]:
         image, label = self.source[index]
-        pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repetition))
+        repeated = (repetition,) if repetition else ()
+        pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repeated))
         if self.transform.augment.alternating_flip and self._is_mirrored(epoch, index):
             pixels = np.ascontiguousarray(pixels[:, :, ::-1])
         return pixels, label

@@ -95,6 +95,7 @@ def test_a_list_of_numbers_is_read_from_text_from_a_list_and_from_one_number(val
         ({"augment_pipeline": {"a": 1}, "augment": "albumentations"}, "the key 'transform'"),
         ({"augment_pipeline": PIPELINE, "augment": "albumentations", "vflip": 0.5}, "takes the place of vflip"),
         ({"augment_pipeline": "no.yaml"}, "no.yaml"),
+        ({"aug_repeats": 3, "sampling": "balanced"}, "aug_repeats=3 both repeat images"),
     ],
 )
 def test_values_that_no_augmentation_has_are_refused_with_what_is_needed(values, message):

@@ -14,6 +14,7 @@ import harness
 from harness.config.settings import Config
 from harness.data import augment
 from harness.data.augment import Erasing
+from harness.data.balance import balanced_order
 from harness.data.dataset import hold_out, in_memory
 from harness.data.device_loader import epoch_order
 from harness.data.erasing import TimmCutout, TimmErasing
@@ -133,6 +134,7 @@ def resumed(seed, step, rank):
 # What is drawn for each purpose, as a function of small numbers.
 DRAWS = {
     "order": lambda seed, epoch: epoch_order(50, seed, epoch).tolist(),
+    "balanced order": lambda seed, epoch: balanced_order(np.arange(50) % 3, seed, epoch).tolist(),
     "augment": parameters_of_augmentation,
     "augment an image": pixels_of_a_worker,
     "flip": lambda seed, epoch: augment.alternating_flips(50, seed, epoch).tolist(),
