@@ -230,7 +230,7 @@ def _compare_metrics(folder, conditions):
 def _commands(text):
     """Return (name, arguments) of each whole `harness ...` line of a page's blocks of code, and of each mention in its text."""
     block = re.compile(r"^ *```\w*\n(.*?)^ *```", re.S | re.M)
-    blocks = [code.replace("\\\n", " ") for code in block.findall(text)]
+    blocks = [re.sub(r" *\\\n *", " ", code) for code in block.findall(text)]
     lines = [command for code in blocks for line in code.splitlines() for command in _in_line(line)]
     mentions = re.findall(r"`([^`]+)`", block.sub("", text))
     return lines, [command for code in mentions for command in _in_line(" ".join(code.split()))]

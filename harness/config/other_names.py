@@ -81,7 +81,7 @@ _NAMES = {
     "warmup_factor": "lrwarmupdecay startfactor warmuplrfactor warmupstartfactor",
     "step_epochs": "decayepochs lrstepsize stepsize",
     "milestones": "decaymilestones lrmilestones lrsteps stepmilestones",
-    "step_factor": "decayfactor decayrate gamma lrdecay lrdecayrate lrgamma stepgamma",
+    "step_factor": "decayfactor decayrate dr gamma lrdecay lrdecayrate lrgamma stepgamma",
     "poly_power": "lrpower polynomialpower power",
     "schedule_args": "lrschedulerargs lrschedulerkwargs schedulerargs schedulerkwargs schedulerparams",
     "cycles": "ncycles numcycles",
@@ -114,6 +114,17 @@ _NAMES = {
 }  # fmt: skip
 NAMES_ELSEWHERE = {other: name for name, others in _NAMES.items() for other in others.split()}
 
+# Options of timm's `train.py` that have no equal here.
+_TIMM_ALONE = """
+    clipmode cooldownepochs cutmixminmax datasettrustremotecode devicemodules distilllossweight fastnorm headinitbias
+    headinitscale inputimgmode kddistilltype kdlosstype kdmodelname kdstudentfeaturedim kdteacherfeaturedim kdtemperature
+    kdtokendistilltype layerdecayminscale layerdecaynooptscale lrcycledecay lrcyclelimit lrcyclemul lrkdecay lrnoise lrnoisepct
+    lrnoisestd mixupmode mixupoffepoch mixupprob mixupswitchprob modelemaforcecpu naflexloader naflexlossscale naflexmaxseqlen
+    naflexpatchifychannelsfirst naflexpatchsizeprobs naflexpatchsizes naflextrainseqlens noprefetcher resplit splitbn synchronizestep
+    tasklossweight trainbatchesperepoch trainbatchsizes trainimgsizes trainsizeprobs trainsizerandommix trainsizeschedule
+    trainsizeschedulespread trainstepsperepoch valinterval variablebatchlossscale
+"""
+
 # Where the value means something else here: what to write instead -> the names elsewhere.
 _REMEDIES = {
     "use --class-weights balanced, or --sampling balanced": "balanced classbalance classbalanced",
@@ -125,9 +136,9 @@ _REMEDIES = {
     "use --loss bce with --loss-args pos_weight=2": "bceposweight posweight",
     "the losses are cross_entropy, bce and focal, set by --loss; the JSD loss of AugMix is not among them": "augsplits jsd jsdloss",
     "images are converted to RGB, so that every model has 3 channels": "channels inchannels inchans inputchannels numchannels",
-    "normalisation is that of the pretrained weights, or computed from the training images": "imagenetdefaultmeanandstd imgmean imgstd mean normalize normalization std",
+    "normalisation is that of the model's timm configuration, which --model-args pretrained_cfg_overlay={...} changes, or computed from the training images": "imagenetdefaultmeanandstd imgmean imgstd mean normalize normalization std",
     "use --data-dir with the folders train, val and test, or a table with a column of splits": "folder testdir testfolder testpath traindir valdir valfolder valpath",
-    "interpolation is that of the model's timm configuration; --resize decides what is cut": "interpolation traininterpolation",
+    "it is that of the model's timm configuration, which --model-args pretrained_cfg_overlay={...} changes; --resize decides what is cut": "croppct interpolation traininterpolation",
     "use --precision bf16, fp16, fp32 or auto": "amp apexamp bf16 float16 fp16 fp32 half halfprecision nativeamp tf32 useamp usefp16",
     "use --ema with the decay, such as --ema 0.999": "modelema useema",
     "use --device cpu": "cpu nocuda nogpu usecpu",
@@ -163,6 +174,28 @@ _REMEDIES = {
     "use --workers 0 with --loader timm": "noworkers",
     "use --resume with the run directory; W&B continues the same run": "resumeid runid wandbid wandbresumeid",
     "use --resume never with a new --name": "existok overwrite overwriteoutputdir",
+    "use the folders train, val and test, or --split-column of a table": "trainsplit",
+    "use a folder val, --split-column of a table, or --val-fraction": "valsplit",
+    "all images of a data set are used, and counted": "trainnumsamples valnumsamples",
+    "use --image-column, of a table or of a data set that is saved to disk": "inputkey",
+    "use --label-column, of a table or of a data set that is saved to disk": "targetkey",
+    "use --init RUN, which takes the weights alone": "noresumeopt",
+    "use --model-args, such as --model-args global_pool=avg": "globalpool gp",
+    "use --model-args, such as --model-args drop_block_rate=0.1": "dropblock dropblockrate",
+    "use --model-args, such as --model-args bn_momentum=0.05,bn_eps=0.001, where the model takes them": "bneps bnmomentum",
+    "use --lr-max with the product: the base rate times batch size / base size": "lrbasescale lrbasesize",
+    "the LR is set for every update": "schedonupdates",
+    "use --epochs, that many times as many": "epochrepeats",
+    "running statistics are averaged over the processes before each evaluation": "distbn noddpbb",
+    "each image has a seed of its own, whatever the number of workers": "workerseeding",
+    "memory is pinned where there is a CUDA GPU": "dataloaderpinmemory pinmem pinmemory",
+    "worker processes live as long as the run": "persistentworkers usemultiepochsloader",
+    "use --gallery, the number of images in figures/augmented.png": "saveimages",
+    "use --resume RUN, whose checkpoint knows its epoch": "startepoch",
+    "use --compile": "fuser torchscript",
+    "use --compile, which has one mode": "torchcompilemode",
+    "classes are numbered in the order of their names": "classmap",
+    "docs/howto/from-timm.md says why, and what to do": _TIMM_ALONE,
     "use --optimizer-args, such as --optimizer-args eps=1e-6,betas=[0.9,0.98]": "adambeta2 adamepsilon beta2 betas epsilon eps optbetas opteps",
 }  # fmt: skip
 REMEDIES_ELSEWHERE = {other: remedy for remedy, others in _REMEDIES.items() for other in others.split()}
