@@ -271,10 +271,9 @@ def test_the_example_has_the_decays_of_timms_moving_average(theirs, ours):
 
 
 def test_model_args_change_the_normalisation_and_the_crop_of_a_timm_model():
-    overlay = {"crop_pct": 0.8, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6], "interpolation": "bilinear"}
-    config = make_config(
-        {"recipe": "digits", "model": "resnet10t", "image_size": 48, "model_args": {"pretrained_cfg_overlay": overlay}}
-    )
+    overlay = "{'crop_pct': 0.8, 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6], 'interpolation': 'bilinear'}"
+    settings = {"model": "resnet10t", "image_size": 48, "model_args": f"pretrained_cfg_overlay={overlay}"}
+    config = make_config({"recipe": "digits", **settings})
     preprocess = make_preprocess(config, create_model(config, 10), load_dataset(config))
     assert preprocess == Preprocess(48, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 0.8, "bilinear")
 

@@ -124,7 +124,7 @@ def _to_mapping(value: Any) -> dict[str, Any]:
             except (ValueError, SyntaxError):
                 value = yaml_io.parse_yaml(text)
         else:
-            pairs = [item.partition("=") for item in text.split(",") if item.strip()]
+            pairs = [item.partition("=") for item in _split_at_commas(text) if item.strip()]
             if any(not equals_sign for _, equals_sign, _ in pairs):
                 raise ValueError("a mapping such as width=16,logit_scale=0.125")
             value = {key.strip(): yaml_io.parse_yaml(item) for key, _, item in pairs}
@@ -135,3 +135,15 @@ def _to_mapping(value: Any) -> dict[str, Any]:
     except (TypeError, ValueError):
         raise ValueError("a mapping of plain, finite values") from None
     return {str(key): item for key, item in value.items()}
+
+
+def _split_at_commas(text: str) -> list[str]:
+    """Return the parts of a text between commas; those inside of brackets and braces separate nothing, if all are closed."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return text.split(",") if depth else parts
