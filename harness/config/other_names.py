@@ -175,7 +175,6 @@ _REMEDIES = {
     "use --resume with the run directory; W&B continues the same run": "resumeid runid wandbid wandbresumeid",
     "use --resume never with a new --name": "existok overwrite overwriteoutputdir",
     "use the folders train, val and test, or --split-column of a table": "trainsplit",
-    "use a folder val, --split-column of a table, or --val-fraction": "valsplit",
     "all images of a data set are used, and counted": "trainnumsamples valnumsamples",
     "use --image-column, of a table or of a data set that is saved to disk": "inputkey",
     "use --label-column, of a table or of a data set that is saved to disk": "targetkey",
