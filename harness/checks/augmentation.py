@@ -103,7 +103,9 @@ def batch_row(config: Config, data: Dataset, preprocess: Preprocess, kind: Loade
     else:
         how = "the setting"
     parts = f", in {config.grad_accumulation} parts" if config.grad_accumulation > 1 else ""
-    return row("batch", BATCH_WANTED, f"{images:,} images{parts}", how, images == BATCH_SIZE)
+    is_balanced = config.sampling == "balanced"
+    order = ", images of rare classes several times an epoch (sampling=balanced)" * is_balanced
+    return row("batch", BATCH_WANTED, f"{images:,} images{parts}{order}", how, images == BATCH_SIZE and not is_balanced)
 
 
 def measure_loader(config: Config, data: Dataset, preprocess: Preprocess, kind: LoaderKind) -> MeasuredAugmentation:

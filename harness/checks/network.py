@@ -143,7 +143,9 @@ def softmax_row(model: nn.Module, config: Config, images: Tensor, steps: list[St
     )
     if not agrees:
         description = f"the loss is {loss:.5g}, but -log softmax of the output is {reference:.5g}"
-    return row("softmax", wanted, description, how, agrees)
+    elif config.class_weights:
+        description += ", with a weight for each class (class_weights)"
+    return row("softmax", wanted, description, how, agrees and not config.class_weights)
 
 
 def _all_ones(sums: Tensor) -> bool:

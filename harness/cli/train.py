@@ -33,7 +33,7 @@ CURVE = (
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Choose and check everything, show what would be trained, and stop; nothing is written.",
+    help="Choose and check everything, show what would be trained, and stop: no run directory, nothing in W&B. Missing data is downloaded.",
 )
 @setting_options
 @words_argument

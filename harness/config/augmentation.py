@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from harness.utils.errors import UsageError
 
@@ -14,10 +14,11 @@ if TYPE_CHECKING:
 NO_POLICY = "none"
 CROP_SCALE, CROP_RATIO = (0.08, 1.0), (3 / 4, 4 / 3)  # of the random resized crop: fraction of the area, width / height
 ERASING_AREA = (0.02, 1 / 3)  # timm's default
+MAX_JITTER = 100.0
 MAX_HUE = 0.5  # half of the colour circle: torchvision takes no more
 JITTER_COUNTS = (1, 3, 4)  # of all; of brightness, contrast, saturation; of these and the hue
 # timm skips what it cannot read of a policy, or stops in an assertion; so the sections are listed here.
-_NUMBER = r"(?:\d+(?:\.\d*)?|\.\d+)"
+_NUMBER = r"\d+(?:\.\d*)?"
 _POLICIES = {
     "rand": rf"m\d+|n[1-9]\d*|p{_NUMBER}|mstd{_NUMBER}|mmax[1-9]\d*|inc[01]|t(?:weights|3aw|3a)",
     "augmix": rf"m\d+|w[1-9]\d*|d[1-9]\d*|a{_NUMBER}|b[01]|mstd{_NUMBER}",
@@ -25,6 +26,10 @@ _POLICIES = {
 }
 MAX_LAYERS = 14  # of RandAugment: with weights an operation is not repeated, and the shortest list has so many
 _LIMITS: dict[str, dict[str, float]] = {"rand": {"n": MAX_LAYERS, "p": 1.0}, "augmix": {"w": 100, "d": 100}}
+PIPELINE_KEYS = {"__version__", "transform"}
+OPENING = {"ReplayCompose", "metadata_key", "reference_images", "read_fn", "font_path"}  # classes and arguments
+SIZES = {"height", "width", "min_height", "min_width", "max_height", "max_width", "max_size"}  # of images, in pixels
+MAX_SIDE, MAX_DEPTH = 4096, 24
 _RANGES = {
     "crop_scale": (1.0, "fractions of the area, such as 0.35,1"),
     "crop_ratio": (100.0, "ratios of width to height, such as 0.75,1.33"),
@@ -86,10 +91,44 @@ def check_jitter(setting: str, strengths: Sequence[float]) -> None:
         raise UsageError(
             f"{setting}={shown}: need one number, three (brightness, contrast, saturation) or four (also hue)"
         )
-    if any(value < 0 for value in strengths):
-        raise UsageError(f"{setting}={shown}: need numbers >= 0, such as 0.4")
+    if not all(0 <= value <= MAX_JITTER for value in strengths):
+        raise UsageError(f"{setting}={shown}: need numbers from 0 to {MAX_JITTER:g}, such as 0.4")
     if len(strengths) == JITTER_COUNTS[-1] and strengths[-1] > MAX_HUE:
         raise UsageError(f"{setting}={shown}: need a hue, the fourth number, of at most {MAX_HUE:g}")
+
+
+def check_pipeline(setting: str, pipeline: Mapping[str, Any]) -> None:
+    """Refuse what is no serialised pipeline of albumentations, and one that would open files or make huge images.
+
+    The settings of a run are shown and uploaded, and a recipe may name any file; so no other content becomes a setting.
+
+    Raises:
+        UsageError: it is one of these.
+    """
+    transform = pipeline.get("transform")
+    is_serialised = isinstance(transform, Mapping) and "__class_fullname__" in transform
+    if pipeline and not (is_serialised and pipeline.keys() <= PIPELINE_KEYS):
+        raise UsageError(
+            f"{setting}: need a pipeline as albumentations.save or albumentations.to_dict writes it, which has the key 'transform' with the name of a class"
+        )
+    _check_part(setting, transform, 0)
+
+
+def _check_part(setting: str, part: Any, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise UsageError(f"{setting}: transforms are nested deeper than {MAX_DEPTH // 2} levels; combine some")
+    if isinstance(part, Mapping):
+        for key, value in part.items():
+            if key in OPENING or (key == "__class_fullname__" and str(value).rpartition(".")[2] in OPENING):
+                raise UsageError(
+                    f"{setting}: {value if key == '__class_fullname__' else key} opens files, or transforms other inputs than the image; leave it out"
+                )
+            if key in SIZES and isinstance(value, int) and value > MAX_SIDE:
+                raise UsageError(f"{setting}: {key}={value}: need at most {MAX_SIDE} pixels")
+            _check_part(setting, value, depth + 1)
+    elif isinstance(part, list | tuple):
+        for item in part:
+            _check_part(setting, item, depth + 1)
 
 
 def check_range(setting: str, values: Sequence[float]) -> None:
@@ -145,7 +184,3 @@ def _check_albumentations(config: Config) -> None:
     for name, applies in within.items():
         if applies:
             raise UsageError(f"augment_pipeline takes the place of {name}; leave {name} out, or add it to the pipeline")
-    if not isinstance(config.augment_pipeline.get("transform"), dict):
-        raise UsageError(
-            "augment_pipeline: need a pipeline as albumentations.save or albumentations.to_dict writes it, which has the key 'transform'"
-        )

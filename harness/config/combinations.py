@@ -119,7 +119,7 @@ def _check_schedule(config: Config, epochs: int | None) -> None:
         raise UsageError(f"the warm-up (warmup_epochs={config.warmup_epochs:g}) must end before epochs={epochs}")
     if config.schedule == "one_cycle" and config.warmup_epochs > config.peak_epoch:
         raise UsageError(
-            f"need warmup_epochs <= peak_epoch, got {config.warmup_epochs:g} > {config.peak_epoch:g}: one_cycle rises after the warm-up"
+            f"need warmup_epochs <= peak_epoch, got {config.warmup_epochs:g} > {config.peak_epoch:g}: one_cycle rises after the warm-up; lower --warmup-epochs, or set a later --peak-epoch"
         )
     first = {"step": config.step_epochs, "multi_step": next(iter(milestones), 0.0)}.get(config.schedule, 0.0)
     if first >= epochs:

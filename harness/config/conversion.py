@@ -131,7 +131,7 @@ def _to_mapping(value: Any) -> dict[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError("a mapping such as width=16,logit_scale=0.125")
     try:
-        json.dumps(value, allow_nan=False)
+        json.dumps(value, allow_nan=False, sort_keys=True)  # as the digest of the settings does
     except (TypeError, ValueError):
         raise ValueError("a mapping of plain, finite values") from None
     return {str(key): item for key, item in value.items()}

@@ -147,6 +147,8 @@ def scaled_schedule(values: Mapping[str, Any], given: Container[str], epochs: An
         values: setting -> value; those that it lacks have their default.
         given: settings that are to stay as they are.
     """
+    if coerce("epochs", new_epochs) == 0:  # nothing is trained
+        return {}
     scaled: dict[str, Any] = {
         name: scaled_peak(_value_of(name, values), epochs, new_epochs, name)
         for name in ("peak_epoch", "warmup_epochs", "step_epochs")

@@ -27,6 +27,7 @@ from harness.config.augmentation import (
     ERASING_AREA,
     NO_POLICY,
     check_jitter,
+    check_pipeline,
     check_policy,
     check_range,
 )
@@ -37,7 +38,7 @@ from harness.config.losses import LOSSES
 from harness.config.names import SCHEDULES, SELECTION_METRICS
 from harness.config.names import WANDB as WANDB
 from harness.config.other_names import meaning_of
-from harness.utils.errors import UsageError, did_you_mean
+from harness.utils.errors import UsageError, did_you_mean, first_line
 from harness.utils.plugins import has_installed_plugins
 from harness.utils.registry import NAME as PLUGIN_NAME
 
@@ -158,7 +159,7 @@ class Config:
     erasing_count: int = _setting(1, "Greatest number of erased rectangles; each image has a random number of them, which share the area.", group="Data", low=1, high=1000, added_later=True)
     erasing_area: tuple[float, ...] = _setting(ERASING_AREA, "LOW,HIGH: fraction of the area of an image that is erased.", group="Data", added_later=True, check=check_range)
     aug_repeats: float = _setting(1.0, "Repeated augmentation: each epoch shows its images this many times in a row, each time augmented anew, and as many images fewer, so that it has as many updates as before; 1: off.", group="Data", low=1, high=1000, added_later=True)
-    augment_pipeline: dict[str, Any] = _setting({}, "With augment=albumentations: a YAML or JSON file that albumentations.save has written, in place of crop, flip and cutout. The run keeps its content.", group="Data", added_later=True, is_file=True)
+    augment_pipeline: dict[str, Any] = _setting({}, "With augment=albumentations: a YAML or JSON file that albumentations.save has written, in place of crop, flip and cutout. The run keeps its content.", group="Data", added_later=True, is_file=True, check=check_pipeline)
 
     epochs: int = _setting(24, "Number of epochs.", group="Training", low=0, high=1_000_000, from_data=True)
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000, from_data=True)
@@ -461,6 +462,26 @@ def canonical_name(spelling: str) -> str:
     return names[key]
 
 
+def _content(name: str, value: Any) -> Any:
+    """Return the mapping in a file, for the value of a setting that may name one.
+
+    Raises:
+        UsageError: it is no file's name, or the file cannot be read.
+    """
+    if value is None or not isinstance(value, str) or value.strip().startswith("{"):
+        return value or {}
+    text = value.strip()
+    if text.lower() in ("", "none"):
+        return {}
+    if not text.lower().endswith((".yaml", ".yml", ".json")) or "\0" in text:
+        raise UsageError(f"{name}={value!r}: need the name of a .yaml or .json file")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:  # ~USER of no user
+        raise UsageError(f"{name}={value!r}: {first_line(error)}") from None
+    return yaml_io.read_yaml(path)  # JSON is YAML
+
+
 def coerce(name: str, value: Any) -> Any:
     """Convert a value from the command line, YAML or Python to the type of the setting `name`, and check its bounds.
 
@@ -478,8 +499,8 @@ def coerce(name: str, value: Any) -> Any:
         if value is None or value in ("", "None", "none", "null") or (value == AUTO and is_switch(name)):
             return None
         kind = next(member for member in get_args(kind) if member is not type(None))
-    if metadata["is_file"] and isinstance(value, str) and value.strip().lower().endswith((".yaml", ".yml", ".json")):
-        value = yaml_io.read_yaml(Path(value.strip()).expanduser())  # JSON is YAML
+    if metadata["is_file"]:
+        value = _content(name, value)
     if metadata["alone"] and (is_on := BOOLEANS.get(str(value).lower())) is not None:
         value = metadata["alone"] if is_on else "none"
     try:

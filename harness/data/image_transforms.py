@@ -148,7 +148,14 @@ class AlbumentationsTransform:
         elif self.augment.crop != "resized":
             image = self.preprocess.square(image)
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311 - not for secrets
-        augmented = self._compose(image=np.asarray(image))["image"]
+        try:
+            augmented = self._compose(image=np.asarray(image))["image"]
+        except Exception as error:
+            if not self.augment.pipeline:
+                raise
+            raise DataError(
+                f"augment_pipeline fails on an image of {image.width} x {image.height}: {first_line(error)[:200]}"
+            ) from None
         if self.augment.pipeline:
             return self._network_input(augmented)
         return np.ascontiguousarray(augmented.transpose(2, 0, 1), dtype=np.float32)
@@ -163,6 +170,9 @@ class AlbumentationsTransform:
             result = result.permute(1, 2, 0).numpy()
         size = self.preprocess.size
         if result.ndim == 3 and result.shape[2] == 3:
+            if result.dtype == np.uint8 and result.shape[:2] == (size, size):
+                pixels = torch.from_numpy(np.ascontiguousarray(result.transpose(2, 0, 1)))
+                return self.preprocess.normalise(pixels[None])[0].numpy()
             if result.dtype == np.uint8:
                 return self.preprocess.image(np.ascontiguousarray(result)).numpy()
             if result.shape[:2] == (size, size):
@@ -232,7 +242,7 @@ def _read_pipeline(serialised: Mapping[str, Any]) -> Any:
         raise UsageError(
             f"augment_pipeline: albumentations has no transform {error.args[0]!r}, or its key is missing"
         ) from None
-    except (TypeError, ValueError, AttributeError, AssertionError) as error:
+    except Exception as error:  # noqa: BLE001 - its constructors raise anything
         raise UsageError(f"augment_pipeline: {' '.join(str(error).split())[:200] or first_line(error)}") from None
     for warning in caught:  # albumentations only warns of an argument that it does not know, and leaves it out
         if isinstance(warning.message, Warning) and "not valid for transform" in str(warning.message):

@@ -72,7 +72,7 @@ def check_pipeline(transform: TimmTransform | AlbumentationsTransform, split: Sp
     try:
         transform(image, 0)
     except DataError as error:
-        raise UsageError(str(error)) from None
+        raise UsageError(f"{error} ({split.ids[0]})") from None
     except Exception as error:  # noqa: BLE001 - what a transform raises is not known
         raise UsageError(f"augment_pipeline fails on {split.ids[0]}: {first_line(error)[:200]}") from None
 

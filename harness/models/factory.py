@@ -36,6 +36,7 @@ HARNESS_MODELS = {
 
 Origin: TypeAlias = Literal["harness", "plugin", "timm"]  # who defines a model
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
+LONGEST_DOWNLOAD = 86_400.0  # seconds, of weights that the user has asked for
 CLASS_MAP = "class_map.txt"
 
 # Arguments of timm.create_model that another setting decides, or that do not suit a run -> remedy.
@@ -110,9 +111,9 @@ def _check_weights(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse a model without pretrained weights, and at once where timm would try for a minute to download them."""
     if not has_weights(name):
         raise UsageError(f"model {name!r} has no pretrained weights; set --pretrained False")
-    if arguments.keys() & {"pretrained_cfg", "pretrained_cfg_overlay"}:  # timm's own way to name other weights
-        return
-    if reason := why_no_weights(name):
+    if arguments.keys() & {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"}:
+        return  # timm's own ways to name other weights and places
+    if reason := why_no_weights(name, download_seconds=LONGEST_DOWNLOAD):
         raise DataError(f"model {name!r} cannot be loaded: {reason}; set --pretrained False")
 
 

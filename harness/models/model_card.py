@@ -8,6 +8,7 @@ from typing import Any
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.models.factory import module_of
+from harness.tracking.metric_names import is_share
 from harness.utils.plain import sub_mapping
 from harness.utils.text import counted, markdown
 
@@ -52,7 +53,7 @@ _RESIZING = {
 
 
 def _figure(key: str, value: float) -> str:
-    return f"{100 * value:.2f} %" if "/acc" in key else f"{value:.4f}"
+    return f"{100 * value:.2f} %" if is_share(key) else f"{value:.4f}"
 
 
 def _triple(values: Sequence[float]) -> str:

@@ -40,19 +40,20 @@ def draw_augmented(
     steps += [f"{name} {value:g}" for name, value in (("mixup", config.mixup), ("cutmix", config.cutmix)) if value]
     subtitle = f"First batch of the first epoch. Augmentation: {', '.join(steps) or 'none'}."
     title = f"{counted(len(pictures), 'training image', 'training images')} as the network sees them"
-    labels = [target_text(target, classes) for target in targets]
+    labels = [target_text(target, classes, config.label_smoothing) for target in targets]
     return as_image(augmented_grid(pictures, labels, path, title=title, subtitle=subtitle), subtitle)
 
 
-def target_text(target: Tensor, classes: Sequence[str]) -> str:
+def target_text(target: Tensor, classes: Sequence[str], smoothing: float = 0.0) -> str:
     """Return the class of an image; of one that is mixed of two classes, both with their shares in two lines.
 
     Args:
         target: int64 [], a label, or float [classes], what the loss is computed with.
+        smoothing: the label smoothing that is in it.
     """
     if target.ndim == 0:
         return classes[int(target)]
-    shares = target - target.min()  # without label smoothing
+    shares = (target - smoothing / len(target)).clamp(min=0)
     values, indices = (shares / shares.sum()).sort(descending=True, stable=True)
     if len(values) == 1 or values[0] > 0.995:
         return classes[int(indices[0])]

@@ -102,6 +102,14 @@ def unbalanced(labels: np.ndarray, classes: Sequence[str], is_made_up: bool = Fa
     return f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} has {counts[least]:,}: read the balanced accuracy and the recall of each class (per_class.csv), since the accuracy says little about rare ones{remedy}"
 
 
+def _is_above_chance(balanced: float, labels: np.ndarray) -> bool:
+    """Return whether a balanced accuracy is above that of random predictions, with the images of each class counted alike."""
+    if not math.isfinite(balanced):
+        return False
+    total = len(labels)
+    return chance_probability(round(balanced * total), total, 1 / len(np.unique(labels))) <= 1 - CONFIDENCE
+
+
 def result_warnings(components: Components, state: TrainerState, metrics: Mapping[str, Scalar]) -> list[str]:
     """Return what limits the worth of a result, a line each.
 
@@ -109,19 +117,20 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
         metrics: the result's, `test/acc` and the like.
     """
     dataset = components.dataset
+    is_made_up = bool(components.config.class_weights) or components.config.sampling == "balanced"
     lines = [few_updates(state.step, len(state.history), len(dataset.train), components.config.batch_size)]
     split = dataset.test or dataset.val
     if split is not None and len(split) and state.step:
         accuracy = float(metrics[f"{split.name}/acc"])
         train_accuracy = float(state.history[-1].get("train/acc", 0.0)) if state.history else 0.0
         chance = at_chance(split.name, accuracy, split.labels, train_accuracy, len(dataset.train), state.step)
+        balanced = float(metrics.get(f"{split.name}/balanced_acc", math.nan))
         lines += [
-            chance,
+            "" if is_made_up and _is_above_chance(balanced, split.labels) else chance,
             interval_line(split.name, accuracy, len(split)),
             rare_classes(split.name, split.labels, dataset.classes),
         ]
     if dataset.test is None and components.config.test and components.selection_split == "val":
         lines.append(SELECTED_ON_VALIDATION)
-    is_made_up = bool(components.config.class_weights) or components.config.sampling == "balanced"
     lines.append(unbalanced(dataset.train.labels, dataset.classes, is_made_up))
     return [line for line in lines if line]

@@ -9,10 +9,11 @@ from harness.models import factory
 from harness.runs.advice import few_updates
 from harness.runs.automatic import choices_table, decide_settings
 from harness.runs.components import Components, build_components
-from harness.runs.extension import with_extension
+from harness.runs.run import resumed_preprocess
+from harness.runs.tracked_run import check_tracking
 from harness.tracking import run_dir
-from harness.tracking.run_names import default_name
 from harness.training.distributed import SingleProcess
+from harness.utils.errors import UsageError
 from harness.utils.plain import setting_text
 from harness.utils.text import counted
 
@@ -20,22 +21,31 @@ from harness.utils.text import counted
 def dry_run(config: Config) -> str:
     """Return what a run with these settings would be, a line each; everything is read, built and checked as by a run.
 
+    Missing data and weights are downloaded, as a run would.
+
     Raises:
-        HarnessError: the run would be refused, for the same reason.
+        HarnessError: the run would be refused, for the same reason; or `resume` names a run.
     """
+    if config.resume not in ("auto", "never"):
+        raise UsageError(f"--dry-run shows a run from its start; leave --resume {config.resume} out")
+    check_tracking(config)
     run_dir.check_output(config)
-    config = with_extension(config, SingleProcess())
-    decided = decide_settings(config, kept=run_dir.kept_settings)
-    components = build_components(with_placeholder_lr(decided.config), dataset=decided.dataset)
+    requested = config.replace(precision=run_dir.kept_precision(config))
+    decided = decide_settings(requested, kept=run_dir.kept_settings)
+    preprocess = resumed_preprocess(requested, SingleProcess())
+    components = build_components(with_placeholder_lr(decided.config), None, preprocess, decided.dataset)
+    # The name of a directory is made of the settings with the precision that was chosen.
+    path, is_resumed = run_dir.planned_run_dir(requested.replace(precision=components.config.precision))
     lines = [choices_table(decided.choices), ""] if decided.choices else []
-    lines += [f"{name:<12} {text}" for name, text in _rows(config, decided.config, components)]
+    lines += [f"{name:<12} {text}" for name, text in _rows(decided.config, components)]
+    lines.append(f"{'directory':<12} {path}{', whose unfinished run is resumed' * is_resumed}")
     dataset, settings = components.dataset, components.config
     if warning := few_updates(components.schedule.steps, settings.epochs, len(dataset.train), settings.batch_size):
         lines.append(f"Warning: {warning}")
-    return "\n".join([*lines, "Nothing was trained or written."])
+    return "\n".join([*lines, "Nothing was trained, and no run directory was made."])
 
 
-def _rows(requested: Config, config: Config, components: Components) -> list[tuple[str, str]]:
+def _rows(config: Config, components: Components) -> list[tuple[str, str]]:
     learner, steps = components.learner, components.schedule.steps
     model, frozen = learner.model, factory.count_frozen(learner.model)
     parameters = f"{factory.count_parameters(model):,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
@@ -43,7 +53,7 @@ def _rows(requested: Config, config: Config, components: Components) -> list[tup
     rates = f"learning rate {setting_text(config.lr_min)} to {setting_text(config.lr_max)}"
     if config.needs_lr_find:
         rates = "learning rates of a range test at the start of the run"
-    rows = [
+    return [
         ("data", _images(components.dataset)),
         ("model", f"{config.model}: {parameters}, images of {size} x {size} pixels"),
         ("start from", components.initial_note or ("pretrained weights" if config.pretrained else "random weights")),
@@ -53,9 +63,7 @@ def _rows(requested: Config, config: Config, components: Components) -> list[tup
         ),
         ("optimizer", f"{config.optimizer}, {config.schedule} schedule, {rates}"),
         ("device", f"{learner.device}, {components.config.precision}"),
-        ("directory", f"{config.output}/{requested.name or default_name(requested)}"),
     ]
-    return rows
 
 
 def _images(dataset: Dataset) -> str:

@@ -110,7 +110,7 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         decided = decide_settings(requested, processes, run_dir.kept_settings)
         if decided.choices:
             reporter.message(choices_table(decided.choices))
-        resumed = _resumed_preprocess(requested, processes)
+        resumed = resumed_preprocess(requested, processes)
         components = build_components(with_placeholder_lr(decided.config), processes, resumed, decided.dataset)
         if components.initial_note:
             reporter.message(f"{components.initial_note}.")
@@ -182,7 +182,7 @@ def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
     _check_distributed(config, processes)
     config = with_extension(config, processes)
     decided = decide_settings(config, processes)
-    resumed = _resumed_preprocess(config, processes)
+    resumed = resumed_preprocess(config, processes)
     components = build_components(with_placeholder_lr(decided.config), processes, resumed, decided.dataset)
     nothing: tuple[dict[str, Any] | None, str] = (None, "")
     saved, path = processes.broadcast(nothing)
@@ -199,7 +199,7 @@ def _run_worker(config: Config, processes: SingleProcess) -> RunResult:
     return RunResult(directory.path, {}, state.history, components.learner.eval_model)
 
 
-def _resumed_preprocess(config: Config, processes: SingleProcess) -> Preprocess | None:
+def resumed_preprocess(config: Config, processes: SingleProcess) -> Preprocess | None:
     """Return the preprocessing in the checkpoint that these settings resume; None where training starts anew, or without
     `init`, when nothing depends on it.
 

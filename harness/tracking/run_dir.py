@@ -187,6 +187,17 @@ def claim_run_dir(config: Config) -> RunDir:
     raise UsageError(f"{output} already has 10,000 runs named {base}; choose another --name")
 
 
+def planned_run_dir(config: Config) -> tuple[Path, bool]:
+    """Return the directory that `claim_run_dir` would take now, without taking it, and whether its unfinished run is resumed."""
+    for path in unfinished_runs(config):
+        if not is_locked(path):
+            return path, True
+    output = Path(config.output).expanduser()
+    base = slug(os.environ.get("WANDB_RUN_ID") or config.name or default_name(config))
+    names = (base if number == 1 else f"{base}-{number}" for number in count(1))
+    return next(output / name for name in names if read_state(output / name) == RunState.NONE), False
+
+
 def precisions() -> list[str]:
     """Return the number formats that `auto` may stand for."""
     return [choice for choice in setting_fields()["precision"].metadata["choices"] if choice != AUTO]

@@ -32,7 +32,7 @@ class Schedule:
         patience: of plateau, epochs.
         factor: by which plateau, step and multi_step multiply the LR.
         milestones: updates after which multi_step does, in the run.
-        step_size: updates after which step does, again and again.
+        step_size: updates after which step does, again and again; each time is rounded to a whole update.
         power: exponent of polynomial.
         shape: the function of a plug-in's schedule.
         warmup: updates before the curve, in which the LR rises linearly to the curve's first one.
@@ -53,7 +53,7 @@ class Schedule:
     patience: int = 10
     factor: float = 0.1
     milestones: tuple[int, ...] = ()
-    step_size: int = 1
+    step_size: float = 1.0
     power: float = 1.0
     shape: Shape | None = None
     warmup: int = 0
@@ -173,11 +173,18 @@ class Schedule:
             case "plateau":
                 return self._lowered(plateau_drops(losses[self.ignored_losses :], self.patience))
             case "step":
-                return self._lowered(step // self.step_size)
+                return self._lowered(self._drops(step))
             case "multi_step":
                 return self._lowered(bisect.bisect_right(self.milestones, step))
         height = self.height(step)
         return self.lr_min * (1 - height) + self.lr_max * height  # exact at both ends
+
+    def _drops(self, step: int) -> int:
+        """Return how many multiples of `step_size`, each rounded to a whole update, have been reached at an update."""
+        drops = int(step / self.step_size) + 1
+        while drops and round(drops * self.step_size) > step:
+            drops -= 1
+        return drops
 
     def _lowered(self, drops: int) -> float:
         """Return `lr_max` after some multiplications by `factor`; not below `lr_min`."""
@@ -203,22 +210,26 @@ def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
     steps = lengths[0] * steps_per_epoch
     warmup = config.warmup_steps or round(config.warmup_epochs * steps_per_epoch)
     peak = config.peak_epoch * steps_per_epoch
-    _check_warmup(config, warmup, min(lengths) * steps_per_epoch, peak)
+    if config.schedule == "one_cycle" and config.warmup_epochs:
+        warmup = min(warmup, int(peak))  # both may be rounded
     milestones = [epoch * steps_per_epoch for epoch in config.milestone_epochs()] or [steps / 2, steps * 3 / 4]
-    step_size = config.step_epochs * steps_per_epoch or steps / 3
+    step_size = config.step_epochs * steps_per_epoch or math.ceil(steps / 3)
+    first_drop = {"step": step_size, "multi_step": milestones[0]}.get(config.schedule, math.inf)
+    _check_warmup(config, warmup, min(lengths) * steps_per_epoch, peak, first_drop)
+    rise = peak - warmup if not warmup or peak - warmup >= 1 else 0.0  # updates from the warm-up to the peak
     schedule = Schedule(
         kind=config.schedule,
         steps=steps,
         lr_min=lr_min,
         lr_max=lr_max,
-        peak={"one_cycle": peak - warmup, "cosine": 0.0 if warmup else peak}.get(config.schedule, 0.0),
+        peak={"one_cycle": rise, "cosine": 0.0 if warmup else peak}.get(config.schedule, 0.0),
         cycles=config.cycles,
         momentum=config.momentum,
         momentum_min=config.momentum_min,
         patience=config.plateau_patience,
         factor=config.plateau_factor if config.schedule == "plateau" else config.step_factor,
         milestones=tuple(round(step) for step in milestones),
-        step_size=max(round(step_size), 1),
+        step_size=max(step_size, 1.0),
         power=config.poly_power,
         shape=shape,
         warmup=warmup,
@@ -228,12 +239,15 @@ def make_schedule(config: Config, steps_per_epoch: int) -> Schedule:
     for (step, _), epochs in zip(extensions, lengths[1:], strict=True):
         schedule = schedule.extend(step, epochs * steps_per_epoch)
     if shape is not None:
-        for step in {schedule.warmup, (schedule.warmup + schedule.steps) // 2, max(schedule.steps - 1, 0)}:
+        # Its end, `steps`, is no update's rate, but that of a plot, and of a run that is trained on.
+        for step in {schedule.warmup, (schedule.warmup + schedule.steps) // 2, schedule.steps - 1, schedule.steps} - {
+            -1
+        }:
             schedule.height(step)  # a function that fails does so before anything is trained
     return schedule
 
 
-def _check_warmup(config: Config, warmup: int, steps: int, peak: float) -> None:
+def _check_warmup(config: Config, warmup: int, steps: int, peak: float, first_drop: float) -> None:
     if warmup and warmup >= steps:
         raise UsageError(
             f"the warm-up takes {counted(warmup, 'update', 'updates')}, and the run {counted(steps, 'update', 'updates')}; lower --warmup-steps or --warmup-epochs, or raise --epochs"
@@ -241,6 +255,14 @@ def _check_warmup(config: Config, warmup: int, steps: int, peak: float) -> None:
     if config.schedule == "one_cycle" and warmup > peak:
         raise UsageError(
             f"the warm-up takes {counted(warmup, 'update', 'updates')}, and one_cycle reaches its peak after {peak:g}; lower --warmup-steps or --warmup-epochs, or raise --peak-epoch"
+        )
+    if warmup > first_drop:
+        raise UsageError(
+            f"the warm-up takes {counted(warmup, 'update', 'updates')}, and schedule={config.schedule} lowers the LR after {first_drop:g} already; lower --warmup-steps or --warmup-epochs, or raise --{'step-epochs' if config.schedule == 'step' else 'milestones'}"
+        )
+    if warmup and config.schedule in ("one_cycle", "cyclic") and config.rates()[0] == 0:
+        raise UsageError(
+            f"a warm-up of schedule={config.schedule} rises to LRMIN, which is 0, so that nothing would be learnt in it; set --lr-min above 0, or --peak-epoch for a later peak"
         )
 
 

@@ -14,8 +14,9 @@ import keyword
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib import metadata
+from pathlib import Path
 
 from harness.utils.errors import UsageError, first_line
 
@@ -23,6 +24,7 @@ ENTRY_POINTS = "vision_harness.plugins"
 log = logging.getLogger(__name__)
 _named: set[str] = set()  # by the user, so that they are looked for in the current directory too
 _trusts_files = [False]
+_appended: set[str] = set()  # directories of plug-ins on the path, in which no packages are installed
 _installed: dict[str, str] = {}  # modules of entry points -> their package; empty where they cannot be imported
 
 
@@ -69,7 +71,15 @@ def import_plugins(modules: Iterable[str]) -> None:
 
 def has_installed_plugins() -> bool:
     """Return whether an installed package lists plug-ins of this one."""
-    return bool(metadata.entry_points(group=ENTRY_POINTS))
+    return any(_entry_points())
+
+
+def _entry_points() -> Iterator[metadata.EntryPoint]:
+    """Yield what installed packages list; metadata in the current directory, which may be a foreign one, is not installed."""
+    own = Path.cwd().resolve()
+    path = [each for each in sys.path if each not in _appended and Path(each).resolve() != own]
+    for package in metadata.distributions(path=path):
+        yield from package.entry_points.select(group=ENTRY_POINTS)
 
 
 def import_installed_plugins() -> None:
@@ -77,7 +87,7 @@ def import_installed_plugins() -> None:
 
     One that fails is reported in a line and left out: it may have nothing to do with what is looked for.
     """
-    for entry in metadata.entry_points(group=ENTRY_POINTS):
+    for entry in _entry_points():
         if entry.value in _installed:
             continue
         _installed[entry.value] = ""
@@ -140,3 +150,4 @@ def _import(module: str) -> None:
     finally:
         sys.path.remove(directory)
         sys.path.append(directory)
+        _appended.add(directory)

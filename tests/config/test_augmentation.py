@@ -1,5 +1,6 @@
 """Settings of augmentation: policies that timm reads, numbers in their bounds, and settings that go together."""
 
+import json
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from harness.config.recipe import make_config
 from harness.config.settings import Config, coerce
 from harness.sweep.command import START_RUN
 from harness.sweep.schema import parse_sweep
@@ -76,7 +78,7 @@ def test_a_list_of_numbers_is_read_from_text_from_a_list_and_from_one_number(val
     ("values", "message"),
     [
         ({"color_jitter": "0.4,0.2"}, "color_jitter=0.4,0.2: need one number, three"),
-        ({"color_jitter": "-1"}, "need numbers >= 0"),
+        ({"color_jitter": "-1"}, "need numbers from 0 to 100"),
         ({"color_jitter": "a lot"}, "numbers with commas"),
         ({"color_jitter": True}, "numbers with commas"),
         ({"color_jitter": (1, 1, 1, 0.6)}, "a hue, the fourth number, of at most 0.5"),
@@ -95,12 +97,62 @@ def test_a_list_of_numbers_is_read_from_text_from_a_list_and_from_one_number(val
         ({"augment_pipeline": {"a": 1}, "augment": "albumentations"}, "the key 'transform'"),
         ({"augment_pipeline": PIPELINE, "augment": "albumentations", "vflip": 0.5}, "takes the place of vflip"),
         ({"augment_pipeline": "no.yaml"}, "no.yaml"),
+        ({"augment_pipeline": "mine"}, "augment_pipeline='mine': need the name of a .yaml or .json file"),
+        ({"augment_pipeline": "~nobody-here/x.json"}, "augment_pipeline='~nobody-here/x.json': "),
+        ({"augment_pipeline": "a\0b.json"}, "need the name of a .yaml or .json file"),
+        ({"model_args": {"a": {1: 2, "b": 3}}}, "a mapping of plain, finite values"),
+        ({"color_jitter": 1e300}, "numbers from 0 to 100"),
+        *(({"auto_augment": policy}, "has no section") for policy in ("rand-m9-p.5", "augmix-a.5", "3a-mstd.5")),
         ({"aug_repeats": 3, "sampling": "balanced"}, "aug_repeats=3 both repeat images"),
     ],
 )
 def test_values_that_no_augmentation_has_are_refused_with_what_is_needed(values, message):
     with pytest.raises(UsageError, match=message):
         Config(**values)
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (
+            {"__class_fullname__": "HistogramMatching", "reference_images": ["/etc/passwd"]},
+            "reference_images opens files",
+        ),
+        ({"__class_fullname__": "core.ReplayCompose", "transforms": []}, "ReplayCompose opens files"),
+        ({"__class_fullname__": "Mosaic", "metadata_key": "image"}, "metadata_key opens files"),
+        ({"__class_fullname__": "Resize", "height": 100_000, "width": 8}, "height=100000: need at most 4096 pixels"),
+    ],
+)
+def test_a_pipeline_that_opens_files_or_makes_huge_images_is_refused(part, message):
+    nested = {
+        "transform": {
+            "__class_fullname__": "Compose",
+            "transforms": [{"__class_fullname__": "OneOf", "transforms": [part]}],
+        }
+    }
+    with pytest.raises(UsageError, match=message):
+        Config(augment="albumentations", augment_pipeline=nested)
+
+
+def test_transforms_that_are_nested_deeper_than_a_stored_configuration_may_be_are_refused():
+    part = {"__class_fullname__": "HorizontalFlip"}
+    for _ in range(40):
+        part = {"__class_fullname__": "Compose", "transforms": [part]}
+    with pytest.raises(UsageError, match="nested deeper"):
+        Config(augment="albumentations", augment_pipeline={"transform": part})
+
+
+@pytest.mark.parametrize("augment", ["none", "timm", "albumentations"])
+def test_no_other_file_becomes_a_part_of_the_settings(tmp_path, augment):
+    """A recipe of somebody else may name any file, and settings are uploaded."""
+    for number, content in enumerate(({"secret": 1}, {"transform": {"secret": 1}}, {**PIPELINE, "secret": 1})):
+        file = tmp_path / f"{number}.json"
+        file.write_text(json.dumps(content))
+        recipe = tmp_path / f"{number}.yaml"
+        recipe.write_text(f"augment: {augment}\naugment_pipeline: {file}\n")
+        with pytest.raises(UsageError, match="augment_pipeline: need a pipeline") as refused:
+            make_config({}, str(recipe))
+        assert "secret" not in str(refused.value)
 
 
 def test_without_augmentation_the_other_settings_of_it_have_no_effect_and_contradict_nothing():

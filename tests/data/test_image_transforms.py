@@ -1,5 +1,6 @@
 """The richer augmentation equals timm's, albumentations' and torchvision's own, and is a function of seed, epoch and image."""
 
+import dataclasses
 import random
 
 import numpy as np
@@ -19,7 +20,7 @@ from harness.data.image_transforms import TimmTransform, seeded_rng
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.data.worker_loader import repeat_images
-from harness.utils.errors import UsageError
+from harness.utils.errors import DataError, UsageError
 from harness.utils.seeding import seed_for
 
 SIZE, COUNT = 32, 40
@@ -256,6 +257,35 @@ def test_bytes_of_a_pipeline_are_resized_and_normalised_as_in_evaluation():
         torch.testing.assert_close(images[place], PREPROCESS.image(PIXELS[index][6:26, 4:28].copy()), atol=0, rtol=0)
 
 
+def test_bytes_of_the_size_of_the_input_are_not_cropped_again():
+    preprocess = dataclasses.replace(PREPROCESS, crop_pct=0.875)
+    flip = {"transform": {"__class_fullname__": "NoOp", "p": 1.0}}
+    config = Config(augment="albumentations", augment_pipeline=flip, batch_size=8, workers=0)
+    images = torch.cat([images for images, _ in make_loaders(config, DATA, preprocess, "cpu").train.epoch(0)])
+    for place, index in enumerate(epoch_order(COUNT, 0, 0).tolist()):
+        expected = (PIXELS[index] / 255 - np.array(MEAN)) / np.array(STD)
+        np.testing.assert_allclose(images[place].numpy(), expected.transpose(2, 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_pipeline_that_fails_on_a_later_image_ends_in_one_line(workers):
+    class Images(torch.utils.data.Dataset):
+        def __len__(self):
+            return COUNT
+
+        def __getitem__(self, index):
+            side = 48 if index < COUNT - 1 else 30
+            return Image.fromarray(np.zeros((side, side, 3), np.uint8)), index % 10
+
+    train = dataclasses.replace(TRAIN, pixels=None, source=Images())
+    crop = {"transform": {"__class_fullname__": "RandomCrop", "height": 40, "width": 40, "p": 1.0}}
+    config = Config(augment="albumentations", augment_pipeline=crop, batch_size=8, workers=workers, loader="timm")
+    made = make_loaders(config, dataclasses.replace(DATA, train=train), PREPROCESS, "cpu")
+    with pytest.raises(DataError, match="augment_pipeline fails on an image of 30 x 30: ") as failed:
+        list(made.train.epoch(0))
+    assert "\n" not in str(failed.value)
+
+
 @pytest.mark.parametrize(
     ("transforms_", "message"),
     [
@@ -264,7 +294,9 @@ def test_bytes_of_a_pipeline_are_resized_and_normalised_as_in_evaluation():
         ([{"__class_fullname__": "Rotate", "limit": "far", "p": 1}], "augment_pipeline: "),
         ([{"__class_fullname__": "ToGray", "num_output_channels": 1, "p": 1}], "gives 32 x 32 uint8; need 32 x 32 x 3"),
         ([{"__class_fullname__": "Resize", "height": 9, "width": 9, "p": 1}, {"__class_fullname__": "Normalize", "p": 1}], "9 x 9 x 3 float32.*end it with Resize"),
-        ([{"__class_fullname__": "RandomCrop", "height": 99, "width": 99, "p": 1}], "fails on train/0"),
+        ([{"__class_fullname__": "RandomCrop", "height": 99, "width": 99, "p": 1}], "fails on an image of 32 x 32: .*train/0"),
+        ([{"__class_fullname__": "DualTransform", "p": 1}], "NotImplementedError"),
+        ([{"__class_fullname__": "OneOf", "p": 1, "transforms": [{"__class_fullname__": "Blur", "p": 0}]}], "augment_pipeline: "),
     ],
 )  # fmt: skip
 def test_a_pipeline_that_does_not_work_is_refused_before_training_in_one_line(transforms_, message):

@@ -80,5 +80,7 @@ def test_the_label_of_a_mixed_image_has_both_classes_with_their_shares():
     assert target_text(torch.tensor([0.0, 1.0, 0.0]), "abc") == "b"
     assert target_text(torch.tensor([0.3, 0.0, 0.7]), "abc") == "c 70 %\na 30 %"
     smoothed = 0.9 * torch.tensor([0.3, 0.0, 0.7]) + 0.1 / 3
-    assert target_text(smoothed, "abc") == "c 70 %\na 30 %"
+    assert target_text(smoothed, "abc", 0.1) == "c 70 %\na 30 %"
+    assert target_text(torch.tensor([0.5, 0.5]), "ab") == "a 50 %\nb 50 %"
+    assert target_text(0.8 * torch.tensor([0.3, 0.7]) + 0.2 / 2, "ab", 0.2) == "b 70 %\na 30 %"
     assert target_text(torch.tensor([1.0]), "a") == "a"

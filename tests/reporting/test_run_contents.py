@@ -160,7 +160,11 @@ def test_the_configuration_names_the_warm_up(tmp_path, settings, text):
             "crop auto, flip, rand-m9, color_jitter 0.4, 0.2, 0.1, erasing 0.25, aug_repeats 3 (timm)",
         ),
         (
-            {"augment": "albumentations", "augment_pipeline": {"transform": {}}, "mixup": 0.2},
+            {
+                "augment": "albumentations",
+                "augment_pipeline": {"transform": {"__class_fullname__": "Blur"}},
+                "mixup": 0.2,
+            },
             "a pipeline of one's own, mixup 0.2 (albumentations)",
         ),
     ],

@@ -76,7 +76,7 @@ def test_a_folder_alone_is_trained_with_chosen_settings_that_are_printed_and_kep
     assert "automatic.json" in (folder / "SHA256SUMS").read_text()
 
 
-def test_a_dry_run_chooses_as_the_run_does_and_writes_nothing(pictures, tmp_path):
+def test_a_dry_run_chooses_as_the_run_does_and_makes_nothing(pictures, tmp_path):
     words = ["run", "--dry-run", "--data-dir", pictures, *WORDS, "--wandb", "offline"]
     shown = command(*words, cwd=tmp_path, check=0).stdout
     assert not any(tmp_path.iterdir())
@@ -89,9 +89,26 @@ def test_a_dry_run_chooses_as_the_run_does_and_writes_nothing(pictures, tmp_path
     assert f"custom_resnet: {parameters:,} parameters, images of 24 x 24 pixels" in shown
     assert "2 epochs, 12 updates with batches of 8" in shown and "Warning: 12 updates in all" in shown
     assert "range test at the start" in command(*words, "--lr-max", "find", cwd=tmp_path, check=0).stdout
-    for refused in (["--batch-size", 500], ["--seeds", 2]):
+    for refused in (["--batch-size", 500], ["--seeds", 2], ["--resume", "runs/other"]):
         assert command(*words, *refused, cwd=tmp_path).returncode == 2
     assert not any(tmp_path.iterdir())
+    for number in ("", "-2"):
+        command(
+            "run",
+            "--data-dir",
+            pictures,
+            *WORDS,
+            "--wandb",
+            "disabled",
+            "--name",
+            "one of mine!",
+            cwd=tmp_path,
+            check=0,
+        )
+        named = command(*words, "--name", "one of mine!", cwd=tmp_path, check=0).stdout
+        made = sorted(folder.name for folder in (tmp_path / "runs").iterdir())
+        assert made[-1] == f"one-of-mine{number}"
+        assert re.search(rf"^directory +runs/one-of-mine-{len(made) + 1}$", named, re.MULTILINE), named
 
 
 def test_an_interrupted_run_keeps_what_it_has_chosen_although_the_choice_would_differ_now(

@@ -16,6 +16,7 @@ from torch.optim import lr_scheduler as torch_scheduler
 from harness.config.recipe import first_comparison, make_config
 from harness.config.settings import Config
 from harness.config.stored import read_stored_config
+from harness.reporting.figures.schedule import curve
 from harness.tracking.journal import read_journal
 from harness.training.schedule import LEVELS, Schedule, make_schedule
 from harness.utils.errors import UsageError
@@ -193,6 +194,36 @@ def test_steps_and_milestones_are_parts_of_the_run_where_none_are_given():
         assert min(rates(make(kind, step_factor=0.001))) == LOW  # never below LRMIN
 
 
+@pytest.mark.parametrize(
+    ("epochs", "per_epoch", "length"), [(24, 7, 0.5), (9, 3, 0.5), (10, 10, 0), (22, 1, 0), (3, 7, 0.35)]
+)
+def test_steps_of_parts_of_an_epoch_drop_at_every_multiple_rounded_to_an_update(epochs, per_epoch, length):
+    config = Config(schedule="step", epochs=epochs, step_epochs=length, lr_min=0, lr_max=1, step_factor=0.5)
+    schedule = make_schedule(config, per_epoch)
+    size = length * per_epoch or math.ceil(epochs * per_epoch / 3)
+    drops = [round(number * size) for number in range(1, epochs * per_epoch + 1)]
+    for step in range(epochs * per_epoch):
+        assert schedule.lr(step) == pytest.approx(0.5 ** sum(drop <= step for drop in drops), rel=1e-12)
+    if not length:
+        assert sum(drop < epochs * per_epoch for drop in drops) == 2  # none just before the end
+
+
+@pytest.mark.parametrize(("per_epoch", "whole"), [(7, 0.5), (3, 0.5), (5, 0.5), (4, 1.5), (10, 2)])
+def test_a_warm_up_up_to_the_peak_rises_to_it_whatever_is_rounded(per_epoch, whole):
+    config = Config(epochs=EPOCHS, lr_min=LOW, lr_max=HIGH, warmup_epochs=whole, peak_epoch=whole)
+    schedule = make_schedule(config, per_epoch)
+    lrs = [schedule.lr(step) for step in range(EPOCHS * per_epoch)]
+    highest = int(np.argmax(lrs))
+    assert lrs[highest] == pytest.approx(HIGH) and abs(highest - whole * per_epoch) <= 1
+    rise = np.diff(lrs[: highest + 1])
+    assert rise == pytest.approx(rise.mean(), rel=1e-9)  # one straight line
+
+
+def test_the_drawn_triangles_come_whole_after_a_warm_up():
+    drawn = curve({"schedule": "cyclic", "warmup_steps": 10}, 97).lr
+    assert drawn[10:] == pytest.approx(curve({"schedule": "cyclic"}, 97).lr, rel=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_momentum_is_at_its_maximum_where_a_warm_up_begins_and_constant_with_levels(kind):
     schedule = make(kind, warmup_epochs=1, momentum=0.95, momentum_min=0.85)
@@ -214,6 +245,13 @@ def test_the_momentum_is_at_its_maximum_where_a_warm_up_begins_and_constant_with
         ({"schedule": "one_cycle", "warmup_steps": 22}, "takes 22 updates, and one_cycle reaches its peak after 21"),
         ({"schedule": "step", "step_epochs": 9}, "first lower the LR after epoch 9, and epochs=9; lower --step-epochs"),
         ({"schedule": "multi_step", "milestones": "10,20"}, "after epoch 10, and epochs=9; lower --milestones"),
+        (
+            {"schedule": "step", "step_epochs": 2, "warmup_epochs": 3},
+            "lowers the LR after 14 already; .* --step-epochs",
+        ),
+        ({"schedule": "multi_step", "milestones": "1,5", "warmup_epochs": 3}, "after 7 already; .*raise --milestones"),
+        ({"schedule": "one_cycle", "lr_min": 0, "warmup_epochs": 1}, "rises to LRMIN, which is 0.* --peak-epoch"),
+        ({"schedule": "cyclic", "lr_min": 0, "warmup_steps": 1}, "rises to LRMIN, which is 0"),
         ({"milestones": "20,10"}, "milestones=20,10: need increasing epochs, such as 30,60,80"),
         ({"milestones": "0,10"}, "milestones=0,10: need increasing"),
         ({"milestones": "soon"}, "milestones=soon: need increasing"),
@@ -238,6 +276,7 @@ def test_the_epochs_of_a_recipe_keep_their_fractions_of_a_shorter_run(tmp_path):
     mine = make_config({"recipe": str(recipe), "epochs": 9, "milestones": "4,5", "warmup_epochs": 2, "step_epochs": 1})
     assert (mine.milestones, mine.warmup_epochs, mine.step_epochs) == (("4", "5"), 2.0, 1.0)
     assert make_config({"epochs": 50}).step_epochs == 0
+    assert make_config({"recipe": str(recipe), "epochs": 0}).milestones == ("30", "60", "80")
 
 
 def test_runs_are_compared_half_way_between_the_end_of_the_warm_up_and_that_of_the_run():

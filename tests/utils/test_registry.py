@@ -108,6 +108,24 @@ def test_an_installed_package_is_not_imported_for_names_that_are_known_without_i
     assert (tmp_path / "imported").exists()
 
 
+@pytest.mark.parametrize("is_start", [False, True])
+def test_a_package_that_lies_in_the_current_folder_is_not_an_installed_one(install, tmp_path, monkeypatch, is_start):
+    """A folder of somebody else may hold metadata; a plug-in of the user's puts that folder on the path."""
+    install("lies_here_for_a_test", f"import pathlib; pathlib.Path({str(tmp_path / 'imported')!r}).touch()")
+    (tmp_path / "mine_for_a_test.py").touch()
+    monkeypatch.setattr(sys, "path", [*([str(tmp_path)] if is_start else []), *sys.path[1:]])
+    monkeypatch.setattr(plugins, "_appended", set())
+    monkeypatch.chdir(tmp_path)
+    plugins.allow_plugins(["mine_for_a_test"])
+    plugins.import_plugins(["mine_for_a_test"])
+    assert str(tmp_path) in sys.path
+    monkeypatch.chdir("/")  # which the path does not follow
+    if is_start:
+        monkeypatch.chdir(tmp_path)
+    assert registry.find_registered("dataset", "no_such_thing") is None
+    assert not (tmp_path / "imported").exists() and not plugins.has_installed_plugins()
+
+
 def test_an_installed_package_that_is_broken_is_named_and_the_others_are_used(install, caplog):
     install("broken_for_a_test", "import a_module_that_is_not_there")
     install("whole_for_a_test", MODULE.partition("@register_model")[0])

@@ -69,5 +69,5 @@ def _cyclic_rates(overrides: Mapping[str, Any]) -> dict[str, float]:
 
 
 def triangular(schedule: Schedule, iterations: int, step_size: int) -> Schedule:
-    """Return a cyclic schedule of `iterations` updates that rises for `step_size` updates and falls for as many."""
-    return dataclasses.replace(schedule, steps=iterations, cycles=iterations / (2 * step_size))
+    """Return a cyclic schedule of `iterations` updates after its warm-up, which rises for `step_size` updates and falls for as many."""
+    return dataclasses.replace(schedule, steps=schedule.warmup + iterations, cycles=iterations / (2 * step_size))
