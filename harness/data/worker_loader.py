@@ -62,7 +62,7 @@ class AugmentedDataset(Dataset):
         return bool(self._flips[1][index])
 
 
-def check_pipeline(transform: TimmTransform | AlbumentationsTransform, split: Split) -> None:
+def try_pipeline(transform: TimmTransform | AlbumentationsTransform, split: Split) -> None:
     """Refuse a pipeline of the user's that fails, or gives no input of the network, on the first image of the split.
 
     Raises:
@@ -163,7 +163,7 @@ class WorkerTrainLoader:
             # What is wrong with the package or with a pipeline is reported here rather than by a worker.
             albumentations_compose(augment, preprocess)
             if augment.pipeline:
-                check_pipeline(transform, split)
+                try_pipeline(transform, split)
         else:
             transform = TimmTransform(augment, preprocess)
         self._erasing = make_erasing(
