@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from multiprocessing.util import Finalize
@@ -46,6 +47,11 @@ def _refuse_skip(report):
     if os.environ.get("HARNESS_CI") == "1" and is_skip and not MAY_BE_SKIPPED.search(reason):
         report.outcome, report.longrepr = "failed", f"{reason}; in the CI no test is skipped for that"
     return report
+
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts what runs in its background so; the processes of the tests would inherit it, and ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
