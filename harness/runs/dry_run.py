@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from harness.config.names import SPLIT_LABELS, SPLIT_NAMES
 from harness.config.settings import Config
 from harness.data.dataset import Dataset
 from harness.lr_finder.finder import with_placeholder_lr
@@ -67,6 +68,6 @@ def _rows(config: Config, components: Components) -> list[tuple[str, str]]:
 
 
 def _images(dataset: Dataset) -> str:
-    splits = (("training", dataset.train), ("validation", dataset.val), ("test", dataset.test))
-    counts = ", ".join(f"{len(split):,} {name}" for name, split in splits if split is not None)
+    splits = ((SPLIT_LABELS[name], getattr(dataset, name)) for name in SPLIT_NAMES)
+    counts = ", ".join(f"{len(split):,} {label}" for label, split in splits if split is not None)
     return f"{counts} images in {counted(len(dataset.classes), 'class', 'classes')}"

@@ -192,10 +192,14 @@ def planned_run_dir(config: Config) -> tuple[Path, bool]:
     for path in unfinished_runs(config):
         if not is_locked(path):
             return path, True
+    return next(path for path in _paths_of(config) if read_state(path) == RunState.NONE), False
+
+
+def _paths_of(config: Config) -> Iterator[Path]:
+    """Yield the directories that runs of this name may have, one after the other, without end."""
     output = Path(config.output).expanduser()
     base = slug(os.environ.get("WANDB_RUN_ID") or config.name or default_name(config))
-    names = (base if number == 1 else f"{base}-{number}" for number in count(1))
-    return next(output / name for name in names if read_state(output / name) == RunState.NONE), False
+    return (output / (base if number == 1 else f"{base}-{number}") for number in count(1))
 
 
 def precisions() -> list[str]:
@@ -242,10 +246,7 @@ def unfinished_runs(config: Config) -> Iterator[Path]:
 
 def runs_with_settings(config: Config) -> Iterator[Path]:
     """Yield the run directories of this name and these settings in the output folder, oldest first."""
-    output = Path(config.output).expanduser()
-    base = slug(os.environ.get("WANDB_RUN_ID") or config.name or default_name(config))
-    for number in count(1):
-        path = output / (base if number == 1 else f"{base}-{number}")
+    for path in _paths_of(config):
         if read_state(path) == RunState.NONE:
             return
         if not changed_settings(path, config):
