@@ -181,6 +181,8 @@ def check_waits(bench: Bench) -> None:
         ("default", {}),
         ("moving average and clipping", {"ema": 0.99, "clip_grad": 1.0}),
         ("mixup", {"mixup": 0.2}),
+        ("focal loss with class weights", {"loss": "focal", "class_weights": "balanced"}),
+        ("erasing", {"erasing": 0.5}),
     ):
         parts = bench.fresh(**settings)
         steps = _stream(parts)
@@ -279,12 +281,11 @@ def check_graph(bench: Bench) -> None:
             "CUDA graph: needs CUDA; all but the capture is tested in tests/training/test_cuda_graph.py"
         )
         return
-    losses, speeds = [], []
+    speeds = []
     size, floor = bench.components.config.batch_size, 1000 * bench.components.config.batch_size * UPDATE / bench.matmul
-    for cuda_graph in (False, True):
-        parts = bench.fresh(cuda_graph=cuda_graph)  # the same kernels in both
+    all_parts, worst = _plain_and_captured(bench)
+    for cuda_graph, parts in zip((False, True), all_parts, strict=True):
         steps = _stream(parts)
-        losses.append([float(parts.learner.train_step(*next(steps), step, 0.001, 0.9).loss) for step in range(20)])
         host, whole = _host_and_whole(
             lambda parts=parts, steps=steps: parts.learner.train_step(*next(steps), 0, 0.001, 0.9), bench
         )
@@ -296,10 +297,70 @@ def check_graph(bench: Bench) -> None:
             assert parts.learner.graph is not None
             _, alone = _host_and_whole(parts.learner.graph.replay, bench)
             bench.add("replay alone", 1000 * alone, "ms", f"{1000 * alone / floor:.2f} x the theoretical minimum")
-    worst = max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*losses, strict=True))
     bench.add("CUDA graph against plain", worst, "greatest relative difference in 20 updates", good=worst < 0.02)
     bench.add("plain updates", speeds[0], "images/s")
     bench.add("captured updates", speeds[1], "images/s", f"{speeds[1] / speeds[0]:.2f} x plain")
+
+
+def _plain_and_captured(bench: Bench, **settings: Any) -> tuple[list[Components], float]:
+    """Train 20 updates plainly and captured, with the same kernels; return both runs and the greatest relative difference."""
+    both, losses = [], []
+    for cuda_graph in (False, True):
+        parts = bench.fresh(cuda_graph=cuda_graph, **settings)
+        steps = _stream(parts)
+        losses.append([float(parts.learner.train_step(*next(steps), step, 0.001, 0.9).loss) for step in range(20)])
+        both.append(parts)
+    return both, max(abs(a - b) / max(abs(a), 1e-3) for a, b in zip(*losses, strict=True))
+
+
+def check_losses(bench: Bench) -> None:
+    """Compare the captured update with the plain one for every loss, with class weights and with soft labels."""
+    if not bench.on_gpu:
+        bench.left_out.append("losses in a CUDA graph: need CUDA; tests/training/test_losses.py has their values")
+        return
+    variants: dict[str, dict[str, Any]] = {
+        "bce": {"loss": "bce"},
+        "bce of all classes, threshold, mixup": {
+            "loss": "bce",
+            "loss_args": {"sum_classes": True, "target_threshold": 0.2},
+            "mixup": 0.2,
+        },
+        "focal": {"loss": "focal", "loss_args": {"gamma": 3.0}},
+        "class weights": {"class_weights": ",".join(str(1 + label % 3) for label in range(10)), "label_smoothing": 0.1},
+        "focal, class weights, mixup": {"loss": "focal", "class_weights": "balanced", "mixup": 0.2},
+    }
+    for name, settings in variants.items():
+        both, worst = _plain_and_captured(bench, **settings)
+        remark = "captured" if both[1].learner.graph is not None else "NOT captured"
+        good = worst < 0.02 and both[1].learner.graph is not None
+        bench.add(
+            f"loss {name}", worst, "greatest relative difference in 20 updates, captured against plain", remark, good
+        )
+
+
+def check_erasing(bench: Bench) -> None:
+    """Check random erasing on the device: drawn again alike, no other generator moved, as large an area as is asked for."""
+    for mode in ("const", "rand", "pixel"):
+        settings = dict(erasing=1.0, erasing_mode=mode, erasing_area=(0.2, 0.25), cutout=0, loader="resident")
+        first, second = (bench.fresh(**settings).loaders.train for _ in range(2))
+        plain = bench.fresh(cutout=0, loader="resident").loaders.train
+        before = torch.cuda.get_rng_state(bench.device) if bench.on_gpu else torch.get_rng_state()
+        same, erased = True, []
+        for (images, _), (again, _), (whole, _), _ in zip(
+            first.epoch(1), second.epoch(1), plain.epoch(1), range(3), strict=False
+        ):
+            same = same and torch.equal(images, again)
+            erased.append(float((images != whole).any(dim=1).float().mean()))
+        after = torch.cuda.get_rng_state(bench.device) if bench.on_gpu else torch.get_rng_state()
+        area, kept = statistics.fmean(erased), torch.equal(before, after)
+        remark = f"drawn again alike: {same}; the global generator is as before: {kept}"
+        bench.add(
+            f"erasing, {mode}",
+            area,
+            "of the area of an image (0.20 to 0.25)",
+            remark,
+            same and kept and 0.18 < area < 0.26,
+        )
 
 
 def _host_and_whole(work: Callable[[], Any], bench: Bench, count: int = 50) -> tuple[float, float]:
@@ -584,10 +645,19 @@ def _card() -> str:
 @click.option("--seeds", "count", default=5, show_default=True, help="Seeds of each recipe.")
 @click.option("--only", default="", help="Words of the names of other libraries' loops to run. [all]")
 @click.option("--skip", default="", help="Names of stages to skip, separated by semicolons.")
+@click.option("--stages", default="", help="Names of the only stages to run, separated by semicolons. [all]")
 @click.option("--quick", is_flag=True, help="Everything shrunk, to see that it works.")
 @click.option("--out", type=click.Path(path_type=Path), help="The JSON file. [results/gpu-DATE.json]")
 def main(
-    data_dir: Path | None, device: str, minutes: float, count: int, only: str, skip: str, quick: bool, out: Path | None
+    data_dir: Path | None,
+    device: str,
+    minutes: float,
+    count: int,
+    only: str,
+    skip: str,
+    stages: str,
+    quick: bool,
+    out: Path | None,
 ) -> None:
     with contextlib.ExitStack() as stack:
         if data_dir is None:
@@ -601,27 +671,31 @@ def main(
         bench.add("components, first time", time.monotonic() - started_at, "s")
         bench.add("parameters", sum(parameter.numel() for parameter in bench.components.learner.model.parameters()))
         bench.add("precision", bench.components.config.precision, remark=f"{bench.components.loaders.kind} batches")
-        stages: list[tuple[str, Callable[[Bench], None], float]] = [
+        plan: list[tuple[str, Callable[[Bench], None], float]] = [
             ("ceilings", ceilings, 5),
             ("augmentation", check_augmentation, 10),
             ("host synchronisation", check_waits, 10),
             ("CUDA graph", check_graph, 15),
+            ("losses", check_losses, 20),
+            ("erasing", check_erasing, 10),
             ("fused kernels", check_fused, 10),
             ("parts of an update", time_parts, 15),
             ("resuming", check_resuming, 20),
         ]
         if bench.on_gpu:
             plain = whole_command("custom-resnet, plain", "--cuda-graph=False", "--fused=False")
-            stages.append(("whole command, plain", plain, 60))
-        stages.append(("whole command", whole_command("custom-resnet"), 45))
-        stages += [
+            plan.append(("whole command, plain", plain, 60))
+        plan.append(("whole command", whole_command("custom-resnet"), 45))
+        plan += [
             ("profile", profiled, 10),
             ("variants", variants(compiled=False), 20),
             ("peers", peers, 15 if only else 60),
             ("seeds", seeds(2 if quick else count, "custom-resnet", "dawnbench"), 15),
             ("torch.compile", variants(compiled=True), 60),
         ]
-        for name, work, seconds in stages:
+        for name, work, seconds in plan:
+            if stages and name not in stages.split(";"):
+                continue
             if name in skip.split(";"):
                 bench.left_out.append(f"{name}: skipped by --skip")
             else:

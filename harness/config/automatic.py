@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.config.conversion import BALANCED
 from harness.config.settings import AUTO, FIND, Config
 
 SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the image; above, an ImageNet network
@@ -44,6 +45,7 @@ DECOUPLED = (
 )  # weight decay times LR, not in the gradient
 LEAST_UPDATES = 100  # of a whole run, however few images there are
 SMOOTHING = 0.1
+IMBALANCE = 10  # times as many training images in the largest class as in the smallest, from which a set is unbalanced
 SIDES = {"left", "right"}
 CHARACTERS = re.compile(r"\d+|[^\W_]|(zero|one|two|three|four|five|six|seven|eight|nine)", re.IGNORECASE)
 CHARACTER_SETS = ("digits", "mnist", "svhn", "usps", "omniglot")
@@ -59,6 +61,7 @@ class DataFacts:
 
     Attributes:
         images: of the training split.
+        imbalance: times as many training images in the largest class as in the smallest one that has any.
         side: median of the shorter sides of the images, in pixels.
         is_uniform: whether all images are squares of that side.
         memory: of the device, in bytes; 0: not known.
@@ -74,6 +77,7 @@ class DataFacts:
     memory: int
     why_no_weights: Callable[[str], str]
     is_ours: Callable[[str], bool]
+    imbalance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -240,6 +244,16 @@ def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
     return {"label_smoothing": Choice(SMOOTHING, "usual; keeps the model from becoming overconfident")}
 
 
+def _class_weights(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.sampling == BALANCED:
+        return {"class_weights": Choice("", "balanced sampling makes up for rare classes already")}
+    if facts.imbalance < IMBALANCE:
+        ratio = f"{facts.imbalance:.1f} times as many" if facts.imbalance > 1 else "as many"
+        return {"class_weights": Choice("", f"the largest class has {ratio} images as the smallest")}
+    reason = f"the largest class has {facts.imbalance:.0f} times as many images as the smallest; none if rare classes matter less"
+    return {"class_weights": Choice(BALANCED, reason)}
+
+
 def _flip(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.alternating_flip:
         return {"flip": Choice(True, "alternating_flip mirrors the images")}
@@ -285,6 +299,7 @@ RULES: Mapping[str, Callable[[Config, DataFacts], dict[str, Choice]]] = {
     "lr_min": _lr_min,
     "weight_decay": _weight_decay,
     "label_smoothing": _label_smoothing,
+    "class_weights": _class_weights,
     "flip": _flip,
     "crop_padding": _crop_padding,
     "cutout": _cutout,

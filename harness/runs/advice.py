@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from harness.config.automatic import LEAST_BATCH, UPDATES_PER_EPOCH, power_of_two
+from harness.config.automatic import IMBALANCE, LEAST_BATCH, UPDATES_PER_EPOCH, power_of_two
 from harness.data.balance import MAKE_UP
 from harness.data.listing import short_list
 from harness.runs.components import Components
@@ -18,7 +18,6 @@ from harness.utils.text import percent
 
 LEAST_UPDATES, ENOUGH_UPDATES = 100, 500
 WIDE = 0.05  # half the width of an interval of the accuracy, from which it is reported
-IMBALANCE = 10  # of the largest class to the smallest, from which it is reported
 FEW_IMAGES = 5  # of a class in the test split
 
 

@@ -74,6 +74,7 @@ def data_facts(config: Config, dataset: Dataset) -> DataFacts:
     pictures = [train.picture(index) for index in spread_indices(len(train), SAMPLED_IMAGES)]
     sides = [min(picture.shape[:2]) for picture in pictures] or [32]
     side = int(np.median(sides))
+    counts = np.bincount(train.labels) if len(train) else np.ones(1, int)
     return DataFacts(
         data=config.data,
         images=len(train),
@@ -83,6 +84,7 @@ def data_facts(config: Config, dataset: Dataset) -> DataFacts:
         memory=_total_memory(pick_device(config.device)),
         why_no_weights=why_no_weights,
         is_ours=lambda name: name in factory.HARNESS_MODELS,
+        imbalance=float(counts.max() / counts[counts > 0].min()),
     )
 
 
@@ -99,7 +101,7 @@ def choices_table(choices: Mapping[str, Choice]) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{key}={item}" for key, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
 
 
 def _total_memory(device: torch.device) -> int:

@@ -153,6 +153,15 @@ def test_rates_that_are_given_in_part_fit_each_other(options):
         assert "lr_min_ratio" not in options or math.isclose(config.lr_min, 0.1 * config.lr_max)
 
 
+@pytest.mark.parametrize(("imbalance", "weights"), [(1.0, ""), (9.99, ""), (10.0, "balanced"), (400.0, "balanced")])
+def test_the_loss_weights_the_classes_of_unbalanced_data_alone(imbalance, weights):
+    config, choices = chosen(facts(imbalance=imbalance))
+    assert config.class_weights == weights and choices["class_weights"].reason
+    assert chosen(facts(imbalance=imbalance), sampling="balanced")[0].class_weights == ""  # not twice
+    config, choices = chosen(facts(imbalance=imbalance), class_weights="none")
+    assert config.class_weights == "" and "class_weights" not in choices
+
+
 def test_arguments_of_the_model_keep_what_was_given():
     config, choices = chosen(model_args={"width": 16})
     assert config.model_args == {"width": 16, "head_init_scale": 0.125} and choices["model_args"].requested == {

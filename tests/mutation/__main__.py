@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.mutation import runner
@@ -31,6 +32,7 @@ def main() -> None:
     running.add_argument(
         "--out", type=Path, default=runner.ROOT / runner.CACHE / runner.RESULT, help="the result as JSON"
     )
+    running.add_argument("--anew", action="store_true", help="also make the mistakes that were noticed before")
     shown = commands.add_parser("table", help="print a result as Markdown")
     shown.add_argument("result", nargs="?", type=Path, default=runner.ROOT / runner.CACHE / runner.RESULT)
     words = parser.parse_args()
@@ -55,14 +57,24 @@ def run(words: argparse.Namespace) -> None:
         lines = runner.read_map(cache / runner.MAP)
         mutants = runner.sample(root, words.count, words.seed, only=words.only)
         changes = [runner.change_of(mutant, root, lines, words.budget) for mutant in mutants]
+        changes = [runner.with_new_tests(change, root, lines) for change in changes]
         facts = {"count": words.count, "seed": words.seed, "only": words.only, "budget": words.budget}
 
+    log = words.out.with_suffix(".jsonl")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    noticed = {} if words.anew else runner.noticed_before(log, changes)
+
     def report(outcome: runner.Outcome) -> None:
+        with log.open("a") as file:
+            file.write(json.dumps(asdict(outcome)) + "\n")
         name = " ".join(outcome.name.split())
         print(f"{outcome.verdict:<10} {outcome.seconds:6.1f} s  {name[:100]}  {outcome.by}", flush=True)
 
-    outcomes = runner.Runner(root, words.jobs, EQUIVALENT, report).run(changes)
-    words.out.parent.mkdir(parents=True, exist_ok=True)
+    made = runner.Runner(root, words.jobs, EQUIVALENT, report).run(
+        [each for each in changes if each.name not in noticed]
+    )
+    by_name = {outcome.name: outcome for outcome in made} | noticed
+    outcomes = [by_name[change.name] for change in changes]
     words.out.write_text(runner.to_json(outcomes, **facts) + "\n")
     print(runner.table(json.loads(words.out.read_text())))
 

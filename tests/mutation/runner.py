@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +231,25 @@ def change_of(mutant: Mutant, root: Path, lines: LineMap, budget: float, package
     seconds = sum(lines.tests.get(name, 1.0) for name in tests)
     edits = ((mutant.start, mutant.end, mutant.replacement.encode()),)
     return Change(mutant.key, path, edits, tuple(tests), seconds, is_complete, asdict(mutant))
+
+
+def with_new_tests(change: Change, root: Path, lines: LineMap) -> Change:
+    """Return a mistake with the module's own file of tests in front, where it has tests that the map does not know."""
+    own = mirrored(change.path.partition("/")[2])
+    if not (root / own).is_file():
+        return change
+    named = set(re.findall(r"^def (test_\w+)", (root / own).read_text(), re.M))
+    known = {name.partition("::")[2] for name in lines.tests if name.startswith(f"{own}::")}
+    new = tuple(f"{own}::{name}" for name in sorted(named - known))
+    return replace(change, tests=(*new, *change.tests), seconds=change.seconds + 10.0 * len(new))
+
+
+def noticed_before(log: Path, changes: Sequence[Change]) -> dict[str, Outcome]:
+    """Return the outcomes of a log that need not be found again: mistakes of these that were noticed; none without a log."""
+    names = {change.name for change in changes}
+    lines = log.read_text().splitlines() if log.is_file() else []
+    outcomes = (Outcome(**json.loads(line)) for line in lines)
+    return {each.name: each for each in outcomes if each.name in names and each.verdict in ("noticed", "equivalent")}
 
 
 def listed_changes(root: Path, ids: Sequence[str] = ()) -> list[Change]:

@@ -1,6 +1,7 @@
 """The mutation runner makes the mistakes that it names, and tells one that was noticed from one that is not."""
 
 import ast
+import dataclasses
 import json
 import textwrap
 
@@ -119,6 +120,25 @@ def test_a_mistake_is_noticed_survives_or_has_no_tests_and_a_failing_test_notice
     document = json.loads(runner.to_json(outcomes, seed=0))
     assert document["total"]["noticed of those that count"] == pytest.approx(1 / 3, abs=1e-3)
     assert "| package | 1 | 2 | 1 | 33 % |" in runner.table(document)
+
+
+def test_a_stopped_run_goes_on_and_asks_the_tests_that_are_new_about_what_was_not_noticed(tree, tmp_path):
+    change = runner.Change("a", "package/sums.py", ((0, 0, b""),), ("tests/test_sums.py::test_nothing",), seconds=1.0)
+    lines = runner.LineMap({}, {"tests/test_sums.py::test_nothing": 1.0, "tests/test_sums.py::test_three": 1.0}, {})
+    asked = runner.with_new_tests(change, tree, lines)
+    assert (
+        asked.tests == ("tests/test_sums.py::test_that_always_fails", *change.tests) and asked.seconds > change.seconds
+    )
+    assert runner.with_new_tests(asked, tmp_path / "elsewhere", lines) == asked
+    log = tmp_path / "result.jsonl"
+    assert runner.noticed_before(log, [change]) == {}
+    for name, verdict in (("a", "survived"), ("b", "noticed"), ("c", "noticed"), ("a", "noticed"), ("d", "unreliable")):
+        outcome = runner.Outcome(name, "package/sums.py", verdict, "", 1.0, 1, True, {})
+        with log.open("a") as file:
+            file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
+        changes = [dataclasses.replace(change, name=each) for each in "abd"]
+        known = runner.noticed_before(log, changes)
+    assert sorted(known) == ["a", "b"] and known["a"].verdict == "noticed"
 
 
 @pytest.mark.slow

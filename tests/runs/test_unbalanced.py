@@ -13,6 +13,8 @@ from sklearn.utils.class_weight import compute_class_weight
 
 import harness
 from harness import make_config
+from harness.config import yaml_io
+from harness.data.registry import load_dataset
 from harness.evaluation.metrics import read_predictions_csv
 from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.runs import lr_find
@@ -182,3 +184,32 @@ def test_the_lr_finder_suggests_a_rate_that_the_loss_learns_at(tmp_path, setting
     assert found.lr_max is not None and 1e-3 < found.lr_max < 2
     result = harness.run({**base, "lr_max": found.lr_max, "lr_min": found.lr_min, "peak_epoch": 1})
     assert result.summary["result"]["test/acc"] > 0.85
+
+
+def test_settings_chosen_from_the_data_weight_these_classes_and_the_data_report_says_so(pictures, tmp_path):
+    settings = {
+        "data_dir": str(pictures / "pictures"),
+        "output": str(tmp_path),
+        "report": False,
+        "gallery": 0,
+        "cam": "none",
+    }
+    small = {
+        "model_args": "width=2",
+        "epochs": 1,
+        "wandb": "disabled",
+        "precision": "fp32",
+        "device": "cpu",
+        "threads": 1,
+    }
+    result = harness.run(make_config({**settings, **small}))
+    assert yaml_io.read_yaml(result.folder / "config.yaml")["class_weights"] == "balanced"
+    reason = json.loads((result.folder / "automatic.json").read_text())["class_weights"]["reason"]
+    counts = np.bincount(load_dataset(make_config(settings)).train.labels)
+    assert reason.startswith(f"the largest class has {counts.max() / counts.min():.0f} times as many images")
+    report = command("data", pictures / "pictures", cwd=tmp_path, check=0).stdout
+    assert "a run gives rare classes more weight in the loss" in report and "--sampling balanced" not in report
+    assert (
+        "--sampling balanced"
+        in command("data", pictures / "pictures", "--recipe", "digits", cwd=tmp_path, check=0).stdout
+    )
