@@ -66,6 +66,8 @@ class DataFacts:
         memory: of the device, in bytes; 0: not known.
         why_no_weights: returns why the pretrained weights of a model cannot be had; empty where they can.
         is_ours: returns whether a model is one of this package, for small images.
+        weights_side: side of the input that the weights of `init` were trained with, in pixels; 0: not known.
+        input_side: returns the side of a model's default input, in pixels; 0: not known.
     """
 
     data: str
@@ -77,6 +79,8 @@ class DataFacts:
     why_no_weights: Callable[[str], str]
     is_ours: Callable[[str], bool]
     imbalance: float = 1.0
+    weights_side: int = 0
+    input_side: Callable[[str], int] = lambda name: 0
 
 
 @dataclass(frozen=True)
@@ -132,15 +136,18 @@ def _pretrained(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _image_size(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.init and facts.weights_side:
+        return {"image_size": Choice(facts.weights_side, "that of the weights of --init")}
     if config.init:
-        return {"image_size": Choice(0, "that of the weights of --init, or the model's")}
+        reason = f"the input of {config.model}, {_input_size(config, facts)} pixels; that of the weights of --init is not known"
+        return {"image_size": Choice(0, reason)}
     if config.model == LARGE_MODEL:
         size = min(LARGE_SIDE, max(SMALL_SIDE, SIDE_STEP * math.ceil(facts.side / SIDE_STEP)))
         return {
             "image_size": Choice(size, f"images of {facts.side} pixels; {config.model} was trained at {LARGE_SIDE}")
         }
     if not facts.is_ours(config.model):
-        return {"image_size": Choice(0, f"the input size of {config.model}")}
+        return {"image_size": Choice(0, f"the input of {config.model}, {_input_size(config, facts)} pixels")}
     size = max(16, min(SMALL_SIDE, facts.side))
     what = "the size of the images" if facts.is_uniform and size == facts.side else f"images of {facts.side} pixels"
     if size < facts.side:
@@ -319,9 +326,9 @@ def _gets_resized_crop(config: Config, size: int) -> bool:
 
 
 def _input_size(config: Config, facts: DataFacts) -> int:
-    """Return the side of the model's input, in pixels; for a model or weights that have their own, a guess."""
-    if config.image_size:
-        return config.image_size
+    """Return the side of the model's input, in pixels; a guess where nothing names it."""
+    if known := config.image_size or facts.weights_side or facts.input_side(config.model):
+        return known
     if not facts.is_ours(config.model):
         return LARGE_SIDE
     return SMALL_INPUT if config.init else facts.side

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import timm
-from timm.models import split_model_name_tag
+from timm.models import get_pretrained_cfg, split_model_name_tag
 
 from harness.utils.errors import UsageError, did_you_mean
+from harness.utils.files import read_json
+from harness.utils.plain import sub_mapping
 from harness.utils.plugins import import_installed_plugins, import_plugins
 
 
@@ -42,3 +45,32 @@ def check_name(name: str) -> None:
     tags = timm.list_models(f"{base}.*", include_tags=True)
     if tag and name not in tags:
         raise UsageError(f"model {base!r} has no weights {tag!r}{did_you_mean(name, tags)}")
+
+
+def input_side(name: str) -> int:
+    """Return the side of a model's default input in pixels, without building it; 0 where that is not known.
+
+    A model of the Hugging Face Hub is asked for there.
+    """
+    source, colon, rest = name.partition(":")
+    if not colon:
+        try:
+            cfg = get_pretrained_cfg(name)
+        except RuntimeError:  # there are no weights of that name, which building the model says
+            return 0
+        return 0 if cfg is None else int(cfg.input_size[-1])
+    try:
+        exported = read_json(Path(rest) / "config.json") if source == "local-dir" else _hub_config(rest)
+        return int(sub_mapping(exported, "pretrained_cfg")["input_size"][-1])
+    except (IndexError, KeyError, TypeError, ValueError):
+        return 0
+
+
+def _hub_config(name: str) -> dict[str, Any]:
+    """Return timm's configuration of a model of the Hub; empty where it cannot be had: building the model says why."""
+    from timm.models._hub import load_model_config_from_hf
+
+    try:
+        return {"pretrained_cfg": load_model_config_from_hf(name)[0]}
+    except Exception:  # noqa: BLE001 - the network and the library raise anything
+        return {}

@@ -13,9 +13,10 @@ from harness.config.automatic import Choice, DataFacts, choose_settings, with_ch
 from harness.config.settings import Config
 from harness.data.dataset import Dataset, spread_indices
 from harness.data.registry import load_dataset
+from harness.evaluation.initial_weights import read_initial_weights
 from harness.models import factory
 from harness.models.available_weights import why_no_weights
-from harness.models.names import import_model
+from harness.models.names import import_model, input_side
 from harness.training.device import pick_device
 from harness.training.distributed import SingleProcess
 
@@ -85,7 +86,17 @@ def data_facts(config: Config, dataset: Dataset) -> DataFacts:
         why_no_weights=why_no_weights,
         is_ours=lambda name: name in factory.HARNESS_MODELS,
         imbalance=float(counts.max() / counts[counts > 0].min()),
+        weights_side=_weights_side(config),
+        input_side=input_side,
     )
+
+
+def _weights_side(config: Config) -> int:
+    """Return the side of the input that the weights of `init` were trained with, in pixels; 0: not known, or not asked."""
+    if not config.init or (config.image_size and "image_size" not in config.undecided):
+        return 0
+    preprocess = read_initial_weights(config.init).preprocess
+    return 0 if preprocess is None else preprocess.size
 
 
 def choices_table(choices: Mapping[str, Choice]) -> str:

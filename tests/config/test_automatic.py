@@ -248,3 +248,19 @@ def test_no_combination_of_given_settings_leaves_the_rules_without_an_answer():
         for names in itertools.combinations(options, count):
             for side, images in ((8, 4), (64, 100), (640, 300_000)):
                 assert not chosen(facts(images, side=side), **{name: options[name] for name in names})[0].undecided
+
+
+@pytest.mark.parametrize("side", [16, 32, 64, 65, 128, 224])
+def test_the_size_of_given_weights_decides_the_augmentation_as_the_same_size_given_does(side):
+    """Large images and weights of a small input: the input is small."""
+    known = {"model": "resnet18", "init": "weights.safetensors"}
+    of_weights, choices = chosen(facts(side=300, weights_side=side), **known)
+    given, _ = chosen(facts(side=300), image_size=side, **known)
+    assert of_weights == given and choices["image_size"].value == side
+    assert (of_weights.crop_padding > 0) == (side <= 64)
+
+
+def test_a_model_with_a_small_input_of_its_own_is_not_augmented_as_one_of_224_pixels():
+    config, choices = chosen(facts(side=300, input_side=lambda name: 48), model="resnet18")
+    assert (config.image_size, config.crop_padding, config.cutout) == (0, 6, 12)
+    assert "48 pixels" in choices["image_size"].reason

@@ -13,6 +13,7 @@ from harness.models.factory import create_model
 from harness.reporting.html.facts import chosen_settings
 from harness.reporting.html.run_data import read_run
 from harness.runs.automatic import decide_settings
+from harness.runs.components import build_components
 from harness.tracking.chosen_settings import read_choices
 from harness.tracking.journal import read_journal
 from harness.tracking.run_dir import lock_folder, stored_config
@@ -295,3 +296,20 @@ def test_a_result_that_the_reported_split_has_selected_is_called_optimistic(pict
     assert any("selected the epoch" in line for line in result.summary["warnings"])
     held_out = harness.run(config_of(pictures, tmp_path, epochs=1, val_fraction=0.2))
     assert not any("selected the epoch" in line for line in held_out.summary["warnings"])
+
+
+def test_weights_of_a_small_input_keep_their_augmentation_on_large_images(pictures, tmp_path):
+    """The choices with `init` are those with the size of the weights given; the run has that size."""
+    source = harness.run(config_of(pictures, tmp_path, epochs=0, image_size=32, model="resnet18", model_args={}))
+    rng = np.random.default_rng(1)
+    for label in ("red", "green", "blue"):
+        for index in range(5):
+            save_image(tmp_path / "large" / label / f"{index}.png", rng.integers(0, 255, (90, 90, 3), dtype=np.uint8))
+    from_weights = config_of(tmp_path / "large", tmp_path, model_args={}, init=str(source.folder), epochs=1)
+    decided = decide_settings(from_weights)
+    given = decide_settings(from_weights.replace(image_size=32)).config
+    assert decided.config == given and given.crop_padding == 4
+    assert decided.choices["image_size"].value == 32
+    assert build_components(from_weights).preprocess.size == 32
+    weights_file = source.folder / "checkpoints/model.safetensors"
+    assert decide_settings(from_weights.replace(init=str(weights_file))).config.image_size == 32
