@@ -22,8 +22,9 @@ def check_combinations(config: Config) -> None:
     """
     config.grey_limits()
     check_augmentation(config)
-    # The peak belongs to the length that the run was started with.
+    # The peak belongs to the length that the run was started with; that of a named run is known when the run is read.
     extensions = config.extensions()
+    is_first_length = bool(extensions) or config.resume in ("auto", "never")
     epochs = extensions[0][1] if extensions else config.epochs
     are_rates_known = not config.needs_lr_find and config.undecided.isdisjoint(("lr_min", "lr_max"))
     if are_rates_known and config.schedule != "constant":
@@ -32,7 +33,7 @@ def check_combinations(config: Config) -> None:
             raise UsageError(
                 f"need lr_min <= lr_max, got lr_min={lowest:g}, lr_max={highest:g}; lower one or raise the other"
             )
-    is_length_known = epochs and config.undecided.isdisjoint(("epochs", "peak_epoch"))
+    is_length_known = is_first_length and epochs and config.undecided.isdisjoint(("epochs", "peak_epoch"))
     if config.schedule == "one_cycle" and is_length_known and not config.peak_epoch <= epochs:
         raise UsageError(
             f"need peak_epoch <= epochs, got peak_epoch={config.peak_epoch:g}, epochs={epochs}; set --peak-epoch"

@@ -247,6 +247,23 @@ def test_a_run_whose_length_was_chosen_is_resumed_with_it_or_with_the_length_tha
     assert (settings["epochs"], settings["epochs_requested"], settings["batch_size"]) == (6, "auto", 8)
     shown = {setting.name for setting in chosen_settings(read_run(folder))}
     assert "epochs" not in shown and {"batch_size", "peak_epoch", "lr_max"} <= shown
+    (peak,) = (setting for setting in chosen_settings(read_run(folder)) if setting.name == "peak_epoch")
+    assert "which was to have 3 epochs and has 6 now" in peak.reason
+
+
+def test_a_stopped_automatic_run_is_shortened_to_fewer_epochs_than_its_chosen_peak(pictures, tmp_path):
+    config = config_of(pictures, tmp_path, name="r", epochs=20, log_every=1)
+    folder = tmp_path / "runs/r"
+    with pytest.raises(RuntimeError, match="ended by the test"):
+        harness.run(config, StopAfter())
+    assert stored_config(folder).peak_epoch == 4
+    lines = Lines()
+    result = harness.run({"resume": str(folder), "epochs": 3, "report": False}, lines)
+    assert len(result.history) == 3 and stored_config(folder).peak_epoch == 4
+    rates = [lr for record in read_epochs(folder) for lr in record.steps.lines["lr"]]
+    highest = 1 + 2 * 3 / 19  # the three epochs of 19 that were left before the peak, in two
+    assert len(rates) == 18 and abs(np.argmax(rates) / 6 - highest) <= 1 / 6
+    assert any(re.search(r"reaches 0.0\d+ at epoch 1.33", line) for line in lines.lines), lines.lines
 
 
 def test_a_run_that_another_process_is_writing_lends_its_choices_to_no_other(pictures, tmp_path):

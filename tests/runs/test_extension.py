@@ -239,6 +239,17 @@ def test_another_setting_beside_the_epochs_is_refused_and_nothing_is_changed(fin
     assert [path.name for path in before if before[path] != after[path]] in ([], [".lock"])
 
 
+@pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "multi_step"])
+def test_the_length_of_a_named_run_is_compared_with_its_schedule_when_the_run_is_read(schedule):
+    values = {"schedule": schedule, "epochs": 3, "peak_epoch": 9.0, "milestones": ("8", "9"), "val_fraction": 0.1}
+    with pytest.raises(UsageError, match="peak_epoch|epoch 8"):
+        Config(**values)
+    config = Config(**values, resume="runs/r")
+    assert make_schedule(config.replace(extended=("0:20",)), 10).steps == 30
+    with pytest.raises(UsageError, match="peak_epoch|epoch 8"):
+        config.replace(extended=("0:4",))
+
+
 def test_a_run_that_was_stopped_early_trains_on(tmp_path):
     words = ["--val-fraction", "0.2", "--early-stop", "1", "--lr-max", "1e-8", "--lr-min", "1e-8", "--batch-size", "64"]
     words += ["--name", "r", "--epochs", "6"]

@@ -230,10 +230,20 @@ def all_settings(run: RunData) -> list[Setting]:
 def chosen_settings(run: RunData) -> list[ChosenSetting]:
     """Return the settings that were chosen from the data, each with its reason; without those that were changed since."""
     return [
-        ChosenSetting(name, setting_text(choice.value), choice.reason)
+        ChosenSetting(name, setting_text(choice.value), choice.reason + _of_former_length(name, run))
         for name, choice in read_choices(run.path).items()
         if choice.value == run.config.get(name)
     ]
+
+
+def _of_former_length(name: str, run: RunData) -> str:
+    """Return what the page adds to a chosen peak of a run whose number of epochs was changed later."""
+    extended = run.config.get("extended")
+    first = str(extended[0] if isinstance(extended, list | tuple) else extended or "").partition(",")[0]
+    epochs = first.partition(":")[2]
+    if name != "peak_epoch" or not epochs:
+        return ""
+    return f", which was to have {epochs} epochs and has {run.config.get('epochs')} now: the rest of the curve was fitted to that, see the chart"
 
 
 def times(run: RunData) -> dict[str, float]:
