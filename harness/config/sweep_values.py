@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.names import MAPPINGS
 from harness.config.recipe import scaled_schedule
 from harness.config.settings import AUTO, Config, canonical_name, coerce
 from harness.config.words import ungrouped
@@ -82,8 +83,9 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         changes |= scaled_schedule(values, {*drawn, *config.undecided}, values["epochs"], changes["epochs"])
     if "lr_min" in changes and "lr_min_ratio" not in drawn:
         changes["lr_min_ratio"] = None
-    if "model_args" in changes:
-        changes["model_args"] = {**config.model_args, **coerce("model_args", changes["model_args"])}
+    for name in MAPPINGS:
+        if name in changes:
+            changes[name] = {**getattr(config, name), **coerce(name, changes[name])}
     notify(f"From the sweep: {', '.join(f'{name}={value}' for name, value in changes.items())}")
     return config.replace(**changes)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
+from harness.config.names import MAPPINGS
 from harness.config.settings import TRACKERS, Config, canonical_name, coerce
 from harness.config.words import read_words
 from harness.sweep import command
@@ -60,7 +61,7 @@ def read_sweep_file(
     """Return the sweep of a YAML file.
 
     Args:
-        overrides: settings given on the command line, under any spelling of their names.
+        overrides: settings given on the command line, under any spelling of their names; mappings are added to the file's.
         on_test: allow a metric of the test set.
         notify: receives a line about what `wandb sweep` would refuse.
 
@@ -104,6 +105,7 @@ def parse_sweep(
     # With a function that draws the parameters W&B passes on what it returns, and none of the file's.
     listed = [] if scheduler.search_space else read_parameters(document.get("parameters"))
     parameters = _check_parameters(listed, fixed, overrides)
+    overrides = _with_constants(overrides, listed, fixed)
     block = document.get("early_terminate")
     if block is not None and "metric" not in document:
         raise UsageError("early_terminate needs a metric, for W&B's own Hyperband too; add metric:")
@@ -170,6 +172,26 @@ def _fixed_settings(words: Sequence[str]) -> dict[str, Any]:
         return read_words([command.with_variables(word, os.environ) for word in command.fixed_words(words)])
     except UsageError as error:
         raise UsageError(f"command: {error}") from None
+
+
+def _with_constants(
+    overrides: Mapping[str, Any], parameters: Sequence[Parameter], fixed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of the command line, mappings such as `model_args` added to the constants of the file, as to a recipe's."""
+    merged = dict(overrides)
+    for name in (name for name in MAPPINGS if name in overrides):
+        constants = [dict(coerce(name, fixed[name]))] if name in fixed else []
+        for parameter in parameters:
+            setting, depth = setting_of(parameter)
+            if setting == name and parameter.is_fixed:
+                value: Any = parameter.spec["value"]
+                for key in reversed(parameter.path[depth:]):
+                    value = {key: value}
+                constants.append(dict(coerce(name, value)))
+        base = dict(item for constant in constants for item in constant.items())
+        if base:
+            merged[name] = {**base, **coerce(name, overrides[name])}
+    return merged
 
 
 def _check_parameters(

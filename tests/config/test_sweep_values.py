@@ -32,6 +32,12 @@ def test_drawn_arguments_of_the_model_are_added_to_those_of_the_recipe(draw):
     assert with_sweep_values(config, pytest.fail) == config
 
 
+def test_drawn_arguments_of_the_optimizer_are_added_to_those_of_the_recipe_too(draw):
+    config = make_config({"optimizer": "adamw", "optimizer_args": {"eps": 1e-6}})
+    draw(optimizer_args="amsgrad=True")
+    assert with_sweep_values(config, lambda text: None).optimizer_args == {"eps": 1e-6, "amsgrad": True}
+
+
 def test_a_trial_has_the_drawn_arguments_if_it_has_others_too_and_not_if_one_differs():
     config = make_config({"model_args": {"width": 8}}, "custom-resnet")
     assert differing_values({"model_args": {"width": 8}}, config) == []

@@ -72,6 +72,23 @@ def test_the_shipped_sweeps_are_valid():
                 assert sweep.config(values).test is False
 
 
+@pytest.mark.parametrize(
+    "constants",
+    [
+        {"parameters__model_args": {"value": "width=16,head_init_scale=0.125"}},
+        {"parameters__model_args": {"parameters": {"width": {"value": 16}, "head_init_scale": {"value": 0.125}}}},
+        {"parameters__model_args": None, "command": ["${env}", "harness", "run", "--model-args=width=16,head_init_scale=0.125", "${args}"]},
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("given", ["width=8", {"width": 8}])
+def test_arguments_on_the_command_line_are_added_to_those_of_the_file_as_to_those_of_a_recipe(constants, given):
+    sweep = parse(changed(**constants), model_args=given)
+    values = {"lr_max": 0.05, "lr_min": 0.005}
+    wanted = {"width": 8, "head_init_scale": 0.125}
+    assert sweep.config(values).model_args == wanted
+    assert coerce("model_args", f"{sweep.overrides['model_args']}") == wanted  # as a trial is given it
+
+
 def test_no_shipped_sweep_compares_runs_before_the_peak_of_the_learning_rate():
     for file in sorted((Path(__file__).parents[2] / "sweeps").glob("*.yaml")):
         sweep = schema.read_sweep_file(file)
