@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
+import shlex
 import signal
 import sys
 import textwrap
 import traceback
+from collections.abc import Container
 from types import FrameType
 from typing import Any
 
@@ -16,6 +18,7 @@ import click
 from harness.cli import check, completion, data, evaluate, report, runs, sweep, train
 from harness.cli.commands import CONTEXT, CommandGroup, nearest_option
 from harness.cli.terminal import echo, prepare_logging
+from harness.config.names import data_name
 from harness.config.recipe import recipe_paths
 from harness.config.settings import normalize_name
 from harness.utils.environment import rank, world_size
@@ -178,9 +181,23 @@ def _message(error: click.ClickException) -> str:
         argument = text.partition("(")[2].rstrip(")")
         if argument in recipe_paths():
             return f"{text}; a recipe is given by --recipe {argument}"
+        options = {option for each in context.command.params for option in each.opts} if context else set()
+        if meant := _option_of_path(argument, options):
+            return f"{text}; did you mean {meant} {shlex.quote(argument)}?"
     if context is not None:
         text += f"; see {context.command_path} --help"
     return text
+
+
+def _option_of_path(path: str, options: Container[str]) -> str:
+    """Return the option that an existing file or folder may have been meant for; empty where there is none."""
+    if not os.path.exists(path):
+        return ""
+    is_recipe = os.path.isfile(path) and path.lower().endswith((".yaml", ".yml"))
+    is_run = os.path.isfile(os.path.join(path, "config.yaml"))
+    is_data = os.path.isdir(path) or data_name("folder", path) != os.path.basename(path)  # an archive or a table
+    option = "--recipe" if is_recipe else "--resume" if is_run else "--data-dir" if is_data else ""
+    return option if option in options else ""
 
 
 def _show_error(text: str, debug: bool) -> None:

@@ -6,6 +6,7 @@ option is that option. A boolean takes a value (`--compile=True`) or stands alon
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -73,7 +74,8 @@ def _check_words(context: click.Context, parameter: click.Parameter, words: tupl
     """Refuse words that have none of the forms, as click refuses the arguments of a command that takes none."""
     for word in words:
         if "=" not in word and not word.lstrip().startswith("{") and not word.endswith(".json"):
-            raise click.UsageError(f"Got unexpected extra argument ({word})", context)
+            whole = " ".join(words) if os.path.exists(" ".join(words)) else word  # a name with spaces, without quotes
+            raise click.UsageError(f"Got unexpected extra argument ({whole})", context)
     return words
 
 

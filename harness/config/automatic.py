@@ -46,7 +46,13 @@ LEAST_UPDATES = 100  # of a whole run, however few images there are
 SMOOTHING = 0.1
 IMBALANCE = 10  # times as many training images in the largest class as in the smallest, from which a set is unbalanced
 SIDES = {"left", "right"}
-CHARACTERS = re.compile(r"\d+|[^\W_]|(zero|one|two|three|four|five|six|seven|eight|nine)", re.IGNORECASE)
+# A class that is a character: `7`, `a`, `seven`, or one of these behind a word that says so, as `digit 7` or `letter_a`.
+CHARACTER_WORD = r"(?:digit|letter|number|numeral|character|char|upper|lower|upper[ _-]?case|lower[ _-]?case|capital)"
+CHARACTERS = re.compile(
+    rf"(?:{CHARACTER_WORD}(?:[\W_]+|(?=\d)))*(?:\d+|[^\W_]|zero|one|two|three|four|five|six|seven|eight|nine)"
+    rf"(?:[\W_]+{CHARACTER_WORD})?",
+    re.IGNORECASE,
+)
 CHARACTER_SETS = ("digits", "mnist", "svhn", "usps", "omniglot")
 # Bytes of activations for an image of 32 x 32 pixels in training, float32, of the small model; a larger model shrinks its input
 # at once and needs about a quarter of that for the same number of pixels.

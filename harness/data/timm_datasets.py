@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -64,6 +65,10 @@ def read_timm_dataset(config: Config) -> tuple[Sequence[str], Split, None, Split
     prefix, _, rest = config.data.partition("/")
     is_unknown = prefix.lower() == "torch" and rest.lower() not in TORCHVISION_NAMES
     if is_unknown or not config.data.lower().startswith(TIMM_PREFIXES):
+        if Path(config.data).expanduser().exists():
+            raise UsageError(
+                f"there is no data set {config.data!r}, but a {'folder' if Path(config.data).expanduser().is_dir() else 'file'} of that name; did you mean --data-dir {shlex.quote(config.data)}?"
+            )
         known = [*BUILT_IN_DATASETS, *registered_names("dataset"), *(f"torch/{name}" for name in TORCHVISION_NAMES)]
         raise UsageError(
             f"there is no data set {config.data!r}{did_you_mean(config.data, known)}; need {', '.join(BUILT_IN_DATASETS)}, torch/NAME, hfds/NAME, tfds/NAME or wds/NAME, or one that a module of --plugin registers"

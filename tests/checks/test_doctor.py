@@ -123,6 +123,30 @@ def test_every_command_stands_in_one_section_of_the_help_with_its_whole_sentence
 
 
 @pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["run", "my pictures"], "--data-dir 'my pictures'"),
+        (["run", "my", "pictures"], "--data-dir 'my pictures'"),
+        (["lr-find", "table.csv"], "--data-dir table.csv"),
+        (["doctor", "my pictures"], "--data-dir 'my pictures'"),
+        (["run", "mine.yaml"], "--recipe mine.yaml"),
+        (["run", "runs/r"], "--resume runs/r"),
+        (["run", "--data", "my pictures"], "--data-dir 'my pictures'"),
+        (["data", "--data", "my pictures"], "--data-dir 'my pictures'"),
+        (["run", "photo.png"], ""),
+        (["run", "nothing"], ""),
+    ],
+)
+def test_an_existing_path_that_is_given_without_its_option_names_the_option(tmp_path, words, meant):
+    (tmp_path / "my pictures").mkdir()
+    for name in ("table.csv", "mine.yaml", "photo.png", "runs/r/config.yaml"):
+        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
+        (tmp_path / name).write_text("")
+    message = command(*words, cwd=tmp_path, check=2).stderr.splitlines()[-1]
+    assert (f"did you mean {meant}?" in message) if meant else ("did you mean" not in message), message
+
+
+@pytest.mark.parametrize(
     ("arguments", "part"),
     [
         (["evaluate"], "missing argument 'RUN'; see harness evaluate --help"),

@@ -242,11 +242,11 @@ def test_another_setting_beside_the_epochs_is_refused_and_nothing_is_changed(fin
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine", "multi_step"])
 def test_the_length_of_a_named_run_is_compared_with_its_schedule_when_the_run_is_read(schedule):
     values = {"schedule": schedule, "epochs": 3, "peak_epoch": 9.0, "milestones": ("8", "9"), "val_fraction": 0.1}
-    with pytest.raises(UsageError, match="peak_epoch|epoch 8"):
+    with pytest.raises(UsageError, match=r"peak_epoch|epoch 8"):
         Config(**values)
     config = Config(**values, resume="runs/r")
     assert make_schedule(config.replace(extended=("0:20",)), 10).steps == 30
-    with pytest.raises(UsageError, match="peak_epoch|epoch 8"):
+    with pytest.raises(UsageError, match=r"peak_epoch|epoch 8"):
         config.replace(extended=("0:4",))
 
 
