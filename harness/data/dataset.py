@@ -242,7 +242,7 @@ def with_classes(
 
 
 def hold_out(
-    split: Split, fraction: float, name: SplitName, setting: str, seed_name: str | None = None
+    split: Split, fraction: float, name: SplitName, setting: str, seed_name: str | None = None, label_column: str = ""
 ) -> tuple[Split, Split]:
     """Split off about `fraction` of the images of every class.
 
@@ -252,14 +252,21 @@ def hold_out(
         name: the name of the split that is held out.
         setting: the setting that an error message names.
         seed_name: what the random choice is made for; `name` by default.
+        label_column: of the table that the labels come from, for an error message; empty where none was named.
 
     Returns:
         The remaining images, under the name of `split`, and those that are held out.
 
     Raises:
-        UsageError: the fraction amounts to no image at all.
+        UsageError: the fraction amounts to no image at all, or every class has one image.
     """
     held_out = _stratified_indices(split.labels, fraction, seed_for(SPLIT_SEED, seed_name or name))
+    counts = np.unique(split.labels, return_counts=True)[1]
+    if len(counts) > 1 and counts.max() == 1:
+        column = f"is {label_column!r} the label? " if label_column else ""
+        raise UsageError(
+            f"{len(counts):,} classes of one image each, so {setting}={fraction:g} can hold out none; {column}--label-column names the labels of a table, and a class folder holds all images of its class"
+        )
     if not len(held_out):
         raise UsageError(
             f"{setting}={fraction:g} of {len(split)} {split.name} images is less than one image; set a larger --{setting.replace('_', '-')}"

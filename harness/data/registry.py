@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib.util
 import logging
+import shlex
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,8 @@ from harness.data.dataset import (
 )
 from harness.data.duplicates import duplicate_notes
 from harness.data.image_folder import list_image_folder, read_image_folder
-from harness.data.listing import Listing, StoredData, read_listing
+from harness.data.listing import Listing, StoredData, read_listing, short_list
+from harness.data.stored_table import find_tables, is_table_name
 from harness.data.table_listing import list_marked_folder, list_tables
 from harness.utils.environment import rank
 from harness.utils.errors import DataError, UsageError, first_line
@@ -169,9 +171,24 @@ def list_files(config: Config, known_classes: Collection[str] | None = None) -> 
     try:
         listing = list_image_folder(Path(config.data_dir).expanduser(), known_classes)
     except DataError as error:
-        raise DataError(f"{error}; {reason}" if reason else str(error)) from None
+        hint = reason or _table_hint(config.data_dir)
+        raise DataError(f"{error}; {hint}" if hint else str(error)) from None
     listing.notes += [reason] if reason else []
     return listing
+
+
+def _table_hint(data_dir: str) -> str:
+    """Return how a folder that holds no class folders is read by the tables in it; empty where it has none."""
+    path = Path(data_dir).expanduser()
+    tables = [file for file in sorted(path.iterdir()) if is_table_name(file)] if path.is_dir() else []
+    if not tables:
+        return ""
+    try:
+        files = [file for listed in find_tables(path).values() for file in listed]
+    except DataError:  # several tables, none of them named after a split
+        files = tables[:1]
+    option = f"--data-dir {shlex.quote(str(files[0]))}" if len(files) == 1 else "--data table"
+    return f"if {short_list([file.name for file in files])} names the images and their classes: {option}"
 
 
 def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Split | None]:
@@ -187,9 +204,9 @@ def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Sp
             f"{config.data_dir or config.data} has validation images of its own, which val_fraction={config.val_fraction:g} contradicts; set --val-fraction 0"
         )
     if val is None and test is None:
-        train, test = hold_out(train, config.test_fraction, "test", "test_fraction")
+        train, test = hold_out(train, config.test_fraction, "test", "test_fraction", label_column=config.label_column)
     if config.val_fraction:
-        train, val = hold_out(train, config.val_fraction, "val", "val_fraction")
+        train, val = hold_out(train, config.val_fraction, "val", "val_fraction", label_column=config.label_column)
     return train, val, test
 
 

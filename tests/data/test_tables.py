@@ -326,3 +326,39 @@ def test_metadata_is_the_reason_where_there_are_no_class_folders_either(tmp_path
         load_dataset(Config(data="folder", data_dir=str(tmp_path)))
     with pytest.raises(UsageError, match="set --image-column"):  # a setting that names a column means the table
         load_dataset(Config(data="folder", data_dir=str(tmp_path), label_column="class"))
+
+
+def test_labels_that_are_all_different_are_said_to_be_with_the_column_that_was_named(tmp_path):
+    rows = make_rows(tmp_path)
+    table = write(tmp_path / "table.csv", ("filename", "label"), [row[:2] for row in rows])
+    message = refused(UsageError, table, label_column="filename")
+    assert "10 classes of one image each" in message and "is 'filename' the label?" in message
+    for path, *_ in rows:  # class folders of one image
+        save_image(tmp_path / "folders" / path.replace("/", "-") / "0.png")
+    with pytest.raises(UsageError, match="10 classes of one image each, so test_fraction=0.2") as error:
+        load_dataset(Config(data="folder", data_dir=str(tmp_path / "folders"), test_fraction=0.2))
+    assert "label?" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("tables", "option"),
+    [
+        (["labels.csv"], "--data-dir {0}/labels.csv"),
+        (["a.csv", "b.csv"], "--data-dir {0}/a.csv"),
+        (["train.csv"], "--data-dir {0}/train.csv"),
+        (["train.csv", "test.csv"], "--data table"),
+        ([], ""),
+    ],
+)
+@pytest.mark.parametrize("where", ["photos", ""])
+def test_a_folder_without_class_folders_that_has_a_table_is_answered_with_how_to_read_it(
+    tmp_path, where, tables, option
+):
+    save_image(tmp_path / where / "0.png")
+    save_image(tmp_path / where / "1.png")
+    for name in tables:
+        write(tmp_path / name, ("path", "label"), [(f"{where}/0.png", "cat"), (f"{where}/1.png", "dog")])
+    with pytest.raises(DataError, match="class folder") as error:
+        load_dataset(Config(data="folder", data_dir=str(tmp_path)))
+    message = str(error.value)
+    assert (message.endswith(f": {option.format(tmp_path)}")) if option else ("--data-dir" not in message), message
