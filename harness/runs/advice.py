@@ -25,12 +25,14 @@ SELECTED_ON_VALIDATION = "there are no test images: the validation accuracy has 
 
 
 def few_updates(steps: int, epochs: int, images: int, batch_size: int, *, has_learnt: bool = False) -> str:
-    """Return a line on a run that makes too few optimizer updates to learn much; empty where there are enough, or none.
+    """Return a line on a run that makes too few optimizer updates to learn much, or none; empty where there are enough.
 
     Args:
         has_learnt: whether its result is known to be above chance: more updates may still bring more.
     """
-    if not 0 < steps < LEAST_UPDATES:
+    if steps == 0:
+        return f"nothing is trained (epochs={epochs}): the result is that of the weights that the run starts with; set --epochs 1 or more to train"
+    if steps >= LEAST_UPDATES:
         return ""
     remedy = f"set --epochs {math.ceil(ENOUGH_UPDATES * epochs / steps)}"
     fitting = power_of_two(max(images // UPDATES_PER_EPOCH, LEAST_BATCH))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import shlex
 import shutil
 import tempfile
@@ -94,7 +95,9 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
     factory.write_class_map(trained.classes, folder / factory.CLASS_MAP)
     modules = [*filter(None, [factory.module_of(trained.config.model)]), *trained.config.plugin]
     address = f"local-dir:{folder.resolve()}"
-    code = f"import {', '.join(['timm', *modules])}; model = timm.create_model({address!r}, pretrained=True)"
+    # In Python's double quotes, so that the shell's single ones hold the snippet as it is.
+    text = json.dumps(address, ensure_ascii=False) if address.isprintable() else repr(address)
+    code = f"import {', '.join(['timm', *modules])}; model = timm.create_model({text}, pretrained=True)"
     return f"{folder}: load it with\npython -c {shlex.quote(code)}"
 
 

@@ -41,8 +41,12 @@ def test_few_updates_that_have_sufficed_are_said_to_be_few_alone():
     )
 
 
-@pytest.mark.parametrize("steps", [0, 100, 5000])
-def test_enough_updates_and_no_training_at_all_are_not_remarked_on(steps):
+def test_no_training_at_all_is_remarked_on():
+    assert few_updates(0, 0, 640, 32).startswith("nothing is trained (epochs=0)")
+
+
+@pytest.mark.parametrize("steps", [100, 5000])
+def test_enough_updates_are_not_remarked_on(steps):
     assert few_updates(steps, 10, 640, 32) == ""
 
 

@@ -1,9 +1,11 @@
 """The evaluation at the end of a run, and the results of `evaluate`, `explain` and `export` afterwards."""
 
+import ast
 import csv
 import json
 import os
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +320,16 @@ def test_an_exported_timm_folder_gives_the_same_logits_in_stock_timm(finished, t
     assert exported.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
     assert exported.pretrained_cfg["label_names"] == list(trained.classes)
     assert "0, 1, 2" in (tmp_path / "shared/README.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["shared", "my größe 👍", "it's", 'a "b" \\'])
+def test_the_command_that_loads_an_export_is_one_word_of_python_in_a_shell(finished, tmp_path, name):
+    line = export.export_timm(finished[1], tmp_path / name).splitlines()[-1]
+    program, option, code = shlex.split(line)
+    assert (program, option) == ("python", "-c")
+    (call,) = (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call))
+    assert ast.literal_eval(call.args[0]) == f"local-dir:{tmp_path.resolve() / name}"
+    assert ("\"'\"'" in line) == ("'" in name)
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027])

@@ -64,6 +64,8 @@ def as_torch(folder, path, wrap=lambda state: state, prefix=""):
 def test_a_run_that_starts_from_another_has_its_model_and_its_predictions(source, tmp_path):
     result, lines = start(source, tmp_path)
     assert predictions(result.folder) == predictions(source)
+    (warning,) = (line for line in result.summary["warnings"] if "nothing is trained (epochs=0)" in line)
+    assert f"Warning: {warning}" in lines
     total = len(load_file(source / "checkpoints/model.safetensors"))
     assert lines[0] == f"Weights from {source}: {total} of {total} tensors; head of 10 classes kept."
     config = make_config({"recipe": str(result.folder / "config.yaml")})
