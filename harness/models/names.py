@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,14 @@ from harness.utils.errors import UsageError, did_you_mean
 from harness.utils.files import read_json
 from harness.utils.plain import sub_mapping
 from harness.utils.plugins import import_installed_plugins, import_plugins
+
+SMALL_SIZES = (
+    "18",
+    "_b0",
+    "_tiny",
+    "_small",
+    "_nano",
+)  # of a family's models: what may follow its name; the likeliest first
 
 
 def import_model(name: str, modules: Iterable[str]) -> None:
@@ -38,13 +47,36 @@ def check_name(name: str) -> None:
             raise UsageError(f"model {name!r} needs a folder with a config.json, and {rest!r} is none")
         return
     if colon or "/" in name or "\\" in name:
-        raise UsageError(f"model {name!r} looks like a path; write hf-hub:{rest or name} or local-dir:{rest or name}")
+        raise UsageError(f"model {name!r} looks like a path; {_remedy_for_path(rest or name)}")
     base, tag = split_model_name_tag(name)
     if not timm.is_model(base):
-        raise UsageError(f"there is no model {base!r}{did_you_mean(base, timm.list_models())}; see harness models")
+        raise UsageError(f"there is no model {base!r}{_nearest(base)}")
     tags = timm.list_models(f"{base}.*", include_tags=True)
     if tag and name not in tags:
         raise UsageError(f"model {base!r} has no weights {tag!r}{did_you_mean(name, tags)}")
+
+
+def _nearest(base: str) -> str:
+    """Return a small model of the family that a name is the beginning of, else the nearest name, and where to look."""
+    family = timm.list_models(f"{base}*") if len(base) > 2 and not set("*?[]") & set(base) else []
+    if len(family) < 2:
+        return f"{did_you_mean(base, timm.list_models())}; see harness models"
+    sizes = (re.compile(rf"{size}(_.*)?" if size.startswith("_") else size) for size in SMALL_SIZES)
+    small = next((name for size in sizes for name in family if size.fullmatch(name.removeprefix(base))), "")
+    return (
+        f"{f' (did you mean {small!r}?)' if small else ''}; {len(family)} models begin with it: harness models {base}"
+    )
+
+
+def _remedy_for_path(path: str) -> str:
+    """Return what to write in place of a folder or of the name of a repository of the Hugging Face Hub."""
+    if Path(path).expanduser().exists() or path.count("/") != 1 or path.startswith((".", "~", "/")) or "\\" in path:
+        return f"write local-dir:{path} for a folder that timm or harness export has written"
+    owner, _, repository = path.partition("/")
+    if owner == "timm":
+        return f"write {repository}, or hf-hub:{path}"
+    nearest = did_you_mean(repository.replace("-", "_").lower(), timm.list_models())
+    return f"timm loads repositories of its own format, such as hf-hub:timm/resnet18.a1_in1k, and hf-hub:{path} only if it has that{nearest}"
 
 
 def input_side(name: str) -> int:

@@ -257,6 +257,17 @@ def test_models_of_harness_are_recognised_also_when_compiled() -> None:
     [
         ({"model": "custom_resnt"}, "did you mean 'custom_resnet'"),
         ({"model": "resnet18_cifr"}, "did you mean 'resnet18_cifar'"),
+        (
+            {"model": "efficientnet"},
+            r"did you mean 'efficientnet_b0'\?\); \d+ models begin with it: harness models effi",
+        ),
+        ({"model": "vit"}, r"did you mean 'vit_tiny_\w+'\?\); \d+ models begin with it: harness models vit"),
+        ({"model": "resnet"}, "did you mean 'resnet18'"),
+        ({"model": "regnet"}, r"'regnet'; \d+ models begin with it"),
+        ({"model": "google/vit-base-patch16-224"}, "did you mean 'vit_base_patch16_224'"),
+        ({"model": "google/vit-base-patch16-224"}, "timm loads repositories of its own format"),
+        ({"model": "timm/resnet18.a1_in1k"}, r"write resnet18.a1_in1k"),
+        ({"model": "./exported"}, "write local-dir:./exported"),
         ({"model": "zzzzqqqq"}, "there is no model 'zzzzqqqq'; see harness models"),
         ({"model": "resnet18.a1_in2k"}, "did you mean 'resnet18.a1_in1k'"),
         ({"model": "someone/resnet"}, "hf-hub:someone/resnet"),
