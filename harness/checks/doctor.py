@@ -298,15 +298,17 @@ def _downloadable(config: Config, folder: Path) -> Diagnosis:
 
 
 def _files(config: Config) -> Diagnosis:
+    from harness.checks.doctor_data import check_images
     from harness.data.registry import list_files
 
     try:
         listing = list_files(config)
+        assert listing is not None
+        checked = check_images(config, listing)
     except HarnessError as error:
         return _fatal("data", config.data, config.data_dir, error, "set --data-dir")
-    assert listing is not None
     images = sum(map(len, listing.splits.values()))
-    value = f"{config.data_dir}: {images:,} images in {len(listing.classes)} classes; {listing.origin}"
+    value = f"{config.data_dir}: {images:,} images in {len(listing.classes)} classes; {listing.origin}; {checked}"
     return Diagnosis("data", config.data, value)
 
 

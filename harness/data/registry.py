@@ -58,7 +58,7 @@ def load_dataset(config: Config) -> Dataset:
     """
     source = read_stored(config)
     check_classes(source.classes, config.classes)
-    train, val, test = _divide(config, source)
+    train, val, test = divide_splits(config, source)
     notes = [*source.notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
     mean, std = CIFAR_STATISTICS.get(config.data) or channel_statistics(train)
     digest = fingerprint(source.classes, (train, val, test))
@@ -105,7 +105,7 @@ def load_evaluation_data(
     used, digest = whole, ""
     if "train" in source.splits:
         try:
-            used = _divide(config, source)
+            used = divide_splits(config, source)
             digest = fingerprint(source.classes, used)
         except UsageError:  # other data, which the run's fractions do not fit
             if divide:
@@ -191,7 +191,7 @@ def _table_hint(data_dir: str) -> str:
     return f"if {short_list([file.name for file in files])} names the images and their classes: {option}"
 
 
-def _divide(config: Config, source: StoredData) -> tuple[Split, Split | None, Split | None]:
+def divide_splits(config: Config, source: StoredData) -> tuple[Split, Split | None, Split | None]:
     """Return the training, validation and test images, held out as the settings say.
 
     Raises:

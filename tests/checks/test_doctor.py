@@ -8,8 +8,10 @@ import pytest
 
 from harness.checks import doctor
 from harness.cli.main import cli
+from harness.config.recipe import make_config
+from harness.data.registry import load_dataset
 from harness.tracking.wandb.init import resolve_mode
-from harness.utils.errors import UsageError
+from harness.utils.errors import HarnessError, UsageError
 from tests.support.commands import command
 from tests.support.image_folders import make_class_folders
 
@@ -51,6 +53,37 @@ def test_what_makes_a_run_impossible_is_named_with_a_remedy(settings, name, tmp_
     assert [each.name for each in fatal] == [name]
     assert fatal[0].problem
     assert fatal[0].remedy
+
+
+@pytest.mark.parametrize("fault", ["broken", "dangling", "alike", "fraction"])
+def test_data_that_a_run_refuses_is_refused_for_the_same_reason(tmp_path, fault):
+    folder, settings = make_class_folders(tmp_path / "images", ("",), count=1 if fault == "alike" else 3), {}
+    match fault:
+        case "broken":
+            (folder / "cat/2.png").write_bytes((folder / "cat/2.png").read_bytes()[:40])
+        case "dangling":
+            (folder / "cat/3.png").symlink_to(folder / "cat/nothing.png")
+        case "fraction":
+            settings = {"val_fraction": 0.01}
+    config = {"data": "folder", "data_dir": str(folder), "device": "cpu", **settings}
+    with pytest.raises(HarnessError) as refused:
+        load_dataset(make_config(config))
+    diagnosis = by_name(doctor.diagnose(config))["folder"]
+    assert diagnosis.fatal and f"{diagnosis.problem}; {diagnosis.remedy}" == str(refused.value)
+    if fault in ("broken", "dangling"):
+        skipped = by_name(doctor.diagnose({**config, "bad_images": "skip"}))["folder"]
+        assert not skipped.problem and "1 unreadable ones are skipped" in skipped.value
+
+
+def test_of_many_images_some_of_each_split_are_read_and_the_number_is_named(tmp_path, monkeypatch):
+    folder = make_class_folders(tmp_path / "images", count=6)
+    monkeypatch.setattr("harness.checks.doctor_data.MOST_IMAGES", 8)
+    config = {"data": "folder", "data_dir": str(folder), "device": "cpu"}
+    assert "24 images in 2 classes" in (value := by_name(doctor.diagnose(config))["folder"].value)
+    assert value.endswith("8 of them, evenly spread, were read")
+    for path in (folder / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    assert by_name(doctor.diagnose(config))["folder"].fatal
 
 
 def test_the_command_ends_with_9_where_no_run_is_possible(tmp_path):
