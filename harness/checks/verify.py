@@ -1,4 +1,4 @@
-"""`harness verify`: compare a run or a configuration with the written specification, point by point.
+"""`harness verify`: compare a run or a configuration with the written specification of a CIFAR ResNet, point by point.
 
 The specification: the custom ResNet with 6,573,130 parameters on CIFAR-10, batch size 512, 24 epochs, one cycle with its
 maximum at epoch 5 and no annihilation, LRMIN and LRMAX from an LR range test, RandomCrop(32, padding=4), flip and 8x8
@@ -44,6 +44,11 @@ class Verification:
     rows: list[CheckRow]
 
     @property
+    def is_of_its_data(self) -> bool:
+        """Whether the data is that of the specification."""
+        return all(each.name != "data" for each in self.deviating)
+
+    @property
     def deviating(self) -> list[CheckRow]:
         """The rows that deviate from the specification."""
         return [each for each in self.rows if each.verdict == "deviates"]
@@ -56,12 +61,15 @@ class Verification:
 
     def text(self, width: int) -> str:
         """Return the table as text, for a terminal of `width` columns (0: no terminal)."""
-        return check_table(self.rows, f"{self.subject}, compared with the specification ({self.specification})", width)
+        return check_table(
+            self.rows, f"{self.subject}, compared with the specification of the {self.specification} on CIFAR-10", width
+        )
 
     def summary(self) -> str:
         """Return one line: which points deviate."""
         if names := [each.name for each in self.deviating]:
-            return f"{len(names)} of {len(self.rows)} points deviate from the specification: {', '.join(names)}"
+            other = "" if self.is_of_its_data else "; runs on other data are not meant to meet it"
+            return f"{len(names)} of {len(self.rows)} points deviate from the specification of the {self.specification} on CIFAR-10: {', '.join(names)}{other}"
         unanswered = [each.name for each in self.rows if each.verdict == "open"]
         return "no point deviates" + (f"; to be checked after a run: {', '.join(unanswered)}" if unanswered else "")
 

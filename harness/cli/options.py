@@ -6,6 +6,7 @@ option is that option. A boolean takes a value (`--compile=True`) or stands alon
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -15,7 +16,7 @@ import click
 from harness.cli import completion
 from harness.config import settings as config
 from harness.config.names import MAPPINGS
-from harness.config.recipe import make_config
+from harness.config.recipe import make_config, read_recipe
 from harness.config.words import LETTERS, read_words
 from harness.utils import plugins
 from harness.utils.errors import UsageError
@@ -106,13 +107,27 @@ def setting_help(name: str) -> str:
         parts.append(f"One of {', '.join(about['choices'])}.")
     if about["from_data"]:
         parts.append("Or auto: chosen from the data.")
+    own = _own_default(name)
     if config.is_switch(name) and default is None:
         parts.append(f"[{config.AUTO}]")
     elif isinstance(default, tuple) and default and isinstance(default[0], float):
-        parts.append(f"[{','.join(f'{value:g}' for value in default)}]")
+        parts.append(f"[{','.join(f'{value:g}' for value in default)}{own}]")
     elif isinstance(default, str | int | float) and default != "":
-        parts.append(f"[{default:g}]" if isinstance(default, float) else f"[{default}]")
+        parts.append(f"[{default:g}{own}]" if isinstance(default, float) else f"[{default}{own}]")
     return " ".join(parts)
+
+
+def _own_default(name: str) -> str:
+    """Return what the help says of a setting whose default is another one for data of one's own, by the recipe `auto`."""
+    value = _own_recipe().get(name)
+    if name in ("recipe", "data") or value is None or value == config.setting_fields()[name].default:
+        return ""
+    return f"; your own images: {value}"
+
+
+@functools.cache
+def _own_recipe() -> dict[str, Any]:
+    return read_recipe(config.AUTO)
 
 
 def _metavar(name: str) -> str:

@@ -15,7 +15,8 @@ from harness.checks.finished_run import CIFAR10, data_row
 from harness.checks.lr_schedule import RateCurve, range_test_row, rate_rows
 from harness.checks.network import describe_section, softmax_row
 from harness.checks.op_trace import describe_steps, trace
-from harness.checks.verify import verify
+from harness.checks.table import CheckRow
+from harness.checks.verify import Verification, verify
 from harness.config.settings import Config
 from harness.data.preprocess import make_preprocess
 from harness.models.cifar_resnet import CustomResNet
@@ -45,6 +46,18 @@ def deviating(result):
 
 def rows_of(result):
     return {row.name: row for row in result.rows}
+
+
+def rows_that_deviate(*names):
+    return [CheckRow(name, "this", "that", "read", "deviates") for name in names]
+
+
+@pytest.mark.parametrize("names", [("data", "accuracy"), ("data",), ("accuracy", "batch"), ("batch",)])
+def test_the_specification_is_named_and_other_data_is_said_not_to_be_meant_to_meet_it(names):
+    result = Verification("run mine", "custom ResNet", rows_that_deviate(*names))
+    assert "the specification of the custom ResNet on CIFAR-10" in " ".join(result.text(0).split())
+    assert "of the custom ResNet on CIFAR-10: " in result.summary()
+    assert ("runs on other data are not meant to meet it" in result.summary()) == ("data" in names)
 
 
 @pytest.mark.slow
@@ -336,5 +349,5 @@ def test_what_is_no_run_and_settings_beside_a_run_are_refused_in_one_line(finish
 def test_the_command_ends_with_9_and_prints_json(tmp_path):
     result = command("verify", "--batch-size", 256, "--json", cwd=tmp_path, check=9)
     assert json.loads(result.stdout)["deviates"] == ["batch"]
-    assert "1 of 23 points deviate from the specification: batch" in result.stderr
+    assert "1 of 23 points deviate from the specification of the custom ResNet on CIFAR-10: batch" in result.stderr
     assert not list(tmp_path.iterdir())

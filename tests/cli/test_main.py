@@ -12,8 +12,10 @@ import pytest
 import harness
 from harness.cli.commands import ALIASES, DAILY
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
+from harness.cli.options import setting_help
 from harness.config.other_names import _NAMES, _REMEDIES, NAMES_ELSEWHERE, REMEDIES_ELSEWHERE, settings_in
-from harness.config.settings import SHORT_NAMES, Config, canonical_name, normalize_name, setting_fields
+from harness.config.recipe import make_config
+from harness.config.settings import AUTO, SHORT_NAMES, Config, canonical_name, normalize_name, setting_fields
 from harness.sweep.command import START_RUN
 from harness.sweep.schema import parse_sweep
 from harness.utils import errors
@@ -243,3 +245,12 @@ def test_the_program_exits_without_a_last_collection_of_all_objects(monkeypatch,
     with pytest.raises(SystemExit):
         main()
     assert frozen and "harness" in capsys.readouterr().out
+
+
+def test_the_help_names_each_default_that_is_another_one_for_data_of_ones_own():
+    usual, own = Config(), make_config({"data": "folder", "data_dir": "pictures"})
+    for name in setting_fields():
+        here, there = getattr(usual, name), AUTO if name in own.undecided else getattr(own, name)
+        if name not in ("recipe", "data", "data_dir"):
+            assert (f"; your own images: {there}]" in setting_help(name)) == (here != there), name
+    assert setting_help("epochs").endswith("[24; your own images: auto]")
