@@ -45,6 +45,7 @@ DECOUPLED = (
 LEAST_UPDATES = 100  # of a whole run, however few images there are
 SMOOTHING = 0.1
 IMBALANCE = 10  # times as many training images in the largest class as in the smallest, from which a set is unbalanced
+FROM_SCRATCH = "trained from scratch: "  # before the reason why the pretrained weights of a model are not used
 SIDES = {"left", "right"}
 # A class that is a character: `7`, `a`, `seven`, or one of these behind a word that says so, as `digit 7` or `letter_a`.
 CHARACTER_WORD = r"(?:digit|letter|number|numeral|character|char|upper|lower|upper[ _-]?case|lower[ _-]?case|capital)"
@@ -137,7 +138,7 @@ def _pretrained(config: Config, facts: DataFacts) -> dict[str, Choice]:
         return {"pretrained": Choice(False, "the weights are those of --init")}
     reason = facts.why_no_weights(config.model)
     if reason:
-        return {"pretrained": Choice(False, f"trained from scratch: {reason}")}
+        return {"pretrained": Choice(False, f"{FROM_SCRATCH}{reason}")}
     return {"pretrained": Choice(True, f"the weights of {config.model} are available")}
 
 

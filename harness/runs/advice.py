@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from harness.config.automatic import IMBALANCE, LEAST_BATCH, UPDATES_PER_EPOCH, power_of_two
+from harness.config.automatic import FROM_SCRATCH, IMBALANCE, LEAST_BATCH, UPDATES_PER_EPOCH, Choice, power_of_two
 from harness.data.balance import MAKE_UP
 from harness.data.listing import short_list
+from harness.models.available_weights import has_weights
 from harness.runs.components import Components
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
@@ -42,6 +43,19 @@ def few_updates(steps: int, epochs: int, images: int, batch_size: int, *, has_le
         f"{steps} update{'s' * (steps > 1)} in all ({epochs} epoch{'s' * (epochs > 1)}, batches of {batch_size} from {images:,} images) "
         f"are {'few' if has_learnt else 'too few to learn much'}; {remedy}{' if the accuracy is not enough' * has_learnt}"
     )
+
+
+def missing_weights(model: str, choices: Mapping[str, Choice]) -> str:
+    """Return a line on a model that was to start from its pretrained weights, which cannot be had; else empty.
+
+    Args:
+        choices: those that were made for the settings that are `auto`.
+    """
+    choice = choices.get("pretrained")
+    if choice is None or choice.value or not choice.reason.startswith(FROM_SCRATCH) or not has_weights(model):
+        return ""
+    reason = choice.reason.removeprefix(FROM_SCRATCH)
+    return f"{model} is trained from scratch, since {reason}; from pretrained weights few images give a better model in fewer epochs: download them where there is a network, or give weights with --init"
 
 
 def at_chance(

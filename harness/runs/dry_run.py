@@ -7,7 +7,7 @@ from harness.config.settings import Config
 from harness.data.dataset import Dataset
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.models import factory
-from harness.runs.advice import few_updates
+from harness.runs.advice import few_updates, missing_weights
 from harness.runs.automatic import choices_table, decide_settings
 from harness.runs.components import Components, build_components
 from harness.runs.run import resumed_preprocess
@@ -41,8 +41,9 @@ def dry_run(config: Config) -> str:
     lines += [f"{name:<12} {text}" for name, text in _rows(decided.config, components)]
     lines.append(f"{'directory':<12} {path}{', whose unfinished run is resumed' * is_resumed}")
     dataset, settings = components.dataset, components.config
-    if warning := few_updates(components.schedule.steps, settings.epochs, len(dataset.train), settings.batch_size):
-        lines.append(f"Warning: {warning}")
+    updates = few_updates(components.schedule.steps, settings.epochs, len(dataset.train), settings.batch_size)
+    warnings = filter(None, [missing_weights(settings.model, decided.choices), updates])
+    lines += [f"Warning: {line}" for line in warnings]
     return "\n".join([*lines, "Nothing was trained, and no run directory was made."])
 
 

@@ -19,6 +19,7 @@ from harness.lr_finder.result import LRFinderResult, check_sweepable, result_tab
 from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.figures import lr_finder, training_curves
 from harness.reporting.range_test_chart import range_test_chart
+from harness.runs.advice import missing_weights
 from harness.runs.automatic import choices_table, decide_settings
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
@@ -96,6 +97,8 @@ def _find_lr(
     decided = decide_settings(config)
     if decided.choices:
         reporter.message(choices_table(decided.choices))
+    if line := missing_weights(decided.config.model, decided.choices):
+        reporter.message(f"Warning: {line}")
     config = decided.config
     components = build_components(with_placeholder_lr(config), dataset=decided.dataset)
     if components.initial_note:

@@ -20,7 +20,7 @@ from harness.data.own_datasets import config_of_call
 from harness.data.preprocess import Preprocess
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.models import factory
-from harness.runs.advice import few_updates
+from harness.runs.advice import few_updates, missing_weights
 from harness.runs.automatic import choices_table, decide_settings
 from harness.runs.components import Components, build_components
 from harness.runs.console_log import ConsoleLog
@@ -129,7 +129,8 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         directory = run_dir.claim_run_dir(requested)
         _report_other_name(requested, directory, reporter)
         epochs, batch_size = components.config.epochs, components.config.batch_size
-        if line := few_updates(components.schedule.steps, epochs, len(components.dataset.train), batch_size):
+        updates = few_updates(components.schedule.steps, epochs, len(components.dataset.train), batch_size)
+        for line in filter(None, [missing_weights(config.model, decided.choices), updates]):
             reporter.message(f"Warning: {line}")
     try:
         write_choices(directory.path, decided.choices)

@@ -20,11 +20,13 @@ from harness.reporting import augmented_images
 from harness.reporting.augmented_images import draw_augmented
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.reporting.figures import training_curves
+from harness.runs.advice import missing_weights
 from harness.runs.components import Components, describe_data
 from harness.runs.model_log import WEIGHTS, ModelLog
 from harness.runs.progress import ProgressReporter
 from harness.runs.summary import best_epoch, flatten_summary, summarise
 from harness.tracking import run_dir
+from harness.tracking.chosen_settings import read_choices
 from harness.tracking.journal import Journal, NullJournal, read_journal
 from harness.tracking.records import Image, Record, Scalar, Value
 from harness.tracking.run_dir import RunDir, RunState
@@ -101,6 +103,8 @@ class Trainer:
         explain_seconds = time.monotonic() - trained_at
         summary = summarise(self.components, self.state, metrics, environment)
         summary["seconds"]["explain"] = round(explain_seconds, 3)  # predictions, galleries, maps, figures
+        choices = read_choices(self.directory.path)
+        summary["warnings"] += filter(None, [missing_weights(self.components.config.model, choices)])
         for line in summary["warnings"]:
             self.reporter.message(f"Warning: {line}")
         self._keep_weights(model, summary)

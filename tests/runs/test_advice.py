@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from harness.config.automatic import DataFacts, choose_settings
+from harness.config.recipe import make_config
 from harness.runs import advice
-from harness.runs.advice import few_updates, interval_line, rare_classes, unbalanced
+from harness.runs.advice import few_updates, interval_line, missing_weights, rare_classes, unbalanced
 from harness.utils.stats import chance_probability
 
 
@@ -98,3 +100,22 @@ def test_a_class_of_a_tenth_of_the_images_of_another_is_named():
     assert "'a' has 50 training images and 'b' has 5" in unbalanced(np.array([0] * 50 + [1] * 5), ["a", "b"])
     assert "'c' has 0" in unbalanced(np.array([0] * 50 + [1] * 50), ["a", "b", "c"])
     assert unbalanced(np.array([0] * 49 + [1] * 5), ["a", "b"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("model", "reason", "is_remarked_on"),
+    [
+        ("resnet18", "its pretrained weights cannot be downloaded (no answer)", True),
+        ("custom_resnet", "custom_resnet has no pretrained weights", False),
+    ],
+)
+def test_pretrained_weights_that_there_are_and_cannot_be_had_are_missed(model, reason, is_remarked_on):
+    config = make_config({"recipe": "auto", "model": model})
+    known = DataFacts(
+        "folder", 100, ("a", "b"), 200, True, 0, lambda name: reason, lambda name: name == "custom_resnet"
+    )
+    choices = choose_settings(config, known)
+    line = missing_weights(model, choices)
+    assert bool(line) == is_remarked_on and (reason in line) == is_remarked_on
+    of_weights = choose_settings(config.replace(init="weights.pth"), known)
+    assert not missing_weights(model, of_weights) and not missing_weights(model, {})

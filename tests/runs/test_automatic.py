@@ -315,8 +315,9 @@ def test_a_result_that_the_reported_split_has_selected_is_called_optimistic(pict
     assert not any("selected the epoch" in line for line in held_out.summary["warnings"])
 
 
-def test_weights_of_a_small_input_keep_their_augmentation_on_large_images(pictures, tmp_path):
+def test_weights_of_a_small_input_keep_their_augmentation_on_large_images(pictures, tmp_path, monkeypatch):
     """The choices with `init` are those with the size of the weights given; the run has that size."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     source = harness.run(config_of(pictures, tmp_path, epochs=0, image_size=32, model="resnet18", model_args={}))
     rng = np.random.default_rng(1)
     for label in ("red", "green", "blue"):
@@ -326,6 +327,7 @@ def test_weights_of_a_small_input_keep_their_augmentation_on_large_images(pictur
     decided = decide_settings(from_weights)
     given = decide_settings(from_weights.replace(image_size=32)).config
     assert decided.config == given and given.crop_padding == 4
+    assert any("resnet18 is trained from scratch, since" in line for line in source.summary["warnings"])
     assert decided.choices["image_size"].value == 32
     assert build_components(from_weights).preprocess.size == 32
     weights_file = source.folder / "checkpoints/model.safetensors"
