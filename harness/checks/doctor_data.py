@@ -43,5 +43,5 @@ def check_images(config: Config, listing: Listing) -> str:
 def _sample(split: ListedSplit, count: int) -> ListedSplit:
     """Return some images of a split, evenly spread."""
     indices = spread_indices(len(split), count)
-    files, ids = ([items[index] for index in indices] for items in (split.files, split.ids))
+    files, ids = [split.files[index] for index in indices], [split.ids[index] for index in indices]
     return ListedSplit(split.name, files, ids, split.labels[np.asarray(indices)])

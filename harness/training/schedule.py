@@ -151,8 +151,8 @@ class Schedule:
             left, whole = ((end - self.since) / steps_per_epoch for end in (self.former.steps, self.steps))
             highest = max(range(self.since, self.steps + 1), key=self.height)
             top = self.lr(highest)
-            peak = f"reaches {top:.3g} at epoch {highest / steps_per_epoch:.3g}, " if top > self.lr(self.since) else ""
-            return f"{self.kind} continues from LR {present:.3g}: the rest of its curve takes {whole:.4g} instead of {left:.4g} epochs, {peak}and ends at LR {self.lr(self.steps):.3g}"
+            rise = f"reaches {top:.3g} at epoch {highest / steps_per_epoch:.3g}, " if top > self.lr(self.since) else ""
+            return f"{self.kind} continues from LR {present:.3g}: the rest of its curve takes {whole:.4g} instead of {left:.4g} epochs, {rise}and ends at LR {self.lr(self.steps):.3g}"
         if self.kind == "cyclic":
             return f"cyclic continues with {self.cycles:g} more cycles of {(self.steps - self._start) / self.cycles / steps_per_epoch:.3g} epochs"
         peak = (self.since + self.peak) / steps_per_epoch
