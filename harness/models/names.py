@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -98,6 +99,7 @@ def input_side(name: str) -> int:
         return 0
 
 
+@functools.cache  # several rules ask, and where there is no network each question would take its time
 def _hub_config(name: str) -> dict[str, Any]:
     """Return timm's configuration of a model of the Hub; empty where it cannot be had: building the model says why."""
     from timm.models._hub import load_model_config_from_hf
