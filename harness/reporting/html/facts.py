@@ -239,8 +239,8 @@ def chosen_settings(run: RunData) -> list[ChosenSetting]:
 def _of_former_length(name: str, run: RunData) -> str:
     """Return what the page adds to a chosen peak of a run whose number of epochs was changed later."""
     extended = run.config.get("extended")
-    first = str(extended[0] if isinstance(extended, list | tuple) else extended or "").partition(",")[0]
-    epochs = first.partition(":")[2]
+    changes = list(extended) if isinstance(extended, list | tuple) else str(extended or "").split(",")
+    epochs = str(changes[0]).partition(":")[2] if changes else ""
     if name != "peak_epoch" or not epochs:
         return ""
     return f", which was to have {epochs} epochs and has {run.config.get('epochs')} now: the rest of the curve was fitted to that, see the chart"
