@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from harness.config import yaml_io
 from harness.config.automatic import peak_of
 from harness.config.init_source import model_of
+from harness.config.multilabel import multilabel_settings
 from harness.config.names import FIXED_DATASETS, FROM_PYTHON, MAPPINGS, data_of_path
 from harness.config.settings import AUTO, Config, canonical_name, check_open_choices, coerce, setting_fields
 from harness.config.stored import is_whole, with_former_defaults
@@ -224,6 +225,14 @@ def _for_another_model(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, **dict.fromkeys(CHOSEN_FOR_MODEL, AUTO)}
 
 
+def with_implied(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recipe with those that images of several labels imply and neither it nor an option gives."""
+    names = ("label_separator", "label_columns")
+    if not any(coerce(name, given.get(name, values.get(name, ""))) for name in names):
+        return dict(values)
+    return {**values, **multilabel_settings({**values, **given})}
+
+
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
     """Return the effective configuration: an option over the recipe over the default.
 
@@ -276,7 +285,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
             given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}
     if "lr_min" in given and "lr_min_ratio" not in given:
         values.pop("lr_min_ratio", None)
-    config = Config(**{**values, **given})
+    config = Config(**{**with_implied(values, given), **given})
     check_open_choices(config)
     if config.lr_min_ratio is not None and "lr_min" in given and config.lr_min != coerce("lr_min", given["lr_min"]):
         raise UsageError(

@@ -19,6 +19,7 @@ from harness.data.balance import MAKE_UP
 from harness.data.dataset import Split, spread_indices
 from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
 from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list, unreadable_text
+from harness.data.multilabel import class_counts
 from harness.data.preprocess import MIN_CUT_SHARE
 from harness.data.registry import list_files, read_stored
 from harness.utils.environment import usable_cpus
@@ -127,7 +128,7 @@ def examine(config: Config, limit: int) -> DataOverview:
         overview = DataOverview(listing.classes, {}, listing.origin, dict(listing.problems), notes)
     for name in SPLIT_NAMES:
         if name in sources:
-            counts = np.bincount(sources[name].labels, minlength=len(overview.classes))
+            counts = class_counts(sources[name].labels, len(overview.classes))
             overview.splits[name] = SplitOverview(name, sources[name], counts)
     total = overview.num_images
     for split in overview.splits.values():
@@ -174,17 +175,23 @@ def repeats(overview: DataOverview) -> Repeats:
             within[name] += count - 1
         for first, second in combinations([name for name in SPLIT_NAMES if name in counts], 2):
             between[first, second] += counts[second]
-        labels = {int(overview.splits[name].source.labels[index]) for name, index in group}
-        if len(labels) > 1:
-            first_label = overview.splits[group[0][0]].source.labels[group[0][1]]
-            other = next(place for place in group if overview.splits[place[0]].source.labels[place[1]] != first_label)
+        labels = [_label_names(overview, place) for place in group]
+        if len(set(labels)) > 1:
+            other = next(place for place, names in zip(group, labels, strict=True) if names != labels[0])
             conflicts.append((_id(overview, group[0]), _id(overview, other)))
     return Repeats({name: count for name, count in within.items() if count}, dict(between), conflicts)
 
 
 def _id(overview: DataOverview, place: tuple[SplitName, int]) -> str:
     source = overview.splits[place[0]].source
-    return f"{escape_unprintable(str(source.ids[place[1]]))} ({overview.classes[int(source.labels[place[1]])]})"
+    return f"{escape_unprintable(str(source.ids[place[1]]))} ({', '.join(_label_names(overview, place)) or 'no label'})"
+
+
+def _label_names(overview: DataOverview, place: tuple[SplitName, int]) -> tuple[str, ...]:
+    """Return the classes of an image."""
+    label = overview.splits[place[0]].source.labels[place[1]]
+    indices = np.flatnonzero(label) if label.ndim else [label]
+    return tuple(overview.classes[int(index)] for index in indices)
 
 
 def _advice(overview: DataOverview, config: Config) -> Iterator[str]:

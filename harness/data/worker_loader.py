@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from harness.config.settings import Config
 from harness.data.augment import Augment, alternating_flips
 from harness.data.balance import occurrences
-from harness.data.dataset import Split
+from harness.data.dataset import Label, Split
 from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, preview_positions, training_order
 from harness.data.erasing import SeededErasing, make_erasing
 from harness.data.image_transforms import AlbumentationsTransform, TimmTransform, albumentations_compose, seeded_rng
@@ -40,15 +40,15 @@ class AugmentedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, int]:
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, Label]:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, int]]:
+    def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, Label]]:
         """Return a whole batch; torch's loader calls this, so the generators are restored only once per batch."""
         with seeded_rng(0, numpy=self.transform.draws_numpy):
             return [self._load(*key) for key in keys]
 
-    def _load(self, epoch: int, index: int, repetition: int = 0) -> tuple[np.ndarray, int]:
+    def _load(self, epoch: int, index: int, repetition: int = 0) -> tuple[np.ndarray, Label]:
         image, label = self.source[index]
         repeated = (repetition,) if repetition else ()
         pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repeated))
@@ -86,7 +86,7 @@ class EvalDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Label]:
         image, label = self.source[index]
         return self.preprocess.pixels(image).numpy(), label
 
@@ -184,7 +184,7 @@ class WorkerTrainLoader:
         self._iteration = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
+        """Yield images float32 [B, 3, H, W] and labels int64 [B] or uint8 [B, C] from batch `start` on.
 
         The global random generators are not used.
 
@@ -312,8 +312,10 @@ def _erase(erasing: Sequence[SeededErasing], images: Tensor) -> Tensor:
     return images
 
 
-def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(np.stack([image for image, _ in samples])), torch.tensor([label for _, label in samples])
+def _collate(samples: list[tuple[np.ndarray, Label]]) -> tuple[Tensor, Tensor]:
+    images, labels = [image for image, _ in samples], [label for _, label in samples]
+    has_several = isinstance(labels[0], np.ndarray)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)) if has_several else torch.tensor(labels)
 
 
 def _set_memory_format(images: Tensor, config: Config) -> Tensor:
