@@ -239,12 +239,17 @@ def _weight_decay(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.is_multilabel:
+        return {"label_smoothing": Choice(0.0, "images have several labels, each predicted by itself")}
     if config.mixup or config.cutmix:
         return {"label_smoothing": Choice(0.0, "mixup or cutmix soften the labels already")}
     return {"label_smoothing": Choice(SMOOTHING, "usual; keeps the model from becoming overconfident")}
 
 
 def _class_weights(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.is_multilabel:
+        reason = "images have several labels; balanced weights the images that have a rare class"
+        return {"class_weights": Choice("", reason)}
     if config.sampling == BALANCED:
         return {"class_weights": Choice("", "balanced sampling makes up for rare classes already")}
     if facts.imbalance < IMBALANCE:

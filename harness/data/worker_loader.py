@@ -315,7 +315,9 @@ def _erase(erasing: Sequence[SeededErasing], images: Tensor) -> Tensor:
 def _collate(samples: list[tuple[np.ndarray, Label]]) -> tuple[Tensor, Tensor]:
     images, labels = [image for image, _ in samples], [label for _, label in samples]
     has_several = isinstance(labels[0], np.ndarray)
-    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)) if has_several else torch.tensor(labels)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)) if has_several else torch.tensor(
+        labels
+    )
 
 
 def _set_memory_format(images: Tensor, config: Config) -> Tensor:

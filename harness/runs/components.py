@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from harness.config.settings import Config
@@ -156,9 +157,18 @@ def describe_data(components: Components) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
         "loader": components.loaders.kind,
+        **_describe_labels(dataset),
         **_describe_weights(components),
         "notes": dataset.notes,
     }
+
+
+def _describe_labels(dataset: Dataset) -> dict[str, Any]:
+    """Return how many labels a training image has, where it may have several; empty where each has one."""
+    if not dataset.train.is_multilabel:
+        return {}
+    counts = dataset.train.labels.sum(1, dtype=np.int64)
+    return {"labels_per_image": {"mean": round(float(counts.mean()), 4), "without": int((counts == 0).sum())}}
 
 
 def _describe_weights(components: Components) -> dict[str, Any]:

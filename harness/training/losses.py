@@ -28,11 +28,14 @@ def make_loss(
 
     Args:
         device: of the logits.
-        class_weights: float32 [C].
+        class_weights: float32 [C]; where images have several labels, the weights of the images that have a class (torch's
+            `pos_weight`).
         is_smoothed: the targets have their label smoothing already, as mixed ones have.
     """
     smoothing = 0.0 if is_smoothed else config.label_smoothing
     class_weights = None if class_weights is None else class_weights.to(device)
+    if config.is_multilabel:
+        return _multilabel_loss(config, device, class_weights, smoothing)
     if config.loss == "bce":
         return _binary_cross_entropy(config, device, class_weights)
     if config.loss == "focal":
@@ -97,6 +100,29 @@ def _binary_cross_entropy(config: Config, device: torch.device, class_weights: T
             unsmoothed = targets @ class_weights - smoothing * class_weights.mean()
             by_image = by_image * (unsmoothed / (1 - smoothing))
         return by_image.mean()
+
+    return loss
+
+
+def _multilabel_loss(config: Config, device: torch.device, pos_weight: Tensor | None, smoothing: float) -> Loss:
+    """Return timm's binary cross-entropy of several labels per image; smoothing moves each of them towards 0.5."""
+    from timm.loss import BinaryCrossEntropy
+
+    arguments = config.loss_args
+    if pos_weight is None and "pos_weight" in arguments:
+        pos_weight = torch.tensor(float(arguments["pos_weight"]))
+    each = BinaryCrossEntropy(
+        smoothing=smoothing,
+        smooth_dense=True,
+        target_threshold=arguments.get("target_threshold"),
+        reduction="none",
+        pos_weight=pos_weight,
+    ).to(device)
+    sums = bool(arguments.get("sum_classes", False))
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        terms = each(logits, targets)  # [B, C]
+        return (terms.sum(1) if sums else terms.mean(1)).mean()
 
     return loss
 
