@@ -46,6 +46,20 @@ class SplitOverview:
     counts: np.ndarray
     facts: dict[int, ImageFacts] = field(default_factory=dict)
 
+    @property
+    def labels_per_image(self) -> tuple[float, int] | None:
+        """The mean number of labels of an image, and the images without any; None where each image has one."""
+        labels = self.source.labels
+        if labels.ndim < 2:
+            return None
+        numbers = labels.sum(1, dtype=np.int64)
+        return float(numbers.mean()) if len(numbers) else 0.0, int((numbers == 0).sum())
+
+    def has_class(self, index: int, label: int) -> bool:
+        """Return whether an image has a class."""
+        own = self.source.labels[index]
+        return bool(own[label]) if own.ndim else bool(own == label)
+
     def picture(self, index: int, grey_range: tuple[float, float] | None) -> np.ndarray:
         """Return an image, uint8 [H, W, 3]."""
         if isinstance(self.source, Split):
@@ -222,8 +236,14 @@ def _class_advice(overview: DataOverview, config: Config) -> Iterator[str]:
         few, many = int(train.counts[smallest]), int(train.counts[largest])
         if few * IMBALANCE <= many:
             remedy = WEIGHTED if "class_weights" in config.undecided else MAKE_UP
+            figure = "recall"
+            if config.is_multilabel:
+                remedy, figure = (
+                    "--class-weights balanced weights the images that have a rare class",
+                    "average precision",
+                )
             yield (
-                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the recall of each class (per_class.csv), not the accuracy alone; {remedy}"
+                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the {figure} of each class (per_class.csv), not the {'mAP' if config.is_multilabel else 'accuracy'} alone; {remedy}"
             )
         scarce = [name for name, count in zip(overview.classes, train.counts, strict=True) if count < FEW_IMAGES]
         if scarce:
@@ -236,7 +256,7 @@ def _class_advice(overview: DataOverview, config: Config) -> Iterator[str]:
             [label for label, count in zip(overview.classes, split.counts, strict=True) if not count] if split else []
         )
         if absent:
-            yield f"{counted(len(absent), 'class has', 'classes have')} no {SPLIT_LABELS[name]} image ({short_list(absent)}); {'its' if len(absent) == 1 else 'their'} accuracy stays unknown"
+            yield f"{counted(len(absent), 'class has', 'classes have')} no {SPLIT_LABELS[name]} image ({short_list(absent)}); {'its' if len(absent) == 1 else 'their'} {'average precision' if config.is_multilabel else 'accuracy'} stays unknown"
 
 
 def _repeat_advice(repeated: Repeats) -> Iterator[str]:

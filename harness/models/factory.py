@@ -185,8 +185,30 @@ def timm_input(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Preprocess, path: Path) -> bool:
+def multilabel_facts(thresholds: Sequence[float] | None) -> dict[str, Any]:
+    """Return what a `config.json` for timm says of a model that predicts several labels per image; empty for other models.
+
+    timm keeps such entries, and ignores them.
+
+    Args:
+        thresholds: probabilities from which each class is predicted; None: an image has one label.
+    """
+    if thresholds is None:
+        return {}
+    return {"problem_type": "multi_label_classification", "thresholds": list(thresholds)}
+
+
+def write_timm_config(
+    model: nn.Module,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    path: Path,
+    thresholds: Sequence[float] | None = None,
+) -> bool:
     """Write the `config.json` with which stock timm loads the `model.safetensors` beside it.
+
+    Args:
+        thresholds: those of `multilabel_facts`.
 
     Returns:
         False, and nothing is written, when timm did not create the model and could not rebuild it.
@@ -195,7 +217,7 @@ def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Prep
 
     if not hasattr(model, "pretrained_cfg") or not hasattr(model, "_model_args"):
         return False
-    about = {"label_names": list(classes), "num_classes": len(classes)}
+    about = {"label_names": list(classes), "num_classes": len(classes), **multilabel_facts(thresholds)}
     try:
         save_config_for_hf(model, str(path), model_config=about, data_config=timm_input(preprocess))
     except (

@@ -380,7 +380,11 @@ class Trainer:
         write_atomically(folder / "README.md", model_card(read_json(folder / "model.json")))
         factory.write_class_map(self.components.dataset.classes, folder / factory.CLASS_MAP)
         factory.write_timm_config(
-            model, self.components.dataset.classes, self.components.preprocess, folder / "config.json"
+            model,
+            self.components.dataset.classes,
+            self.components.preprocess,
+            folder / "config.json",
+            None if self.thresholds is None else self.thresholds.tolist(),
         )
 
     def _draw_curves(self) -> None:

@@ -47,15 +47,38 @@ def by_epoch(run: RunData) -> list[Chart]:
     """Return loss, accuracy and learning rate by epoch."""
     if not run.epochs:
         return []
+    if run.is_multilabel:
+        return [*_multilabel_curves(run), _lr_by_epoch(run)]
     loss = _splits(run, "loss", "Loss", "cross entropy (nats)", min)
     if kind := training_loss(run.config):
         loss = replace(
             loss, caption=f"{loss.caption} The training loss is {kind}; that of the other splits is the cross entropy."
         )
     acc = _splits(run, "acc", "Accuracy", "accuracy", max)
+    return [loss, acc, _lr_by_epoch(run)]
+
+
+def _multilabel_curves(run: RunData) -> list[Chart]:
+    """Return loss, mAP, macro F1 and exact matches by epoch, of images with several labels."""
+    loss = _splits(run, "loss", "Loss", "binary cross entropy (nats)", min)
+    if run.config.get("class_weights") or run.config.get("loss_args"):
+        caption = (
+            f"{loss.caption} The training loss has the weights and arguments of the settings, the others have none."
+        )
+        loss = replace(loss, caption=caption)
+    return [
+        loss,
+        _splits(run, "map", "Mean average precision", "mAP", max),
+        _splits(run, "f1_macro", "Macro F1", "F1", max),
+        _splits(run, "exact_match", "Images of which every class is predicted correctly", "exact match", max),
+    ]
+
+
+def _lr_by_epoch(run: RunData) -> Chart:
+    """Return the learning rate at the end of each epoch."""
     x, lrs = run.line("lr")
     caption = f"At the end of each epoch, from {lrs[0]:.3g} to {lrs[-1]:.3g}." if lrs else "Not recorded."
-    lr = Chart(
+    return Chart(
         "epoch-lr",
         "Learning rate",
         caption,
@@ -64,7 +87,6 @@ def by_epoch(run: RunData) -> list[Chart]:
         260,
         has_log_switch=True,
     )
-    return [loss, acc, lr]
 
 
 def training_loss(config: Mapping[str, Any]) -> str:
@@ -85,12 +107,12 @@ def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., A
             continue
         data.append(line(x, values, SPLIT_LABELS[split], colour, dash=dash))
         best, epoch = pick(known, key=lambda pair: pair[0])
-        show = percent if metric == "acc" else lambda value: f"{value:.4g}"
+        show = percent if metric != "loss" else lambda value: f"{value:.4g}"
         parts.append(f"{SPLIT_LABELS[split]}: last {show(known[-1][0])}, best {show(best)} (epoch {epoch})")
     caption = "; ".join(parts).capitalize() + "." if parts else "Not recorded."
     return Chart(
         f"epoch-{metric}", title, caption, data,
-        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric == "acc")), has_log_switch=metric == "loss",
+        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric != "loss")), has_log_switch=metric == "loss",
     )  # fmt: skip
 
 
