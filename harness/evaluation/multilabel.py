@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.settings import Config
+from harness.evaluation.predict import mean_tta_logits
 from harness.tracking.records import Cell, Table
 from harness.training.device import eval_mode
 from harness.training.multilabel import image_losses
@@ -33,14 +34,16 @@ class MultilabelPredictions:
     Attributes:
         labels: uint8 [N, C] of 0 and 1.
         probabilities: float32 [N, C], each class by itself.
-        losses: float32 [N], binary cross-entropy, mean over the classes, nats.
+        losses: float32 [N], binary cross-entropy, sum over the classes, nats.
         thresholds: float64 [C]; a class is predicted where its probability is at least that.
+        tta_probabilities: float32 [N, C], of the mean of the logits over the views of test-time augmentation.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
     losses: np.ndarray
     thresholds: np.ndarray
+    tta_probabilities: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -56,9 +59,12 @@ class MultilabelPredictions:
         return (self.predicted == (self.labels > 0)).all(1)
 
     def metrics(self) -> dict[str, float]:
-        """Return `map`, `loss` (nats), `f1_macro` and `exact_match`."""
+        """Return `map`, `loss` (nats), `f1_macro` and `exact_match`; `map_tta` where other views were predicted too."""
         values = multilabel_metrics(self.labels, self.probabilities, self.thresholds)
-        return {"map": values.pop("map"), "loss": float(self.losses.mean(dtype=np.float64)), **values}
+        values = {"map": values.pop("map"), "loss": float(self.losses.mean(dtype=np.float64)), **values}
+        if self.tta_probabilities is not None:
+            values["map_tta"] = multilabel_metrics(self.labels, self.tta_probabilities, self.thresholds)["map"]
+        return values
 
     def class_table(self, classes: Sequence[str]) -> Table:
         """Return a row for each class; a figure that is undefined, as of a class without images, is None."""
@@ -119,6 +125,7 @@ def predict_multilabel(
     device: torch.device,
     *,
     autocast: torch.dtype | None = None,
+    tta: str = "none",
     thresholds: np.ndarray | None = None,
     chooses_thresholds: bool = False,
 ) -> MultilabelPredictions:
@@ -127,6 +134,7 @@ def predict_multilabel(
     Args:
         batches: images float [B, 3, H, W], normalised, and labels uint8 [B, C] of 0 and 1.
         autocast: dtype of the forward pass; None: the model's own. Losses and probabilities are always float32.
+        tta: also predict other views of each image, see `tta_views`.
         thresholds: float [C]; None: 0.5 for each class.
         chooses_thresholds: choose them on these images instead, the best F1 for each class.
 
@@ -134,15 +142,16 @@ def predict_multilabel(
         DataError: there is no image.
         DivergedError: a prediction holds NaN or infinite numbers.
     """
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     with eval_mode(model), torch.no_grad(), torch.autocast(device.type, dtype=autocast, enabled=autocast is not None):
         for images, labels in batches:
-            labels = labels.to(device, non_blocking=True)
-            logits = model(images.to(device, non_blocking=True)).float()
-            parts.append((labels, logits.sigmoid(), image_losses(logits, labels)))
+            images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+            logits = model(images).float()
+            tta_logits = logits if tta == "none" else mean_tta_logits(model, images, logits, tta)
+            parts.append((labels, logits.sigmoid(), image_losses(logits, labels), tta_logits.sigmoid()))
     if not parts:
         raise DataError("there are no images to predict")
-    truth, probabilities, losses = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
+    truth, probabilities, losses, of_views = (torch.cat(column).cpu().numpy() for column in zip(*parts, strict=True))
     if bad := int((~np.isfinite(probabilities).all(1)).sum()):
         raise DivergedError(
             f"the model answers {bad} of {len(truth)} images with NaN or infinite numbers; its training has diverged"
@@ -151,7 +160,7 @@ def predict_multilabel(
         thresholds = best_thresholds(truth, probabilities)
     elif thresholds is None:
         thresholds = fixed_thresholds(truth.shape[1])
-    return MultilabelPredictions(truth, probabilities, losses, thresholds)
+    return MultilabelPredictions(truth, probabilities, losses, thresholds, None if tta == "none" else of_views)
 
 
 def fixed_thresholds(classes: int) -> np.ndarray:

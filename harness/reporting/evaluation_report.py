@@ -140,6 +140,7 @@ class Evaluator:
             batches,
             self.device,
             autocast=autocast_dtype(self.config.precision),
+            tta=self.config.tta,
             thresholds=self.thresholds,
             chooses_thresholds=self.thresholds is None and split.name == "val",
         )

@@ -164,6 +164,7 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
         "loss": "loss (nats)",
         "ece": "ECE",
         "map": "mAP",
+        "map_tta": "mAP, TTA",
         "exact_match": "exact match",
     }
     lines = []

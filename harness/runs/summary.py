@@ -120,8 +120,10 @@ def _multilabel_rows(summary: Mapping[str, Any], split: str) -> list[tuple[str, 
     result = summary["result"]
     chosen = f"loss {result[f'{split}/loss']:.4f}; {result['chosen']}, epoch {result['epoch']}"
     at = sub_mapping(summary, "thresholds").get("chosen", "")
+    tta = [("  with TTA", percent(result[f"{split}/map_tta"], 2))] if f"{split}/map_tta" in result else []
     return [
         (f"{split} mAP", f"{percent(result[f'{split}/map'], 2)}  ({chosen})"),
+        *tta,
         ("  macro F1", f"{percent(result[f'{split}/f1_macro'], 2)}  (thresholds: {at})"),
         ("  exact match", percent(result[f"{split}/exact_match"], 2)),
     ]

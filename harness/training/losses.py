@@ -105,7 +105,11 @@ def _binary_cross_entropy(config: Config, device: torch.device, class_weights: T
 
 
 def _multilabel_loss(config: Config, device: torch.device, pos_weight: Tensor | None, smoothing: float) -> Loss:
-    """Return timm's binary cross-entropy of several labels per image; smoothing moves each of them towards 0.5."""
+    """Return timm's binary cross-entropy of several labels per image; smoothing moves each of them towards 0.5.
+
+    It is summed over the classes, unless `sum_classes` says otherwise: the gradient of each logit is its probability less its
+    target then, as with cross-entropy, so that the learning rates of the recipes fit for any number of classes.
+    """
     from timm.loss import BinaryCrossEntropy
 
     arguments = config.loss_args
@@ -118,7 +122,7 @@ def _multilabel_loss(config: Config, device: torch.device, pos_weight: Tensor | 
         reduction="none",
         pos_weight=pos_weight,
     ).to(device)
-    sums = bool(arguments.get("sum_classes", False))
+    sums = bool(arguments.get("sum_classes", True))
 
     def loss(logits: Tensor, targets: Tensor) -> Tensor:
         terms = each(logits, targets)  # [B, C]

@@ -28,7 +28,7 @@ def evaluate_multilabel(
 ) -> tuple[dict[str, float], np.ndarray]:
     """Return `loss`, `map`, `f1_macro` and `exact_match` of a model, and the thresholds that they are of, float64 [C].
 
-    The loss is the binary cross-entropy, nats, mean over all images and classes, without weights. With several processes each
+    The loss is the binary cross-entropy, nats, summed over the classes, mean over the images, without weights. With several processes each
     passes its own batches, and all receive the metrics of all images.
 
     Args:
@@ -58,12 +58,12 @@ def evaluate_multilabel(
 
 
 def image_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the binary cross-entropy of each image, the mean over its classes, float32 [B].
+    """Return the binary cross-entropy of each image, the sum over its classes, float32 [B], nats.
 
     Args:
         logits: float32 [B, C]. labels: [B, C] of 0 and 1.
     """
-    return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").mean(1)
+    return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(1)
 
 
 def _of_all_processes(

@@ -87,7 +87,7 @@ def headline(run: RunData) -> list[Fact]:
                 facts.append(Fact(f"{name} {SELECTION_TEXTS[key]}", f"{100 * value:.2f} %", note))
     name = SPLIT_LABELS[run.split].capitalize()
     if math.isfinite(loss := run.figure(f"{run.split}/loss")):
-        kind = "binary cross entropy, mean over the classes" if run.is_multilabel else "cross entropy"
+        kind = "binary cross entropy, sum over the classes" if run.is_multilabel else "cross entropy"
         facts.append(Fact(f"{name} loss", f"{loss:.4f}", f"{kind} (nats)"))
     if math.isfinite(error := run.figure(f"{run.split}/ece")):
         note = "expected calibration error: mean gap between confidence and accuracy"
@@ -116,11 +116,16 @@ def _multilabel_facts(run: RunData) -> list[Fact]:
     thresholds = str(sub_mapping(run.summary, "thresholds").get("chosen", "0.5"))
     notes = {
         "map": _chosen(run),
+        "map_tta": "with test-time augmentation",
         "f1_macro": f"mean F1 of the classes; thresholds: {thresholds}",
         "exact_match": "images of which every class is predicted correctly",
     }
     return [
-        Fact(f"{SPLIT_LABELS[split].capitalize()} {SELECTION_TEXTS[key]}", f"{100 * value:.2f} %", note)
+        Fact(
+            f"{SPLIT_LABELS[split].capitalize()} {SELECTION_TEXTS.get(key, 'mAP, with TTA')}",
+            f"{100 * value:.2f} %",
+            note,
+        )
         for split in REPORTED_SPLITS
         for key, note in notes.items()
         if math.isfinite(value := run.figure(f"{split}/{key}"))

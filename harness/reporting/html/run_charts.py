@@ -30,6 +30,7 @@ from harness.reporting.html.plotly import (
 )
 from harness.reporting.html.run_data import RunData
 from harness.tracking.records import Curve
+from harness.utils.plain import sub_mapping
 from harness.utils.stats import moving_average
 from harness.utils.text import percent, truncate
 
@@ -61,10 +62,9 @@ def by_epoch(run: RunData) -> list[Chart]:
 def _multilabel_curves(run: RunData) -> list[Chart]:
     """Return loss, mAP, macro F1 and exact matches by epoch, of images with several labels."""
     loss = _splits(run, "loss", "Loss", "binary cross entropy (nats)", min)
-    if run.config.get("class_weights") or run.config.get("loss_args"):
-        caption = (
-            f"{loss.caption} The training loss has the weights and arguments of the settings, the others have none."
-        )
+    arguments = sub_mapping(run.config, "loss_args")
+    if run.config.get("class_weights") or "pos_weight" in arguments or not arguments.get("sum_classes", True):
+        caption = f"{loss.caption} The training loss is weighted or averaged as the settings say; that of the other splits is the plain sum over the classes."
         loss = replace(loss, caption=caption)
     return [
         loss,
