@@ -98,13 +98,15 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     plugins.allow_plugins(coerce("plugin", named.get("plugin", ())))
     if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
+    given = {name: coerce(name, named.get(name, getattr(saved, name))) for name in ("label_separator", "label_columns")}
+    if any(given.values()) != saved.is_multilabel:
+        has, others = ("several labels", "one") if saved.is_multilabel else ("one label", "several")
+        remedy = "set one of" if saved.is_multilabel else "leave out"
+        raise UsageError(
+            f"{path} was trained on images with {has} each, and these settings give them {others}; {remedy} --label-separator and --label-columns"
+        )
     # The trackers of the training run are no request to track an evaluation in them.
     config = saved.replace(**{"device": "auto", "tracker": (WANDB,), **named})
-    if config.is_multilabel != saved.is_multilabel:
-        has, given = ("several labels", "one") if saved.is_multilabel else ("one label", "several")
-        raise UsageError(
-            f"the model was trained on images with {has} each, and the data to evaluate gives them {given}; {'set' if saved.is_multilabel else 'leave'} --label-separator or --label-columns{'' if saved.is_multilabel else ' out'}"
-        )
     thresholds = None
     if saved.is_multilabel:
         stored = stored_thresholds(facts, len(classes), path)
