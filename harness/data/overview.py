@@ -28,7 +28,6 @@ from harness.utils.text import counted, escape_unprintable
 
 CHUNK_IMAGES = 512  # read between two looks at the results, so that few are kept waiting
 FEW_IMAGES = 10  # of a class to train on
-WEIGHTED = "a run gives rare classes more weight in the loss (--class-weights none: all images alike)"
 IN_MEMORY = "decoded"  # the format of an image that is no file
 
 
@@ -213,7 +212,7 @@ def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
     if overview.broken:
         read = sum(not facts.error for split in overview.splits.values() for facts in split.facts.values())
         yield unreadable_text(overview.broken, read + len(overview.broken))
-    yield from _class_advice(overview, config)
+    yield from _class_advice(overview)
     if not {"val", "test"} & overview.splits.keys():
         yield (
             f"there is no test split: a run holds out {config.test_fraction:.0%} of the images, the same ones for every seed (--test-fraction)"
@@ -222,7 +221,7 @@ def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
     yield from _image_advice(overview.facts, config)
 
 
-def _class_advice(overview: DataOverview, config: Config) -> Iterator[str]:
+def _class_advice(overview: DataOverview) -> Iterator[str]:
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in overview.classes:
         spellings[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(name)
@@ -235,8 +234,7 @@ def _class_advice(overview: DataOverview, config: Config) -> Iterator[str]:
         smallest, largest = int(train.counts.argmin()), int(train.counts.argmax())
         few, many = int(train.counts[smallest]), int(train.counts[largest])
         if few * IMBALANCE <= many:
-            remedy = WEIGHTED if "class_weights" in config.undecided else MAKE_UP
-            figure = "recall"
+            remedy, figure = MAKE_UP, "recall"
             if config.is_multilabel:
                 remedy, figure = (
                     "--class-weights balanced weights the images that have a rare class",
