@@ -85,6 +85,11 @@ class DataOverview:
     advice: list[str] = field(default_factory=list)
 
     @property
+    def is_multilabel(self) -> bool:
+        """Whether an image may have several labels."""
+        return any(split.labels_per_image is not None for split in self.splits.values())
+
+    @property
     def num_images(self) -> int:
         """The images of all splits."""
         return sum(len(split.source) for split in self.splits.values())
@@ -235,13 +240,13 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
         few, many = int(train.counts[smallest]), int(train.counts[largest])
         if few * IMBALANCE <= many:
             remedy, figure = MAKE_UP, "recall"
-            if config.is_multilabel:
+            if overview.is_multilabel:
                 remedy, figure = (
                     "--class-weights balanced weights the images that have a rare class",
                     "average precision",
                 )
             yield (
-                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the {figure} of each class (per_class.csv), not the {'mAP' if config.is_multilabel else 'accuracy'} alone; {remedy}"
+                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the {figure} of each class (per_class.csv), not the {'mAP' if overview.is_multilabel else 'accuracy'} alone; {remedy}"
             )
         scarce = [name for name, count in zip(overview.classes, train.counts, strict=True) if count < FEW_IMAGES]
         if scarce:
@@ -254,7 +259,7 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
             [label for label, count in zip(overview.classes, split.counts, strict=True) if not count] if split else []
         )
         if absent:
-            yield f"{counted(len(absent), 'class has', 'classes have')} no {SPLIT_LABELS[name]} image ({short_list(absent)}); {'its' if len(absent) == 1 else 'their'} {'average precision' if config.is_multilabel else 'accuracy'} stays unknown"
+            yield f"{counted(len(absent), 'class has', 'classes have')} no {SPLIT_LABELS[name]} image ({short_list(absent)}); {'its' if len(absent) == 1 else 'their'} {'average precision' if overview.is_multilabel else 'accuracy'} stays unknown"
 
 
 def _repeat_advice(repeated: Repeats) -> Iterator[str]:

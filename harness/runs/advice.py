@@ -118,13 +118,18 @@ def _is_above_chance(balanced: float, labels: np.ndarray) -> bool:
     return chance_probability(round(balanced * total), total, 1 / len(np.unique(labels))) <= 1 - CONFIDENCE
 
 
-def _multilabel_warnings(components: Components, state: TrainerState) -> list[str]:
+def _multilabel_warnings(components: Components, state: TrainerState, metrics: Mapping[str, Scalar]) -> list[str]:
     """Return what limits the worth of a result on images with several labels, a line each."""
     dataset, config = components.dataset, components.config
-    lines = [few_updates(state.step, len(state.history), len(dataset.train), config.batch_size)]
+    lines, has_learnt = [], False
     split = dataset.test or dataset.val
     if split is not None and len(split) and state.step:
+        shares = split.labels.mean(0)
+        chance = float(shares[shares > 0].mean())  # the mAP of scores at random
+        has_learnt = float(metrics[f"{split.name}/map"]) > chance + (1 - chance) / 2
         lines.append(rare_classes(split.name, split.labels, dataset.classes))
+    few = few_updates(state.step, len(state.history), len(dataset.train), config.batch_size, has_learnt=has_learnt)
+    lines.insert(0, few.replace("the accuracy", "the mAP"))
     if dataset.val is None:
         lines.append(
             f"there is no validation split, so the threshold of every class is {FIXED_THRESHOLD:g}; set --val-fraction 0.1 to choose them"
@@ -142,7 +147,7 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
     """
     dataset = components.dataset
     if components.config.is_multilabel:
-        return _multilabel_warnings(components, state)
+        return _multilabel_warnings(components, state, metrics)
     is_made_up = bool(components.config.class_weights) or components.config.sampling == "balanced"
     lines, has_learnt = [], False
     split = dataset.test or dataset.val
