@@ -261,7 +261,7 @@ def _with_known_columns(split: Split, names: Sequence[str], classes: Sequence[st
     if list(names) == list(classes):
         return split
     ours, theirs = ([unicodedata.normalize("NFC", name) for name in each] for each in (classes, names))
-    used: list[bool] = split.labels.any(0).tolist()
+    used = (split.labels.sum(0) > 0).tolist()
     if unknown := [name for name, key, is_used in zip(names, theirs, used, strict=True) if is_used and key not in ours]:
         raise DataError(f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which {lack}")
     labels = with_known_classes(split.labels, theirs, ours)
