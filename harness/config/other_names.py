@@ -177,7 +177,7 @@ _REMEDIES = {
     "use the folders train, val and test, or --split-column of a table": "trainsplit",
     "all images of a data set are used, and counted": "trainnumsamples valnumsamples",
     "use --image-column, of a table or of a data set that is saved to disk": "inputkey",
-    "use --label-separator or --label-columns, of a table": "multilabel multilabels multihot numlabels problemtype",
+    "use --label-separator or --label-columns, of a table": "multilabel multilabels multihot problemtype",
     "use --label-column, of a table or of a data set that is saved to disk": "targetkey",
     "use --init RUN, which takes the weights alone": "noresumeopt",
     "use --model-args, such as --model-args global_pool=avg": "globalpool gp",
