@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.conversion import BALANCED
+from harness.config.losses import LOSSES
 from harness.config.settings import AUTO, FIND, Config
 
 SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the image; above, an ImageNet network
@@ -247,6 +248,8 @@ def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
 def _class_weights(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.sampling == BALANCED:
         return {"class_weights": Choice("", "balanced sampling makes up for rare classes already")}
+    if config.loss not in LOSSES:
+        return {"class_weights": Choice("", "the loss of a plug-in may take none")}
     if facts.imbalance < IMBALANCE:
         ratio = f"{facts.imbalance:.1f} times as many" if facts.imbalance > 1 else "as many"
         return {"class_weights": Choice("", f"the largest class has {ratio} images as the smallest")}

@@ -121,7 +121,7 @@ class Config:
     drop_path: float | None = _setting(None, "Rate of stochastic depth (timm's drop_path_rate): residual branches that are skipped for an image; none: that of the model.", group="Model", low=0, below=1, added_later=True)
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model", from_data=True)
     init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
-    plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models, data sets, schedules, metrics and trackers (docs/howto/plugins.md).", group="Model")
+    plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models, data sets, transforms, losses, schedules, metrics and trackers (docs/howto/plugins.md).", group="Model")
 
     data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), table (a CSV, Parquet or other table of paths and labels in data_dir), a name that a plug-in registers, or one that timm reads (torch/NAME, hfds/USER/NAME, tfds/NAME, wds/NAME).", group="Data")
     data_dir: str = _setting("data", "Folder, tar archive or table of the data, also for downloads; alone, without --data, of your own images.", group="Data", affects_results=False)
@@ -160,6 +160,8 @@ class Config:
     erasing_area: tuple[float, ...] = _setting(ERASING_AREA, "LOW,HIGH: fraction of the area of an image that is erased.", group="Data", added_later=True, check=check_range)
     aug_repeats: float = _setting(1.0, "Repeated augmentation: each epoch shows its images this many times in a row, each time augmented anew, and as many images fewer, so that it has as many updates as before; 1: off.", group="Data", low=1, high=1000, added_later=True)
     augment_pipeline: dict[str, Any] = _setting({}, "With augment=albumentations: a YAML or JSON file that albumentations.save has written, in place of crop, flip and cutout. The run keeps its content.", group="Data", added_later=True, is_file=True, check=check_pipeline)
+    transforms: tuple[str, ...] = _setting((), "Transforms of training images that plug-ins register, one after the other, after all others of single images.", group="Data", added_later=True)
+    transform_args: dict[str, Any] = _setting({}, "Arguments of the transforms that plug-ins register, for example strength=0.5; NAME.strength=0.5 is for one of several.", group="Data", added_later=True)
 
     epochs: int = _setting(24, "Number of epochs.", group="Training", low=0, high=1_000_000, from_data=True)
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000, from_data=True)
@@ -173,8 +175,8 @@ class Config:
     nesterov: bool = _setting(True, "Use Nesterov momentum (SGD).", group="Training")
     weight_decay: float = _setting(5e-4, "Weight decay; see bias_decay for the parameters that it applies to.", group="Training", low=0, high=10, from_data=True)
     bias_decay: bool | None = _setting(None, "Apply the weight decay to all parameters; otherwise not to biases, to normalisation layers and to what the model excludes. auto: to all, but not with --pretrained or --init.", group="Training", added_later=True)
-    loss: str = _setting("cross_entropy", "Loss of training: cross_entropy; bce: binary cross-entropy of each class by itself; focal: cross-entropy with less weight on images that are classified well. Evaluation always reports the cross-entropy.", group="Training", choices=LOSSES, added_later=True)
-    loss_args: dict[str, Any] = _setting({}, "Arguments of the loss: gamma=2 of focal; target_threshold=0.2, sum_classes=true, pos_weight=2 of bce, as in timm.", group="Training", added_later=True)
+    loss: str = _setting("cross_entropy", "Loss of training: cross_entropy; bce: binary cross-entropy of each class by itself; focal: cross-entropy with less weight on images that are classified well; or a name that a plug-in registers. Evaluation always reports the cross-entropy.", group="Training", choices=LOSSES, is_open=True, added_later=True)
+    loss_args: dict[str, Any] = _setting({}, "Arguments of the loss: gamma=2 of focal; target_threshold=0.2, sum_classes=true, pos_weight=2 of bce, as in timm; those of a loss that a plug-in registers.", group="Training", added_later=True)
     class_weights: ClassWeights = _setting("", "Weights of the classes in the training loss: balanced (each class the same in total), a number for each class in their order, or NAME=NUMBER,... with 1 for the others. They are scaled so that a training image has a weight of 1 on average.", group="Training", added_later=True, from_data=True)
     label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1, from_data=True)
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from harness.config.augmentation import NO_POLICY
 from harness.data.augment import Augment
 from harness.data.image_io import to_rgb
+from harness.data.own_transforms import OwnTransform
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import DataError, UsageError, first_line
 
@@ -54,22 +55,33 @@ class TimmTransform:
     Normalisation, Cutout and random erasing (`erasing`) follow on the device, for whole batches.
 
     Attributes:
-        draws_numpy: whether the transforms draw from NumPy's global generator, as timm's policies do.
+        own: transforms of plug-ins, applied last.
+        draws_numpy: whether the transforms draw from NumPy's global generator, as timm's policies do, and those of
+            plug-ins may.
     """
 
     normalised = False
 
-    def __init__(self, augment: Augment, preprocess: Preprocess) -> None:
-        self.augment, self.preprocess = augment, preprocess
-        self.draws_numpy = augment.policy != NO_POLICY
+    def __init__(self, augment: Augment, preprocess: Preprocess, own: Sequence[OwnTransform] = ()) -> None:
+        self.augment, self.preprocess, self.own = augment, preprocess, tuple(own)
+        self.draws_numpy = augment.policy != NO_POLICY or bool(own)
         self.transform = timm_compose(augment, preprocess)
 
     def __call__(self, image: Image.Image, seed: int) -> np.ndarray:
-        """Return uint8 [3, size, size]. Call it inside `seeded_rng`, since it seeds the global generators."""
+        """Return uint8 [3, size, size]. Call it inside `seeded_rng`, since it seeds the global generators.
+
+        Raises:
+            DataError: a transform of a plug-in fails, or returns no image of its size.
+        """
         _seed(seed, self.draws_numpy)
         if self.augment.crop != "resized":
             image = self.preprocess.square(image)
-        return np.ascontiguousarray(np.asarray(self.transform(image)).transpose(2, 0, 1))
+        pixels = np.asarray(self.transform(image))
+        if self.own:
+            generator, pixels = np.random.default_rng(seed), pixels.copy()
+            for transform in self.own:
+                pixels = transform(pixels, generator)
+        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def timm_compose(augment: Augment, preprocess: Preprocess) -> Any:

@@ -20,6 +20,7 @@ from harness.data.dataset import Split
 from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, preview_positions, training_order
 from harness.data.erasing import SeededErasing, make_erasing
 from harness.data.image_transforms import AlbumentationsTransform, TimmTransform, albumentations_compose, seeded_rng
+from harness.data.own_transforms import find_transforms
 from harness.data.preprocess import Preprocess
 from harness.data.worker_pool import WorkerPool, iterate_checked, send_limit
 from harness.utils.environment import usable_cpus
@@ -75,6 +76,19 @@ def try_pipeline(transform: TimmTransform | AlbumentationsTransform, split: Spli
         raise UsageError(f"{error} ({split.ids[0]})") from None
     except Exception as error:  # noqa: BLE001 - what a transform raises is not known
         raise UsageError(f"augment_pipeline fails on {split.ids[0]}: {first_line(error)[:200]}") from None
+
+
+def try_transforms(transform: TimmTransform, split: Split) -> None:
+    """Refuse transforms of plug-ins that fail, or return no image of their input's size, on the first image of the split.
+
+    Raises:
+        UsageError: one does.
+    """
+    try:
+        with seeded_rng(0, numpy=True):
+            transform(split.source[0][0], 0)
+    except DataError as error:
+        raise UsageError(f"{error} ({split.ids[0]})") from None
 
 
 class EvalDataset(Dataset):
@@ -165,7 +179,9 @@ class WorkerTrainLoader:
             if augment.pipeline:
                 try_pipeline(transform, split)
         else:
-            transform = TimmTransform(augment, preprocess)
+            transform = TimmTransform(augment, preprocess, own := find_transforms(config))
+            if own:
+                try_transforms(transform, split)
         self._erasing = make_erasing(
             augment,
             preprocess.size,

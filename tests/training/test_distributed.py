@@ -125,6 +125,24 @@ def test_two_processes_train_as_one_with_two_micro_batches(two, tmp_path):
     assert_close(trained(single), trained(two[1]), 2e-3)
 
 
+@pytest.mark.slow
+def test_two_processes_with_a_loss_of_a_plug_in_train_as_one_with_two_micro_batches(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from harness.training import register_loss\n"
+        "from torch.nn.functional import cross_entropy\n"
+        "@register_loss\n"
+        "def squared(logits, targets, class_weights=None):\n"
+        "    by_image = cross_entropy(logits, targets, reduction='none') ** 2\n"
+        "    return (by_image * class_weights[targets]).mean()\n"
+    )
+    words = ["--plugin", "mine", "--loss", "squared", "--class-weights", "0=3"]
+    command("run", *TINY, *words, "--name", "one", "--grad-accumulation", 2, cwd=tmp_path, check=0)
+    assert [process.code for process in ranks("run", *TINY, *words, cwd=tmp_path)] == [0, 0]
+    one, two = losses(tmp_path / "runs/one"), losses(tmp_path / "runs/r")
+    assert one[0] > 3  # ln(10) squared, about
+    np.testing.assert_allclose(one, two, rtol=2e-3)
+
+
 def test_only_the_main_process_writes_files_and_messages(two):
     (first, second), folder = two
     assert (second.out, second.err) == ("", "")
