@@ -161,8 +161,15 @@ def per_image_settings(config: Config) -> list[str]:
         f"aug_repeats={config.aug_repeats:g}": config.aug_repeats > 1,
         "augment_pipeline": bool(config.augment_pipeline),
         f"transforms={','.join(config.transforms)}": bool(config.transforms),
+        f"aug_splits={config.aug_splits}": config.aug_splits > 0,
     }
     return [*timm_only(config), *(text for text, is_on in others.items() if is_on)]
+
+
+def differing_settings(config: Config) -> list[str]:
+    """Return the settings that are on and make the views of an image differ, which share its crop and flip (`aug_splits`)."""
+    names = ("transforms", "cutout", "erasing")
+    return [*timm_only(config), *(name for name in names if getattr(config, name))]
 
 
 def _shown(value: object) -> str:

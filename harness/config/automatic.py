@@ -248,8 +248,8 @@ def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
 def _class_weights(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.sampling == BALANCED:
         return {"class_weights": Choice("", "balanced sampling makes up for rare classes already")}
-    if config.loss not in LOSSES:
-        return {"class_weights": Choice("", "the loss of a plug-in may take none")}
+    if config.loss == "jsd" or config.loss not in LOSSES:
+        return {"class_weights": Choice("", "the loss takes none, or may take none")}
     if facts.imbalance < IMBALANCE:
         ratio = f"{facts.imbalance:.1f} times as many" if facts.imbalance > 1 else "as many"
         return {"class_weights": Choice("", f"the largest class has {ratio} images as the smallest")}
@@ -341,7 +341,7 @@ def _input_size(config: Config, facts: DataFacts) -> int:
 
 def _bytes_per_image(config: Config, facts: DataFacts) -> float:
     size = _input_size(config, facts)
-    return IMAGE_BYTES * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
+    return IMAGE_BYTES * max(1, config.aug_splits) * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
 
 
 def power_of_two(value: float) -> int:

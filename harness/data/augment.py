@@ -61,6 +61,7 @@ class Augment:
         pipeline: a serialised pipeline of albumentations, in place of crop and flips; empty: none.
         per_image: the settings that only transforms of single images have, as `name=value`.
         transforms: names of the transforms that plug-ins register.
+        views: of each image; the first has crop and flips alone.
     """
 
     crop: Crop
@@ -82,6 +83,7 @@ class Augment:
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     per_image: tuple[str, ...] = ()
     transforms: tuple[str, ...] = ()
+    views: int = 1
 
     @property
     def random_flip(self) -> bool:
@@ -110,6 +112,7 @@ class Augment:
             f"cutout {self.cutout}" if self.cutout else "",
             f"erasing ({erasing.mode}) in {erasing.probability:.0%}" if erasing else "",
             f"each image {self.repeats:g} times" if self.repeats > 1 else "",
+            f"{self.views} views of each image, the first with crop and flip alone" if self.views > 1 else "",
         ]
         return [step for step in steps if step]
 
@@ -194,6 +197,7 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
         blur=config.blur,
         per_image=tuple(per_image_settings(config)),
         transforms=config.transforms,
+        views=max(1, config.aug_splits),
         **common,
     )
 

@@ -22,6 +22,7 @@ from harness.data.erasing import SeededErasing, make_erasing
 from harness.data.image_transforms import AlbumentationsTransform, TimmTransform, albumentations_compose, seeded_rng
 from harness.data.own_transforms import find_transforms
 from harness.data.preprocess import Preprocess
+from harness.data.views import with_memory_format
 from harness.data.worker_pool import WorkerPool, iterate_checked, send_limit
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, UsageError, first_line
@@ -54,7 +55,7 @@ class AugmentedDataset(Dataset):
         repeated = (repetition,) if repetition else ()
         pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repeated))
         if self.transform.augment.alternating_flip and self._is_mirrored(epoch, index):
-            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+            pixels = np.ascontiguousarray(pixels[..., ::-1])
         return pixels, label
 
     def _is_mirrored(self, epoch: int, index: int) -> bool:
@@ -200,7 +201,7 @@ class WorkerTrainLoader:
         self._iteration = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
+        """Yield images float32 [B, 3, H, W] (or [B, views, 3, H, W]) and labels int64 [B] from batch `start` on.
 
         The global random generators are not used.
 
@@ -333,4 +334,4 @@ def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
 
 
 def _set_memory_format(images: Tensor, config: Config) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    return with_memory_format(images, torch.channels_last if config.channels_last else torch.contiguous_format)

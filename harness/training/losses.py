@@ -1,4 +1,4 @@
-"""The losses of training: cross-entropy, binary cross-entropy and focal loss, with weights of the classes."""
+"""The losses of training: cross-entropy, binary cross-entropy, focal loss and JSD, with weights of the classes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.config.losses import GAMMA, LOSSES
+from harness.config.losses import GAMMA, JSD_ALPHA, LOSSES
 from harness.config.settings import Config
 from harness.data.mixup import smooth_one_hot
 from harness.training.own_losses import Loss as Loss
@@ -45,6 +45,12 @@ def make_loss(
             smoothing=smoothing,
             class_weights=class_weights,
         )
+    if config.loss == "jsd":
+        from timm.loss import JsdCrossEntropy
+
+        alpha = float(config.loss_args.get("alpha", JSD_ALPHA))
+        jsd: Loss = JsdCrossEntropy(config.aug_splits, alpha=alpha, smoothing=smoothing)  # logits [views * B, C]
+        return jsd
     if class_weights is None:
         return functools.partial(F.cross_entropy, label_smoothing=smoothing)
     return functools.partial(weighted_cross_entropy, class_weights=class_weights, smoothing=smoothing)
@@ -110,7 +116,7 @@ def uniform_loss(config: Config, classes: int) -> float:
     Raises:
         UsageError: that of a plug-in is not above 0, so that an LR range test could not tell by it when training diverges.
     """
-    if config.loss == "cross_entropy":
+    if config.loss in ("cross_entropy", "jsd"):  # between equal views there is no divergence
         return math.log(classes)
     # With softmax any equal logits are uniform; with sigmoid these are 1 / classes.
     logits = torch.full((classes, classes), -math.log(max(classes - 1, 1)))

@@ -158,7 +158,8 @@ def test_the_loss_weights_the_classes_of_unbalanced_data_alone(imbalance, weight
     config, choices = chosen(facts(imbalance=imbalance))
     assert config.class_weights == weights and choices["class_weights"].reason
     assert chosen(facts(imbalance=imbalance), sampling="balanced")[0].class_weights == ""  # not twice
-    assert chosen(facts(imbalance=imbalance), loss="of_a_plug_in")[0].class_weights == ""  # which may take none
+    for takes_none in ({"loss": "mine", "plugin": "my_losses"}, {"loss": "jsd", "aug_splits": 3}):
+        assert chosen(facts(imbalance=imbalance), **takes_none)[0].class_weights == ""
     config, choices = chosen(facts(imbalance=imbalance), class_weights="none")
     assert config.class_weights == "" and "class_weights" not in choices
 
