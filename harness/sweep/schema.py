@@ -149,8 +149,9 @@ def _check_registered(sweep: SweepSpec, config: Config) -> None:
     check_trackers(config.replace(tracker=trackers))
     for parameter in () if config.plugin else sweep.parameters:
         find = {"loss": find_loss, "schedule": find_schedule}.get(setting_of(parameter)[0])
-        for name in parameter.choices or () if find else ():
-            find(str(name))
+        if find is not None:
+            for name in parameter.choices or ():
+                find(str(name))
 
 
 def _read_cap(value: Any) -> int | None:
