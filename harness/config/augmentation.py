@@ -166,7 +166,7 @@ def per_image_settings(config: Config) -> list[str]:
     return [*timm_only(config), *(text for text, is_on in others.items() if is_on)]
 
 
-def differing_settings(config: Config) -> list[str]:
+def view_settings(config: Config) -> list[str]:
     """Return the settings that are on and make the views of an image differ, which share its crop and flip (`aug_splits`)."""
     names = ("transforms", "cutout", "erasing")
     return [*timm_only(config), *(name for name in names if getattr(config, name))]

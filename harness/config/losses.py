@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from harness.config.augmentation import differing_settings
+from harness.config.augmentation import view_settings
 from harness.utils.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def check_views(config: Config) -> None:
         raise UsageError(
             f"aug_splits={views} needs timm's transforms, and augment={config.augment}; set --augment timm"
         )
-    if not differing_settings(config):
+    if not view_settings(config):
         raise UsageError(
             f"aug_splits={views}: nothing differs between the views of an image; set --auto-augment, such as augmix-m3-w3 or rand-m9-mstd0.5-inc1"
         )

@@ -153,7 +153,7 @@ def _problem(result: Any) -> str:
     if result.ndim or result.dtype != torch.float32:
         return f"returned {str(result.dtype).removeprefix('torch.')} {list(result.shape)}; need a float32 scalar, the mean over the images"
     if not bool(torch.isfinite(result)):
-        return f"returned {float(result)}; need a finite number"
+        return f"returned {float(result.detach())}; need a finite number"
     if not result.requires_grad:
         return "returned a number without a gradient; compute it from the logits with torch's functions"
     return ""

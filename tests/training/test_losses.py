@@ -224,7 +224,7 @@ def test_the_uniform_loss_of_the_lr_finder_is_that_of_equal_probabilities():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "b/e"}, "need one of cross_entropy, bce, focal, or one that a module of --plugin registers"),
+        ({"loss": "b/e"}, "need one of cross_entropy, bce, focal, jsd, or one that a module of --plugin registers"),
         ({"loss": "focal", "loss_args": {"gama": 1}}, "did you mean 'gamma'"),
         ({"loss_args": {"gamma": 1}}, "set --loss focal"),
         ({"loss": "bce", "loss_args": {"gamma": 1}}, "set --loss focal"),

@@ -132,6 +132,7 @@ def test_a_package_that_lies_in_the_current_folder_is_not_an_installed_one(insta
     (tmp_path / "mine_for_a_test.py").touch()
     monkeypatch.setattr(sys, "path", [*([str(tmp_path)] if is_start else []), *sys.path[1:]])
     monkeypatch.setattr(plugins, "_appended", set())
+    monkeypatch.delitem(sys.modules, "mine_for_a_test", raising=False)
     monkeypatch.chdir(tmp_path)
     plugins.allow_plugins(["mine_for_a_test"])
     plugins.import_plugins(["mine_for_a_test"])
