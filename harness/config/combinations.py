@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from harness.config.augmentation import check_augmentation
 from harness.config.conversion import BALANCED
-from harness.config.losses import check_loss_args
+from harness.config.losses import check_loss_args, check_views
 from harness.config.multilabel import check_multilabel
 from harness.config.names import MODEL_ARGUMENTS, WANDB, main_metric, may_bring_validation
 from harness.utils.errors import UsageError
@@ -81,6 +81,7 @@ def check_combinations(config: Config) -> None:
         raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
     check_loss_args(config.loss, config.loss_args)
     check_multilabel(config)
+    check_views(config)
     for name, argument in MODEL_ARGUMENTS.items():
         if getattr(config, name) is not None and argument in config.model_args:
             raise UsageError(f"{name} and model_args={argument} are the same; keep --{name.replace('_', '-')}")

@@ -23,7 +23,7 @@ SELECTION_TEXTS = {
     "exact_match": "exact match",
 }  # fmt: skip
 # Settings that are arguments by name, and may be given one at a time.
-MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args")
+MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args", "transform_args")
 # Settings that are arguments of a timm model.
 MODEL_ARGUMENTS = {"drop": "drop_rate", "drop_path": "drop_path_rate"}
 # Arguments of a timm model that a run decides by other settings.

@@ -35,6 +35,8 @@ def draw_augmented(
     images, targets = train.preview(config.gallery, with_partners=mix is not None)
     if mix is not None:
         images, targets = mix(images, targets, 0)
+    views = images.shape[1] if images.ndim == 5 else 1
+    images, targets = images.flatten(0, -4), targets.repeat_interleave(views, 0)  # those of an image beside each other
     images, targets = images[: config.gallery].float().cpu(), targets[: config.gallery].cpu()
     pictures = [to_uint8(image) for image in preprocess.denormalise(images)]
     steps = make_augment(config, preprocess).describe()
@@ -44,6 +46,8 @@ def draw_augmented(
     text_of = multilabel_text if config.is_multilabel else target_text
     smoothing = config.label_smoothing if mix is not None or not config.is_multilabel else 0.0
     labels = [text_of(target, classes, smoothing) for target in targets]
+    if views > 1:
+        labels = [f"{label}\nview {number % views + 1}" for number, label in enumerate(labels)]
     return as_image(augmented_grid(pictures, labels, path, title=title, subtitle=subtitle), subtitle)
 
 
