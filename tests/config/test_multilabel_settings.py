@@ -40,6 +40,8 @@ def test_a_metric_that_is_given_wins():
     [
         ({"loss": "cross_entropy"}, ["loss=cross_entropy", "--loss bce"]),
         ({"loss": "focal"}, ["loss=focal", "--loss bce"]),
+        ({"loss": "jsd", "aug_splits": 3}, ["loss=jsd", "--loss bce"]),
+        ({"loss": "mine"}, ["loss=mine", "--loss bce"]),
         ({"select_by": "acc"}, ["select_by=acc", "--select-by map"]),
         ({"select_by": "balanced_acc"}, ["select_by=balanced_acc", "--select-by map"]),
         ({"sampling": "balanced"}, ["sampling=balanced", "--class-weights balanced"]),
