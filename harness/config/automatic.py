@@ -182,12 +182,18 @@ def _epochs(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _peak_epoch(config: Config, facts: DataFacts) -> dict[str, Choice]:
-    return {"peak_epoch": Choice(peak_of(config.epochs), f"the learning rate rises for {PEAK_SHARE:.0%} of the run")}
+    peak = peak_of(config.epochs, config.freeze_epochs)
+    of = "the epochs after the classifier's own" if 0 < config.freeze_epochs < config.epochs else "the run"
+    return {"peak_epoch": Choice(peak, f"the learning rate rises for {PEAK_SHARE:.0%} of {of}")}
 
 
-def peak_of(epochs: int) -> float:
-    """Return the epoch in which the learning rate is highest, of a run of so many."""
-    return round(PEAK_SHARE * epochs, 2)
+def peak_of(epochs: int, freeze_epochs: int = 0) -> float:
+    """Return the epoch in which the learning rate is highest, of a run of so many.
+
+    Where the classifier is trained alone at first, the rate still rises when the other layers follow.
+    """
+    first = freeze_epochs if freeze_epochs < epochs else 0
+    return round(first + PEAK_SHARE * (epochs - first), 2)
 
 
 def _optimizer(config: Config, facts: DataFacts) -> dict[str, Choice]:

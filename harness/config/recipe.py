@@ -174,7 +174,7 @@ def first_comparison(config: Config) -> int:
     is_peak = config.schedule == "one_cycle" or (config.schedule == "cosine" and not config.warmup_epochs)
     peak = config.peak_epoch if is_peak else config.warmup_epochs
     if is_peak and peak and "peak_epoch" in config.undecided:
-        peak = peak_of(config.epochs)
+        peak = peak_of(config.epochs, config.freeze_epochs)
     return max(1, math.ceil((peak + config.epochs) / 2))
 
 
@@ -249,7 +249,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     values = read_recipe(named) if named else {}
     if "data_dir" in given and "data" not in given:
         usual = str(values.get("data", setting_fields()["data"].default))
-        given = {**given, "data": data_of(str(given["data_dir"]), usual, named not in ("", AUTO))}
+        given = {**given, "data": data_of(str(given["data_dir"]), usual, "data" in values)}
     values = values or read_recipe(default_recipe(str(given.get("data", setting_fields()["data"].default))))
     is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
     extended: tuple[str, ...] = ()  # of the run whose settings the recipe is
