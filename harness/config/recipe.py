@@ -27,7 +27,7 @@ MODEL_SETTINGS = (
     "lr_min_ratio",
     "head_lr_scale",
 )  # of a recipe, for its own model only: an LR belongs to its model
-CHOSEN_FOR_MODEL = ("optimizer", "weight_decay", "lr_min", "lr_max", "head_lr_scale")  # by the recipe `auto`
+CHOSEN_FOR_MODEL = ("optimizer", "weight_decay", "lr_min", "lr_max", "head_lr_scale")  # by recipes in which they are `auto`
 # How many updates an epoch has depends on these.
 STEP_SETTINGS = ("batch_size", "drop_last", "data", "data_dir", "val_fraction", "test_fraction")
 
@@ -215,13 +215,16 @@ def _has_other_steps(given: Mapping[str, Any], values: Mapping[str, Any]) -> boo
 def _for_another_model(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a recipe without those that fit only its own model.
 
-    In the `config.yaml` of a run of the recipe `auto` they were chosen for that model, and are chosen anew for the other one.
+    In the `config.yaml` of a run whose recipe leaves some to the data (`auto`, `finetune`) they were chosen for that model, and
+    are chosen anew for the other one.
     """
     kept = {name: value for name, value in values.items() if name not in MODEL_SETTINGS or str(value).lower() == AUTO}
-    if values.get("recipe") != AUTO:
-        return kept
-    kept.pop("optimizer_args", None)
-    return {**kept, **dict.fromkeys(CHOSEN_FOR_MODEL, AUTO)}
+    name = str(values.get("recipe", ""))
+    base = read_recipe(name) if name in recipe_paths() else {}
+    chosen = [setting for setting in CHOSEN_FOR_MODEL if base.get(setting) == AUTO]
+    if "optimizer" in chosen:
+        kept.pop("optimizer_args", None)
+    return {**kept, **dict.fromkeys(chosen, AUTO)}
 
 
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:

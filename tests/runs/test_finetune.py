@@ -206,6 +206,16 @@ def test_a_run_on_other_images_starts_from_a_run_by_one_command(tmp_path):
     assert (config["freeze_epochs"], config["layer_decay"], config["recipe"]) == (1, 0.75, "finetune")
 
 
+def test_the_settings_of_a_run_with_another_model_have_rates_chosen_for_that_one(tmp_path):
+    config = settings_for("custom_resnet")
+    assert not config.undecided
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml_io.dump_yaml(config.to_dict()))
+    same, other = (make_config({"recipe": str(path), "model": model}) for model in ("custom_resnet", "test_vit"))
+    assert same.lr_max == config.lr_max and not same.undecided
+    assert other.undecided == {"lr_max", "lr_min", "weight_decay"} and other.optimizer == "adamw"
+
+
 def source(folder):
     """Write a run of a narrow network, trained for an epoch on the digits, as `source` in a folder."""
     settings = {
