@@ -27,7 +27,13 @@ MODEL_SETTINGS = (
     "lr_min_ratio",
     "head_lr_scale",
 )  # of a recipe, for its own model only: an LR belongs to its model
-CHOSEN_FOR_MODEL = ("optimizer", "weight_decay", "lr_min", "lr_max", "head_lr_scale")  # by recipes in which they are `auto`
+CHOSEN_FOR_MODEL = (
+    "optimizer",
+    "weight_decay",
+    "lr_min",
+    "lr_max",
+    "head_lr_scale",
+)  # by recipes in which they are `auto`
 # How many updates an epoch has depends on these.
 STEP_SETTINGS = ("batch_size", "drop_last", "data", "data_dir", "val_fraction", "test_fraction")
 
