@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.conversion import BALANCED
 from harness.config.settings import AUTO, FIND, Config
 
 SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the image; above, an ImageNet network
@@ -249,17 +248,10 @@ def _weight_decay(config: Config, facts: DataFacts) -> dict[str, Choice]:
 def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.mixup or config.cutmix:
         return {"label_smoothing": Choice(0.0, "mixup or cutmix soften the labels already")}
+    if facts.imbalance >= IMBALANCE:
+        reason = f"the largest class has {facts.imbalance:.0f} times as many images as the smallest: smoothing costs rare classes accuracy"
+        return {"label_smoothing": Choice(0.0, reason)}
     return {"label_smoothing": Choice(SMOOTHING, "usual; keeps the model from becoming overconfident")}
-
-
-def _class_weights(config: Config, facts: DataFacts) -> dict[str, Choice]:
-    if config.sampling == BALANCED:
-        return {"class_weights": Choice("", "balanced sampling makes up for rare classes already")}
-    if facts.imbalance < IMBALANCE:
-        ratio = f"{facts.imbalance:.1f} times as many" if facts.imbalance > 1 else "as many"
-        return {"class_weights": Choice("", f"the largest class has {ratio} images as the smallest")}
-    reason = f"the largest class has {facts.imbalance:.0f} times as many images as the smallest; none if rare classes matter less"
-    return {"class_weights": Choice(BALANCED, reason)}
 
 
 def _flip(config: Config, facts: DataFacts) -> dict[str, Choice]:
@@ -307,7 +299,6 @@ RULES: Mapping[str, Callable[[Config, DataFacts], dict[str, Choice]]] = {
     "lr_min": _lr_min,
     "weight_decay": _weight_decay,
     "label_smoothing": _label_smoothing,
-    "class_weights": _class_weights,
     "flip": _flip,
     "crop_padding": _crop_padding,
     "cutout": _cutout,

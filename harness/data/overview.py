@@ -27,7 +27,6 @@ from harness.utils.text import counted, escape_unprintable
 
 CHUNK_IMAGES = 512  # read between two looks at the results, so that few are kept waiting
 FEW_IMAGES = 10  # of a class to train on
-WEIGHTED = "a run gives rare classes more weight in the loss (--class-weights none: all images alike)"
 IN_MEMORY = "decoded"  # the format of an image that is no file
 
 
@@ -192,7 +191,7 @@ def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
     if overview.broken:
         read = sum(not facts.error for split in overview.splits.values() for facts in split.facts.values())
         yield unreadable_text(overview.broken, read + len(overview.broken))
-    yield from _class_advice(overview, config)
+    yield from _class_advice(overview)
     if not {"val", "test"} & overview.splits.keys():
         yield (
             f"there is no test split: a run holds out {config.test_fraction:.0%} of the images, the same ones for every seed (--test-fraction)"
@@ -201,7 +200,7 @@ def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
     yield from _image_advice(overview.facts, config)
 
 
-def _class_advice(overview: DataOverview, config: Config) -> Iterator[str]:
+def _class_advice(overview: DataOverview) -> Iterator[str]:
     spellings: dict[str, list[str]] = defaultdict(list)
     for name in overview.classes:
         spellings[re.sub(r"[\s_-]+", " ", name.casefold()).strip()].append(name)
@@ -214,9 +213,8 @@ def _class_advice(overview: DataOverview, config: Config) -> Iterator[str]:
         smallest, largest = int(train.counts.argmin()), int(train.counts.argmax())
         few, many = int(train.counts[smallest]), int(train.counts[largest])
         if few * IMBALANCE <= many:
-            remedy = WEIGHTED if "class_weights" in config.undecided else MAKE_UP
             yield (
-                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the recall of each class (per_class.csv), not the accuracy alone; {remedy}"
+                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the recall of each class (per_class.csv), not the accuracy alone; {MAKE_UP}"
             )
         scarce = [name for name, count in zip(overview.classes, train.counts, strict=True) if count < FEW_IMAGES]
         if scarce:

@@ -24,8 +24,12 @@ FEW_IMAGES = 5  # of a class in the test split
 SELECTED_ON_VALIDATION = "there are no test images: the validation accuracy has selected the epoch that it is reported for, so it is optimistic; add a test split"
 
 
-def few_updates(steps: int, epochs: int, images: int, batch_size: int) -> str:
-    """Return a line on a run that makes too few optimizer updates to learn much; empty where there are enough, or none."""
+def few_updates(steps: int, epochs: int, images: int, batch_size: int, *, has_learnt: bool = False) -> str:
+    """Return a line on a run that makes too few optimizer updates to learn much; empty where there are enough, or none.
+
+    Args:
+        has_learnt: whether its result is known to be above chance: more updates may still bring more.
+    """
     if not 0 < steps < LEAST_UPDATES:
         return ""
     remedy = f"set --epochs {math.ceil(ENOUGH_UPDATES * epochs / steps)}"
@@ -34,7 +38,7 @@ def few_updates(steps: int, epochs: int, images: int, batch_size: int) -> str:
         remedy = f"set a smaller --batch-size, for example {fitting}, or more --epochs"
     return (
         f"{steps} update{'s' * (steps > 1)} in all ({epochs} epoch{'s' * (epochs > 1)}, batches of {batch_size} from {images:,} images) "
-        f"are too few to learn much; {remedy}"
+        f"are {'few' if has_learnt else 'too few to learn much'}; {remedy}{' if the accuracy is not enough' * has_learnt}"
     )
 
 
@@ -117,12 +121,13 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
     """
     dataset = components.dataset
     is_made_up = bool(components.config.class_weights) or components.config.sampling == "balanced"
-    lines = [few_updates(state.step, len(state.history), len(dataset.train), components.config.batch_size)]
+    lines, has_learnt = [], False
     split = dataset.test or dataset.val
     if split is not None and len(split) and state.step:
         accuracy = float(metrics[f"{split.name}/acc"])
         train_accuracy = float(state.history[-1].get("train/acc", 0.0)) if state.history else 0.0
         chance = at_chance(split.name, accuracy, split.labels, train_accuracy, len(dataset.train), state.step)
+        has_learnt = not chance
         balanced = float(metrics.get(f"{split.name}/balanced_acc", math.nan))
         lines += [
             "" if is_made_up and _is_above_chance(balanced, split.labels) else chance,
@@ -131,5 +136,7 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
         ]
     if dataset.test is None and components.config.test and components.selection_split == "val":
         lines.append(SELECTED_ON_VALIDATION)
+    made = (state.step, len(state.history), len(dataset.train), components.config.batch_size)
+    lines.insert(0, few_updates(*made, has_learnt=has_learnt))
     lines.append(unbalanced(dataset.train.labels, dataset.classes, is_made_up))
     return [line for line in lines if line]

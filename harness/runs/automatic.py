@@ -101,7 +101,7 @@ def choices_table(choices: Mapping[str, Choice]) -> str:
 def _shown(value: object) -> str:
     if isinstance(value, Mapping):
         return ",".join(f"{key}={item}" for key, item in value.items())
-    return f"{value:g}" if isinstance(value, float) else str(value) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _total_memory(device: torch.device) -> int:

@@ -153,13 +153,13 @@ def test_rates_that_are_given_in_part_fit_each_other(options):
         assert "lr_min_ratio" not in options or math.isclose(config.lr_min, 0.1 * config.lr_max)
 
 
-@pytest.mark.parametrize(("imbalance", "weights"), [(1.0, ""), (9.99, ""), (10.0, "balanced"), (400.0, "balanced")])
-def test_the_loss_weights_the_classes_of_unbalanced_data_alone(imbalance, weights):
+@pytest.mark.parametrize(("imbalance", "smoothing"), [(1.0, 0.1), (9.99, 0.1), (10.0, 0.0), (400.0, 0.0)])
+def test_labels_of_unbalanced_data_are_not_smoothed(imbalance, smoothing):
     config, choices = chosen(facts(imbalance=imbalance))
-    assert config.class_weights == weights and choices["class_weights"].reason
-    assert chosen(facts(imbalance=imbalance), sampling="balanced")[0].class_weights == ""  # not twice
-    config, choices = chosen(facts(imbalance=imbalance), class_weights="none")
-    assert config.class_weights == "" and "class_weights" not in choices
+    assert config.label_smoothing == smoothing and ("rare classes" in choices["label_smoothing"].reason) == (
+        not smoothing
+    )
+    assert chosen(facts(imbalance=imbalance), label_smoothing=0.2)[0].label_smoothing == 0.2
 
 
 def test_arguments_of_the_model_keep_what_was_given():

@@ -136,7 +136,7 @@ def test_a_stopped_run_goes_on_and_asks_the_tests_that_are_new_about_what_was_no
         outcome = runner.Outcome(name, "package/sums.py", verdict, "", 1.0, 1, True, {})
         with log.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
-        changes = [dataclasses.replace(change, name=each) for each in "abd"]
+        changes = [dataclasses.replace(change, name=each) for each in ("a", "b", "d")]
         known = runner.noticed_before(log, changes)
     assert sorted(known) == ["a", "b"] and known["a"].verdict == "noticed"
 

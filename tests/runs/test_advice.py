@@ -33,6 +33,14 @@ def test_few_updates_are_named_with_a_remedy(steps, epochs, images, batch_size, 
     assert line.startswith(f"{steps} update") and remedy in line and "\n" not in line
 
 
+def test_few_updates_that_have_sufficed_are_said_to_be_few_alone():
+    line = few_updates(88, 4, 1438, 64, has_learnt=True)
+    assert (
+        line
+        == "88 updates in all (4 epochs, batches of 64 from 1,438 images) are few; set --epochs 23 if the accuracy is not enough"
+    )
+
+
 @pytest.mark.parametrize("steps", [0, 100, 5000])
 def test_enough_updates_and_no_training_at_all_are_not_remarked_on(steps):
     assert few_updates(steps, 10, 640, 32) == ""

@@ -186,7 +186,7 @@ def test_the_lr_finder_suggests_a_rate_that_the_loss_learns_at(tmp_path, setting
     assert result.summary["result"]["test/acc"] > 0.85
 
 
-def test_settings_chosen_from_the_data_weight_these_classes_and_the_data_report_says_so(pictures, tmp_path):
+def test_settings_chosen_from_the_data_count_the_images_of_these_classes(pictures, tmp_path):
     settings = {
         "data_dir": str(pictures / "pictures"),
         "output": str(tmp_path),
@@ -203,13 +203,7 @@ def test_settings_chosen_from_the_data_weight_these_classes_and_the_data_report_
         "threads": 1,
     }
     result = harness.run(make_config({**settings, **small}))
-    assert yaml_io.read_yaml(result.folder / "config.yaml")["class_weights"] == "balanced"
-    reason = json.loads((result.folder / "automatic.json").read_text())["class_weights"]["reason"]
+    assert yaml_io.read_yaml(result.folder / "config.yaml")["label_smoothing"] == 0
+    reason = json.loads((result.folder / "automatic.json").read_text())["label_smoothing"]["reason"]
     counts = np.bincount(load_dataset(make_config(settings)).train.labels)
     assert reason.startswith(f"the largest class has {counts.max() / counts.min():.0f} times as many images")
-    report = command("data", pictures / "pictures", cwd=tmp_path, check=0).stdout
-    assert "a run gives rare classes more weight in the loss" in report and "--sampling balanced" not in report
-    assert (
-        "--sampling balanced"
-        in command("data", pictures / "pictures", "--recipe", "digits", cwd=tmp_path, check=0).stdout
-    )
