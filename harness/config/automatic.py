@@ -337,7 +337,7 @@ def _input_size(config: Config, facts: DataFacts) -> int:
 
 def _bytes_per_image(config: Config, facts: DataFacts) -> float:
     size = _input_size(config, facts)
-    return IMAGE_BYTES * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
+    return IMAGE_BYTES * max(1, config.aug_splits) * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
 
 
 def power_of_two(value: float) -> int:

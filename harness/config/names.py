@@ -18,7 +18,7 @@ MACRO_METRICS = ("balanced_acc", "f1_macro")  # that count every class the same,
 SELECTION_METRICS = ("acc", *MACRO_METRICS, "loss")  # by which epochs can be compared
 SELECTION_TEXTS = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "f1_macro": "macro F1", "loss": "loss"}
 # Settings that are arguments by name, and may be given one at a time.
-MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args")
+MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args", "transform_args")
 # Settings that are arguments of a timm model.
 MODEL_ARGUMENTS = {"drop": "drop_rate", "drop_path": "drop_path_rate"}
 # Arguments of a timm model that a run decides by other settings.

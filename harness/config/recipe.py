@@ -280,6 +280,10 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
         values.pop("optimizer_args", None)  # of another optimizer
     if "loss" in given and given["loss"] != values.get("loss", setting_fields()["loss"].default):
         values.pop("loss_args", None)  # of another loss
+    if "transforms" in given and coerce("transforms", given["transforms"]) != coerce(
+        "transforms", values.get("transforms", ())
+    ):
+        values.pop("transform_args", None)  # of other transforms
     for name in MAPPINGS:
         if values.get(name) and name in given:
             given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}

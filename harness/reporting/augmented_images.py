@@ -34,6 +34,8 @@ def draw_augmented(
     images, targets = train.preview(config.gallery, with_partners=mix is not None)
     if mix is not None:
         images, targets = mix(images, targets, 0)
+    views = images.shape[1] if images.ndim == 5 else 1
+    images, targets = images.flatten(0, -4), targets.repeat_interleave(views, 0)  # those of an image beside each other
     images, targets = images[: config.gallery].float().cpu(), targets[: config.gallery].cpu()
     pictures = [to_uint8(image) for image in preprocess.denormalise(images)]
     steps = make_augment(config, preprocess).describe()
@@ -41,6 +43,8 @@ def draw_augmented(
     subtitle = f"First batch of the first epoch. Augmentation: {', '.join(steps) or 'none'}."
     title = f"{counted(len(pictures), 'training image', 'training images')} as the network sees them"
     labels = [target_text(target, classes, config.label_smoothing) for target in targets]
+    if views > 1:
+        labels = [f"{label}\nview {number % views + 1}" for number, label in enumerate(labels)]
     return as_image(augmented_grid(pictures, labels, path, title=title, subtitle=subtitle), subtitle)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.settings import Config
+from harness.data.views import flatten_views
 from harness.models.outputs import split_logits, weighted_loss
 from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
@@ -125,7 +126,7 @@ class Learner:
         """Do one optimizer update on one batch.
 
         Args:
-            images: float [B, 3, H, W]. labels: int64 [B].
+            images: float [B, 3, H, W], or several views of each, [B, views, 3, H, W]. labels: int64 [B].
             step: updates done before; mixing depends on it.
             num_images: images of the batch over all processes; None: B.
 
@@ -203,7 +204,8 @@ class Learner:
         for number, (inputs, classes, target) in enumerate(micro_batches, 1):
             with self._delayed_all_reduce(number < len(micro_batches)):
                 with autocast(self.device, self.precision):
-                    logits, *auxiliary = split_logits(forward(inputs))  # each [B / micro-batches, classes]
+                    # each [B / micro-batches, classes], of views the first ones first
+                    logits, *auxiliary = split_logits(forward(flatten_views(inputs)))
                 loss = weighted_loss([self.loss(each.float(), target) for each in (logits, *auxiliary)])
                 loss = loss * (len(inputs) / num_images)
                 # DDP averages the gradients over the processes; they have to be summed.
@@ -217,7 +219,7 @@ class Learner:
                     scaled.backward()
             fault_injection.point("micro_batch")
             losses.append(loss.detach())
-            corrects.append((logits.detach().argmax(1) == classes).sum())
+            corrects.append((logits.detach()[: len(classes)].argmax(1) == classes).sum())
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
     def _delayed_all_reduce(self, is_delayed: bool) -> contextlib.AbstractContextManager[None]:

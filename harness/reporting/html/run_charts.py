@@ -70,8 +70,14 @@ def by_epoch(run: RunData) -> list[Chart]:
 def training_loss(config: Mapping[str, Any]) -> str:
     """Return what a run trains with in place of the cross entropy of all images alike, by its settings; empty for that."""
     loss, weights = (config.get(name) for name in ("loss", "class_weights"))
-    names = {"bce": "the binary cross entropy", "focal": "the focal loss"}
-    name = names.get(str(loss), "the cross entropy" if weights else "")
+    names = {
+        "bce": "the binary cross entropy",
+        "focal": "the focal loss",
+        "jsd": "the cross entropy of the first views and the divergence between views",
+    }
+    name = "the cross entropy" if weights else ""
+    if loss not in (None, "cross_entropy"):
+        name = names.get(str(loss), f"the loss {loss}")
     return f"{name} with weights of the classes" if weights else name
 
 
