@@ -207,7 +207,9 @@ def test_a_run_on_other_images_starts_from_a_run_by_one_command(tmp_path):
 
 
 def test_a_network_of_this_package_gets_a_higher_rate_than_one_of_timm():
-    rates = {name: settings_for(name, batch_size=64).lr_max for name in ("custom_resnet", "resnet18_cifar", "resnet18d")}
+    rates = {
+        name: settings_for(name, batch_size=64).lr_max for name in ("custom_resnet", "resnet18_cifar", "resnet18d")
+    }
     assert rates == {"custom_resnet": 0.005, "resnet18_cifar": 0.005, "resnet18d": 0.0003}
 
 
