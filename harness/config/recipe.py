@@ -28,7 +28,13 @@ MODEL_SETTINGS = (
     "lr_min_ratio",
     "head_lr_scale",
 )  # of a recipe, for its own model only: an LR belongs to its model
-CHOSEN_FOR_MODEL = ("optimizer", "weight_decay", "lr_min", "lr_max", "head_lr_scale")  # by the recipe `auto`
+CHOSEN_FOR_MODEL = (
+    "optimizer",
+    "weight_decay",
+    "lr_min",
+    "lr_max",
+    "head_lr_scale",
+)  # by recipes in which they are `auto`
 # How many updates an epoch has depends on these.
 STEP_SETTINGS = ("batch_size", "drop_last", "data", "data_dir", "val_fraction", "test_fraction")
 
@@ -175,7 +181,7 @@ def first_comparison(config: Config) -> int:
     is_peak = config.schedule == "one_cycle" or (config.schedule == "cosine" and not config.warmup_epochs)
     peak = config.peak_epoch if is_peak else config.warmup_epochs
     if is_peak and peak and "peak_epoch" in config.undecided:
-        peak = peak_of(config.epochs)
+        peak = peak_of(config.epochs, config.freeze_epochs)
     return max(1, math.ceil((peak + config.epochs) / 2))
 
 
@@ -216,13 +222,16 @@ def _has_other_steps(given: Mapping[str, Any], values: Mapping[str, Any]) -> boo
 def _for_another_model(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a recipe without those that fit only its own model.
 
-    In the `config.yaml` of a run of the recipe `auto` they were chosen for that model, and are chosen anew for the other one.
+    In the `config.yaml` of a run whose recipe leaves some to the data (`auto`, `finetune`) they were chosen for that model, and
+    are chosen anew for the other one.
     """
     kept = {name: value for name, value in values.items() if name not in MODEL_SETTINGS or str(value).lower() == AUTO}
-    if values.get("recipe") != AUTO:
-        return kept
-    kept.pop("optimizer_args", None)
-    return {**kept, **dict.fromkeys(CHOSEN_FOR_MODEL, AUTO)}
+    name = str(values.get("recipe", ""))
+    base = read_recipe(name) if name in recipe_paths() else {}
+    chosen = [setting for setting in CHOSEN_FOR_MODEL if base.get(setting) == AUTO]
+    if "optimizer" in chosen:
+        kept.pop("optimizer_args", None)
+    return {**kept, **dict.fromkeys(chosen, AUTO)}
 
 
 def with_implied(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,7 +267,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     values = read_recipe(named) if named else {}
     if "data_dir" in given and "data" not in given:
         usual = str(values.get("data", setting_fields()["data"].default))
-        given = {**given, "data": data_of(str(given["data_dir"]), usual, named not in ("", AUTO))}
+        given = {**given, "data": data_of(str(given["data_dir"]), usual, "data" in values)}
     values = values or read_recipe(default_recipe(str(given.get("data", setting_fields()["data"].default))))
     is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
     extended: tuple[str, ...] = ()  # of the run whose settings the recipe is
