@@ -70,6 +70,13 @@ METRICS = """# Metrics
 Generated from `docs/reference.py` by `python docs/make.py`; tests compare it with the journals of real runs, in both directions. The
 keys are the same in the journal, in W&B's history and in `RunResult.history`. Accuracies are fractions, never percentages. The axis is
 the step: optimizer updates done. In W&B every row has its time, `epoch` and `images_seen` as other axes.
+
+Where images may have several labels (`--label-separator`, `--label-columns`), mAP, macro F1 and exact matches stand in place of
+`acc`, `balanced_acc`, `ece` and the confusion and calibration charts, and a loss is the binary cross-entropy, summed over the classes,
+mean over the images. Average precision is scikit-learn's, without a threshold; a class without images in the split counts in no mean.
+`f1_macro` and `exact_match` need a threshold for each class: the one with the best F1 on the validation split, of the weights that are
+evaluated. After an epoch `val/f1_macro` is therefore of thresholds that were chosen on the same images, and somewhat too good;
+`result/test/f1_macro` uses those of the validation split. Without a validation split every threshold is 0.5.
 """
 
 

@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 
 
 REPORT = "report.html"
-SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
+SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`, one label per image"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
 TRACKED_EXPORT = "`harness export --wandb`"
 JOURNAL_ONLY, IN_SUMMARY = "journal", "journal, summary"
@@ -42,6 +42,7 @@ CLIP, ENOUGH = "`--clip-grad`", "enough trials to tell"
 TENSORBOARD, MLFLOW, TRACKIO = "`--tracker tensorboard`", "`--tracker mlflow`", "`--tracker trackio`"
 SEVERAL, TRACKED = "several metrics", "`harness explain` with a tracker"
 AUTOMATIC = "a setting was `auto`"
+ONE_LABEL, MULTILABEL = "one label per image", "several labels per image"
 VAL, NO_VAL, TEST, TTA = "`--val-fraction`", "no validation split", "a test set", "`--tta`"
 
 RUN = (
@@ -55,30 +56,45 @@ RUN = (
     ),
     File(CHOSEN, "settings that were chosen from the data: value, reason, and what was requested", AUTOMATIC),
     File(DATASET, "the data set's name, fingerprint and classes: the content of its W&B artifact"),
-    File(SUMMARY, "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine"),
+    File(
+        SUMMARY,
+        "the result and how it was chosen, the best and the last epoch, seconds by phase, data, machine; of several labels per image the threshold of each class (`thresholds`)",
+    ),
     File(REPORT, "the run as one self-contained page", "not `--report False`"),
     File(
         CONSOLE,
         "what the run has shown: messages, warnings, epochs and the result with their times, without the progress bar",
     ),
     File(DIFF, "the uncommitted changes of the git repository of the working directory, at the start", CHANGES),
-    File("predictions.csv", "a row per image of the reported split: truth, prediction, confidence, loss, margin"),
+    File(
+        "predictions.csv",
+        "a row per image of the reported split: truth, prediction, confidence, loss, margin; of several labels per image: true and predicted labels, whether they are equal, loss, the probability of each class",
+    ),
     File(
         "per_class.csv",
-        "recall, precision, F1 and number of images of each class; last the accuracy of the class against the rest",
+        "recall, precision, F1 and number of images of each class; last the accuracy of the class against the rest; of several labels per image: average precision, F1, precision, recall, threshold, images that have the class, images that are predicted to have it",
     ),
     File(f"{FIGURES}/losses.png", "loss of every step and every epoch"),
-    File(f"{FIGURES}/accuracy.png", "accuracy by epoch"),
+    File(f"{FIGURES}/accuracy.png", "accuracy by epoch", ONE_LABEL),
+    File(f"{FIGURES}/map.png", "mean average precision by epoch", MULTILABEL),
     File(f"{FIGURES}/lr.png", "the learning rate of every step, read back from the optimizer"),
-    File(f"{FIGURES}/confusion.png", "confusion matrix"),
-    File(f"{FIGURES}/reliability.png", "accuracy against confidence, with the calibration error"),
+    File(f"{FIGURES}/confusion.png", "confusion matrix", ONE_LABEL),
+    File(f"{FIGURES}/reliability.png", "accuracy against confidence, with the calibration error", ONE_LABEL),
     File(
         f"{FIGURES}/augmented.png",
         "training images of the first batch as the network sees them: augmented, and mixed by Mixup or CutMix",
         SEEN,
     ),
-    File(f"{FIGURES}/correct.png", "correctly classified images, the most and the least confident", SEEN),
-    File(f"{FIGURES}/misclassified.png", "misclassified images, by `--gallery-rule`", SEEN),
+    File(
+        f"{FIGURES}/correct.png",
+        "correctly classified images, the most and the least confident; of several labels per image those whose labels are predicted exactly, the lowest loss first",
+        SEEN,
+    ),
+    File(
+        f"{FIGURES}/misclassified.png",
+        "misclassified images, by `--gallery-rule`; of several labels per image the others, the highest loss first",
+        SEEN,
+    ),
     File(
         f"{FIGURES}/gradcam.png",
         "class-activation maps of misclassified images, for the prediction and the truth",
@@ -91,7 +107,7 @@ RUN = (
     File(f"{CHECKPOINTS}/{PREVIOUS}", "the checkpoint before, used if the last is damaged", "more than one save"),
     File(f"{CHECKPOINTS}/{INDEX}", "checksums of the checkpoints"),
     File(f"{CHECKPOINTS}/model.safetensors", "weights of the result"),
-    File(f"{CHECKPOINTS}/model.json", "their settings, classes, preprocessing and result"),
+    File(f"{CHECKPOINTS}/model.json", "their settings, classes, preprocessing and result, and thresholds"),
     File(f"{CHECKPOINTS}/config.json", "the same for timm: `timm.create_model('local-dir:FOLDER', pretrained=True)`"),
     File(f"{CHECKPOINTS}/class_map.txt", "the classes in the order of the logits, for `--class-map` of timm's scripts"),
     File(f"{CHECKPOINTS}/README.md", "model card"),
@@ -143,6 +159,10 @@ SEEDS = (
 
 LOSS, SHARE = "nats", "fraction, 0..1"
 BALANCED_ACC, F1_MACRO = "mean recall of the classes", "mean F1 of the classes"
+MULTILABEL_METRICS = {
+    "map": "mean over the classes of the average precision",
+    "exact_match": "images of which every class is predicted correctly, at the thresholds",
+}
 METRICS = (
     Metric("train/step_loss", LOSS, "loss of each step's batch"),
     Metric("train/grad_norm", "-", "2-norm of each step's gradient, before clipping", CLIP),
@@ -177,6 +197,19 @@ METRICS = (
     Metric("best/test_acc", SHARE, "best so far; it is chosen on the test set", NO_VAL),
     Metric("best/val_*", "that of the metric", "best so far of the metric of `--select-by`", f"{VAL}, `--select-by`"),
     Metric("best/test_*", "that of the metric", "the same on the test set", f"{NO_VAL}, `--select-by`"),
+    Metric(
+        "train/exact_match",
+        SHARE,
+        "training images of which every class is predicted correctly at 0.5; of mixed images, the labels of the heavier one count",
+        MULTILABEL,
+    ),
+    *(
+        Metric(f"{split}/{key}", SHARE, f"{about}, on the {name} after each epoch", f"{when}, {MULTILABEL}")
+        for split, name, when in (("val", "validation split", VAL), ("test", "test set", NO_VAL))
+        for key, about in MULTILABEL_METRICS.items()
+    ),
+    Metric("best/val_map", SHARE, "best so far: what sweeps optimise", f"{VAL}, {MULTILABEL}"),
+    Metric("best/test_map", SHARE, "best so far; it is chosen on the test set", f"{NO_VAL}, {MULTILABEL}"),
     Metric("time/epoch_s", "s", "wall time of the epoch"),
     Metric("time/train_s", "s", "training part of it"),
     Metric("time/eval_s", "s", "evaluation part of it"),
@@ -207,6 +240,15 @@ METRICS = (
         "the true class is among the five most probable",
         "`--test False`, more than ten classes",
     ),
+    *(
+        Metric(f"result/{split}/{key}", SHARE, about, f"{when}, {MULTILABEL}")
+        for split, when in (("test", TEST), ("val", VAL))
+        for key, about in MULTILABEL_METRICS.items()
+    ),
+    Metric(
+        "result/test/map_tta", SHARE, "mAP of the mean over the views of each image", f"{TEST}, {TTA}, {MULTILABEL}"
+    ),
+    Metric("result/val/map_tta", SHARE, "the same", f"`--test False`, {TTA}, {MULTILABEL}"),
     Metric("result/empty_maps", "maps", "empty class-activation maps", "such a map"),
     Metric(
         "predictions/table",

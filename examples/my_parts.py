@@ -1,20 +1,46 @@
-"""Register a schedule, a metric and a tracker of your own:
+"""Register a transform, a loss, a schedule, a metric and a tracker of your own:
 
-    harness run --recipe digits --plugin my_parts --schedule inverse_sqrt --schedule-args power=0.5 --warmup-epochs 0.5
-        --metrics worst_recall --tracker lines
+    harness run --recipe digits --plugin my_parts --transforms jpeg --transform-args lowest=50 --loss poly1
+        --loss-args epsilon=2 --schedule inverse_sqrt --schedule-args power=0.5 --warmup-epochs 0.5 --metrics worst_recall --tracker lines
 
 A plug-in is any importable Python module; a function or class is registered when the module is imported.
 """
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
 
+from harness.data import register_transform
 from harness.evaluation import Predictions, register_metric
 from harness.tracking import Backend, MeasuredRow, RunLabels, register_tracker
-from harness.training import register_schedule
+from harness.training import register_loss, register_schedule
+
+
+@register_transform
+def jpeg(image: np.ndarray, generator: np.random.Generator, lowest: int = 30) -> np.ndarray:
+    """Return an image, uint8 [H, W, 3], as JPEG compression of a random quality from `lowest` to 95 leaves it."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=int(generator.integers(lowest, 96)))
+    return np.array(Image.open(file))
+
+
+@register_loss
+def poly1(logits: Tensor, targets: Tensor, epsilon: float = 1.0, class_weights: Tensor | None = None) -> Tensor:
+    """Return the Poly-1 loss: cross-entropy + epsilon (1 - p) with the probability p of the label, a mean over the images.
+
+    Source: Leng et al., https://arxiv.org/abs/2204.12511, section 4.
+    """
+    soft = targets if targets.ndim == 2 else F.one_hot(targets, logits.shape[1]).float()  # float32 [B, C]
+    by_image = F.cross_entropy(logits, targets, reduction="none") + epsilon * (1 - (soft * logits.softmax(1)).sum(1))
+    if class_weights is not None:
+        by_image = by_image * (soft @ class_weights)
+    return by_image.mean()
 
 
 @register_schedule

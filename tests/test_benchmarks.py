@@ -86,6 +86,18 @@ def test_the_recipe_auto_is_compared_with_a_search_on_the_same_images(tmp_path):
 
 
 @pytest.mark.slow
+def test_fine_tuning_is_compared_with_training_from_scratch_and_results_are_kept(tmp_path):
+    log, work = tmp_path / "log.jsonl", tmp_path / "work"
+    first = run_benchmark("finetune.py", "--log", log, "--work", work, out=tmp_path / "f.json")
+    assert [row["method"] for row in first["rows"]] == ["auto", "auto --init", "finetune"]
+    assert all(0 < row["acc %"] <= 100 and row["seeds"] == 1 for row in first["rows"])
+    assert not set(first["classes"]) & set(first["classes of the weights"])
+    lines = log.read_text()
+    again = run_benchmark("finetune.py", "--log", log, "--work", work, out=tmp_path / "g.json")
+    assert (again["rows"], log.read_text()) == (first["rows"], lines)
+
+
+@pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu_without_the_parts_that_need_cuda(tmp_path):
     result = run_benchmark("gpu.py", "--device", "cpu", out=tmp_path / "g.json")
     rows = {row["what"]: row for row in result["rows"]}

@@ -18,6 +18,7 @@ from harness.cli.main import cli
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config, normalize_name, setting_fields
 from tests.support.commands import QUICK, command
+from tests.support.multilabel import make_squares, write_separated
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -58,7 +59,7 @@ def test_the_api_page_has_every_public_name_and_nothing_that_does_not_exist(monk
 def test_every_file_of_a_run_is_in_the_reference_and_the_other_way_round(finished):
     absent = (
         reference.FIND, reference.EVERY, reference.EVALUATE, reference.CHANGES, reference.TRACKED_EXPORT, *TRACKERS,
-        reference.AUTOMATIC,
+        reference.AUTOMATIC, reference.MULTILABEL,
     )  # fmt: skip
     _compare_files(finished[1], reference.RUN, without=absent)
 
@@ -90,10 +91,36 @@ def test_a_run_with_every_option_on_leaves_what_the_reference_says(tmp_path):
     folder = tmp_path / "runs/whole"
     command("evaluate", folder, "--split", "train", cwd=tmp_path, check=0)
     command("export", folder, "--timm", "exported", "--wandb", "offline", cwd=tmp_path, check=0)
-    _compare_files(folder, reference.RUN, without=(reference.CHANGES, reference.MLFLOW, reference.TRACKIO))
+    absent = (reference.CHANGES, reference.MLFLOW, reference.TRACKIO, reference.MULTILABEL)
+    _compare_files(folder, reference.RUN, without=absent)
     conditions = {"", reference.SEEN, reference.MAPS, reference.VAL, reference.TEST, reference.CLIP, reference.FIND}
     conditions |= {reference.WATCH}
     _compare_metrics(folder, conditions | {f"{reference.TEST}, {reference.TTA}"})
+
+
+def test_a_run_on_several_labels_per_image_leaves_what_the_reference_says(tmp_path):
+    table = write_separated(tmp_path, make_squares(tmp_path))
+    options = [
+        "--data-dir",
+        table,
+        "--label-separator",
+        "|",
+        "--val-fraction",
+        0.2,
+        "--tta",
+        "--recipe",
+        "custom-resnet",
+    ]
+    options += ["--model-args", "width=4", "--image-size", 16, "--epochs", 1, "--peak-epoch", 1, "--batch-size", 32]
+    command("run", *options, "--threads", 1, "--wandb", "offline", "--name", "several", cwd=tmp_path, check=0)
+    absent = (
+        reference.FIND, reference.EVERY, reference.EVALUATE, reference.CHANGES, reference.TRACKED_EXPORT, *TRACKERS,
+        reference.AUTOMATIC, reference.ONE_LABEL, reference.MAPS, "more than one save",
+    )  # fmt: skip
+    _compare_files(tmp_path / "runs/several", reference.RUN, without=absent)
+    several = reference.MULTILABEL
+    conditions = {several, f"{reference.VAL}, {several}", f"{reference.TEST}, {several}"}
+    _compare_metrics(tmp_path / "runs/several", {*conditions, f"{reference.TEST}, {reference.TTA}, {several}"})
 
 
 @pytest.mark.slow

@@ -54,8 +54,19 @@ def test_a_users_model_is_trained_by_its_name(folder):
 
 
 @pytest.mark.slow
-def test_a_users_schedule_metric_and_tracker_are_used_by_their_names(folder):
-    options = ["--plugin", "my_parts", "--schedule", "inverse_sqrt", "--schedule-args", "power=0.5"]
+def test_a_users_transform_loss_schedule_metric_and_tracker_are_used_by_their_names(folder):
+    options = [
+        "--plugin",
+        "my_parts",
+        "--transforms",
+        "jpeg",
+        "--loss",
+        "poly1",
+        "--schedule",
+        "inverse_sqrt",
+        "--schedule-args",
+        "power=0.5",
+    ]
     options += ["--warmup-epochs", 0.5, "--metrics", "worst_recall", "--tracker", "lines", "--model-args", "width=4"]
     command("run", "--recipe", "digits", *options, *NARROW, "--epochs", 1, "--name", "parts", cwd=folder, check=0)
     run = folder / "runs/parts"

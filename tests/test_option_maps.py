@@ -225,7 +225,8 @@ def test_the_example_has_the_transforms_of_timm(theirs, ours):
         int(theirs["img-size"]), is_training=True, use_prefetcher=True, auto_augment=theirs["aa"],
         interpolation=theirs["train-interpolation"], mean=cfg.mean, std=cfg.std,
     ).transforms  # fmt: skip
-    transforms = timm_compose(make_augment(ours, preprocess), preprocess).transforms
+    base, rest = timm_compose(make_augment(ours, preprocess), preprocess)
+    transforms = [*base.transforms, *rest.transforms]
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
     pixels = []
     for steps in (transforms, expected[:-1]):  # the last one of timm's makes a tensor

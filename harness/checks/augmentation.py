@@ -115,7 +115,8 @@ def measure_loader(config: Config, data: Dataset, preprocess: Preprocess, kind: 
         data = pattern_dataset(count)
     settings = config.replace(loader=kind, workers=0, batch_size=64, grad_accumulation=1, channels_last=False)
     batches = make_loaders(settings, data, preprocess, "cpu").train.epoch(0)
-    return measure_images(torch.cat([images for images, _ in batches]).numpy(), preprocess, kind)
+    images = torch.cat([images for images, _ in batches])
+    return measure_images((images if images.ndim == 4 else images[:, -1]).numpy(), preprocess, kind)
 
 
 def measure_images(images: np.ndarray, preprocess: Preprocess, kind: str) -> MeasuredAugmentation:

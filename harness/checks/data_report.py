@@ -13,7 +13,7 @@ from harness.config.automatic import DataFacts, choose_settings, with_choices
 from harness.config.names import SPLIT_LABELS
 from harness.config.settings import Config
 from harness.data.dataset import ArrayImages, Dataset, Split, channel_statistics, in_memory, spread_indices
-from harness.data.overview import DataOverview, repeats, size_summary
+from harness.data.overview import DataOverview, SplitOverview, repeats, size_summary
 from harness.data.preprocess import Preprocess, make_preprocess
 from harness.models import factory
 from harness.reporting.evaluation_report import shrink, table_text
@@ -36,6 +36,12 @@ def overview_text(overview: DataOverview) -> str:
             f"{read:,} of them were read, evenly spread: what follows on sizes, kinds and repeats is of these; --limit 0 reads all"
         )
     lines += ["", *_class_table(overview)]
+    for split in overview.splits.values():
+        if split.labels_per_image is not None:
+            mean, without = split.labels_per_image
+            lines.append(
+                f"{SPLIT_LABELS[split.name]} images have {mean:.2f} labels in the mean (multi-label), and {without:,} have none"
+            )
     if sizes := size_summary(facts):
         sides = (f"{side} {values['min']} / {values['median']} / {values['max']}" for side, values in _sides(sizes))
         lines += ["", f"sizes, min / median / max: {', '.join(sides)} pixels; {sizes['different']:,} different"]
@@ -61,6 +67,7 @@ def overview_values(config: Config, overview: DataOverview) -> dict[str, Any]:
                 "images": len(split.source),
                 "read": len(split.facts),
                 "per_class": dict(zip(overview.classes, split.counts.tolist(), strict=True)),
+                **_labels_per_image(split),
             }
             for name, split in overview.splits.items()
         },
@@ -76,6 +83,13 @@ def overview_values(config: Config, overview: DataOverview) -> dict[str, Any]:
         "notes": overview.notes,
         "advice": overview.advice,
     }
+
+
+def _labels_per_image(split: SplitOverview) -> dict[str, Any]:
+    if split.labels_per_image is None:
+        return {}
+    mean, without = split.labels_per_image
+    return {"labels_per_image": {"mean": mean, "without": without}}
 
 
 def draw_contact_sheet(config: Config, overview: DataOverview, path: Path) -> Path:
@@ -131,9 +145,7 @@ def _decided(config: Config, overview: DataOverview) -> Config:
 def _pictures_of(overview: DataOverview, label: int, config: Config) -> list[np.ndarray]:
     """Return some images of a class among those that were read, from the training images where there are such."""
     for split in overview.splits.values():
-        readable = [
-            index for index, facts in split.facts.items() if split.source.labels[index] == label and not facts.error
-        ]
+        readable = [index for index, facts in split.facts.items() if split.has_class(index, label) and not facts.error]
         if readable:
             chosen = [readable[position] for position in spread_indices(len(readable), SHEET_IMAGES)]
             return [split.picture(index, config.grey_limits()) for index in chosen]
@@ -163,7 +175,7 @@ def _class_table(overview: DataOverview) -> list[str]:
     """Return a row for each class; of many, those with the most and with the fewest images."""
     names = list(overview.splits)
     counts = np.stack([split.counts for split in overview.splits.values()], 1) if names else np.zeros((0, 0), int)
-    totals = counts.sum(0) if len(counts) else []
+    totals = [len(split.source) for split in overview.splits.values()] if len(counts) else []
     columns = ("class", *names, "")
     rows = [["all", *(f"{total:,}" for total in totals)]]
     order = list(range(len(overview.classes)))

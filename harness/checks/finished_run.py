@@ -168,6 +168,8 @@ def accuracy_row(run: FinishedRun) -> CheckRow:
     accuracy = number(result.get("test/acc"))
     if run.state != RunState.FINISHED:
         return row("accuracy", ACCURACY_WANTED, "no result yet", how, False)
+    if run.config.is_multilabel:
+        return row("accuracy", ACCURACY_WANTED, "images have several labels, so there is no accuracy", how, False)
     if not 0 <= accuracy <= 1:
         return row("accuracy", ACCURACY_WANTED, "the test set was not evaluated", how, False)
     description = f"{percent(accuracy, 2)} ({result.get('chosen', '?')})"

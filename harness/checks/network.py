@@ -165,6 +165,8 @@ def _losses(model: nn.Module, config: Config, images: Tensor) -> tuple[float, fl
     labels = torch.arange(len(images)) % logits.shape[1]
     torch.manual_seed(0)
     learner = make_learner(config, model, torch.device("cpu"), None)
+    if config.aug_splits:
+        images = images[:, None].expand(-1, config.aug_splits, -1, -1, -1)
     loss = float(learner.train_step(images, labels, 0, 1e-6, config.momentum).loss)
     log_sum = np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1)
     return loss, float((log_sum - logits[np.arange(len(labels)), labels.numpy()]).mean())

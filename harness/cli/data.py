@@ -13,7 +13,8 @@ from harness.cli.terminal import echo
 from harness.config.names import FIXED_DATASETS, TIMM_PREFIXES, data_of_path
 
 SETTINGS = (
-    "recipe", "data", "data_dir", "image_column", "label_column", "split_column", "image_root", "download", "test_fraction",
+    "recipe", "data", "data_dir", "image_column", "label_column", "label_separator", "label_columns",
+    "split_column", "image_root", "download", "test_fraction",
     "grey_range", "model", "model_args", "image_size", "resize", "plugin",
 )  # fmt: skip
 

@@ -133,9 +133,10 @@ def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     for key in sub_mapping(summary, "figures"):
         spread = sub_mapping(summary["figures"], key)
         mean, deviation = number(spread.get("mean")), number(spread.get("sd"))
-        if key.endswith("/acc") and 0 <= mean <= 1:
+        if key.endswith(("/acc", "/map")) and 0 <= mean <= 1:
             means.append(
-                f"{key.split('/')[0]} {percent(mean, 2)}" + (f" ± {100 * deviation:.2f}" if deviation > 0 else "")
+                f"{key.removesuffix('/acc').replace('/map', ' mAP')} {percent(mean, 2)}"
+                + (f" ± {100 * deviation:.2f}" if deviation > 0 else "")
             )
     done, diverged = states.count("finished"), [seed for seed in seeds if has_diverged(str(seed.get("state")), seed)]
     lines = [printable(f"{folder.name:<44} seeds        {done} of {len(states)} done  {', '.join(means) or '-'}")]

@@ -160,8 +160,16 @@ def per_image_settings(config: Config) -> list[str]:
         f"vflip={config.vflip:g}": config.vflip > 0,
         f"aug_repeats={config.aug_repeats:g}": config.aug_repeats > 1,
         "augment_pipeline": bool(config.augment_pipeline),
+        f"transforms={','.join(config.transforms)}": bool(config.transforms),
+        f"aug_splits={config.aug_splits}": config.aug_splits > 0,
     }
     return [*timm_only(config), *(text for text, is_on in others.items() if is_on)]
+
+
+def view_settings(config: Config) -> list[str]:
+    """Return the settings that are on and make the views of an image differ, which share its crop and flip (`aug_splits`)."""
+    names = ("transforms", "cutout", "erasing")
+    return [*timm_only(config), *(name for name in names if getattr(config, name))]
 
 
 def _shown(value: object) -> str:
@@ -174,6 +182,10 @@ def _check_albumentations(config: Config) -> None:
             "" if config.augment_pipeline else ", or give albumentations' own transforms with --augment-pipeline FILE"
         )
         raise UsageError(f"{others[0]} is timm's, and augment=albumentations; set --augment timm{remedy}")
+    if config.transforms:
+        raise UsageError(
+            f"transforms={','.join(config.transforms)} follow timm's transforms of an image, and augment=albumentations; set --augment timm"
+        )
     if not config.augment_pipeline:
         return
     within = {

@@ -29,6 +29,7 @@ PEAK_SHARE = 0.2  # of the run, at the end of which the LR is highest
 LR_SMALL, LR_SMALL_BATCH = 0.4, 512  # of SGD on the small model, whose head has a lower one
 HEAD_LR_SCALE, HEAD_INIT_SCALE = 1 / 64, 1 / 8
 LR_ADAM, LR_ADAM_PRETRAINED, LR_ADAM_BATCH = 1e-3, 3e-4, 64
+LR_ADAM_SMALL_PRETRAINED = 5e-3  # of this package's networks; docs/log.md, 2026-11-27
 LR_SGD, LR_SGD_PRETRAINED, LR_SGD_BATCH = 0.05, 0.01, 64
 DECAY_SGD, DECAY_ADAM = 5e-4, 0.05
 ADAM_LIKE = ("adam", "adamw", "nadam", "nadamw", "radam", "radamw", "rmsprop")  # that share the LR of AdamW
@@ -195,12 +196,18 @@ def _epochs(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _peak_epoch(config: Config, facts: DataFacts) -> dict[str, Choice]:
-    return {"peak_epoch": Choice(peak_of(config.epochs), f"the learning rate rises for {PEAK_SHARE:.0%} of the run")}
+    peak = peak_of(config.epochs, config.freeze_epochs)
+    of = "the epochs after the classifier's own" if 0 < config.freeze_epochs < config.epochs else "the run"
+    return {"peak_epoch": Choice(peak, f"the learning rate rises for {PEAK_SHARE:.0%} of {of}")}
 
 
-def peak_of(epochs: int) -> float:
-    """Return the epoch in which the learning rate is highest, of a run of so many."""
-    return round(PEAK_SHARE * epochs, 2)
+def peak_of(epochs: int, freeze_epochs: int = 0) -> float:
+    """Return the epoch in which the learning rate is highest, of a run of so many.
+
+    Where the classifier is trained alone at first, the rate still rises when the other layers follow.
+    """
+    first = freeze_epochs if freeze_epochs < epochs else 0
+    return round(first + PEAK_SHARE * (epochs - first), 2)
 
 
 def _optimizer(config: Config, facts: DataFacts) -> dict[str, Choice]:
@@ -225,7 +232,8 @@ def _lr_max(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.model == SMALL_MODEL and config.optimizer == "sgd" and config.head_lr_scale == HEAD_LR_SCALE:
         base, reference = LR_SMALL, LR_SMALL_BATCH
     elif config.optimizer in ADAM_LIKE:
-        base, reference = LR_ADAM_PRETRAINED if config.starts_from_weights else LR_ADAM, LR_ADAM_BATCH
+        pretrained = LR_ADAM_SMALL_PRETRAINED if facts.is_ours(config.model) else LR_ADAM_PRETRAINED
+        base, reference = pretrained if config.starts_from_weights else LR_ADAM, LR_ADAM_BATCH
     elif config.optimizer != "sgd":
         return {"lr_max": Choice(FIND, f"no known rate for {config.optimizer}, so an LR range test is run first")}
     else:
@@ -252,6 +260,8 @@ def _weight_decay(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if config.is_multilabel:
+        return {"label_smoothing": Choice(0.0, "images have several labels, each predicted by itself")}
     if config.mixup or config.cutmix:
         return {"label_smoothing": Choice(0.0, "mixup or cutmix soften the labels already")}
     if facts.imbalance >= IMBALANCE:
@@ -343,7 +353,7 @@ def _input_size(config: Config, facts: DataFacts) -> int:
 
 def _bytes_per_image(config: Config, facts: DataFacts) -> float:
     size = _input_size(config, facts)
-    return IMAGE_BYTES * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
+    return IMAGE_BYTES * max(1, config.aug_splits) * (size / 32) ** 2 / (1 if facts.is_ours(config.model) else 4)
 
 
 def power_of_two(value: float) -> int:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from harness.config.augmentation import check_augmentation
 from harness.config.conversion import BALANCED
-from harness.config.losses import check_loss_args
-from harness.config.names import MODEL_ARGUMENTS, WANDB, may_bring_validation
+from harness.config.losses import check_loss_args, check_views
+from harness.config.multilabel import check_multilabel
+from harness.config.names import MODEL_ARGUMENTS, WANDB, main_metric, may_bring_validation
 from harness.utils.errors import UsageError
 
 if TYPE_CHECKING:
@@ -80,10 +81,12 @@ def check_combinations(config: Config) -> None:
     if is_sgd and config.nesterov and config.momentum == 0:
         raise UsageError("Nesterov momentum needs momentum > 0, got momentum=0; set --nesterov False")
     check_loss_args(config.loss, config.loss_args)
+    check_multilabel(config)
+    check_views(config)
     for name, argument in MODEL_ARGUMENTS.items():
         if getattr(config, name) is not None and argument in config.model_args:
             raise UsageError(f"{name} and model_args={argument} are the same; keep --{name.replace('_', '-')}")
-    if config.select_by != "acc" and config.select == "last" and not config.early_stop:
+    if config.select_by != main_metric(config.is_multilabel) and config.select == "last" and not config.early_stop:
         raise UsageError(
             f"select_by={config.select_by}, but select=last compares no epochs; set --select best, or leave --select-by out"
         )

@@ -15,10 +15,15 @@ SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
 REPORTED_SPLITS: tuple[SplitName, ...] = ("test", "val")  # what a result is about, the test set first
 SPLIT_LABELS: dict[str, str] = {"train": "training", "val": "validation", "test": "test"}
 MACRO_METRICS = ("balanced_acc", "f1_macro")  # that count every class the same, however many images it has
-SELECTION_METRICS = ("acc", *MACRO_METRICS, "loss")  # by which epochs can be compared
-SELECTION_TEXTS = {"acc": "accuracy", "balanced_acc": "balanced accuracy", "f1_macro": "macro F1", "loss": "loss"}
+MULTILABEL_METRICS = ("map", "f1_macro", "exact_match")  # of images with several labels, the main one first
+# By which epochs can be compared.
+SELECTION_METRICS = ("acc", *MACRO_METRICS, "loss", "map", "exact_match")
+SELECTION_TEXTS = {
+    "acc": "accuracy", "balanced_acc": "balanced accuracy", "f1_macro": "macro F1", "loss": "loss", "map": "mAP",
+    "exact_match": "exact match",
+}  # fmt: skip
 # Settings that are arguments by name, and may be given one at a time.
-MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args")
+MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args", "transform_args")
 # Settings that are arguments of a timm model.
 MODEL_ARGUMENTS = {"drop": "drop_rate", "drop_path": "drop_path_rate"}
 # Arguments of a timm model that a run decides by other settings.
@@ -33,6 +38,11 @@ BUILT_IN_DATASETS = (*FIXED_DATASETS, "folder", "table")
 TIMM_PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")  # of the names of data sets that timm reads
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 FROM_PYTHON = "python/"  # what the name of a data set begins with that was given as an object
+
+
+def main_metric(is_multilabel: bool) -> str:
+    """Return the metric that a result is named by: accuracy, or mean average precision where images have several labels."""
+    return MULTILABEL_METRICS[0] if is_multilabel else "acc"
 
 
 def may_bring_validation(data: str) -> bool:

@@ -120,7 +120,7 @@ _TIMM_ALONE = """
     headinitscale inputimgmode kddistilltype kdlosstype kdmodelname kdstudentfeaturedim kdteacherfeaturedim kdtemperature
     kdtokendistilltype layerdecayminscale layerdecaynooptscale lrcycledecay lrcyclelimit lrcyclemul lrkdecay lrnoise lrnoisepct
     lrnoisestd mixupmode mixupoffepoch mixupprob mixupswitchprob modelemaforcecpu naflexloader naflexlossscale naflexmaxseqlen
-    naflexpatchifychannelsfirst naflexpatchsizeprobs naflexpatchsizes naflextrainseqlens noprefetcher resplit splitbn synchronizestep
+    naflexpatchifychannelsfirst naflexpatchsizeprobs naflexpatchsizes naflextrainseqlens noprefetcher splitbn synchronizestep
     tasklossweight trainbatchesperepoch trainbatchsizes trainimgsizes trainsizeprobs trainsizerandommix trainsizeschedule
     trainsizeschedulespread trainstepsperepoch valinterval variablebatchlossscale
 """
@@ -134,7 +134,8 @@ _REMEDIES = {
     "use --loss bce with --loss-args target_threshold=0.2": "bcetargetthresh bcetargetthreshold",
     "use --loss bce with --loss-args sum_classes=true": "bcesum",
     "use --loss bce with --loss-args pos_weight=2": "bceposweight posweight",
-    "the losses are cross_entropy, bce and focal, set by --loss; the JSD loss of AugMix is not among them": "augsplits jsd jsdloss",
+    "leave it out: the first view of --aug-splits is never erased": "resplit",
+    "use --loss jsd with --aug-splits 3": "augmixloss jensenshannon jsd jsdloss",
     "images are converted to RGB, so that every model has 3 channels": "channels inchannels inchans inputchannels numchannels",
     "normalisation is that of the model's timm configuration, which --model-args pretrained_cfg_overlay={...} changes, or computed from the training images": "imagenetdefaultmeanandstd imgmean imgstd mean normalize normalization std",
     "use --data-dir with the folders train, val and test, or a table with a column of splits": "folder testdir testfolder testpath traindir valdir valfolder valpath",
@@ -177,6 +178,7 @@ _REMEDIES = {
     "use the folders train, val and test, or --split-column of a table": "trainsplit",
     "all images of a data set are used, and counted": "trainnumsamples valnumsamples",
     "use --image-column, of a table or of a data set that is saved to disk": "inputkey",
+    "use --label-separator or --label-columns, of a table": "multilabel multilabels multihot problemtype",
     "use --label-column, of a table or of a data set that is saved to disk": "targetkey",
     "use --init RUN, which takes the weights alone": "noresumeopt",
     "use --model-args, such as --model-args global_pool=avg": "globalpool gp",

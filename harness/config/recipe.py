@@ -12,6 +12,7 @@ from typing import Any, TypeAlias
 from harness.config import yaml_io
 from harness.config.automatic import peak_of
 from harness.config.init_source import model_of
+from harness.config.multilabel import multilabel_settings
 from harness.config.names import FIXED_DATASETS, FROM_PYTHON, MAPPINGS, data_of_path
 from harness.config.settings import AUTO, Config, canonical_name, check_open_choices, coerce, setting_fields
 from harness.config.stored import is_whole, with_former_defaults
@@ -27,7 +28,13 @@ MODEL_SETTINGS = (
     "lr_min_ratio",
     "head_lr_scale",
 )  # of a recipe, for its own model only: an LR belongs to its model
-CHOSEN_FOR_MODEL = ("optimizer", "weight_decay", "lr_min", "lr_max", "head_lr_scale")  # by the recipe `auto`
+CHOSEN_FOR_MODEL = (
+    "optimizer",
+    "weight_decay",
+    "lr_min",
+    "lr_max",
+    "head_lr_scale",
+)  # by recipes in which they are `auto`
 # How many updates an epoch has depends on these.
 STEP_SETTINGS = ("batch_size", "drop_last", "data", "data_dir", "val_fraction", "test_fraction")
 
@@ -174,7 +181,7 @@ def first_comparison(config: Config) -> int:
     is_peak = config.schedule == "one_cycle" or (config.schedule == "cosine" and not config.warmup_epochs)
     peak = config.peak_epoch if is_peak else config.warmup_epochs
     if is_peak and peak and "peak_epoch" in config.undecided:
-        peak = peak_of(config.epochs)
+        peak = peak_of(config.epochs, config.freeze_epochs)
     return max(1, math.ceil((peak + config.epochs) / 2))
 
 
@@ -215,13 +222,24 @@ def _has_other_steps(given: Mapping[str, Any], values: Mapping[str, Any]) -> boo
 def _for_another_model(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings of a recipe without those that fit only its own model.
 
-    In the `config.yaml` of a run of the recipe `auto` they were chosen for that model, and are chosen anew for the other one.
+    In the `config.yaml` of a run whose recipe leaves some to the data (`auto`, `finetune`) they were chosen for that model, and
+    are chosen anew for the other one.
     """
     kept = {name: value for name, value in values.items() if name not in MODEL_SETTINGS or str(value).lower() == AUTO}
-    if values.get("recipe") != AUTO:
-        return kept
-    kept.pop("optimizer_args", None)
-    return {**kept, **dict.fromkeys(CHOSEN_FOR_MODEL, AUTO)}
+    name = str(values.get("recipe", ""))
+    base = read_recipe(name) if name in recipe_paths() else {}
+    chosen = [setting for setting in CHOSEN_FOR_MODEL if base.get(setting) == AUTO]
+    if "optimizer" in chosen:
+        kept.pop("optimizer_args", None)
+    return {**kept, **dict.fromkeys(chosen, AUTO)}
+
+
+def with_implied(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a recipe with those that images of several labels imply and neither it nor an option gives."""
+    names = ("label_separator", "label_columns")
+    if not any(coerce(name, given.get(name, values.get(name, ""))) for name in names):
+        return dict(values)
+    return {**values, **multilabel_settings({**values, **given})}
 
 
 def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config:
@@ -249,7 +267,7 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
     values = read_recipe(named) if named else {}
     if "data_dir" in given and "data" not in given:
         usual = str(values.get("data", setting_fields()["data"].default))
-        given = {**given, "data": data_of(str(given["data_dir"]), usual, named not in ("", AUTO))}
+        given = {**given, "data": data_of(str(given["data_dir"]), usual, "data" in values)}
     values = values or read_recipe(default_recipe(str(given.get("data", setting_fields()["data"].default))))
     is_resumed = str(given.get("resume", "auto")) not in ("", "auto", "never")  # its schedule keeps what it has done
     extended: tuple[str, ...] = ()  # of the run whose settings the recipe is
@@ -271,12 +289,16 @@ def make_config(options: Mapping[str, Any], recipe: str | None = None) -> Config
         values.pop("optimizer_args", None)  # of another optimizer
     if "loss" in given and given["loss"] != values.get("loss", setting_fields()["loss"].default):
         values.pop("loss_args", None)  # of another loss
+    if "transforms" in given and coerce("transforms", given["transforms"]) != coerce(
+        "transforms", values.get("transforms", ())
+    ):
+        values.pop("transform_args", None)  # of other transforms
     for name in MAPPINGS:
         if values.get(name) and name in given:
             given[name] = {**coerce(name, values[name]), **coerce(name, given[name])}
     if "lr_min" in given and "lr_min_ratio" not in given:
         values.pop("lr_min_ratio", None)
-    config = Config(**{**values, **given})
+    config = Config(**{**with_implied(values, given), **given})
     check_open_choices(config)
     if config.lr_min_ratio is not None and "lr_min" in given and config.lr_min != coerce("lr_min", given["lr_min"]):
         raise UsageError(

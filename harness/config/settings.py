@@ -121,12 +121,14 @@ class Config:
     drop_path: float | None = _setting(None, "Rate of stochastic depth (timm's drop_path_rate): residual branches that are skipped for an image; none: that of the model.", group="Model", low=0, below=1, added_later=True)
     pretrained: bool = _setting(False, "Start from timm's pretrained weights, which are downloaded.", group="Model", from_data=True)
     init: str = _setting("", "Start from these weights: a run directory (its result), a .safetensors, .pth, .pt or .bin file, an exported folder, or hf-hub:NAME. Without --model the model is that of the weights, where they name it.", group="Model", added_later=True)
-    plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models, data sets, schedules, metrics and trackers (docs/howto/plugins.md).", group="Model")
+    plugin: tuple[str, ...] = _setting((), "Python modules to import first; they may register models, data sets, transforms, losses, schedules, metrics and trackers (docs/howto/plugins.md).", group="Model")
 
     data: str = _setting("cifar10", "Data set: cifar10, cifar100, digits, folder (class folders in data_dir), table (a CSV, Parquet or other table of paths and labels in data_dir), a name that a plug-in registers, or one that timm reads (torch/NAME, hfds/USER/NAME, tfds/NAME, wds/NAME).", group="Data")
     data_dir: str = _setting("data", "Folder, tar archive or table of the data, also for downloads; alone, without --data, of your own images.", group="Data", affects_results=False)
     image_column: str = _setting("", "Column of a table that has the path of each image, or the image itself; empty: one named path, file_name, image or the like.", group="Data", added_later=True)
     label_column: str = _setting("", "Column of a table that has the class of each image; empty: one named label, class, target or the like.", group="Data", added_later=True)
+    label_separator: str = _setting("", "Separator of the labels in the label column of a table, such as | or a comma: each image has several of them, one, or none (multi-label). Lists in JSON lines and Parquet are labels too, then.", group="Data", added_later=True)
+    label_columns: tuple[str, ...] = _setting((), "Columns of a table that hold 0 or 1, one for each class, in their order, in place of label_column: each image has several labels, one, or none (multi-label). * and ? stand for any letters.", group="Data", added_later=True)
     split_column: str = _setting("", "Column of a table that has the split of each image (train, val, test); empty: one named split, where there is one.", group="Data", added_later=True)
     image_root: str = _setting("", "Folder that the paths of a table are relative to, and out of which none may lead; empty: the folder of the table.", group="Data", affects_results=False)
     download: bool = _setting(True, "Download the data set where it is missing.", group="Data", affects_results=False)
@@ -159,7 +161,10 @@ class Config:
     erasing_count: int = _setting(1, "Greatest number of erased rectangles; each image has a random number of them, which share the area.", group="Data", low=1, high=1000, added_later=True)
     erasing_area: tuple[float, ...] = _setting(ERASING_AREA, "LOW,HIGH: fraction of the area of an image that is erased.", group="Data", added_later=True, check=check_range)
     aug_repeats: float = _setting(1.0, "Repeated augmentation: each epoch shows its images this many times in a row, each time augmented anew, and as many images fewer, so that it has as many updates as before; 1: off.", group="Data", low=1, high=1000, added_later=True)
+    aug_splits: int = _setting(0, "Views of each training image in a batch, for loss=jsd: the first with crop and flip alone, the others with all augmentation; 0: off.", group="Data", low=0, high=100, added_later=True)
     augment_pipeline: dict[str, Any] = _setting({}, "With augment=albumentations: a YAML or JSON file that albumentations.save has written, in place of crop, flip and cutout. The run keeps its content.", group="Data", added_later=True, is_file=True, check=check_pipeline)
+    transforms: tuple[str, ...] = _setting((), "Transforms of training images that plug-ins register, one after the other, after all others of single images.", group="Data", added_later=True)
+    transform_args: dict[str, Any] = _setting({}, "Arguments of the transforms that plug-ins register, for example strength=0.5; NAME.strength=0.5 is for one of several.", group="Data", added_later=True)
 
     epochs: int = _setting(24, "Number of epochs.", group="Training", low=0, high=1_000_000, from_data=True)
     batch_size: int = _setting(512, "Images per optimizer update, over all devices.", group="Training", low=1, high=1_000_000, from_data=True)
@@ -173,9 +178,9 @@ class Config:
     nesterov: bool = _setting(True, "Use Nesterov momentum (SGD).", group="Training")
     weight_decay: float = _setting(5e-4, "Weight decay; see bias_decay for the parameters that it applies to.", group="Training", low=0, high=10, from_data=True)
     bias_decay: bool | None = _setting(None, "Apply the weight decay to all parameters; otherwise not to biases, to normalisation layers and to what the model excludes. auto: to all, but not with --pretrained or --init.", group="Training", added_later=True)
-    loss: str = _setting("cross_entropy", "Loss of training: cross_entropy; bce: binary cross-entropy of each class by itself; focal: cross-entropy with less weight on images that are classified well. Evaluation always reports the cross-entropy.", group="Training", choices=LOSSES, added_later=True)
-    loss_args: dict[str, Any] = _setting({}, "Arguments of the loss: gamma=2 of focal; target_threshold=0.2, sum_classes=true, pos_weight=2 of bce, as in timm.", group="Training", added_later=True)
-    class_weights: ClassWeights = _setting("", "Weights of the classes in the training loss: balanced (each class the same in total), a number for each class in their order, or NAME=NUMBER,... with 1 for the others. They are scaled so that a training image has a weight of 1 on average.", group="Training", added_later=True)
+    loss: str = _setting("cross_entropy", "Loss of training: cross_entropy; bce: binary cross-entropy of each class by itself; focal: cross-entropy with less weight on images that are classified well; jsd: cross-entropy of the first view and Jensen-Shannon divergence between the views of aug_splits (AugMix); or a name that a plug-in registers. Evaluation always reports the cross-entropy. Images with several labels take bce, also without --loss, and evaluation reports it.", group="Training", choices=LOSSES, is_open=True, added_later=True)
+    loss_args: dict[str, Any] = _setting({}, "Arguments of the loss: gamma=2 of focal; target_threshold=0.2, sum_classes=true, pos_weight=2 of bce, alpha=12 of jsd, as in timm; those of a loss that a plug-in registers. Where images have several labels, sum_classes is true unless it is given.", group="Training", added_later=True)
+    class_weights: ClassWeights = _setting("", "Weights of the classes in the training loss: balanced (each class the same in total), a number for each class in their order, or NAME=NUMBER,... with 1 for the others. They are scaled so that a training image has a weight of 1 on average. Where images have several labels, they weight the images that have the class against the others, as given; balanced: both the same in total.", group="Training", added_later=True)
     label_smoothing: float = _setting(0.0, "Label smoothing: fraction of the target spread evenly over all classes.", group="Training", low=0, below=1, from_data=True)
     mixup: float = _setting(0.0, "Alpha of Mixup; 0: off.", group="Training", low=0, high=100)
     cutmix: float = _setting(0.0, "Alpha of CutMix; 0: off.", group="Training", low=0, high=100)
@@ -193,7 +198,7 @@ class Config:
     ema: float = _setting(0.0, "Decay of the exponential moving average (EMA) of the weights, which is then evaluated and saved; 0: off.", group="Training", low=0, below=1)
     ema_warmup: bool = _setting(True, "Start the EMA with a short average that becomes longer with the number of updates, up to the decay of --ema; otherwise a short run evaluates mostly its initial weights.", group="Training", added_later=True)
     select: str = _setting("auto", "Epoch whose weights are kept: last, or best on the validation split by the metric of select_by; auto: best where there is a validation split, else last; best-on-test: selects on the test set, which the report states.", group="Training", choices=("auto", "last", "best", "best-on-test"))
-    select_by: str = _setting("acc", "Metric by which select and early_stop compare epochs, and that best/... has: acc, balanced_acc (the mean recall of the classes), f1_macro (their mean F1), loss (cross-entropy, the lowest).", group="Training", choices=SELECTION_METRICS, added_later=True)
+    select_by: str = _setting("acc", "Metric by which select and early_stop compare epochs, and that best/... has: acc, balanced_acc (the mean recall of the classes), f1_macro (their mean F1), loss (cross-entropy, the lowest). Of images with several labels: map (mean average precision, used without --select-by), f1_macro, exact_match, loss.", group="Training", choices=SELECTION_METRICS, added_later=True)
     test: bool = _setting(True, "Use the test set; False leaves it unread, for the trials of a sweep, which are compared on the validation split.", group="Training", affects_results=False)
     early_stop: int = _setting(0, "Stop after this many epochs without a better value of select_by on the validation split; 0: never.", group="Training", low=0)
 
@@ -338,6 +343,11 @@ class Config:
         """Return the settings that the run was started with, before `--resume RUN --epochs N` changed its length."""
         extensions = self.extensions()
         return self.replace(epochs=extensions[0][1], extended=()) if extensions else self
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image has several labels, one or none, as the columns of its table say."""
+        return bool(self.label_separator or self.label_columns)
 
     @property
     def starts_from_weights(self) -> bool:

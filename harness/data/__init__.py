@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.data.loaders import make_eval_loader as make_eval_loader
     from harness.data.loaders import make_loaders as make_loaders
     from harness.data.own_datasets import register_dataset as register_dataset
+    from harness.data.own_transforms import register_transform as register_transform
     from harness.data.preprocess import Preprocess as Preprocess
     from harness.data.preprocess import make_preprocess as make_preprocess
     from harness.data.registry import load_dataset as load_dataset
@@ -31,6 +32,7 @@ _MODULES = {
     "make_loaders": "harness.data.loaders",
     "make_preprocess": "harness.data.preprocess",
     "register_dataset": "harness.data.own_datasets",
+    "register_transform": "harness.data.own_transforms",
 }
 __all__ = [
     "Augment",
@@ -44,6 +46,7 @@ __all__ = [
     "make_loaders",
     "make_preprocess",
     "register_dataset",
+    "register_transform",
 ]
 
 __getattr__ = lazy_attributes(__name__, _MODULES)

@@ -60,6 +60,8 @@ class Augment:
         repeats: how often an epoch shows each of its images.
         pipeline: a serialised pipeline of albumentations, in place of crop and flips; empty: none.
         per_image: the settings that only transforms of single images have, as `name=value`.
+        transforms: names of the transforms that plug-ins register.
+        views: of each image; the first has crop and flips alone.
     """
 
     crop: Crop
@@ -80,6 +82,8 @@ class Augment:
     repeats: float = 1.0
     pipeline: Mapping[str, Any] = field(default_factory=dict)
     per_image: tuple[str, ...] = ()
+    transforms: tuple[str, ...] = ()
+    views: int = 1
 
     @property
     def random_flip(self) -> bool:
@@ -104,9 +108,11 @@ class Augment:
             f"colour jitter {_words(self.color_jitter)}{jitter}" if self.color_jitter else "",
             f"grey in {self.grayscale:.0%}" if self.grayscale else "",
             f"blur in {self.blur:.0%}" if self.blur else "",
+            *self.transforms,
             f"cutout {self.cutout}" if self.cutout else "",
             f"erasing ({erasing.mode}) in {erasing.probability:.0%}" if erasing else "",
             f"each image {self.repeats:g} times" if self.repeats > 1 else "",
+            f"{self.views} views of each image, the first with crop and flip alone" if self.views > 1 else "",
         ]
         return [step for step in steps if step]
 
@@ -190,6 +196,8 @@ def make_augment(config: Config, preprocess: Preprocess) -> Augment:
         grayscale=config.grayscale,
         blur=config.blur,
         per_image=tuple(per_image_settings(config)),
+        transforms=config.transforms,
+        views=max(1, config.aug_splits),
         **common,
     )
 

@@ -23,8 +23,11 @@ def class_weights(config: Config, labels: np.ndarray, classes: Sequence[str], ou
     with it the learning rate its meaning. `balanced` gives a class of n of N images the weight N / (C n), as scikit-learn
     does; a class without training images gets 1.
 
+    Where images have several labels, they are weights of the images that have a class against those that have it not, and
+    are taken as they are given: `balanced` gives a class of n of N images (N - n) / n, so that both have the same in total.
+
     Args:
-        labels: of the training split, int64 [N].
+        labels: of the training split, int64 [N], or uint8 [N, C] where images have several.
         outputs: of the model, which may be more than there are classes.
 
     Raises:
@@ -33,6 +36,8 @@ def class_weights(config: Config, labels: np.ndarray, classes: Sequence[str], ou
     given = config.class_weights
     if not given:
         return None
+    if labels.ndim == 2:
+        return _positive_weights(given, labels, classes, outputs)
     counts = np.bincount(labels, minlength=outputs).astype(float)
     if given == BALANCED:
         weights = np.ones(outputs)
@@ -47,6 +52,20 @@ def class_weights(config: Config, labels: np.ndarray, classes: Sequence[str], ou
     if not (mean := float((drawn * weights).sum() / drawn.sum())):
         raise UsageError("class_weights gives all classes of the training images the weight 0; raise one of them")
     return torch.from_numpy(np.where(is_fixed, 1.0, weights / mean)).float()
+
+
+def _positive_weights(
+    given: str | tuple[float, ...] | dict[str, float], labels: np.ndarray, classes: Sequence[str], outputs: int
+) -> Tensor:
+    """Return the weight of the images that have a class, float32 [outputs]."""
+    if isinstance(given, str):
+        counts = labels.sum(0, dtype=np.int64)
+        weights = np.where(counts > 0, (len(labels) - counts) / counts.clip(min=1), 1.0)
+        # Of a class that all images have, a weight of 0 would forget it.
+        weights = np.append(np.where(weights > 0, weights, 1.0), np.ones(outputs - len(counts)))
+    else:
+        weights = _given_weights(given, classes, outputs)
+    return torch.from_numpy(weights).float()
 
 
 def _given_weights(given: tuple[float, ...] | dict[str, float], classes: Sequence[str], outputs: int) -> np.ndarray:

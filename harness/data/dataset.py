@@ -15,6 +15,7 @@ from PIL import Image
 
 from harness.config.names import SplitName
 from harness.data.image_io import read_image, to_rgb
+from harness.data.multilabel import multilabel_indices, with_known_classes
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, UsageError
 from harness.utils.seeding import seed_for
@@ -25,6 +26,7 @@ CHUNK_BYTES = 1 << 24
 MAX_PIXEL_BYTES = 2 * 2**30  # fixed, not a fraction of the memory: a fingerprint must not depend on the machine
 
 Triple: TypeAlias = tuple[float, float, float]
+Label: TypeAlias = int | np.ndarray  # of an image: its class, or uint8 [C] of 0 and 1 where images have several
 IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
 IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 
@@ -32,6 +34,11 @@ IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
 def spread_indices(length: int, count: int = 16) -> list[int]:
     """Return up to `count` indices of a sequence, evenly spread from the first to the last."""
     return np.unique(np.linspace(0, length - 1, count).astype(int)).tolist() if length else []
+
+
+def item_label(labels: np.ndarray, index: int) -> Label:
+    """Return the label of an image, or uint8 [C] where images have several."""
+    return labels[index] if labels.ndim == 2 else int(labels[index])
 
 
 class ArrayImages:
@@ -47,8 +54,8 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return Image.fromarray(self.pixels[index]), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
+        return Image.fromarray(self.pixels[index]), item_label(self.labels, index)
 
 
 class FileImages:
@@ -72,9 +79,9 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
         pixels = read_image(self.files[index], self.ids[index], self.grey_range)
-        return Image.fromarray(pixels), int(self.labels[index])
+        return Image.fromarray(pixels), item_label(self.labels, index)
 
 
 class ConvertedImages:
@@ -119,8 +126,8 @@ class RelabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return self.source[index][0], int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
+        return self.source[index][0], item_label(self.labels, index)
 
 
 class ImageSubset:
@@ -132,9 +139,9 @@ class ImageSubset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
         image, label = self.source[int(self.indices[index])]
-        return image, int(label)
+        return image, label if isinstance(label, np.ndarray) else int(label)
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,7 @@ class Split:
     """Labelled images.
 
     Attributes:
-        labels: int64 [N].
+        labels: int64 [N], or uint8 [N, C] of 0 and 1 where images have several labels.
         ids: a stable name for each image: its path below the data folder, or `test/17`.
         pixels: uint8 [N, H, W, 3] where all images have the same size and fit in memory, else None.
         source: `len(source)` and `source[i] -> (PIL image RGB, label)`.
@@ -158,6 +165,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.labels.ndim == 2
 
     def picture(self, index: int) -> np.ndarray:
         """Return an image as stored, uint8 [H, W, 3], RGB."""
@@ -202,7 +214,8 @@ class Dataset:
 
 def in_memory(name: SplitName, pixels: np.ndarray, labels: np.ndarray, ids: Sequence[str]) -> Split:
     """Return a split of images in memory, uint8 [N, H, W, 3]."""
-    labels, pixels = np.asarray(labels, dtype=np.int64), np.ascontiguousarray(pixels)
+    labels, pixels = np.asarray(labels), np.ascontiguousarray(pixels)
+    labels = labels.astype(np.int64 if labels.ndim < 2 else np.uint8, copy=False)
     return Split(name, labels, ids, pixels, ArrayImages(pixels, labels))
 
 
@@ -224,6 +237,8 @@ def with_classes(
         DataError: the split has a class that `classes` does not have, or labels beyond its classes.
     """
     names = classes if names is None else names
+    if split.is_multilabel:
+        return _with_known_columns(split, names, classes, data, lack)
     if len(split) and not 0 <= split.labels.min() <= split.labels.max() < len(names):
         raise DataError(
             f"{data}: the {split.name} labels are {split.labels.min()} to {split.labels.max()}, but there are {len(names)} classes"
@@ -238,6 +253,20 @@ def with_classes(
     if split.pixels is not None:
         return in_memory(split.name, split.pixels, labels, split.ids)
     # A source gives each image its own label; the new ones take their place.
+    return dataclasses.replace(split, labels=labels, source=RelabelledImages(split.source, labels))
+
+
+def _with_known_columns(split: Split, names: Sequence[str], classes: Sequence[str], data: str, lack: str) -> Split:
+    """Do what `with_classes` does for images with several labels."""
+    if list(names) == list(classes):
+        return split
+    ours, theirs = ([unicodedata.normalize("NFC", name) for name in each] for each in (classes, names))
+    used = (split.labels.sum(0) > 0).tolist()
+    if unknown := [name for name, key, is_used in zip(names, theirs, used, strict=True) if is_used and key not in ours]:
+        raise DataError(f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which {lack}")
+    labels = with_known_classes(split.labels, theirs, ours)
+    if split.pixels is not None:
+        return in_memory(split.name, split.pixels, labels, split.ids)
     return dataclasses.replace(split, labels=labels, source=RelabelledImages(split.source, labels))
 
 
@@ -260,8 +289,9 @@ def hold_out(
     Raises:
         UsageError: the fraction amounts to no image at all, or every class has one image.
     """
-    held_out = _stratified_indices(split.labels, fraction, seed_for(SPLIT_SEED, seed_name or name))
-    counts = np.unique(split.labels, return_counts=True)[1]
+    divide = multilabel_indices if split.is_multilabel else _stratified_indices
+    held_out = divide(split.labels, fraction, seed_for(SPLIT_SEED, seed_name or name))
+    counts = np.ones(0) if split.is_multilabel else np.unique(split.labels, return_counts=True)[1]
     if len(counts) > 1 and counts.max() == 1:
         column = f"is {label_column!r} the label? " if label_column else ""
         raise UsageError(

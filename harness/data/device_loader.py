@@ -159,7 +159,7 @@ class DeviceTrainLoader:
         return epoch, order, rows, parameters.map(lambda values: copy_to_device(values, self._device))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
+        """Yield images float32 [B, 3, H, W] and labels int64 [B] or uint8 [B, C] from batch `start` on.
 
         The global random generators are not used.
         """

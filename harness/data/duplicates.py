@@ -32,7 +32,7 @@ def duplicate_notes(train: Split, others: list[Split]) -> list[str]:
         in_train, in_split = digests
         shared = sum(digest in in_train for digest in in_split)
         # Where the training images are mostly alike, a shared one proves nothing.
-        if shared == len(split) and len(in_train) > max(len(np.unique(train.labels)), len(train) // 2):
+        if shared == len(split) and len(in_train) > max(len(np.unique(train.labels, axis=0)), len(train) // 2):
             raise DataError(
                 f"all {shared} {split.name} images are training images too, so they cannot test what the model has learned; give other images"
             )

@@ -38,7 +38,7 @@ class SeededErasing:
         self.epoch, self.batch = epoch, batch
 
     def __call__(self, images: Tensor, positions: Sequence[int] | None = None) -> Tensor:
-        """Erase rectangles of each of the images [B, 3, H, W], in place.
+        """Erase rectangles of each of the images [B, 3, H, W], in place; of views [B, V, 3, H, W] not in the first.
 
         Args:
             positions: the images' places in the shard of this process, increasing; None: they are all of it.
@@ -73,11 +73,15 @@ class SeededErasing:
 class TimmCutout(SeededErasing):
     """timm's RandomErasing, set to one square of zeros in every image."""
 
-    def __init__(self, side: int, size: int, seed: int, device: torch.device, shard: Shard = whole) -> None:
+    def __init__(
+        self, side: int, size: int, seed: int, device: torch.device, shard: Shard = whole, views: int = 1
+    ) -> None:
         from timm.data.random_erasing import RandomErasing
 
         area = side**2 / size**2
-        erase = RandomErasing(1.0, area, area, min_aspect=1.0, max_aspect=1.0, mode="const", device=device)
+        erase = RandomErasing(
+            1.0, area, area, min_aspect=1.0, max_aspect=1.0, mode="const", num_splits=_splits(views), device=device
+        )
         super().__init__(erase, seed, shard)
 
     def _batch_seed(self) -> int:
@@ -87,14 +91,20 @@ class TimmCutout(SeededErasing):
 class TimmErasing(SeededErasing):
     """timm's RandomErasing as the settings describe it."""
 
-    def __init__(self, erasing: Erasing, seed: int, device: torch.device, shard: Shard = whole) -> None:
+    def __init__(self, erasing: Erasing, seed: int, device: torch.device, shard: Shard = whole, views: int = 1) -> None:
         from timm.data.random_erasing import RandomErasing
 
         # Colours are drawn where the images are; the generator of any other device could not be restored.
         drawn_on = device if device.type == "cuda" else torch.device("cpu")
         low, high = erasing.area
         erase = RandomErasing(
-            erasing.probability, low, high, mode=erasing.mode, max_count=erasing.count, device=drawn_on
+            erasing.probability,
+            low,
+            high,
+            mode=erasing.mode,
+            max_count=erasing.count,
+            num_splits=_splits(views),
+            device=drawn_on,
         )
         super().__init__(erase, seed, shard)
         self._device = drawn_on
@@ -118,6 +128,11 @@ class TimmErasing(SeededErasing):
                 torch.cuda.set_rng_state(state, self._device)
 
 
+def _splits(views: int) -> int:
+    """Return timm's `num_splits`, with which RandomErasing leaves out the first of the views that it gets at once."""
+    return views if views > 1 else 0
+
+
 def make_erasing(
     augment: Augment, size: int, seed: int, device: torch.device, shard: Shard, *, with_cutout: bool
 ) -> list[SeededErasing]:
@@ -128,7 +143,7 @@ def make_erasing(
     """
     steps: list[SeededErasing] = []
     if with_cutout and augment.cutout:
-        steps.append(TimmCutout(augment.cutout, size, seed, device, shard))
+        steps.append(TimmCutout(augment.cutout, size, seed, device, shard, augment.views))
     if augment.erasing is not None:
-        steps.append(TimmErasing(augment.erasing, seed, device, shard))
+        steps.append(TimmErasing(augment.erasing, seed, device, shard, augment.views))
     return steps

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from PIL import Image
 from harness.config.augmentation import NO_POLICY
 from harness.data.augment import Augment
 from harness.data.image_io import to_rgb
+from harness.data.own_transforms import OwnTransform
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import DataError, UsageError, first_line
 
@@ -54,26 +55,53 @@ class TimmTransform:
     Normalisation, Cutout and random erasing (`erasing`) follow on the device, for whole batches.
 
     Attributes:
-        draws_numpy: whether the transforms draw from NumPy's global generator, as timm's policies do.
+        own: transforms of plug-ins, applied last.
+        draws_numpy: whether the transforms draw from NumPy's global generator, as timm's policies do, and those of
+            plug-ins may.
     """
 
     normalised = False
 
-    def __init__(self, augment: Augment, preprocess: Preprocess) -> None:
-        self.augment, self.preprocess = augment, preprocess
-        self.draws_numpy = augment.policy != NO_POLICY
-        self.transform = timm_compose(augment, preprocess)
+    def __init__(self, augment: Augment, preprocess: Preprocess, own: Sequence[OwnTransform] = ()) -> None:
+        self.augment, self.preprocess, self.own = augment, preprocess, tuple(own)
+        self.draws_numpy = augment.policy != NO_POLICY or bool(own)
+        self.base, self.rest = timm_compose(augment, preprocess)
 
     def __call__(self, image: Image.Image, seed: int) -> np.ndarray:
-        """Return uint8 [3, size, size]. Call it inside `seeded_rng`, since it seeds the global generators."""
+        """Return uint8 [3, size, size], or [views, 3, size, size]. Call it inside `seeded_rng`, since it seeds the global generators.
+
+        Raises:
+            DataError: a transform of a plug-in fails, or returns no image of its size.
+        """
         _seed(seed, self.draws_numpy)
         if self.augment.crop != "resized":
             image = self.preprocess.square(image)
-        return np.ascontiguousarray(np.asarray(self.transform(image)).transpose(2, 0, 1))
+        image, generator = self.base(image), np.random.default_rng(seed) if self.own else None
+        if self.augment.views == 1:
+            return self._augmented(image, generator)
+        # The order in which timm's AugMixDataset makes and draws them.
+        others = [self._augmented(image, generator) for _ in range(self.augment.views - 1)]
+        return np.stack([_channels_first(np.asarray(image)), *others])
+
+    def _augmented(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
+        """Return a cropped and flipped image with all other transforms, uint8 [3, size, size]."""
+        pixels = np.asarray(self.rest(image))
+        if generator is not None:
+            pixels = pixels.copy()
+            for transform in self.own:
+                pixels = transform(pixels, generator)
+        return _channels_first(pixels)
 
 
-def timm_compose(augment: Augment, preprocess: Preprocess) -> Any:
-    """Return timm's training transform up to the image that is then normalised, with the padded crop where that is set."""
+def _channels_first(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def timm_compose(augment: Augment, preprocess: Preprocess) -> tuple[Any, Any]:
+    """Return timm's training transform up to the image that is then normalised: crop and flips, and what follows them.
+
+    The padded crop is in place of timm's where that is set.
+    """
     from timm.data.transforms_factory import transforms_imagenet_train
     from torchvision import transforms
 
@@ -101,7 +129,7 @@ def timm_compose(augment: Augment, preprocess: Preprocess) -> Any:
     if augment.crop == "pad":
         crop = transforms.RandomCrop(preprocess.size, augment.padding, padding_mode=augment.padding_mode)
     crops = [] if augment.crop == "none" else [crop]
-    return transforms.Compose([*crops, *flips, *second.transforms])
+    return transforms.Compose([*crops, *flips]), transforms.Compose(second.transforms)
 
 
 def allow_black_posterize(policy: Any) -> None:

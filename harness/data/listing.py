@@ -17,6 +17,7 @@ import numpy as np
 from harness.config.names import SplitName
 from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory, spread_indices
 from harness.data.image_io import check_header, read_image, unused_range
+from harness.data.multilabel import class_counts
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, ResourceError
 from harness.utils.text import escape_unprintable
@@ -49,7 +50,7 @@ class ListedSplit:
     Attributes:
         files: N paths, or contents of files.
         ids: N names; those of files are paths below the data folder.
-        labels: int64 [N].
+        labels: int64 [N], or uint8 [N, C] of 0 and 1 where images have several labels.
     """
 
     name: SplitName
@@ -169,7 +170,7 @@ def _check_not_emptied(data: StoredData, root: Path, of_class: bool) -> None:
             raise DataError(f"{root}: none of the {name} images can be read")
     if not of_class:
         return
-    class_sizes = np.bincount(data.splits["train"].labels, minlength=len(data.classes))
+    class_sizes = class_counts(data.splits["train"].labels, len(data.classes))
     if empty := [name for name, size in zip(data.classes, class_sizes, strict=True) if not size]:
         raise DataError(f"{root}: none of the training images of class {short_list(empty)} can be read")
 

@@ -24,7 +24,8 @@ from harness.data.preprocess import Preprocess
 from harness.data.worker_loader import WorkerEvalLoader, WorkerTrainLoader
 from harness.utils.errors import UsageError
 
-Batch: TypeAlias = tuple[Tensor, Tensor]  # images float32 [B, 3, H, W], labels int64 [B], on the device
+# images float32 [B, 3, H, W], with `aug_splits` [B, views, 3, H, W], in training
+Batch: TypeAlias = tuple[Tensor, Tensor]  # images, labels int64 [B] or uint8 [B, C], on the device
 
 
 class TrainLoader(Protocol):

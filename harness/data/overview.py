@@ -19,6 +19,7 @@ from harness.data.balance import MAKE_UP
 from harness.data.dataset import Split, spread_indices
 from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
 from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list, unreadable_text
+from harness.data.multilabel import class_counts
 from harness.data.preprocess import MIN_CUT_SHARE
 from harness.data.registry import list_files, read_stored
 from harness.utils.environment import usable_cpus
@@ -44,6 +45,20 @@ class SplitOverview:
     counts: np.ndarray
     facts: dict[int, ImageFacts] = field(default_factory=dict)
 
+    @property
+    def labels_per_image(self) -> tuple[float, int] | None:
+        """The mean number of labels of an image, and the images without any; None where each image has one."""
+        labels = self.source.labels
+        if labels.ndim < 2:
+            return None
+        numbers = labels.sum(1, dtype=np.int64)
+        return float(numbers.mean()) if len(numbers) else 0.0, int((numbers == 0).sum())
+
+    def has_class(self, index: int, label: int) -> bool:
+        """Return whether an image has a class."""
+        own = self.source.labels[index]
+        return bool(own[label]) if own.ndim else bool(own == label)
+
     def picture(self, index: int, grey_range: tuple[float, float] | None) -> np.ndarray:
         """Return an image, uint8 [H, W, 3]."""
         if isinstance(self.source, Split):
@@ -68,6 +83,11 @@ class DataOverview:
     broken: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     advice: list[str] = field(default_factory=list)
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image may have several labels."""
+        return any(split.labels_per_image is not None for split in self.splits.values())
 
     @property
     def num_images(self) -> int:
@@ -126,7 +146,7 @@ def examine(config: Config, limit: int) -> DataOverview:
         overview = DataOverview(listing.classes, {}, listing.origin, dict(listing.problems), notes)
     for name in SPLIT_NAMES:
         if name in sources:
-            counts = np.bincount(sources[name].labels, minlength=len(overview.classes))
+            counts = class_counts(sources[name].labels, len(overview.classes))
             overview.splits[name] = SplitOverview(name, sources[name], counts)
     total = overview.num_images
     for split in overview.splits.values():
@@ -173,17 +193,23 @@ def repeats(overview: DataOverview) -> Repeats:
             within[name] += count - 1
         for first, second in combinations([name for name in SPLIT_NAMES if name in counts], 2):
             between[first, second] += counts[second]
-        labels = {int(overview.splits[name].source.labels[index]) for name, index in group}
-        if len(labels) > 1:
-            first_label = overview.splits[group[0][0]].source.labels[group[0][1]]
-            other = next(place for place in group if overview.splits[place[0]].source.labels[place[1]] != first_label)
+        labels = [_label_names(overview, place) for place in group]
+        if len(set(labels)) > 1:
+            other = next(place for place, names in zip(group, labels, strict=True) if names != labels[0])
             conflicts.append((_id(overview, group[0]), _id(overview, other)))
     return Repeats({name: count for name, count in within.items() if count}, dict(between), conflicts)
 
 
 def _id(overview: DataOverview, place: tuple[SplitName, int]) -> str:
     source = overview.splits[place[0]].source
-    return f"{escape_unprintable(str(source.ids[place[1]]))} ({overview.classes[int(source.labels[place[1]])]})"
+    return f"{escape_unprintable(str(source.ids[place[1]]))} ({', '.join(_label_names(overview, place)) or 'no label'})"
+
+
+def _label_names(overview: DataOverview, place: tuple[SplitName, int]) -> tuple[str, ...]:
+    """Return the classes of an image."""
+    label = overview.splits[place[0]].source.labels[place[1]]
+    indices = np.flatnonzero(label) if label.ndim else [label]
+    return tuple(overview.classes[int(index)] for index in indices)
 
 
 def _advice(overview: DataOverview, config: Config) -> Iterator[str]:
@@ -213,8 +239,14 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
         smallest, largest = int(train.counts.argmin()), int(train.counts.argmax())
         few, many = int(train.counts[smallest]), int(train.counts[largest])
         if few * IMBALANCE <= many:
+            remedy, figure = MAKE_UP, "recall"
+            if overview.is_multilabel:
+                remedy, figure = (
+                    "--class-weights balanced weights the images that have a rare class",
+                    "average precision",
+                )
             yield (
-                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the recall of each class (per_class.csv), not the accuracy alone; {MAKE_UP}"
+                f"the classes are unbalanced: {overview.classes[largest]} has {many:,} training images and {overview.classes[smallest]} {few:,}; read the {figure} of each class (per_class.csv), not the {'mAP' if overview.is_multilabel else 'accuracy'} alone; {remedy}"
             )
         scarce = [name for name, count in zip(overview.classes, train.counts, strict=True) if count < FEW_IMAGES]
         if scarce:
@@ -227,7 +259,7 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
             [label for label, count in zip(overview.classes, split.counts, strict=True) if not count] if split else []
         )
         if absent:
-            yield f"{counted(len(absent), 'class has', 'classes have')} no {SPLIT_LABELS[name]} image ({short_list(absent)}); {'its' if len(absent) == 1 else 'their'} accuracy stays unknown"
+            yield f"{counted(len(absent), 'class has', 'classes have')} no {SPLIT_LABELS[name]} image ({short_list(absent)}); {'its' if len(absent) == 1 else 'their'} {'average precision' if overview.is_multilabel else 'accuracy'} stays unknown"
 
 
 def _repeat_advice(repeated: Repeats) -> Iterator[str]:

@@ -128,7 +128,9 @@ def read_stored(config: Config, known_classes: Collection[str] | None = None) ->
         known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
     """
     path, grey_range, skip_bad = Path(config.data_dir).expanduser(), config.grey_limits(), config.bad_images == "skip"
-    if config.data == "folder" and path.is_file():  # an archive, whose decoded images may be in the cache
+    if (
+        config.data == "folder" and path.is_file() and not config.is_multilabel
+    ):  # an archive, whose decoded images may be in the cache
         return read_image_folder(path, skip_bad, grey_range, known_classes)
     if (listing := list_files(config, known_classes)) is not None:
         return read_listing(listing, skip_bad, grey_range, is_for_training=known_classes is None)
@@ -168,6 +170,10 @@ def list_files(config: Config, known_classes: Collection[str] | None = None) -> 
     marked, reason = list_marked_folder(config, known_classes)
     if marked is not None:
         return marked
+    if config.is_multilabel:
+        raise UsageError(
+            f"{config.data_dir} has one label per image, that of its folder, and label_separator or label_columns is of tables; set --data table and --data-dir to the table, and --image-root to the folder"
+        )
     try:
         listing = list_image_folder(Path(config.data_dir).expanduser(), known_classes)
     except DataError as error:

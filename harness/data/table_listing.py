@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ import numpy as np
 from harness.config.names import SPLIT_NAMES, SPLIT_WORDS, SplitName
 from harness.config.settings import Config, normalize_name
 from harness.data.image_folder import check_case
+from harness.data.label_cells import check_columns, class_columns, marked_classes, separated_labels
 from harness.data.listing import ListedSplit, Listing, PickedItems, class_order, short_list
+from harness.data.multilabel import multi_hot
 from harness.data.stored_table import ArrowColumn, StoredTable, find_marked_tables, find_tables, read_table
 from harness.data.table_paths import PathFinder
 from harness.utils.errors import DataError, UsageError, did_you_mean
@@ -57,7 +59,7 @@ def list_marked_folder(config: Config, known_classes: Collection[str] | None = N
     tables = find_marked_tables(path) if path.is_dir() else {}
     if not tables:
         return None, ""
-    if not (config.image_column or config.label_column):
+    if not (config.image_column or config.label_column or config.is_multilabel):
         for file in (files[0] for files in tables.values()):
             if _is_metadata(file) and (reason := _why_unused(file)):
                 return None, reason
@@ -87,14 +89,14 @@ class _Row:
         id: the image's path below the folder, or its place in the table.
         file: its path on the disk; None where the image is in the table.
         index: of its image in the table.
-        label: as it is stored; None where it is missing.
+        label: as it is stored, of images with several labels all of them; None where it is missing.
         problem: why it cannot be used.
     """
 
     id: str
     file: str | None
     index: int
-    label: str | None
+    label: str | frozenset[str] | None
     problem: str = ""
 
 
@@ -134,7 +136,9 @@ def _list(
         )
     for name, rows in splits.items():
         splits[name] = _usable(rows, name, listing)
-    listing.classes = _classes(splits, reader.class_names, known_classes is None, path)
+    if config.label_columns:
+        check_columns(reader.class_names, known_classes or (), path)
+    listing.classes = _classes(splits, reader.class_names, known_classes is None, path, config)
     class_index = {name: index for index, name in enumerate(listing.classes)}
     embedded = ArrowImages(reader.embedded)
     for name, rows in splits.items():
@@ -144,7 +148,10 @@ def _list(
             if paths:
                 raise DataError(f"{path}: some rows have an image and others the path of one; keep one kind")
             images = PickedItems(embedded, [row.index for row in rows])
-        labels = np.array([class_index[str(row.label)] for row in rows], dtype=np.int64)
+        if config.is_multilabel:
+            labels = multi_hot([_names_of(row) for row in rows], class_index)
+        else:
+            labels = np.array([class_index[str(row.label)] for row in rows], dtype=np.int64)
         listing.splits[name] = ListedSplit(name, images, [row.id for row in rows], labels)
     listing.classes = tuple(escape_unprintable(name) for name in listing.classes)
     return listing
@@ -169,7 +176,7 @@ class _Reader:
         """Add the rows of a table, all of one split, or each of that in its split column."""
         config, table = self._config, read_table(file)
         image = _column(table, config.image_column, "image_column", IMAGE_COLUMNS, "the path of each image")
-        label = _column(table, config.label_column, "label_column", LABEL_COLUMNS, "the class of each image")
+        label, labels_of = self._labels(table, image)
         words: Sequence[Any] | None = None
         if split is None:
             column = config.split_column or _likeliest(table.columns, SPLIT_COLUMNS)
@@ -179,10 +186,6 @@ class _Reader:
             self._used[f"image={image}, label={label}" + (f", split={column}" if column else "")] += 1
         else:
             self._used[f"image={image}, label={label}"] += 1
-        names = table.class_names.get(label)
-        for name in names or ():
-            if name not in self.class_names:
-                self.class_names.append(name)
         images, start = table.columns[image], sum(map(len, self.embedded))
         is_embedded = isinstance(images, ArrowColumn) and isinstance(
             next((value for value in images if value is not None), None), bytes | dict
@@ -195,17 +198,42 @@ class _Reader:
             values = iter(images)
         root = Path(config.image_root).expanduser() if config.image_root else file.parent
         finder, is_divided = PathFinder(root), split is None and words is None
-        splits = iter(words) if words is not None else iter([split or "train"] * len(table.columns[label]))
-        for index, (value, stored, word) in enumerate(zip(values, table.columns[label], splits, strict=True)):
+        splits = iter(words) if words is not None else iter([split or "train"] * len(images))
+        for index, (value, word) in enumerate(zip(values, splits, strict=True)):
             place = _split_of(word, file, index)
             if place is None:
                 continue
-            row = _Row(f"{place}/{start + index}", None, start + index, _label(stored, names, file, index))
+            row = _Row(f"{place}/{start + index}", None, start + index, labels_of(index))
             if not is_embedded:
                 row.id, row.file, row.problem = finder.find(value, file, index)
                 if is_divided and (first := SPLIT_WORDS.get(row.id.partition("/")[0].lower())) and _is_metadata(file):
                     place = first
             self.rows.setdefault(place, []).append(row)
+
+    def _labels(self, table: StoredTable, image: str) -> tuple[str, Callable[[int], str | frozenset[str] | None]]:
+        """Return the name of the column of the labels, and the function that reads those of a row.
+
+        Args:
+            image: the column of the images.
+        """
+        config = self._config
+        if config.label_columns:
+            split = config.split_column or _likeliest(table.columns, SPLIT_COLUMNS)
+            columns = class_columns(table, config.label_columns, (image, *([split] if split else [])))
+            if self.class_names and self.class_names != columns:
+                raise DataError(
+                    f"{table.path} has the class columns {short_list(columns)}, and another table {short_list(self.class_names)}; give all tables the same"
+                )
+            self.class_names = columns
+            return f"{short_list(columns)} (0 or 1)", lambda index: marked_classes(table, columns, index)
+        column = _column(table, config.label_column, "label_column", LABEL_COLUMNS, "the class of each image")
+        names = table.class_names.get(column)
+        self.class_names += [name for name in names or () if name not in self.class_names]
+        stored, separator = table.columns[column], config.label_separator
+        if separator:
+            about = f"{column} (separated by {separator!r})"
+            return about, lambda index: separated_labels(stored[index], separator, table, column, index)
+        return column, lambda index: _label(stored[index], names, table.path, index)
 
     def origin(self) -> str:
         """Return where splits and classes come from, for a reader."""
@@ -268,7 +296,7 @@ def _label(value: Any, names: Sequence[str] | None, table: Path, index: int) -> 
         return None
     if isinstance(value, list | dict | float | bytes):
         raise DataError(
-            f"{table}, row {index + 1}: label {escape_unprintable(str(value))[:60]} is no class; need one name or whole number per image"
+            f"{table}, row {index + 1}: label {escape_unprintable(str(value))[:60]} is no class; need one name or whole number per image, or set --label-separator , for images with several"
         )
     if names is not None and isinstance(value, int) and not isinstance(value, bool):
         if value == -1:
@@ -281,7 +309,7 @@ def _label(value: Any, names: Sequence[str] | None, table: Path, index: int) -> 
 
 def _drop_unlabelled(splits: dict[SplitName, list[_Row]], listing: Listing) -> None:
     """Leave out the splits that have no labels at all, as the test images of a competition."""
-    for name in [name for name, rows in splits.items() if all(row.label is None for row in rows)]:
+    for name in [name for name, rows in splits.items() if not any(row.label for row in rows)]:
         count = len(splits.pop(name))
         listing.notes.append(
             f"the {counted(count, f'{name} row has no label and is', f'{name} rows have no labels and are')} not used"
@@ -303,7 +331,7 @@ def _usable(rows: Sequence[_Row], split: SplitName, listing: Listing) -> list[_R
         former = usable.setdefault(row.id, row)
         if former.label != row.label:
             raise DataError(
-                f"{listing.root}: {escape_unprintable(row.id)} has the classes {escape_unprintable(str(former.label))} and {escape_unprintable(row.label)}; keep one of them"
+                f"{listing.root}: {escape_unprintable(row.id)} has the classes {_text_of(former)} and {_text_of(row)}; {'keep one of them' if isinstance(row.label, str) else 'write all labels of an image in one row'}"
             )
         repeats += former is not row
     if repeats:
@@ -313,22 +341,40 @@ def _usable(rows: Sequence[_Row], split: SplitName, listing: Listing) -> list[_R
     return list(usable.values())
 
 
+def _names_of(row: _Row) -> frozenset[str]:
+    """Return the labels of a row, of which there may be one, several or none."""
+    return row.label if isinstance(row.label, frozenset) else frozenset([row.label] if row.label else [])
+
+
+def _text_of(row: _Row) -> str:
+    """Return the labels of a row for a message."""
+    return escape_unprintable(", ".join(class_order(_names_of(row)))) or "(none)"
+
+
 def _classes(
-    splits: Mapping[SplitName, Sequence[_Row]], declared: Sequence[str], is_for_training: bool, path: Path
+    splits: Mapping[SplitName, Sequence[_Row]],
+    declared: Sequence[str],
+    is_for_training: bool,
+    path: Path,
+    config: Config,
 ) -> tuple[str, ...]:
     """Return the classes in use: in the order in which the table declares them, the others by their names.
 
     Raises:
         DataError: a split has a class that the training images do not have, or two differ only in case.
     """
-    used = {name: {str(row.label) for row in rows} for name, rows in splits.items()}
-    everything = set().union(*used.values())
+    used = {name: set[str]().union(*map(_names_of, rows)) for name, rows in splits.items()}
+    everything = set[str](declared if config.label_columns else ()).union(*used.values())
     if is_for_training:
         for name, classes in used.items():
             if unknown := sorted(classes - used["train"]):
                 raise DataError(
                     f"{path}: the {name} rows have class {short_list(unknown)}, which the train rows do not have"
                 )
+        if absent := [name for name in declared if name not in used["train"]] if config.label_columns else []:
+            raise DataError(
+                f"{path}: no train row has a 1 in the column {short_list(absent)}; leave it out of --label-columns, or add images of it"
+            )
         check_case(sorted(everything), path)
     order = [name for name in declared if name in everything]
     return (*order, *class_order(everything - set(order)))

@@ -16,11 +16,13 @@ from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 from harness.config.settings import Config
 from harness.data.augment import Augment, alternating_flips
 from harness.data.balance import occurrences
-from harness.data.dataset import Split
+from harness.data.dataset import Label, Split
 from harness.data.device_loader import NO_SHARDING, Sharder, count_steps, preview_positions, training_order
 from harness.data.erasing import SeededErasing, make_erasing
 from harness.data.image_transforms import AlbumentationsTransform, TimmTransform, albumentations_compose, seeded_rng
+from harness.data.own_transforms import find_transforms
 from harness.data.preprocess import Preprocess
+from harness.data.views import with_memory_format
 from harness.data.worker_pool import WorkerPool, iterate_checked, send_limit
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, UsageError, first_line
@@ -40,20 +42,20 @@ class AugmentedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: Key) -> tuple[np.ndarray, int]:
+    def __getitem__(self, key: Key) -> tuple[np.ndarray, Label]:
         return self.__getitems__([key])[0]
 
-    def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, int]]:
+    def __getitems__(self, keys: list[Key]) -> list[tuple[np.ndarray, Label]]:
         """Return a whole batch; torch's loader calls this, so the generators are restored only once per batch."""
         with seeded_rng(0, numpy=self.transform.draws_numpy):
             return [self._load(*key) for key in keys]
 
-    def _load(self, epoch: int, index: int, repetition: int = 0) -> tuple[np.ndarray, int]:
+    def _load(self, epoch: int, index: int, repetition: int = 0) -> tuple[np.ndarray, Label]:
         image, label = self.source[index]
         repeated = (repetition,) if repetition else ()
         pixels = self.transform(image, seed_for(self.seed, "augment", epoch, index, *repeated))
         if self.transform.augment.alternating_flip and self._is_mirrored(epoch, index):
-            pixels = np.ascontiguousarray(pixels[:, :, ::-1])
+            pixels = np.ascontiguousarray(pixels[..., ::-1])
         return pixels, label
 
     def _is_mirrored(self, epoch: int, index: int) -> bool:
@@ -77,6 +79,19 @@ def try_pipeline(transform: TimmTransform | AlbumentationsTransform, split: Spli
         raise UsageError(f"augment_pipeline fails on {split.ids[0]}: {first_line(error)[:200]}") from None
 
 
+def try_transforms(transform: TimmTransform, split: Split) -> None:
+    """Refuse transforms of plug-ins that fail, or return no image of their input's size, on the first image of the split.
+
+    Raises:
+        UsageError: one does.
+    """
+    try:
+        with seeded_rng(0, numpy=True):
+            transform(split.source[0][0], 0)
+    except DataError as error:
+        raise UsageError(f"{error} ({split.ids[0]})") from None
+
+
 class EvalDataset(Dataset):
     """Evaluation images, resized and cropped for the model; the normalisation follows on the device."""
 
@@ -86,7 +101,7 @@ class EvalDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, Label]:
         image, label = self.source[index]
         return self.preprocess.pixels(image).numpy(), label
 
@@ -165,7 +180,9 @@ class WorkerTrainLoader:
             if augment.pipeline:
                 try_pipeline(transform, split)
         else:
-            transform = TimmTransform(augment, preprocess)
+            transform = TimmTransform(augment, preprocess, own := find_transforms(config))
+            if own:
+                try_transforms(transform, split)
         self._erasing = make_erasing(
             augment,
             preprocess.size,
@@ -184,7 +201,7 @@ class WorkerTrainLoader:
         self._iteration = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] and labels int64 [B] from batch `start` on.
+        """Yield images float32 [B, 3, H, W] (or [B, views, 3, H, W]) and labels int64 [B] or uint8 [B, C] from batch `start` on.
 
         The global random generators are not used.
 
@@ -312,9 +329,13 @@ def _erase(erasing: Sequence[SeededErasing], images: Tensor) -> Tensor:
     return images
 
 
-def _collate(samples: list[tuple[np.ndarray, int]]) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(np.stack([image for image, _ in samples])), torch.tensor([label for _, label in samples])
+def _collate(samples: list[tuple[np.ndarray, Label]]) -> tuple[Tensor, Tensor]:
+    images, labels = [image for image, _ in samples], [label for _, label in samples]
+    has_several = isinstance(labels[0], np.ndarray)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(labels)) if has_several else torch.tensor(
+        labels
+    )
 
 
 def _set_memory_format(images: Tensor, config: Config) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last if config.channels_last else torch.contiguous_format)
+    return with_memory_format(images, torch.channels_last if config.channels_last else torch.contiguous_format)

@@ -40,7 +40,7 @@ def predict_batches(
             images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True).long()
             logits = model(images).float()  # [B, C]
             losses = nn.functional.cross_entropy(logits, labels, reduction="none")
-            tta_logits = _tta_logits(model, images, logits, tta) if tta != "none" else None
+            tta_logits = mean_tta_logits(model, images, logits, tta) if tta != "none" else None
             parts.append((labels, logits.softmax(1), losses, None if tta_logits is None else tta_logits.softmax(1)))
     if not parts:
         raise DataError("there are no images to predict")
@@ -75,7 +75,7 @@ def tta_views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
     return [(weight, view) for weight, pair in pairs for view in pair]
 
 
-def _tta_logits(model: nn.Module, images: Tensor, logits: Tensor, tta: str) -> Tensor:
+def mean_tta_logits(model: nn.Module, images: Tensor, logits: Tensor, tta: str) -> Tensor:
     """Return the weighted mean of the logits over all views; those of the images themselves are given."""
     (weight, _), *others = tta_views(images, tta)
     mean = weight * logits

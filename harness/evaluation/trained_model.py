@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -15,6 +16,7 @@ from harness.config.names import DECIDED_ARGUMENTS
 from harness.config.recipe import data_of
 from harness.config.settings import WANDB, Config, canonical_name, coerce
 from harness.data.preprocess import Preprocess
+from harness.evaluation.multilabel import fixed_thresholds, stored_thresholds
 from harness.models import factory
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import CHECKPOINTS, STATUS, check_own_files, is_run
@@ -38,6 +40,8 @@ class TrainedModel:
         path: of the checkpoint.
         config: the settings it was trained with, device and precision resolved, overrides applied.
         facts: what stands in the checkpoint beside the weights.
+        thresholds: float64 [C], the probabilities from which each class is predicted, where images have several labels: those
+            that the run has chosen, else 0.5; None where an image has one label.
     """
 
     path: Path
@@ -47,6 +51,17 @@ class TrainedModel:
     preprocess: Preprocess
     device: torch.device
     facts: Mapping[str, Any]
+    thresholds: np.ndarray | None = None
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether an image may have several labels, or none."""
+        return self.thresholds is not None
+
+    def probabilities(self, logits: torch.Tensor) -> np.ndarray:
+        """Return the probabilities of the classes, float32 [B, C]: of each by itself where images have several labels."""
+        logits = logits.float()
+        return (logits.sigmoid() if self.is_multilabel else logits.softmax(1)).cpu().numpy()
 
     def configured(self) -> AbstractContextManager[None]:
         """Return a context in which the process has the threads and kernels of the model's settings."""
@@ -83,8 +98,19 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     plugins.allow_plugins(coerce("plugin", named.get("plugin", ())))
     if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
+    given = {name: coerce(name, named.get(name, getattr(saved, name))) for name in ("label_separator", "label_columns")}
+    if any(given.values()) != saved.is_multilabel:
+        has, others = ("several labels", "one") if saved.is_multilabel else ("one label", "several")
+        remedy = "set one of" if saved.is_multilabel else "leave out"
+        raise UsageError(
+            f"{path} was trained on images with {has} each, and these settings give them {others}; {remedy} --label-separator and --label-columns"
+        )
     # The trackers of the training run are no request to track an evaluation in them.
     config = saved.replace(**{"device": "auto", "tracker": (WANDB,), **named})
+    thresholds = None
+    if saved.is_multilabel:
+        stored = stored_thresholds(facts, len(classes), path)
+        thresholds = fixed_thresholds(len(classes)) if stored is None else stored
     device = pick_device(config.device)
     configure_torch(config, device)
     config = config.replace(precision=pick_precision(config.precision, device))
@@ -94,7 +120,7 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     checkpoint.load_weights_strict(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout).to(device).eval()
-    return TrainedModel(path, config, model, classes, preprocess, device, facts)
+    return TrainedModel(path, config, model, classes, preprocess, device, facts, thresholds)
 
 
 def _as_built(saved: Config, facts: Mapping[str, Any], path: Path) -> Config:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from harness.config.settings import FIND, Config
@@ -142,7 +143,10 @@ class LRFinder:
         Args:
             folder: the run directory that it belongs to.
         """
-        suggestion = suggest(self.curves, uniform_loss=self.uniform_loss)
+        counts = np.bincount(self.inputs.dataset.train.labels)
+        is_even = self.config.sampling == "balanced"
+        chance = 1 / np.count_nonzero(counts) if is_even else counts.max() / counts.sum()
+        suggestion = suggest(self.curves, uniform_loss=self.uniform_loss, chance=float(chance))
         short_runs = self._short_runs(suggestion)
         lr_min, lr_max = suggestion.lr_min, suggestion.lr_max
         if any(run.acc > 0 for run in short_runs):

@@ -269,7 +269,7 @@ def inherited_settings(config: Config) -> dict[str, Any]:
         recipe = Config()
     usual = recipe.to_dict()
     left_out = [*NOT_INHERITED]
-    if usual["peak_epoch"] == AUTO and config.peak_epoch == peak_of(config.epochs):
+    if usual["peak_epoch"] == AUTO and config.peak_epoch == peak_of(config.epochs, config.freeze_epochs):
         left_out.append("peak_epoch")  # follows from the epochs, which a trial may have others of
     return {name: value for name, value in config.to_dict().items() if value != usual[name] and name not in left_out}
 

@@ -94,12 +94,13 @@ class _Seed:
         return lr if lr is None or self.divergence is None else min(lr, self.divergence / SAFETY)
 
 
-def suggest(curves: Sequence[LRCurve], *, uniform_loss: float) -> Suggestion:
+def suggest(curves: Sequence[LRCurve], *, uniform_loss: float, chance: float = 0.0) -> Suggestion:
     """Return LRMIN and LRMAX by the accuracy peak and the divergence, with reasons and cautions.
 
     Args:
         curves: one of each seed, over the same learning rates.
         uniform_loss: loss of a model that gives every class the same probability, ln(classes), nats.
+        chance: accuracy 0..1 of always naming the most frequent class.
     """
     seeds = [
         _Seed(curve, accuracy_peak(curve), loss_points(curve, uniform_loss), divergence(curve, uniform_loss))
@@ -127,7 +128,11 @@ def suggest(curves: Sequence[LRCurve], *, uniform_loss: float) -> Suggestion:
         )
     lr_max, interval = round_significant(median), (min(lr_maxes), max(lr_maxes))
     lr_min = lr_min_for(begins, lr_max)
-    cautions = (*_lr_cautions(seeds, interval, begins, lr_max, by_accuracy), *test_cautions)
+    cautions = (
+        *_lr_cautions(seeds, interval, begins, lr_max, by_accuracy),
+        *(_below_chance(seeds, chance) if by_accuracy else ()),
+        *test_cautions,
+    )
     return Suggestion(
         lr_min=lr_min,
         lr_max=lr_max,
@@ -165,7 +170,7 @@ def _lr_max_reason(lr_max: float, seeds: Sequence[_Seed], diverges: float | None
         f"capped at 1/{SAFETY:g} of the learning rate at which the loss diverges, for {limited} of {len(seeds)} seeds"
     )
     if by_accuracy:
-        acc = float(np.median([seed.peak.acc for seed in seeds if seed.peak is not None]))
+        acc = _best_accuracy(seeds)
         where = "at a higher rate" if limited else "there"
         reason = f"LRMAX {lr_max:.2g}: the batch accuracy is highest {where} ({100 * acc:.1f} %, median of {len(seeds)} seeds)"
         if limited:
@@ -177,6 +182,19 @@ def _lr_max_reason(lr_max: float, seeds: Sequence[_Seed], diverges: float | None
     if diverges is None:
         return f"{reason}; the loss does not diverge in the range"
     return f"{reason}; the loss diverges only at {diverges:.2g}"
+
+
+def _best_accuracy(seeds: Sequence[_Seed]) -> float:
+    """Return the median over the seeds of the highest smoothed batch accuracy, 0..1."""
+    return float(np.median([seed.peak.acc for seed in seeds if seed.peak is not None]))
+
+
+def _below_chance(seeds: Sequence[_Seed], chance: float) -> list[Caution]:
+    """Return a reason to doubt a rate at which the model is worse than one that always names the most frequent class."""
+    if (acc := _best_accuracy(seeds)) > chance:
+        return []
+    text = f"the highest batch accuracy, {100 * acc:.1f} %, is not above {100 * chance:.1f} %, that of always naming the most frequent class: it says little about the rate; compare the loss, or set more --steps"
+    return [Caution("accuracy at chance", text)]
 
 
 def _lr_min_reason(lr_min: float, begins: float | None, lr_max: float) -> str:

@@ -38,6 +38,7 @@ Origin: TypeAlias = Literal["harness", "plugin", "timm"]  # who defines a model
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 LONGEST_DOWNLOAD = 86_400.0  # seconds, of weights that the user has asked for
 CLASS_MAP = "class_map.txt"
+OTHER_WEIGHTS = "set --init RUN_OR_FILE to start from weights that you have, or --pretrained False to start from none"
 
 # Arguments of timm.create_model that another setting decides, or that do not suit a run -> remedy.
 REFUSED_ARGUMENTS = {
@@ -76,7 +77,7 @@ def create_model(config: Config, classes: int) -> nn.Module:
         if not (needs_download and isinstance(error, OSError)) and (message := _argument_error(name, arguments, error)):
             raise UsageError(message) from error
         if needs_download:
-            remedy = "set --pretrained False" if config.pretrained else "choose a model of harness models"
+            remedy = OTHER_WEIGHTS if config.pretrained else "choose a model of harness models"
             raise DataError(f"model {name!r} cannot be loaded: {_first_line(error)}; {remedy}") from error
         raise
 
@@ -110,11 +111,11 @@ def _checkpoint_gradients(model: nn.Module, name: str) -> None:
 def _check_weights(name: str, arguments: Mapping[str, Any]) -> None:
     """Refuse a model without pretrained weights, and at once where timm would try for a minute to download them."""
     if not has_weights(name):
-        raise UsageError(f"model {name!r} has no pretrained weights; set --pretrained False")
+        raise UsageError(f"model {name!r} has no pretrained weights; {OTHER_WEIGHTS}")
     if arguments.keys() & {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "checkpoint_path"}:
         return  # timm's own ways to name other weights and places
     if reason := why_no_weights(name, download_seconds=LONGEST_DOWNLOAD):
-        raise DataError(f"model {name!r} cannot be loaded: {reason}; set --pretrained False")
+        raise DataError(f"model {name!r} cannot be loaded: {reason}; {OTHER_WEIGHTS}")
 
 
 def _argument_error(name: str, arguments: dict[str, Any], error: Exception) -> str:
@@ -185,8 +186,30 @@ def timm_input(preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Preprocess, path: Path) -> bool:
+def multilabel_facts(thresholds: Sequence[float] | None) -> dict[str, Any]:
+    """Return what a `config.json` for timm says of a model that predicts several labels per image; empty for other models.
+
+    timm keeps such entries, and ignores them.
+
+    Args:
+        thresholds: probabilities from which each class is predicted; None: an image has one label.
+    """
+    if thresholds is None:
+        return {}
+    return {"problem_type": "multi_label_classification", "thresholds": list(thresholds)}
+
+
+def write_timm_config(
+    model: nn.Module,
+    classes: Sequence[str],
+    preprocess: Preprocess,
+    path: Path,
+    thresholds: Sequence[float] | None = None,
+) -> bool:
     """Write the `config.json` with which stock timm loads the `model.safetensors` beside it.
+
+    Args:
+        thresholds: those of `multilabel_facts`.
 
     Returns:
         False, and nothing is written, when timm did not create the model and could not rebuild it.
@@ -195,7 +218,7 @@ def write_timm_config(model: nn.Module, classes: Sequence[str], preprocess: Prep
 
     if not hasattr(model, "pretrained_cfg") or not hasattr(model, "_model_args"):
         return False
-    about = {"label_names": list(classes), "num_classes": len(classes)}
+    about = {"label_names": list(classes), "num_classes": len(classes), **multilabel_facts(thresholds)}
     try:
         save_config_for_hf(model, str(path), model_config=about, data_config=timm_input(preprocess))
     except (

@@ -9,7 +9,7 @@ from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.models.factory import module_of
 from harness.tracking.metric_names import is_share
-from harness.utils.plain import sub_mapping
+from harness.utils.plain import number, sub_mapping
 from harness.utils.text import counted, markdown
 
 
@@ -32,17 +32,33 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"logits = model(images)  # float [B, 3, {size}, {size}], normalised -> [B, {len(facts['classes'])}]",
     ]
     lines = [
-        "---", "library_name: timm", "tags: [image-classification]", "---", "",
+        "---", "library_name: timm", f"tags: [image-classification{', multi-label' * config.is_multilabel}]", "---", "",
         f"# {markdown(config.model)} on {markdown(config.data)}", "",
         f"{counted(config.epochs, 'epoch', 'epochs')}, batch {config.batch_size}, {config.schedule} between {config.lr_min} and {config.lr_max}, seed {config.seed}.",
         f"The weights are those of epoch {markdown(facts.get('epoch', '?'))} ({markdown(result.get('chosen', 'not evaluated yet'))}).", "",
         *(["| metric | value |", "| --- | --- |", *figures, ""] if figures else []),
         f"Input: RGB, {_RESIZING[preprocess.crop_mode]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess.mean)} and standard deviation {_triple(preprocess.std)}.", "",
         f"Classes, in the order of the logits: {', '.join(map(markdown, facts['classes']))}.", "",
+        *_multilabel_lines(facts, config),
         "```python", *usage, "```", "",
         "timm's own scripts sort class folders in another order; with `--class-map class_map.txt` they use this one.", "",
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def _multilabel_lines(facts: Mapping[str, Any], config: Config) -> list[str]:
+    """Return how the logits of a model that predicts several labels per image become labels; empty for other models."""
+    if not config.is_multilabel:
+        return []
+    values = facts.get("thresholds")
+    thresholds = (
+        values if isinstance(values, list) and len(values) == len(facts["classes"]) else [0.5] * len(facts["classes"])
+    )
+    rows = [
+        f"| {markdown(name)} | {number(value):.6g} |" for name, value in zip(facts["classes"], thresholds, strict=True)
+    ]
+    text = "The model is multi-label: an image has each class whose probability, `logits.sigmoid()`, is at least its threshold."
+    return [text, "", "| class | threshold |", "| --- | --- |", *rows, ""]
 
 
 _RESIZING = {

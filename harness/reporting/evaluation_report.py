@@ -17,6 +17,7 @@ from harness.data.dataset import Split
 from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam, metrics
 from harness.evaluation.metrics import Predictions
+from harness.evaluation.multilabel import predict_multilabel, separator_of
 from harness.evaluation.own_metrics import own_metrics
 from harness.evaluation.predict import predict_batches
 from harness.evaluation.selection import choose_images
@@ -25,6 +26,7 @@ from harness.reporting.figures import confusion, gallery
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.figures.gallery import Tile
 from harness.reporting.figures.training_curves import as_image
+from harness.reporting.multilabel_report import multilabel_charts, multilabel_table, multilabel_tiles, worst_images
 from harness.reporting.prediction_tables import prediction_charts, predictions_table
 from harness.tracking.records import Scalar, Table, Value
 from harness.training.device import autocast_dtype
@@ -46,6 +48,13 @@ RULE_TEXTS = {
 }
 
 
+# Of images with several labels: file, how their labels are predicted, whether not exactly, and which come first.
+MULTILABEL_GALLERIES = (
+    ("correct", "predicted exactly", False, "lowest loss first"),
+    ("misclassified", "not predicted exactly", True, "highest loss first"),
+)
+
+
 @dataclass(frozen=True)
 class EvaluationResult:
     """The result of evaluating a split.
@@ -57,6 +66,7 @@ class EvaluationResult:
         per_class: one row per class.
         empty_maps: number of empty class-activation maps, number of all.
         details: what only the journal keeps, for the page: a table for each gallery.
+        thresholds: float64 [C], that several labels per image were predicted with.
     """
 
     metrics: dict[str, float]
@@ -64,17 +74,24 @@ class EvaluationResult:
     per_class: Table
     empty_maps: tuple[int, int] = (0, 0)
     details: dict[str, Value] = field(default_factory=dict)
+    thresholds: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Evaluator:
-    """A model with what is needed to evaluate it on images and to explain its predictions."""
+    """A model with what is needed to evaluate it on images and to explain its predictions.
+
+    Attributes:
+        thresholds: float64 [C], of the classes where images have several labels; None: chosen on a validation split that is
+            evaluated, else 0.5.
+    """
 
     config: Config
     model: nn.Module
     preprocess: Preprocess
     classes: tuple[str, ...]
     device: torch.device
+    thresholds: np.ndarray | None = None
 
     def evaluate(self, split: Split, batches: Iterable[tuple[Tensor, Tensor]], folder: Path) -> EvaluationResult:
         """Predict a split, and write `predictions.csv`, `per_class.csv` and the figures into `folder`.
@@ -82,6 +99,8 @@ class Evaluator:
         Args:
             batches: of the same split, in its order.
         """
+        if split.is_multilabel:
+            return self._evaluate_multilabel(split, batches, folder)
         predictions = predict_batches(
             self.model, batches, self.device, autocast=autocast_dtype(self.config.precision), tta=self.config.tta
         )
@@ -111,6 +130,48 @@ class Evaluator:
         values["predictions/table"] = self._table(predictions, split, pictures)
         headline = {**headline_metrics(predictions, matrix, calibration.ece), **own_metrics(self.config, predictions)}
         return EvaluationResult(headline, values, table, empty, details)
+
+    def _evaluate_multilabel(
+        self, split: Split, batches: Iterable[tuple[Tensor, Tensor]], folder: Path
+    ) -> EvaluationResult:
+        """Do what `evaluate` does for images with several labels, without confusion, calibration and class-activation maps."""
+        predictions = predict_multilabel(
+            self.model,
+            batches,
+            self.device,
+            autocast=autocast_dtype(self.config.precision),
+            tta=self.config.tta,
+            thresholds=self.thresholds,
+            chooses_thresholds=self.thresholds is None and split.name == "val",
+        )
+        table = predictions.class_table(self.classes)
+        predictions.write_csv(split.ids, self.classes, separator_of(self.config), folder / "predictions.csv")
+        write_csv(folder / "per_class.csv", table.columns, table.rows)
+        pictures, figures = _Pictures(split), folder / "figures"
+        values: dict[str, Value] = {
+            "predictions/per_class": table,
+            **multilabel_charts(predictions, self.classes, split.name),
+        }
+        details: dict[str, Value] = {}
+        images = f"{len(predictions):,} {split.name} images"
+        for name, adjective, wrong, order in MULTILABEL_GALLERIES if self.config.gallery else ():
+            chosen = worst_images(predictions, wrong, self.config.gallery)
+            shown = {index: pictures[index] for index in chosen.tolist()}
+            total = int((predictions.correct != wrong).sum())
+            path = gallery.gallery(
+                multilabel_tiles(predictions, chosen, self.classes, list(shown.values())), figures / f"{name}.png",
+                title=f"{len(chosen)} of {total:,} images whose labels are {adjective}, {order} ({images})",
+                empty=f"None of the {images} has labels that are {adjective}.",
+            )  # fmt: skip
+            values[f"gallery/{name}"] = as_image(path)
+            if len(chosen):
+                details[f"predictions/{name}"] = multilabel_table(
+                    predictions, split.ids, self.classes, positions=chosen, pictures=shown
+                )
+        worst = np.argsort(-predictions.losses, kind="stable")[: THUMBNAILS if self.config.gallery else 0]
+        thumbnails = {index: shrink(pictures[index], THUMBNAIL_SIDE) for index in worst.tolist()}
+        values["predictions/table"] = multilabel_table(predictions, split.ids, self.classes, pictures=thumbnails)
+        return EvaluationResult(predictions.metrics(), values, table, (0, 0), details, predictions.thresholds)
 
     def _table(self, predictions: Predictions, split: Split, pictures: _Pictures) -> Table:
         """Return the table of all predictions, with thumbnails of the galleries' images and of those with the highest loss."""

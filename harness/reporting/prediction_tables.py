@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -79,22 +79,37 @@ def prediction_charts(
         for truth, row in zip(names, counts, strict=True)
         for name, count in zip(names, row, strict=True)
     ]
-    precisions: list[tuple[Cell, ...]] = []
-    rates: list[tuple[Cell, ...]] = []
-    for number, name in zip(chosen.tolist(), names, strict=True):
-        is_class, score = predictions.labels == number, predictions.probabilities[:, number]
-        if is_class.any():
-            precisions += _points(RECALLS, precision_at_recalls(is_class, score), name)
-        if is_class.any() and not is_class.all():
-            rates += _points(FALSE_POSITIVE_RATES, recall_at_false_positive_rates(is_class, score), name)
+    curves = [
+        (name, predictions.labels == number, predictions.probabilities[:, number])
+        for number, name in zip(chosen.tolist(), names, strict=True)
+    ]
     bins = calibration.bins
     points = _points([each.confidence for each in bins], [each.accuracy for each in bins], "model")
     points += _points([0.0, 1.0], [0.0, 1.0], "perfectly calibrated")
     return {
         "predictions/confusion_matrix": _chart("confusion", f"Confusion matrix ({which})", ("Actual", "Predicted", "nPredictions"), cells),
+        **curve_charts(curves, which),
+        "predictions/calibration": _chart("lines", f"Calibration: accuracy over confidence ({split} set)", ("confidence", "accuracy", "line"), points),
+    }  # fmt: skip
+
+
+def curve_charts(curves: Iterable[tuple[str, np.ndarray, np.ndarray]], which: str) -> dict[str, TableChart]:
+    """Return precision over recall and the ROC curve of classes.
+
+    Args:
+        curves: name of a class, bool [N] whether an image has it, float [N] its score.
+        which: the images and classes, for the titles.
+    """
+    precisions: list[tuple[Cell, ...]] = []
+    rates: list[tuple[Cell, ...]] = []
+    for name, is_class, score in curves:
+        if is_class.any():
+            precisions += _points(RECALLS, precision_at_recalls(is_class, score), name)
+        if is_class.any() and not is_class.all():
+            rates += _points(FALSE_POSITIVE_RATES, recall_at_false_positive_rates(is_class, score), name)
+    return {
         "predictions/precision_recall": _chart("rates", f"Precision and recall of each class ({which})", ("recall", "precision", "class"), precisions),
         "predictions/roc": _chart("rates", f"ROC of each class against the rest ({which})", ("false positive rate", "true positive rate", "class"), rates),
-        "predictions/calibration": _chart("lines", f"Calibration: accuracy over confidence ({split} set)", ("confidence", "accuracy", "line"), points),
     }  # fmt: skip
 
 

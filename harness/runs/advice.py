@@ -10,10 +10,12 @@ import numpy as np
 from harness.config.automatic import FROM_SCRATCH, IMBALANCE, LEAST_BATCH, UPDATES_PER_EPOCH, Choice, power_of_two
 from harness.data.balance import MAKE_UP
 from harness.data.listing import short_list
+from harness.data.multilabel import class_counts
 from harness.models.available_weights import has_weights
 from harness.runs.components import Components
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
+from harness.utils.multilabel import FIXED_THRESHOLD
 from harness.utils.stats import CONFIDENCE, chance_probability, share_interval
 from harness.utils.text import percent
 
@@ -23,6 +25,9 @@ FEW_IMAGES = 5  # of a class in the test split
 
 
 SELECTED_ON_VALIDATION = "there are no test images: the validation accuracy has selected the epoch that it is reported for, so it is optimistic; add a test split"
+
+
+CHOSEN_ON_VALIDATION = "there are no test images: the epoch and the thresholds of the classes were chosen on the validation images that they are reported for, so the figures are optimistic; add a test split"
 
 
 def few_updates(steps: int, epochs: int, images: int, batch_size: int, *, has_learnt: bool = False) -> str:
@@ -100,7 +105,7 @@ def interval_line(split: str, accuracy: float, total: int) -> str:
 
 def rare_classes(split: str, labels: np.ndarray, classes: Sequence[str]) -> str:
     """Return a line on classes with very few images in a split; empty where there are none."""
-    counts = np.bincount(labels, minlength=len(classes))
+    counts = class_counts(labels, len(classes))
     rare = [f"{name} ({count})" for name, count in zip(classes, counts.tolist(), strict=False) if count < FEW_IMAGES]
     if not rare:
         return ""
@@ -129,6 +134,27 @@ def _is_above_chance(balanced: float, labels: np.ndarray) -> bool:
     return chance_probability(round(balanced * total), total, 1 / len(np.unique(labels))) <= 1 - CONFIDENCE
 
 
+def _multilabel_warnings(components: Components, state: TrainerState, metrics: Mapping[str, Scalar]) -> list[str]:
+    """Return what limits the worth of a result on images with several labels, a line each."""
+    dataset, config = components.dataset, components.config
+    lines, has_learnt = [], False
+    split = dataset.test or dataset.val
+    if split is not None and len(split) and state.step:
+        shares = split.labels.mean(0)
+        chance = float(shares[shares > 0].mean())  # the mAP of scores at random
+        has_learnt = float(metrics[f"{split.name}/map"]) > chance + (1 - chance) / 2
+        lines.append(rare_classes(split.name, split.labels, dataset.classes))
+    few = few_updates(state.step, len(state.history), len(dataset.train), config.batch_size, has_learnt=has_learnt)
+    lines.insert(0, few.replace("the accuracy", "the mAP"))
+    if dataset.val is None:
+        lines.append(
+            f"there is no validation split, so the threshold of every class is {FIXED_THRESHOLD:g}; set --val-fraction 0.1 to choose them"
+        )
+    elif dataset.test is None and config.test:
+        lines.append(CHOSEN_ON_VALIDATION)
+    return [line for line in lines if line]
+
+
 def result_warnings(components: Components, state: TrainerState, metrics: Mapping[str, Scalar]) -> list[str]:
     """Return what limits the worth of a result, a line each.
 
@@ -136,6 +162,8 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
         metrics: the result's, `test/acc` and the like.
     """
     dataset = components.dataset
+    if components.config.is_multilabel:
+        return _multilabel_warnings(components, state, metrics)
     is_made_up = bool(components.config.class_weights) or components.config.sampling == "balanced"
     lines, has_learnt = [], False
     split = dataset.test or dataset.val

@@ -12,6 +12,7 @@ import torch
 from harness.config.automatic import Choice, DataFacts, choose_settings, with_choices
 from harness.config.settings import Config
 from harness.data.dataset import Dataset, spread_indices
+from harness.data.multilabel import class_counts
 from harness.data.registry import load_dataset
 from harness.evaluation.initial_weights import read_initial_weights
 from harness.models import factory
@@ -75,7 +76,7 @@ def data_facts(config: Config, dataset: Dataset) -> DataFacts:
     pictures = [train.picture(index) for index in spread_indices(len(train), SAMPLED_IMAGES)]
     sides = [min(picture.shape[:2]) for picture in pictures] or [32]
     side = int(np.median(sides))
-    counts = np.bincount(train.labels) if len(train) else np.ones(1, int)
+    counts = class_counts(train.labels) if len(train) else np.ones(1, int)
     return DataFacts(
         data=config.data,
         images=len(train),

@@ -7,6 +7,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from harness.config.settings import Config
@@ -14,6 +15,7 @@ from harness.data import loaders
 from harness.data.balance import class_weights
 from harness.data.dataset import Dataset
 from harness.data.mixup import make_mixup
+from harness.data.own_transforms import find_transforms
 from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
 from harness.data.registry import load_dataset
 from harness.evaluation import gradcam
@@ -21,12 +23,13 @@ from harness.evaluation.initial_weights import InitialWeights, give_initial_weig
 from harness.evaluation.own_metrics import check_metrics
 from harness.models import factory
 from harness.runs.automatic import decide_settings
-from harness.runs.model_check import check_model
+from harness.runs.model_check import check_model, smallest_part
 from harness.training.device import autocast_dtype, pick_device, pick_precision
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner, make_learner
 from harness.training.lookahead import Lookahead
 from harness.training.optimizer import check_optimizer
+from harness.training.own_losses import check_loss, try_loss
 from harness.training.own_schedules import find_shape
 from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
@@ -90,6 +93,8 @@ def build_components(
     processes = processes or SingleProcess()
     check_optimizer(config)
     check_metrics(config)
+    check_loss(config)
+    find_transforms(config)
     find_shape(config)  # refuses a schedule that does not exist before anything takes time
     if config.undecided:
         decided = decide_settings(config, processes)
@@ -137,6 +142,8 @@ def build_components(
         images_on_device=made.kind == "resident",
         class_weights=class_weights(config, dataset.train.labels, dataset.classes, classes),
     )
+    images = smallest_part(made.train, config.grad_accumulation, processes.world_size)
+    try_loss(config, learner.loss, classes, images, device)
     schedule = make_schedule(config, made.train.steps)
     if config.lookahead:
         learner.lookahead = Lookahead(learner.model, config.lookahead, schedule.steps)
@@ -156,9 +163,18 @@ def describe_data(components: Components) -> dict[str, Any]:
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
         "loader": components.loaders.kind,
+        **_describe_labels(dataset),
         **_describe_weights(components),
         "notes": dataset.notes,
     }
+
+
+def _describe_labels(dataset: Dataset) -> dict[str, Any]:
+    """Return how many labels a training image has, where it may have several; empty where each has one."""
+    if not dataset.train.is_multilabel:
+        return {}
+    counts = dataset.train.labels.sum(1, dtype=np.int64)
+    return {"labels_per_image": {"mean": round(float(counts.mean()), 4), "without": int((counts == 0).sum())}}
 
 
 def _describe_weights(components: Components) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from harness.evaluation.trained_model import load_trained_model, run_folder
+from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.runs.inference import used_models
@@ -84,7 +84,11 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
         save_for_hf(
             trained.model.to(memory_format=torch.contiguous_format),  # the only layout that safetensors writes
             written,
-            model_config={"label_names": list(trained.classes), "num_classes": len(trained.classes)},
+            model_config={
+                "label_names": list(trained.classes),
+                "num_classes": len(trained.classes),
+                **factory.multilabel_facts(None if trained.thresholds is None else trained.thresholds.tolist()),
+            },
             safe_serialization=True,
             data_config=factory.timm_input(trained.preprocess),
         )
@@ -99,6 +103,20 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
     text = json.dumps(address, ensure_ascii=False) if address.isprintable() else repr(address)
     code = f"import {', '.join(['timm', *modules])}; model = timm.create_model({text}, pretrained=True)"
     return f"{folder}: load it with\npython -c {shlex.quote(code)}"
+
+
+def _with_metadata(content: bytes, trained: TrainedModel) -> bytes:
+    """Return an ONNX file with the classes and their thresholds in its metadata, where images have several labels."""
+    if trained.thresholds is None:
+        return content
+    import onnx
+
+    model = onnx.load_from_string(content)
+    facts = {**factory.multilabel_facts(trained.thresholds.tolist()), "label_names": list(trained.classes)}
+    onnx.helper.set_model_props(
+        model, {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+    )
+    return bytes(model.SerializeToString())
 
 
 def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = None) -> str:
@@ -131,5 +149,5 @@ def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = Non
         raise HarnessError(
             f"{file}: ONNX Runtime's logits differ from torch's by {difference:.2g} of the largest; nothing was written"
         )
-    write_atomically(file, exported.getvalue())
+    write_atomically(file, _with_metadata(exported.getvalue(), trained))
     return f"{file}: logits equal torch's to {difference:.1e} of the largest"

@@ -163,6 +163,9 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
         "f1_macro": "macro F1",
         "loss": "loss (nats)",
         "ece": "ECE",
+        "map": "mAP",
+        "map_tta": "mAP, TTA",
+        "exact_match": "exact match",
     }
     lines = []
     for key, value in evaluation.metrics.items():
@@ -227,6 +230,10 @@ def explain(
     folder = EXPLAINED if out is None else Path(out)
     check_output_folder(folder, is_named=out is not None)
     trained = load_trained_model(Path(run), settings)
+    if trained.is_multilabel:
+        raise UsageError(
+            f"{trained.path} predicts several labels per image, and harness explain explains one; use harness predict, which writes the probability of each"
+        )
     _check_tracking(trained, settings)
     explanations = []
     for explanation in _explain_each(trained, list(image_files(pictures)), folder, top):
@@ -312,7 +319,9 @@ def _write_explanations(explanations: Sequence[Explanation], folder: Path, metho
 
 
 def _evaluator(trained: TrainedModel) -> Evaluator:
-    return Evaluator(trained.config, trained.model, trained.preprocess, trained.classes, trained.device)
+    return Evaluator(
+        trained.config, trained.model, trained.preprocess, trained.classes, trained.device, trained.thresholds
+    )
 
 
 def _track_evaluation(

@@ -94,6 +94,10 @@ def _find_lr(
         reporter.message(
             f"link={config.link}: a range test logs no model, so it links none; give --link to the run that trains"
         )
+    if config.is_multilabel:
+        raise UsageError(
+            "the LR range test is for one label per image, and label_separator or label_columns gives an image several; try some --lr-max, in a sweep for example"
+        )
     decided = decide_settings(config)
     if decided.choices:
         reporter.message(choices_table(decided.choices))

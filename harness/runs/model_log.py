@@ -44,7 +44,7 @@ class ModelLog:
         """Log the model of a new best epoch, at most every `INTERVAL` seconds: the run may never reach its end.
 
         Args:
-            acc: accuracy on the split that selects.
+            acc: accuracy on the split that selects, or mAP where images have several labels.
             score: of the epoch there, by the metric that selects.
             write: waits until the files of the model are on the disk.
         """
@@ -55,7 +55,7 @@ class ModelLog:
         self.logged_at = now
         write()
         facts = {
-            "accuracy": acc,
+            **({"map": acc} if config.is_multilabel else {"accuracy": acc}),
             "split": split,
             "epoch": epoch,
             "classes": len(components.dataset.classes),

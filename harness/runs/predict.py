@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from harness.data.image_io import SKIP_REMEDY, image_files, read_image
+from harness.evaluation.multilabel import SEPARATOR
 from harness.evaluation.trained_model import TrainedModel, load_trained_model
 from harness.training.device import autocast, autocast_dtype
 from harness.utils.environment import usable_cpus
@@ -37,11 +38,23 @@ class Prediction:
         path: the image's file.
         classes: names of the C classes.
         probabilities: float32 [C], in the order of `classes`.
+        thresholds: float64 [C], from which a class is predicted where an image may have several; None: it has one.
     """
 
     path: Path
     classes: tuple[str, ...]
     probabilities: np.ndarray
+    thresholds: np.ndarray | None = None
+
+    @property
+    def labels(self) -> list[tuple[str, float]]:
+        """The predicted classes with their probabilities, the most probable first; those above their thresholds may be several or none."""
+        if self.thresholds is None:
+            return self.top(1)
+        is_predicted = self.probabilities >= self.thresholds
+        return [
+            pair for pair, index in zip(self.top(len(self.classes)), self._order(), strict=True) if is_predicted[index]
+        ]
 
     @property
     def prediction(self) -> str:
@@ -55,8 +68,10 @@ class Prediction:
 
     def top(self, count: int) -> list[tuple[str, float]]:
         """Return the `count` most probable classes with their probabilities, the most probable first."""
-        order = np.argsort(-self.probabilities, kind="stable")[:count]
-        return [(self.classes[index], float(self.probabilities[index])) for index in order]
+        return [(self.classes[index], float(self.probabilities[index])) for index in self._order()[:count]]
+
+    def _order(self) -> np.ndarray:
+        return np.argsort(-self.probabilities, kind="stable")
 
 
 def predict(
@@ -88,7 +103,7 @@ def predict(
         for (file, _), row in zip(batch, probabilities, strict=True):
             if not np.isfinite(row).all():
                 raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
-            yield Prediction(file, trained.classes, row)
+            yield Prediction(file, trained.classes, row, trained.thresholds)
     if not any_read:
         raise DataError(f"none of the {len(files)} images can be read")
 
@@ -98,7 +113,7 @@ def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
     layout = torch.channels_last if trained.config.channels_last else torch.contiguous_format
     images = trained.preprocess.normalise(pixels.to(trained.device, non_blocking=True)).contiguous(memory_format=layout)
     with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
-        return trained.model(images).float().softmax(1).cpu().numpy()
+        return trained.probabilities(trained.model(images))
 
 
 def _read_pictures(files: Sequence[Path], trained: TrainedModel) -> Iterator[tuple[Path, Tensor]]:
@@ -146,7 +161,8 @@ def write_predictions(predictions: Iterable[Prediction], out: Path | BinaryIO, s
     Args:
         out: a path, or an open binary stream.
         suffix: `.csv` (a row an image: file, prediction, confidence, a probability per class, or pairs of class and
-            probability) or `.jsonl` (an object a line with the same; `probabilities` maps class to probability).
+            probability) or `.jsonl` (an object a line with the same; `probabilities` maps class to probability). Where images
+            have several labels, these and their probabilities stand in place of prediction and confidence, in CSV with | between.
         top: write only the N most probable classes; 0: all, in the model's order.
     """
     count = 0
@@ -170,6 +186,13 @@ def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
     """Return a row of the table, below its header where it is the first."""
     row: list[Any] = [os.fspath(prediction.path), prediction.prediction, _rounded(prediction.confidence)]
     header = ["file", "prediction", "confidence"]
+    if prediction.thresholds is not None:
+        header = ["file", "labels", "probabilities"]
+        row = [
+            os.fspath(prediction.path),
+            SEPARATOR.join(name for name, _ in prediction.labels),
+            SEPARATOR.join(f"{probability:.6g}" for _, probability in prediction.labels),
+        ]
     if top:
         for rank, (name, probability) in enumerate(prediction.top(top), 1):
             header += [f"class_{rank}", f"probability_{rank}"]
@@ -183,10 +206,12 @@ def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
 
 def _json_line(prediction: Prediction, top: int, is_first: bool) -> str:
     listed = prediction.top(top) if top else zip(prediction.classes, prediction.probabilities.tolist(), strict=True)
+    about: dict[str, Any] = {"prediction": prediction.prediction, "confidence": _rounded(prediction.confidence)}
+    if prediction.thresholds is not None:
+        about = {"labels": {name: _rounded(probability) for name, probability in prediction.labels}}
     record = {
         "file": os.fspath(prediction.path),
-        "prediction": prediction.prediction,
-        "confidence": _rounded(prediction.confidence),
+        **about,
         "probabilities": {name: _rounded(probability) for name, probability in listed},
     }
     return json_text(record) + "\n"

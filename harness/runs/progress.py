@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from harness.config.names import SPLIT_NAMES
 from harness.utils.text import printable
 
 if TYPE_CHECKING:
-    from harness.tracking.records import Record
+    from harness.tracking.records import Record, Scalar
     from harness.training.loop import StepInfo
 
+BAR_NAMES = {"acc": "acc", "exact_match": "exact"}
+# Metrics of images with several labels -> how the line of an epoch names them.
+MULTILABEL_NAMES = {"map": "mAP", "f1_macro": "F1", "exact_match": "exact"}
 REDRAW_SECONDS = 0.1  # reading the loss makes the processor wait for a GPU
 
 
@@ -70,7 +74,8 @@ class BarReporter(LineReporter):
             f"epoch {info.epoch + 1}/{info.epochs} step {info.batch}/{info.batches}", refresh=False
         )
         self._bar.set_postfix_str(
-            f"loss {info.loss():.3f}, acc {100 * info.acc():.1f} %, lr {info.lr:.2e},{throughput}", refresh=False
+            f"loss {info.loss():.3f}, {BAR_NAMES[info.share_name]} {100 * info.acc():.1f} %, lr {info.lr:.2e},{throughput}",
+            refresh=False,
         )
         self._bar.refresh()
 
@@ -102,13 +107,26 @@ class BarReporter(LineReporter):
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s`."""
+    """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s`.
+
+    Where images have several labels, mAP, macro F1 and the share of exact matches stand in place of the accuracy.
+    """
     values = record.scalars()
     parts = [f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"]
     for split in SPLIT_NAMES:
         if f"{split}/loss" in values:
-            parts.append(f"{split} {float(values[f'{split}/loss']):.4f} {100 * float(values[f'{split}/acc']):6.2f} %")
+            parts.append(f"{split} {float(values[f'{split}/loss']):.4f} {_shares(values, split)}")
     parts.append(f"lr {float(values['lr']):.2e}")
     parts.append(f"{float(values['throughput/images_per_s']):,.0f} images/s")
     parts.append(f"{float(values['time/epoch_s']):.1f} s")
     return "  ".join(parts)
+
+
+def _shares(values: Mapping[str, Scalar], split: str) -> str:
+    """Return the accuracy of a split, or what it has in its place where images have several labels."""
+    if f"{split}/acc" in values:
+        return f"{100 * float(values[f'{split}/acc']):6.2f} %"
+    known = {
+        name: float(values[f"{split}/{key}"]) for key, name in MULTILABEL_NAMES.items() if f"{split}/{key}" in values
+    }
+    return " ".join(f"{name} {100 * value:.2f} %" for name, value in known.items())

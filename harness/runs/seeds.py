@@ -211,7 +211,7 @@ def _run_seeds(config: Config, count: int, reporter: ProgressReporter | None) ->
 
 def seeds_table(result: SeedsResult) -> str:
     """Return a line for each seed, then one for each metric, for a terminal."""
-    names = [name for name in result.figures if name.endswith(("/acc", "/loss"))]
+    names = [name for name in result.figures if name.endswith(("/acc", "/map", "/loss"))]
     lines = [
         f"seed {seed.seed:<5} {seed.state:<12} {'  '.join(f'{name} {_number(name, seed.result[name])}' for name in names if name in seed.result) or seed.reason}"
         for seed in result.seeds

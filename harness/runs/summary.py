@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from harness.config.names import MACRO_METRICS, REPORTED_SPLITS
+import numpy as np
+
+from harness.config.names import MACRO_METRICS, REPORTED_SPLITS, main_metric
 from harness.config.settings import Config
 from harness.models import factory
 from harness.runs.advice import result_warnings
@@ -14,17 +16,24 @@ from harness.runs.components import Components, describe_data
 from harness.tracking.metric_names import is_unbalanced
 from harness.tracking.records import Scalar
 from harness.training.loop import TrainerState
+from harness.utils.multilabel import FIXED_THRESHOLD
+from harness.utils.plain import sub_mapping
 from harness.utils.text import counted, percent
 
 
 def summarise(
-    components: Components, state: TrainerState, metrics: Mapping[str, Scalar], environment: Mapping[str, Any]
+    components: Components,
+    state: TrainerState,
+    metrics: Mapping[str, Scalar],
+    environment: Mapping[str, Any],
+    thresholds: np.ndarray | None = None,
 ) -> dict[str, Any]:
     """Return the contents of `summary.json` of a finished run.
 
     Args:
         metrics: the result's, `test/acc` and the like.
         environment: plain facts of the machine.
+        thresholds: float64 [C], of the classes where images have several labels.
     """
     history, split, selection = state.history, components.eval_split, components.selection_split
     metric = components.config.select_by
@@ -39,7 +48,8 @@ def summarise(
             "chosen": chosen + (warning if selection == "test" else ""),
             **metrics,
         },
-        "best": _best(history, split, metric, f"best {split}/{metric}{warning}"),
+        **({} if thresholds is None else {"thresholds": _thresholds(components, thresholds)}),
+        "best": _best(history, split, metric, f"best {split}/{metric}{warning}", main_metric(config.is_multilabel)),
         "last": history[-1] if history else {},
         "lr_min": config.lr_min,
         "lr_max": config.lr_max,
@@ -54,22 +64,33 @@ def summarise(
     }
 
 
-def _best(history: list[dict[str, float]], split: str, metric: str, chosen: str) -> dict[str, Any]:
-    """Return the best epoch with its accuracy and the metric that it was chosen by; empty where there is none."""
+def _thresholds(components: Components, thresholds: np.ndarray) -> dict[str, Any]:
+    """Return the probability from which each class is predicted, and what chose it."""
+    is_chosen = components.loaders.val is not None
+    chosen = (
+        "best F1 of each class on the validation split"
+        if is_chosen
+        else f"{FIXED_THRESHOLD:g} for every class, since there is no validation split"
+    )
+    return {"chosen": chosen, "classes": dict(zip(components.dataset.classes, thresholds.tolist(), strict=True))}
+
+
+def _best(history: list[dict[str, float]], split: str, metric: str, chosen: str, main: str) -> dict[str, Any]:
+    """Return the best epoch with its accuracy (mAP where images have several labels) and the metric that it was chosen by; empty where there is none."""
     if not history:
         return {}
     epoch, value = best_epoch(history, split, metric)
-    acc = history[epoch - 1].get(f"{split}/acc", math.nan) if epoch else math.nan
-    return {"epoch": epoch, f"{split}/acc": acc, f"{split}/{metric}": value, "chosen": chosen}
+    acc = history[epoch - 1].get(f"{split}/{main}", math.nan) if epoch else math.nan
+    return {"epoch": epoch, f"{split}/{main}": acc, f"{split}/{metric}": value, "chosen": chosen}
 
 
 def best_epoch(history: list[dict[str, float]], split: str, metric: str = "acc") -> tuple[int, float]:
     """Return (epoch counted from 1, value) of the first epoch with the best value of a metric on a split: the lowest loss, or
     the highest of the others.
 
-    An epoch whose loss or accuracy is not finite is none; (0, NaN) where there is no other.
+    An epoch whose loss, accuracy or mAP is not finite is none; (0, NaN) where there is no other.
     """
-    name, metrics = f"{split}/{metric}", (f"{split}/acc", f"{split}/loss")
+    name, metrics = f"{split}/{metric}", (f"{split}/acc", f"{split}/loss", f"{split}/map")
     finite = [row for row in history if all(math.isfinite(row.get(name, 0.0)) for name in metrics)]
     if not finite:
         return 0, math.nan
@@ -79,10 +100,10 @@ def best_epoch(history: list[dict[str, float]], split: str, metric: str = "acc")
 
 
 def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
-    """Return the numbers and texts of a summary under `part/key` names, without environment and data."""
+    """Return the numbers and texts of a summary under `part/key` names, without environment, data and thresholds."""
     flat: dict[str, Scalar] = {}
     for key, value in summary.items():
-        if key in ("environment", "dataset"):
+        if key in ("environment", "dataset", "thresholds"):
             continue
         if isinstance(value, Mapping):
             flat |= flatten_summary(value, "" if key == "last" else f"{prefix}{key}/")
@@ -94,11 +115,28 @@ def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, S
 HEADLINE_SHARES = {"acc_tta": "with TTA", "acc5": "top 5", "balanced_acc": "balanced", "f1_macro": "macro F1"}
 
 
+def _multilabel_rows(summary: Mapping[str, Any], split: str) -> list[tuple[str, str]]:
+    """Return the headline metrics of a split whose images have several labels."""
+    result = summary["result"]
+    chosen = f"loss {result[f'{split}/loss']:.4f}; {result['chosen']}, epoch {result['epoch']}"
+    at = sub_mapping(summary, "thresholds").get("chosen", "")
+    tta = [("  with TTA", percent(result[f"{split}/map_tta"], 2))] if f"{split}/map_tta" in result else []
+    return [
+        (f"{split} mAP", f"{percent(result[f'{split}/map'], 2)}  ({chosen})"),
+        *tta,
+        ("  macro F1", f"{percent(result[f'{split}/f1_macro'], 2)}  (thresholds: {at})"),
+        ("  exact match", percent(result[f"{split}/exact_match"], 2)),
+    ]
+
+
 def summary_table(summary: Mapping[str, Any]) -> str:
     """Return the headline metrics of a finished run as text."""
     result, best = summary["result"], summary["best"]
     rows = []
     for split in REPORTED_SPLITS:
+        if f"{split}/map" in result and f"{split}/acc" not in result:
+            rows += _multilabel_rows(summary, split)
+            continue
         if f"{split}/acc" in result:
             accuracy, loss = percent(result[f"{split}/acc"], 2), result[f"{split}/loss"]
             chosen = f"{result['chosen']}, epoch {result['epoch']}"
@@ -109,7 +147,7 @@ def summary_table(summary: Mapping[str, Any]) -> str:
                 rows.append((f"  {name}", percent(result[f"{split}/{key}"], 2)))
         if f"{split}/ece" in result:
             rows.append(("  ECE", f"{percent(result[f'{split}/ece'])}  (expected calibration error)"))
-    key = next((key for key in best if key.endswith("/acc")), "")
+    key = next((key for key in best if key.endswith(("/acc", "/map"))), "")
     if key and best["epoch"] != result["epoch"]:
         rows.append(("best epoch", f"{percent(best[key], 2)}  ({best['chosen']}, epoch {best['epoch']})"))
     rows.append(("parameters", f"{summary['parameters']:,}"))

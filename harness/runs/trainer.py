@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from torch import nn
 
-from harness.config.names import SELECTION_TEXTS
+from harness.config.names import SELECTION_TEXTS, main_metric
 from harness.models import factory
 from harness.models.model_card import model_card
 from harness.models.pretrained import architecture_of
@@ -38,6 +39,7 @@ from harness.training.finite import first_not_finite
 from harness.training.histograms import model_histograms
 from harness.training.live_steps import LIVE_SECONDS
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
+from harness.training.multilabel import evaluate_multilabel
 from harness.utils import fault_injection
 from harness.utils.errors import CheckpointError, DivergedError
 from harness.utils.files import read_json, write_atomically, write_json
@@ -75,6 +77,7 @@ class Trainer:
     stop_requests: StopRequests
     reported_micro_batches: int = 1
     augmented: Image | None = None  # until it has been recorded
+    thresholds: np.ndarray | None = None  # of the result, where images have several labels
 
     def __post_init__(self) -> None:
         learner = self.components.learner
@@ -101,7 +104,7 @@ class Trainer:
         self._draw_curves()
         fault_injection.point("phase")
         explain_seconds = time.monotonic() - trained_at
-        summary = summarise(self.components, self.state, metrics, environment)
+        summary = summarise(self.components, self.state, metrics, environment, self.thresholds)
         summary["seconds"]["explain"] = round(explain_seconds, 3)  # predictions, galleries, maps, figures
         choices = read_choices(self.directory.path)
         summary["warnings"] += filter(None, [missing_weights(self.components.config.model, choices)])
@@ -193,7 +196,8 @@ class Trainer:
         """Record an epoch, keep its weights if they are the best, and save a checkpoint."""
         split = self.components.eval_split
         metric = self.components.config.select_by
-        best = {f"best/{split}_{name}": best_epoch(self.state.history, split, name) for name in {"acc", metric}}
+        main = main_metric(self.components.config.is_multilabel)
+        best = {f"best/{split}_{name}": best_epoch(self.state.history, split, name) for name in {main, metric}}
         epoch, value = best[f"best/{split}_{metric}"]
         values: dict[str, Value] = {**record.values, **{name: best[name][1] for name in sorted(best)}, **self._watch()}
         details: Mapping[str, Value] = {}
@@ -206,7 +210,7 @@ class Trainer:
             self._save_weights(self.components.learner.eval_model, {"epoch": epoch})
             if self.processes.is_main:
                 self.model_log.log_best(
-                    epoch, float(cast(float, record.values[f"{split}/acc"])), value, self.writer.flush
+                    epoch, float(cast(float, record.values[f"{split}/{main}"])), value, self.writer.flush
                 )
         self._save_checkpoint()
         self.reporter.on_epoch(record, self.components.config.epochs)
@@ -313,12 +317,19 @@ class Trainer:
         if loaders.val is not None and loaders.test is not None:
             held_out = Interruptible(loaders.val, self.stop_requests)
             device, precision = components.learner.device, components.learner.precision
-            metrics |= prefixed(evaluate_batches(model, held_out, device, precision), "val")
+            if components.config.is_multilabel:
+                values_of_val, self.thresholds = evaluate_multilabel(
+                    model, held_out, device, precision, chooses_thresholds=True
+                )
+            else:
+                values_of_val = evaluate_batches(model, held_out, device, precision)
+            metrics |= prefixed(values_of_val, "val")
         split = components.dataset.test or components.dataset.val
         batches = loaders.test or loaders.val
         assert split is not None and batches is not None
         interruptible = Interruptible(batches, self.stop_requests)
         result = self._evaluator(model).evaluate(split, interruptible, self.directory.path)
+        self.thresholds = result.thresholds
         metrics |= prefixed(result.metrics, split.name)
         for name in filter(result.metrics.__contains__, components.config.metrics):
             self.reporter.message(f"{split.name} {name}: {result.metrics[name]:.4f}")
@@ -334,7 +345,12 @@ class Trainer:
     def _evaluator(self, model: nn.Module) -> Evaluator:
         components = self.components
         return Evaluator(
-            components.config, model, components.preprocess, components.dataset.classes, components.learner.device
+            components.config,
+            model,
+            components.preprocess,
+            components.dataset.classes,
+            components.learner.device,
+            self.thresholds,
         )
 
     def _describe_model(self) -> dict[str, Any]:
@@ -360,13 +376,19 @@ class Trainer:
     def _keep_weights(self, model: nn.Module, summary: Mapping[str, Any]) -> None:
         """Write the weights of the result with a model card, in a folder that stock timm loads."""
         facts = {key: summary[key] for key in ("result", "parameters")} | {"epoch": summary["result"]["epoch"]}
+        if self.thresholds is not None:
+            facts["thresholds"] = self.thresholds.tolist()
         self._save_weights(model, facts)
         self.writer.flush()
         folder = self.directory.checkpoints
         write_atomically(folder / "README.md", model_card(read_json(folder / "model.json")))
         factory.write_class_map(self.components.dataset.classes, folder / factory.CLASS_MAP)
         factory.write_timm_config(
-            model, self.components.dataset.classes, self.components.preprocess, folder / "config.json"
+            model,
+            self.components.dataset.classes,
+            self.components.preprocess,
+            folder / "config.json",
+            None if self.thresholds is None else self.thresholds.tolist(),
         )
 
     def _draw_curves(self) -> None:
@@ -375,7 +397,10 @@ class Trainer:
             return
         figures = self.directory.figures
         training_curves.draw_losses(epochs, figures / "losses.png")
-        training_curves.draw_accuracy(epochs, figures / "accuracy.png")
+        if self.components.config.is_multilabel:
+            training_curves.draw_average_precision(epochs, figures / "map.png")
+        else:
+            training_curves.draw_accuracy(epochs, figures / "accuracy.png")
         steps = [int(step) for record in epochs if record.steps for step in record.steps.x]
         lrs = [lr for record in epochs if record.steps for lr in record.steps.lines["lr"]]
         training_curves.draw_learning_rate(

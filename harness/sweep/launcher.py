@@ -246,8 +246,10 @@ def final_runs(
                     reason = launcher.failure_reason(run.name, code)
                     raise HarnessError(f"the final run with seed {run.seed} failed: {reason}")
                 finished.append(_seed_run(launcher.runs / run.name, run.seed))
-                accuracy = finished[-1].result.get("test/acc")
-                notify(f"final run, seed {run.seed}: test accuracy {'-' if accuracy is None else percent(accuracy, 2)}")
+                result_of_seed = finished[-1].result
+                name = "mAP" if "test/acc" not in result_of_seed and "test/map" in result_of_seed else "accuracy"
+                reached = result_of_seed.get("test/map" if name == "mAP" else "test/acc")
+                notify(f"final run, seed {run.seed}: test {name} {'-' if reached is None else percent(reached, 2)}")
             time.sleep(POLL_INTERVAL)
     finally:
         stop_all([run.process for run in running])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.config.names import MACRO_METRICS, SELECTION_METRICS, may_bring_validation
+from harness.config.names import MACRO_METRICS, MULTILABEL_METRICS, SELECTION_METRICS, main_metric, may_bring_validation
 from harness.config.settings import Config
 from harness.utils.errors import UsageError, did_you_mean
 
@@ -114,10 +114,15 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
     brings_val = may_bring_validation(config.data)
     has_val = config.val_fraction > 0 or brings_val
     splits = ["train", *(["val"] if has_val else []), *(["test"] if not has_val or brings_val else [])]
-    known = [f"{split}/{key}" for split in splits for key in ("acc", "loss")]
+    main = main_metric(config.is_multilabel)
     held_out = [split for split in splits if split != "train"]
-    known += [f"{split}/{key}" for split in held_out for key in MACRO_METRICS]
-    known += [f"best/{split}_{key}" for split in held_out for key in dict.fromkeys(("acc", config.select_by))]
+    if config.is_multilabel:
+        known = ["train/exact_match", *(f"{split}/loss" for split in splits)]
+        known += [f"{split}/{key}" for split in held_out for key in MULTILABEL_METRICS]
+    else:
+        known = [f"{split}/{key}" for split in splits for key in ("acc", "loss")]
+        known += [f"{split}/{key}" for split in held_out for key in MACRO_METRICS]
+    known += [f"best/{split}_{key}" for split in held_out for key in dict.fromkeys((main, config.select_by))]
     reads_test = reads_test_set(name)
     if name not in (*known, *OTHER_METRICS):
         if name in METRICS_OF["val"] and not has_val:
@@ -125,7 +130,7 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
                 f"metric: {name} needs a validation split; add val_fraction: {{value: 0.1}} to the parameters"
             )
         key = name.partition("_")[2]
-        if name.startswith("best/") and key in SELECTION_METRICS and key not in ("acc", config.select_by):
+        if name.startswith("best/") and key in SELECTION_METRICS and key not in (main, config.select_by):
             raise UsageError(
                 f"metric: {name} is logged with select_by={key}; add select_by: {{value: {key}}} to the parameters"
             )
@@ -134,10 +139,10 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
                 f"metric: no run logs {name!r}{did_you_mean(name, (*known, *OTHER_METRICS))}; metrics are {', '.join(known)}"
             )
     if reads_test and has_val and not brings_val:
-        raise UsageError(f"metric: {name} is not logged with a validation split; use best/val_acc")
+        raise UsageError(f"metric: {name} is not logged with a validation split; use best/val_{main}")
     if reads_test and not on_test:
         raise UsageError(
-            f"metric: {name} would choose by the test set; use best/val_acc with val_fraction: {{value: 0.1}}, or give --choose-on-test"
+            f"metric: {name} would choose by the test set; use best/val_{main} with val_fraction: {{value: 0.1}}, or give --choose-on-test"
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.config import yaml_io
-from harness.config.names import TrialStatus
+from harness.config.names import TrialStatus, main_metric
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config
 from harness.sweep.distributions import as_text
@@ -243,13 +243,14 @@ def time_summary(times: Mapping[str, TrialTimes]) -> dict[str, float]:
 def final_summary(trial: str, result: SeedsResult) -> dict[str, Any]:
     """Return what the summary keeps of the final runs: each result, and the test accuracy over the seeds."""
     summary: dict[str, Any] = {"trial": trial, "seeds": [{"seed": run.seed, **run.result} for run in result.seeds]}
-    if (accuracy := result.figures.get("test/acc")) is not None:
+    main = f"test/{main_metric(result.config.is_multilabel)}"
+    if (spread := result.figures.get(main)) is not None:
         summary |= {
-            "test/acc_mean": accuracy.mean,
-            "test/acc_sd": accuracy.sd or 0.0,
-            "test/acc_min": accuracy.least,
-            "test/acc_max": accuracy.most,
+            f"{main}_mean": spread.mean,
+            f"{main}_sd": spread.sd or 0.0,
+            f"{main}_min": spread.least,
+            f"{main}_max": spread.most,
         }
-        if accuracy.low is not None:
-            summary["test/acc_interval"] = [accuracy.low, accuracy.high]
+        if spread.low is not None:
+            summary[f"{main}_interval"] = [spread.low, spread.high]
     return summary

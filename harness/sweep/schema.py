@@ -22,6 +22,7 @@ from harness.sweep.spec import SweepSpec, setting_of
 from harness.sweep.yaml_1_1 import as_wandb_reads
 from harness.tracking.backends.registry import check_trackers
 from harness.tracking.wandb.limits import check_wandb_values
+from harness.training.own_losses import find_loss
 from harness.training.own_schedules import find_schedule
 from harness.utils.errors import UsageError, did_you_mean
 
@@ -141,17 +142,18 @@ def parse_sweep(
 
 
 def _check_registered(sweep: SweepSpec, config: Config) -> None:
-    """Refuse trackers and schedules that do not exist, unless a plug-in may register them, which the trials import.
+    """Refuse trackers, losses and schedules that do not exist, unless a plug-in may register them, which the trials import.
 
     Raises:
-        UsageError: there is no such tracker or schedule, or a tracker's package is missing.
+        UsageError: there is no such tracker, loss or schedule, or a tracker's package is missing.
     """
     trackers = tuple(name for name in config.tracker if name in TRACKERS) if config.plugin else config.tracker
     check_trackers(config.replace(tracker=trackers))
     for parameter in () if config.plugin else sweep.parameters:
-        if setting_of(parameter)[0] == "schedule":
+        find = {"loss": find_loss, "schedule": find_schedule}.get(setting_of(parameter)[0])
+        if find is not None:
             for name in parameter.choices or ():
-                find_schedule(str(name))
+                find(str(name))
 
 
 def _read_cap(value: Any) -> int | None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from harness.config.names import BUILT_IN_DATASETS, FROM_PYTHON, REPORTED_SPLITS
+from harness.config.names import BUILT_IN_DATASETS, FROM_PYTHON, REPORTED_SPLITS, main_metric
 from harness.config.settings import Config, setting_fields
 from harness.tracking.journal import JournalContents, read_journal
 from harness.tracking.records import Artifact, Reference
@@ -132,10 +132,12 @@ def result_facts(summary: Mapping[str, Any], selected_by: str) -> dict[str, Any]
         selected_by: metric that selected the epoch; empty where none did.
     """
     result, data = summary["result"], summary["dataset"]
-    accuracies = [(split, result[f"{split}/acc"]) for split in REPORTED_SPLITS if f"{split}/acc" in result]
-    split, accuracy = accuracies[0] if accuracies else ("", None)
+    is_multilabel = "thresholds" in summary
+    main = main_metric(is_multilabel)
+    values = [(split, result[f"{split}/{main}"]) for split in REPORTED_SPLITS if f"{split}/{main}" in result]
+    split, value = values[0] if values else ("", None)
     return {
-        "accuracy": accuracy,
+        "map" if is_multilabel else "accuracy": value,
         "split": split,
         "epoch": result["epoch"],
         "chosen": result["chosen"],

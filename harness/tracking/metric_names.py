@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from harness.config.names import MACRO_METRICS
+from harness.config.names import MACRO_METRICS, MULTILABEL_METRICS
 from harness.utils.stats import Scale
 
 METRIC_NAME = re.compile(r"[A-Za-z_/][A-Za-z0-9_/]*")
@@ -38,8 +38,9 @@ def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_share(name: str) -> bool:
-    """Return whether a metric is a fraction 0..1, which users read in percent: an accuracy, an F1 or a calibration error."""
-    return name.rsplit("/", 1)[-1].startswith(("acc", "ece", *MACRO_METRICS))
+    """Return whether a metric is a fraction 0..1, which users read in percent: an accuracy, an F1, a mAP or a calibration error."""
+    last = name.rsplit("/", 1)[-1]
+    return last in (*MULTILABEL_METRICS, "map_tta") or last.startswith(("acc", "ece", *MACRO_METRICS))
 
 
 def is_unbalanced(accuracy: float, balanced_accuracy: float) -> bool:

@@ -25,7 +25,8 @@ class ListedRun:
     Attributes:
         written_at: when its journal was last written, in seconds since 1970.
         epoch: epochs that are done.
-        split, accuracy: of the result, or of the last epoch of a run without one.
+        split, accuracy: of the result, or of the last epoch of a run without one. Where images have several labels, the split
+            is followed by `mAP`, which the number is.
         resume: the command that resumes it; empty where it is finished or has to change first.
         diverged: whether it ended because a loss or a weight was not finite.
     """
@@ -132,7 +133,9 @@ def _read(path: Path, state: RunState, status: Mapping[str, Any]) -> ListedRun:
 def _accuracy(summary: Mapping[str, Any]) -> tuple[str, float]:
     for section in ("result", "last"):
         for split in REPORTED_SPLITS:
-            value = number(sub_mapping(summary, section).get(f"{split}/acc"))
-            if 0 <= value <= 1:
+            values = sub_mapping(summary, section)
+            if 0 <= (value := number(values.get(f"{split}/acc"))) <= 1:
                 return split, value
+            if f"{split}/acc" not in values and 0 <= (value := number(values.get(f"{split}/map"))) <= 1:
+                return f"{split} mAP", value
     return "", math.nan

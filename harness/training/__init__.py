@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from harness.training.loop import TrainerState as TrainerState
     from harness.training.loop import evaluate_batches as evaluate_batches
     from harness.training.loop import fit as fit
+    from harness.training.own_losses import register_loss as register_loss
     from harness.training.own_schedules import register_schedule as register_schedule
     from harness.training.schedule import Schedule as Schedule
     from harness.training.schedule import make_schedule as make_schedule
@@ -32,6 +33,7 @@ _MODULES = {
     "fit": "harness.training.loop",
     "make_learner": "harness.training.learner",
     "make_schedule": "harness.training.schedule",
+    "register_loss": "harness.training.own_losses",
     "register_schedule": "harness.training.own_schedules",
 }
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "fit",
     "make_learner",
     "make_schedule",
+    "register_loss",
     "register_schedule",
 ]
 

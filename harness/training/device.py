@@ -17,9 +17,20 @@ import torch
 from torch import nn
 
 from harness.utils.environment import PACKAGES, git_state, processor, usable_cpus, version, world_size
-from harness.utils.errors import ResourceError, UsageError
+from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 from harness.utils.files import cache_folder, read_json, write_json
 from harness.utils.plugins import plugin_packages
+
+
+@contextlib.contextmanager
+def evaluation_memory(num_images: int) -> Iterator[None]:
+    """Raise ResourceError, with the remedy, where memory runs out in the context, an evaluation of that many images."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise ResourceError(f"out of memory while evaluating {num_images:,} images; lower --eval-batch-size") from None
 
 
 def pick_device(name: str) -> torch.device:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.settings import Config
+from harness.data.views import flatten_views
 from harness.models.outputs import split_logits, weighted_loss
 from harness.training.cuda_graph import GraphedStep, StepOutputs
 from harness.training.device import autocast
@@ -34,7 +35,7 @@ from harness.training.optimizer import (
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
-# images [B, 3, H, W], labels int64 [B], step -> mixed images, targets [B] or [B, classes]
+# images [B, 3, H, W], labels int64 [B] or uint8 [B, classes], step -> mixed images, targets [B] or [B, classes]
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -44,7 +45,8 @@ class StepResult:
 
     Attributes:
         loss: [] mean over the batch, nats.
-        correct: [] int, images whose highest logit was their label (of mixed images, the label with the larger share).
+        correct: [] int, images whose highest logit was their label (of mixed images, the label with the larger share). Where
+            images have several labels: those of which every class was predicted correctly at a probability of 0.5.
         grad_norm: [] norm over all gradients before clipping; None where it was not measured.
     """
 
@@ -74,6 +76,7 @@ class Learner:
         freezing: which parameters are not trained, and until when.
         lr_scales: name of a group of parameters -> factor on its LR; empty where all have the same.
         is_compiled: `forward` is the compiled model.
+        is_multilabel: whether images have several labels; then labels are uint8 [B, classes].
     """
 
     model: nn.Module
@@ -97,6 +100,12 @@ class Learner:
     freezing: Freezing = field(default_factory=Freezing)
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     is_compiled: bool = False
+    is_multilabel: bool = False
+
+    @property
+    def share_name(self) -> str:
+        """The name of the fraction of the training images that are predicted correctly."""
+        return "exact_match" if self.is_multilabel else "acc"
 
     def begin_epoch(self, epoch: int) -> None:
         """Put the model into training mode for an epoch, with what is trained in it.
@@ -125,7 +134,8 @@ class Learner:
         """Do one optimizer update on one batch.
 
         Args:
-            images: float [B, 3, H, W]. labels: int64 [B].
+            images: float [B, 3, H, W], or several views of each, [B, views, 3, H, W]. labels: int64 [B], or
+                uint8 [B, classes] where images have several.
             step: updates done before; mixing depends on it.
             num_images: images of the batch over all processes; None: B.
 
@@ -135,10 +145,13 @@ class Learner:
         """
         set_lr_and_momentum(self.optimizer, lr, momentum)
         seed_optimizer(self.optimizer, step)
-        targets: Tensor = labels
+        targets: Tensor = labels if labels.ndim == 1 else labels.float()
         if self.mix is not None:
             images, targets = self.mix(images, labels, step)
-            labels = targets if targets.ndim == 1 else targets.argmax(1)  # of two mixed labels, the heavier one
+            if self.is_multilabel:
+                labels = (targets > 0.5).to(labels.dtype)  # of two mixed images, the labels of the heavier one
+            else:
+                labels = targets if targets.ndim == 1 else targets.argmax(1)  # of two mixed labels, the heavier one
         if self.graph is not None:
             loss, correct, norm = self.graph(images, labels, targets)
         else:
@@ -203,7 +216,8 @@ class Learner:
         for number, (inputs, classes, target) in enumerate(micro_batches, 1):
             with self._delayed_all_reduce(number < len(micro_batches)):
                 with autocast(self.device, self.precision):
-                    logits, *auxiliary = split_logits(forward(inputs))  # each [B / micro-batches, classes]
+                    # each [B / micro-batches, classes], of views the first ones first
+                    logits, *auxiliary = split_logits(forward(flatten_views(inputs)))
                 loss = weighted_loss([self.loss(each.float(), target) for each in (logits, *auxiliary)])
                 loss = loss * (len(inputs) / num_images)
                 # DDP averages the gradients over the processes; they have to be summed.
@@ -217,7 +231,7 @@ class Learner:
                     scaled.backward()
             fault_injection.point("micro_batch")
             losses.append(loss.detach())
-            corrects.append((logits.detach().argmax(1) == classes).sum())
+            corrects.append(_count_correct(logits.detach()[: len(classes)], classes))
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
     def _delayed_all_reduce(self, is_delayed: bool) -> contextlib.AbstractContextManager[None]:
@@ -278,6 +292,13 @@ class Learner:
         self.grad_accumulation = max(self.grad_accumulation, int(state.get("grad_accumulation", 1)))
 
 
+def _count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the number of images that are predicted correctly, [] int; of several labels each has to be."""
+    if labels.ndim == 2:
+        return ((logits > 0) == labels.bool()).all(1).sum()
+    return (logits.argmax(1) == labels).sum()
+
+
 def make_learner(
     config: Config,
     model: nn.Module,
@@ -295,7 +316,7 @@ def make_learner(
         forward: called in training instead of the model; not under torchrun or with `compile`.
         images_on_device: all images are in device memory; `cuda_graph=auto` captures the update only then, since other
             loaders take longer than launching its kernels does.
-        class_weights: float32 [classes], those of the setting.
+        class_weights: float32 [classes], those of the setting; where images have several labels, of a class's images.
 
     Raises:
         UsageError: the settings, the device and the processes contradict each other.
@@ -332,6 +353,7 @@ def make_learner(
         freezing=make_freezing(config, model),
         lr_scales=group_lr_scales(config, model),
         is_compiled=config.compile,
+        is_multilabel=config.is_multilabel,
     )
     reason = why_not_captured(config, learner)
     if config.cuda_graph and reason:

@@ -19,14 +19,22 @@ from torch.nn import functional as F
 from harness.config.names import MACRO_METRICS
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Curve, Record, Value
-from harness.training.device import autocast, eval_mode, pause_garbage_collection, peak_memory, synchronise
+from harness.training.device import (
+    autocast,
+    eval_mode,
+    evaluation_memory,
+    pause_garbage_collection,
+    peak_memory,
+    synchronise,
+)
 from harness.training.distributed import SingleProcess
 from harness.training.learner import Learner
 from harness.training.live_steps import EpochPosition, LiveSteps, step_curve
+from harness.training.multilabel import evaluate_multilabel
 from harness.training.saved_progress import TENSOR_FIELDS, check_progress
 from harness.training.schedule import Schedule
 from harness.utils import fault_injection
-from harness.utils.errors import DivergedError, ResourceError, is_out_of_memory
+from harness.utils.errors import DivergedError
 from harness.utils.seeding import seed_for
 from harness.utils.signals import Interrupted
 from harness.utils.stats import macro_scores
@@ -68,7 +76,8 @@ class StepInfo:
         images: images seen in the epoch.
         lr: learning rate of the last update.
         loss: returns the loss of the last update; waits for the device.
-        acc: returns the accuracy over the epoch so far; waits for the device.
+        acc: returns the accuracy over the epoch so far, or the share of exact matches; waits for the device.
+        share_name: what `acc` returns: `acc` or `exact_match`.
     """
 
     step: int
@@ -80,6 +89,7 @@ class StepInfo:
     lr: float
     loss: Callable[[], float]
     acc: Callable[[], float]
+    share_name: str = "acc"
 
 
 COLLECT_EVERY = 100  # updates between collections of the garbage of a long epoch
@@ -170,7 +180,8 @@ def fit(
             records.
 
     Yields:
-        `train/loss` (nats, mean over the images as augmented), `train/acc` (fraction), `<split>/` and what `evaluate_batches` returns,
+        `train/loss` (nats, mean over the images as augmented), `train/acc` (fraction; `train/exact_match` where images have
+        several labels), `<split>/` and what `evaluate_batches` or `evaluate_multilabel` returns,
         `lr` (of the epoch's last update; `lr/<group>` where parameter groups have factors on it), `epoch`, times, throughput and memory; `steps` holds loss, LR, fraction of the
         epochs and images seen of every update. Gradients are enabled at each yield.
 
@@ -196,7 +207,7 @@ def fit(
                     state.seconds = time.monotonic() - started_at
                     fault_injection.point("step", state.step)
                     if on_step is not None:
-                        on_step(_step_info(state, epoch, epochs, train.steps))
+                        on_step(_step_info(state, epoch, epochs, train.steps, learner.share_name))
                     if state.step % COLLECT_EVERY == 0:
                         gc.collect(1)
                     if (record := live.poll()) is not None:
@@ -207,15 +218,13 @@ def fit(
             images_seen = sum(state.sizes)
             if (record := live.finish_epoch()) is not None:  # before the evaluation, which may take long
                 yield record
-            values, steps = _epoch_values(state, position)
+            values, steps = _epoch_values(state, position, learner.share_name)
             values |= {f"lr/{name}": state.lrs[-1] * scale for name, scale in learner.lr_scales.items()}
             learner.average_buffers()
             if name := learner.first_not_finite():
                 raise _divergence(f"{name} is not finite", epoch, state.step - 1, state.lrs[-1])
             for name, batches in (evaluations or {}).items():
-                metrics = evaluate_batches(
-                    learner.eval_model, batches, learner.device, learner.precision, learner.processes
-                )
+                metrics = _evaluate(learner, name, batches)
                 values |= {f"{name}/{key}": value for key, value in metrics.items()}
                 if batches.num_images and not math.isfinite(metrics["loss"]):
                     raise _divergence(f"{name}/loss {metrics['loss']}", epoch, state.step - 1, state.lrs[-1])
@@ -239,6 +248,14 @@ def fit(
             raise
 
 
+def _evaluate(learner: Learner, split: str, batches: EvalBatches) -> dict[str, float]:
+    """Return the metrics of an epoch on a split; thresholds of several labels per image are chosen only on validation."""
+    where = (learner.eval_model, batches, learner.device, learner.precision, learner.processes)
+    if learner.is_multilabel:
+        return evaluate_multilabel(*where, chooses_thresholds=split == "val")[0]
+    return evaluate_batches(*where)
+
+
 def evaluate_batches(
     model: nn.Module,
     batches: EvalBatches,
@@ -259,28 +276,21 @@ def evaluate_batches(
     loss = torch.zeros((), dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
     counts = torch.zeros(3, 0, dtype=torch.int64, device=device)  # of each class: hits, images, predictions
     count = 0
-    try:
-        with eval_mode(model), torch.no_grad():
-            for images, labels in batches:
-                fault_injection.point("evaluation")
-                with autocast(device, precision):
-                    logits = model(images)  # [B, classes]
-                loss += F.cross_entropy(logits.float(), labels, reduction="sum")
-                predicted = logits.argmax(1)
-                if not count:
-                    counts = counts.new_zeros(3, logits.shape[1])
-                is_hit = (predicted == labels).to(counts.dtype)
-                for row, classes, amount in zip(
-                    counts, (labels, labels, predicted), (is_hit, ones := torch.ones_like(is_hit), ones), strict=True
-                ):
-                    row.scatter_add_(0, classes, amount)  # which, unlike bincount, does not wait for the device
-                count += len(labels)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ResourceError(
-            f"out of memory while evaluating {batches.num_images:,} images; lower --eval-batch-size"
-        ) from None
+    with evaluation_memory(batches.num_images), eval_mode(model), torch.no_grad():
+        for images, labels in batches:
+            fault_injection.point("evaluation")
+            with autocast(device, precision):
+                logits = model(images)  # [B, classes]
+            loss += F.cross_entropy(logits.float(), labels, reduction="sum")
+            predicted = logits.argmax(1)
+            if not count:
+                counts = counts.new_zeros(3, logits.shape[1])
+            is_hit = (predicted == labels).to(counts.dtype)
+            for row, classes, amount in zip(
+                counts, (labels, labels, predicted), (is_hit, ones := torch.ones_like(is_hit), ones), strict=True
+            ):
+                row.scatter_add_(0, classes, amount)  # which, unlike bincount, does not wait for the device
+            count += len(labels)
     processes = processes or SingleProcess()
     # A process without images does not know the number of classes.
     loss, total, widths, processes_with_images = processes.all_reduce_sum(
@@ -316,8 +326,12 @@ def _step(
         state.norms.append(result.grad_norm)
 
 
-def _epoch_values(state: TrainerState, position: EpochPosition) -> tuple[dict[str, Value], Curve]:
-    """Return the epoch's training metrics and per-step curves, read from the device at once."""
+def _epoch_values(state: TrainerState, position: EpochPosition, share: str) -> tuple[dict[str, Value], Curve]:
+    """Return the epoch's training metrics and per-step curves, read from the device at once.
+
+    Args:
+        share: the name of the fraction of the images that were predicted correctly.
+    """
     losses = torch.stack(state.losses).cpu().double()  # [batches]; the only wait for the device in an epoch
     first_step = state.step - len(losses)
     not_finite = (~torch.isfinite(losses)).nonzero()
@@ -327,7 +341,7 @@ def _epoch_values(state: TrainerState, position: EpochPosition) -> tuple[dict[st
     sizes = torch.tensor(state.sizes, dtype=torch.float64)
     values: dict[str, Value] = {
         "train/loss": float((losses * sizes).sum() / sizes.sum()),
-        "train/acc": int(torch.stack(state.corrects).sum()) / sum(state.sizes),
+        f"train/{share}": int(torch.stack(state.corrects).sum()) / sum(state.sizes),
         "lr": state.lrs[-1],
     }
     norms = torch.stack(state.norms).float().tolist() if state.norms else []
@@ -340,7 +354,7 @@ def _divergence(reason: str, epochs: int, step: int, lr: float) -> DivergedError
     )
 
 
-def _step_info(state: TrainerState, epoch: int, epochs: int, batches: int) -> StepInfo:
+def _step_info(state: TrainerState, epoch: int, epochs: int, batches: int, share: str) -> StepInfo:
     losses, corrects, images = state.losses, state.corrects, sum(state.sizes)
     return StepInfo(
         step=state.step,
@@ -352,4 +366,5 @@ def _step_info(state: TrainerState, epoch: int, epochs: int, batches: int) -> St
         lr=state.lrs[-1],
         loss=lambda: float(losses[-1]),
         acc=lambda: int(torch.stack(corrects).sum()) / images,
+        share_name=share,
     )

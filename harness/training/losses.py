@@ -1,23 +1,21 @@
-"""The losses of training: cross-entropy, binary cross-entropy and focal loss, with weights of the classes."""
+"""The losses of training: cross-entropy, binary cross-entropy, focal loss and JSD, with weights of the classes."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
-from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from harness.config.losses import GAMMA
+from harness.config.losses import GAMMA, JSD_ALPHA, LOSSES
 from harness.config.settings import Config
 from harness.data.mixup import smooth_one_hot
+from harness.training.own_losses import Loss as Loss
+from harness.training.own_losses import own_loss
+from harness.utils.errors import UsageError
 
-# logits float32 [B, C], labels int64 [B] or soft targets float [B, C] -> mean over the B images, [].
-# As a mean of one number per image it is the same however a batch is divided into micro-batches and among processes.
-Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 CLOSEST = 1e-8  # to 0 of 1 - p: below it, powers under 1 have infinite slopes
 
 
@@ -28,11 +26,19 @@ def make_loss(
 
     Args:
         device: of the logits.
-        class_weights: float32 [C].
+        class_weights: float32 [C]; where images have several labels, the weights of the images that have a class (torch's
+            `pos_weight`).
         is_smoothed: the targets have their label smoothing already, as mixed ones have.
+
+    Raises:
+        UsageError: no plug-in registers the loss, or it does not take its arguments.
     """
     smoothing = 0.0 if is_smoothed else config.label_smoothing
     class_weights = None if class_weights is None else class_weights.to(device)
+    if config.is_multilabel:
+        return _multilabel_loss(config, device, class_weights, smoothing)
+    if (registered := own_loss(config, class_weights, is_smoothed)) is not None:
+        return registered
     if config.loss == "bce":
         return _binary_cross_entropy(config, device, class_weights)
     if config.loss == "focal":
@@ -42,6 +48,12 @@ def make_loss(
             smoothing=smoothing,
             class_weights=class_weights,
         )
+    if config.loss == "jsd":
+        from timm.loss import JsdCrossEntropy
+
+        alpha = float(config.loss_args.get("alpha", JSD_ALPHA))
+        jsd: Loss = JsdCrossEntropy(config.aug_splits, alpha=alpha, smoothing=smoothing)  # logits [views * B, C]
+        return jsd
     if class_weights is None:
         return functools.partial(F.cross_entropy, label_smoothing=smoothing)
     return functools.partial(weighted_cross_entropy, class_weights=class_weights, smoothing=smoothing)
@@ -101,10 +113,46 @@ def _binary_cross_entropy(config: Config, device: torch.device, class_weights: T
     return loss
 
 
+def _multilabel_loss(config: Config, device: torch.device, pos_weight: Tensor | None, smoothing: float) -> Loss:
+    """Return timm's binary cross-entropy of several labels per image; smoothing moves each of them towards 0.5.
+
+    It is summed over the classes, unless `sum_classes` says otherwise: the gradient of each logit is its probability less its
+    target then, as with cross-entropy, so that the learning rates of the recipes fit for any number of classes.
+    """
+    from timm.loss import BinaryCrossEntropy
+
+    arguments = config.loss_args
+    if pos_weight is None and "pos_weight" in arguments:
+        pos_weight = torch.tensor(float(arguments["pos_weight"]))
+    each = BinaryCrossEntropy(
+        smoothing=smoothing,
+        smooth_dense=True,
+        target_threshold=arguments.get("target_threshold"),
+        reduction="none",
+        pos_weight=pos_weight,
+    ).to(device)
+    sums = bool(arguments.get("sum_classes", True))
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        terms = each(logits, targets)  # [B, C]
+        return (terms.sum(1) if sums else terms.mean(1)).mean()
+
+    return loss
+
+
 def uniform_loss(config: Config, classes: int) -> float:
-    """Return the loss of a model that gives every class the same probability, without weights of the classes, nats."""
-    if config.loss == "cross_entropy":
+    """Return the loss of a model that gives every class the same probability, without weights of the classes, nats.
+
+    Raises:
+        UsageError: that of a plug-in is not above 0, so that an LR range test could not tell by it when training diverges.
+    """
+    if config.loss in ("cross_entropy", "jsd"):  # between equal views there is no divergence
         return math.log(classes)
     # With softmax any equal logits are uniform; with sigmoid these are 1 / classes.
     logits = torch.full((classes, classes), -math.log(max(classes - 1, 1)))
-    return float(make_loss(config, logits.device)(logits, torch.arange(classes)))
+    loss = float(make_loss(config, logits.device)(logits, torch.arange(classes)))
+    if config.loss not in LOSSES and not loss > 0:
+        raise UsageError(
+            f"loss={config.loss} is {loss:g} where all classes are equally probable; an LR range test needs a loss above 0 there: give --lr-max and --lr-min"
+        )
+    return loss

@@ -237,7 +237,7 @@ def test_a_missing_or_empty_folder_is_no_download_of_cifar_unless_that_is_named(
     if is_there:
         folder.mkdir()
     config = make_config({"data_dir": str(folder)})
-    assert config.data == "folder"
+    assert config.data == make_config({"data_dir": str(folder), "recipe": "finetune"}).data == "folder"
     with pytest.raises(DataError, match="misspelt"):
         load_dataset(config)
     assert make_config({"data_dir": str(folder), "data": "cifar10"}).data == "cifar10"

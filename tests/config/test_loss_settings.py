@@ -39,7 +39,7 @@ def test_the_name_of_a_setting_elsewhere_leads_to_it(name, setting):
         ("bce-sum", "--loss-args sum_classes=true"),
         ("pos_weight", "--loss-args pos_weight=2"),
         ("balanced", "use --class-weights balanced, or --sampling balanced"),
-        ("jsd", "is not among them"),
+        ("jsd", "use --loss jsd with --aug-splits 3"),
         ("in_chans", "converted to RGB"),
     ],
 )

@@ -1,6 +1,7 @@
 """The rules of the range test on curves whose answer is known, and on those that mislead other finders."""
 
 import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -209,6 +210,20 @@ def test_a_top_at_the_left_edge_is_called_an_edge():
     suggestion = suggest([lr_curve(UNIFORM_LOSS - 3 * (acc - 0.1), acc) for _ in range(3)], uniform_loss=UNIFORM_LOSS)
     assert "left edge" in {caution.kind for caution in suggestion.cautions}
     assert suggestion.confidence.startswith("unsure")
+
+
+def test_a_rate_at_which_the_model_is_no_better_than_the_most_frequent_class_is_unsure():
+    curves = [typical_curve(seed) for seed in range(3)]
+    best = suggest(curves, uniform_loss=UNIFORM_LOSS)
+    top = float(re.search(r"highest there \(([\d.]+) %", best.reasons[0])[1]) / 100
+    for chance, is_sure in ((top - 0.01, True), (top + 0.01, False)):
+        suggestion = suggest(curves, uniform_loss=UNIFORM_LOSS, chance=chance)
+        assert suggestion.lr_max == best.lr_max and suggestion.confidence.startswith("unsure: accuracy at chance") == (
+            not is_sure
+        )
+        assert any(f"not above {100 * chance:.1f} %" in caution.text for caution in suggestion.cautions) == (
+            not is_sure
+        )
 
 
 def test_seeds_that_disagree_are_reported():

@@ -57,7 +57,9 @@ def test_a_refused_connection_is_the_reason_at_once(hub):
 def test_a_run_that_asks_for_weights_is_refused_at_once_and_without_retries(hub, caplog):
     hub(1)
     began = time.monotonic()
-    with pytest.raises(DataError, match=f"'{NAME}' cannot be loaded: .*downloaded.*; set --pretrained False"):
+    with pytest.raises(
+        DataError, match=f"'{NAME}' cannot be loaded: .*downloaded.*; set --init RUN_OR_FILE .* --pretrained False"
+    ):
         create_model(make_config({"model": NAME, "pretrained": True}), 10)
     assert time.monotonic() - began < 5 and not caplog.messages
 

@@ -280,7 +280,7 @@ def test_models_of_harness_are_recognised_also_when_compiled() -> None:
         ({"model_args": {"num_classes": 3}}, "num_classes; set --classes"),
         ({"model_args": {"in_chans": 1}}, "in_chans; images are RGB"),
         ({"model_args": {"features_only": True}}, "features_only"),
-        ({"pretrained": True}, "no pretrained weights; set --pretrained False"),
+        ({"pretrained": True}, "no pretrained weights; set --init RUN_OR_FILE .* --pretrained False"),
         ({"model": "resnet18_cifar", "pretrained": True}, "no pretrained weights"),
         ({"plugin": ["no_such_module_here"]}, "no_such_module_here"),
         ({"plugin": ["my_model.py"]}, "must be a module's name"),

@@ -40,6 +40,24 @@ def test_a_run_with_random_transforms_of_single_images_resumes_to_bit_identical_
     assert (tmp_path / "runs/r" / grid).read_bytes() == (augmented / grid).read_bytes()
 
 
+@pytest.mark.slow
+def test_a_run_with_views_and_the_jsd_loss_resumes_to_bit_identical_results_and_says_what_it_trains(tmp_path):
+    words = ["--loss", "jsd", "--aug-splits", "3", "--auto-augment", "augmix-m3-w2", "--label-smoothing", "0.1"]
+    words += ["--gallery", "6", "--cam", "none", "--workers", "0", "--epochs", "2", "--name", "r"]
+    for folder in ("whole", "killed"):
+        (tmp_path / folder).mkdir()
+    harness("run", *SAVING, *words, cwd=tmp_path / "whole", check=0)
+    ended = harness("run", *SAVING, *words, cwd=tmp_path / "killed", fault="kill@step=14")
+    assert ended.code == -signal.SIGKILL, ended.err
+    harness("run", *SAVING, *words, cwd=tmp_path / "killed", check=0)
+    whole, resumed = (contents_of(tmp_path / folder / "runs/r") for folder in ("whole", "killed"))
+    for part, value in whole.items():
+        assert resumed[part] == value, part
+    page = run_page(read_run(tmp_path / "whole/runs/r"))
+    assert "The training loss is the cross entropy of the first views and the divergence between views" in page
+    assert "3 views of each image" in page
+
+
 def test_the_grid_of_training_images_is_recorded_with_the_first_epoch_and_is_on_the_page(augmented):
     records = read_journal(augmented).records
     with_grid = [record for record in records if "gallery/augmented" in record.values]

@@ -1,6 +1,7 @@
-"""Schedules, metrics and trackers that a plug-in registers, from the command to what a run leaves."""
+"""Transforms, losses, schedules, metrics and trackers that a plug-in registers, from the command to what a run leaves."""
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -15,6 +16,7 @@ from harness.config.settings import Config
 from harness.evaluation.metrics import Predictions
 from harness.evaluation.own_metrics import check_metrics, own_metrics, register_metric
 from harness.reporting.figures.schedule import curve
+from harness.runs.components import build_components
 from harness.sweep.schema import parse_sweep
 from harness.tracking.backends.backend import Backend
 from harness.tracking.backends.registry import backend_type_of, check_trackers, register_tracker
@@ -30,7 +32,7 @@ from tests.support.resume import flatten
 EXAMPLE = Path(__file__).parents[2] / "examples/my_parts.py"
 OWN = [
     *TINY, "--plugin", "my_parts", "--schedule", "inverse_sqrt", "--schedule-args", "power=0.7", "--warmup-steps", "5",
-    "--metrics", "worst_recall", "--tracker", "lines", "--name", "r",
+    "--loss", "poly1", "--loss-args", "epsilon=2", "--transforms", "jpeg", "--workers", "0", "--metrics", "worst_recall", "--tracker", "lines", "--name", "r",
 ]  # fmt: skip
 
 
@@ -53,8 +55,8 @@ def lines_of(folder):
     return [json.loads(line) for line in (folder / "lines.jsonl").read_text().splitlines()]
 
 
-def test_a_run_uses_the_schedule_the_metric_and_the_tracker_of_a_plug_in(example):
-    command("run", *OWN, cwd=example, check=0)
+def test_a_run_uses_the_transform_the_loss_the_schedule_the_metric_and_the_tracker_of_a_plug_in(example):
+    command("run", *OWN, "--gallery", "4", "--cam", "none", cwd=example, check=0)
     folder = example / "runs/r"
     lrs = [lr for record in read_journal(folder).records if record.steps for lr in record.steps.lines["lr"]]
     low, high, rest = 0.001, 0.01, 33 - 5
@@ -73,6 +75,17 @@ def test_a_run_uses_the_schedule_the_metric_and_the_tracker_of_a_plug_in(example
     assert [line["lr"] for line in lines if "train/step_loss" in line] == lrs
     (settings,) = (line["config"] for line in lines if "schedule" in line.get("config", {}))
     assert settings["schedule_args"] == {"power": 0.7} and settings["plugin"] == ["my_parts"]
+    assert settings["loss"] == "poly1" and settings["loss_args"] == {"epsilon": 2}
+    page = (folder / "report.html").read_text()
+    assert "The training loss is the loss poly1; that of the other" in page
+    assert re.search(r"Augmentation: [^<]*\bjpeg\b", page) and (folder / "figures/augmented.png").is_file()
+    assert settings["transforms"] == ["jpeg"]
+    plugins.allow_plugins(["my_parts"])
+    parts = build_components(make_config({"device": "cpu"}, str(folder / "config.yaml")))
+    images, labels = next(parts.loaders.train.epoch(0))
+    p = parts.learner.model.train()(images).double().softmax(1).detach().numpy()[np.arange(128), labels]
+    first = next(line["train/step_loss"] for line in lines if "train/step_loss" in line)
+    assert first == pytest.approx(np.mean(2 * (1 - p) - np.log(p)), rel=1e-4)
 
     evaluated = command("evaluate", "runs/r", "--plugin", "my_parts", "--tracker", "", cwd=example, check=0)
     assert "worst_recall" in evaluated.out
@@ -81,7 +94,9 @@ def test_a_run_uses_the_schedule_the_metric_and_the_tracker_of_a_plug_in(example
     assert [line["lr"] for line in lines_of(folder)[len(lines) :] if "train/step_loss" in line] == lrs
 
 
-def test_a_run_with_a_schedule_of_a_plug_in_resumes_bit_identically_and_gets_more_epochs(example):
+def test_a_run_with_a_transform_a_loss_and_a_schedule_of_a_plug_in_resumes_bit_identically_and_gets_more_epochs(
+    example,
+):
     words = [*OWN[: OWN.index("--metrics")], "--checkpoint-every", "4"]
     command("run", *words, "--name", "whole", cwd=example, check=0)
     assert command("run", *words, "--name", "r", cwd=example, fault="kill@step=14").code == -signal.SIGKILL
@@ -98,6 +113,29 @@ def test_what_only_a_file_names_is_not_imported_for_a_schedule(example):
     (example / "mine.yaml").write_text("recipe: digits\nplugin: [my_parts]\nschedule: inverse_sqrt\n")
     refused = command("run", "--recipe", "mine.yaml", cwd=example)
     assert refused.code == 2 and "add --plugin my_parts" in refused.errors[0]
+
+
+def test_a_range_test_uses_the_loss_of_a_plug_in(example):
+    words = ["--plugin", "my_parts", "--loss", "poly1", "--loss-args", "epsilon=10", "--name", "f"]
+    command("lr-find", *TINY, *words, "--seeds", "1", "--steps", "10", cwd=example, check=0)
+    (curve,) = (
+        r.details["find/seed_0"] for r in read_journal(example / "runs/f").records if "find/seed_0" in r.details
+    )
+    assert curve.lines["loss"][0] == pytest.approx(np.log(10) + 10 * 0.9, abs=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--loss", "poly2"], "did you mean 'poly1'"),
+        (["--loss", "poly1", "--loss-args", "epsilom=1"], "loss=poly1 has only epsilon (did you mean 'epsilon'?)"),
+        (["--loss", "poly1", "--loss-args", "epsilon=much"], "labels int64 [128] raised TypeError"),
+    ],
+)
+def test_a_loss_that_cannot_be_used_ends_a_run_in_one_line_before_it_has_a_directory(example, words, message):
+    ended = command("run", *TINY, "--plugin", "my_parts", *words, cwd=example)
+    (line,) = ended.errors
+    assert ended.code == 2 and message in line and not (example / "runs").exists()
 
 
 def test_a_plot_of_a_schedule_of_a_plug_in_has_its_rates(example):
@@ -161,7 +199,7 @@ def test_what_is_no_complete_backend_is_no_tracker():
         check_trackers(Config(tracker=("lost",)))
 
 
-def test_a_sweep_refuses_schedules_that_no_plug_in_could_register():
+def test_a_sweep_refuses_losses_and_schedules_that_no_plug_in_could_register():
     parameters = {
         "schedule": {"values": ["cosine", "cosin"]},
         "recipe": {"value": "digits"},
@@ -170,4 +208,7 @@ def test_a_sweep_refuses_schedules_that_no_plug_in_could_register():
     document = {"method": "grid", "parameters": parameters, "command": ["harness", "run", "${args}"]}
     with pytest.raises(UsageError, match=r"'cosin': need one of one_cycle.*did you mean 'cosine'"):
         parse_sweep(document, "s", {})
+    losses = {**parameters, "schedule": {"value": "cosine"}, "loss": {"values": ["bce", "focl"]}}
+    with pytest.raises(UsageError, match=r"'focl': need one of cross_entropy.*did you mean 'focal'"):
+        parse_sweep({**document, "parameters": losses}, "s", {})
     parse_sweep({**document, "parameters": {**parameters, "plugin": {"value": "mine"}}}, "s", {})

@@ -125,6 +125,35 @@ def test_two_processes_train_as_one_with_two_micro_batches(two, tmp_path):
     assert_close(trained(single), trained(two[1]), 2e-3)
 
 
+OWN_LOSS = """
+from harness.training import register_loss
+from torch.nn.functional import cross_entropy
+
+@register_loss
+def squared(logits, targets, class_weights=None):
+    by_image = cross_entropy(logits, targets, reduction='none') ** 2
+    return (by_image * class_weights[targets]).mean()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--plugin", "mine", "--loss", "squared", "--class-weights", "0=3"],
+        ["--loss", "jsd", "--aug-splits", "3", "--auto-augment", "rand-m9", "--erasing", "0.3", "--workers", "0"],
+    ],
+    ids=["of a plug-in", "jsd"],
+)
+def test_two_processes_with_another_loss_train_as_one_with_two_micro_batches(tmp_path, words):
+    (tmp_path / "mine.py").write_text(OWN_LOSS)
+    command("run", *TINY, *words, "--name", "one", "--grad-accumulation", 2, cwd=tmp_path, check=0)
+    assert [process.code for process in ranks("run", *TINY, *words, cwd=tmp_path)] == [0, 0]
+    one, two = losses(tmp_path / "runs/one"), losses(tmp_path / "runs/r")
+    assert one[0] > 2  # that of ten equally probable classes is 2.3, and squared 5.3
+    np.testing.assert_allclose(one, two, rtol=2e-3)
+
+
 def test_only_the_main_process_writes_files_and_messages(two):
     (first, second), folder = two
     assert (second.out, second.err) == ("", "")

@@ -10,6 +10,7 @@ import torchvision
 from timm.loss import BinaryCrossEntropy
 from torch.nn import functional as F
 
+from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data.mixup import make_mixup, smooth_one_hot
 from harness.training.cuda_graph import GraphedStep
@@ -223,7 +224,7 @@ def test_the_uniform_loss_of_the_lr_finder_is_that_of_equal_probabilities():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"loss": "bse"}, "did you mean 'bce'"),
+        ({"loss": "b/e"}, "need one of cross_entropy, bce, focal, jsd, or one that a module of --plugin registers"),
         ({"loss": "focal", "loss_args": {"gama": 1}}, "did you mean 'gamma'"),
         ({"loss_args": {"gamma": 1}}, "set --loss focal"),
         ({"loss": "bce", "loss_args": {"gamma": 1}}, "set --loss focal"),
@@ -236,3 +237,10 @@ def test_the_uniform_loss_of_the_lr_finder_is_that_of_equal_probabilities():
 def test_a_loss_or_an_argument_that_does_not_exist_is_refused_in_one_line(settings, message):
     with pytest.raises(UsageError, match=message):
         Config(**settings)
+
+
+def test_the_nearest_name_is_suggested_for_a_loss_that_does_not_exist():
+    with pytest.raises(UsageError, match=r"did you mean 'bce'"):
+        make_loss(Config(loss="bse"), CPU)
+    with pytest.raises(UsageError, match=r"did you mean 'bce'"):
+        make_config({"loss": "bse"})

@@ -4,22 +4,35 @@ import importlib
 import logging
 import sys
 
+import numpy as np
 import pytest
 import torch
 
+from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data import register_dataset
+from harness.data.own_transforms import find_transforms
 from harness.data.registry import load_dataset
 from harness.models import factory
 from harness.training import device
+from harness.training.losses import make_loss
 from harness.utils import plugins, registry
 from harness.utils.errors import UsageError
 
 MODULE = """
 import numpy as np
 from timm.models import register_model
-from harness.data import register_dataset
+from harness.data import register_dataset, register_transform
+from harness.training import register_loss
 from harness.utils.registry import register
+
+@register_loss
+def installed_loss(logits, targets, factor):
+    return factor * logits.mean()
+
+@register_transform
+def installed_transform(image, generator):
+    return 255 - image
 
 @register_dataset
 def installed_squares(folder):
@@ -88,13 +101,17 @@ def test_a_module_may_register_a_function_anew_and_another_module_may_not():
         registry.register("loss", eval("lambda: 3", {"__name__": "elsewhere"}), name="mine")
 
 
-def test_an_installed_package_brings_data_sets_and_models_without_an_option(install):
+def test_an_installed_package_brings_data_sets_models_losses_and_transforms_without_an_option(install):
     install("installed_for_a_test", MODULE)
     assert len(load_dataset(Config(data="installed_squares")).train) == 8
     model = factory.create_model(Config(model="installed_model"), 3)
     assert model[1].out_features == 3
     assert ("installed_model", "plugin") in factory.model_names("installed")
     assert registry.find_registered("metric", "installed_metric")(None) == 0.5
+    config = make_config({"loss": "installed_loss", "loss_args": "factor=3", "transforms": "installed_transform"})
+    assert float(make_loss(config, torch.device("cpu"))(torch.ones(2, 3), torch.zeros(2).long())) == 3
+    image = np.full((4, 4, 3), 55, np.uint8)
+    assert (find_transforms(config)[0](image, np.random.default_rng(0)) == 200).all()
 
 
 def test_an_installed_package_is_not_imported_for_names_that_are_known_without_it(install, tmp_path):
@@ -115,6 +132,7 @@ def test_a_package_that_lies_in_the_current_folder_is_not_an_installed_one(insta
     (tmp_path / "mine_for_a_test.py").touch()
     monkeypatch.setattr(sys, "path", [*([str(tmp_path)] if is_start else []), *sys.path[1:]])
     monkeypatch.setattr(plugins, "_appended", set())
+    monkeypatch.delitem(sys.modules, "mine_for_a_test", raising=False)
     monkeypatch.chdir(tmp_path)
     plugins.allow_plugins(["mine_for_a_test"])
     plugins.import_plugins(["mine_for_a_test"])

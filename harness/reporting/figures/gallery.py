@@ -28,7 +28,7 @@ class Tile:
 
     Attributes:
         picture: uint8 [H, W, 3].
-        confidence: probability of the predicted class, 0..1.
+        confidence: probability of the predicted class, 0..1; NaN where several classes may be predicted.
     """
 
     picture: np.ndarray
@@ -41,6 +41,8 @@ class Tile:
     def verdict(self) -> str:
         """The prediction and its confidence, after a sign for correct or wrong."""
         sign = style.RIGHT_SIGN if self.correct else style.WRONG_SIGN
+        if math.isnan(self.confidence):
+            return f"{sign} {style.shorten(self.prediction, 24)}"
         return f"{sign} {style.shorten(self.prediction, 17)}  {percent(self.confidence)}"
 
     @property

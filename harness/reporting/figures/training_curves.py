@@ -27,6 +27,11 @@ def draw_losses(records: Sequence[Record], path: Path | str) -> Path:
     return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True)
 
 
+def draw_average_precision(records: Sequence[Record], path: Path | str) -> Path:
+    """Draw every `*/map` by epoch, in percent; the highest and the last value of each are marked."""
+    return _by_epoch(records, path, "map", "Mean average precision", "mAP (%)", lowest=False)
+
+
 def draw_accuracy(records: Sequence[Record], path: Path | str) -> Path:
     """Draw every `*/acc` by epoch, in percent; the highest and the last value of each are marked."""
     return _by_epoch(records, path, "acc", "Accuracy", "accuracy (%)", lowest=False)

@@ -74,8 +74,8 @@ def overlaid(groups: Sequence[RunGroup]) -> list[Chart]:
     runs = [run for group in groups for run in group.runs]
     splits = {run.watched for run in runs}
     charted = [
-        *((f"{split}/{metric}", f"{SPLIT_LABELS[split].capitalize()} {title}", y, metric == "acc")
-          for metric, title, y in (("acc", "accuracy", "accuracy"), ("loss", "loss", "loss (nats)"))
+        *((f"{split}/{metric}", f"{SPLIT_LABELS[split].capitalize()} {title}", y, metric != "loss")
+          for metric, title, y in (("acc", "accuracy", "accuracy"), ("map", "mAP", "mAP"), ("loss", "loss", "loss (nats)"))
           for split in ("val", "test") if split in splits),
         ("train/loss", "Training loss", "loss (nats)", False),
         ("lr", "Learning rate", "learning rate", False),

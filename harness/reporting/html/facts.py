@@ -71,9 +71,11 @@ class ChosenSetting:
 
 def headline(run: RunData) -> list[Fact]:
     """Return the headline numbers of a run, each with how it was chosen."""
-    facts = []
+    facts = _multilabel_facts(run) if run.is_multilabel else []
     for split in REPORTED_SPLITS:
         name = SPLIT_LABELS[split].capitalize()
+        if run.is_multilabel:
+            break
         if math.isfinite(acc := run.figure(f"{split}/acc")):
             facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split)))
         for key, variant in (("acc_tta", "with TTA"), ("acc5", "top-5")):
@@ -85,7 +87,8 @@ def headline(run: RunData) -> list[Fact]:
                 facts.append(Fact(f"{name} {SELECTION_TEXTS[key]}", f"{100 * value:.2f} %", note))
     name = SPLIT_LABELS[run.split].capitalize()
     if math.isfinite(loss := run.figure(f"{run.split}/loss")):
-        facts.append(Fact(f"{name} loss", f"{loss:.4f}", "cross entropy (nats)"))
+        kind = "binary cross entropy, sum over the classes" if run.is_multilabel else "cross entropy"
+        facts.append(Fact(f"{name} loss", f"{loss:.4f}", f"{kind} (nats)"))
     if math.isfinite(error := run.figure(f"{run.split}/ece")):
         note = "expected calibration error: mean gap between confidence and accuracy"
         facts.append(Fact(f"{name} ECE", f"{100 * error:.2f} %", note))
@@ -106,6 +109,27 @@ def headline(run: RunData) -> list[Fact]:
             )
         )
     return facts
+
+
+def _multilabel_facts(run: RunData) -> list[Fact]:
+    """Return the headline numbers of images with several labels, on each split that the result has them of."""
+    thresholds = str(sub_mapping(run.summary, "thresholds").get("chosen", "0.5"))
+    notes = {
+        "map": _chosen(run),
+        "map_tta": "with test-time augmentation",
+        "f1_macro": f"mean F1 of the classes; thresholds: {thresholds}",
+        "exact_match": "images of which every class is predicted correctly",
+    }
+    return [
+        Fact(
+            f"{SPLIT_LABELS[split].capitalize()} {SELECTION_TEXTS.get(key, 'mAP, with TTA')}",
+            f"{100 * value:.2f} %",
+            note,
+        )
+        for split in REPORTED_SPLITS
+        for key, note in notes.items()
+        if math.isfinite(value := run.figure(f"{split}/{key}"))
+    ]
 
 
 def _chosen(run: RunData) -> str:
@@ -130,7 +154,7 @@ def _interval(run: RunData, split: str) -> str:
 
 def _best_epoch(run: RunData) -> list[Fact]:
     best = sub_mapping(run.summary, "best")
-    key = next((key for key in best if key.endswith("/acc")), "")
+    key = next((key for key in best if key.endswith(f"/{run.main}")), "")
     if not key or best.get("epoch") == run.result.get("epoch"):
         return []
     note = f"epoch {best.get('epoch')}: {best.get('chosen')}"
@@ -138,7 +162,7 @@ def _best_epoch(run: RunData) -> list[Fact]:
 
 
 def _so_far(run: RunData) -> list[Fact]:
-    epochs, values = run.line(f"{run.watched}/acc")
+    epochs, values = run.line(f"{run.watched}/{run.main}")
     if not values:
         return []
     best = max(range(len(values)), key=lambda index: values[index])
@@ -146,7 +170,13 @@ def _so_far(run: RunData) -> list[Fact]:
         f"epoch {epochs[-1]} of {run.config.get('epochs', '?')}, not a final result; "
         f"best so far {percent(values[best])} in epoch {epochs[best]}"
     )
-    return [Fact(f"{SPLIT_LABELS[run.watched].capitalize()} accuracy so far", f"{100 * values[-1]:.2f} %", note)]
+    return [
+        Fact(
+            f"{SPLIT_LABELS[run.watched].capitalize()} {SELECTION_TEXTS[run.main]} so far",
+            f"{100 * values[-1]:.2f} %",
+            note,
+        )
+    ]
 
 
 def _steps(run: RunData) -> int:
@@ -167,6 +197,7 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
         ("Model", f"{config.get('model')}{f' ({setting_text(arguments)})' if arguments else ''}"),
         ("Data", f"{config.get('data')}: {images} images" if images else config.get("data")),
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
+        ("Labels", _labels(run)),
         ("Training", f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
         ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
         ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_warmup(config)}{_found_by_range_test(config)}"),
@@ -175,6 +206,15 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
         ("Notes", config.get("notes")),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in rows if value and "None" not in str(value)]
+
+
+def _labels(run: RunData) -> str:
+    """Return how many labels an image has; empty where each has one."""
+    counts = sub_mapping(run.dataset, "labels_per_image")
+    mean, without = number(counts.get("mean")), number(counts.get("without"))
+    if not run.is_multilabel or not math.isfinite(mean + without):
+        return "several per image (multi-label)" if run.is_multilabel else ""
+    return f"several per image (multi-label): {mean:.2f} in the mean, {without:,.0f} training images without any"
 
 
 def _warmup(config: Mapping[str, Any]) -> str:

@@ -16,6 +16,19 @@ from harness.utils.plain import number
 
 MAX_PNG_BYTES = 6_000  # a larger file is embedded as JPEG
 JPEG_QUALITY = 85
+# Key of a gallery, its title, and what its images are.
+TITLES = (
+    ("misclassified", "Misclassified", "misclassified"),
+    ("correct", "Correctly classified", "correctly classified"),
+)
+MULTILABEL_TITLES = (
+    (
+        "misclassified",
+        "Not predicted exactly",
+        "whose classes are not predicted exactly, those with the highest loss first",
+    ),
+    ("correct", "Predicted exactly", "whose classes are predicted exactly, those with the lowest loss first"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,7 @@ class Gallery:
 
     Attributes:
         truths, predictions: the classes to filter by, in the order of the data set.
+        is_multilabel: whether a truth or a prediction is a set of classes, as text.
     """
 
     key: str
@@ -64,6 +78,7 @@ class Gallery:
     cards: Sequence[Card]
     truths: Sequence[str]
     predictions: Sequence[str]
+    is_multilabel: bool = False
 
     @property
     def classes(self) -> list[str]:
@@ -78,16 +93,14 @@ def galleries(run: RunData) -> list[Gallery]:
         correct = int((run.predictions.labels == run.predictions.predicted).sum())
         totals = {"misclassified": len(run.predictions.labels) - correct, "correct": correct}
     made = []
-    for key, title, adjective in (
-        ("misclassified", "Misclassified", "misclassified"),
-        ("correct", "Correctly classified", "correctly classified"),
-    ):
+    for key, title, adjective in MULTILABEL_TITLES if run.is_multilabel else TITLES:
         cards = [_card(row) for row in _rows(run, f"predictions/{key}")]
         if cards:
             total = f" of {totals[key]:,}" if totals[key] >= len(cards) else ""
-            made.append(
-                _gallery(run, key, title, f"{len(cards)}{total} {adjective} images of the {run.split} set.", cards)
-            )
+            caption = f"{len(cards)}{total} {adjective} images of the {run.split} set."
+            if run.is_multilabel:
+                caption = f"{len(cards)} images of the {run.split} set {adjective}. Each shows its predicted and its true classes."
+            made.append(_gallery(run, key, title, caption, cards))
     # Earlier versions have the table of maps under the second key.
     rows = _rows(run, "explain/maps") or _rows(run, "explain/gradcam")
     cards = [_cam_card(row) for row in rows]
@@ -124,7 +137,7 @@ def _gallery(run: RunData, key: str, title: str, caption: str, cards: Sequence[C
         return sorted(names, key=lambda name: (order.get(name, len(order)), name))
 
     truths, predictions = in_order({card.truth for card in cards}), in_order({card.prediction for card in cards})
-    return Gallery(key, title, caption, cards, truths, predictions)
+    return Gallery(key, title, caption, cards, truths, predictions, run.is_multilabel)
 
 
 def _card(row: Mapping[str, Any]) -> Card:

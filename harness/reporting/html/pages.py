@@ -26,6 +26,7 @@ from harness.tracking.run_files import is_run
 from harness.utils.environment import version
 from harness.utils.errors import UsageError, as_harness_error
 from harness.utils.files import write_atomically
+from harness.utils.plain import sub_mapping
 from harness.utils.text import percent
 
 if TYPE_CHECKING:
@@ -118,6 +119,8 @@ def run_page(run: RunData) -> str:
         confusions=most_confused(matrix, predictions.classes) if predictions and matrix is not None else [],
         matrix=matrix.tolist() if matrix is not None and len(matrix) <= MATRIX_ROWS else [],
         bins=calibration.bins if calibration else [],
+        multilabel=run.table("predictions/per_class") if run.is_multilabel else None,
+        thresholds=sub_mapping(run.summary, "thresholds").get("chosen", ""),
         galleries=galleries(run),
         augmented=augmented_view(run),
         times=times,
@@ -135,7 +138,8 @@ def runs_page(
         left_out: (folder, why) of those that could not be read.
     """
     groups = group_runs(runs)
-    keys = [key for key in ("test/acc", "val/acc", "test/loss", "val/loss") if any(key in run.result for run in runs)]
+    metrics = ("test/acc", "val/acc", "test/map", "val/map", "test/loss", "val/loss")
+    keys = [key for key in metrics if any(key in run.result for run in runs)]
     classes = comparison.compare_classes(groups)
     difference = classes.chart() if classes else None
     counted = [
@@ -268,7 +272,7 @@ def _cell_text(value: Any, key: str = "") -> str:
     if isinstance(value, float):
         if not math.isfinite(value):
             return "–" if math.isnan(value) else str(value)
-        if "acc" in key:
+        if "acc" in key or key.rsplit("/", 1)[-1] in ("map", "exact_match"):
             return f"{100 * value:.2f} %"
         return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.4g}"
     return str(value)

@@ -30,6 +30,7 @@ from harness.reporting.html.plotly import (
 )
 from harness.reporting.html.run_data import RunData
 from harness.tracking.records import Curve
+from harness.utils.plain import sub_mapping
 from harness.utils.stats import moving_average
 from harness.utils.text import percent, truncate
 
@@ -47,15 +48,37 @@ def by_epoch(run: RunData) -> list[Chart]:
     """Return loss, accuracy and learning rate by epoch."""
     if not run.epochs:
         return []
+    if run.is_multilabel:
+        return [*_multilabel_curves(run), _lr_by_epoch(run)]
     loss = _splits(run, "loss", "Loss", "cross entropy (nats)", min)
     if kind := training_loss(run.config):
         loss = replace(
             loss, caption=f"{loss.caption} The training loss is {kind}; that of the other splits is the cross entropy."
         )
     acc = _splits(run, "acc", "Accuracy", "accuracy", max)
+    return [loss, acc, _lr_by_epoch(run)]
+
+
+def _multilabel_curves(run: RunData) -> list[Chart]:
+    """Return loss, mAP, macro F1 and exact matches by epoch, of images with several labels."""
+    loss = _splits(run, "loss", "Loss", "binary cross entropy (nats)", min)
+    arguments = sub_mapping(run.config, "loss_args")
+    if run.config.get("class_weights") or "pos_weight" in arguments or not arguments.get("sum_classes", True):
+        caption = f"{loss.caption} The training loss is weighted or averaged as the settings say; that of the other splits is the plain sum over the classes."
+        loss = replace(loss, caption=caption)
+    return [
+        loss,
+        _splits(run, "map", "Mean average precision", "mAP", max),
+        _splits(run, "f1_macro", "Macro F1", "F1", max),
+        _splits(run, "exact_match", "Images of which every class is predicted correctly", "exact match", max),
+    ]
+
+
+def _lr_by_epoch(run: RunData) -> Chart:
+    """Return the learning rate at the end of each epoch."""
     x, lrs = run.line("lr")
     caption = f"At the end of each epoch, from {lrs[0]:.3g} to {lrs[-1]:.3g}." if lrs else "Not recorded."
-    lr = Chart(
+    return Chart(
         "epoch-lr",
         "Learning rate",
         caption,
@@ -64,14 +87,19 @@ def by_epoch(run: RunData) -> list[Chart]:
         260,
         has_log_switch=True,
     )
-    return [loss, acc, lr]
 
 
 def training_loss(config: Mapping[str, Any]) -> str:
     """Return what a run trains with in place of the cross entropy of all images alike, by its settings; empty for that."""
     loss, weights = (config.get(name) for name in ("loss", "class_weights"))
-    names = {"bce": "the binary cross entropy", "focal": "the focal loss"}
-    name = names.get(str(loss), "the cross entropy" if weights else "")
+    names = {
+        "bce": "the binary cross entropy",
+        "focal": "the focal loss",
+        "jsd": "the cross entropy of the first views and the divergence between views",
+    }
+    name = "the cross entropy" if weights else ""
+    if loss not in (None, "cross_entropy"):
+        name = names.get(str(loss), f"the loss {loss}")
     return f"{name} with weights of the classes" if weights else name
 
 
@@ -85,12 +113,12 @@ def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., A
             continue
         data.append(line(x, values, SPLIT_LABELS[split], colour, dash=dash))
         best, epoch = pick(known, key=lambda pair: pair[0])
-        show = percent if metric == "acc" else lambda value: f"{value:.4g}"
+        show = percent if metric != "loss" else lambda value: f"{value:.4g}"
         parts.append(f"{SPLIT_LABELS[split]}: last {show(known[-1][0])}, best {show(best)} (epoch {epoch})")
     caption = "; ".join(parts).capitalize() + "." if parts else "Not recorded."
     return Chart(
         f"epoch-{metric}", title, caption, data,
-        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric == "acc")), has_log_switch=metric == "loss",
+        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric != "loss")), has_log_switch=metric == "loss",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.names import REPORTED_SPLITS
+from harness.config.names import REPORTED_SPLITS, main_metric
 from harness.config.settings import Config
 from harness.config.stored import with_former_defaults
 from harness.evaluation.metrics import SavedPredictions, read_predictions_csv
@@ -76,16 +76,26 @@ class RunData:
         return sub_mapping(self.summary, "result")
 
     @property
+    def is_multilabel(self) -> bool:
+        """Whether images may have several labels."""
+        return _is_multilabel(self.config)
+
+    @property
+    def main(self) -> str:
+        """The metric that the result is named by: `acc`, or `map` where images have several labels."""
+        return main_metric(self.is_multilabel)
+
+    @property
     def split(self) -> str:
         """The split that is reported: test where it was evaluated, else validation."""
         known = set(self.result) | {key for record in self.epochs for key in record.values}
-        return next((split for split in REPORTED_SPLITS if f"{split}/acc" in known), "test")
+        return next((split for split in REPORTED_SPLITS if f"{split}/{self.main}" in known), "test")
 
     @property
     def watched(self) -> str:
         """The split that each epoch was evaluated on."""
         known = {key for record in self.epochs for key in record.values}
-        return next((split for split in ("val", "test") if f"{split}/acc" in known), "test")
+        return next((split for split in ("val", "test") if f"{split}/{self.main}" in known), "test")
 
     def figure(self, key: str) -> float:
         """Return a metric of the result such as `test/acc`; NaN where there is none."""
@@ -217,7 +227,10 @@ def read_run(path: Path, state: str = "") -> RunData:
     ):
         missing.append("summary.json, and with it the results")
     config = _config(path, contents.header, missing)
-    predictions, why = read_predictions_csv(path / PREDICTIONS, _classes(contents.header, summary))
+    if _is_multilabel(config):  # the page has no matrix of them
+        predictions, why = None, ""
+    else:
+        predictions, why = read_predictions_csv(path / PREDICTIONS, _classes(contents.header, summary))
     if PREDICTIONS in changed:
         predictions = None
     elif why and (state == RunState.FINISHED and summary):
@@ -235,6 +248,10 @@ def read_run(path: Path, state: str = "") -> RunData:
         predictions=predictions,
         missing=missing,
     )
+
+
+def _is_multilabel(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("label_separator") or config.get("label_columns"))
 
 
 def _classes(header: Mapping[str, Any], summary: Mapping[str, Any]) -> list[str]:

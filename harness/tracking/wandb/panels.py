@@ -103,9 +103,10 @@ def line_panels(wr: Any, summary: Mapping[str, Any], **options: Any) -> list[tup
     """
     numbers = [key for key, value in sorted(summary.items()) if is_number(value)]
     by_epoch = {
-        what: [f"{split}/{what}" for split in SPLIT_NAMES if f"{split}/{what}" in numbers] for what in ("loss", "acc")
+        what: [f"{split}/{what}" for split in SPLIT_NAMES if f"{split}/{what}" in numbers]
+        for what in ("loss", "acc", "map")
     }
-    titles = {"loss": "loss by epoch", "acc": "accuracy by epoch"}
+    titles = {"loss": "loss by epoch", "acc": "accuracy by epoch", "map": "mAP by epoch"}
     panels = [
         (line_panel(wr, titles[what], keys, "epoch", **options), 12, 8) for what, keys in by_epoch.items() if keys
     ]
@@ -175,7 +176,7 @@ def is_number(value: Any) -> bool:
 
 
 def number_text(key: str, value: Any) -> str:
-    is_fraction = bool(re.search(r"(acc|ece)(\d|_tta)?$", key)) and 0 <= value <= 1
+    is_fraction = bool(re.search(r"((acc|ece)(\d|_tta)?|\b(map|exact_match))$", key)) and 0 <= value <= 1
     return percent(value, 2) if is_fraction else f"{value:.4g}"
 
 

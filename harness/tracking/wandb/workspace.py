@@ -97,7 +97,7 @@ def _filter(facts: RunFacts | RunsFacts | SweepFacts) -> str:
 
 def _columns(facts: RunFacts | RunsFacts | SweepFacts, summary: Mapping[str, Any]) -> list[str]:
     """Return the pinned columns: name, metrics of the result, and the settings that matter."""
-    metrics = [key for key, _ in result_numbers(summary) if key.endswith(("/acc", "/loss"))]
+    metrics = [key for key, _ in result_numbers(summary) if key.endswith(("/acc", "/map", "/loss"))]
     names: list[str] = list(SETTINGS)
     if isinstance(facts, SweepFacts):
         metric = metric_of(facts.config)[0]

@@ -1,0 +1,23 @@
+"""Several views of each image in a batch, which the JSD loss compares: images float [B, V, 3, H, W] in place of [B, 3, H, W].
+
+A batch stays one of B images, so that it is divided into micro-batches and among processes as any other. The network gets
+timm's order: all first views, then all second ones, and so on.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def flatten_views(images: Tensor) -> Tensor:
+    """Return images [B, V, 3, H, W] as [V * B, 3, H, W], all first views first; those without views as they are."""
+    return images if images.ndim == 4 else images.transpose(0, 1).flatten(0, 1)
+
+
+def with_memory_format(images: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return images whose `flatten_views` is a view of them in this memory format."""
+    if images.ndim == 4:
+        return images.contiguous(memory_format=memory_format)
+    flat = flatten_views(images).contiguous(memory_format=memory_format)
+    return flat.unflatten(0, (images.shape[1], len(images))).transpose(0, 1)

@@ -1,0 +1,76 @@
+"""Evaluate images with several labels: metrics by class, `predictions.csv`, and galleries of the best and worst images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from harness.evaluation.multilabel import MultilabelPredictions, label_text, prediction_rows
+from harness.reporting.figures.gallery import Tile
+from harness.reporting.prediction_tables import CHART_CLASSES, MAX_ROWS, curve_charts
+from harness.tracking.records import Image, Table, TableChart
+from harness.utils.multilabel import average_precisions
+
+
+def multilabel_table(
+    predictions: MultilabelPredictions,
+    ids: Sequence[str],
+    classes: Sequence[str],
+    *,
+    positions: np.ndarray | None = None,
+    pictures: Mapping[int, np.ndarray] | None = None,
+) -> Table:
+    """Return a row per image; the id is the same in every run on the data.
+
+    Args:
+        ids: of all images of the split.
+        positions: of the images in the split, in the order of the rows; None: all, at most `MAX_ROWS` evenly spaced.
+        pictures: position -> image, uint8 [H, W, 3]; the others have none.
+    """
+    if positions is None:
+        positions = np.arange(0, len(predictions), -(-len(predictions) // MAX_ROWS))
+    pictures = pictures or {}
+    columns = prediction_rows(predictions, ids, classes, positions)
+    images = [Image(pictures[index]) if index in pictures else None for index in positions.tolist()]
+    columns = {"id": columns.pop("id"), "image": images, **columns}
+    return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
+
+
+def multilabel_charts(predictions: MultilabelPredictions, classes: Sequence[str], split: str) -> dict[str, TableChart]:
+    """Return precision over recall and the ROC curve of each class; of many, those with the lowest average precision."""
+    precisions = average_precisions(predictions.labels, predictions.probabilities)
+    chosen = np.sort(np.argsort(np.where(np.isnan(precisions), 2, precisions), kind="stable")[:CHART_CLASSES])
+    few = f", the {len(chosen)} of {len(classes):,} classes with the lowest average precision"
+    which = f"{split} set" + (few if len(chosen) < len(classes) else "")
+    curves = [
+        (classes[number], predictions.labels[:, number] > 0, predictions.probabilities[:, number]) for number in chosen
+    ]
+    return curve_charts(curves, which)
+
+
+def worst_images(predictions: MultilabelPredictions, wrong: bool, count: int) -> np.ndarray:
+    """Return the images whose labels are not predicted exactly, or are, int64 [<= count]: the highest loss first.
+
+    Of those that are predicted exactly the lowest loss comes first.
+    """
+    candidates = np.flatnonzero(predictions.correct != wrong)
+    losses = predictions.losses[candidates]
+    return candidates[np.argsort(-losses if wrong else losses, kind="stable")][:count]
+
+
+def multilabel_tiles(
+    predictions: MultilabelPredictions, chosen: np.ndarray, classes: Sequence[str], pictures: Sequence[np.ndarray]
+) -> list[Tile]:
+    """Return a tile for each image, with its true and its predicted labels."""
+    return [
+        Tile(
+            picture=picture,
+            truth=label_text(predictions.labels[index], classes),
+            prediction=label_text(predictions.predicted[index], classes),
+            confidence=math.nan,
+            correct=bool(predictions.correct[index]),
+        )
+        for index, picture in zip(chosen.tolist(), pictures, strict=True)
+    ]
