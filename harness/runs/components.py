@@ -13,6 +13,7 @@ from harness.config.settings import Config
 from harness.data import loaders
 from harness.data.balance import class_weights
 from harness.data.dataset import Dataset
+from harness.data.listing import short_list
 from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
 from harness.data.registry import load_dataset
@@ -155,6 +156,7 @@ def describe_data(components: Components) -> dict[str, Any]:
         "images": sizes,
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
+        **({"skipped_images": short_list(dataset.skipped)} if dataset.skipped else {}),
         "loader": components.loaders.kind,
         **_describe_weights(components),
         "notes": dataset.notes,

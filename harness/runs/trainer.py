@@ -191,7 +191,8 @@ class Trainer:
         metric = self.components.config.select_by
         best = {f"best/{split}_{name}": best_epoch(self.state.history, split, name) for name in {"acc", metric}}
         epoch, value = best[f"best/{split}_{metric}"]
-        values: dict[str, Value] = {**record.values, **{name: best[name][1] for name in sorted(best)}, **self._watch()}
+        record = dataclasses.replace(record, values={**record.values, **{name: best[name][1] for name in sorted(best)}})
+        values: dict[str, Value] = {**record.values, **self._watch()}
         details: Mapping[str, Value] = {}
         if self.augmented is not None:
             values["gallery/augmented"], self.augmented = self.augmented, None

@@ -1,11 +1,17 @@
 """The numbers, texts and charts of a report are those of the run directory, of which every figure is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from harness.config.settings import Config
+from harness.data.preprocess import Preprocess
 from harness.evaluation import metrics
+from harness.models.model_card import model_card
 from harness.reporting.html import facts, run_charts
 from harness.reporting.html.groups import group_runs, run_differences
+from harness.reporting.html.pages import run_page
 from harness.reporting.html.run_data import read_run
 from tests.support import small_run
 from tests.support.small_run import IMAGES, LRS, SECONDS, STEP_LOSSES, TRAIN_LOSS, VAL_ACC, VAL_LOSS, write_run
@@ -48,6 +54,41 @@ def test_the_headline_has_each_figure_with_its_split_its_epoch_and_its_interval(
     # 1.5 before, 12 of epochs, 2.25 at the end
     assert shown["Duration"] == ("15.8 s", "3 epochs, 6 steps")
     assert "Best epoch" not in shown  # it is the result
+
+
+@pytest.mark.parametrize(("split", "is_shown"), [("val", True), ("test", False)])
+def test_the_best_epoch_is_a_headline_only_where_a_validation_split_chose_it(run, split, is_shown):
+    best = {"epoch": 3, f"{split}/acc": 0.7, "chosen": f"best {split}/acc"}
+    changed = dataclasses.replace(run, summary={**run.summary, "best": best})
+    assert ("Best epoch" in {fact.name for fact in facts.headline(changed)}) == is_shown
+
+
+def test_what_is_wrong_with_the_data_is_on_the_page(run):
+    notes = ["the centre crop cuts 14% off", "1 of 4 test images stand in the training images too: <b>.png"]
+    dataset = {**run.dataset, "notes": notes, "skipped": 2, "skipped_images": "cat/a.png, cat/b.png"}
+    page = run_page(dataclasses.replace(run, header={**run.header, "dataset": dataset}))
+    for text in (notes[0], "&lt;b&gt;.png", "2 unreadable images were left out: cat/a.png, cat/b.png"):
+        assert f"{text}</p>" in page
+    assert "<b>.png" not in page
+    before = {**dataset, "notes": None, "skipped": 1}  # of a run that kept no names
+    del before["skipped_images"]
+    shown = facts.data_notes(dataclasses.replace(run, header={**run.header, "dataset": before}))
+    assert shown == ["1 unreadable image was left out"]
+    assert "<strong>Data:</strong>" not in run_page(run)
+
+
+@pytest.mark.parametrize(
+    ("data", "data_dir", "name"),
+    [("folder", "/x/my pictures/", "my pictures"), ("table", "my/pets.csv", "pets"), ("digits", "", "digits")],
+)
+def test_the_page_and_the_model_card_name_the_data_by_its_folder(run, data, data_dir, name):
+    config = Config(data=data, data_dir=data_dir, model="resnet18")
+    changed = dataclasses.replace(run, config=config.to_dict())
+    assert f"resnet18 on {name}, seed 0" in run_page(changed)
+    assert dict(facts.configuration(changed))["Data"].startswith(f"{name}: 16 train")
+    preprocess = dataclasses.asdict(Preprocess(8, (0.5,) * 3, (0.5,) * 3, 1.0, "bicubic"))
+    model = {"config": config.to_dict(), "classes": ["a", "b"], "preprocess": preprocess, "epoch": 1, "result": {}}
+    assert f"# resnet18 on {name}\n" in model_card(model)
 
 
 def test_an_unfinished_run_shows_its_last_and_its_best_epoch_so_far(unfinished):

@@ -21,7 +21,7 @@ from harness.tracking.run_list import has_diverged
 from harness.utils.errors import HarnessError
 from harness.utils.plain import number, setting_text, sub_mapping
 from harness.utils.stats import share_interval
-from harness.utils.text import counted, percent, printable
+from harness.utils.text import counted, duration, percent, printable
 
 FINISHED = RunState.FINISHED
 STATE_SENTENCES: dict[str, str] = {
@@ -131,7 +131,8 @@ def _interval(run: RunData, split: str) -> str:
 def _best_epoch(run: RunData) -> list[Fact]:
     best = sub_mapping(run.summary, "best")
     key = next((key for key in best if key.endswith("/acc")), "")
-    if not key or best.get("epoch") == run.result.get("epoch"):
+    is_choice_on_test = key.startswith("test/")  # which a headline would make look like a result
+    if not key or is_choice_on_test or best.get("epoch") == run.result.get("epoch"):
         return []
     note = f"epoch {best.get('epoch')}: {best.get('chosen')}"
     return [Fact("Best epoch", f"{100 * number(best[key]):.2f} %", note)]
@@ -165,7 +166,7 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
     rows = [
         ("Recipe", config.get("recipe")),
         ("Model", f"{config.get('model')}{f' ({setting_text(arguments)})' if arguments else ''}"),
-        ("Data", f"{config.get('data')}: {images} images" if images else config.get("data")),
+        ("Data", f"{run.data}: {images} images" if images else run.data),
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
         ("Training", f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
         ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
@@ -175,6 +176,17 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
         ("Notes", config.get("notes")),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in rows if value and "None" not in str(value)]
+
+
+def data_notes(run: RunData) -> list[str]:
+    """Return sentences on the data that limit what a result is worth: images left out, cut off or in two splits."""
+    notes, skipped = run.dataset.get("notes"), run.dataset.get("skipped")
+    sentences = [str(note) for note in notes] if isinstance(notes, list) else []
+    if isinstance(skipped, int) and skipped > 0:
+        names = run.dataset.get("skipped_images")
+        count = counted(skipped, "unreadable image was", "unreadable images were")
+        sentences.append(f"{count} left out{f': {names}' if isinstance(names, str) and names else ''}")
+    return sentences
 
 
 def _warmup(config: Mapping[str, Any]) -> str:
@@ -301,10 +313,3 @@ def _quoted(command: Any) -> str:
     except ValueError:  # a quote without its end
         return ""
     return shlex.join(["harness", *words[1:]]) if words else ""
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as a person reads it."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

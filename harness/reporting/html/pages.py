@@ -26,7 +26,7 @@ from harness.tracking.run_files import is_run
 from harness.utils.environment import version
 from harness.utils.errors import UsageError, as_harness_error
 from harness.utils.files import write_atomically
-from harness.utils.text import percent
+from harness.utils.text import duration, percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -109,6 +109,7 @@ def run_page(run: RunData) -> str:
         resumable=facts.is_resumable(run),
         facts=facts.headline(run),
         configuration=facts.configuration(run),
+        data_notes=facts.data_notes(run),
         settings=facts.all_settings(run),
         chosen=facts.chosen_settings(run),
         epochs=_epoch_table(run),
@@ -249,7 +250,7 @@ def _templates() -> Environment:
         "percent": _percent,
         "figure": _cell_text,
         "sort_value": _sort_value,
-        "duration": facts.duration,
+        "duration": duration,
         "short": value_text,
     }
     return environment

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.names import REPORTED_SPLITS
+from harness.config.names import REPORTED_SPLITS, data_name
 from harness.config.settings import Config
 from harness.config.stored import with_former_defaults
 from harness.evaluation.metrics import SavedPredictions, read_predictions_csv
@@ -52,6 +52,12 @@ class RunData:
     def name(self) -> str:
         """The name that the user chose, else that of the directory."""
         return str(self.config.get("name") or self.path.name)
+
+    @property
+    def data(self) -> str:
+        """The name of the data set: of a folder, archive or table its own."""
+        settings = (str(self.config.get(name) or "") for name in ("data", "data_dir"))
+        return data_name(*settings) or "?"
 
     @property
     def epochs(self) -> list[Record]:
