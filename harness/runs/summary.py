@@ -63,6 +63,13 @@ def _best(history: list[dict[str, float]], split: str, metric: str, chosen: str)
     return {"epoch": epoch, f"{split}/acc": acc, f"{split}/{metric}": value, "chosen": chosen}
 
 
+def last_accuracy(history: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the accuracy of the last epoch as `last` of `status.json`, which lists read while a run trains."""
+    last = history[-1] if history else {}
+    known = {f"{split}/acc": last[f"{split}/acc"] for split in REPORTED_SPLITS if f"{split}/acc" in last}
+    return {"last": known} if known else {}
+
+
 def best_epoch(history: list[dict[str, float]], split: str, metric: str = "acc") -> tuple[int, float]:
     """Return (epoch counted from 1, value) of the first epoch with the best value of a metric on a split: the lowest loss, or
     the highest of the others.

@@ -23,7 +23,7 @@ from harness.reporting.figures import training_curves
 from harness.runs.components import Components, describe_data
 from harness.runs.model_log import WEIGHTS, ModelLog
 from harness.runs.progress import ProgressReporter
-from harness.runs.summary import best_epoch, flatten_summary, summarise
+from harness.runs.summary import best_epoch, flatten_summary, last_accuracy, summarise
 from harness.tracking import run_dir
 from harness.tracking.journal import Journal, NullJournal, read_journal
 from harness.tracking.records import Image, Record, Scalar, Value
@@ -247,6 +247,7 @@ class Trainer:
         self.journal.sync()  # the journal is never behind a checkpoint
         step = self.state.step
         facts = {"step": step, "epoch": len(self.state.history), "model": self.components.config.model}
+        accuracy = last_accuracy(self.state.history)
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
@@ -260,7 +261,7 @@ class Trainer:
             self._check_finite(state["learner"])
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
             self.directory.checkpoint_step = step
-            self.directory.status(RunState.RUNNING, **facts, resume=self.directory.resume_command)
+            self.directory.status(RunState.RUNNING, **facts, **accuracy, resume=self.directory.resume_command)
 
         self.writer.save(state, write)
 

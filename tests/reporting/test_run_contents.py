@@ -173,6 +173,15 @@ def test_runs_on_other_data_or_with_other_settings_are_other_groups_and_another_
     }  # fmt: skip
 
 
+def test_the_page_of_a_range_test_says_that_nothing_was_trained_and_shows_the_rates_found(run):
+    found = {"lr_min": 0.008, "lr_max": 0.24}
+    rows = dict(facts.configuration(dataclasses.replace(run, records=[], summary={}, finder=found)))
+    assert rows["Range test"] == "batch size 512, seed 0, for a training of 3 epochs" and "Training" not in rows
+    assert "0.008 to 0.24" in rows["Learning rate"]
+    begun = dataclasses.replace(run, records=[], summary={}, finder=found, config={**run.config, "lr_max": "find"})
+    assert "Training" in dict(facts.configuration(begun))  # a run that begins with a range test
+
+
 def test_the_configuration_names_what_was_trained(run):
     rows = dict(facts.configuration(run))
     assert rows["Data"] == "cifar10: 16 train, 8 val, 4 test images" and rows["Classes"] == "3: ant, bee, cat"

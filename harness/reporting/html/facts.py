@@ -162,13 +162,15 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
     )
     class_names = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
     arguments = sub_mapping(config, "model_args")
-    rates = run.summary if run.result else config
+    rates = run.finder if run.is_range_test else run.summary if run.result else config
+    batches = f"batch size {config.get('batch_size')}, seed {config.get('seed')}"
+    length = f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}"
     rows = [
         ("Recipe", config.get("recipe")),
         ("Model", f"{config.get('model')}{f' ({setting_text(arguments)})' if arguments else ''}"),
         ("Data", f"{run.data}: {images} images" if images else run.data),
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
-        ("Training", f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
+        ("Range test", f"{batches}, for a training of {length}") if run.is_range_test else ("Training", f"{length}, {batches}"),
         ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
         ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_warmup(config)}{_found_by_range_test(config)}"),
         ("Augmentation", _augmentation(config)),
