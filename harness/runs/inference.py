@@ -186,6 +186,7 @@ class Explanation:
         share: of the evidence for and against the class, the part that is for it, 0..1; NaN without a map.
         resolution: of the map; None without one.
         layer: whose activations the map shows.
+        finer: what helps where the map is too coarse; empty where it is not.
     """
 
     path: Path
@@ -195,6 +196,7 @@ class Explanation:
     share: float = math.nan
     resolution: gradcam.Resolution | None = None
     layer: str = ""
+    finer: str = ""
 
 
 def explain(
@@ -239,6 +241,7 @@ def explain(
 def _explain_each(
     trained: TrainedModel, pictures: Sequence[tuple[Path, Path]], out: Path, top: int
 ) -> Iterator[Explanation]:
+    finer = ""
     draws_maps = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
     for (file, _), name in zip(pictures, _overlay_names([place for _, place in pictures]), strict=True):
         try:
@@ -262,6 +265,8 @@ def _explain_each(
             maps = gradcam.compute_maps(
                 trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
             )
+            if maps.resolution.is_coarse and not finer:
+                finer = gradcam.finer_maps(trained.model, image)
         picture = to_uint8(trained.preprocess.denormalise(image)[0])
         if (link := link_inside(out, (out / name).parent)) is not None:
             raise DataError(
@@ -269,7 +274,7 @@ def _explain_each(
             )
         overlay = write_overlay(picture, maps, out / name)
         yield Explanation(
-            file, guesses, overlay, bool(maps.empty[0]), float(maps.share[0]), maps.resolution, maps.layer
+            file, guesses, overlay, bool(maps.empty[0]), float(maps.share[0]), maps.resolution, maps.layer, finer
         )
 
 

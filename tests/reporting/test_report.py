@@ -98,7 +98,7 @@ def test_every_run_writes_its_page(finished):
         "By epoch",
         "Confusion matrix",
         "Misclassified",
-        "Grad-CAM",
+        "Class-activation maps",
         "harness run --recipe digits",
     ):
         assert text in page.text
