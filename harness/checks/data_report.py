@@ -69,8 +69,15 @@ def overview_values(config: Config, overview: DataOverview) -> dict[str, Any]:
         "modes": dict(Counter(one.mode for one in facts)),
         "broken": {escape_unprintable(id): reason for id, reason in sorted(overview.broken.items())},
         "repeats": {
-            "within": dict(repeated.within),
-            "between": {f"{first}/{second}": count for (first, second), count in repeated.between.items()},
+            "within": {name: len(pairs) for name, pairs in repeated.within.items()},
+            "between": {f"{first}/{second}": len(pairs) for (first, second), pairs in repeated.between.items()},
+            "images": {
+                name: [[escape_unprintable(image), escape_unprintable(same)] for image, same in pairs]
+                for name, pairs in (
+                    *repeated.within.items(),
+                    *((f"{first}/{second}", pairs) for (first, second), pairs in repeated.between.items()),
+                )
+            },
             "conflicts": [list(pair) for pair in repeated.conflicts],
         },
         "notes": overview.notes,
