@@ -144,7 +144,7 @@ def runs_page(
         for some, noun in ((runs, "run"), (sweeps, "sweep"))
         if some
     ]
-    labels = {id(run): group.label for group in groups for run in group.runs}
+    settings = {id(run): group.settings for group in groups for run in group.runs}
     return _fill(
         "runs.html",
         {"curves": comparison.overlaid(groups), "difference": [difference] if difference else []},
@@ -153,7 +153,8 @@ def runs_page(
         groups=groups,
         has_spread=any(len(group.seeds) > 1 for group in groups),
         numbers={group.label: f"#{number}" for number, group in enumerate(groups, 1)},
-        configurations=[labels[id(run)] for run in runs],
+        configurations=[settings[id(run)] for run in runs],
+        data_sets=sorted({run.data for run in runs}),
         keys=keys,
         scales={key: INTERVALS[interval_scale(key)] for key in keys},
         intervals=[{key: facts.accuracy_interval(run, key.split("/")[0]) for key in keys if key.endswith("acc")} for run in runs],
@@ -252,6 +253,7 @@ def _templates() -> Environment:
         "sort_value": _sort_value,
         "duration": duration,
         "short": value_text,
+        "setting": facts.value_text,
     }
     return environment
 
