@@ -20,6 +20,7 @@ from harness.reporting import augmented_images
 from harness.reporting.augmented_images import draw_augmented
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.reporting.figures import training_curves
+from harness.reporting.html.run_charts import training_loss
 from harness.runs.components import Components, describe_data
 from harness.runs.model_log import WEIGHTS, ModelLog
 from harness.runs.progress import ProgressReporter
@@ -372,7 +373,7 @@ class Trainer:
         if not epochs:
             return
         figures = self.directory.figures
-        training_curves.draw_losses(epochs, figures / "losses.png")
+        training_curves.draw_losses(epochs, figures / "losses.png", training_loss(self.components.config.to_dict()))
         training_curves.draw_accuracy(epochs, figures / "accuracy.png")
         steps = [int(step) for record in epochs if record.steps for step in record.steps.x]
         lrs = [lr for record in epochs if record.steps for lr in record.steps.lines["lr"]]

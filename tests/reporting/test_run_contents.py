@@ -119,6 +119,26 @@ def test_the_captions_by_epoch_name_the_last_and_the_best_value_of_each_split(ru
     assert lines == {"training": ([1, 2, 3], list(TRAIN_LOSS)), "validation": ([1, 2, 3], list(VAL_LOSS))}
 
 
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, ""),
+        ({"label_smoothing": 0.1}, "the cross entropy with label smoothing 0.1"),
+        ({"mixup": 0.2}, "the cross entropy with mixed images"),
+        ({"label_smoothing": 0.1, "class_weights": "balanced", "cutmix": 1.0},
+         "the cross entropy with weights of the classes and label smoothing 0.1 and mixed images"),
+        ({"loss": "focal"}, "the focal loss"),
+        ({"loss": "bce", "label_smoothing": 0.05}, "the binary cross entropy with label smoothing 0.05"),
+    ],
+)  # fmt: skip
+def test_the_charts_of_the_loss_say_how_the_training_loss_differs_from_that_of_the_other_splits(run, changes, text):
+    settings = {**run.config, "label_smoothing": 0.0, **changes}
+    changed = dataclasses.replace(run, config=settings)
+    by_epoch, by_step = run_charts.by_epoch(changed)[0].caption, run_charts.by_step(changed)[0].caption
+    assert (f"The training loss is {text}; that of the other splits is the cross entropy" in by_epoch) == bool(text)
+    assert by_step.endswith(f"It is {text}." if text else "(about 10 steps).")
+
+
 def test_the_charts_by_step_have_every_step_and_name_the_highest_rate(run):
     loss, lr = run_charts.by_step(run)
     assert (loss.data[0]["x"], loss.data[0]["y"]) == ([1, 2, 3, 4, 5, 6], list(STEP_LOSSES))

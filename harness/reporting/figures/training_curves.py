@@ -22,9 +22,14 @@ _STYLES = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (styl
 _MAX_MARKERS = 40  # more of them would hide the line
 
 
-def draw_losses(records: Sequence[Record], path: Path | str) -> Path:
-    """Draw every `*/loss` by epoch; the lowest and the last value of each are marked."""
-    return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True)
+def draw_losses(records: Sequence[Record], path: Path | str, training_loss: str = "") -> Path:
+    """Draw every `*/loss` by epoch; the lowest and the last value of each are marked.
+
+    Args:
+        training_loss: what it is where it is not the cross entropy, as the losses of the other splits are.
+    """
+    title = f"Loss (training: {training_loss})" if training_loss else "Loss"
+    return _by_epoch(records, path, "loss", title, "cross entropy (nats)", lowest=True)
 
 
 def draw_accuracy(records: Sequence[Record], path: Path | str) -> Path:
@@ -109,7 +114,7 @@ def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: s
 
     lines, final = values_by_epoch(records, metric)
     if not lines and not final:
-        return style.save_figure(style.message_figure(f"No {title.lower()} was recorded."), path)
+        return style.save_figure(style.message_figure(f"No {title.split(' (')[0].lower()} was recorded."), path)
     figure = style.figure()
     axes = figure.subplots()
     scale = 1.0 if lowest else 100.0
