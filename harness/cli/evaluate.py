@@ -77,14 +77,19 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     metavar="FILE",
     help="A .csv or .jsonl file; -: CSV on standard output. [-]",
 )
-@click.option("--top", type=click.IntRange(1), help="Write only the N most probable classes. [all]")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    help="Write only the N most probable classes; 1: the prediction and its confidence alone. [all]",
+)
 @setting_options_only(*PREDICTION)
 def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...], out: Path | None, top: int) -> None:
     """Class probabilities of images or folders, as CSV or JSON lines; no labels are needed.
 
     RUN is a run directory, a model.safetensors or a last.pt. PATH is an image of any size, mode or orientation, or a
     folder, searched at any depth. A row has the file, the prediction, its confidence, and a probability per class. An
-    unreadable image ends the command; with --bad-images skip it is left out.
+    unreadable image ends the command; with --bad-images skip, or where the run was trained with it, it is left out with a
+    message.
 
     \b
     harness predict runs/my-run photo.jpg

@@ -26,6 +26,7 @@ from harness.reporting.evaluation_report import EvaluationResult, Evaluator, tab
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.gradcam_images import enlarge
 from harness.runs.model_log import WEIGHTS
+from harness.runs.predict import skip_text
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
 from harness.tracking.lineage import dataset_artifact, model_of_run
 from harness.tracking.metric_names import is_share
@@ -231,7 +232,7 @@ def explain(
     trained = load_trained_model(Path(run), settings)
     _check_tracking(trained, settings)
     explanations = []
-    for explanation in _explain_each(trained, list(image_files(pictures)), folder, top):
+    for explanation in _explain_each(trained, list(image_files(pictures)), folder, top, skip_text(settings)):
         explanations.append(explanation)
         yield explanation
     _write_explanations(explanations, folder, trained.config.cam)
@@ -239,7 +240,7 @@ def explain(
 
 
 def _explain_each(
-    trained: TrainedModel, pictures: Sequence[tuple[Path, Path]], out: Path, top: int
+    trained: TrainedModel, pictures: Sequence[tuple[Path, Path]], out: Path, top: int, skipped: str
 ) -> Iterator[Explanation]:
     finer = ""
     draws_maps = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
@@ -249,7 +250,7 @@ def _explain_each(
         except DataError as error:
             if trained.config.bad_images == "fail":
                 raise DataError(f"{error}; {SKIP_REMEDY}") from None
-            log.warning("skipped: %s", error)
+            log.warning("%s: %s", skipped, error)
             continue
         image = trained.preprocess.image(pixels)[None]
         with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):

@@ -28,8 +28,8 @@ def draw_losses(records: Sequence[Record], path: Path | str, training_loss: str 
     Args:
         training_loss: what it is where it is not the cross entropy, as the losses of the other splits are.
     """
-    title = f"Loss (training: {training_loss})" if training_loss else "Loss"
-    return _by_epoch(records, path, "loss", title, "cross entropy (nats)", lowest=True)
+    note = f"training: {training_loss}" if training_loss else ""
+    return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True, note=note)
 
 
 def draw_accuracy(records: Sequence[Record], path: Path | str) -> Path:
@@ -109,12 +109,14 @@ def as_image(path: Path | str, caption: str = "") -> Image:
     return StoredImage(Path(path).absolute(), caption)
 
 
-def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: str, y: str, *, lowest: bool) -> Path:
+def _by_epoch(
+    records: Sequence[Record], path: Path | str, metric: str, title: str, y: str, *, lowest: bool, note: str = ""
+) -> Path:
     from matplotlib.ticker import MaxNLocator
 
     lines, final = values_by_epoch(records, metric)
     if not lines and not final:
-        return style.save_figure(style.message_figure(f"No {title.split(' (')[0].lower()} was recorded."), path)
+        return style.save_figure(style.message_figure(f"No {title.lower()} was recorded."), path)
     figure = style.figure()
     axes = figure.subplots()
     scale = 1.0 if lowest else 100.0
@@ -135,7 +137,7 @@ def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: s
             color=colour,
             label=style.drawable_text(label),
         )
-    style.style_axes(axes, x="epoch", y=y, title=title)
+    style.style_axes(axes, x=f"epoch\n{style.wrap(note, 90)}" if note else "epoch", y=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.03, y=0.08)
     epochs_drawn = {epoch for points in lines.values() for epoch in points} | {epoch for epoch, _ in final.values()}
