@@ -225,7 +225,7 @@ def _named(config: Mapping[str, Any], name: str) -> str:
     return f"{name} {setting_text(config[name])}" if config.get(name) else ""
 
 
-def value_text(value: Any) -> str:
+def setting_cell(value: Any) -> str:
     """Return the value of a setting for a cell of a table, where nothing at all would look like a mistake."""
     return setting_text(value) or "none"
 
@@ -240,15 +240,15 @@ def all_settings(run: RunData) -> list[Setting]:
     for name, value in run.config.items():
         comparable = name in recipe_values and name in setting_fields() and name != "recipe"
         changed = comparable and recipe_values[name] != value
-        former = value_text(recipe_values[name]) if changed else ""
-        settings.append(Setting(name, value_text(value), former, changed))
+        former = setting_cell(recipe_values[name]) if changed else ""
+        settings.append(Setting(name, setting_cell(value), former, changed))
     return settings
 
 
 def chosen_settings(run: RunData) -> list[ChosenSetting]:
     """Return the settings that were chosen from the data, each with its reason; without those that were changed since."""
     return [
-        ChosenSetting(name, value_text(choice.value), choice.reason)
+        ChosenSetting(name, setting_cell(choice.value), choice.reason)
         for name, choice in read_choices(run.path).items()
         if choice.value == run.config.get(name)
     ]

@@ -253,7 +253,7 @@ def _templates() -> Environment:
         "sort_value": _sort_value,
         "duration": duration,
         "short": value_text,
-        "setting": facts.value_text,
+        "setting": facts.setting_cell,
     }
     return environment
 
