@@ -52,7 +52,8 @@ RUN = (
         "one JSON record per line: settings, machine and data first, then every epoch (its steps may be in earlier lines), the end, the summary",
     ),
     File(
-        STATUS, "running, finished, failed, preempted or interrupted; why; the command that resumes or uploads the run"
+        STATUS,
+        "running, finished, failed, preempted or interrupted; why; step, epoch and accuracy so far; the command that resumes or uploads the run",
     ),
     File(CHOSEN, "settings that were chosen from the data: value, reason, and what was requested", AUTOMATIC),
     File(DATASET, "the data set's name, fingerprint and classes: the content of its W&B artifact"),

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.config.automatic import DataFacts, choose_settings, with_choices
-from harness.config.names import SPLIT_LABELS
+from harness.config.names import SPLIT_LABELS, data_name
 from harness.config.settings import Config
 from harness.data.dataset import ArrayImages, Dataset, Split, channel_statistics, in_memory, spread_indices
 from harness.data.overview import DataOverview, SplitOverview, repeats, size_summary
@@ -76,8 +76,15 @@ def overview_values(config: Config, overview: DataOverview) -> dict[str, Any]:
         "modes": dict(Counter(one.mode for one in facts)),
         "broken": {escape_unprintable(id): reason for id, reason in sorted(overview.broken.items())},
         "repeats": {
-            "within": dict(repeated.within),
-            "between": {f"{first}/{second}": count for (first, second), count in repeated.between.items()},
+            "within": {name: len(pairs) for name, pairs in repeated.within.items()},
+            "between": {f"{first}/{second}": len(pairs) for (first, second), pairs in repeated.between.items()},
+            "images": {
+                name: [[escape_unprintable(image), escape_unprintable(same)] for image, same in pairs]
+                for name, pairs in (
+                    *repeated.within.items(),
+                    *((f"{first}/{second}", pairs) for (first, second), pairs in repeated.between.items()),
+                )
+            },
             "conflicts": [list(pair) for pair in repeated.conflicts],
         },
         "notes": overview.notes,
@@ -114,7 +121,7 @@ def draw_contact_sheet(config: Config, overview: DataOverview, path: Path) -> Pa
     if preprocess is None:
         raise DataError("no image can be read, so there is none to draw")
     left_out = f", {len(rows)} of {len(overview.classes):,} classes" if len(rows) < len(overview.classes) else ""
-    title = f"{Path(config.data_dir).name if config.data in ('folder', 'table') else config.data}: {overview.num_images:,} images{left_out}"
+    title = f"{data_name(config.data, config.data_dir)}: {overview.num_images:,} images{left_out}"
     model = config.model.partition(".")[0]  # a line of few images has no room for timm's names of weights
     subtitle = (
         f"as stored, and below as {model} sees it: {preprocess.size} x {preprocess.size} pixels, without augmentation"

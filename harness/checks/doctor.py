@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.config.names import data_name
 from harness.config.recipe import make_config
 from harness.config.settings import WANDB, Config
 from harness.utils.environment import git_state, processor, usable_cpus, version
@@ -336,7 +337,7 @@ def _run(config: Config) -> Iterator[Diagnosis]:
     except (ImportError, OSError):
         return  # a diagnosis of the versions says so
     values = config.to_dict()
-    summary = f"{values['model']} on {config.data}, batch size {values['batch_size']}, {values['epochs']} epoch{'s' * (values['epochs'] != 1)}"
+    summary = f"{values['model']} on {data_name(config.data, config.data_dir)}, batch size {values['batch_size']}, {values['epochs']} epoch{'s' * (values['epochs'] != 1)}"
     yield Diagnosis("run", "recipe", f"{config.recipe}: {summary}")
     if config.undecided:
         yield Diagnosis("run", "auto", f"chosen from the data when a run begins: {', '.join(sorted(config.undecided))}")

@@ -77,14 +77,19 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     metavar="FILE",
     help="A .csv or .jsonl file; -: CSV on standard output. [-]",
 )
-@click.option("--top", type=click.IntRange(1), help="Write only the N most probable classes. [all]")
+@click.option(
+    "--top",
+    type=click.IntRange(1),
+    help="Write only the N most probable classes; 1: the prediction and its confidence alone. [all]",
+)
 @setting_options_only(*PREDICTION)
 def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...], out: Path | None, top: int) -> None:
     """Class probabilities of images or folders, as CSV or JSON lines; no labels are needed.
 
     RUN is a run directory, a model.safetensors or a last.pt. PATH is an image of any size, mode or orientation, or a
     folder, searched at any depth. A row has the file, the prediction, its confidence, and a probability per class. An
-    unreadable image ends the command; with --bad-images skip it is left out.
+    unreadable image ends the command; with --bad-images skip, or where the run was trained with it, it is left out with a
+    message.
 
     \b
     harness predict runs/my-run photo.jpg
@@ -113,23 +118,22 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     """Classify images and draw which parts of them the prediction rests on (Grad-CAM).
 
     IMAGE is a file or a folder; any size, mode or orientation will do. The overlays lie as the pictures lie in their
-    folder, and explanations.csv beside them has a row for each: class, confidence, map and its resolution. With --wandb
-    or --tracker the results also go there, as a run of their own.
+    folder, and explanations.csv beside them has a row for each: class, confidence, map, the share of the evidence that is
+    for the class (share_for_class), and the map's resolution. With --wandb or --tracker the results also go there, as a run
+    of their own.
 
     \b
     harness explain runs/my-run photo.jpg holiday/ --cam gradcam -o explained
     """
-    from harness.evaluation.gradcam import FINER_MAPS
     from harness.runs import inference
 
-    resolution = None
+    resolution, finer = None, ""
     for explanation in inference.explain(checkpoint, pictures, settings, out=out, top=top):
-        resolution = explanation.resolution or resolution
+        resolution, finer = explanation.resolution or resolution, explanation.finer or finer
         guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
         echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
     if resolution is not None:
-        finer = f"; {FINER_MAPS}" if resolution.is_coarse else ""
-        echo(f"a map has {resolution}{finer}", err=True)
+        echo(f"a map has {resolution}{f'; {finer}' if finer else ''}", err=True)
     echo(f"overlays and explanations.csv: {out or inference.EXPLAINED}", err=True)
 
 

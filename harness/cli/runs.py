@@ -88,10 +88,10 @@ def _plain(run: ListedRun) -> dict[str, Any]:
 
 def _cells(run: ListedRun) -> tuple[str, ...]:
     date = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.written_at)) if 0 < run.written_at < 1e11 else "-"
-    epoch = f"{run.epoch:.0f}" if 0 <= run.epoch < 1e9 else "?"
+    epoch = "-" if run.is_range_test else f"{run.epoch:.0f}" if 0 <= run.epoch < 1e9 else "?"
     of = f"/{run.epochs:.0f}" if 0 <= run.epochs < 1e9 else ""
     lr = f"{run.lr_max:.3g}" if math.isfinite(run.lr_max) else "-"
-    accuracy = f"{run.split} {percent(run.accuracy, 2)}" if run.split else "-"
+    accuracy = f"{run.split} {percent(run.accuracy, 2)}" if run.split else "range test" if run.is_range_test else "-"
     return run.name, run.state, date, run.model or "-", run.data or "-", lr, f"{epoch}{of}", accuracy
 
 
@@ -123,7 +123,7 @@ def _sweep_line(name: str, summary: Mapping[str, Any]) -> str:
 
 def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     """Return a line for a run over several seeds, and one with what to do about seeds that have not finished."""
-    from harness.tracking.run_dir import resume_seeds_command
+    from harness.tracking.run_dir import is_locked, resume_seeds_command
     from harness.tracking.run_list import diverged_advice, has_diverged
 
     every = _list(summary, "seeds")
@@ -143,7 +143,7 @@ def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     if diverged:
         count = f"{len(diverged)} of {len(states)} seeds"
         lines.append(f"    {count} {diverged_advice(number(sub_mapping(summary, 'config').get('lr_max')))}")
-    if summary.get("resume") and done + len(diverged) < len(every):
+    if summary.get("resume") and done + len(diverged) < len(every) and not is_locked(folder):
         lines.append(f"    {resume_seeds_command(folder, len(every))}")
     return lines
 

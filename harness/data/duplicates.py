@@ -1,4 +1,4 @@
-"""Count the images that stand in two splits, where a test on them would be a test on training images."""
+"""Count and name the images that stand in two splits, where a test on them would be a test on training images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.data.dataset import FileImages, ImageSubset, Split
 from harness.data.image_io import pixel_digest
-from harness.data.listing import PickedItems
+from harness.data.listing import PickedItems, pair_list
 from harness.utils.errors import DataError
 
 # Files of up to this many bytes are compared; larger data sets take longer to read than a run should wait.
@@ -19,7 +19,7 @@ MAX_COMPARED_BYTES = 2**30
 
 
 def duplicate_notes(train: Split, others: list[Split]) -> list[str]:
-    """Return a sentence for each split that shares images with the training images.
+    """Return a sentence for each split that shares images with the training images, with the first of them by name.
 
     Raises:
         DataError: all of a split's images are training images.
@@ -30,18 +30,23 @@ def duplicate_notes(train: Split, others: list[Split]) -> list[str]:
         if digests is None:
             continue
         in_train, in_split = digests
-        shared = sum(digest in in_train for digest in in_split)
+        places: dict[bytes, int] = {}
+        for index, digest in enumerate(in_train):
+            places.setdefault(digest, index)
+        equal = [(index, places[digest]) for index, digest in enumerate(in_split) if digest in places]
+        shared = len(equal)
         # Where the training images are mostly alike, a shared one proves nothing.
-        if shared == len(split) and len(in_train) > max(len(np.unique(train.labels, axis=0)), len(train) // 2):
+        if shared == len(split) and len(places) > max(len(np.unique(train.labels, axis=0)), len(train) // 2):
             raise DataError(
                 f"all {shared} {split.name} images are training images too, so they cannot test what the model has learned; give other images"
             )
         if shared:
-            notes.append(f"{shared} of {len(split)} {split.name} images stand in the training images too")
+            named = pair_list([(str(split.ids[index]), str(train.ids[same])) for index, same in equal])
+            notes.append(f"{shared} of {len(split)} {split.name} images stand in the training images too: {named}")
     return notes
 
 
-def _comparable(train: Split, split: Split) -> tuple[set[bytes], list[bytes]] | None:
+def _comparable(train: Split, split: Split) -> tuple[list[bytes], list[bytes]] | None:
     """Return the digests of the training images and of a split's images; None where they cannot be compared.
 
     Decoded images are compared by their pixels; files by their content, if there is another file of their size.
@@ -49,7 +54,7 @@ def _comparable(train: Split, split: Split) -> tuple[set[bytes], list[bytes]] | 
     if train.pixels is not None and split.pixels is not None:
         if train.pixels.shape[1:] != split.pixels.shape[1:]:
             return None
-        return set(map(pixel_digest, train.pixels)), list(map(pixel_digest, split.pixels))
+        return list(map(pixel_digest, train.pixels)), list(map(pixel_digest, split.pixels))
     sizes, other_sizes = train.sizes, split.sizes
     files, other_files = _files(train.source), _files(split.source)
     if sizes is None or other_sizes is None or not files or not other_files:
@@ -58,7 +63,7 @@ def _comparable(train: Split, split: Split) -> tuple[set[bytes], list[bytes]] | 
     if sum(int(each[np.isin(each, common)].sum()) for each in (sizes, other_sizes)) > MAX_COMPARED_BYTES:
         return None
     kept = set(common.tolist())
-    return set(_file_digests(files, sizes, kept)), list(_file_digests(other_files, other_sizes, kept))
+    return list(_file_digests(files, sizes, kept)), list(_file_digests(other_files, other_sizes, kept))
 
 
 def _files(source: Any) -> Sequence[str | bytes]:

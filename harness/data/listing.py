@@ -134,6 +134,11 @@ def short_list(names: Sequence[str] | Mapping[str, object]) -> str:
     return ", ".join(shown) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+def pair_list(pairs: Sequence[tuple[str, str]]) -> str:
+    """Return the first five pairs of equal images, and how many more there are."""
+    return short_list([f"{image} = {same}" for image, same in pairs])
+
+
 def class_order(names: Iterable[str]) -> list[str]:
     """Return class names without repeats: by their value where all are whole numbers, else by their letters."""
     unique = set(names)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import combinations, islice
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from harness.config.settings import Config
 from harness.data.balance import MAKE_UP
 from harness.data.dataset import Split, spread_indices
 from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
-from harness.data.listing import ListedSplit, grey_notes, sample_files, short_list, unreadable_text
+from harness.data.listing import ListedSplit, grey_notes, pair_list, sample_files, short_list, unreadable_text
 from harness.data.multilabel import class_counts
 from harness.data.preprocess import MIN_CUT_SHARE
 from harness.data.registry import list_files, read_stored
@@ -100,19 +100,24 @@ class DataOverview:
         return [facts for split in self.splits.values() for facts in split.facts.values() if not facts.error]
 
 
+_LabelledId: TypeAlias = tuple[str, tuple[str, ...]]  # the id of an image, and its classes
+
+
 @dataclass(frozen=True)
 class Repeats:
     """Images with the same pixels, among those that were read.
 
     Attributes:
-        within: split -> images that repeat another one of the split.
-        between: two splits -> images of the second that are in the first too.
-        conflicts: two ids of equal images with different classes.
+        within: split -> (image, an earlier one of the split that it repeats), by their ids.
+        between: two splits -> (image of the second, one of the first that it is too).
+        conflicts: two equal images with different classes, each by its id and its class.
+        contradicting: the pairs of `within` and `between` whose images have different classes.
     """
 
-    within: Mapping[SplitName, int]
-    between: Mapping[tuple[SplitName, SplitName], int]
+    within: Mapping[SplitName, Sequence[tuple[str, str]]]
+    between: Mapping[tuple[SplitName, SplitName], Sequence[tuple[str, str]]]
     conflicts: Sequence[tuple[str, str]]
+    contradicting: frozenset[tuple[str, str]]
 
 
 def examine(config: Config, limit: int) -> DataOverview:
@@ -182,22 +187,43 @@ def repeats(overview: DataOverview) -> Repeats:
         for index, facts in split.facts.items():
             if facts.digest:
                 places[facts.digest].append((name, index))
-    within: Counter[SplitName] = Counter()
-    between: Counter[tuple[SplitName, SplitName]] = Counter()
+    within: dict[SplitName, list[tuple[str, str]]] = defaultdict(list)
+    between: dict[tuple[SplitName, SplitName], list[tuple[str, str]]] = defaultdict(list)
     conflicts: list[tuple[str, str]] = []
+    contradicting: set[tuple[str, str]] = set()
     for group in places.values():
         if len(group) < 2:
             continue
-        counts = Counter(name for name, _ in group)
-        for name, count in counts.items():
-            within[name] += count - 1
-        for first, second in combinations([name for name in SPLIT_NAMES if name in counts], 2):
-            between[first, second] += counts[second]
+        equal = {
+            name: [
+                (str(split.source.ids[index]), _label_names(overview, (at, index))) for at, index in group if at == name
+            ]
+            for name, split in overview.splits.items()
+        }
+        for name, images in equal.items():
+            for place, image in enumerate(images[1:], 1):
+                within[name].append(_pair(image, images[:place], contradicting))
+        for first, second in combinations([name for name in SPLIT_NAMES if equal.get(name)], 2):
+            between[first, second] += [_pair(image, equal[first], contradicting) for image in equal[second]]
         labels = [_label_names(overview, place) for place in group]
         if len(set(labels)) > 1:
             other = next(place for place, names in zip(group, labels, strict=True) if names != labels[0])
             conflicts.append((_id(overview, group[0]), _id(overview, other)))
-    return Repeats({name: count for name, count in within.items() if count}, dict(between), conflicts)
+    return Repeats(dict(within), dict(between), conflicts, frozenset(contradicting))
+
+
+def _pair(image: _LabelledId, others: Sequence[_LabelledId], contradicting: set[tuple[str, str]]) -> tuple[str, str]:
+    """Return the ids of an image and of one of the images equal to it, which has its label where one of them does.
+
+    Args:
+        image, others: (id, classes).
+        contradicting: gains the pair where none has.
+    """
+    same = next((other for other in others if other[1] == image[1]), others[0])
+    pair = (image[0], same[0])
+    if same[1] != image[1]:
+        contradicting.add(pair)
+    return pair
 
 
 def _id(overview: DataOverview, place: tuple[SplitName, int]) -> str:
@@ -263,17 +289,26 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
 
 
 def _repeat_advice(repeated: Repeats) -> Iterator[str]:
-    for (first, second), count in repeated.between.items():
+    # A pair with two classes is told once, below: removing the wrong one of the two mends the rest.
+    for (first, second), pairs in repeated.between.items():
+        if not (same := _agreeing(pairs, repeated)):
+            continue
+        count = len(same)
         yield (
-            f"{counted(count, f'{SPLIT_LABELS[second]} image is a', f'{SPLIT_LABELS[second]} images are')} {SPLIT_LABELS[first]} image{'s' * (count != 1)} too; remove {'it' if count == 1 else 'them'} from one of the two, since the accuracy on {'it' if count == 1 else 'them'} says nothing"
+            f"{counted(count, f'{SPLIT_LABELS[second]} image is a', f'{SPLIT_LABELS[second]} images are')} {SPLIT_LABELS[first]} image{'s' * (count != 1)} too ({pair_list(same)}); remove {'it' if count == 1 else 'them'} from one of the two, since the accuracy on {'it' if count == 1 else 'them'} says nothing"
         )
-    for name, count in repeated.within.items():
-        yield f"{counted(count, f'{SPLIT_LABELS[name]} image repeats', f'{SPLIT_LABELS[name]} images repeat')} another one of the split; remove {'it, since it counts' if count == 1 else 'them, since they count'} twice"
+    for name, pairs in repeated.within.items():
+        if same := _agreeing(pairs, repeated):
+            yield f"{counted(len(same), f'{SPLIT_LABELS[name]} image repeats', f'{SPLIT_LABELS[name]} images repeat')} another one of the split ({pair_list(same)}); remove {'it, since it counts' if len(same) == 1 else 'them, since they count'} twice"
     if repeated.conflicts:
-        image, same = repeated.conflicts[0]
+        named = pair_list(repeated.conflicts)
         yield (
-            f"{counted(len(repeated.conflicts), 'image stands', 'images stand')} under two classes, such as {image} and {same}; one of the labels is wrong"
+            f"{counted(len(repeated.conflicts), 'image stands', 'images stand')} under two classes: {named}; remove the one with the wrong label"
         )
+
+
+def _agreeing(pairs: Sequence[tuple[str, str]], repeated: Repeats) -> list[tuple[str, str]]:
+    return [pair for pair in pairs if pair not in repeated.contradicting]
 
 
 def _image_advice(facts: Sequence[ImageFacts], config: Config) -> Iterator[str]:

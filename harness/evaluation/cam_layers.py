@@ -82,6 +82,22 @@ def find_layer(model: nn.Module, image: Tensor, name: str = "auto") -> Layer:
     )
 
 
+def finer_layer(model: nn.Module, image: Tensor, cells: int) -> Layer | None:
+    """Return the last of the layers that `auto` considers whose map has at least `cells` cells on each side; None without one.
+
+    Args:
+        model: in evaluation mode.
+        image: float [1, 3, H, W].
+    """
+    activations = _record_activations(model, image)
+    aspect = image.shape[-2] / image.shape[-1]
+    for candidate in _candidates(model, activations):
+        layer = _try_layer(model, activations, candidate, image)
+        if layer is not None and min(layer.size) >= cells and _has_aspect(*layer.size, aspect):
+            return layer
+    return None
+
+
 def token_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Return [B, C, h, w] from tokens [B, prefix + h*w, C]: the prefix left out, the rest row by row."""
     height, width = grid

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from harness.evaluation.cam_layers import Layer, find_layer
+from harness.evaluation.cam_layers import Layer, find_layer, finer_layer
 from harness.training.device import no_cudnn_benchmark
 from harness.utils.errors import UsageError, did_you_mean
 from harness.utils.lazy import deferred_imports
@@ -32,9 +32,6 @@ from harness.utils.lazy import deferred_imports
 UNUSED = ("sklearn.decomposition", "scipy.ndimage", "scipy.sparse", "scipy.sparse.linalg")
 MAX_CHUNK = 32  # images per call of the package
 MIN_CELLS = 4  # a side of a map; with fewer, one cell is a quarter of the image or more
-FINER_MAPS = (
-    "--cam-layer names an earlier layer, --image-size makes the input larger"  # what helps where maps are coarse
-)
 
 
 @dataclass(frozen=True)
@@ -179,8 +176,26 @@ def default_layer(model: nn.Module, image: Tensor | None = None) -> str:
         if image is None:
             config = getattr(copied, "pretrained_cfg", None) or {}
             image = torch.zeros(1, *config.get("input_size", (3, 224, 224)))
-        device = next(copied.parameters()).device
-        return find_layer(copied, image[:1].detach().clone().to(device, torch.float32)).name
+        return find_layer(copied, _one_image(copied, image)).name
+
+
+def finer_maps(model: nn.Module, image: Tensor) -> str:
+    """Return what helps where the maps of a model are coarse: an earlier layer by its name, or larger images in training.
+
+    Args:
+        image: float [1, 3, H, W], of the size of the model's images.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
+        copied = private_copy(model)
+        layer = finer_layer(copied, _one_image(copied, image), MIN_CELLS)
+    if layer is None:
+        return "no earlier layer has more; a run with a larger --image-size has"
+    return f"--cam-layer {layer.name} has {layer.size[0]} x {layer.size[1]} cells, of features that tell classes apart less well"
+
+
+def _one_image(model: nn.Module, image: Tensor) -> Tensor:
+    """Return the first image as a model in float32 takes it, outside inference mode, on the model's device."""
+    return image[:1].detach().clone().to(next(model.parameters()).device, torch.float32)
 
 
 def canonical_method(name: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.config.names import data_name
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.models.factory import module_of
@@ -33,7 +34,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     ]
     lines = [
         "---", "library_name: timm", f"tags: [image-classification{', multi-label' * config.is_multilabel}]", "---", "",
-        f"# {markdown(config.model)} on {markdown(config.data)}", "",
+        f"# {markdown(config.model)} on {markdown(data_name(config.data, config.data_dir))}", "",
         f"{counted(config.epochs, 'epoch', 'epochs')}, batch {config.batch_size}, {config.schedule} between {config.lr_min} and {config.lr_max}, seed {config.seed}.",
         f"The weights are those of epoch {markdown(facts.get('epoch', '?'))} ({markdown(result.get('chosen', 'not evaluated yet'))}).", "",
         *(["| metric | value |", "| --- | --- |", *figures, ""] if figures else []),

@@ -187,7 +187,7 @@ class Evaluator:
         try:
             gradcam.default_layer(self.model, torch.zeros(1, 3, self.preprocess.size, self.preprocess.size))
         except UsageError as error:
-            log.warning("no Grad-CAM: %s", error)
+            log.warning("no class-activation maps: %s", error)
             return False
         return True
 
@@ -238,7 +238,9 @@ class Evaluator:
         predicted = gradcam.compute_maps(self.model, images, predictions.predicted[chosen], **options)
         true = gradcam.compute_maps(self.model, images, predictions.labels[chosen], **options)
         if predicted.resolution.is_coarse:
-            log.warning("class-activation maps have %s; %s", predicted.resolution, gradcam.FINER_MAPS)
+            log.warning(
+                "class-activation maps have %s; %s", predicted.resolution, gradcam.finer_maps(self.model, images[:1])
+            )
         tiles, ids = self._tiles(predictions, chosen, pictures), [str(split.ids[index]) for index in chosen]
         title = f"Class-activation maps of {len(chosen)} misclassified images"
         cam_figure.gradcam_figure(tiles, predicted, true, path, title=title)

@@ -100,7 +100,7 @@ def interval_line(split: str, accuracy: float, total: int) -> str:
     low, high = share_interval(accuracy, total)
     if high - low < 2 * WIDE:
         return ""
-    return f"{total} {split} images: the true accuracy lies between {percent(low)} and {percent(high)} ({CONFIDENCE:.0%} interval, Wilson); more --seeds or images narrow it"
+    return f"{total} {split} images: the true accuracy lies between {percent(low)} and {percent(high)} ({CONFIDENCE:.0%} interval, Wilson); more {split} images narrow it (--seeds does not: all seeds are measured on the same images)"
 
 
 def rare_classes(split: str, labels: np.ndarray, classes: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ from harness.config.settings import Config
 from harness.data import loaders
 from harness.data.balance import class_weights
 from harness.data.dataset import Dataset
+from harness.data.listing import short_list
 from harness.data.mixup import make_mixup
 from harness.data.own_transforms import find_transforms
 from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
@@ -162,6 +163,7 @@ def describe_data(components: Components) -> dict[str, Any]:
         "images": sizes,
         "fingerprint": dataset.fingerprint,
         "skipped": len(dataset.skipped),
+        **({"skipped_images": short_list(dataset.skipped)} if dataset.skipped else {}),
         "loader": components.loaders.kind,
         **_describe_labels(dataset),
         **_describe_weights(components),

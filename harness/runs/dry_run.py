@@ -65,6 +65,10 @@ def _rows(config: Config, components: Components) -> list[tuple[str, str]]:
         ),
         ("optimizer", f"{config.optimizer}, {config.schedule} schedule, {rates}"),
         ("device", f"{learner.device}, {components.config.precision}"),
+        (
+            "time",
+            "not measured; the line of each epoch of a run says how long it took, and about how long the rest takes",
+        ),
     ]
 
 

@@ -26,6 +26,7 @@ from harness.reporting.evaluation_report import EvaluationResult, Evaluator, tab
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.gradcam_images import enlarge
 from harness.runs.model_log import WEIGHTS
+from harness.runs.predict import skip_text
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
 from harness.tracking.lineage import dataset_artifact, model_of_run
 from harness.tracking.metric_names import is_share
@@ -189,6 +190,7 @@ class Explanation:
         share: of the evidence for and against the class, the part that is for it, 0..1; NaN without a map.
         resolution: of the map; None without one.
         layer: whose activations the map shows.
+        finer: what helps where the map is too coarse; empty where it is not.
     """
 
     path: Path
@@ -198,6 +200,7 @@ class Explanation:
     share: float = math.nan
     resolution: gradcam.Resolution | None = None
     layer: str = ""
+    finer: str = ""
 
 
 def explain(
@@ -236,7 +239,7 @@ def explain(
         )
     _check_tracking(trained, settings)
     explanations = []
-    for explanation in _explain_each(trained, list(image_files(pictures)), folder, top):
+    for explanation in _explain_each(trained, list(image_files(pictures)), folder, top, skip_text(settings)):
         explanations.append(explanation)
         yield explanation
     _write_explanations(explanations, folder, trained.config.cam)
@@ -244,8 +247,9 @@ def explain(
 
 
 def _explain_each(
-    trained: TrainedModel, pictures: Sequence[tuple[Path, Path]], out: Path, top: int
+    trained: TrainedModel, pictures: Sequence[tuple[Path, Path]], out: Path, top: int, skipped: str
 ) -> Iterator[Explanation]:
+    finer = ""
     draws_maps = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
     for (file, _), name in zip(pictures, _overlay_names([place for _, place in pictures]), strict=True):
         try:
@@ -253,7 +257,7 @@ def _explain_each(
         except DataError as error:
             if trained.config.bad_images == "fail":
                 raise DataError(f"{error}; {SKIP_REMEDY}") from None
-            log.warning("skipped: %s", error)
+            log.warning("%s: %s", skipped, error)
             continue
         image = trained.preprocess.image(pixels)[None]
         with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
@@ -269,6 +273,8 @@ def _explain_each(
             maps = gradcam.compute_maps(
                 trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
             )
+            if maps.resolution.is_coarse and not finer:
+                finer = gradcam.finer_maps(trained.model, image)
         picture = to_uint8(trained.preprocess.denormalise(image)[0])
         if (link := link_inside(out, (out / name).parent)) is not None:
             raise DataError(
@@ -276,7 +282,7 @@ def _explain_each(
             )
         overlay = write_overlay(picture, maps, out / name)
         yield Explanation(
-            file, guesses, overlay, bool(maps.empty[0]), float(maps.share[0]), maps.resolution, maps.layer
+            file, guesses, overlay, bool(maps.empty[0]), float(maps.share[0]), maps.resolution, maps.layer, finer
         )
 
 

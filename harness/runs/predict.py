@@ -86,7 +86,7 @@ def predict(
         run: a run directory, a `model.safetensors` or a `last.pt`.
         paths: image files, and folders that are searched at any depth, in the order of their paths.
         settings: replace the checkpoint's, such as `device`, `precision` or `bad_images` (`fail`, or
-            `skip` to leave unreadable images out with a warning).
+            `skip` to leave unreadable images out with a warning); without it, `bad_images` is that of the run.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
@@ -95,7 +95,7 @@ def predict(
     """
     trained = load_trained_model(Path(run), settings)
     files = [file for file, _ in image_files(paths)]
-    pictures = _read_pictures(files, trained)
+    pictures = _read_pictures(files, trained, skip_text(settings))
     any_read = False
     while batch := list(islice(pictures, trained.config.eval_batch_size)):
         any_read = True
@@ -116,8 +116,22 @@ def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
         return trained.probabilities(trained.model(images))
 
 
-def _read_pictures(files: Sequence[Path], trained: TrainedModel) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each image with its pixels, uint8 [3, size, size], in order; threads decode up to a batch of them before."""
+def skip_text(settings: Mapping[str, Any] | None) -> str:
+    """Return what the message on an unreadable image begins with that is left out, by these settings or by the run's own."""
+    is_own = bool(settings and settings.get("bad_images"))
+    return (
+        "skipped"
+        if is_own
+        else "skipped, since the run was trained with --bad-images skip (--bad-images fail ends here)"
+    )
+
+
+def _read_pictures(files: Sequence[Path], trained: TrainedModel, skipped: str) -> Iterator[tuple[Path, Tensor]]:
+    """Yield each image with its pixels, uint8 [3, size, size], in order; threads decode up to a batch of them before.
+
+    Args:
+        skipped: what the message on an image that is left out begins with.
+    """
     ahead, grey_range = trained.config.eval_batch_size, trained.config.grey_limits()
 
     def decode(file: Path) -> Tensor:
@@ -136,7 +150,7 @@ def _read_pictures(files: Sequence[Path], trained: TrainedModel) -> Iterator[tup
             except DataError as error:
                 if trained.config.bad_images == "fail":
                     raise DataError(f"{error}; {SKIP_REMEDY}") from None
-                log.warning("skipped: %s", error)
+                log.warning("%s: %s", skipped, error)
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -163,7 +177,8 @@ def write_predictions(predictions: Iterable[Prediction], out: Path | BinaryIO, s
         suffix: `.csv` (a row an image: file, prediction, confidence, a probability per class, or pairs of class and
             probability) or `.jsonl` (an object a line with the same; `probabilities` maps class to probability). Where images
             have several labels, these and their probabilities stand in place of prediction and confidence, in CSV with | between.
-        top: write only the N most probable classes; 0: all, in the model's order.
+        top: write only the N most probable classes; 0: all, in the model's order. A table with one has no column
+            beside `prediction` and `confidence`.
     """
     count = 0
 
@@ -193,7 +208,9 @@ def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
             SEPARATOR.join(name for name, _ in prediction.labels),
             SEPARATOR.join(f"{probability:.6g}" for _, probability in prediction.labels),
         ]
-    if top:
+    if top == 1 and prediction.thresholds is None:
+        pass  # the prediction itself
+    elif top:
         for rank, (name, probability) in enumerate(prediction.top(top), 1):
             header += [f"class_{rank}", f"probability_{rank}"]
             row += [name, _rounded(probability)]

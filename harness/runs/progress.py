@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
-from harness.config.names import SPLIT_NAMES
-from harness.utils.text import printable
+from harness.config.names import MACRO_METRICS, SELECTION_TEXTS, SPLIT_NAMES
+from harness.utils.text import duration, printable
 
 if TYPE_CHECKING:
     from harness.tracking.records import Record, Scalar
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BAR_NAMES = {"acc": "acc", "exact_match": "exact"}
 # Metrics of images with several labels -> how the line of an epoch names them.
 MULTILABEL_NAMES = {"map": "mAP", "f1_macro": "F1", "exact_match": "exact"}
+LEAST_LEFT = 60.0  # seconds: less is not worth a word
 REDRAW_SECONDS = 0.1  # reading the loss makes the processor wait for a GPU
 
 
@@ -107,18 +108,26 @@ class BarReporter(LineReporter):
 
 
 def epoch_line(record: Record, epochs: int) -> str:
-    """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s`.
+    """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s  about 4 min left`.
 
-    Where images have several labels, mAP, macro F1 and the share of exact matches stand in place of the accuracy.
+    A macro metric by which the best epoch is chosen follows the accuracy of its split. Where images have several labels, mAP,
+    macro F1 and the share of exact matches stand in place of the accuracy. The time left is that of as many epochs as long as
+    this one, and is shown from a minute on.
     """
     values = record.scalars()
     parts = [f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"]
     for split in SPLIT_NAMES:
         if f"{split}/loss" in values:
             parts.append(f"{split} {float(values[f'{split}/loss']):.4f} {_shares(values, split)}")
+            for metric in MACRO_METRICS if f"{split}/acc" in values else ():
+                if f"best/{split}_{metric}" in values and f"{split}/{metric}" in values:
+                    parts.append(f"{SELECTION_TEXTS[metric]} {100 * float(values[f'{split}/{metric}']):6.2f} %")
     parts.append(f"lr {float(values['lr']):.2e}")
     parts.append(f"{float(values['throughput/images_per_s']):,.0f} images/s")
-    parts.append(f"{float(values['time/epoch_s']):.1f} s")
+    seconds = float(values["time/epoch_s"])
+    parts.append(f"{seconds:.1f} s")
+    if (left := seconds * (epochs - record.epoch)) >= LEAST_LEFT:
+        parts.append(f"about {duration(left, 0)} left")
     return "  ".join(parts)
 
 

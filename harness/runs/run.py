@@ -16,6 +16,7 @@ from harness.config.automatic import Choice
 from harness.config.recipe import AnyConfig
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
+from harness.data.listing import short_list
 from harness.data.own_datasets import config_of_call
 from harness.data.preprocess import Preprocess
 from harness.lr_finder.finder import with_placeholder_lr
@@ -53,6 +54,7 @@ from harness.utils.errors import BusyError, CheckpointError, PeerLostError, Usag
 from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
 from harness.utils.signals import StopRequests
+from harness.utils.text import counted
 
 MAX_ROWS = 100_000  # of a run in W&B, whose pages become slow beyond that: https://docs.wandb.ai/guides/track/limits
 
@@ -119,7 +121,9 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
             frozen, total = factory.count_frozen(model), factory.count_parameters(model)
             reporter.message(f"Frozen: {frozen:,} of {total:,} parameters.")
         if skipped := components.dataset.skipped:
-            reporter.message(f"Skipped {len(skipped)} unreadable images; the first is {skipped[0]}")
+            reporter.message(
+                f"Skipped {counted(len(skipped), 'unreadable image', 'unreadable images')}: {short_list(skipped)}"
+            )
         # The requested settings, with `find` or `auto` where it stands, name the directory, and a resumed run must agree with them.
         changes: dict[str, Any] = {
             "precision": components.config.precision,

@@ -216,15 +216,19 @@ def seeds_table(result: SeedsResult) -> str:
         f"seed {seed.seed:<5} {seed.state:<12} {'  '.join(f'{name} {_number(name, seed.result[name])}' for name in names if name in seed.result) or seed.reason}"
         for seed in result.seeds
     ]
+    width = max((len(name) for name in result.figures), default=0)
     for name, interval in result.figures.items():
-        text = f"{name:<10} mean {_number(name, interval.mean)} of {interval.n} seed{'s' * (interval.n > 1)}"
-        if interval.sd is not None and interval.low is not None and interval.high is not None:
+        text = f"{name:<{width}} mean {_number(name, interval.mean)} of {interval.n} seed{'s' * (interval.n > 1)}"
+        if interval.sd is not None:
             points = f"{100 * interval.sd:.2f} points" if is_share(name) else f"{interval.sd:.4f}"
-            text += (
-                f", standard deviation {points}, 95 % interval {_number(name, interval.low)} to {_number(name, interval.high)}"
-                f", from {_number(name, interval.least)} to {_number(name, interval.most)}"
-            )
+            text += f", standard deviation {points}"
+        if interval.low is not None and interval.high is not None:
+            text += f", 95 % interval {_number(name, interval.low)} to {_number(name, interval.high)}"
+        if interval.sd is not None:
+            text += f", from {_number(name, interval.least)} to {_number(name, interval.most)}"
         lines.append(text)
+    if any(interval.n == 2 for interval in result.figures.values()):
+        lines.append("Two seeds have no 95 % interval that says anything; three or more have one.")
     if result.failed and result.finished:
         count = "1 failed seed is" if len(result.failed) == 1 else f"{len(result.failed)} failed seeds are"
         lines.append(f"{count} left out of these figures, which may therefore look too good.")

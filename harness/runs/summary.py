@@ -84,6 +84,14 @@ def _best(history: list[dict[str, float]], split: str, metric: str, chosen: str,
     return {"epoch": epoch, f"{split}/{main}": acc, f"{split}/{metric}": value, "chosen": chosen}
 
 
+def last_accuracy(history: list[dict[str, float]]) -> dict[str, Any]:
+    """Return the accuracy of the last epoch, or its mAP where images have several labels, as `last` of `status.json`, which lists read while a run trains."""
+    last = history[-1] if history else {}
+    names = [f"{split}/{metric}" for split in REPORTED_SPLITS for metric in ("acc", "map")]
+    known = {name: last[name] for name in names if name in last}
+    return {"last": known} if known else {}
+
+
 def best_epoch(history: list[dict[str, float]], split: str, metric: str = "acc") -> tuple[int, float]:
     """Return (epoch counted from 1, value) of the first epoch with the best value of a metric on a split: the lowest loss, or
     the highest of the others.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.settings import ALERTS, WANDB, Config, canonical_name
 from harness.reporting.html.pages import write_run_page
 from harness.runs.console_log import ConsoleLog
+from harness.runs.summary import last_accuracy
 from harness.tracking import run_dir
 from harness.tracking.backends.registry import check_trackers, open_trackers, other_trackers
 from harness.tracking.backends.tracker import BackendTracker
@@ -367,7 +368,9 @@ def _failure(directory: RunDir, state: TrainerState | None, error: BaseException
 
 def _position(directory: RunDir, state: TrainerState | None) -> dict[str, Any]:
     """Return how far the run is, and how to resume it; a range test is not resumed."""
-    return {"step": 0} if state is None else {**_counters(state), "resume": directory.resume_command}
+    if state is None:
+        return {"step": 0}
+    return {**_counters(state), **last_accuracy(state.history), "resume": directory.resume_command}
 
 
 def _counters(state: TrainerState | None) -> dict[str, int]:

@@ -21,11 +21,12 @@ from harness.reporting import augmented_images
 from harness.reporting.augmented_images import draw_augmented
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.reporting.figures import training_curves
+from harness.reporting.html.run_charts import training_loss
 from harness.runs.advice import missing_weights
 from harness.runs.components import Components, describe_data
 from harness.runs.model_log import WEIGHTS, ModelLog
 from harness.runs.progress import ProgressReporter
-from harness.runs.summary import best_epoch, flatten_summary, summarise
+from harness.runs.summary import best_epoch, flatten_summary, last_accuracy, summarise
 from harness.tracking import run_dir
 from harness.tracking.chosen_settings import read_choices
 from harness.tracking.journal import Journal, NullJournal, read_journal
@@ -199,7 +200,8 @@ class Trainer:
         main = main_metric(self.components.config.is_multilabel)
         best = {f"best/{split}_{name}": best_epoch(self.state.history, split, name) for name in {main, metric}}
         epoch, value = best[f"best/{split}_{metric}"]
-        values: dict[str, Value] = {**record.values, **{name: best[name][1] for name in sorted(best)}, **self._watch()}
+        record = dataclasses.replace(record, values={**record.values, **{name: best[name][1] for name in sorted(best)}})
+        values: dict[str, Value] = {**record.values, **self._watch()}
         details: Mapping[str, Value] = {}
         if self.augmented is not None:
             values["gallery/augmented"], self.augmented = self.augmented, None
@@ -254,6 +256,7 @@ class Trainer:
         self.journal.sync()  # the journal is never behind a checkpoint
         step = self.state.step
         facts = {"step": step, "epoch": len(self.state.history), "model": self.components.config.model}
+        accuracy = last_accuracy(self.state.history)
         state = {
             "learner": self.components.learner.state_dict(),
             "progress": self.state.state_dict(),
@@ -267,7 +270,7 @@ class Trainer:
             self._check_finite(state["learner"])
             checkpoint.save_checkpoint(self.directory.checkpoints, state, facts)
             self.directory.checkpoint_step = step
-            self.directory.status(RunState.RUNNING, **facts, resume=self.directory.resume_command)
+            self.directory.status(RunState.RUNNING, **facts, **accuracy, resume=self.directory.resume_command)
 
         self.writer.save(state, write)
 
@@ -396,7 +399,7 @@ class Trainer:
         if not epochs:
             return
         figures = self.directory.figures
-        training_curves.draw_losses(epochs, figures / "losses.png")
+        training_curves.draw_losses(epochs, figures / "losses.png", training_loss(self.components.config.to_dict()))
         if self.components.config.is_multilabel:
             training_curves.draw_average_precision(epochs, figures / "map.png")
         else:

@@ -21,6 +21,7 @@ from harness.tracking.journal import follow_journal
 from harness.utils.errors import HarnessError, ResourceError, UsageError
 from harness.utils.files import write_atomically
 from harness.utils.signals import PREEMPTED, StopRequests
+from harness.utils.text import duration
 
 POLL_INTERVAL = 0.1  # seconds between two checks of the trials
 COMPARE_INTERVAL = 2.0  # seconds after which a trial is compared again, though it has logged nothing new
@@ -218,7 +219,7 @@ class Scheduler:
             return "" if remaining is None else f"{remaining} to start"
         seconds_per_trial = (time.monotonic() - self._began) / self._ended_count
         seconds = seconds_per_trial * (remaining + len(self._running) / 2)
-        return f"about {_duration(seconds)} left" if remaining or self._running else ""
+        return f"about {duration(seconds, 0)} left" if remaining or self._running else ""
 
     def write_results(self) -> None:
         """Write `trials.csv`, `best.yaml`, `sweep.json` and the figures."""
@@ -252,9 +253,3 @@ class Scheduler:
     def times(self) -> dict[str, TrialTimes]:
         """Return the times of the trials that ran on this machine, under this command and earlier ones."""
         return results.update_times(self.folder, self._times)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -19,6 +19,7 @@ from harness.utils.errors import DataError, ResourceError, UsageError, is_out_of
 from harness.utils.files import free_space, open_regular
 
 CHECKPOINTS, FIGURES, STATUS, SUMMARY, CONFIG = "checkpoints", "figures", "status.json", "summary.json", "config.yaml"
+FINDER = "lr_finder.json"
 DATASET = "dataset.json"  # the data set's fingerprint and classes
 SEEDS = "seeds.json"  # in the directory of several seeds
 SWEEP_COPY = "sweep.yaml"  # in the directory of a sweep, its file
@@ -35,7 +36,7 @@ SWEEP_FOLDERS = ("runs", "logs", "pareto", "parameters")
 WANDB_LINKS = ("latest-run", "debug.log", "debug-internal.log", "debug-core.log")  # W&B replaces them by new links
 OWN_FILES = (
     LOCK, STATUS, SUMMARY, CONFIG, DATASET, SEEDS, SEEDS_RECIPE, JOURNAL, "journal.replaced.jsonl", "report.html", CONSOLE, DIFF,
-    "predictions.csv", "per_class.csv", "lr_finder.json", "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
+    "predictions.csv", "per_class.csv", FINDER, "seeds.csv", "figures.csv", "sweep.json", "trials.csv",
     SWEEP_COPY, "best.yaml", "times.json", "SHA256SUMS", DATABASE, *(f"{DATABASE}-{end}" for end in ("journal", "wal", "shm")),
 )  # fmt: skip
 

@@ -13,8 +13,9 @@ from harness.config import yaml_io
 from harness.config.names import REPORTED_SPLITS, data_name
 from harness.tracking.journal import NAME as JOURNAL
 from harness.tracking.run_dir import RunState, list_runs, read_summary, resume_command
-from harness.tracking.run_files import CONFIG
+from harness.tracking.run_files import CONFIG, FINDER
 from harness.utils.errors import DivergedError, HarnessError
+from harness.utils.files import read_json
 from harness.utils.plain import number, sub_mapping
 
 
@@ -24,10 +25,11 @@ class ListedRun:
 
     Attributes:
         written_at: when its journal was last written, in seconds since 1970.
+        lr_max: where a range test has found it, the rate that it found.
         epoch: epochs that are done.
         split, accuracy: of the result, or of the last epoch of a run without one. Where images have several labels, the split
             is followed by `mAP`, which the number is.
-        resume: the command that resumes it; empty where it is finished or has to change first.
+        resume: the command that resumes it; empty where it runs, is finished or has to change first.
         diverged: whether it ended because a loss or a weight was not finite.
     """
 
@@ -44,6 +46,7 @@ class ListedRun:
     accuracy: float
     resume: str
     diverged: bool
+    is_range_test: bool = False
 
     @property
     def advice(self) -> str:
@@ -106,9 +109,14 @@ def _read(path: Path, state: RunState, status: Mapping[str, Any]) -> ListedRun:
     with contextlib.suppress(HarnessError):
         settings = yaml_io.read_yaml(path / CONFIG)
     summary = read_summary(path)
-    split, accuracy = _accuracy(summary)
+    split, accuracy = _accuracy(summary, status)
+    found, lr_max = read_json(path / FINDER), number(settings.get("lr_max"))
+    # The status of a range test counts no epochs; a run that begins with one is trained with the rate that it found.
+    is_range_test = "epoch" not in status and (bool(found) or settings.get("job_type") == "find")
+    if (is_range_test or math.isnan(lr_max)) and number(found.get("lr_max")) > 0:
+        lr_max = number(found["lr_max"])
     diverged = has_diverged(state, status)
-    is_over = state in (RunState.FINISHED, RunState.UNREADABLE) or diverged
+    has_no_command = state in (RunState.RUNNING, RunState.FINISHED, RunState.UNREADABLE) or diverged
     try:
         written_at = (path / JOURNAL).lstat().st_mtime
     except OSError:
@@ -120,20 +128,21 @@ def _read(path: Path, state: RunState, status: Mapping[str, Any]) -> ListedRun:
         str(settings.get("model") or ""),
         data_name(str(settings.get("data") or ""), str(settings.get("data_dir") or "")) if settings else "",
         number(settings.get("seed")),
-        number(settings.get("lr_max")),
-        number(status.get("epoch", 0)),
-        number(settings.get("epochs")),
+        lr_max,
+        math.nan if is_range_test else number(status.get("epoch", 0)),
+        math.nan if is_range_test else number(settings.get("epochs")),
         split,
         accuracy,
-        "" if is_over else resume_command(path, status),
+        "" if has_no_command else resume_command(path, status),
         diverged,
+        is_range_test,
     )
 
 
-def _accuracy(summary: Mapping[str, Any]) -> tuple[str, float]:
-    for section in ("result", "last"):
+def _accuracy(summary: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[str, float]:
+    for source, section in ((summary, "result"), (summary, "last"), (status, "last")):
         for split in REPORTED_SPLITS:
-            values = sub_mapping(summary, section)
+            values = sub_mapping(source, section)
             if 0 <= (value := number(values.get(f"{split}/acc"))) <= 1:
                 return split, value
             if f"{split}/acc" not in values and 0 <= (value := number(values.get(f"{split}/map"))) <= 1:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 CONFIDENCE = 0.95
+LEAST_VALUES = 3  # for an interval of a mean: that of two values is so wide that it says nothing
 Scale: TypeAlias = Literal["linear", "log", "logit"]
 
 
@@ -19,7 +20,8 @@ class MeanInterval:
     Attributes:
         n: number of values.
         sd: sample standard deviation (divided by n - 1); None for a single value.
-        low, high: Student's t interval of the mean, on the scale that was named; None for a single value.
+        low, high: Student's t interval of the mean, on the scale that was named; None for fewer than 3 values, and for equal ones,
+            which do not show how far others would lie from them.
         least, most: the smallest and the largest value.
     """
 
@@ -59,8 +61,10 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE, scale
         return MeanInterval(1, mean, None, None, None, mean, mean)
     sd = statistics.stdev(numbers)
     inner = [value for value in numbers if lowest < value < highest]
-    if sd == 0:
-        low = high = mean
+    low: float | None
+    high: float | None
+    if n < LEAST_VALUES or sd == 0:
+        low = high = None
     elif not inner:  # zeros and ones, which say nothing more
         low, high = lowest, highest
     else:

@@ -77,6 +77,13 @@ def percent(fraction: float, digits: int = 1) -> str:
     return f"{min(max(100 * fraction, step), 100 - step):.{digits}f} %"
 
 
+def duration(seconds: float, digits: int = 1) -> str:
+    """Return a duration as a person reads it, with so many digits after the point of seconds and minutes."""
+    if seconds < 90:
+        return f"{seconds:.{digits}f} s"
+    return f"{seconds / 60:.{digits}f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
 def markdown(text: object) -> str:
     """Return `text` on one line, with the special characters of Markdown and HTML as entities."""
     return "".join(

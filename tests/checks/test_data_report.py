@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections import Counter
 from dataclasses import replace
 
@@ -75,9 +76,9 @@ def test_every_problem_has_a_line_of_advice(tmp_path):
         "the classes are unbalanced: dog has 34 training images and cow 3",
         "1 class has fewer than 10 training images (cow)",
         "1 class has no test image (cow); its accuracy stays unknown",
-        "1 test image is a training image too; remove it from one of the two",
-        "2 training images repeat another one of the split",
-        "1 image stands under two classes, such as train/cat/0.png (cat) and train/dog/wrong.png (dog)",
+        "1 test image is a training image too (test/cat/copy.png = train/cat/0.png); remove it from one of the two",
+        "1 training image repeats another one of the split (train/cat/copy.png = train/cat/0.png); remove it, since it counts twice",
+        "1 image stands under two classes: train/cat/0.png (cat) = train/dog/wrong.png (dog); remove the one with the wrong label",
         "1 image is grey and deeper than 8 bits",
         "1 image has transparent areas, which become white",
         "1 image has several frames, of which the first is used",
@@ -86,6 +87,22 @@ def test_every_problem_has_a_line_of_advice(tmp_path):
         assert f"- {words}" in text
     assert "note: 1 file is of kinds that are not read as images: .docx (1)" in text
     assert values["repeats"]["between"] == {"train/test": 1} and values["repeats"]["within"] == {"train": 2}
+    wrong = ["train/dog/wrong.png", "train/cat/0.png"]  # told once in the text, as an image of two classes
+    assert values["repeats"]["images"] == {
+        "train": [["train/cat/copy.png", "train/cat/0.png"], wrong],
+        "train/test": [["test/cat/copy.png", "train/cat/0.png"]],
+    }
+    assert sum("wrong.png" in line for line in values["advice"]) == 1
+
+
+def test_a_copy_with_another_label_is_told_once_and_by_name(tmp_path):
+    make_class_folders(tmp_path, ("train", "test"), count=12)
+    shutil.copy(tmp_path / "train/cat/3.png", tmp_path / "train/dog/3.png")
+    shutil.copy(tmp_path / "train/cat/4.png", tmp_path / "test/dog/4.png")
+    told = [line for line in describe(tmp_path)[0]["advice"] if "/3.png" in line or "/4.png" in line]
+    assert told == [
+        "2 images stand under two classes: train/cat/3.png (cat) = train/dog/3.png (dog), train/cat/4.png (cat) = test/dog/4.png (dog); remove the one with the wrong label"
+    ]
 
 
 def test_repeats_are_those_of_a_comparison_of_all_pairs(tmp_path):
@@ -104,6 +121,13 @@ def test_repeats_are_those_of_a_comparison_of_all_pairs(tmp_path):
     for pair, count in values["repeats"]["between"].items():
         first, second = pair.split("/")
         assert count == sum(picture in pictures[first] for picture in pictures[second])
+    by_id = {
+        str(split.source.ids[index]): pictures[name][index]
+        for name, split in overview.splits.items()
+        for index in range(16)
+    }
+    named = [pair for pairs in values["repeats"]["images"].values() for pair in pairs]
+    assert named and all(by_id[image] == by_id[same] for image, same in named)
 
 
 def test_pixels_of_another_shape_have_another_digest():

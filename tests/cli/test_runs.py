@@ -8,9 +8,17 @@ from datetime import datetime
 
 import pytest
 
+from harness import make_config
+from harness import run as train
 from harness.cli.main import main
-from harness.reporting.html import pages
+from harness.reporting.html import facts, pages
+from harness.reporting.html.run_data import read_run
+from harness.runs.progress import ProgressReporter
+from harness.tracking.run_dir import lock_folder
 from harness.tracking.run_list import listed_runs
+from harness.utils.files import read_json
+
+SMALL = {"recipe": "digits", "model_args": "width=4", "gallery": 0, "threads": 1, "wandb": "disabled", "report": False}
 
 
 @pytest.fixture
@@ -111,6 +119,48 @@ def test_no_advice_is_to_continue_a_diverged_run(folder, capsys, monkeypatch):
     diverged, stopped = (pages.write_page(folder / "runs" / name).read_text() for name in "cb")
     assert "Resume it with" not in diverged and "--resume runs/c" not in diverged
     assert "Resume it with" in stopped
+
+
+def test_a_run_that_trains_is_listed_with_its_last_accuracy_and_no_command_to_resume_it(folder, capsys, monkeypatch):
+    """Neither of a run, nor of several seeds."""
+    status = {"state": "running", "step": 9, "epoch": 1, "last": {"test/acc": 0.5}, "resume": "harness run"}
+    (folder / "runs/b/status.json").write_text(json.dumps(status))
+    (folder / "runs/b/summary.json").unlink()
+    seeds = [{"seed": seed, "state": state} for seed, state in enumerate(("finished", "waiting"))]
+    (folder / "runs/bb").mkdir()
+    (folder / "runs/bb/seeds.json").write_text(json.dumps({"seeds": seeds, "resume": "harness run"}))
+    with lock_folder(folder / "runs/b"), lock_folder(folder / "runs/bb"):
+        out = run(folder, capsys, monkeypatch, "--match", "b").out
+    assert "running" in out and "1/3    test 50.00 %" in out and "1 of 2 done" in out and "harness run" not in out
+    stopped = run(folder, capsys, monkeypatch, "--match", "b").out  # its process has gone
+    assert "1/3    test 50.00 %" in stopped and stopped.count("harness run") == 2
+
+
+def test_the_status_of_a_run_has_its_accuracy_after_every_epoch(tmp_path):
+    seen = []
+
+    class Looks(ProgressReporter):
+        def on_step(self, info):
+            if info.epoch and info.batch == 1:
+                seen.extend((read_json(one.path / "status.json"), one) for one in listed_runs(tmp_path))
+
+    result = train(make_config({**SMALL, "epochs": 3, "val_fraction": 0.1, "output": str(tmp_path)}), Looks())
+    last, shown = seen[-1]
+    epoch = int(last["epoch"])  # that of the last checkpoint which has been written
+    assert epoch and last["last"] == {"val/acc": result.history[epoch - 1]["val/acc"]}
+    assert (shown.split, shown.accuracy, shown.state, shown.advice) == ("val", last["last"]["val/acc"], "running", "")
+
+
+def test_a_range_test_is_listed_with_the_rate_that_it_found_and_no_epochs(folder, capsys, monkeypatch):
+    (folder / "runs/a/summary.json").unlink()
+    (folder / "runs/a/status.json").write_text('{"state": "finished", "step": 0}')
+    (folder / "runs/a/lr_finder.json").write_text('{"lr_max": 0.24, "lr_min": 0.008}')
+    (line,) = run(folder, capsys, monkeypatch, "--match", "a").out.splitlines()[1:]
+    assert line.split()[-4:] == ["0.24", "-", "range", "test"]
+    configuration = dict(facts.configuration(read_run(folder / "runs/a")))
+    assert "Training" in configuration  # it has epochs
+    (folder / "runs/a/lr_finder.json").write_text('{"lr_max": [], "lr_min": 0.008}')
+    assert run(folder, capsys, monkeypatch, "--match", "a").out.splitlines()[1].endswith("-      range test")
 
 
 def test_nothing_that_matches_and_a_state_that_does_not_exist_are_said(folder, capsys, monkeypatch):

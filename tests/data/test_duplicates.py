@@ -28,7 +28,14 @@ def test_test_images_that_are_training_images_too_are_counted(tmp_path, several_
         root = shutil.make_archive(tmp_path / "data", "tar", root)
     data = load_folder(root)
     assert (data.test.pixels is None) == several_sizes and len(data.test) == 4
-    assert data.notes == caplog.messages == ["2 of 4 test images stand in the training images too"]
+    assert (
+        data.notes
+        == caplog.messages
+        == [
+            "2 of 4 test images stand in the training images too: "
+            "test/cat/copy.png = train/cat/1.png, test/dog/copy.png = train/dog/1.png"
+        ]
+    )
 
 
 def test_duplicates_within_one_folder_are_counted_in_the_splits_that_are_made_of_it(tmp_path):
@@ -39,7 +46,11 @@ def test_duplicates_within_one_folder_are_counted_in_the_splits_that_are_made_of
     for split in (data.val, data.test):
         pictures = {data.train.pixels[index].tobytes() for index in range(len(data.train))}
         shared = sum(split.pixels[index].tobytes() in pictures for index in range(len(split)))
-        assert f"{shared} of {len(split)} {split.name} images stand in the training images too" in data.notes
+        (note,) = (note for note in data.notes if f" {split.name} images stand" in note)
+        assert note.startswith(f"{shared} of {len(split)} {split.name} images stand in the training images too: ")
+        for pair in note.partition("too: ")[2].partition(" and ")[0].split(", "):
+            image, same = ((tmp_path / path).read_bytes() for path in pair.split(" = "))
+            assert image == same
 
 
 @pytest.mark.parametrize("several_sizes", [False, True])
@@ -55,7 +66,12 @@ def test_images_that_are_all_alike_are_counted_and_not_refused(tmp_path):
         for label in ("black", "grey"):
             for index in range(3):
                 save_image(tmp_path / split / label / f"{index}.png", random_image() * 0 + (label == "grey") * 99)
-    assert load_folder(tmp_path).notes == ["6 of 6 test images stand in the training images too"]
+    names = ["black/0", "black/1", "black/2", "grey/0", "grey/1"]
+    assert load_folder(tmp_path).notes == [
+        "6 of 6 test images stand in the training images too: "
+        + ", ".join(f"test/{name}.png = train/{name.split('/')[0]}/0.png" for name in names)
+        + " and 1 more"
+    ]
 
 
 def test_different_images_are_no_duplicates(tmp_path):

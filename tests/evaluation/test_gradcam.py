@@ -360,6 +360,26 @@ def test_a_stage_of_one_cell_is_skipped_and_a_model_unknown_to_timm_gives_its_la
         gradcam.compute_maps(nn.Sequential(nn.Flatten(), nn.Linear(3 * 256, 4)), random_images(), TARGETS)
 
 
+@pytest.mark.parametrize(
+    ("name", "side", "layer", "cells"),
+    [("resnet18", 64, "layer3", 4), ("resnet18", 32, "layer2", 4), ("resnet18", 4, "", 0)],
+)
+def test_where_maps_are_coarse_an_earlier_layer_is_named_that_has_at_least_4_cells_a_side(name, side, layer, cells):
+    model, image = timm.create_model(name, num_classes=3).eval(), random_images(1, side)
+    text = gradcam.finer_maps(model, image)
+    if not layer:
+        assert "--cam-layer" not in text and "larger --image-size" in text
+        return
+    assert text.startswith(f"--cam-layer {layer} has {cells} x {cells} cells") and "--image-size" not in text
+    maps = gradcam.compute_maps(model, image, [0], layer=layer)
+    assert maps.raw.shape == (1, cells, cells) and not maps.resolution.is_coarse
+
+
+def test_a_transformer_of_few_patches_has_no_layer_with_more_cells():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=3, depth=2).eval()
+    assert "--cam-layer" not in gradcam.finer_maps(model, random_images(1, 32))
+
+
 def test_an_attention_matrix_is_not_mistaken_for_a_map():
     model = timm.create_model("crossvit_tiny_240", num_classes=3, depth=((1, 1, 0), (1, 1, 0)), num_heads=(1, 1))
     maps = gradcam.compute_maps(model, random_images(1, 240), [0])

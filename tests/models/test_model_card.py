@@ -15,7 +15,7 @@ FACTS = {
 
 def test_the_card_holds_the_result_and_a_usage_example():
     card = model_card(FACTS)
-    assert "# custom&#95;resnet on folder" in card
+    assert "# custom&#95;resnet on data" in card
     assert "| test/acc | 87.50 % |" in card
     assert "| test/loss | 0.5000 |" in card
     assert "epoch 3 (last epoch)" in card

@@ -189,6 +189,53 @@ def test_on_a_phone_every_caption_is_read_without_and_every_column_with_scrollin
     assert script(browser, "return document.documentElement.scrollWidth") <= 375
 
 
+@pytest.fixture(scope="module")
+def phone(made):
+    """The page of two runs with a long word as a class and settings with long names, of which each row has one line."""
+    classes = ["лягушки", "a", "Pferde & Fohlen", "house cats"]
+    path = made["run"].with_name("phone.html")
+    text = made["run"].read_text(encoding="utf-8")
+    table = "".join(f"<tr><th scope='row'>{name}</th>{'<td>26.5 % of all</td>' * 6}</tr>" for name in classes)
+    box = f"<div class='scroll' id='wide'><table><thead><tr><th>Class</th></tr></thead><tbody>{table}</tbody></table></div>"
+    path.write_text(text.replace('<main id="main">', f'<main id="main">{box}', 1), encoding="utf-8")
+    return path
+
+
+def test_on_a_phone_words_stay_whole_row_lines_meet_and_a_shadow_shows_that_there_is_more(browser, phone):
+    open_page(browser, phone, 375)
+    rows = script(
+        browser,
+        """
+        const lines = cell => {
+          const range = document.createRange();
+          range.selectNodeContents(cell);
+          return new Set([...range.getClientRects()].map(r => Math.round(r.top))).size;
+        };
+        return [...document.querySelectorAll('#wide tbody tr')].map(row => {
+          const [first, second] = [row.cells[0], row.cells[1]].map(cell => cell.getBoundingClientRect());
+          return [row.cells[0].textContent, lines(row.cells[0]), first.bottom - second.bottom, first.bottom % 1];
+        })
+        """,
+    )
+    assert [words for words, *_ in rows] == ["лягушки", "a", "Pferde & Fohlen", "house cats"]
+    for words, lines, offset, fraction in rows:
+        assert lines <= len(words.replace("&", "").split()), words
+        assert abs(offset) < 0.01 and abs(fraction - rows[0][3]) < 0.01
+    box = "getComputedStyle(document.querySelector('#wide'))"
+    assert script(browser, "const b = document.querySelector('#wide'); return b.scrollWidth > b.clientWidth")
+    assert script(browser, f"return {box}.backgroundAttachment") == "local, scroll"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_accuracy_of_each_run_is_seen_without_scrolling(browser, made, width):
+    open_page(browser, made["many"], width)
+    right = "return document.querySelector('table.named td').getBoundingClientRect().right"
+    assert 0 < script(browser, right) <= width
+    heads = "return [...document.querySelectorAll('table.named thead th')].map(h => [h.textContent, h.getBoundingClientRect().right])"
+    seen = [name.split()[0] for name, edge in script(browser, heads) if edge <= width]
+    assert "test/acc" in seen and (width == 390 or "test/loss" in seen)
+
+
 def test_a_loss_is_switched_to_a_logarithmic_axis_and_back(browser, made):
     open_page(browser, made["runs"])
     kind = "return document.getElementById('all-test-loss')._fullLayout.yaxis.type"

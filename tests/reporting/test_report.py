@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from harness.evaluation import metrics
-from harness.reporting.html import pages, sweep_reader
+from harness.reporting.html import facts, pages, sweep_reader
 from harness.reporting.html.comparison import compare_classes
 from harness.reporting.html.groups import group_runs, spread
 from harness.reporting.html.pages import write_run_page
@@ -98,7 +98,7 @@ def test_every_run_writes_its_page(finished):
         "By epoch",
         "Confusion matrix",
         "Misclassified",
-        "Grad-CAM",
+        "Class-activation maps",
         "harness run --recipe digits",
     ):
         assert text in page.text
@@ -290,8 +290,36 @@ def test_labels_are_the_settings_in_which_the_configurations_differ_and_no_other
         {"lr_max=0.1", "batch_size=64", "model_args.width=8"},
         {"lr_max=0.4", "batch_size=512", "model_args.width=4", "model_args.logit_scale=0.2"},
     ]
-    assert groups[0].run_label(read[1]) == f"{groups[0].label}, seed 1"
-    assert groups[1].run_label(read[2]) == groups[1].label
+    assert groups[0].run_label(read[1]) == f"0-1, {groups[0].label}, seed 1"
+    assert groups[1].run_label(read[2]) == f"1-0, {groups[1].label}"
+    assert [group.name for group in groups] == ["0-0 and 1 more", "1-0", "2-0"]
+
+
+def test_the_comparison_begins_with_the_names_of_the_runs_and_their_accuracies(tmp_path):
+    one = evil_run(tmp_path / "evil")
+    changes = {
+        "plain": {},
+        "longer": {"epochs": 7, "extended": ("120:5",)},
+        "cats": {"data": "folder", "data_dir": "/x/my cats"},
+    }
+    runs = [other_seed(one, tmp_path / name, 0, 0.5, **change) for name, change in changes.items()]
+    page = Page(pages.write_page(runs, tmp_path / "all.html"))
+    table = page.source[page.source.index("All runs.") :]
+    heads = re.findall(r"<th scope=\"col\"[^>]*><button[^>]*>([^<]*)", table[: table.index("</thead>")])
+    assert heads[:3] == ["Run", "test/acc", "95 % interval"] and heads.index("Configuration") > heads.index("test/loss")
+    legend = re.findall(r"<button type=\"button\" data-group.*?</svg> <span>([^<]*)<", page.source, re.DOTALL)
+    assert [name.strip() for name in legend] == list(changes)
+    assert "extended=5 epochs to update 120" in page.text and "120:5" not in page.text
+    assert "data=my cats" in page.text and "data=folder" not in page.text
+    assert "The runs are on different data (digits, my cats)" in page.text
+    alike = Page(pages.write_page(runs[:2], tmp_path / "alike.html"))
+    assert "on different data" not in alike.text
+
+
+def test_an_empty_setting_is_none_on_the_page_as_in_the_terminal(tmp_path):
+    run = pages.read_run(evil_run(tmp_path / "evil"))
+    shown = {setting.name: setting.value for setting in facts.all_settings(run)}
+    assert run.config["class_weights"] == "" and shown["class_weights"] == "none" and "" not in shown.values()
 
 
 def test_nineteen_configurations_have_nineteen_styles_and_labels(tmp_path):

@@ -1,11 +1,17 @@
 """The numbers, texts and charts of a report are those of the run directory, of which every figure is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from harness.config.settings import Config
+from harness.data.preprocess import Preprocess
 from harness.evaluation import metrics
+from harness.models.model_card import model_card
 from harness.reporting.html import facts, run_charts
 from harness.reporting.html.groups import group_runs, run_differences
+from harness.reporting.html.pages import run_page
 from harness.reporting.html.run_data import read_run
 from tests.support import small_run
 from tests.support.small_run import IMAGES, LRS, SECONDS, STEP_LOSSES, TRAIN_LOSS, VAL_ACC, VAL_LOSS, write_run
@@ -50,6 +56,41 @@ def test_the_headline_has_each_figure_with_its_split_its_epoch_and_its_interval(
     assert "Best epoch" not in shown  # it is the result
 
 
+@pytest.mark.parametrize(("split", "is_shown"), [("val", True), ("test", False)])
+def test_the_best_epoch_is_a_headline_only_where_a_validation_split_chose_it(run, split, is_shown):
+    best = {"epoch": 3, f"{split}/acc": 0.7, "chosen": f"best {split}/acc"}
+    changed = dataclasses.replace(run, summary={**run.summary, "best": best})
+    assert ("Best epoch" in {fact.name for fact in facts.headline(changed)}) == is_shown
+
+
+def test_what_is_wrong_with_the_data_is_on_the_page(run):
+    notes = ["the centre crop cuts 14% off", "1 of 4 test images stand in the training images too: <b>.png"]
+    dataset = {**run.dataset, "notes": notes, "skipped": 2, "skipped_images": "cat/a.png, cat/b.png"}
+    page = run_page(dataclasses.replace(run, header={**run.header, "dataset": dataset}))
+    for text in (notes[0], "&lt;b&gt;.png", "2 unreadable images were left out: cat/a.png, cat/b.png"):
+        assert f"{text}</p>" in page
+    assert "<b>.png" not in page
+    before = {**dataset, "notes": None, "skipped": 1}  # of a run that kept no names
+    del before["skipped_images"]
+    shown = facts.data_notes(dataclasses.replace(run, header={**run.header, "dataset": before}))
+    assert shown == ["1 unreadable image was left out"]
+    assert "<strong>Data:</strong>" not in run_page(run)
+
+
+@pytest.mark.parametrize(
+    ("data", "data_dir", "name"),
+    [("folder", "/x/my pictures/", "my pictures"), ("table", "my/pets.csv", "pets"), ("digits", "", "digits")],
+)
+def test_the_page_and_the_model_card_name_the_data_by_its_folder(run, data, data_dir, name):
+    config = Config(data=data, data_dir=data_dir, model="resnet18")
+    changed = dataclasses.replace(run, config=config.to_dict())
+    assert f"resnet18 on {name}, seed 0" in run_page(changed)
+    assert dict(facts.configuration(changed))["Data"].startswith(f"{name}: 16 train")
+    preprocess = dataclasses.asdict(Preprocess(8, (0.5,) * 3, (0.5,) * 3, 1.0, "bicubic"))
+    model = {"config": config.to_dict(), "classes": ["a", "b"], "preprocess": preprocess, "epoch": 1, "result": {}}
+    assert f"# resnet18 on {name}\n" in model_card(model)
+
+
 def test_an_unfinished_run_shows_its_last_and_its_best_epoch_so_far(unfinished):
     shown = {fact.name: (fact.value, fact.note) for fact in facts.headline(unfinished)}
     value, note = shown["Validation accuracy so far"]
@@ -76,6 +117,26 @@ def test_the_captions_by_epoch_name_the_last_and_the_best_value_of_each_split(ru
     assert lr.caption == "At the end of each epoch, from 0.03 to 0.015."
     lines = {trace["name"]: (trace["x"], trace["y"]) for trace in loss.data}
     assert lines == {"training": ([1, 2, 3], list(TRAIN_LOSS)), "validation": ([1, 2, 3], list(VAL_LOSS))}
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({}, ""),
+        ({"label_smoothing": 0.1}, "the cross entropy with label smoothing 0.1"),
+        ({"mixup": 0.2}, "the cross entropy with mixed images"),
+        ({"label_smoothing": 0.1, "class_weights": "balanced", "cutmix": 1.0},
+         "the cross entropy with weights of the classes and label smoothing 0.1 and mixed images"),
+        ({"loss": "focal"}, "the focal loss"),
+        ({"loss": "bce", "label_smoothing": 0.05}, "the binary cross entropy with label smoothing 0.05"),
+    ],
+)  # fmt: skip
+def test_the_charts_of_the_loss_say_how_the_training_loss_differs_from_that_of_the_other_splits(run, changes, text):
+    settings = {**run.config, "label_smoothing": 0.0, **changes}
+    changed = dataclasses.replace(run, config=settings)
+    by_epoch, by_step = run_charts.by_epoch(changed)[0].caption, run_charts.by_step(changed)[0].caption
+    assert (f"The training loss is {text}; that of the other splits is the cross entropy" in by_epoch) == bool(text)
+    assert by_step.endswith(f"It is {text}." if text else "(about 10 steps).")
 
 
 def test_the_charts_by_step_have_every_step_and_name_the_highest_rate(run):
@@ -130,6 +191,15 @@ def test_runs_on_other_data_or_with_other_settings_are_other_groups_and_another_
     assert run_differences(runs) == {
         "weight_decay": [runs[0].config["weight_decay"]] * 3 + [0.25, runs[0].config["weight_decay"]], "seed": [0, 1, 0, 0, 0]
     }  # fmt: skip
+
+
+def test_the_page_of_a_range_test_says_that_nothing_was_trained_and_shows_the_rates_found(run):
+    found = {"lr_min": 0.008, "lr_max": 0.24}
+    rows = dict(facts.configuration(dataclasses.replace(run, records=[], summary={}, finder=found)))
+    assert rows["Range test"] == "batch size 512, seed 0, for a training of 3 epochs" and "Training" not in rows
+    assert "0.008 to 0.24" in rows["Learning rate"]
+    begun = dataclasses.replace(run, records=[], summary={}, finder=found, config={**run.config, "lr_max": "find"})
+    assert "Training" in dict(facts.configuration(begun))  # a run that begins with a range test
 
 
 def test_the_configuration_names_what_was_trained(run):

@@ -96,6 +96,12 @@ def test_a_wide_interval_and_rare_classes_are_named_and_others_are_not():
     assert rare_classes("test", np.arange(30) % 3, ["a", "b", "c"]) == ""
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_wide_interval_asks_for_more_images_of_its_split_and_says_that_seeds_do_not_help(split):
+    line = interval_line(split, 0.42, 110)
+    assert f"more {split} images narrow it" in line and "--seeds does not" in line
+
+
 def test_a_class_of_a_tenth_of_the_images_of_another_is_named():
     assert "'a' has 50 training images and 'b' has 5" in unbalanced(np.array([0] * 50 + [1] * 5), ["a", "b"])
     assert "'c' has 0" in unbalanced(np.array([0] * 50 + [1] * 50), ["a", "b", "c"])

@@ -12,10 +12,11 @@ import pytest
 
 from harness.config.recipe import make_config
 from harness.runs.console_log import ConsoleLog
-from harness.runs.progress import BarReporter, LineReporter
+from harness.runs.progress import BarReporter, LineReporter, ProgressReporter, epoch_line
 from harness.runs.run import run
 from harness.runs.summary import summary_table
 from harness.tracking.journal import read_journal
+from harness.tracking.records import Record
 from harness.utils.environment import git_diff
 from harness.utils.errors import DivergedError
 from harness.utils.files import read_json
@@ -28,6 +29,43 @@ TINY = {
     "epochs": 2, "peak_epoch": 1, "report": False, "name": "r",
 }  # fmt: skip
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (.*)")
+
+
+def line_of(epoch, epochs, **more):
+    """The line of an epoch of 30 seconds, with other metrics named as `val__f1_macro`."""
+    values = {"train/loss": 1.2, "train/acc": 0.5, "val/loss": 1.0, "val/acc": 0.6, "lr": 0.1, "val/balanced_acc": 0.25}
+    values |= {"throughput/images_per_s": 100.0, "time/epoch_s": 30.0, "best/val_acc": 0.6, "val/f1_macro": 0.125}
+    values |= {name.replace("__", "/"): value for name, value in more.items()}
+    return epoch_line(Record(epoch, epoch, values), epochs)
+
+
+def test_the_line_of_an_epoch_shows_the_metric_that_chooses_the_best_one():
+    assert "balanced" not in line_of(1, 2) and "macro" not in line_of(1, 2)
+    assert "val 1.0000  60.00 %  balanced accuracy  25.00 %  lr" in line_of(1, 2, best__val_balanced_acc=0.25)
+    assert "val 1.0000  60.00 %  macro F1  12.50 %  lr" in line_of(1, 2, best__val_f1_macro=0.125)
+    assert line_of(1, 2, best__val_loss=1.0) == line_of(1, 2)
+
+
+@pytest.mark.parametrize(("epoch", "left"), [(1, "about 60 min left"), (119, "60 s left"), (120, ""), (121, "")])
+def test_the_line_of_an_epoch_says_how_long_the_others_take_from_a_minute_on(epoch, left):
+    line = line_of(epoch, 121)
+    assert line.endswith(left) if left else line.endswith("30.0 s")
+
+
+class Shown(ProgressReporter):
+    def __init__(self):
+        self.lines = []
+
+    def on_epoch(self, record, epochs):
+        self.lines.append(epoch_line(record, epochs))
+
+
+def test_a_run_shows_the_metric_of_select_by_in_each_epoch(tmp_path):
+    shown = Shown()
+    chosen = {**TINY, "val_fraction": 0.2, "select_by": "balanced_acc", "wandb": "disabled", "test": False}
+    result = run(make_config({**chosen, "output": str(tmp_path)}), shown)
+    for line, row in zip(shown.lines, result.history, strict=True):
+        assert f"balanced accuracy {100 * row['val/balanced_acc']:6.2f} %" in line
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import harness
 from harness.evaluation.trained_model import load_trained_model
+from harness.runs.inference import explain
 from harness.runs.predict import Prediction, predict, write_predictions
 from harness.utils.errors import DataError
 from tests.support.commands import QUICK, command
@@ -117,6 +119,50 @@ def test_jsonl_is_an_object_a_line_and_top_keeps_the_most_probable(pictures, tmp
         assert record["confidence"] == best == float(row["probability_1"])
         assert record["probabilities"][record["prediction"]] == best
         assert float(row["probability_2"]) == second
+
+
+def test_the_most_probable_class_alone_is_written_once(pictures, tmp_path):
+    run, folder = pictures / "runs/noise", pictures / "pictures/test/bright"
+    with open(tmp_path / "one.csv", "wb") as file:
+        write_predictions(predict(run, folder), file, ".csv", 1)
+    rows = read_csv((tmp_path / "one.csv").read_text(encoding="utf-8"))
+    assert list(rows[0]) == ["file", "prediction", "confidence"] and len(rows) == 5
+
+
+@pytest.mark.parametrize("name", ["predict", "explain"])
+def test_a_picture_that_is_skipped_as_in_the_training_of_the_run_is_said_to_be(pictures, tmp_path, caplog, name):
+    folder = tmp_path / "in"
+    shutil.copytree(pictures / "pictures/test/bright", folder)
+    (folder / "broken.png").write_bytes(b"no picture")
+    settings = {
+        "recipe": "digits",
+        "model_args": "width=4",
+        "wandb": "disabled",
+        "report": False,
+        "gallery": 0,
+        "threads": 1,
+    }
+    settings |= {
+        "data": "folder",
+        "data_dir": str(pictures / "pictures"),
+        "image_size": 16,
+        "batch_size": 12,
+        "epochs": 1,
+    }
+    run = harness.run(settings, output=str(tmp_path / "runs"), peak_epoch=0.5, bad_images="skip").folder
+    for given, says_so in ({}, True), ({"bad_images": "skip"}, False):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            answers = (
+                predict(run, folder, given)
+                if name == "predict"
+                else explain(run, folder, {**given, "cam": "none"}, out=tmp_path / "out")
+            )
+            assert len(list(answers)) == 5
+        assert "broken.png" in caplog.text
+        assert ("since the run was trained with --bad-images skip" in caplog.text) == says_so
+    with pytest.raises(DataError, match="--bad-images skip"):
+        list(predict(run, folder, {"bad_images": "fail"}))
 
 
 def test_an_unreadable_picture_ends_the_command_or_is_skipped_and_leaves_no_file(pictures, tmp_path, caplog):

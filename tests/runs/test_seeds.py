@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from scipy import special, stats
 import harness
 from harness import make_config, run_seeds
 from harness.runs.progress import ProgressReporter
-from harness.runs.seeds import SeedsFailedError, seeds_table
+from harness.runs.seeds import SeedRun, SeedsFailedError, SeedsResult, seeds_table
 from harness.tracking.metric_names import interval_scale
 from harness.tracking.run_dir import lock_folder, members
 from harness.utils.errors import BusyError, UsageError
@@ -57,7 +58,7 @@ def test_mean_deviation_and_interval_are_those_of_numpy_and_scipy(values):
     assert interval.sd == pytest.approx(np.std(values, ddof=1), abs=1e-9)
     assert (interval.least, interval.most) == (min(values), max(values))
     error = stats.sem(values)
-    if error > 1e-9:
+    if error > 1e-9 and len(values) > 2:
         low, high = stats.t.interval(0.95, len(values) - 1, loc=np.mean(values), scale=error)
         assert (interval.low, interval.high) == (pytest.approx(low), pytest.approx(high))
 
@@ -70,9 +71,12 @@ def test_the_interval_contains_the_true_mean_in_95_of_100_experiments():
     )
 
 
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=6), st.sampled_from(["log", "logit"]))
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=6), st.sampled_from(["log", "logit"]))
 def test_an_interval_contains_the_mean_and_stays_in_the_range_of_its_scale(values, scale):
     interval = mean_interval(values, scale=scale)
+    if interval.sd == 0:
+        assert interval.low is None
+        return
     assert 0 <= interval.low <= interval.mean <= interval.high
     assert scale == "log" or interval.high <= 1
     assert (interval.mean, interval.sd) == (mean_interval(values).mean, mean_interval(values).sd)
@@ -89,9 +93,9 @@ def test_an_interval_on_a_scale_is_students_there():
     interval = mean_interval(losses, scale="log")
     assert (interval.low, interval.high) == pytest.approx((math.exp(low), math.exp(high)))
     assert mean_interval(losses).low < 0 < interval.low
-    # A value at the end counts as half-way to the nearest other one; where all are equal there is no interval to widen.
+    # A value at the end counts as half-way to the nearest other one; where all are at an end, that says nothing more.
     assert mean_interval([1.0, 0.98, 0.96], scale="logit").high == mean_interval([0.99, 0.98, 0.96], scale="logit").high
-    assert (mean_interval([1.0, 1.0], scale="logit").low, mean_interval([0.0, 1.0], scale="logit").high) == (1, 1)
+    assert mean_interval([0.0, 1.0, 1.0], scale="logit").high == 1
     assert mean_interval([-1.0, 2.0], scale="log") == mean_interval([-1.0, 2.0])  # a loss that may be negative
 
 
@@ -115,6 +119,30 @@ def test_one_value_has_no_interval_and_no_or_infinite_values_are_refused():
     for values in ([], [1.0, math.nan]):
         with pytest.raises(ValueError, match="finite"):
             mean_interval(values)
+
+
+@pytest.mark.parametrize("values", [[0.4, 0.6], [0.5, 0.5, 0.5], [1.0, 1.0, 1.0]])
+@pytest.mark.parametrize("scale", ["linear", "log", "logit"])
+def test_two_values_and_equal_ones_have_no_interval(values, scale):
+    interval = mean_interval(values, scale=scale)
+    assert (interval.low, interval.high) == (None, None)
+    assert (interval.mean, interval.sd) == pytest.approx((np.mean(values), np.std(values, ddof=1)))
+
+
+def seeds_of(results):
+    seeds = tuple(SeedRun(seed, "finished", result=result) for seed, result in enumerate(results))
+    return SeedsResult(Path("seeds"), make_config({}, "digits"), seeds)
+
+
+def test_the_figures_of_two_seeds_stand_in_columns_without_an_interval_and_those_of_three_have_one():
+    results = [{"test/acc": 0.5 + share, "test/balanced_acc": 0.25, "val/loss": 1 - share} for share in (0, 0.1, 0.15)]
+    two = seeds_table(seeds_of(results[:2])).splitlines()
+    assert len({line.index(" mean ") for line in two if " mean " in line}) == 1
+    assert two[-1] == "Two seeds have no 95 % interval that says anything; three or more have one."
+    assert not any("95 % interval" in line for line in two[:-1]) and "from 50.00 % to 60.00 %" in two[2]
+    three = {line.split()[0]: line for line in seeds_table(seeds_of(results)).splitlines()[3:]}
+    assert "95 % interval" in three["test/acc"] and "95 % interval" in three["val/loss"]
+    assert "95 % interval" not in three["test/balanced_acc"]
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ _OPACITY = 0.85  # of the colour at the peak of the evidence
 # Inches: side of a panel, between panels, between cards, margin; height of the figure's heading, a card's heading, captions.
 _SIDE, _GAP, _APART, _EDGE, _TOP, _HEADING, _CAPTION = 1.14, 0.05, 0.26, 0.18, 1.15, 0.25, 0.42
 _CARD = 3 * _SIDE + 2 * _GAP
-_NAMES = 19  # characters of both class names that fit in the heading of a card
+_NAMES = 29  # characters of both class names that fit in the heading of a card
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -105,7 +105,7 @@ def _write_heading(canvas: Canvas, title: str, maps: Maps) -> None:
     name = method.class_name.replace("PlusPlus", "++")
     characters = int(canvas.figure.get_figwidth() * 11)
     canvas.write(_EDGE, 0.1, style.shorten(title, int(characters * 0.7)), fontsize=14, fontweight="bold")
-    subtitle = f"{name}, layer {style.shorten(maps.layer, 24)}: image, map of the predicted class ({style.WRONG_SIGN}), map of the true class ({style.RIGHT_SIGN})"
+    subtitle = f"{name}, layer {style.shorten(maps.layer, 24)}; true → predicted class: image, map of the predicted class ({style.WRONG_SIGN}), map of the true class ({style.RIGHT_SIGN})"
     canvas.write(_EDGE, 0.42, style.shorten(subtitle, characters), fontsize=10)
     ramp = overlay(np.full((12, 240, 3), 150, np.uint8), np.tile(np.linspace(0, 1, 240), (12, 1)))
     canvas.write(_EDGE, 0.66, "no evidence", fontsize=9, color=style.SOFT)
@@ -127,9 +127,9 @@ def _draw_card(
     heats: Sequence[np.ndarray],
     empties: tuple[bool, bool],
 ) -> None:
-    truth = style.shorten(tile.truth, max(9, _NAMES - len(tile.prediction)))
+    truth = style.shorten(tile.truth, max(_NAMES // 2, _NAMES - len(tile.prediction)))
     prediction = style.shorten(tile.prediction, _NAMES - len(truth))
-    heading = f"{truth} predicted as {prediction} ({percent(tile.confidence)})"
+    heading = f"{truth} → {prediction} ({percent(tile.confidence)})"
     canvas.write(left, top, heading, fontsize=10, fontweight="bold")
     picture, top = fit_to_box(tile.picture, _SIDE, height), top + _HEADING
     canvas.picture(left, top, _SIDE, height, picture, colour=style.SOFT)

@@ -22,9 +22,14 @@ _STYLES = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (styl
 _MAX_MARKERS = 40  # more of them would hide the line
 
 
-def draw_losses(records: Sequence[Record], path: Path | str) -> Path:
-    """Draw every `*/loss` by epoch; the lowest and the last value of each are marked."""
-    return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True)
+def draw_losses(records: Sequence[Record], path: Path | str, training_loss: str = "") -> Path:
+    """Draw every `*/loss` by epoch; the lowest and the last value of each are marked.
+
+    Args:
+        training_loss: what it is where it is not the cross entropy, as the losses of the other splits are.
+    """
+    note = f"training: {training_loss}" if training_loss else ""
+    return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True, note=note)
 
 
 def draw_average_precision(records: Sequence[Record], path: Path | str) -> Path:
@@ -109,7 +114,9 @@ def as_image(path: Path | str, caption: str = "") -> Image:
     return StoredImage(Path(path).absolute(), caption)
 
 
-def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: str, y: str, *, lowest: bool) -> Path:
+def _by_epoch(
+    records: Sequence[Record], path: Path | str, metric: str, title: str, y: str, *, lowest: bool, note: str = ""
+) -> Path:
     from matplotlib.ticker import MaxNLocator
 
     lines, final = values_by_epoch(records, metric)
@@ -135,7 +142,7 @@ def _by_epoch(records: Sequence[Record], path: Path | str, metric: str, title: s
             color=colour,
             label=style.drawable_text(label),
         )
-    style.style_axes(axes, x="epoch", y=y, title=title)
+    style.style_axes(axes, x=f"epoch\n{style.wrap(note, 90)}" if note else "epoch", y=y, title=title)
     axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.03, y=0.08)
     epochs_drawn = {epoch for points in lines.values() for epoch in points} | {epoch for epoch, _ in final.values()}

@@ -44,7 +44,9 @@ class LegendEntry:
     """One configuration in the legend that all charts of the page share."""
 
     key: str
+    name: str
     label: str
+    settings: str
     colour: str
     dash: str
     note: str
@@ -56,16 +58,16 @@ def style_of(index: int) -> tuple[str, str]:
 
 
 def legend_entries(groups: Sequence[RunGroup], key: str) -> list[LegendEntry]:
-    """Return an entry for each configuration, with its mean of a metric, and its seeds or the name of its only run."""
+    """Return an entry for each configuration, with its mean of a metric, and its seeds."""
     entries = []
     for index, group in enumerate(groups):
         colour, dash = style_of(index)
         mean = group.spread(key) if key else None
         value = "" if mean is None else f"{100 * mean.mean:.2f} %" if is_share(key) else f"{mean.mean:.4g}"
         seeds = f"{len(group.seeds)} seeds" if len(group.seeds) > 1 else ""
-        name = group.runs[0].name if len(group.runs) == 1 and group.runs[0].name not in group.label else ""
-        note = ", ".join(text for text in (value, seeds, truncate(name, MAX_NAME)) if text)
-        entries.append(LegendEntry(f"g{index}", group.label, colour, DASH_LENGTHS[dash], note))
+        note = ", ".join(text for text in (value, seeds) if text)
+        name = truncate(group.name, MAX_NAME)
+        entries.append(LegendEntry(f"g{index}", name, group.label, group.settings, colour, DASH_LENGTHS[dash], note))
     return entries
 
 
@@ -200,8 +202,8 @@ class ClassComparison:
             }
             numbers = ", in percentage points"
         caption = (
-            f"Fraction of each true class{numbers}, the second configuration ({self.groups[1].label}) less the first "
-            f"({self.groups[0].label}). Blue on the diagonal: more images are correctly classified; vermilion elsewhere: fewer are confused."
+            f"Fraction of each true class{numbers}, the second configuration ({self.groups[1].name}) less the first "
+            f"({self.groups[0].name}). Blue on the diagonal: more images are correctly classified; vermilion elsewhere: fewer are confused."
         )
         title = "Difference of the confusion matrices"
         return Chart(

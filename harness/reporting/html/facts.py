@@ -21,7 +21,7 @@ from harness.tracking.run_list import has_diverged
 from harness.utils.errors import HarnessError
 from harness.utils.plain import number, setting_text, sub_mapping
 from harness.utils.stats import share_interval
-from harness.utils.text import counted, percent, printable
+from harness.utils.text import counted, duration, percent, printable
 
 FINISHED = RunState.FINISHED
 STATE_SENTENCES: dict[str, str] = {
@@ -155,7 +155,8 @@ def _interval(run: RunData, split: str) -> str:
 def _best_epoch(run: RunData) -> list[Fact]:
     best = sub_mapping(run.summary, "best")
     key = next((key for key in best if key.endswith(f"/{run.main}")), "")
-    if not key or best.get("epoch") == run.result.get("epoch"):
+    is_choice_on_test = key.startswith("test/")  # which a headline would make look like a result
+    if not key or is_choice_on_test or best.get("epoch") == run.result.get("epoch"):
         return []
     note = f"epoch {best.get('epoch')}: {best.get('chosen')}"
     return [Fact("Best epoch", f"{100 * number(best[key]):.2f} %", note)]
@@ -191,14 +192,16 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
     )
     class_names = ", ".join(classes[:12]) + (", …" if len(classes) > 12 else "")
     arguments = sub_mapping(config, "model_args")
-    rates = run.summary if run.result else config
+    rates = run.finder if run.is_range_test else run.summary if run.result else config
+    batches = f"batch size {config.get('batch_size')}, seed {config.get('seed')}"
+    length = f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}"
     rows = [
         ("Recipe", config.get("recipe")),
         ("Model", f"{config.get('model')}{f' ({setting_text(arguments)})' if arguments else ''}"),
-        ("Data", f"{config.get('data')}: {images} images" if images else config.get("data")),
+        ("Data", f"{run.data}: {images} images" if images else run.data),
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
         ("Labels", _labels(run)),
-        ("Training", f"{config.get('epochs')} epoch{'s' * (config.get('epochs') != 1)}, batch size {config.get('batch_size')}, seed {config.get('seed')}"),
+        ("Range test", f"{batches}, for a training of {length}") if run.is_range_test else ("Training", f"{length}, {batches}"),
         ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
         ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_warmup(config)}{_found_by_range_test(config)}"),
         ("Augmentation", _augmentation(config)),
@@ -215,6 +218,17 @@ def _labels(run: RunData) -> str:
     if not run.is_multilabel or not math.isfinite(mean + without):
         return "several per image (multi-label)" if run.is_multilabel else ""
     return f"several per image (multi-label): {mean:.2f} in the mean, {without:,.0f} training images without any"
+
+
+def data_notes(run: RunData) -> list[str]:
+    """Return sentences on the data that limit what a result is worth: images left out, cut off or in two splits."""
+    notes, skipped = run.dataset.get("notes"), run.dataset.get("skipped")
+    sentences = [str(note) for note in notes] if isinstance(notes, list) else []
+    if isinstance(skipped, int) and skipped > 0:
+        names = run.dataset.get("skipped_images")
+        count = counted(skipped, "unreadable image was", "unreadable images were")
+        sentences.append(f"{count} left out{f': {names}' if isinstance(names, str) and names else ''}")
+    return sentences
 
 
 def _warmup(config: Mapping[str, Any]) -> str:
@@ -251,6 +265,11 @@ def _named(config: Mapping[str, Any], name: str) -> str:
     return f"{name} {setting_text(config[name])}" if config.get(name) else ""
 
 
+def setting_cell(value: Any) -> str:
+    """Return the value of a setting for a cell of a table, where nothing at all would look like a mistake."""
+    return setting_text(value) or "none"
+
+
 def all_settings(run: RunData) -> list[Setting]:
     """Return every setting; one that differs from its recipe has the recipe's value too."""
     recipe_values: Mapping[str, Any] = {}
@@ -261,16 +280,15 @@ def all_settings(run: RunData) -> list[Setting]:
     for name, value in run.config.items():
         comparable = name in recipe_values and name in setting_fields() and name != "recipe"
         changed = comparable and recipe_values[name] != value
-        settings.append(
-            Setting(name, setting_text(value), setting_text(recipe_values[name]) if changed else "", changed)
-        )
+        former = setting_cell(recipe_values[name]) if changed else ""
+        settings.append(Setting(name, setting_cell(value), former, changed))
     return settings
 
 
 def chosen_settings(run: RunData) -> list[ChosenSetting]:
     """Return the settings that were chosen from the data, each with its reason; without those that were changed since."""
     return [
-        ChosenSetting(name, setting_text(choice.value), choice.reason + _of_former_length(name, run))
+        ChosenSetting(name, setting_cell(choice.value), choice.reason + _of_former_length(name, run))
         for name, choice in read_choices(run.path).items()
         if choice.value == run.config.get(name)
     ]
@@ -351,10 +369,3 @@ def _quoted(command: Any) -> str:
     except ValueError:  # a quote without its end
         return ""
     return shlex.join(["harness", *words[1:]]) if words else ""
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as a person reads it."""
-    if seconds < 90:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

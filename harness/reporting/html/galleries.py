@@ -112,7 +112,7 @@ def galleries(run: RunData) -> list[Gallery]:
             "The percentage is the part of the evidence, for and against the class, that is for it."
             + (f" A map has {resolution}." if resolution else "")
         )
-        made.append(_gallery(run, "gradcam", "Grad-CAM", caption, cards))
+        made.append(_gallery(run, "gradcam", "Class-activation maps", caption, cards))
     return made
 
 

@@ -32,10 +32,18 @@ class RunGroup:
     Attributes:
         label: the settings in which this group differs from the others; of a single group, what all of its runs are.
         runs: every run, repetitions of a seed among them.
+        settings: those of the label alone; empty where there is nothing to tell apart.
     """
 
     label: str
     runs: Sequence[RunData]
+    settings: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of its run, or of the first one and how many more there are."""
+        more = f" and {len(self.runs) - 1} more" if len(self.runs) > 1 else ""
+        return self.runs[0].name + more
 
     @property
     def seeds(self) -> list[Any]:
@@ -66,13 +74,9 @@ class RunGroup:
         return spread([run.figure(key) for run in self.distinct], interval_scale(key))
 
     def run_label(self, run: RunData) -> str:
-        """Return what tells a run from the others of the page: the group's label, and the seed where it has several."""
-        parts = [self.label]
-        if len(self.seeds) > 1:
-            parts.append(f"seed {_seed(run)}")
-        if len(self.repetitions.get(_seed(run), ())) > 1:
-            parts.append(run.name)
-        return ", ".join(dict.fromkeys(parts))
+        """Return what tells a run from the others of the page: its name, the group's settings, and the seed where it has several."""
+        seed = f"seed {_seed(run)}" if len(self.seeds) > 1 else ""
+        return ", ".join(part for part in (run.name, self.settings, seed) if part)
 
 
 def _seed(run: RunData) -> Any:
@@ -86,7 +90,8 @@ def group_runs(runs: Sequence[RunData]) -> list[RunGroup]:
     for run in runs:
         groups.setdefault(_group_key(run), []).append(run)
     members = list(groups.values())
-    return [RunGroup(label, each) for label, each in zip(_labels(members), members, strict=True)]
+    texts = _labels(members)
+    return [RunGroup(label, each, settings) for (label, settings), each in zip(texts, members, strict=True)]
 
 
 def _group_key(run: RunData) -> str:
@@ -94,26 +99,34 @@ def _group_key(run: RunData) -> str:
     return json.dumps(to_plain([settings, run.dataset.get("fingerprint")]), sort_keys=True)
 
 
-def _labels(groups: Sequence[Sequence[RunData]]) -> list[str]:
-    """Return a label for each group: the settings that are not equal in all of them, and nothing else."""
+def _labels(groups: Sequence[Sequence[RunData]]) -> list[tuple[str, str]]:
+    """Return a label for each group, which no other has, and the settings in it: those that are not equal in all groups."""
     first = [members[0] for members in groups]
     if len(groups) == 1:
-        return [f"{len(groups[0])} runs like {first[0].name}" if len(groups[0]) > 1 else first[0].name]
+        return [(f"{len(groups[0])} runs like {first[0].name}" if len(groups[0]) > 1 else first[0].name, "")]
     differing = run_differences(first, seed=False)
     labels = []
-    for index, run in enumerate(first):
+    for index in range(len(first)):
         parts = [f"{name}={_short(values[index])}" for name, values in differing.items() if values[index] != ""]
         more = [f"{len(parts) - MAX_SETTINGS} more"] if len(parts) > MAX_SETTINGS + 1 else []
-        labels.append(", ".join(parts[:MAX_SETTINGS] + more if more else parts) or run.name)
+        labels.append(", ".join(parts[:MAX_SETTINGS] + more if more else parts))
     # Other data, or differences that are left out, which the names of the runs tell apart at least.
     return [
-        label if labels.count(label) == 1 else f"{label} ({run.name})" if label != run.name else label
+        (label if label and labels.count(label) == 1 else f"{label} ({run.name})" if label else run.name, label)
         for label, run in zip(labels, first, strict=True)
     ]
 
 
 def _short(value: Any) -> str:
     return truncate(setting_text(value), MAX_VALUE)
+
+
+def _readable(name: str, value: Any) -> Any:
+    """Return the value of a setting whose own text is for machines as words."""
+    if name != "extended" or not isinstance(value, list | tuple):
+        return value
+    parts = [str(item).partition(":") for item in value]
+    return ", ".join(f"{epochs} epochs to update {step}" for step, _, epochs in parts)
 
 
 def run_differences(runs: Sequence[RunData], *, seed: bool = True) -> dict[str, list[Any]]:
@@ -124,10 +137,10 @@ def run_differences(runs: Sequence[RunData], *, seed: bool = True) -> dict[str, 
     Args:
         seed: whether the seed counts as a difference.
     """
-    settings = [_flat(affecting_settings(run)) for run in runs]
+    settings = [_flat(affecting_settings(run)) | {"data": run.data} for run in runs]
     names = dict.fromkeys(name for each in settings for name in each)
     return {
-        name: [each.get(name, "") for each in settings]
+        name: [_readable(name, each.get(name, "")) for each in settings]
         for name in names
         if (seed or name != "seed") and len({json.dumps(to_plain(each.get(name, ""))) for each in settings}) > 1
     }

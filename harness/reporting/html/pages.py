@@ -27,7 +27,7 @@ from harness.utils.environment import version
 from harness.utils.errors import UsageError, as_harness_error
 from harness.utils.files import write_atomically
 from harness.utils.plain import sub_mapping
-from harness.utils.text import percent
+from harness.utils.text import duration, percent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -110,6 +110,7 @@ def run_page(run: RunData) -> str:
         resumable=facts.is_resumable(run),
         facts=facts.headline(run),
         configuration=facts.configuration(run),
+        data_notes=facts.data_notes(run),
         settings=facts.all_settings(run),
         chosen=facts.chosen_settings(run),
         epochs=_epoch_table(run),
@@ -147,7 +148,7 @@ def runs_page(
         for some, noun in ((runs, "run"), (sweeps, "sweep"))
         if some
     ]
-    labels = {id(run): group.label for group in groups for run in group.runs}
+    settings = {id(run): group.settings for group in groups for run in group.runs}
     return _fill(
         "runs.html",
         {"curves": comparison.overlaid(groups), "difference": [difference] if difference else []},
@@ -156,7 +157,8 @@ def runs_page(
         groups=groups,
         has_spread=any(len(group.seeds) > 1 for group in groups),
         numbers={group.label: f"#{number}" for number, group in enumerate(groups, 1)},
-        configurations=[labels[id(run)] for run in runs],
+        configurations=[settings[id(run)] for run in runs],
+        data_sets=sorted({run.data for run in runs}),
         keys=keys,
         scales={key: INTERVALS[interval_scale(key)] for key in keys},
         intervals=[{key: facts.accuracy_interval(run, key.split("/")[0]) for key in keys if key.endswith("acc")} for run in runs],
@@ -253,8 +255,9 @@ def _templates() -> Environment:
         "percent": _percent,
         "figure": _cell_text,
         "sort_value": _sort_value,
-        "duration": facts.duration,
+        "duration": duration,
         "short": value_text,
+        "setting": facts.setting_cell,
     }
     return environment
 

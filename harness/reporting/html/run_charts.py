@@ -30,7 +30,7 @@ from harness.reporting.html.plotly import (
 )
 from harness.reporting.html.run_data import RunData
 from harness.tracking.records import Curve
-from harness.utils.plain import sub_mapping
+from harness.utils.plain import number, sub_mapping
 from harness.utils.stats import moving_average
 from harness.utils.text import percent, truncate
 
@@ -91,16 +91,22 @@ def _lr_by_epoch(run: RunData) -> Chart:
 
 def training_loss(config: Mapping[str, Any]) -> str:
     """Return what a run trains with in place of the cross entropy of all images alike, by its settings; empty for that."""
-    loss, weights = (config.get(name) for name in ("loss", "class_weights"))
     names = {
         "bce": "the binary cross entropy",
         "focal": "the focal loss",
         "jsd": "the cross entropy of the first views and the divergence between views",
     }
-    name = "the cross entropy" if weights else ""
+    smoothing, mixing = number(config.get("label_smoothing")), ("mixup", "cutmix")
+    changes = [
+        "weights of the classes" if config.get("class_weights") else "",
+        f"label smoothing {smoothing:g}" if smoothing > 0 else "",
+        "mixed images" if any(number(config.get(name)) > 0 for name in mixing) else "",
+    ]
+    changes = [change for change in changes if change]
+    name, loss = "the cross entropy" if changes else "", config.get("loss")
     if loss not in (None, "cross_entropy"):
         name = names.get(str(loss), f"the loss {loss}")
-    return f"{name} with weights of the classes" if weights else name
+    return f"{name} with {' and '.join(changes)}" if changes else name
 
 
 def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
@@ -133,6 +139,8 @@ def by_step(run: RunData) -> list[Chart]:
             {**line(*smoothed, "smoothed", BLUE), "mode": "lines"},
         ]
         caption = f"Loss of each of {len(x):,} batches, and its exponential moving average (about 10 steps)."
+        if kind := training_loss(run.config):
+            caption += f" It is {kind}."
         charts.append(
             Chart(
                 "step-loss",

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from harness.config import yaml_io
-from harness.config.names import REPORTED_SPLITS, main_metric
-from harness.config.settings import Config
+from harness.config.names import REPORTED_SPLITS, data_name, main_metric
+from harness.config.settings import FIND, Config
 from harness.config.stored import with_former_defaults
 from harness.evaluation.metrics import SavedPredictions, read_predictions_csv
 from harness.tracking import journal, run_dir
 from harness.tracking.records import Record, Scalar, Table, Value
 from harness.tracking.run_dir import RunState
-from harness.tracking.run_files import is_run
+from harness.tracking.run_files import FINDER, is_run
 from harness.utils.errors import DataError, HarnessError, UsageError
 from harness.utils.files import read_json
 from harness.utils.plain import number, sub_mapping
 
 PREDICTIONS = "predictions.csv"
-FINDER, TRIALS, SWEEP = "lr_finder.json", "trials.csv", "sweep.json"
+TRIALS, SWEEP = "trials.csv", "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ class RunData:
         return str(self.config.get("name") or self.path.name)
 
     @property
+    def data(self) -> str:
+        """The name of the data set: of a folder, archive or table its own."""
+        settings = (str(self.config.get(name) or "") for name in ("data", "data_dir"))
+        return data_name(*settings) or "?"
+
+    @property
     def epochs(self) -> list[Record]:
         """The records of the epochs."""
         return [record for record in self.records if record.kind == "epoch"]
@@ -61,6 +67,12 @@ class RunData:
     @property
     def classes(self) -> list[str]:
         return _classes(self.header, self.summary)
+
+    @property
+    def is_range_test(self) -> bool:
+        """Whether it is a range test alone, not a run that begins with one."""
+        wanted = (self.config.get(name) for name in ("lr_min", "lr_max"))
+        return bool(self.finder) and not self.epochs and not self.result and FIND not in wanted
 
     @property
     def environment(self) -> Mapping[str, Any]:
