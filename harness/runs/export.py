@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import shlex
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from harness.tracking.records import Artifact
 from harness.tracking.run_files import EXPORT, check_output_folder
 from harness.utils.errors import HarnessError, UsageError
 from harness.utils.files import write_atomically
+from harness.utils.plain import json_text
 
 TOLERANCE = 1e-3  # greatest difference of a logit between torch and ONNX Runtime, relative to the largest logit
 
@@ -100,7 +100,7 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
     modules = [*filter(None, [factory.module_of(trained.config.model)]), *trained.config.plugin]
     address = f"local-dir:{folder.resolve()}"
     # In Python's double quotes, so that the shell's single ones hold the snippet as it is.
-    text = json.dumps(address, ensure_ascii=False) if address.isprintable() else repr(address)
+    text = json_text(address) if address.isprintable() else repr(address)
     code = f"import {', '.join(['timm', *modules])}; model = timm.create_model({text}, pretrained=True)"
     return f"{folder}: load it with\npython -c {shlex.quote(code)}"
 
@@ -114,7 +114,7 @@ def _with_metadata(content: bytes, trained: TrainedModel) -> bytes:
     model = onnx.load_from_string(content)
     facts = {**factory.multilabel_facts(trained.thresholds.tolist()), "label_names": list(trained.classes)}
     onnx.helper.set_model_props(
-        model, {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()}
+        model, {name: value if isinstance(value, str) else json_text(value) for name, value in facts.items()}
     )
     return bytes(model.SerializeToString())
 

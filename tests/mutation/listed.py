@@ -33,7 +33,7 @@ def change(id: str, path: str, old: str, new: str, *tests: str) -> ListedChange:
 LISTED = (
     change(
         "T07", "training/loop.py",
-        "with eval_mode(model), torch.no_grad():", "with eval_mode(model):",
+        "eval_mode(model), torch.no_grad():", "eval_mode(model):",
         "tests/training/test_loop.py::test_evaluation_computes_no_gradients",
     ),
     change(
@@ -231,7 +231,7 @@ LISTED = (
     ),
     change(
         "R16", "reporting/html/run_data.py",
-        'return next((split for split in ("val", "test") if f"{split}/acc" in known), "test")', 'return "test"',
+        'return next((split for split in ("val", "test") if f"{split}/{self.main}" in known), "test")', 'return "test"',
         "tests/reporting/test_run_contents.py::test_the_epochs_are_watched_on_validation_and_the_result_is_reported_on_test",
     ),
     change(

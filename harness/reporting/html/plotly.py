@@ -81,7 +81,7 @@ def axis(title: str = "", *, log: bool = False, percent: bool = False, **options
     return {
         "title": {"text": escape_text(title), "standoff": 10},
         **kind,
-        **({"tickformat": ".0%"} if percent else {}),
+        **({"tickformat": ".1~%"} if percent else {}),
         **({"exponentformat": "e"} if title == "learning rate" else {}),  # 4e-5, where Plotly writes 40µ
         **options,
     }
