@@ -80,7 +80,7 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
 @click.option(
     "--top",
     type=click.IntRange(1),
-    help="Write only the N most probable classes; 1: the prediction and its confidence alone. [all]",
+    help="Write only the N most probable classes; 1: in a table of images with one label, the prediction and its confidence alone. [all]",
 )
 @setting_options_only(*PREDICTION)
 def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...], out: Path | None, top: int) -> None:

@@ -50,6 +50,10 @@ def check_multilabel(config: Config) -> None:
         raise UsageError(
             f"loss={config.loss} is for one label per image, and {named} gives an image several; set --loss {LOSS}"
         )
+    if config.aug_splits:
+        raise UsageError(
+            f"aug_splits={config.aug_splits} is for one label per image, and {named} gives an image several; leave --aug-splits out"
+        )
     if config.select_by not in (*MULTILABEL_METRICS, "loss"):
         raise UsageError(
             f"select_by={config.select_by} is for one label per image, and {named} gives an image several; set --select-by {SELECT_BY}"

@@ -82,7 +82,14 @@ def read_recipe(recipe: str) -> dict[str, Any]:
         return {"recipe": recipe, **with_former_defaults(values)}
     if base not in recipe_paths():
         raise UsageError(f"{path}: recipe: {base!r} is not a shipped recipe{did_you_mean(str(base), recipe_paths())}")
-    return {**read_recipe(str(base)), **values, "recipe": recipe}
+    inherited = read_recipe(str(base))
+    for name, other in (
+        ("init", "pretrained"),
+        ("pretrained", "init"),
+    ):  # the weights that a file names replace those of its base
+        if values.get(name) and other not in values:
+            inherited.pop(other, None)
+    return {**inherited, **values, "recipe": recipe}
 
 
 CIFAR_FOLDERS = ("cifar-10-batches-py", "cifar-100-python")  # what torchvision unpacks into a data folder
@@ -161,6 +168,11 @@ def scaled_schedule(values: Mapping[str, Any], given: Container[str], epochs: An
         for name in ("peak_epoch", "warmup_epochs", "step_epochs")
         if name not in given and _value_of(name, values)
     }
+    frozen, peak = _value_of("freeze_epochs", values), _value_of("peak_epoch", values)
+    former, present = coerce("epochs", epochs), coerce("epochs", new_epochs)
+    if "peak_epoch" in scaled and AUTO not in (peak, former, present) and 0 < frozen < min(peak, former, present):
+        # The peak is at the same fraction of the epochs after those of the classifier alone, so that it stays behind them.
+        scaled["peak_epoch"] = round(frozen + (peak - frozen) * (present - frozen) / (former - frozen), 4)
     if "milestones" not in given and (milestones := _value_of("milestones", values)):
         scaled["milestones"] = [f"{scaled_peak(item, epochs, new_epochs):g}" for item in milestones]
     return scaled

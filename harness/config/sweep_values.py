@@ -83,6 +83,9 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         changes |= scaled_schedule(values, {*drawn, *config.undecided}, values["epochs"], changes["epochs"])
     if "lr_min" in changes and "lr_min_ratio" not in drawn:
         changes["lr_min_ratio"] = None
+    for name, other, without in (("init", "pretrained", False), ("pretrained", "init", "")):
+        if changes.get(name) and other not in drawn:
+            changes[other] = without
     for name in MAPPINGS:
         if name in changes:
             changes[name] = {**getattr(config, name), **coerce(name, changes[name])}

@@ -295,8 +295,13 @@ def _label(value: Any, names: Sequence[str] | None, table: Path, index: int) -> 
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
     if isinstance(value, list | dict | float | bytes):
+        several = (
+            "set --label-separator , for images with several"
+            if isinstance(value, list)
+            else "name another --label-column"
+        )
         raise DataError(
-            f"{table}, row {index + 1}: label {escape_unprintable(str(value))[:60]} is no class; need one name or whole number per image, or set --label-separator , for images with several"
+            f"{table}, row {index + 1}: label {escape_unprintable(str(value))[:60]} is no class; need one name or whole number per image, or {several}"
         )
     if names is not None and isinstance(value, int) and not isinstance(value, bool):
         if value == -1:

@@ -98,6 +98,12 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     plugins.allow_plugins(coerce("plugin", named.get("plugin", ())))
     if fixed := FIXED_BY_CHECKPOINT & named.keys():
         raise UsageError(f"{', '.join(sorted(fixed))}: fixed by the checkpoint; leave the option out")
+    forms = {"label_separator": "", "label_columns": ()}
+    named_forms = [name for name in forms if coerce(name, named.get(name, ""))]
+    if len(named_forms) == 1:  # a table of the other form; both, where both are named, are refused below
+        named = {**{name: value for name, value in forms.items() if name not in named}, **named}
+        if named_forms == ["label_columns"]:
+            named.setdefault("label_column", "")
     given = {name: coerce(name, named.get(name, getattr(saved, name))) for name in ("label_separator", "label_columns")}
     if any(given.values()) != saved.is_multilabel:
         has, others = ("several labels", "one") if saved.is_multilabel else ("one label", "several")

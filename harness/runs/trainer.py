@@ -21,7 +21,7 @@ from harness.reporting import augmented_images
 from harness.reporting.augmented_images import draw_augmented
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, prefixed
 from harness.reporting.figures import training_curves
-from harness.reporting.html.run_charts import training_loss
+from harness.reporting.html.run_charts import multilabel_training_loss, training_loss
 from harness.runs.advice import missing_weights
 from harness.runs.components import Components, describe_data
 from harness.runs.model_log import WEIGHTS, ModelLog
@@ -399,10 +399,13 @@ class Trainer:
         if not epochs:
             return
         figures = self.directory.figures
-        training_curves.draw_losses(epochs, figures / "losses.png", training_loss(self.components.config.to_dict()))
+        settings = self.components.config.to_dict()
         if self.components.config.is_multilabel:
+            name = "binary cross entropy, sum over the classes (nats)"
+            training_curves.draw_losses(epochs, figures / "losses.png", multilabel_training_loss(settings), name)
             training_curves.draw_average_precision(epochs, figures / "map.png")
         else:
+            training_curves.draw_losses(epochs, figures / "losses.png", training_loss(settings))
             training_curves.draw_accuracy(epochs, figures / "accuracy.png")
         steps = [int(step) for record in epochs if record.steps for step in record.steps.x]
         lrs = [lr for record in epochs if record.steps for lr in record.steps.lines["lr"]]

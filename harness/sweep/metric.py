@@ -130,6 +130,13 @@ def check_metric(name: str, config: Config, on_test: bool) -> None:
                 f"metric: {name} needs a validation split; add val_fraction: {{value: 0.1}} to the parameters"
             )
         key = name.partition("_")[2]
+        of_one_label = {"acc", "balanced_acc"}
+        is_foreign = key in (of_one_label if config.is_multilabel else {*MULTILABEL_METRICS} - {*MACRO_METRICS})
+        if name.startswith("best/") and is_foreign:
+            several = "several labels" if config.is_multilabel else "one label"
+            raise UsageError(
+                f"metric: no run on images with {several} logs {name}; set metric: {{name: best/{held_out[0]}_{main}, goal: maximize}}"
+            )
         if name.startswith("best/") and key in SELECTION_METRICS and key not in (main, config.select_by):
             raise UsageError(
                 f"metric: {name} is logged with select_by={key}; add select_by: {{value: {key}}} to the parameters"

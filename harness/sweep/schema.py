@@ -133,7 +133,7 @@ def parse_sweep(
             check_metric(metric.name, sample, on_test)
         elif reads_test_set(metric.name) and not on_test:
             raise UsageError(
-                f"metric: {metric.name} would choose by the test set; use best/val_acc, or give --choose-on-test"
+                f"metric: {metric.name} would choose by the test set; use a metric of validation such as best/val_acc, or give --choose-on-test"
             )
     destined = sample.replace(**sweep.destination())
     check_wandb_values(destined)

@@ -150,7 +150,12 @@ def uniform_loss(config: Config, classes: int) -> float:
         return math.log(classes)
     # With softmax any equal logits are uniform; with sigmoid these are 1 / classes.
     logits = torch.full((classes, classes), -math.log(max(classes - 1, 1)))
-    loss = float(make_loss(config, logits.device)(logits, torch.arange(classes)))
+    targets, is_mixed = torch.arange(classes), bool(config.mixup or config.cutmix)
+    if config.loss not in LOSSES and is_mixed:  # a loss of a plug-in has soft targets in the whole run then
+        targets = smooth_one_hot(targets, classes, config.label_smoothing)
+        loss = float(make_loss(config, logits.device, is_smoothed=True)(logits, targets))
+    else:
+        loss = float(make_loss(config, logits.device)(logits, targets))
     if config.loss not in LOSSES and not loss > 0:
         raise UsageError(
             f"loss={config.loss} is {loss:g} where all classes are equally probable; an LR range test needs a loss above 0 there: give --lr-max and --lr-min"

@@ -50,7 +50,7 @@ def evaluate_multilabel(
     used = np.full(logits.shape[1], FIXED_THRESHOLD) if thresholds is None else thresholds
     if not len(labels):
         return dict.fromkeys(("loss", *MULTILABEL_METRICS), math.nan), used
-    loss = float(image_losses(logits, labels).double().mean())
+    loss = float(image_losses(logits, labels).cpu().double().mean())  # on the CPU, since MPS has no float64
     probabilities, truth = logits.sigmoid().cpu().numpy(), labels.cpu().numpy()
     if chooses_thresholds and np.isfinite(probabilities).all():
         used = best_thresholds(truth, probabilities)

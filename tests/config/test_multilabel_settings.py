@@ -2,10 +2,12 @@
 
 import pytest
 
+from harness.config.automatic import choose_settings
 from harness.config.recipe import make_config, recipe_paths
 from harness.config.settings import Config
 from harness.sweep.metric import check_metric
 from harness.utils.errors import UsageError
+from tests.config.test_automatic import facts
 
 TABLE = {"data": "table", "data_dir": "t.csv"}
 SEPARATED = {**TABLE, "label_separator": "|"}
@@ -83,3 +85,24 @@ def test_no_shipped_recipe_for_all_data_is_refused_for_several_labels(recipe):
     except UsageError:
         pytest.skip("this recipe is for other data")
     assert make_config({"data_dir": "t.csv", "label_separator": ","}, recipe).loss == "bce"
+
+
+def test_a_metric_of_the_other_kind_of_labels_is_answered_with_that_of_these():
+    with pytest.raises(UsageError, match=r"several labels logs best/val_acc; set metric: \{name: best/val_map"):
+        check_metric("best/val_acc", Config(**COMPLETE, val_fraction=0.1), on_test=False)
+    with pytest.raises(UsageError, match=r"one label logs best/val_map; set metric: \{name: best/val_acc"):
+        check_metric("best/val_map", Config(**TABLE, val_fraction=0.1), on_test=False)
+
+
+def test_an_optimizer_without_a_known_rate_is_refused_with_what_to_give():
+    config = make_config({**SEPARATED, "optimizer": "lamb"}, "auto")
+    with pytest.raises(UsageError, match=r"no rate is known for optimizer=lamb .*; give --lr-max"):
+        choose_settings(config, facts())
+    assert choose_settings(
+        make_config({**SEPARATED, "optimizer": "lamb", "lr_max": 0.01, "lr_min": 0.001}, "auto"), facts()
+    )
+
+
+def test_views_of_an_image_are_left_out_not_compared_by_another_loss():
+    with pytest.raises(UsageError, match="leave --aug-splits out"):
+        make_config({**SEPARATED, "aug_splits": 3})

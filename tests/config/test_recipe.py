@@ -2,7 +2,8 @@
 
 import pytest
 
-from harness.config.recipe import first_comparison, make_config, read_recipe, recipe_paths
+from harness.config.automatic import peak_of
+from harness.config.recipe import first_comparison, make_config, read_recipe, recipe_paths, scaled_schedule
 from harness.config.settings import Config, setting_fields
 from harness.config.stored import read_stored_config
 from harness.config.yaml_io import dump_yaml
@@ -187,3 +188,21 @@ def test_runs_are_compared_from_an_epoch_that_is_known():
     assert first_comparison(make_config({"recipe": "auto", "epochs": 20})) == 12  # the peak is at 4
     assert first_comparison(make_config({"recipe": "auto", "epochs": 20, "peak_epoch": 10})) == 15
     assert first_comparison(make_config({"recipe": "auto", "epochs": 20, "schedule": "constant"})) == 10
+
+
+def test_the_weights_that_a_recipe_file_names_replace_those_of_its_base(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: finetune\ninit: weights.pth\n")
+    values = read_recipe(str(path))
+    assert values["init"] == "weights.pth" and not values.get("pretrained")
+    path.write_text("recipe: finetune\nepochs: 3\n")
+    assert read_recipe(str(path))["pretrained"] is True
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 10, 50])
+def test_the_peak_of_another_length_stays_behind_the_epochs_of_the_classifier_alone(epochs):
+    stored = {"epochs": 5, "freeze_epochs": 1, "peak_epoch": peak_of(5, 1)}
+    assert scaled_schedule(stored, (), 5, epochs)["peak_epoch"] == pytest.approx(peak_of(epochs, 1))
+    assert scaled_schedule({**stored, "freeze_epochs": 0}, (), 5, epochs)["peak_epoch"] == pytest.approx(
+        1.8 * epochs / 5
+    )

@@ -181,12 +181,12 @@ def test_evaluate_uses_the_thresholds_of_the_run_and_takes_either_form_of_labels
     assert own.metrics["f1_macro"] == pytest.approx(run.summary["result"]["test/f1_macro"])
     assert (own.folder / "predictions.csv").read_bytes() == (run.folder / "predictions.csv").read_bytes()
     columns = str(squares.with_name("columns.csv"))
-    settings = {"device": "cpu", "data_dir": columns, "label_separator": "", "label_columns": "blue,green,red"}
+    settings = {"device": "cpu", "data_dir": columns, "label_columns": "blue,green,red"}
     assert evaluate(run.folder, settings).metrics == own.metrics  # the same images, labels and splits
     other = evaluate(run.folder, {**settings, "label_columns": "*"})
     assert other.metrics["map"] > 0.97  # in another order of columns, all of its images
     with pytest.raises(UsageError, match="trained on images with several labels each"):
-        evaluate(run.folder, {**settings, "label_columns": "", "label_column": "red"})
+        evaluate(run.folder, {**settings, "label_separator": "", "label_columns": "", "label_column": "red"})
 
 
 def test_what_explains_one_label_per_image_is_refused(run, squares):

@@ -204,3 +204,9 @@ def test_the_lr_finder_compares_with_the_loss_of_equal_probabilities_and_refuses
     register_loss(lambda logits, targets: logits.mean() - 1, name="negative")
     with pytest.raises(UsageError, match=r"loss=negative is -.* an LR range test needs a loss above 0"):
         losses.uniform_loss(Config(loss="negative"), 3)
+
+
+def test_a_range_test_asks_a_loss_with_the_kind_of_targets_that_its_run_has():
+    register_loss(lambda logits, targets: -(targets * logits.log_softmax(1)).sum(1).mean(), name="soft")
+    for settings in ({"mixup": 0.2}, {"cutmix": 1.0, "label_smoothing": 0.1}, {"label_smoothing": 0.1}):
+        assert losses.uniform_loss(Config(loss="soft", **settings), 3) == pytest.approx(math.log(3), rel=1e-5)

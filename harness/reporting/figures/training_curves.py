@@ -22,14 +22,17 @@ _STYLES = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (styl
 _MAX_MARKERS = 40  # more of them would hide the line
 
 
-def draw_losses(records: Sequence[Record], path: Path | str, training_loss: str = "") -> Path:
+def draw_losses(
+    records: Sequence[Record], path: Path | str, training_loss: str = "", name: str = "cross entropy (nats)"
+) -> Path:
     """Draw every `*/loss` by epoch; the lowest and the last value of each are marked.
 
     Args:
-        training_loss: what it is where it is not the cross entropy, as the losses of the other splits are.
+        training_loss: what it is where it is not that of the other splits.
+        name: the loss of the other splits.
     """
     note = f"training: {training_loss}" if training_loss else ""
-    return _by_epoch(records, path, "loss", "Loss", "cross entropy (nats)", lowest=True, note=note)
+    return _by_epoch(records, path, "loss", "Loss", name, lowest=True, note=note)
 
 
 def draw_average_precision(records: Sequence[Record], path: Path | str) -> Path:

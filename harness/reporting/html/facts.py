@@ -301,7 +301,7 @@ def _of_former_length(name: str, run: RunData) -> str:
     epochs = str(changes[0]).partition(":")[2] if changes else ""
     if name != "peak_epoch" or not epochs:
         return ""
-    return f", which was to have {epochs} epochs and has {run.config.get('epochs')} now: the rest of the curve was fitted to that, see the chart"
+    return f", which was to have {epochs} epochs and has {run.config.get('epochs')} now: the chart has the curve that this gave"
 
 
 def times(run: RunData) -> dict[str, float]:

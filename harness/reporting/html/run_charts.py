@@ -62,15 +62,34 @@ def by_epoch(run: RunData) -> list[Chart]:
 def _multilabel_curves(run: RunData) -> list[Chart]:
     """Return loss, mAP, macro F1 and exact matches by epoch, of images with several labels."""
     loss = _splits(run, "loss", "Loss", "binary cross entropy (nats)", min)
-    arguments = sub_mapping(run.config, "loss_args")
-    if run.config.get("class_weights") or "pos_weight" in arguments or not arguments.get("sum_classes", True):
-        caption = f"{loss.caption} The training loss is weighted or averaged as the settings say; that of the other splits is the plain sum over the classes."
+    if text := multilabel_training_loss(run.config):
+        caption = (
+            f"{loss.caption} The training loss is {text}; that of the other splits is the plain sum over the classes."
+        )
         loss = replace(loss, caption=caption)
     return [
         loss,
         _splits(run, "map", "Mean average precision", "mAP", max),
         _splits(run, "f1_macro", "Macro F1", "F1", max),
         _splits(run, "exact_match", "Images of which every class is predicted correctly", "exact match", max),
+    ]
+
+
+def multilabel_training_loss(config: Mapping[str, Any]) -> str:
+    """Return what a run on images with several labels trains with in place of the plain sum over the classes; empty for that."""
+    arguments = sub_mapping(config, "loss_args")
+    is_weighted = config.get("class_weights") or "pos_weight" in arguments
+    changes = [*(["weights"] if is_weighted else []), *_softened(config)]
+    name = "the binary cross entropy" if arguments.get("sum_classes", True) else "the mean over the classes"
+    return f"{name} with {' and '.join(changes)}" if changes else name * (not arguments.get("sum_classes", True))
+
+
+def _softened(config: Mapping[str, Any]) -> list[str]:
+    """Return what makes the targets of training others than the labels."""
+    smoothing, mixing = number(config.get("label_smoothing")), ("mixup", "cutmix")
+    return [
+        *([f"label smoothing {smoothing:g}"] if smoothing > 0 else []),
+        *(["mixed images"] if any(number(config.get(name)) > 0 for name in mixing) else []),
     ]
 
 
@@ -96,13 +115,7 @@ def training_loss(config: Mapping[str, Any]) -> str:
         "focal": "the focal loss",
         "jsd": "the cross entropy of the first views and the divergence between views",
     }
-    smoothing, mixing = number(config.get("label_smoothing")), ("mixup", "cutmix")
-    changes = [
-        "weights of the classes" if config.get("class_weights") else "",
-        f"label smoothing {smoothing:g}" if smoothing > 0 else "",
-        "mixed images" if any(number(config.get(name)) > 0 for name in mixing) else "",
-    ]
-    changes = [change for change in changes if change]
+    changes = [*(["weights of the classes"] if config.get("class_weights") else []), *_softened(config)]
     name, loss = "the cross entropy" if changes else "", config.get("loss")
     if loss not in (None, "cross_entropy"):
         name = names.get(str(loss), f"the loss {loss}")

@@ -214,8 +214,8 @@ class SweepData:
 
     @property
     def is_fraction(self) -> bool:
-        """Whether the metric is an accuracy, which a person reads in percent."""
-        return self.metric.endswith("acc")
+        """Whether the metric is an accuracy, an mAP or the like, which a person reads in percent."""
+        return self.metric.endswith(("acc", "map", "f1_macro", "exact_match"))
 
     def score_text(self, value: float) -> str:
         """Return a value of the metric as a person reads it."""
