@@ -24,6 +24,8 @@ SELECTION_TEXTS = {
 }  # fmt: skip
 # Settings that are arguments by name, and may be given one at a time.
 MAPPINGS = ("model_args", "optimizer_args", "schedule_args", "loss_args", "transform_args")
+# Settings that name the weights to start from, of which a run has one -> the value of the other that it replaces.
+OTHER_WEIGHTS = {"init": ("pretrained", False), "pretrained": ("init", "")}
 # Settings that are arguments of a timm model.
 MODEL_ARGUMENTS = {"drop": "drop_rate", "drop_path": "drop_path_rate"}
 # Arguments of a timm model that a run decides by other settings.

@@ -13,7 +13,7 @@ from harness.config import yaml_io
 from harness.config.automatic import peak_of
 from harness.config.init_source import model_of
 from harness.config.multilabel import multilabel_settings
-from harness.config.names import FIXED_DATASETS, FROM_PYTHON, MAPPINGS, data_of_path
+from harness.config.names import FIXED_DATASETS, FROM_PYTHON, MAPPINGS, OTHER_WEIGHTS, data_of_path
 from harness.config.settings import AUTO, Config, canonical_name, check_open_choices, coerce, setting_fields
 from harness.config.stored import is_whole, with_former_defaults
 from harness.config.words import settings_of
@@ -83,13 +83,15 @@ def read_recipe(recipe: str) -> dict[str, Any]:
     if base not in recipe_paths():
         raise UsageError(f"{path}: recipe: {base!r} is not a shipped recipe{did_you_mean(str(base), recipe_paths())}")
     inherited = read_recipe(str(base))
-    for name, other in (
-        ("init", "pretrained"),
-        ("pretrained", "init"),
-    ):  # the weights that a file names replace those of its base
-        if values.get(name) and other not in values:
-            inherited.pop(other, None)
+    for name in replaced_weights(values):
+        inherited.pop(name, None)
     return {**inherited, **values, "recipe": recipe}
+
+
+def replaced_weights(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of weights that given ones replace, with the value for none: `pretrained` by `init`, and the reverse."""
+    replaced = (OTHER_WEIGHTS[name] for name in OTHER_WEIGHTS if given.get(name))
+    return {name: without for name, without in replaced if name not in given}
 
 
 CIFAR_FOLDERS = ("cifar-10-batches-py", "cifar-100-python")  # what torchvision unpacks into a data folder
@@ -202,10 +204,8 @@ def _model_of_weights(given: Mapping[str, Any], values: dict[str, Any]) -> dict[
 
     The weights that the options name replace those of the recipe.
     """
-    if given.get("init") and "pretrained" not in given:
-        values.pop("pretrained", None)
-    if given.get("pretrained") and "init" not in given:
-        values.pop("init", None)
+    for name in replaced_weights(given):
+        values.pop(name, None)
     is_named = _value_of("model", values, AUTO) != AUTO
     init = given.get("init", "" if is_named else values.get("init", ""))
     if not init or "model" in given:

@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.names import MAPPINGS
-from harness.config.recipe import scaled_schedule
+from harness.config.recipe import replaced_weights, scaled_schedule
 from harness.config.settings import AUTO, Config, canonical_name, coerce
 from harness.config.words import ungrouped
 from harness.utils.errors import UsageError
@@ -83,9 +83,7 @@ def with_sweep_values(config: Config, notify: Callable[[str], None], is_own: boo
         changes |= scaled_schedule(values, {*drawn, *config.undecided}, values["epochs"], changes["epochs"])
     if "lr_min" in changes and "lr_min_ratio" not in drawn:
         changes["lr_min_ratio"] = None
-    for name, other, without in (("init", "pretrained", False), ("pretrained", "init", "")):
-        if changes.get(name) and other not in drawn:
-            changes[other] = without
+    changes |= {name: without for name, without in replaced_weights(changes).items() if name not in drawn}
     for name in MAPPINGS:
         if name in changes:
             changes[name] = {**getattr(config, name), **coerce(name, changes[name])}

@@ -16,6 +16,15 @@ from harness.utils.seeding import seed_for
 MAKE_UP = "--class-weights balanced or --sampling balanced trains rare classes more"
 
 
+def most_frequent_share(labels: np.ndarray) -> float:
+    """Return the share of the most frequent class, 0..1: the accuracy of always naming it.
+
+    Args:
+        labels: int64 [N], N > 0.
+    """
+    return float(np.bincount(labels).max()) / len(labels)
+
+
 def class_weights(config: Config, labels: np.ndarray, classes: Sequence[str], outputs: int) -> Tensor | None:
     """Return the weights of the setting `class_weights`, float32 [outputs] on the CPU; None where it is empty.
 

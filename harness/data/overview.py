@@ -289,7 +289,7 @@ def _class_advice(overview: DataOverview) -> Iterator[str]:
 
 
 def _repeat_advice(repeated: Repeats) -> Iterator[str]:
-    # A pair with two classes is told once, below: removing the wrong one of the two mends the rest.
+    # A pair with two classes is reported once, below: after removing the wrong one no repeated image is left.
     for (first, second), pairs in repeated.between.items():
         if not (same := _agreeing(pairs, repeated)):
             continue

@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from harness.config.conversion import BALANCED
 from harness.config.settings import FIND, Config
 from harness.data import loaders
-from harness.data.balance import class_weights
+from harness.data.balance import class_weights, most_frequent_share
 from harness.data.dataset import Dataset, hold_out
 from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess
@@ -143,10 +144,10 @@ class LRFinder:
         Args:
             folder: the run directory that it belongs to.
         """
-        counts = np.bincount(self.inputs.dataset.train.labels)
-        is_even = self.config.sampling == "balanced"
-        chance = 1 / np.count_nonzero(counts) if is_even else counts.max() / counts.sum()
-        suggestion = suggest(self.curves, uniform_loss=self.uniform_loss, chance=float(chance))
+        labels = self.inputs.dataset.train.labels
+        is_even = self.config.sampling == BALANCED
+        chance = 1 / len(np.unique(labels)) if is_even else most_frequent_share(labels)
+        suggestion = suggest(self.curves, uniform_loss=self.uniform_loss, chance=chance)
         short_runs = self._short_runs(suggestion)
         lr_min, lr_max = suggestion.lr_min, suggestion.lr_max
         if any(run.acc > 0 for run in short_runs):

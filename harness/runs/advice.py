@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.config.automatic import FROM_SCRATCH, IMBALANCE, LEAST_BATCH, UPDATES_PER_EPOCH, Choice, power_of_two
-from harness.data.balance import MAKE_UP
+from harness.data.balance import MAKE_UP, most_frequent_share
 from harness.data.listing import short_list
 from harness.data.multilabel import class_counts
 from harness.models.available_weights import has_weights
@@ -30,11 +30,14 @@ SELECTED_ON_VALIDATION = "there are no test images: the validation accuracy has 
 CHOSEN_ON_VALIDATION = "there are no test images: the epoch and the thresholds of the classes were chosen on the validation images that they are reported for, so the figures are optimistic; add a test split"
 
 
-def few_updates(steps: int, epochs: int, images: int, batch_size: int, *, has_learnt: bool = False) -> str:
+def few_updates(
+    steps: int, epochs: int, images: int, batch_size: int, *, has_learnt: bool = False, figure: str = "accuracy"
+) -> str:
     """Return a line on a run that makes too few optimizer updates to learn much, or none; empty where there are enough.
 
     Args:
         has_learnt: whether its result is known to be above chance: more updates may still bring more.
+        figure: by which the result is judged.
     """
     if steps == 0:
         return f"nothing is trained (epochs={epochs}): the result is that of the weights that the run starts with; set --epochs 1 or more to train"
@@ -46,7 +49,7 @@ def few_updates(steps: int, epochs: int, images: int, batch_size: int, *, has_le
         remedy = f"set a smaller --batch-size, for example {fitting}, or more --epochs"
     return (
         f"{steps} update{'s' * (steps > 1)} in all ({epochs} epoch{'s' * (epochs > 1)}, batches of {batch_size} from {images:,} images) "
-        f"are {'few' if has_learnt else 'too few to learn much'}; {remedy}{' if the accuracy is not enough' * has_learnt}"
+        f"are {'few' if has_learnt else 'too few to learn much'}; {remedy}{f' if the {figure} is not enough' * has_learnt}"
     )
 
 
@@ -76,7 +79,7 @@ def at_chance(
         steps: updates of the run.
     """
     total = len(labels)
-    chance = float(np.bincount(labels).max()) / total
+    chance = most_frequent_share(labels)
     correct = round(accuracy * total)
     if chance_probability(correct, total, chance) <= 1 - CONFIDENCE:
         return ""
@@ -144,8 +147,8 @@ def _multilabel_warnings(components: Components, state: TrainerState, metrics: M
         chance = float(shares[shares > 0].mean())  # the mAP of scores at random
         has_learnt = float(metrics[f"{split.name}/map"]) > chance + (1 - chance) / 2
         lines.append(rare_classes(split.name, split.labels, dataset.classes))
-    few = few_updates(state.step, len(state.history), len(dataset.train), config.batch_size, has_learnt=has_learnt)
-    lines.insert(0, few.replace("the accuracy", "the mAP"))
+    made = (state.step, len(state.history), len(dataset.train), config.batch_size)
+    lines.insert(0, few_updates(*made, has_learnt=has_learnt, figure="mAP"))
     if dataset.val is None:
         lines.append(
             f"there is no validation split, so the threshold of every class is {FIXED_THRESHOLD:g}; set --val-fraction 0.1 to choose them"

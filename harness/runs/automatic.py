@@ -76,7 +76,8 @@ def data_facts(config: Config, dataset: Dataset) -> DataFacts:
     pictures = [train.picture(index) for index in spread_indices(len(train), SAMPLED_IMAGES)]
     sides = [min(picture.shape[:2]) for picture in pictures] or [32]
     side = int(np.median(sides))
-    counts = class_counts(train.labels) if len(train) else np.ones(1, int)
+    counts = class_counts(train.labels)
+    counts = counts[counts > 0]
     return DataFacts(
         data=config.data,
         images=len(train),
@@ -86,7 +87,7 @@ def data_facts(config: Config, dataset: Dataset) -> DataFacts:
         memory=_total_memory(pick_device(config.device)),
         why_no_weights=why_no_weights,
         is_ours=lambda name: name in factory.HARNESS_MODELS,
-        imbalance=float(counts.max() / counts[counts > 0].min()),
+        imbalance=float(counts.max() / counts.min()) if len(counts) else 1.0,
         weights_side=_weights_side(config),
         input_side=input_side,
     )
