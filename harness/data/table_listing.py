@@ -130,6 +130,8 @@ def _list(
     splits = {name: reader.rows[name] for name in SPLIT_NAMES if reader.rows.get(name)}
     listing = Listing(path, (), {}, reader.origin())
     _drop_unlabelled(splits, listing)
+    if known_classes is None and not splits and listing.notes:
+        raise DataError(f"{path}: {'; '.join(listing.notes)}; nothing is left to train on")
     if known_classes is None and "train" not in splits:
         raise DataError(
             f"{path} has {' and '.join(splits) or 'no'} rows but none to train on; name their split train (column or file)"

@@ -9,8 +9,8 @@ import numpy as np
 
 from harness.evaluation.multilabel import MultilabelPredictions, label_text, prediction_rows
 from harness.reporting.figures.gallery import Tile
-from harness.reporting.prediction_tables import CHART_CLASSES, MAX_ROWS, curve_charts
-from harness.tracking.records import Image, Table, TableChart
+from harness.reporting.prediction_tables import CHART_CLASSES, curve_charts, image_cells, table_rows
+from harness.tracking.records import Table, TableChart
 from harness.utils.multilabel import average_precisions
 
 
@@ -29,12 +29,9 @@ def multilabel_table(
         positions: of the images in the split, in the order of the rows; None: all, at most `MAX_ROWS` evenly spaced.
         pictures: position -> image, uint8 [H, W, 3]; the others have none.
     """
-    if positions is None:
-        positions = np.arange(0, len(predictions), -(-len(predictions) // MAX_ROWS))
-    pictures = pictures or {}
+    positions = table_rows(len(predictions), positions)
     columns = prediction_rows(predictions, ids, classes, positions)
-    images = [Image(pictures[index]) if index in pictures else None for index in positions.tolist()]
-    columns = {"id": columns.pop("id"), "image": images, **columns}
+    columns = {"id": columns.pop("id"), "image": image_cells(positions, pictures), **columns}
     return Table(tuple(columns), list(zip(*columns.values(), strict=True)))
 
 

@@ -15,6 +15,17 @@ GUESSES = 5  # classes of a row, with their scores
 CHART_CLASSES = 20  # of a chart: those that are confused most
 
 
+def table_rows(count: int, positions: Sequence[int] | np.ndarray | None) -> np.ndarray:
+    """Return the positions of the images that a table has rows of, int64 [rows]; of None at most `MAX_ROWS`, evenly spaced."""
+    return np.arange(0, count, -(-count // MAX_ROWS)) if positions is None else np.asarray(positions, np.int64)
+
+
+def image_cells(positions: np.ndarray, pictures: Mapping[int, np.ndarray] | None) -> list[Image | None]:
+    """Return the cells with the images, uint8 [H, W, 3] by position; None where there is none."""
+    known = pictures or {}
+    return [Image(known[index]) if index in known else None for index in positions.tolist()]
+
+
 def predictions_table(
     predictions: Predictions,
     ids: Sequence[str],
@@ -32,15 +43,13 @@ def predictions_table(
         positions: of the images in the split, in the order of the rows; None: all, at most `MAX_ROWS` evenly spaced.
         pictures: position -> image, uint8 [H, W, 3]; the others have none.
     """
-    if positions is None:
-        positions = np.arange(0, len(predictions), -(-len(predictions) // MAX_ROWS))
-    positions, pictures = np.asarray(positions, np.int64), pictures or {}
+    positions = table_rows(len(predictions), positions)
     chosen = Predictions(
         *(column[positions] for column in (predictions.labels, predictions.probabilities, predictions.losses))
     )
     best = top_classes(chosen, GUESSES)  # [N, k]
     scores = _rounded(np.take_along_axis(chosen.probabilities, best, 1))
-    images = [Image(pictures[index]) if index in pictures else None for index in positions.tolist()]
+    images = image_cells(positions, pictures)
     columns: dict[str, Sequence[Cell]] = {
         "id": [str(ids[index]) for index in positions.tolist()],
         "image": images,

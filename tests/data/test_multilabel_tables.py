@@ -279,3 +279,10 @@ def test_the_overview_counts_the_images_of_each_class_and_the_labels_of_each_ima
     has = np.array([row for _, row in rows])
     assert overview.splits["train"].counts.tolist() == has.sum(0).tolist()
     assert overview.splits["train"].labels_per_image == (pytest.approx(has.sum(1).mean()), int((has.sum(1) == 0).sum()))
+
+
+def test_a_table_without_any_label_is_refused_for_that(tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("file,a,b\n1.png,0,0\n2.png,0,0\n")
+    with pytest.raises(DataError, match=r"2 train rows have no labels .*nothing is left to train on"):
+        load(table, label_columns="a,b")
