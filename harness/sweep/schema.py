@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.names import MAPPINGS
+from harness.config.registered import REGISTERED, registered_function
 from harness.config.settings import TRACKERS, Config, canonical_name, coerce
 from harness.config.words import read_words
 from harness.sweep import command
@@ -22,8 +23,6 @@ from harness.sweep.spec import SweepSpec, setting_of
 from harness.sweep.yaml_1_1 import as_wandb_reads
 from harness.tracking.backends.registry import check_trackers
 from harness.tracking.wandb.limits import check_wandb_values
-from harness.training.own_losses import find_loss
-from harness.training.own_schedules import find_schedule
 from harness.utils.errors import UsageError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -150,10 +149,10 @@ def _check_registered(sweep: SweepSpec, config: Config) -> None:
     trackers = tuple(name for name in config.tracker if name in TRACKERS) if config.plugin else config.tracker
     check_trackers(config.replace(tracker=trackers))
     for parameter in () if config.plugin else sweep.parameters:
-        find = {"loss": find_loss, "schedule": find_schedule}.get(setting_of(parameter)[0])
-        if find is not None:
+        setting = REGISTERED.get(setting_of(parameter)[0])
+        if setting is not None:
             for name in parameter.choices or ():
-                find(str(name))
+                registered_function(setting, str(name))
 
 
 def _read_cap(value: Any) -> int | None:

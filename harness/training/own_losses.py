@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from harness.config.losses import LOSSES
-from harness.config.settings import Config, no_choice
+from harness.config.registered import registered_function
+from harness.config.settings import Config
 from harness.data.mixup import smooth_one_hot
 from harness.training.rng import preserve_rng_state
 from harness.utils.errors import UsageError, first_line, is_out_of_memory
-from harness.utils.registry import find_registered, register, registered_names
+from harness.utils.registry import register
 from harness.utils.signatures import check_arguments, takes_argument
 
 # logits float32 [B, C], labels int64 [B] or soft targets float [B, C] -> mean over the B images, [].
@@ -41,30 +42,13 @@ def register_loss(function: Any = None, *, name: str = "") -> Any:
     return register("loss", function, name=name, taken=LOSSES)
 
 
-def find_loss(name: str, modules: Iterable[str] = ()) -> Callable[..., Any] | None:
-    """Return the function that a plug-in registers under the name of a loss; None for a loss of `harness`.
-
-    Args:
-        modules: plug-ins of `--plugin`.
-
-    Raises:
-        UsageError: there is no loss of that name; the message names the nearest.
-    """
-    if name in LOSSES:
-        return None
-    function: Callable[..., Any] | None = find_registered("loss", name, modules)
-    if function is None:
-        raise UsageError(no_choice("loss", name, registered_names("loss")))
-    return function
-
-
 def check_loss(config: Config) -> None:
     """Refuse a loss that no plug-in registers, or that does not take its arguments, before anything takes time.
 
     Raises:
         UsageError: in one line, which.
     """
-    function, subject = find_loss(config.loss, config.plugin), f"loss={config.loss}"
+    function, subject = registered_function("loss", config.loss, config.plugin), f"loss={config.loss}"
     if function is None:
         return
     if WEIGHTS in config.loss_args:
@@ -88,7 +72,7 @@ def own_loss(config: Config, class_weights: Tensor | None = None, is_smoothed: b
     Raises:
         UsageError: there is no such loss, or it does not take its arguments.
     """
-    function = find_loss(config.loss, config.plugin)
+    function = registered_function("loss", config.loss, config.plugin)
     if function is None:
         return None
     check_loss(config)

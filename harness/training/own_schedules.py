@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 from harness.config.names import SCHEDULES
-from harness.config.settings import Config, no_choice
+from harness.config.registered import registered_function
+from harness.config.settings import Config
 from harness.utils.errors import UsageError, first_line
-from harness.utils.registry import find_registered, register, registered_names
+from harness.utils.registry import register
 
 Shape: TypeAlias = Callable[[float, float], float]
 
@@ -31,30 +32,17 @@ def register_schedule(function: Any = None, *, name: str = "") -> Any:
     return register("schedule", function, name=name, taken=SCHEDULES)
 
 
-def find_schedule(name: str, modules: Iterable[str] = ()) -> Callable[..., Any] | None:
-    """Return the function that a plug-in registers under the name of a schedule; None for a schedule of `harness`.
-
-    Args:
-        modules: plug-ins of `--plugin`.
-
-    Raises:
-        UsageError: there is no schedule of that name; the message names the nearest.
-    """
-    if name in SCHEDULES:
-        return None
-    function: Callable[..., Any] | None = find_registered("schedule", name, modules)
-    if function is None:
-        raise UsageError(no_choice("schedule", name, registered_names("schedule")))
-    return function
-
-
 def find_shape(config: Config) -> Shape | None:
     """Return the function of a schedule that a plug-in registers, with its arguments; None for one of `harness`.
 
     Raises:
         UsageError: there is no such schedule, or it is one of `harness`, which takes no `schedule_args`.
     """
-    function, name, arguments = find_schedule(config.schedule, config.plugin), config.schedule, config.schedule_args
+    function, name, arguments = (
+        registered_function("schedule", config.schedule, config.plugin),
+        config.schedule,
+        config.schedule_args,
+    )
     if function is not None:
         return functools.partial(_checked, name, functools.partial(function, **arguments), arguments)
     if arguments:
