@@ -170,9 +170,10 @@ def pause_garbage_collection() -> Iterator[None]:
     A full collection examines all objects of the imported libraries and takes a few tenths of a second, in which a GPU
     runs out of work. Nested contexts are allowed; objects that were frozen before (`gc.freeze`) stay so.
     """
-    was_enabled, was_frozen = gc.isenabled(), gc.get_freeze_count() > 0
+    was_enabled, was_frozen = gc.isenabled(), _Frozen.here or _are_objects_frozen()
     if not was_frozen:
         gc.freeze()
+        _Frozen.here = True
     gc.disable()
     try:
         yield
@@ -181,6 +182,20 @@ def pause_garbage_collection() -> Iterator[None]:
             gc.enable()
         if not was_frozen:
             gc.unfreeze()
+            _Frozen.here = False
+
+
+class _Frozen:
+    """Who has exempted objects from garbage collection: `pause_garbage_collection`, or somebody before it."""
+
+    here = False
+    before = False
+
+
+def _are_objects_frozen() -> bool:
+    """Return whether objects are frozen; counting those of a forked process takes a twentieth of a second, so it is done once."""
+    _Frozen.before = _Frozen.before or gc.get_freeze_count() > 0
+    return _Frozen.before
 
 
 @contextlib.contextmanager

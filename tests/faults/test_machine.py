@@ -38,7 +38,9 @@ def mounted(folder: Path, options: str):
         yield done
     finally:
         if done:
-            subprocess.run(["umount", str(folder)], check=True)
+            subprocess.run(
+                ["umount", "-l", str(folder)], check=True
+            )  # a process that was just ended may still have a file open
 
 
 def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_space(uninterrupted, tmp_path):
