@@ -46,9 +46,8 @@ def server_with(fault):
 FAULTS = ["refusing", "hanging", "401", "403", "429", "500", "page"]
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(name, marks=[] if name == "hanging" else pytest.mark.slow) for name in FAULTS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
 def test_a_server_that_fails_from_the_start_makes_the_run_offline(tmp_path, fault):
     with server_with(fault) as variables:
         began = time.monotonic()

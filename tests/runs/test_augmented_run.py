@@ -58,6 +58,7 @@ def test_a_run_with_views_and_the_jsd_loss_resumes_to_bit_identical_results_and_
     assert "3 views of each image" in page
 
 
+@pytest.mark.slow
 def test_the_grid_of_training_images_is_recorded_with_the_first_epoch_and_is_on_the_page(augmented):
     records = read_journal(augmented).records
     with_grid = [record for record in records if "gallery/augmented" in record.values]

@@ -315,6 +315,7 @@ def test_a_result_that_the_reported_split_has_selected_is_called_optimistic(pict
     assert not any("selected the epoch" in line for line in held_out.summary["warnings"])
 
 
+@pytest.mark.slow
 def test_weights_of_a_small_input_keep_their_augmentation_on_large_images(pictures, tmp_path, monkeypatch):
     """The choices with `init` are those with the size of the weights given; the run has that size."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -195,6 +195,7 @@ def test_wandb_has_the_longer_run_under_the_same_id_with_the_former_rows_unchang
     assert second.config["epochs"] == 5
 
 
+@pytest.mark.slow
 def test_the_saved_configuration_of_an_extended_run_repeats_it_bit_identically(extended, tmp_path):
     folder, _ = extended
     words = ["run", "--recipe", folder / "config.yaml", "--output", tmp_path / "again", "--wandb", "disabled"]
@@ -203,7 +204,8 @@ def test_the_saved_configuration_of_an_extended_run_repeats_it_bit_identically(e
     assert state(tmp_path / "again/r") == state(folder)
 
 
-@pytest.mark.parametrize("fault", ["kill@step=40", *(pytest.param(fault, marks=pytest.mark.slow) for fault in FAULTS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["kill@step=40", *FAULTS])
 def test_an_extended_run_that_is_killed_resumes_to_the_same_results(finished, extended, tmp_path, fault):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     words = ["run", "--resume", "runs/r", "--epochs", "5"]
@@ -213,6 +215,7 @@ def test_an_extended_run_that_is_killed_resumes_to_the_same_results(finished, ex
     assert state(tmp_path / "runs/r") == state(extended[0])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_gets_more_epochs_or_fewer_but_not_fewer_than_it_has_trained(tmp_path):
     assert command("run", *SAVING, cwd=tmp_path, fault="term@step=15").code == 128 + signal.SIGTERM
     shutil.copytree(tmp_path / "runs", tmp_path / "shorter")

@@ -183,6 +183,7 @@ def test_any_model_of_timm_starts_from_a_file_for_images_of_any_size(folders, na
     assert torch.isfinite(torch.tensor(record.values["train/loss"]))
 
 
+@pytest.mark.slow
 def test_a_run_on_other_images_starts_from_a_run_by_one_command(tmp_path):
     source(tmp_path)
     make_class_folders(tmp_path / "pictures", classes=("cat", "dog", "cow"), count=6, size=(32, 32))

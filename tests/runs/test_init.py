@@ -249,6 +249,7 @@ def test_a_hub_without_a_connection_is_one_line(monkeypatch):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_never_reads_its_initial_weights_again(source, tmp_path):
     results = {}
     for name, fault in (("whole", ""), ("stopped", "term@step=14")):

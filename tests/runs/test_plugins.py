@@ -94,6 +94,7 @@ def test_a_run_uses_the_transform_the_loss_the_schedule_the_metric_and_the_track
     assert [line["lr"] for line in lines_of(folder)[len(lines) :] if "train/step_loss" in line] == lrs
 
 
+@pytest.mark.slow
 def test_a_run_with_a_transform_a_loss_and_a_schedule_of_a_plug_in_resumes_bit_identically_and_gets_more_epochs(
     example,
 ):

@@ -68,6 +68,7 @@ def test_a_trial_has_its_own_environment_folder_log_and_exit_status(server, envi
     assert (tmp_path / "runs/killed").is_dir()
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_saves_its_state(server, environment, tmp_path):
     trial = begin_long_run(server, environment, tmp_path)
     trial.stop()

@@ -216,9 +216,9 @@ def test_a_signal_to_one_process_stops_both_after_the_same_update_and_the_run_re
     assert_close(weights(folder), weights(two[1]), 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("fault", "reason"),
-    [("kill", "ended without an error message"), pytest.param("raise", "deliberate fault", marks=pytest.mark.slow)],
+    ("fault", "reason"), [("kill", "ended without an error message"), ("raise", "deliberate fault")]
 )
 def test_a_lost_process_ends_the_run_with_its_rank_and_reason_and_the_run_can_be_resumed(two, tmp_path, fault, reason):
     first, second = ranks("run", *TINY, "--checkpoint-every", "5", cwd=tmp_path, faults={1: f"{fault}@step=14"})

@@ -197,6 +197,7 @@ def test_the_running_statistics_are_those_of_timms_own_freezing():
     torch.testing.assert_close(model(images), other.train()(images))
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_trains_the_head_first_resumes_and_logs_the_rate_of_each_group(tmp_path):
     words = ["run", *TINY, "--freeze-epochs", "1", "--head-lr-scale", "4", "--bias-lr-scale", "2", "--name", "r"]
     contents = []

@@ -324,6 +324,7 @@ def test_a_curve_that_has_ended_begins_again_with_a_warm_up_where_it_had_one(kin
 WARMING = [*TINY, "--schedule", "cosine", "--warmup-steps", "17", "--checkpoint-every", "4", "--name", "r"]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_in_the_middle_of_its_warm_up_resumes_to_the_same_results(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     whole.mkdir()
