@@ -78,6 +78,7 @@ def pattern_dataset(count: int = IMAGES) -> Dataset:
 def augmentation_rows(model: nn.Module, config: Config) -> list[CheckRow]:
     """Return the rows about the batch, crop, flip, cutout and any other augmentation of training images."""
     data, cpu = pattern_dataset(), torch.device("cpu")
+    config = config.replace(in_chans=3)  # of the pattern
     preprocess = make_preprocess(config, model, data)
     kinds: list[LoaderKind] = ["timm"]
     if config.loader != "timm" and not why_not_on_device(

@@ -159,7 +159,7 @@ class DeviceTrainLoader:
         return epoch, order, rows, parameters.map(lambda values: copy_to_device(values, self._device))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] and labels int64 [B] or uint8 [B, C] from batch `start` on.
+        """Yield images float32 [B, C, H, W] and labels int64 [B] or uint8 [B, C] from batch `start` on.
 
         The global random generators are not used.
         """
@@ -255,7 +255,7 @@ def why_not_on_device(
         if (height, width) != (size, size):
             return f"the {split.name} images are {width} x {height} pixels, and the model takes {size} x {size}"
         side = size + 2 * augment.padding if split is data.train else size
-        bytes_needed += len(split) * side * side * 3
+        bytes_needed += len(split) * side * side * split.pixels.shape[3]
     if preprocess.crop_pct != 1:
         return f"the model's preprocessing enlarges images before the crop (crop_pct={preprocess.crop_pct:g})"
     free = free_memory(device)

@@ -317,8 +317,9 @@ def _prefetch(
     from timm.data.loader import PrefetchLoader
 
     # For images that are normalised already: subtracts 0 and divides by 255 * (1 / 255) = 1, which is exact.
-    mean, std = ((0.0,) * 3, (1 / 255,) * 3) if normalised else (preprocess.mean, preprocess.std)
-    batches = PrefetchLoader(loader, mean=mean, std=std, device=device)
+    channels = preprocess.channels
+    mean, std = ((0.0,) * channels, (1 / 255,) * channels) if normalised else (preprocess.mean, preprocess.std)
+    batches = PrefetchLoader(loader, mean=mean, std=std, channels=channels, device=device)
     batches.random_erasing = functools.partial(_erase, erasing) if erasing else None
     return batches
 

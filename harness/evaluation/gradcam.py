@@ -175,7 +175,8 @@ def default_layer(model: nn.Module, image: Tensor | None = None) -> str:
         copied = private_copy(model)
         if image is None:
             config = getattr(copied, "pretrained_cfg", None) or {}
-            image = torch.zeros(1, *config.get("input_size", (3, 224, 224)))
+            channels, *sides = config.get("input_size", (3, 224, 224))
+            image = torch.zeros(1, getattr(copied, "in_chans", channels), *sides)
         return find_layer(copied, _one_image(copied, image)).name
 
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config.settings import Config
+from harness.data.image_io import RGB
 from harness.data.loaders import TrainLoader
 from harness.models.outputs import split_logits, weighted_loss
 from harness.training.device import autocast, eval_mode, no_cudnn_benchmark
@@ -35,7 +36,7 @@ def check_model(
 
     Args:
         model: on its device.
-        shape: of an image, (3, height, width).
+        shape: of an image, (channels, height, width).
         train: its batches tell the smallest part of a batch that the model meets.
 
     Raises:
@@ -114,7 +115,7 @@ class _Trial:
 
     @property
     def _size(self) -> str:
-        return f"{self.shape[2]} x {self.shape[1]}"
+        return f"{self.shape[2]} x {self.shape[1]}" + (f" x {self.shape[0]}" if self.shape[0] != RGB else "")
 
     def _check_width(self, logits: torch.Tensor) -> None:
         if logits.ndim != 2:

@@ -278,7 +278,7 @@ def test_models_of_harness_are_recognised_also_when_compiled() -> None:
         ({"model": "resnet18_cifar", "model_args": {"chanels": [8]}}, "did you mean 'channels'"),
         ({"model": "resnet10t", "model_args": {"widht": 8}}, "no argument 'widht'"),
         ({"model_args": {"num_classes": 3}}, "num_classes; set --classes"),
-        ({"model_args": {"in_chans": 1}}, "in_chans; images are RGB"),
+        ({"model_args": {"in_chans": 1}}, "in_chans; set --in-chans"),
         ({"model_args": {"features_only": True}}, "features_only"),
         ({"pretrained": True}, "no pretrained weights; set --init RUN_OR_FILE .* --pretrained False"),
         ({"model": "resnet18_cifar", "pretrained": True}, "no pretrained weights"),
