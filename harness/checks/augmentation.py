@@ -121,7 +121,7 @@ def measure_loader(config: Config, data: Dataset, preprocess: Preprocess, kind: 
 
 
 def measure_images(images: np.ndarray, preprocess: Preprocess, kind: str) -> MeasuredAugmentation:
-    """Measure the augmentation of each image, float32 [N, 3, H, W], normalised."""
+    """Measure the augmentation of each image, float32 [N, channels, H, W], normalised."""
     mean, std = (tensor.numpy() for tensor in preprocess.constants("cpu"))
     cutout = (images == 0).all(1)  # [N, H, W]; no colour of the pattern or of the padding is the mean
     levels = images * std + mean  # 0..255

@@ -1,4 +1,4 @@
-"""Several views of each image in a batch, which the JSD loss compares: images float [B, V, 3, H, W] in place of [B, 3, H, W].
+"""Several views of each image in a batch, which the JSD loss compares: images float [B, V, channels, H, W] in place of [B, channels, H, W].
 
 A batch stays one of B images, so that it is divided into micro-batches and among processes as any other. The network gets
 timm's order: all first views, then all second ones, and so on.
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def flatten_views(images: Tensor) -> Tensor:
-    """Return images [B, V, 3, H, W] as [V * B, 3, H, W], all first views first; those without views as they are."""
+    """Return images [B, V, channels, H, W] as [V * B, channels, H, W], all first views first; those without views as they are."""
     return images if images.ndim == 4 else images.transpose(0, 1).flatten(0, 1)
 
 

@@ -201,7 +201,7 @@ class WorkerTrainLoader:
         self._iteration = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] (or [B, views, 3, H, W]) and labels int64 [B] or uint8 [B, C] from batch `start` on.
+        """Yield images float32 [B, channels, H, W] (or [B, views, channels, H, W]) and labels int64 [B] or uint8 [B, C] from batch `start` on.
 
         The global random generators are not used.
 
