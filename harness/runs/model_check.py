@@ -85,8 +85,9 @@ class _Trial:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            channels = f"make it take in_chans={self.shape[0]}, or " if self.shape[0] != RGB else ""
             raise UsageError(
-                f"{self.name} cannot take images of {self._size} pixels: {_reason(error)}; set --image-size or --model-args img_size={self.shape[1]}"
+                f"{self.name} cannot take images of {self._size} pixels: {_reason(error)}; {channels}set --image-size or --model-args img_size={self.shape[1]}"
             ) from error
         self._check_width(outputs)
 

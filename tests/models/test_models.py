@@ -388,6 +388,7 @@ def test_a_plugins_model_trains_a_step() -> None:
         ({"plugin": ["plugin_for_a_test"], "model": "tiny_from_plugin"}, "did you mean 'tiny_from_a_plugin'"),
         ({"plugin": ["plugin_for_a_test"], "model": "closed_from_a_plugin"}, r"add \*\*kwargs"),
         ({"plugin": ["plugin_for_a_test"], "model": "tiny_from_a_plugin", "pretrained": True}, "no pretrained weights"),
+        ({"plugin": ["plugin_for_a_test"], "model": "tiny_from_a_plugin", "in_chans": 1}, "leave --in-chans out"),
     ],
 )
 def test_an_error_in_a_plugin_is_reported(settings: dict[str, Any], message: str) -> None:
