@@ -18,6 +18,7 @@ from harness.data.balance import balanced_order
 from harness.data.dataset import Dataset, Split
 from harness.data.erasing import make_erasing
 from harness.data.preprocess import Preprocess
+from harness.data.views import with_memory_format
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 
@@ -192,7 +193,7 @@ class DeviceTrainLoader:
         for erase in self._erasing:
             erase.start(epoch, batch)
             erase(images, positions)
-        return images if self._config.channels_last else images.contiguous()
+        return images if self._config.channels_last else with_memory_format(images, torch.contiguous_format)
 
     def preview(self, count: int, with_partners: bool = False) -> tuple[Tensor, Tensor]:
         """Return images at `preview_positions` of the first batch of the first epoch, and their labels."""
@@ -232,7 +233,7 @@ class DeviceEvalLoader:
             pixels = self._pixels[start : start + batch_size].permute(0, 3, 1, 2)
             images = torch.sub(pixels, self._mean).div_(self._std)
             labels = self._labels[start : start + batch_size]
-            yield images if self._config.channels_last else images.contiguous(), labels
+            yield images if self._config.channels_last else with_memory_format(images, torch.contiguous_format), labels
 
 
 def why_not_on_device(

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from harness.utils.errors import DataError
-from harness.utils.text import escape_unprintable
+from harness.utils.text import counted, escape_unprintable
 
 Picture: TypeAlias = (
     Image.Image | np.ndarray
@@ -269,9 +269,9 @@ def _check_bands(picture: Picture, channels: int) -> None:
         if picture.ndim != 3 or picture.shape[2] != channels:
             raise ChannelsError(f"the image has the shape {list(picture.shape)}, and in_chans={channels}")
     elif len(picture.getbands()) != channels or picture.mode == "PA":  # whose first band is an index
-        has = len(picture.getbands())
+        has = counted(len(picture.getbands()), "channel", "channels")
         raise ChannelsError(
-            f"an image of {has} channel{'s' * (has != 1)} ({picture.mode}), and in_chans={channels}; images of other channels are converted to 3 and to 1 alone (--in-chans)"
+            f"an image of {has} ({picture.mode}), and in_chans={channels}; set --in-chans 3 or 1, to which every image is converted"
         )
 
 

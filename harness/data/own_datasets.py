@@ -169,12 +169,12 @@ class OwnImages:
 
     def __getitem__(self, index: int) -> tuple[Picture, int]:
         image, _ = _item(self.dataset, index, self.name)
-        picture = own_picture(image, f"{self.name}/{index}", self.grey_range, self.channels)
+        picture = item_picture(image, f"{self.name}/{index}", self.grey_range, self.channels)
         return picture, int(self.labels[index])
 
 
-def own_picture(image: Any, name: str, grey_range: tuple[float, float] | None = None, channels: int = RGB) -> Picture:
-    """Return an image of a user's data set with `channels` channels: in RGB by default, else by the rules of `to_channels`.
+def item_picture(image: Any, name: str, grey_range: tuple[float, float] | None = None, channels: int = RGB) -> Picture:
+    """Return the image of an item of a user's data set with `channels` channels: RGB by default, else by the rules of `to_channels`.
 
     Args:
         image: PIL; or an array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, of uint16 (grey), or of floats 0..1.
@@ -214,7 +214,7 @@ def own_picture(image: Any, name: str, grey_range: tuple[float, float] | None = 
     if pixels.dtype != np.uint8 and not (pixels.dtype == np.uint16 and pixels.ndim == 2):
         raise DataError(f"{name} is of {pixels.dtype}; need uint8, floats 0..1, or uint16 for grey images")
     pixels = np.ascontiguousarray(pixels)
-    return own_picture(Image.fromarray(pixels), name, grey_range, channels) if is_converted else pixels
+    return item_picture(Image.fromarray(pixels), name, grey_range, channels) if is_converted else pixels
 
 
 def _item(dataset: Any, index: int, name: SplitName) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from harness.data.dataset import Dataset, PerChannel, Split, fit_channels, sprea
 from harness.data.image_io import RGB, Picture, as_pixels, to_channels
 from harness.utils.errors import UsageError
 from harness.utils.plain import number
+from harness.utils.text import counted
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "hamming", "box")  # timm's names
 BUILT_IN_MODELS_PACKAGE = "harness.models."
@@ -97,7 +98,8 @@ class Preprocess:
         image = to_channels(picture, self.channels)
         if isinstance(image, Image.Image):
             return self._square(image, self.mean)
-        bands = zip(np.moveaxis(image, 2, 0), self.mean, strict=True)  # Pillow resizes each band by itself, too
+        # Each by itself, as Pillow resizes RGB; colours are not weighted by a fourth channel, as Pillow does with RGBA.
+        bands = zip(np.moveaxis(image, 2, 0), self.mean, strict=True)
         return np.stack([np.asarray(self._square(Image.fromarray(band), (mean,))) for band, mean in bands], 2)
 
     def _square(self, image: Image.Image, mean: PerChannel) -> Image.Image:
@@ -180,7 +182,9 @@ def make_preprocess(
     has_weights, channels = config.pretrained or of_weights is not None, config.in_chans
     mean, std = tuple(cfg.get("mean") or ()), tuple(cfg.get("std") or ())
     if channels == RGB and of_weights is None and len(mean) not in (0, RGB):
-        raise UsageError(f"model={config.model} takes images of {len(mean)} channels; set --in-chans {len(mean)}")
+        raise UsageError(
+            f"model={config.model} takes images of {counted(len(mean), 'channel', 'channels')}; set --in-chans {len(mean)}"
+        )
     is_of_data = not has_weights and (is_built_in or len(mean) != channels)
     if is_of_data or not mean or not std:
         mean, std = data.mean, data.std

@@ -18,6 +18,19 @@ def flatten_views(images: Tensor) -> Tensor:
 def with_memory_format(images: Tensor, memory_format: torch.memory_format) -> Tensor:
     """Return images whose `flatten_views` is a view of them in this memory format."""
     if images.ndim == 4:
-        return images.contiguous(memory_format=memory_format)
-    flat = flatten_views(images).contiguous(memory_format=memory_format)
+        return _in_format(images, memory_format)
+    flat = _in_format(flatten_views(images), memory_format)
     return flat.unflatten(0, (images.shape[1], len(images))).transpose(0, 1)
+
+
+def _in_format(images: Tensor, memory_format: torch.memory_format) -> Tensor:
+    """Return images [B, channels, H, W] in a memory format, with the strides by which torch chooses its kernels.
+
+    Images of one channel are in both formats at once, so that `contiguous` leaves the strides of either.
+    """
+    images = images.contiguous(memory_format=memory_format)
+    count, channels, height, width = images.shape
+    if channels != 1:
+        return images
+    step = 1 if memory_format == torch.channels_last else height * width
+    return images.as_strided((count, 1, height, width), (height * width, step, width, 1))

@@ -277,7 +277,9 @@ def _stage(block: nn.Module, x: Tensor) -> Tensor:
     """Return the output of a convolution block, whose modules are called in their order."""
     for name, part in block.named_children():
         if name == "conv":
-            x = part(x).contiguous(memory_format=torch.channels_last)  # of images of one channel the order is open
+            # The kernels take NHWC alone. This copies nothing, unless the strides of images of one channel, which are
+            # those of both memory orders, made the first convolution choose the other.
+            x = part(x).contiguous(memory_format=torch.channels_last)
         elif name == "bn":
             x = _normalise_relu(part, x)
         elif name == "pool":

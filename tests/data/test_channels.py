@@ -15,7 +15,7 @@ from harness.data.image_io import read_image, shown_as_rgb
 from harness.data.image_transforms import TimmTransform, seeded_rng
 from harness.data.loaders import make_loaders
 from harness.data.overview import examine
-from harness.data.own_datasets import named_data, own_picture
+from harness.data.own_datasets import item_picture, named_data
 from harness.data.preprocess import Preprocess
 from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
@@ -74,7 +74,7 @@ def test_other_numbers_of_channels_are_those_of_the_file(mode, channels):
     image = Image.merge(mode, [Image.fromarray(pixels[..., band]) for band in range(channels)])
     np.testing.assert_array_equal(read_image(encoded(image, "TIFF"), channels=channels), pixels)
     with pytest.raises(
-        DataError, match=rf"^x: an image of {channels} channels \({mode}\), and in_chans=5; .*--in-chans"
+        DataError, match=rf"^x: an image of {channels} channels \({mode}\), and in_chans=5; set --in-chans 3 or 1"
     ):
         read_image(encoded(image, "TIFF"), "x", channels=5)
 
@@ -145,14 +145,14 @@ def test_arrays_and_tensors_of_both_layouts_are_one_image():
     pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), dtype=np.uint8)
     first = np.ascontiguousarray(pixels.transpose(2, 0, 1))
     for image in (pixels, first, torch.from_numpy(first), first / 255, Image.fromarray(pixels, "RGBA")):
-        np.testing.assert_array_equal(np.asarray(own_picture(image, "x", channels=4)), pixels)
+        np.testing.assert_array_equal(np.asarray(item_picture(image, "x", channels=4)), pixels)
     for image in (pixels[..., :3], pixels[..., 0], first[:2]):
         with pytest.raises(DataError, match=r"x has the shape .*; need \[H, W, 4\] or \[4, H, W\], since in_chans=4"):
-            own_picture(image, "x", channels=4)
-    grey = own_picture(pixels[..., :3], "x", channels=1)
+            item_picture(image, "x", channels=4)
+    grey = item_picture(pixels[..., :3], "x", channels=1)
     np.testing.assert_array_equal(np.asarray(grey), luma(pixels[..., :3]))
     for image in (pixels[..., 0], pixels[..., :1], torch.from_numpy(first[:1])):
-        np.testing.assert_array_equal(np.asarray(own_picture(image, "x", channels=1)), pixels[..., 0])
+        np.testing.assert_array_equal(np.asarray(item_picture(image, "x", channels=1)), pixels[..., 0])
 
 
 @pytest.mark.parametrize("mode", ["center", "squash", "border"])
@@ -230,6 +230,20 @@ def test_what_does_not_fit_the_channels_is_refused_with_the_remedy(settings, mes
         Config(**settings)
     if settings["in_chans"] in (1, 2, 4) and "aug_splits" not in settings:
         assert Config(augment="none", **settings).in_chans == settings["in_chans"]  # nothing of it is applied
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("loader", ["resident", "timm"])
+def test_grey_images_make_a_convolution_choose_the_memory_order_of_the_settings(loader, channels_last):
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 1), dtype=np.uint8)
+    train, test = (in_memory(name, pixels, np.arange(8) % 2, list("abcdefgh")) for name in ("train", "test"))
+    data = Dataset("noise", ("a", "b"), train, None, test, (0.5,), (0.3,), "")
+    config = Config(loader=loader, in_chans=1, channels_last=channels_last, batch_size=4, workers=0)
+    loaders = make_loaders(config, data, Preprocess(16, (0.5,), (0.3,), 1.0, "bilinear"), torch.device("cpu"))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    convolution = torch.nn.Conv2d(1, 4, 3).to(memory_format=layout)
+    for images, _ in (next(loaders.train.epoch(0)), next(iter(loaders.test))):
+        assert convolution(images).is_contiguous(memory_format=layout)
 
 
 def test_an_image_is_shown_as_grey_or_by_its_first_three_channels():

@@ -128,7 +128,7 @@ def test_a_model_of_one_channel_asks_for_the_setting(tmp_path):
     about = {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.2,)}
     save_for_hf(grey, str(tmp_path), model_config={"num_classes": 2}, data_config=about, safe_serialization=True)
     config = Config(model=f"local-dir:{tmp_path}")
-    with pytest.raises(UsageError, match="takes images of 1 channels; set --in-chans 1"):
+    with pytest.raises(UsageError, match="takes images of 1 channel; set --in-chans 1"):
         make_preprocess(config, factory.create_model(config, 2), data_of(3))
 
 
