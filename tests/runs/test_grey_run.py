@@ -103,6 +103,19 @@ def test_explanations_and_galleries_show_grey_images(run, tmp_path):
     )
 
 
+def test_the_code_of_the_model_card_predicts_as_the_run_from_grey_and_colour_images(run, tmp_path, monkeypatch):
+    export_timm(run, tmp_path)
+    code = (tmp_path / "README.md").read_text().split("```")[1].removeprefix("python\n")
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    for each in (pixels, pixels[..., 0]):
+        save_image(tmp_path / "image.png", each)
+        names = {}
+        exec(code, names)
+        [expected] = predict(run, tmp_path / "image.png")
+        np.testing.assert_allclose(names["logits"].softmax(1)[0].detach(), expected.probabilities, atol=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
 def test_exports_give_the_logits_of_the_run(run, tmp_path):
     import onnxruntime
@@ -143,6 +156,13 @@ def test_verify_reports_the_network_of_one_channel(run):
     assert [rows[name].verdict for name in ("crop", "flip", "cutout", "order")] == ["ok"] * 4
 
 
+def test_verify_reports_a_run_that_starts_from_an_export_of_one_channel(run, tmp_path):
+    export_timm(run, tmp_path / "grey")  # its configuration has a mean of one channel
+    settings = {"model": f"local-dir:{tmp_path / 'grey'}", "pretrained": True, "in_chans": 1, "image_size": 16}
+    rows = {row.name: row for row in verify({"recipe": "custom-resnet", "model_args": {}, **settings}).rows}
+    assert rows["flip"].verdict == "ok" and rows["cutout"].found.startswith("8x8 in every image")
+
+
 class Arrays:
     def __init__(self, count, channels, has_sizes):
         random = np.random.default_rng(count)
@@ -167,6 +187,11 @@ def test_arrays_of_other_channels_are_trained_on_evaluated_and_exported(channels
     np.testing.assert_allclose(trained.preprocess.mean, flat.mean(0), rtol=1e-9)
     assert harness.evaluate(result.folder, data={"test": test}).metrics["acc"] == result.summary["result"]["test/acc"]
     export_onnx(result.folder, tmp_path / "m.onnx")  # compares the logits
+    export_timm(result.folder, tmp_path / "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    images = torch.randn(3, channels, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(images), trained.model(images), atol=1e-6, rtol=1e-5)
     rgb = save_image(tmp_path / "rgb.png", np.zeros((16, 16, 3), np.uint8))
     with pytest.raises(DataError, match=rf"an image of 3 channels \(RGB\), and in_chans={channels}"):
         list(predict(result.folder, rgb))
