@@ -7,7 +7,7 @@ how it was cropped and flipped, and where its cutout is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -19,8 +19,9 @@ from harness.checks.table import CheckRow, row
 from harness.config.augmentation import per_image_settings
 from harness.config.settings import Config
 from harness.data.augment import make_augment
-from harness.data.dataset import Dataset, Split, in_memory
+from harness.data.dataset import Dataset, Split, fit_channels, in_memory
 from harness.data.device_loader import why_not_on_device
+from harness.data.image_io import RGB
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess, make_preprocess
 from harness.data.registry import CIFAR_STATISTICS
@@ -78,7 +79,10 @@ def pattern_dataset(count: int = IMAGES) -> Dataset:
 def augmentation_rows(model: nn.Module, config: Config) -> list[CheckRow]:
     """Return the rows about the batch, crop, flip, cutout and any other augmentation of training images."""
     data, cpu = pattern_dataset(), torch.device("cpu")
-    preprocess = make_preprocess(config, model, data)
+    of_run = make_preprocess(config, model, data)
+    # The pattern is RGB, whatever the images of the run are.
+    mean, std = (fit_channels(values, RGB) for values in (of_run.mean, of_run.std))
+    config, preprocess = config.replace(in_chans=RGB), replace(of_run, mean=mean, std=std)
     kinds: list[LoaderKind] = ["timm"]
     if config.loader != "timm" and not why_not_on_device(
         config, data, make_augment(config, preprocess), preprocess, cpu
@@ -120,7 +124,7 @@ def measure_loader(config: Config, data: Dataset, preprocess: Preprocess, kind: 
 
 
 def measure_images(images: np.ndarray, preprocess: Preprocess, kind: str) -> MeasuredAugmentation:
-    """Measure the augmentation of each image, float32 [N, 3, H, W], normalised."""
+    """Measure the augmentation of each image, float32 [N, channels, H, W], normalised."""
     mean, std = (tensor.numpy() for tensor in preprocess.constants("cpu"))
     cutout = (images == 0).all(1)  # [N, H, W]; no colour of the pattern or of the padding is the mean
     levels = images * std + mean  # 0..255

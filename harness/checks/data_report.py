@@ -13,6 +13,7 @@ from harness.config.automatic import DataFacts, choose_settings, with_choices
 from harness.config.names import SPLIT_LABELS, data_name
 from harness.config.settings import Config
 from harness.data.dataset import ArrayImages, Dataset, Split, channel_statistics, in_memory, spread_indices
+from harness.data.image_io import shown_as_rgb
 from harness.data.overview import DataOverview, SplitOverview, repeats, size_summary
 from harness.data.preprocess import Preprocess, make_preprocess
 from harness.models import factory
@@ -116,7 +117,7 @@ def draw_contact_sheet(config: Config, overview: DataOverview, path: Path) -> Pa
             continue
         preprocess = preprocess or _preprocess(config, overview, pictures)
         about = ", ".join(f"{SPLIT_LABELS[name]} {split.counts[label]:,}" for name, split in overview.splits.items())
-        shown = [(shrink(picture), preprocess.pixels(picture).permute(1, 2, 0).numpy()) for picture in pictures]
+        shown = [(shrink(shown_as_rgb(picture)), _as_seen(preprocess, picture)) for picture in pictures]
         rows.append(ClassRow(overview.classes[label], about, shown))
     if preprocess is None:
         raise DataError("no image can be read, so there is none to draw")
@@ -155,8 +156,13 @@ def _pictures_of(overview: DataOverview, label: int, config: Config) -> list[np.
         readable = [index for index, facts in split.facts.items() if split.has_class(index, label) and not facts.error]
         if readable:
             chosen = [readable[position] for position in spread_indices(len(readable), SHEET_IMAGES)]
-            return [split.picture(index, config.grey_limits()) for index in chosen]
+            return [split.picture(index, config.grey_limits(), config.in_chans) for index in chosen]
     return []
+
+
+def _as_seen(preprocess: Preprocess, picture: np.ndarray) -> np.ndarray:
+    """Return an image as the model sees it, for a figure, uint8 [size, size, 3]."""
+    return shown_as_rgb(preprocess.pixels(picture).permute(1, 2, 0).numpy())
 
 
 def _preprocess(config: Config, overview: DataOverview, pictures: Sequence[np.ndarray]) -> Preprocess:
@@ -167,7 +173,7 @@ def _preprocess(config: Config, overview: DataOverview, pictures: Sequence[np.nd
         sample = in_memory("train", np.stack(pictures), labels, ids)
     else:
         sample = Split("train", labels, ids, None, ArrayImages(pictures, labels))
-    mean, std = channel_statistics(sample)
+    mean, std = channel_statistics(sample, config.in_chans)
     data = Dataset(config.data, overview.classes, sample, None, None, mean, std, "")
     # Its weights do not matter here, and are not downloaded.
     model = factory.create_model(config.replace(pretrained=False), max(2, len(overview.classes)))

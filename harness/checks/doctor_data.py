@@ -28,7 +28,9 @@ def check_images(config: Config, listing: Listing) -> str:
         for name, split in listing.splits.items()
     }
     skip_bad = config.bad_images == "skip"
-    stored = read_listing(replace(listing, splits=sampled), skip_bad, config.grey_limits(), is_for_training=is_whole)
+    stored = read_listing(
+        replace(listing, splits=sampled), skip_bad, config.grey_limits(), config.in_chans, is_for_training=is_whole
+    )
     if "train" in listing.splits:
         no_pixels = {
             name: in_memory(name, np.zeros((len(split), 1, 1, 3), np.uint8), split.labels, split.ids)

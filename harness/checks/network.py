@@ -43,7 +43,7 @@ def network_rows(model: nn.Module, config: Config, size: int, resnet18: bool) ->
         size: side of its input images, pixels.
     """
     # Normalised images have mean 0 and standard deviation 1 in each channel.
-    images = torch.randn(IMAGES, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(IMAGES, config.in_chans, size, size, generator=torch.Generator().manual_seed(0))
     steps, logits = trace(model, images)
     sections = _resnet18_rows(steps) if resnet18 else _custom_rows(steps)
     return [

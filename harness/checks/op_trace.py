@@ -76,7 +76,7 @@ def trace(model: nn.Module, images: Tensor) -> tuple[list[Step], Tensor]:
     """Return the operations of one forward pass in evaluation mode, and its output.
 
     Args:
-        images: float [B, 3, H, W].
+        images: float [B, channels, H, W].
     """
     recorder = _Recorder()
     recorder.step_of[id(images)] = -1

@@ -15,7 +15,7 @@ from harness.config.names import FIXED_DATASETS, TIMM_PREFIXES, data_of_path
 SETTINGS = (
     "recipe", "data", "data_dir", "image_column", "label_column", "label_separator", "label_columns",
     "split_column", "image_root", "download", "test_fraction",
-    "grey_range", "model", "model_args", "image_size", "resize", "plugin",
+    "grey_range", "model", "model_args", "image_size", "in_chans", "resize", "plugin",
 )  # fmt: skip
 
 

@@ -50,11 +50,35 @@ def check_augmentation(config: Config) -> None:
         raise UsageError(
             f"crop_scale and crop_ratio belong to the random resized crop, and crop={config.crop}; set --crop resized"
         )
+    _check_channels(config)
     if config.augment == "albumentations":
         _check_albumentations(config)
     elif config.augment_pipeline:
         raise UsageError(
             f"augment_pipeline is a pipeline of albumentations, and augment={config.augment}; set --augment albumentations"
+        )
+
+
+def _check_channels(config: Config) -> None:
+    """Refuse transforms of colours where the images have none, or are no images of Pillow.
+
+    Raises:
+        UsageError: there is one.
+    """
+    if config.in_chans == 3:
+        return
+    if config.in_chans == 1:
+        if config.grayscale:
+            raise UsageError(
+                f"grayscale={config.grayscale:g}, but the images of in_chans=1 are grey; leave --grayscale out"
+            )
+        return
+    of_colours = [text for text in timm_only(config) if not text.startswith("blur=")]
+    of_colours += [f"aug_splits={config.aug_splits}"] if config.aug_splits else []
+    if of_colours:
+        option = of_colours[0].partition("=")[0].replace("_", "-")
+        raise UsageError(
+            f"{of_colours[0]} is for images of 3 channels or 1, and in_chans={config.in_chans}; leave --{option} out"
         )
 
 

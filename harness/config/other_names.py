@@ -20,6 +20,7 @@ _NAMES = {
     "init": "finetunefrom initcheckpoint initfrom initialcheckpoint initweights loadfrom loadweights pretrainedpath pretrainedweights startfrom weights",
     "download": "datasetdownload",
     "classes": "nbclasses nc nclasses numclass numclasses numlabels",
+    "in_chans": "channels inchannels inputchannels numchannels",
     "image_size": "cropsize imagesz imgsize imgsz inputsize resolution traincropsize",
     "val_fraction": "devsplit holdout val validation validationfraction validationratio validationsize validationsplit validpct valpct valratio valsize valsplit",
     "test_fraction": "testpct testratio testsize testsplit",
@@ -117,7 +118,7 @@ NAMES_ELSEWHERE = {other: name for name, others in _NAMES.items() for other in o
 # Options of timm's `train.py` that have no equal here.
 _TIMM_ALONE = """
     clipmode cooldownepochs cutmixminmax datasettrustremotecode devicemodules distilllossweight fastnorm headinitbias
-    headinitscale inputimgmode kddistilltype kdlosstype kdmodelname kdstudentfeaturedim kdteacherfeaturedim kdtemperature
+    headinitscale kddistilltype kdlosstype kdmodelname kdstudentfeaturedim kdteacherfeaturedim kdtemperature
     kdtokendistilltype layerdecayminscale layerdecaynooptscale lrcycledecay lrcyclelimit lrcyclemul lrkdecay lrnoise lrnoisepct
     lrnoisestd mixupmode mixupoffepoch mixupprob mixupswitchprob modelemaforcecpu naflexloader naflexlossscale naflexmaxseqlen
     naflexpatchifychannelsfirst naflexpatchsizeprobs naflexpatchsizes naflextrainseqlens noprefetcher splitbn synchronizestep
@@ -128,6 +129,7 @@ _TIMM_ALONE = """
 # Where the value means something else here: what to write instead -> the names elsewhere.
 _REMEDIES = {
     "use --class-weights balanced, or --sampling balanced": "balanced classbalance classbalanced",
+    "use --in-chans: 1 is mode L, and 3 is RGB": "inputimgmode",
     "use --loss bce": "bce bceloss binarycrossentropy",
     "use --loss focal": "focal focalloss",
     "use --loss focal with --loss-args gamma=2": "focalgamma gammafocal flgamma",
@@ -136,7 +138,6 @@ _REMEDIES = {
     "use --loss bce with --loss-args pos_weight=2": "bceposweight posweight",
     "leave it out: the first view of --aug-splits is never erased": "resplit",
     "use --loss jsd with --aug-splits 3": "augmixloss jensenshannon jsd jsdloss",
-    "images are converted to RGB, so that every model has 3 channels": "channels inchannels inchans inputchannels numchannels",
     "normalisation is that of the model's timm configuration, which --model-args pretrained_cfg_overlay={...} changes, or computed from the training images": "imagenetdefaultmeanandstd imgmean imgstd mean normalize normalization std",
     "use --data-dir with the folders train, val and test, or a table with a column of splits": "folder testdir testfolder testpath traindir valdir valfolder valpath",
     "it is that of the model's timm configuration, which --model-args pretrained_cfg_overlay={...} changes; --resize decides what is cut": "croppct interpolation traininterpolation",

@@ -44,6 +44,7 @@ from harness.utils.registry import NAME as PLUGIN_NAME
 
 TRACKERS = (WANDB, "tensorboard", "mlflow", "trackio")
 ALERTS = ("none", "diverged", "failed", "ended")  # each with those before it
+MAX_CHANNELS = 64  # of an image
 MAX_EXTENSIONS = 100  # changes of the number of epochs of one run
 # Written for None, the value of a switch that is neither on nor off, and for a setting that is still to be chosen from the data.
 AUTO = "auto"
@@ -134,6 +135,7 @@ class Config:
     download: bool = _setting(True, "Download the data set where it is missing.", group="Data", affects_results=False)
     classes: int = _setting(0, "Expected number of classes; 0: as many as the data has.", group="Data", low=0)
     image_size: int = _setting(0, "Side of the model's input in pixels; 0: the model's default.", group="Data", low=0, high=4096, from_data=True)
+    in_chans: int = _setting(3, "Channels of the images and of the model's input: 3: RGB; 1: grey, the luma of colour images; another number: as many as the images have.", group="Data", low=1, high=MAX_CHANNELS, added_later=True)
     resize: str = _setting("auto", "How images become square: crop: the centre is cut out; squash: the sides are scaled differently; letterbox: borders of the mean colour are added; auto: as the model's timm configuration says, mostly crop.", group="Data", choices=("auto", "crop", "squash", "letterbox"), added_later=True)
     val_fraction: float = _setting(0.0, "Fraction of the training images held out as the validation split; 0: no validation split, so nothing is selected on one.", group="Data", low=0, below=1)
     test_fraction: float = _setting(0.2, "Fraction of the images held out as the test split, where the data has none.", group="Data", above=0, below=1)

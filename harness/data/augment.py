@@ -228,7 +228,7 @@ def alternating_flips(num_images: int, seed: int, epoch: int) -> Tensor:
 
 
 def pad(pixels: Tensor, padding: int, mode: str) -> Tensor:
-    """Pad images, uint8 [N, H, W, 3], by `padding` pixels on each side.
+    """Pad images, uint8 [N, H, W, C], by `padding` pixels on each side.
 
     Args:
         mode: `constant` (black), `reflect` or `edge`, as in `numpy.pad`.
@@ -245,16 +245,16 @@ def pad(pixels: Tensor, padding: int, mode: str) -> Tensor:
 
 
 def crop_and_flip(padded: Tensor, index: Tensor, parameters: AugmentParameters, size: int) -> Tensor:
-    """Return the crops of some images in one gather, uint8 [B, size, size, 3].
+    """Return the crops of some images in one gather, uint8 [B, size, size, C].
 
     Args:
-        padded: all padded images, uint8 [N, H, W, 3], contiguous.
+        padded: all padded images, uint8 [N, H, W, C], contiguous.
         index: int64 [B], the images to crop.
         parameters: those of the images at `index`, in that order.
     """
     num_images, height, width, channels = padded.shape
     row_stride = width * channels
-    # A view of every window: [N, top, left, size rows, size * 3 bytes]. The gather then copies whole rows of bytes,
+    # A view of every window: [N, top, left, size rows, size * C bytes]. The gather then copies whole rows of bytes,
     # which is 1.7 times as fast on a CPU as with a separate dimension for the channels.
     windows = padded.as_strided(
         (num_images, height - size + 1, width - size + 1, size, size * channels),
@@ -265,7 +265,7 @@ def crop_and_flip(padded: Tensor, index: Tensor, parameters: AugmentParameters, 
 
 
 def cutout(images: Tensor, parameters: AugmentParameters, side: int) -> Tensor:
-    """Set a square of `side` x `side` pixels in each normalised image [B, 3, H, W] to zero, in place."""
+    """Set a square of `side` x `side` pixels in each normalised image [B, channels, H, W] to zero, in place."""
     if not side:
         return images
     rows, columns = (torch.arange(length, device=images.device) for length in images.shape[2:])
@@ -277,10 +277,10 @@ def cutout(images: Tensor, parameters: AugmentParameters, side: int) -> Tensor:
 def apply_augment(
     padded: Tensor, index: Tensor, parameters: AugmentParameters, size: int, side: int, constants: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Crop, flip, normalise and cut out a batch; return float32 [B, 3, size, size] in NHWC memory order.
+    """Crop, flip, normalise and cut out a batch; return float32 [B, channels, size, size] in NHWC memory order.
 
     Args:
-        padded: all padded images, uint8 [N, H, W, 3].
+        padded: all padded images, uint8 [N, H, W, C].
         index: int64 [B], the images of the batch; `parameters` are theirs, in that order.
         side: of the cutout, in pixels.
         constants: `Preprocess.constants` on the device of `padded`.

@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from harness.config.names import SplitName
-from harness.data.image_io import read_image, to_rgb
+from harness.data.image_io import GREY, RGB, Picture, as_picture, as_pixels, read_image, to_channels
 from harness.data.multilabel import multilabel_indices, with_known_classes
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, UsageError
@@ -23,12 +22,13 @@ from harness.utils.seeding import seed_for
 # Held-out images are the same for every seed, so that the runs of a sweep are compared on the same images.
 SPLIT_SEED = 20180924
 CHUNK_BYTES = 1 << 24
+SAMPLED_IMAGES = 256  # for the statistics of images that are not in memory
 MAX_PIXEL_BYTES = 2 * 2**30  # fixed, not a fraction of the memory: a fingerprint must not depend on the machine
 
-Triple: TypeAlias = tuple[float, float, float]
+PerChannel: TypeAlias = tuple[float, ...]  # a value for each channel
 Label: TypeAlias = int | np.ndarray  # of an image: its class, or uint8 [C] of 0 and 1 where images have several
-IMAGENET_MEAN: Triple = (0.485, 0.456, 0.406)
-IMAGENET_STD: Triple = (0.229, 0.224, 0.225)
+IMAGENET_MEAN: PerChannel = (0.485, 0.456, 0.406)
+IMAGENET_STD: PerChannel = (0.229, 0.224, 0.225)
 
 
 def spread_indices(length: int, count: int = 16) -> list[int]:
@@ -42,10 +42,10 @@ def item_label(labels: np.ndarray, index: int) -> Label:
 
 
 class ArrayImages:
-    """Images in memory; `source[i]` is (PIL image RGB, label).
+    """Images in memory; `source[i]` is (picture, label).
 
     Args:
-        pixels: uint8 [N, H, W, 3], or N arrays uint8 [H, W, 3] of several sizes.
+        pixels: uint8 [N, H, W, C], or N arrays uint8 [H, W, C] of several sizes.
     """
 
     def __init__(self, pixels: np.ndarray | Sequence[np.ndarray], labels: np.ndarray) -> None:
@@ -54,8 +54,8 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
-        return Image.fromarray(self.pixels[index]), item_label(self.labels, index)
+    def __getitem__(self, index: int) -> tuple[Picture, Label]:
+        return as_picture(self.pixels[index]), item_label(self.labels, index)
 
 
 class FileImages:
@@ -64,7 +64,7 @@ class FileImages:
     Args:
         files: paths, or the contents of files.
         ids: the names that error messages use.
-        grey_range: that of `read_image`.
+        grey_range, channels: those of `read_image`.
     """
 
     def __init__(
@@ -73,28 +73,30 @@ class FileImages:
         ids: Sequence[str],
         labels: np.ndarray,
         grey_range: tuple[float, float] | None = None,
+        channels: int = RGB,
     ) -> None:
         self.files, self.ids, self.labels, self.grey_range = files, ids, labels, grey_range
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
-        pixels = read_image(self.files[index], self.ids[index], self.grey_range)
-        return Image.fromarray(pixels), item_label(self.labels, index)
+    def __getitem__(self, index: int) -> tuple[Picture, Label]:
+        pixels = read_image(self.files[index], self.ids[index], self.grey_range, self.channels)
+        return as_picture(pixels), item_label(self.labels, index)
 
 
 class ConvertedImages:
-    """The items of a random-access data set of (PIL image, label), converted to RGB."""
+    """The items of a random-access data set of (PIL image, label), converted to RGB or to another number of channels."""
 
-    def __init__(self, dataset: Any, labels: np.ndarray) -> None:
-        self.dataset, self.labels = dataset, labels
+    def __init__(self, dataset: Any, labels: np.ndarray, channels: int = RGB) -> None:
+        self.dataset, self.labels, self.channels = dataset, labels, channels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
-        return to_rgb(self.dataset[index][0]), int(self.labels[index])
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
+        return to_channels(self.dataset[index][0], self.channels), int(self.labels[index])
 
 
 class TimmReaderImages:
@@ -104,17 +106,23 @@ class TimmReaderImages:
     """
 
     def __init__(
-        self, reader: Any, name: str, labels: np.ndarray, grey_range: tuple[float, float] | None = None
+        self,
+        reader: Any,
+        name: str,
+        labels: np.ndarray,
+        grey_range: tuple[float, float] | None = None,
+        channels: int = RGB,
     ) -> None:
         self.reader, self.name, self.labels, self.grey_range = reader, name, labels, grey_range
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
         with self.reader[index][0] as file:
-            pixels = read_image(file, f"{self.name}/{index}", self.grey_range)
-        return Image.fromarray(pixels), int(self.labels[index])
+            pixels = read_image(file, f"{self.name}/{index}", self.grey_range, self.channels)
+        return as_picture(pixels), int(self.labels[index])
 
 
 class RelabelledImages:
@@ -126,7 +134,7 @@ class RelabelledImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
+    def __getitem__(self, index: int) -> tuple[Picture, Label]:
         return self.source[index][0], item_label(self.labels, index)
 
 
@@ -139,7 +147,7 @@ class ImageSubset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, Label]:
+    def __getitem__(self, index: int) -> tuple[Picture, Label]:
         image, label = self.source[int(self.indices[index])]
         return image, label if isinstance(label, np.ndarray) else int(label)
 
@@ -151,8 +159,8 @@ class Split:
     Attributes:
         labels: int64 [N], or uint8 [N, C] of 0 and 1 where images have several labels.
         ids: a stable name for each image: its path below the data folder, or `test/17`.
-        pixels: uint8 [N, H, W, 3] where all images have the same size and fit in memory, else None.
-        source: `len(source)` and `source[i] -> (PIL image RGB, label)`.
+        pixels: uint8 [N, H, W, C] where all images have the same size and fit in memory, else None.
+        source: `len(source)` and `source[i] -> (picture, label)`: an image of Pillow, RGB or L, or uint8 [H, W, C].
         sizes: size of each file in bytes [N] where the pixels are not in memory; part of the fingerprint.
     """
 
@@ -172,8 +180,8 @@ class Split:
         return self.labels.ndim == 2
 
     def picture(self, index: int) -> np.ndarray:
-        """Return an image as stored, uint8 [H, W, 3], RGB."""
-        return self.pixels[index] if self.pixels is not None else np.asarray(self.source[index][0])
+        """Return an image as stored, uint8 [H, W, C]: RGB, grey, or of other channels."""
+        return self.pixels[index] if self.pixels is not None else as_pixels(self.source[index][0])
 
     def subset(self, indices: np.ndarray, name: SplitName) -> Split:
         """Return the images at `indices`, in that order, as a split."""
@@ -205,15 +213,15 @@ class Dataset:
     train: Split
     val: Split | None
     test: Split | None
-    mean: Triple
-    std: Triple
+    mean: PerChannel
+    std: PerChannel
     fingerprint: str
     skipped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def in_memory(name: SplitName, pixels: np.ndarray, labels: np.ndarray, ids: Sequence[str]) -> Split:
-    """Return a split of images in memory, uint8 [N, H, W, 3]."""
+    """Return a split of images in memory, uint8 [N, H, W, C]."""
     labels, pixels = np.asarray(labels), np.ascontiguousarray(pixels)
     labels = labels.astype(np.int64 if labels.ndim < 2 else np.uint8, copy=False)
     return Split(name, labels, ids, pixels, ArrayImages(pixels, labels))
@@ -339,26 +347,44 @@ def check_classes(classes: Sequence[str], expected: int) -> None:
         raise UsageError(f"classes={expected}, but the data has {len(classes)}; leave --classes out")
 
 
-def channel_statistics(split: Split) -> tuple[Triple, Triple]:
-    """Return mean and standard deviation per channel on a 0..1 scale; ImageNet's where the pixels are not in memory."""
-    if split.pixels is None:
-        return IMAGENET_MEAN, IMAGENET_STD
-    total, squares, count = np.zeros(3), np.zeros(3), 0
+def fit_channels(values: PerChannel, channels: int) -> PerChannel:
+    """Return the mean or standard deviation of `channels` channels for weights that are adapted from others.
+
+    Each channel gets the mean of the values, as in timm's loader.
+    """
+    return values if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+def channel_statistics(split: Split, channels: int = RGB) -> tuple[PerChannel, PerChannel]:
+    """Return mean and standard deviation per channel on a 0..1 scale.
+
+    Where the pixels are not in memory, they are ImageNet's for RGB and grey images, and those of a sample for others.
+
+    Args:
+        channels: of the images.
+    """
+    if split.pixels is not None:
+        chunks, channels = _chunks(split.pixels), split.pixels.shape[3]
+    elif channels in (RGB, GREY):
+        return fit_channels(IMAGENET_MEAN, channels), fit_channels(IMAGENET_STD, channels)
+    else:
+        chunks = (split.picture(index)[None] for index in spread_indices(len(split), SAMPLED_IMAGES))
+    total, squares, count = np.zeros(channels), np.zeros(channels), 0
     with ThreadPoolExecutor(min(4, usable_cpus())) as pool:  # NumPy releases the GIL while it computes
         # The results come in the order of the chunks, so that the sums do not depend on the number of threads.
-        for chunk_total, chunk_squares, num_pixels in pool.map(_channel_sums, _chunks(split.pixels)):
+        for chunk_total, chunk_squares, num_pixels in pool.map(_channel_sums, chunks):
             total += chunk_total
             squares += chunk_squares
             count += num_pixels
     mean = total / count
     # At least one grey level, so that a constant channel can be divided by it.
     std = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), 1 / 255)
-    return _triple(mean), _triple(std)
+    return tuple(mean.tolist()), tuple(std.tolist())
 
 
 def _channel_sums(chunk: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the sum and the sum of squares of each channel, on a 0..1 scale, and the number of pixels."""
-    values = chunk.reshape(-1, 3).astype(np.float64) / 255
+    values = chunk.reshape(-1, chunk.shape[3]).astype(np.float64) / 255
     return values.sum(0), np.square(values).sum(0), len(values)
 
 
@@ -385,8 +411,3 @@ def _chunks(pixels: np.ndarray) -> Iterator[np.ndarray]:
     step = max(1, CHUNK_BYTES // max(1, int(np.prod(pixels.shape[1:]))))
     for start in range(0, len(pixels), step):
         yield pixels[start : start + step]
-
-
-def _triple(values: np.ndarray) -> Triple:
-    red, green, blue = (float(value) for value in values)
-    return red, green, blue

@@ -18,6 +18,7 @@ from harness.data.balance import balanced_order
 from harness.data.dataset import Dataset, Split
 from harness.data.erasing import make_erasing
 from harness.data.preprocess import Preprocess
+from harness.data.views import with_memory_format
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 
@@ -159,7 +160,7 @@ class DeviceTrainLoader:
         return epoch, order, rows, parameters.map(lambda values: copy_to_device(values, self._device))
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] and labels int64 [B] or uint8 [B, C] from batch `start` on.
+        """Yield images float32 [B, C, H, W] and labels int64 [B] or uint8 [B, C] from batch `start` on.
 
         The global random generators are not used.
         """
@@ -192,7 +193,7 @@ class DeviceTrainLoader:
         for erase in self._erasing:
             erase.start(epoch, batch)
             erase(images, positions)
-        return images if self._config.channels_last else images.contiguous()
+        return images if self._config.channels_last else with_memory_format(images, torch.contiguous_format)
 
     def preview(self, count: int, with_partners: bool = False) -> tuple[Tensor, Tensor]:
         """Return images at `preview_positions` of the first batch of the first epoch, and their labels."""
@@ -232,7 +233,7 @@ class DeviceEvalLoader:
             pixels = self._pixels[start : start + batch_size].permute(0, 3, 1, 2)
             images = torch.sub(pixels, self._mean).div_(self._std)
             labels = self._labels[start : start + batch_size]
-            yield images if self._config.channels_last else images.contiguous(), labels
+            yield images if self._config.channels_last else with_memory_format(images, torch.contiguous_format), labels
 
 
 def why_not_on_device(
@@ -255,7 +256,7 @@ def why_not_on_device(
         if (height, width) != (size, size):
             return f"the {split.name} images are {width} x {height} pixels, and the model takes {size} x {size}"
         side = size + 2 * augment.padding if split is data.train else size
-        bytes_needed += len(split) * side * side * 3
+        bytes_needed += len(split) * side * side * split.pixels.shape[3]
     if preprocess.crop_pct != 1:
         return f"the model's preprocessing enlarges images before the crop (crop_pct={preprocess.crop_pct:g})"
     free = free_memory(device)

@@ -38,7 +38,7 @@ class SeededErasing:
         self.epoch, self.batch = epoch, batch
 
     def __call__(self, images: Tensor, positions: Sequence[int] | None = None) -> Tensor:
-        """Erase rectangles of each of the images [B, 3, H, W], in place; of views [B, V, 3, H, W] not in the first.
+        """Erase rectangles of each of the images [B, channels, H, W], in place; of views [B, V, channels, H, W] not in the first.
 
         Args:
             positions: the images' places in the shard of this process, increasing; None: they are all of it.

@@ -13,6 +13,7 @@ import numpy as np
 from harness.config.names import SPLIT_NAMES, SPLIT_WORDS, SplitName
 from harness.data import decoded_cache
 from harness.data.folder_scan import FolderScan, Layout, child_folders, scan_folder
+from harness.data.image_io import RGB
 from harness.data.listing import ListedSplit, Listing, StoredData, class_order, read_listing, short_list
 from harness.data.split_lists import ListedImages, read_split_lists
 from harness.utils.errors import DataError
@@ -36,24 +37,25 @@ def read_image_folder(
     root: Path,
     skip_bad: bool,
     grey_range: tuple[float, float] | None = None,
+    channels: int = RGB,
     known_classes: Collection[str] | None = None,
 ) -> StoredData:
     """Read a folder or a tar archive of class folders.
 
     Args:
         skip_bad: leave unreadable images out instead of raising.
-        grey_range: that of `read_image`.
+        grey_range, channels: those of `read_image`.
         known_classes: that of `list_image_folder`.
 
     Raises:
         DataError: there is no data, an image cannot be read, or the classes are inconsistent.
     """
     # An entry of the cache is named by the archive alone.
-    is_cached = root.is_file() and grey_range is None
+    is_cached = root.is_file() and grey_range is None and channels == RGB
     if is_cached and (cached := decoded_cache.load_decoded(root)) is not None:
         return StoredData(*cached)
     listing = list_image_folder(root, known_classes)
-    data = read_listing(listing, skip_bad, grey_range, is_for_training=known_classes is None)
+    data = read_listing(listing, skip_bad, grey_range, channels, is_for_training=known_classes is None)
     # An entry of the cache has no notes, and may be used for training.
     if is_cached and not data.skipped and not data.notes and known_classes is None:
         decoded_cache.save_decoded(root, tuple(data.classes), data.splits)

@@ -1,4 +1,4 @@
-"""Decode an image file of any supported format as RGB."""
+"""Decode an image file of any supported format as RGB, as grey, or with the channels that it has."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from harness.utils.errors import DataError
-from harness.utils.text import escape_unprintable
+from harness.utils.text import counted, escape_unprintable
 
+Picture: TypeAlias = (
+    Image.Image | np.ndarray
+)  # an image of one or three channels is of Pillow, others are uint8 [H, W, C]
+RGB, GREY = 3, 1  # numbers of channels
 MAX_PIXELS = 50_000_000
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
@@ -69,10 +73,17 @@ def image_files(paths: Path | str | Sequence[Path | str]) -> Iterator[tuple[Path
             raise DataError(f"no such image: {path}")
 
 
+class ChannelsError(ValueError):
+    """An image has another number of channels than is needed."""
+
+
 def read_image(
-    file: str | Path | bytes | BinaryIO, name: str = "", grey_range: tuple[float, float] | None = None
+    file: str | Path | bytes | BinaryIO,
+    name: str = "",
+    grey_range: tuple[float, float] | None = None,
+    channels: int = RGB,
 ) -> np.ndarray:
-    """Return an image as uint8 [H, W, 3], RGB.
+    """Return an image as uint8 [H, W, channels]: RGB by default, or by the rules of `to_channels`.
 
     The EXIF orientation is applied, transparent areas become white, grey values deeper than 8 bits are scaled to 8, and
     grey, palette and CMYK images are converted. Of an animation the first frame is returned.
@@ -83,28 +94,32 @@ def read_image(
         grey_range: values deeper than 8 bits that become black and white; None: those that the file declares.
 
     Raises:
-        DataError: the file is missing, not an image, damaged, truncated, has over 50 million pixels, or deep grey values
-            of no declared range.
+        DataError: the file is missing, not an image, damaged, truncated, has over 50 million pixels, deep grey values
+            of no declared range, or another number of channels.
     """
     name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
     try:
         with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
-            return np.array(to_rgb(image, grey_range))
+            return np.array(as_pixels(to_channels(image, channels, grey_range)))
     except _DECODE_ERRORS as error:
         raise DataError(f"{name}: {_reason(error)}") from None
 
 
-def check_header(file: str | Path | bytes, name: str = "", grey_range: tuple[float, float] | None = None) -> None:
+def check_header(
+    file: str | Path | bytes, name: str = "", grey_range: tuple[float, float] | None = None, channels: int = RGB
+) -> None:
     """Check the header of an image without decoding its pixels.
 
     Raises:
-        DataError: the file is missing, not an image, has over 50 million pixels, or deep grey values of no declared
-            range.
+        DataError: the file is missing, not an image, has over 50 million pixels, deep grey values of no declared
+            range, or another number of channels.
     """
     name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
     try:
         with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
-            if _is_deep(image) and not (grey_range or _declared_range(image)):
+            if channels not in (RGB, GREY):
+                _check_bands(image, channels)
+            elif _is_deep(image) and not (grey_range or _declared_range(image)):
                 to_rgb(image)  # raises the error with the values
     except _DECODE_ERRORS as error:
         raise DataError(f"{name}: {_reason(error)}") from None
@@ -118,10 +133,11 @@ class ImageFacts:
         format, mode: as Pillow names them; empty where the file is no image.
         width, height: pixels, as stored.
         is_deep: whether it is grey and deeper than 8 bits.
+        is_grey: whether its channels are equal, or it has one.
         is_transparent: whether it has transparent areas, which become white.
         is_animated: whether it has more than one frame, of which the first is used.
         is_turned: whether its EXIF orientation turns or mirrors it.
-        digest: of its pixels in RGB; empty where it cannot be read.
+        digest: of its pixels as they are used, mostly in RGB; empty where it cannot be read.
         error: why it cannot be read.
     """
 
@@ -130,6 +146,7 @@ class ImageFacts:
     width: int = 0
     height: int = 0
     is_deep: bool = False
+    is_grey: bool = False
     is_transparent: bool = False
     is_animated: bool = False
     is_turned: bool = False
@@ -137,7 +154,9 @@ class ImageFacts:
     error: str = ""
 
 
-def inspect_image(file: str | Path | bytes, grey_range: tuple[float, float] | None = None) -> ImageFacts:
+def inspect_image(
+    file: str | Path | bytes, grey_range: tuple[float, float] | None = None, channels: int = RGB
+) -> ImageFacts:
     """Decode an image and return what it is; an unreadable one is no error."""
     facts: dict[str, Any] = {}
     try:
@@ -147,15 +166,22 @@ def inspect_image(file: str | Path | bytes, grey_range: tuple[float, float] | No
                 is_transparent=image.has_transparency_data, is_animated=bool(getattr(image, "is_animated", False)),
                 is_turned=image.getexif().get(_ORIENTATION, 1) != 1,
             )  # fmt: skip
-            return ImageFacts(**facts, digest=pixel_digest(np.asarray(to_rgb(image, grey_range))))
+            pixels = as_pixels(to_channels(image, channels, grey_range))
+            return ImageFacts(**facts, is_grey=is_grey(pixels), digest=pixel_digest(pixels))
     except DataError as error:
         return ImageFacts(**facts, error=str(error).removeprefix("_: "))
     except _DECODE_ERRORS as error:
         return ImageFacts(**facts, error=_reason(error))
 
 
+def is_grey(pixels: np.ndarray) -> bool:
+    """Return whether an image, uint8 [H, W, C], has one channel, or three equal ones."""
+    first = pixels[..., :1]
+    return pixels.shape[2] in (GREY, RGB) and bool((first[0] == pixels[0]).all() and (first == pixels).all())
+
+
 def pixel_digest(pixels: np.ndarray) -> bytes:
-    """Return a digest that two images share only if they have the same pixels, uint8 [H, W, 3]."""
+    """Return a digest that two images share only if they have the same pixels, uint8 [H, W, C]."""
     return hashlib.blake2b(
         np.ascontiguousarray(pixels).data, digest_size=16, person=str(pixels.shape[:2]).encode()[:16]
     ).digest()
@@ -181,6 +207,72 @@ def to_rgb(image: Image.Image, grey_range: tuple[float, float] | None = None) ->
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return image.convert("RGB")
+
+
+def to_channels(picture: Picture, channels: int, grey_range: tuple[float, float] | None = None) -> Picture:
+    """Return an image upright, with `channels` channels.
+
+    Three are those of `to_rgb`. One is the luma of these (ITU-R 601, as Pillow's mode L). Other numbers are those that the
+    image has as it is stored: of an RGBA image four, of a grey one with transparency two.
+
+    Args:
+        picture: of Pillow, or uint8 [H, W, C].
+
+    Raises:
+        ChannelsError: the image has another number of channels.
+        ValueError: the grey values are deeper than 8 bits and have no declared range.
+    """
+    image = as_picture(picture) if isinstance(picture, np.ndarray) else picture
+    if isinstance(image, Image.Image) and channels == RGB:
+        return to_rgb(image, grey_range)
+    if isinstance(image, Image.Image) and channels == GREY:
+        is_plain = image.mode == "L" and "transparency" not in image.info and image.getexif().get(_ORIENTATION, 1) == 1
+        return image if is_plain else to_rgb(image, grey_range).convert("L")
+    _check_bands(image, channels)
+    return image if isinstance(image, np.ndarray) else np.asarray(ImageOps.exif_transpose(image))
+
+
+def as_picture(pixels: np.ndarray) -> Picture:
+    """Return pixels, uint8 [H, W, C], as a source of images gives them: as an image of Pillow where C is 1 or 3."""
+    if pixels.shape[2] == GREY:
+        return Image.fromarray(pixels[..., 0])
+    return Image.fromarray(pixels) if pixels.shape[2] == RGB else pixels
+
+
+def as_pixels(picture: Picture) -> np.ndarray:
+    """Return the pixels of an image, uint8 [H, W, C]."""
+    pixels = np.asarray(picture)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def shown_as_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Return how an image, uint8 [H, W, C], is shown, uint8 [H, W, 3].
+
+    One channel is grey, and three or more show the first three as red, green and blue; of two, blue is black.
+    """
+    channels = pixels.shape[2]
+    if channels == GREY:
+        return np.repeat(pixels, RGB, 2)
+    return pixels[..., :RGB] if channels >= RGB else np.pad(pixels, ((0, 0), (0, 0), (0, RGB - channels)))
+
+
+def grey_batch(pixels: np.ndarray) -> np.ndarray:
+    """Return the luma of RGB images, uint8 [N, H, W, 3], as uint8 [N, H, W, 1]."""
+    if not pixels.size:
+        return pixels[..., :GREY]
+    return np.stack([np.asarray(Image.fromarray(image).convert("L"))[..., None] for image in pixels])
+
+
+def _check_bands(picture: Picture, channels: int) -> None:
+    """Raise ChannelsError where an image does not have this number of channels of 8 bits."""
+    if isinstance(picture, np.ndarray):
+        if picture.ndim != 3 or picture.shape[2] != channels:
+            raise ChannelsError(f"the image has the shape {list(picture.shape)}, and in_chans={channels}")
+    elif len(picture.getbands()) != channels or picture.mode == "PA":  # whose first band is an index
+        has = counted(len(picture.getbands()), "channel", "channels")
+        raise ChannelsError(
+            f"an image of {has} ({picture.mode}), and in_chans={channels}; set --in-chans 3 or 1, to which every image is converted"
+        )
 
 
 def unused_range(files: Sequence[str | bytes]) -> tuple[float, float, float] | None:
@@ -256,6 +348,8 @@ def _reason(error: BaseException) -> str:
         return f"more than {MAX_PIXELS:,} pixels; make it smaller"
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image, or one of an unsupported format"
+    if isinstance(error, ChannelsError):
+        return str(error)
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     lines = str(error).splitlines()

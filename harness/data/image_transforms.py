@@ -15,7 +15,7 @@ from PIL import Image
 
 from harness.config.augmentation import NO_POLICY
 from harness.data.augment import Augment
-from harness.data.image_io import to_rgb
+from harness.data.image_io import GREY, Picture, as_pixels, to_channels
 from harness.data.own_transforms import OwnTransform
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import DataError, UsageError, first_line
@@ -67,25 +67,37 @@ class TimmTransform:
         self.draws_numpy = augment.policy != NO_POLICY or bool(own)
         self.base, self.rest = timm_compose(augment, preprocess)
 
-    def __call__(self, image: Image.Image, seed: int) -> np.ndarray:
-        """Return uint8 [3, size, size], or [views, 3, size, size]. Call it inside `seeded_rng`, since it seeds the global generators.
+    def __call__(self, image: Picture, seed: int) -> np.ndarray:
+        """Return uint8 [C, size, size], or [views, C, size, size]. Call it inside `seeded_rng`, since it seeds the global generators.
 
         Raises:
             DataError: a transform of a plug-in fails, or returns no image of its size.
         """
-        _seed(seed, self.draws_numpy)
         if self.augment.crop != "resized":
             image = self.preprocess.square(image)
-        image, generator = self.base(image), np.random.default_rng(seed) if self.own else None
+        generator = np.random.default_rng(seed) if self.own else None
+        if isinstance(image, np.ndarray):  # of other channels than Pillow has: each with the same random numbers
+            bands = [self._band(Image.fromarray(band), seed) for band in np.moveaxis(image, 2, 0)]
+            return self._with_own(np.stack(bands, 2), generator)
+        _seed(seed, self.draws_numpy)
+        cropped = self.base(image)
         if self.augment.views == 1:
-            return self._augmented(image, generator)
+            return self._augmented(cropped, generator)
         # The order in which timm's AugMixDataset makes and draws them.
-        others = [self._augmented(image, generator) for _ in range(self.augment.views - 1)]
-        return np.stack([_channels_first(np.asarray(image)), *others])
+        others = [self._augmented(cropped, generator) for _ in range(self.augment.views - 1)]
+        return np.stack([_channels_first(as_pixels(cropped)), *others])
+
+    def _band(self, band: Image.Image, seed: int) -> np.ndarray:
+        """Return one channel of an image, cropped, flipped and transformed, uint8 [size, size]."""
+        _seed(seed, self.draws_numpy)
+        return np.asarray(self.rest(self.base(band)))
 
     def _augmented(self, image: Image.Image, generator: np.random.Generator | None) -> np.ndarray:
-        """Return a cropped and flipped image with all other transforms, uint8 [3, size, size]."""
-        pixels = np.asarray(self.rest(image))
+        """Return a cropped and flipped image with all other transforms, uint8 [C, size, size]."""
+        return self._with_own(as_pixels(self.rest(image)), generator)
+
+    def _with_own(self, pixels: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
+        """Return an image, uint8 [size, size, C], with the transforms of plug-ins, uint8 [C, size, size]."""
         if generator is not None:
             pixels = pixels.copy()
             for transform in self.own:
@@ -163,8 +175,8 @@ class AlbumentationsTransform:
         self.augment, self.preprocess = augment, preprocess
         self._compose: Any = None
 
-    def __call__(self, image: Image.Image, seed: int) -> np.ndarray:
-        """Return float32 [3, size, size], normalised and with its cutout.
+    def __call__(self, image: Picture, seed: int) -> np.ndarray:
+        """Return float32 [C, size, size], normalised and with its cutout.
 
         Raises:
             DataError: a pipeline of the user's gives no such image.
@@ -172,32 +184,34 @@ class AlbumentationsTransform:
         if self._compose is None:
             self._compose = albumentations_compose(self.augment, self.preprocess)
         if self.augment.pipeline:
-            image = to_rgb(image)
+            image = to_channels(image, self.preprocess.channels)
         elif self.augment.crop != "resized":
             image = self.preprocess.square(image)
         self._compose.set_random_state(np.random.default_rng(seed), random.Random(seed))  # noqa: S311 - not for secrets
+        pixels = as_pixels(image)
         try:
-            augmented = self._compose(image=np.asarray(image))["image"]
+            augmented = self._compose(image=pixels)["image"]
         except Exception as error:
             if not self.augment.pipeline:
                 raise
             raise DataError(
-                f"augment_pipeline fails on an image of {image.width} x {image.height}: {first_line(error)[:200]}"
+                f"augment_pipeline fails on an image of {pixels.shape[1]} x {pixels.shape[0]}: {first_line(error)[:200]}"
             ) from None
         if self.augment.pipeline:
             return self._network_input(augmented)
         return np.ascontiguousarray(augmented.transpose(2, 0, 1), dtype=np.float32)
 
     def _network_input(self, result: Any) -> np.ndarray:
-        """Return what a pipeline of the user's gives as float32 [3, size, size].
+        """Return what a pipeline of the user's gives as float32 [C, size, size].
 
         Bytes are resized and cropped as in evaluation where they have another size, and normalised; other numbers are
         taken as normalised by the pipeline itself.
         """
         if isinstance(result, torch.Tensor):  # of ToTensorV2
             result = result.permute(1, 2, 0).numpy()
-        size = self.preprocess.size
-        if result.ndim == 3 and result.shape[2] == 3:
+        size, channels = self.preprocess.size, self.preprocess.channels
+        result = as_pixels(result) if channels == GREY else result
+        if result.ndim == 3 and result.shape[2] == channels:
             if result.dtype == np.uint8 and result.shape[:2] == (size, size):
                 pixels = torch.from_numpy(np.ascontiguousarray(result.transpose(2, 0, 1)))
                 return self.preprocess.normalise(pixels[None])[0].numpy()
@@ -207,7 +221,7 @@ class AlbumentationsTransform:
                 return np.ascontiguousarray(result.transpose(2, 0, 1), dtype=np.float32)
         shape = " x ".join(map(str, result.shape))
         raise DataError(
-            f"augment_pipeline gives {shape} {result.dtype}; need {size} x {size} x 3, or uint8 of any size: end it with Resize, or leave Normalize and ToFloat out"
+            f"augment_pipeline gives {shape} {result.dtype}; need {size} x {size} x {channels}, or uint8 of any size: end it with Resize, or leave Normalize and ToFloat out"
         )
 
 

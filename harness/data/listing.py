@@ -10,13 +10,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from harness.config.names import SplitName
 from harness.data.dataset import MAX_PIXEL_BYTES, FileImages, Split, in_memory, spread_indices
-from harness.data.image_io import check_header, read_image, unused_range
+from harness.data.image_io import RGB, check_header, read_image, unused_range
 from harness.data.multilabel import class_counts
 from harness.utils.environment import usable_cpus
 from harness.utils.errors import DataError, ResourceError
@@ -26,6 +26,7 @@ from harness.utils.text import escape_unprintable
 MAX_CHECKED_BYTES = 2**30
 MIN_PARALLEL_FILES = 5000  # below this number of files, starting processes takes longer than it saves
 CHUNK_FILES = 256
+Reading: TypeAlias = tuple[tuple[float, float] | None, int]  # grey_range and channels of `read_image`
 
 
 @dataclass
@@ -97,13 +98,18 @@ class PickedItems(Sequence[Any]):
 
 
 def read_listing(
-    listing: Listing, skip_bad: bool, grey_range: tuple[float, float] | None, is_for_training: bool
+    listing: Listing,
+    skip_bad: bool,
+    grey_range: tuple[float, float] | None,
+    channels: int = RGB,
+    *,
+    is_for_training: bool,
 ) -> StoredData:
     """Check or decode the images of a listing, and return them as splits.
 
     Args:
         skip_bad: leave unreadable images out instead of raising.
-        grey_range: that of `read_image`.
+        grey_range, channels: those of `read_image`.
         is_for_training: whether every class has to keep a training image.
 
     Raises:
@@ -113,7 +119,7 @@ def read_listing(
     notes = [*listing.notes, *([] if grey_range else grey_notes(sample_files(listing.splits.values())))]
     data = StoredData(listing.classes, {}, notes=notes)
     for split in listing.splits.values():
-        data.splits[split.name] = _read_split(split, skip_bad, problems, grey_range)
+        data.splits[split.name] = _read_split(split, skip_bad, problems, (grey_range, channels))
     if problems and not skip_bad:
         raise DataError(f"{root}: {unreadable_text(problems, len(problems) + sum(map(len, data.splits.values())))}")
     data.skipped.extend(escape_unprintable(path) for path in sorted(problems))
@@ -180,19 +186,15 @@ def _check_not_emptied(data: StoredData, root: Path, of_class: bool) -> None:
         raise DataError(f"{root}: none of the training images of class {short_list(empty)} can be read")
 
 
-def _read_split(
-    split: ListedSplit, skip_bad: bool, problems: dict[str, str], grey_range: tuple[float, float] | None
-) -> Split:
+def _read_split(split: ListedSplit, skip_bad: bool, problems: dict[str, str], reading: Reading) -> Split:
     """Decode or check the images of one split; add those that cannot be read to `problems`."""
     files = split.files
     sizes = np.array([_file_size(file) for file in files], dtype=np.int64)
-    shape = _common_shape(files, grey_range)
+    shape = _common_shape(files, reading)
     decode = shape is not None or skip_bad or int(sizes.sum()) <= MAX_CHECKED_BYTES
     pixels = None if shape is None else np.empty((len(files), *shape), np.uint8)
     readable = np.ones(len(files), dtype=bool)
-    results = _check_all(
-        files, partial(_check_files, decode=decode, keep_pixels=pixels is not None, grey_range=grey_range)
-    )
+    results = _check_all(files, partial(_check_files, decode=decode, keep_pixels=pixels is not None, reading=reading))
     for index, result in enumerate(results):
         if isinstance(result, str):
             problems[split.ids[index]] = result
@@ -209,7 +211,7 @@ def _read_split(
         return in_memory(split.name, pixels if len(kept) == len(pixels) else pixels[kept], labels, ids)
     # A sequence that reads its items when they are accessed stays one.
     used = [files[index] for index in kept] if isinstance(files, list) else PickedItems(files, kept.tolist())
-    return Split(split.name, labels, ids, None, FileImages(used, ids, labels, grey_range), sizes[kept])
+    return Split(split.name, labels, ids, None, FileImages(used, ids, labels, *reading), sizes[kept])
 
 
 def _file_size(file: str | bytes) -> int:
@@ -219,12 +221,12 @@ def _file_size(file: str | bytes) -> int:
         return 0  # reading it fails later, with a message that names it
 
 
-def _common_shape(files: Sequence[str | bytes], grey_range: tuple[float, float] | None) -> tuple[int, ...] | None:
-    """Return the [H, W, 3] that a sample of the images shares, if the split fits in memory at that size, else None."""
+def _common_shape(files: Sequence[str | bytes], reading: Reading) -> tuple[int, ...] | None:
+    """Return the [H, W, C] that a sample of the images shares, if the split fits in memory at that size, else None."""
     shapes = set()
     for index in spread_indices(len(files)):
         try:
-            shapes.add(read_image(files[index], grey_range=grey_range).shape)
+            shapes.add(read_image(files[index], "", *reading).shape)
         except DataError:
             continue  # reported when all images are read
     if len(shapes) != 1:
@@ -234,7 +236,7 @@ def _common_shape(files: Sequence[str | bytes], grey_range: tuple[float, float] 
 
 
 def _check_files(
-    files: Sequence[str | bytes], decode: bool, keep_pixels: bool, grey_range: tuple[float, float] | None
+    files: Sequence[str | bytes], decode: bool, keep_pixels: bool, reading: Reading
 ) -> list[np.ndarray | str | None]:
     """Return for each file its pixels (None unless they are kept), or the reason why it cannot be read.
 
@@ -245,10 +247,10 @@ def _check_files(
     for file in files:
         try:
             if decode:
-                pixels = read_image(file, "_", grey_range)
+                pixels = read_image(file, "_", *reading)
                 results.append(pixels if keep_pixels else None)
             else:
-                check_header(file, "_", grey_range)
+                check_header(file, "_", *reading)
                 results.append(None)
         except DataError as error:
             results.append(str(error).removeprefix("_: "))

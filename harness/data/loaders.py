@@ -24,7 +24,7 @@ from harness.data.preprocess import Preprocess
 from harness.data.worker_loader import WorkerEvalLoader, WorkerTrainLoader
 from harness.utils.errors import UsageError
 
-# images float32 [B, 3, H, W], with `aug_splits` [B, views, 3, H, W], in training
+# images float32 [B, channels, H, W], with `aug_splits` [B, views, channels, H, W], in training
 Batch: TypeAlias = tuple[Tensor, Tensor]  # images, labels int64 [B] or uint8 [B, C], on the device
 
 

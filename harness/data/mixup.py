@@ -16,7 +16,7 @@ from harness.utils.seeding import seed_for
 def make_mixup(config: Config, num_classes: int) -> Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]] | None:
     """Return the function that mixes a batch, or None where both Mixup and CutMix are off.
 
-    It takes images float [B, 3, H, W], labels int64 [B] (uint8 [B, num_classes] where images have several) and the step, and returns mixed images and soft targets
+    It takes images float [B, channels, H, W], labels int64 [B] (uint8 [B, num_classes] where images have several) and the step, and returns mixed images and soft targets
     float [B, num_classes]. timm draws from NumPy's global generator, which is seeded for the step and then restored.
     """
     if not config.mixup and not config.cutmix:

@@ -17,7 +17,7 @@ from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS, SPLIT_NAMES, Spl
 from harness.config.settings import Config
 from harness.data.balance import MAKE_UP
 from harness.data.dataset import Split, spread_indices
-from harness.data.image_io import ImageFacts, inspect_image, pixel_digest, read_image
+from harness.data.image_io import GREY, RGB, ImageFacts, inspect_image, is_grey, pixel_digest, read_image
 from harness.data.listing import ListedSplit, grey_notes, pair_list, sample_files, short_list, unreadable_text
 from harness.data.multilabel import class_counts
 from harness.data.preprocess import MIN_CUT_SHARE
@@ -59,11 +59,11 @@ class SplitOverview:
         own = self.source.labels[index]
         return bool(own[label]) if own.ndim else bool(own == label)
 
-    def picture(self, index: int, grey_range: tuple[float, float] | None) -> np.ndarray:
-        """Return an image, uint8 [H, W, 3]."""
+    def picture(self, index: int, grey_range: tuple[float, float] | None, channels: int = RGB) -> np.ndarray:
+        """Return an image, uint8 [H, W, channels]."""
         if isinstance(self.source, Split):
             return self.source.picture(index)
-        return read_image(self.source.files[index], grey_range=grey_range)
+        return read_image(self.source.files[index], "", grey_range, channels)
 
 
 @dataclass
@@ -163,13 +163,15 @@ def examine(config: Config, limit: int) -> DataOverview:
 
 def _read_facts(split: SplitOverview, count: int, config: Config, broken: dict[str, str]) -> None:
     """Read images of a split, evenly spread, in threads: the decoders release the GIL."""
-    source, grey_range = split.source, config.grey_limits()
+    source, grey_range, channels = split.source, config.grey_limits(), config.in_chans
 
     def inspect(index: int) -> ImageFacts:
         if isinstance(source, ListedSplit):
-            return inspect_image(source.files[index], grey_range)
+            return inspect_image(source.files[index], grey_range, channels)
         pixels = source.picture(index)
-        return ImageFacts(IN_MEMORY, "RGB", pixels.shape[1], pixels.shape[0], digest=pixel_digest(pixels))
+        height, width, found = pixels.shape
+        mode = {RGB: "RGB", GREY: "L"}.get(found, f"{found} channels")
+        return ImageFacts(IN_MEMORY, mode, width, height, is_grey=is_grey(pixels), digest=pixel_digest(pixels))
 
     rest = iter(spread_indices(len(source), count))
     with ThreadPoolExecutor(min(16, usable_cpus()), "inspect") as pool:
@@ -317,6 +319,8 @@ def _image_advice(facts: Sequence[ImageFacts], config: Config) -> Iterator[str]:
         yield (
             f"{counted(deep, 'image is', 'images are')} grey and deeper than 8 bits: the range that a file declares, 0 to 65535 for most, becomes black to white; --grey-range sets another"
         )
+    if facts and config.in_chans == RGB and all(one.is_grey for one in facts):
+        yield "all images that were read are grey: --in-chans 1 gives the network one channel (weights to start from are adapted); without it, with --recipe auto too, each image has three equal ones"
     if transparent := sum(one.is_transparent for one in facts):
         yield f"{counted(transparent, 'image has', 'images have')} transparent areas, which become white; paint them over where another colour is meant"
     if animated := sum(one.is_animated for one in facts):

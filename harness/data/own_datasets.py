@@ -21,7 +21,7 @@ from harness.config.names import BUILT_IN_DATASETS, FROM_PYTHON, SPLIT_WORDS, Sp
 from harness.config.recipe import AnyConfig, as_config
 from harness.config.settings import Config
 from harness.data.dataset import Split, in_memory, spread_indices, with_classes
-from harness.data.image_io import to_rgb
+from harness.data.image_io import GREY, RGB, Picture, to_channels
 from harness.data.listing import StoredData
 from harness.data.timm_datasets import decode_all
 from harness.utils.errors import DataError, HarnessError, UsageError, first_line
@@ -38,7 +38,7 @@ def register_dataset(maker: Any = None, *, name: str = "") -> Any:
 
     The function gets the path of `data_dir`. It returns a data set, of which a test set is held out, or a mapping of
     `train`, `val` and `test` to data sets. Their items are (image, label) or a mapping with both; an image is PIL, uint8
-    [H, W, 3] or [3, H, W], or floats 0..1; a label is a whole number. `classes`, where a data set has them, names them.
+    [H, W, 3] or [3, H, W], or floats 0..1 (with `in_chans` another number of channels); a label is a whole number. `classes`, where a data set has them, names them.
 
     Args:
         name: by default that of the function.
@@ -154,20 +154,27 @@ class OwnImages:
     """The images of a user's data set as a source of a `Split`, each converted when it is accessed."""
 
     def __init__(
-        self, dataset: Any, name: SplitName, labels: np.ndarray, grey_range: tuple[float, float] | None
+        self,
+        dataset: Any,
+        name: SplitName,
+        labels: np.ndarray,
+        grey_range: tuple[float, float] | None,
+        channels: int = RGB,
     ) -> None:
         self.dataset, self.name, self.labels, self.grey_range = dataset, name, labels, grey_range
+        self.channels = channels
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+    def __getitem__(self, index: int) -> tuple[Picture, int]:
         image, _ = _item(self.dataset, index, self.name)
-        return rgb_image(image, f"{self.name}/{index}", self.grey_range), int(self.labels[index])
+        picture = item_picture(image, f"{self.name}/{index}", self.grey_range, self.channels)
+        return picture, int(self.labels[index])
 
 
-def rgb_image(image: Any, name: str, grey_range: tuple[float, float] | None = None) -> Image.Image:
-    """Return an image of a user's data set in RGB.
+def item_picture(image: Any, name: str, grey_range: tuple[float, float] | None = None, channels: int = RGB) -> Picture:
+    """Return the image of an item of a user's data set with `channels` channels: RGB by default, else by the rules of `to_channels`.
 
     Args:
         image: PIL; or an array or tensor [H, W], [H, W, C] or [C, H, W] of uint8, of uint16 (grey), or of floats 0..1.
@@ -178,7 +185,7 @@ def rgb_image(image: Any, name: str, grey_range: tuple[float, float] | None = No
     """
     if isinstance(image, Image.Image):
         try:
-            return to_rgb(image, grey_range)
+            return to_channels(image, channels, grey_range)
         except ValueError as error:
             raise DataError(f"{name}: {error}") from None
     if not isinstance(image, Tensor | np.ndarray):
@@ -186,16 +193,17 @@ def rgb_image(image: Any, name: str, grey_range: tuple[float, float] | None = No
             f"{name} is a {type(image).__name__}; need a PIL image, or an array or tensor of uint8 or of floats 0..1"
         )
     pixels = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
-    if (
-        pixels.ndim == 3
-        and pixels.shape[0] in (1, 3, 4)
-        and (isinstance(image, Tensor) or pixels.shape[2] not in (1, 3, 4))
-    ):
+    is_converted = channels in (RGB, GREY)
+    known = (1, 3, 4) if is_converted else (channels,)  # of an array
+    if pixels.ndim == 3 and pixels.shape[0] in known and (isinstance(image, Tensor) or pixels.shape[2] not in known):
         pixels = pixels.transpose(1, 2, 0)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[..., 0]
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (3, 4)) or not pixels.size:
-        raise DataError(f"{name} has the shape {list(image.shape)}; need [H, W], [H, W, 3] or [3, H, W]")
+    has_channels = pixels.ndim == 3 and pixels.shape[2] in known
+    if not (has_channels or (pixels.ndim == 2 and is_converted)) or not pixels.size:
+        need = f"[H, W, {channels}] or [{channels}, H, W]"
+        need = "[H, W], [H, W, 3] or [3, H, W]" if is_converted else f"{need}, since in_chans={channels}"
+        raise DataError(f"{name} has the shape {list(image.shape)}; need {need}")
     if np.issubdtype(pixels.dtype, np.floating):
         low, high = float(pixels.min()), float(pixels.max())
         if not 0 <= low <= high <= 1:
@@ -205,7 +213,8 @@ def rgb_image(image: Any, name: str, grey_range: tuple[float, float] | None = No
         pixels = np.rint(pixels * 255).astype(np.uint8)
     if pixels.dtype != np.uint8 and not (pixels.dtype == np.uint16 and pixels.ndim == 2):
         raise DataError(f"{name} is of {pixels.dtype}; need uint8, floats 0..1, or uint16 for grey images")
-    return rgb_image(Image.fromarray(np.ascontiguousarray(pixels)), name, grey_range)
+    pixels = np.ascontiguousarray(pixels)
+    return item_picture(Image.fromarray(pixels), name, grey_range, channels) if is_converted else pixels
 
 
 def _item(dataset: Any, index: int, name: SplitName) -> tuple[Any, Any]:
@@ -233,7 +242,7 @@ def _read_split(name: SplitName, dataset: Any, config: Config) -> Split:
     if not len(dataset):
         raise DataError(f"the {name} data set holds no images")
     labels = _labels(dataset, name)
-    source = OwnImages(dataset, name, labels, config.grey_limits())
+    source = OwnImages(dataset, name, labels, config.grey_limits(), config.in_chans)
     for index in spread_indices(len(labels), 3):
         if not np.array_equal(np.asarray(source[index][0]), np.asarray(source[index][0])):
             raise UsageError(

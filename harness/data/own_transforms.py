@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from harness.config.settings import Config
+from harness.data.image_io import GREY, as_pixels
 from harness.utils.errors import DataError, UsageError, did_you_mean, first_line
 from harness.utils.registry import find_registered, register, registered_names
 from harness.utils.signatures import check_arguments, takes_argument
@@ -24,7 +25,7 @@ class OwnTransform:
     function: Callable[..., Any]
 
     def __call__(self, image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        """Return the transformed image, uint8 [H, W, 3] as the given one, which it may change.
+        """Return the transformed image, uint8 [H, W, C] as the given one, which it may change.
 
         Raises:
             DataError: the function fails, or returns no such image.
@@ -37,7 +38,9 @@ class OwnTransform:
                 f"transforms={self.name} raised {type(error).__name__} on an image of {_text(shape)} uint8: {first_line(error)[:200]}"
             ) from error
         if isinstance(result, Image.Image):
-            result = np.array(result)  # a copy, since that of the image is read-only
+            result = np.array(
+                as_pixels(result) if shape[-1] == GREY else result
+            )  # a copy, since that of the image is read-only
         if not isinstance(result, np.ndarray):
             raise DataError(
                 f"transforms={self.name} returned {type(result).__name__}; need a NumPy array or a PIL image, {_text(shape)} uint8"
@@ -52,7 +55,7 @@ class OwnTransform:
 def register_transform(function: Any = None, *, name: str = "") -> Any:
     """Register a transform of training images: `--transforms NAME --plugin MODULE` applies it.
 
-    The function gets an image, uint8 [H, W, 3] (RGB, at the model's input size, after crop, flip and all other transforms of
+    The function gets an image, uint8 [H, W, 3] (RGB, or with the channels of `in_chans`; at the model's input size, after crop, flip and all other transforms of
     single images, before the normalisation), and a `numpy.random.Generator`. It returns an image of the same shape and type; it may
     change the given one. All that is random should come from the generator, which is seeded by (seed, epoch, image): then the number
     of workers and a resumed run change nothing. `--transform-args` are further arguments.

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from harness.config.names import SPLIT_NAMES, SplitName
+from harness.config.names import FIXED_DATASETS, SPLIT_NAMES, SplitName
 from harness.config.settings import Config
 from harness.data.dataset import (
     Dataset,
+    PerChannel,
     Split,
-    Triple,
     channel_statistics,
     check_classes,
     fingerprint,
@@ -29,6 +29,7 @@ from harness.data.dataset import (
 )
 from harness.data.duplicates import duplicate_notes
 from harness.data.image_folder import list_image_folder, read_image_folder
+from harness.data.image_io import GREY, RGB, grey_batch
 from harness.data.listing import Listing, StoredData, read_listing, short_list
 from harness.data.stored_table import find_tables, is_table_name
 from harness.data.table_listing import list_marked_folder, list_tables
@@ -40,7 +41,7 @@ log = logging.getLogger(__name__)
 
 # Mean and standard deviation over all pixels of the 50,000 training images. The value 0.20 that is often quoted for the
 # standard deviation is the mean of those of single images.
-CIFAR_STATISTICS: dict[str, tuple[Triple, Triple]] = {
+CIFAR_STATISTICS: dict[str, tuple[PerChannel, PerChannel]] = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
 }
@@ -60,7 +61,8 @@ def load_dataset(config: Config) -> Dataset:
     check_classes(source.classes, config.classes)
     train, val, test = divide_splits(config, source)
     notes = [*source.notes, *duplicate_notes(train, [split for split in (val, test) if split is not None])]
-    mean, std = CIFAR_STATISTICS.get(config.data) or channel_statistics(train)
+    known = CIFAR_STATISTICS.get(config.data) if config.in_chans == RGB else None
+    mean, std = known or channel_statistics(train, config.in_chans)
     digest = fingerprint(source.classes, (train, val, test))
     if rank() == 0:
         for note in notes:
@@ -127,13 +129,14 @@ def read_stored(config: Config, known_classes: Collection[str] | None = None) ->
     Args:
         known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
     """
-    path, grey_range, skip_bad = Path(config.data_dir).expanduser(), config.grey_limits(), config.bad_images == "skip"
+    path, skip_bad = Path(config.data_dir).expanduser(), config.bad_images == "skip"
+    reading = (config.grey_limits(), config.in_chans)
     if (
         config.data == "folder" and path.is_file() and not config.is_multilabel
     ):  # an archive, whose decoded images may be in the cache
-        return read_image_folder(path, skip_bad, grey_range, known_classes)
+        return read_image_folder(path, skip_bad, *reading, known_classes)
     if (listing := list_files(config, known_classes)) is not None:
-        return read_listing(listing, skip_bad, grey_range, is_for_training=known_classes is None)
+        return read_listing(listing, skip_bad, *reading, is_for_training=known_classes is None)
     classes: Sequence[str]
     train: Split
     val: Split | None
@@ -150,7 +153,24 @@ def read_stored(config: Config, known_classes: Collection[str] | None = None) ->
         from harness.data.timm_datasets import read_timm_dataset
 
         classes, train, val, test = read_timm_dataset(config)
-    return StoredData(classes, {split.name: split for split in (train, val, test) if split is not None})
+    splits = [split for split in (train, val, test) if split is not None]
+    if config.data in FIXED_DATASETS:
+        splits = [_with_channels(split, config) for split in splits]
+    return StoredData(classes, {split.name: split for split in splits})
+
+
+def _with_channels(split: Split, config: Config) -> Split:
+    """Return a split of RGB images in memory with the channels of the settings.
+
+    Raises:
+        UsageError: RGB images are not converted to so many.
+    """
+    if config.in_chans == RGB:
+        return split
+    if config.in_chans != GREY:
+        raise UsageError(f"in_chans={config.in_chans}, but the images of {config.data} are RGB; set --in-chans 3 or 1")
+    assert split.pixels is not None
+    return in_memory(split.name, grey_batch(split.pixels), split.labels, split.ids)
 
 
 def list_files(config: Config, known_classes: Collection[str] | None = None) -> Listing | None:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch.utils.data import IterableDataset
 
 from harness.config.names import BUILT_IN_DATASETS, TIMM_PREFIXES, SplitName
@@ -28,7 +27,7 @@ from harness.data.dataset import (
     with_classes,
 )
 from harness.data.folder_scan import find_layout
-from harness.data.image_io import read_image, to_rgb
+from harness.data.image_io import Picture, as_picture, as_pixels, read_image, to_channels
 from harness.data.safe_names import local_folder
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.registry import registered_names
@@ -117,15 +116,15 @@ def _open_image_folders(config: Config) -> list[Any]:
     if len({(root / folder).resolve() for folder in folders}) < len(folders):
         raise DataError(f"{root}: {' and '.join(folders)} are one folder; the test images must not be training images")
     # torchvision's own loader clips deep grey values.
-    loader = functools.partial(_read_file, grey_range=config.grey_limits())
+    loader = functools.partial(_read_file, grey_range=config.grey_limits(), channels=config.in_chans)
     return [
         _create_timm_dataset(config, "train", root=root / folder, search_split=False, loader=loader)
         for folder in folders
     ]
 
 
-def _read_file(path: str, grey_range: tuple[float, float] | None) -> Image.Image:
-    return Image.fromarray(read_image(path, grey_range=grey_range))
+def _read_file(path: str, grey_range: tuple[float, float] | None, channels: int) -> Picture:
+    return as_picture(read_image(path, "", grey_range, channels))
 
 
 def _numbers(*splits: Split) -> list[str]:
@@ -200,28 +199,28 @@ def _make_split(dataset: Any, name: SplitName, config: Config) -> Split:
     ids = [f"{name}/{index}" for index in range(len(labels))]
     reader = getattr(dataset, "reader", None)
     source = (
-        ConvertedImages(dataset, labels)
+        ConvertedImages(dataset, labels, config.in_chans)
         if reader is None
-        else TimmReaderImages(reader, name, labels, config.grey_limits())
+        else TimmReaderImages(reader, name, labels, config.grey_limits(), config.in_chans)
     )
     pixels = decode_all(source)
     return Split(name, labels, ids, None, source) if pixels is None else in_memory(name, pixels, labels, ids)
 
 
 def decode_all(source: Any) -> np.ndarray | None:
-    """Return all images, uint8 [N, H, W, 3], where they have one size and fit in memory, else None."""
+    """Return all images, uint8 [N, H, W, C], where they have one size and fit in memory, else None."""
     if not len(source):
         raise DataError("the data set holds no images")
-    samples = [source[index][0].size for index in spread_indices(len(source))]
-    width, height = samples[0]
-    if len(set(samples)) > 1 or len(source) * width * height * 3 > MAX_PIXEL_BYTES:
+    samples = [as_pixels(source[index][0]).shape for index in spread_indices(len(source))]
+    shape = samples[0]
+    if len(set(samples)) > 1 or len(source) * int(np.prod(shape)) > MAX_PIXEL_BYTES:
         return None
-    pixels = np.empty((len(source), height, width, 3), np.uint8)
+    pixels = np.empty((len(source), *shape), np.uint8)
     for index in range(len(source)):
-        image = source[index][0]
-        if image.size != (width, height):
+        image = as_pixels(source[index][0])
+        if image.shape != shape:
             return None
-        pixels[index] = np.asarray(image)
+        pixels[index] = image
     return pixels
 
 
@@ -236,7 +235,7 @@ def _read_stream(dataset: Any, name: SplitName, config: Config) -> Split:
     total_bytes = 0
     for image, label in dataset:
         try:
-            pixels = np.asarray(to_rgb(image, config.grey_limits()))
+            pixels = as_pixels(to_channels(image, config.in_chans, config.grey_limits()))
         except ValueError as error:
             raise DataError(f"{name}/{len(images)}: {error}") from None
         total_bytes += pixels.nbytes

@@ -201,7 +201,7 @@ class WorkerTrainLoader:
         self._iteration = 0
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float32 [B, 3, H, W] (or [B, views, 3, H, W]) and labels int64 [B] or uint8 [B, C] from batch `start` on.
+        """Yield images float32 [B, channels, H, W] (or [B, views, channels, H, W]) and labels int64 [B] or uint8 [B, C] from batch `start` on.
 
         The global random generators are not used.
 
@@ -317,8 +317,9 @@ def _prefetch(
     from timm.data.loader import PrefetchLoader
 
     # For images that are normalised already: subtracts 0 and divides by 255 * (1 / 255) = 1, which is exact.
-    mean, std = ((0.0,) * 3, (1 / 255,) * 3) if normalised else (preprocess.mean, preprocess.std)
-    batches = PrefetchLoader(loader, mean=mean, std=std, device=device)
+    channels = preprocess.channels
+    mean, std = ((0.0,) * channels, (1 / 255,) * channels) if normalised else (preprocess.mean, preprocess.std)
+    batches = PrefetchLoader(loader, mean=mean, std=std, channels=channels, device=device)
     batches.random_erasing = functools.partial(_erase, erasing) if erasing else None
     return batches
 

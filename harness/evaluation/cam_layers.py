@@ -60,7 +60,7 @@ def find_layer(model: nn.Module, image: Tensor, name: str = "auto") -> Layer:
 
     Args:
         model: in evaluation mode.
-        image: float [1, 3, H, W].
+        image: float [1, channels, H, W].
 
     Raises:
         UsageError: there is no such module (the nearest is suggested), or its output is not a map.
@@ -87,7 +87,7 @@ def finer_layer(model: nn.Module, image: Tensor, cells: int) -> Layer | None:
 
     Args:
         model: in evaluation mode.
-        image: float [1, 3, H, W].
+        image: float [1, channels, H, W].
     """
     activations = _record_activations(model, image)
     aspect = image.shape[-2] / image.shape[-1]

@@ -130,7 +130,7 @@ def compute_maps(
     """Return maps of the evidence for one class in each image; the model is left unchanged in every respect.
 
     Args:
-        images: float [N, 3, H, W], normalised as the model takes them.
+        images: float [N, channels, H, W], normalised as the model takes them.
         targets: int [N], the class to explain in each image.
         method: a key of `METHODS`.
         layer: dotted name of a module, or `auto`: see `cam_layers.find_layer`.
@@ -142,7 +142,7 @@ def compute_maps(
     classes = [int(target) for target in targets]
     if images.ndim != 4 or len(classes) != len(images) or not classes:
         raise UsageError(
-            f"need images [N, 3, H, W] and a class for each, got {list(images.shape)} and {len(classes)} classes"
+            f"need images [N, channels, H, W] and a class for each, got {list(images.shape)} and {len(classes)} classes"
         )
     with torch.inference_mode(False), torch.enable_grad(), _no_autocast(), no_cudnn_benchmark():
         copied = private_copy(model)
@@ -166,7 +166,7 @@ def default_layer(model: nn.Module, image: Tensor | None = None) -> str:
     """Return the dotted name of the layer that `auto` stands for.
 
     Args:
-        image: float [1, 3, H, W], of the size of the model's images; None: the model's configured size.
+        image: float [1, channels, H, W], of the size of the model's images; None: the model's configured size.
 
     Raises:
         UsageError: no layer of the model gives a map.
@@ -175,7 +175,8 @@ def default_layer(model: nn.Module, image: Tensor | None = None) -> str:
         copied = private_copy(model)
         if image is None:
             config = getattr(copied, "pretrained_cfg", None) or {}
-            image = torch.zeros(1, *config.get("input_size", (3, 224, 224)))
+            channels, *sides = config.get("input_size", (3, 224, 224))
+            image = torch.zeros(1, getattr(copied, "in_chans", channels), *sides)
         return find_layer(copied, _one_image(copied, image)).name
 
 
@@ -183,7 +184,7 @@ def finer_maps(model: nn.Module, image: Tensor) -> str:
     """Return what helps where the maps of a model are coarse: an earlier layer by its name, or larger images in training.
 
     Args:
-        image: float [1, 3, H, W], of the size of the model's images.
+        image: float [1, channels, H, W], of the size of the model's images.
     """
     with torch.inference_mode(False), torch.enable_grad(), _no_autocast():
         copied = private_copy(model)

@@ -13,9 +13,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from harness.config.init_source import HUB, WEIGHT_FILES, path_of
+from harness.data.image_io import RGB
 from harness.data.preprocess import Preprocess
 from harness.evaluation.trained_model import find_checkpoint, run_folder, weights_of_state
-from harness.models.pretrained import classifier_names, is_in, label_names, output_order, reorder_outputs
+from harness.models.pretrained import adapt_input, classifier_names, is_in, label_names, output_order, reorder_outputs
 from harness.models.weight_files import COMPILED, PREFIXES, read_weight_file, state_key, state_of, without_prefixes
 from harness.tracking.run_files import CHECKPOINTS, is_run
 from harness.training import checkpoint
@@ -130,15 +131,19 @@ def _of_export(config: Mapping[str, Any]) -> tuple[tuple[str, ...], Preprocess |
     return names, preprocess
 
 
-def give_initial_weights(model: nn.Module, source: InitialWeights, classes: Sequence[str], model_name: str) -> str:
+def give_initial_weights(
+    model: nn.Module, source: InitialWeights, classes: Sequence[str], model_name: str, channels: int = RGB
+) -> str:
     """Copy weights into a model, and return in a line what was taken and what was not.
 
     The last layer is taken where it has the outputs of the data, in the order of their names where these are known.
-    Otherwise it stays as it is initialised. All other weights have to be there, in their shapes.
+    Otherwise it stays as it is initialised. All other weights have to be there, in their shapes; those of the first
+    convolution are adapted to the channels of the images.
 
     Args:
         classes: of the data, in the order of the model's outputs.
         model_name: as the settings name it, for messages.
+        channels: of the images that the model takes.
 
     Raises:
         CheckpointError: weights are missing, unknown, of another shape, or not finite.
@@ -148,11 +153,13 @@ def give_initial_weights(model: nn.Module, source: InitialWeights, classes: Sequ
     modules = classifier_names(model)
     head = {name for name in expected if is_in(name, modules)}
     weights, foreign = without_prefixes(source.weights, expected)
-    taken, problems, is_converted = dict(weights), _problems(weights, expected, head, modules), False
+    taken, adaptation = adapt_input(model, weights, channels)
+    problems, is_converted = _problems(taken, expected, head, modules), False
     if problems and (converted := _converted(model, weights)) is not None:
+        converted, converted_adaptation = adapt_input(model, converted, channels)
         others = _problems(converted, expected, head, modules)
         if len(others) < len(problems):
-            taken, problems, is_converted = converted, others, True
+            taken, problems, is_converted, adaptation = converted, others, True, converted_adaptation
     if problems:
         more = f" and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
         raise CheckpointError(
@@ -168,7 +175,7 @@ def give_initial_weights(model: nn.Module, source: InitialWeights, classes: Sequ
     if keeps_head and source.classes and (order := output_order(source.classes, classes)) != list(source.classes):
         reorder_outputs(model, source.classes, order)
     parts = [f"Weights from {source.name}: {len(fitting)} of {len(expected)} tensors"]
-    parts += [about] if about else []
+    parts += [part for part in (adaptation, about) if part]
     parts += [f"from {source.key!r}"] if source.key else []
     removed = [
         prefix

@@ -132,7 +132,7 @@ def predict_multilabel(
     """Return the model's predictions for every image, made in evaluation mode; the modules' modes are restored.
 
     Args:
-        batches: images float [B, 3, H, W], normalised, and labels uint8 [B, C] of 0 and 1.
+        batches: images float [B, channels, H, W], normalised, and labels uint8 [B, C] of 0 and 1.
         autocast: dtype of the forward pass; None: the model's own. Losses and probabilities are always float32.
         tta: also predict other views of each image, see `tta_views`.
         thresholds: float [C]; None: 0.5 for each class.

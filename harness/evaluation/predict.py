@@ -24,7 +24,7 @@ def predict_batches(
     """Return the model's predictions for every image, made in evaluation mode; the modules' modes are restored.
 
     Args:
-        batches: images float [B, 3, H, W], normalised, and labels int [B].
+        batches: images float [B, channels, H, W], normalised, and labels int [B].
         autocast: dtype of the forward pass; None: the model's own. Losses and probabilities are always float32.
         tta: also predict other views of each image: `mirror`, `mirror-translate` or `none`; see `tta_views`.
 
@@ -61,7 +61,7 @@ def tta_views(images: Tensor, tta: str) -> list[tuple[float, Tensor]]:
     pixel up and to the left, and down and to the right, with the other half; the border is reflected.
 
     Args:
-        images: float [B, 3, H, W].
+        images: float [B, channels, H, W].
 
     Source: Keller Jordan, https://arxiv.org/abs/2404.00498, section 3.5.
     """

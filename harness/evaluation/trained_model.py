@@ -29,7 +29,7 @@ from harness.utils.errors import CheckpointError, HarnessError, UsageError
 from harness.utils.files import read_json
 
 # Settings that a checkpoint decides and that no option can change.
-FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "classes", "recipe", "pretrained", "init"}
+FIXED_BY_CHECKPOINT = {"model", "model_args", "image_size", "in_chans", "classes", "recipe", "pretrained", "init"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,8 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
         preprocess = Preprocess.from_facts(facts)
         if not isinstance(facts["classes"], list | tuple) or not facts["classes"]:
             raise ValueError("its classes make no sense")
+        if preprocess.channels != saved.in_chans:
+            raise ValueError("its number of channels")
         classes = tuple(map(str, facts["classes"]))
     except (HarnessError, AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(

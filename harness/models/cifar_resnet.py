@@ -167,7 +167,7 @@ class CustomResNet(StagedNet):
         return {"stem": r"^prep", "blocks": [(r"^layer(\d+)\.down", (0,)), (r"^layer(\d+)\.residual", (1,))]}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's output [B, 8 width, H / 8, W / 8] for images [B, 3, H, W]."""
+        """Return the last stage's output [B, 8 width, H / 8, W / 8] for images [B, channels, H, W]."""
         x = self.prep(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from harness.config.names import MODEL_ARGUMENTS
 from harness.config.settings import Config
 from harness.data.dataset import Dataset
+from harness.data.image_io import RGB
 from harness.data.preprocess import Preprocess, sample_images
 from harness.models import cifar_resnet, speedrun_cnn
 from harness.models.available_weights import has_weights, why_no_weights
@@ -45,7 +46,7 @@ REFUSED_ARGUMENTS = {
     "num_classes": "set --classes",
     "pretrained": "set --pretrained True",
     "features_only": "a run needs a classifier",
-    "in_chans": "images are RGB: 3 channels",
+    "in_chans": "set --in-chans",
     "device": "set --device",
     "dtype": "set --precision",
 }
@@ -65,6 +66,8 @@ def create_model(config: Config, classes: int) -> nn.Module:
             raise UsageError(f"model_args cannot hold {argument}; {remedy}")
     settings = {MODEL_ARGUMENTS[setting]: getattr(config, setting) for setting in MODEL_ARGUMENTS}
     arguments = {**given, **{argument: value for argument, value in settings.items() if value is not None}}
+    if config.in_chans != RGB:
+        arguments["in_chans"] = config.in_chans
     check_name(name)
     if config.pretrained:
         _check_weights(name, arguments)
@@ -122,7 +125,8 @@ def _argument_error(name: str, arguments: dict[str, Any], error: Exception) -> s
     """Return what is wrong with `model_args`; empty when they are not the cause of the error."""
     unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if unexpected and unexpected[1] in arguments:
-        if setting := next((each for each, argument in MODEL_ARGUMENTS.items() if argument == unexpected[1]), ""):
+        settings = {argument: setting for setting, argument in MODEL_ARGUMENTS.items()} | {"in_chans": "in_chans"}
+        if setting := settings.get(unexpected[1], ""):
             option = setting.replace("_", "-")
             return f"model {name!r} has no argument {unexpected[1]!r}, which {setting} sets; leave --{option} out"
         known = list(inspect.signature(HARNESS_MODELS[name]).parameters) if name in HARNESS_MODELS else []
@@ -177,7 +181,7 @@ def _origin(name: str) -> Origin:
 def timm_input(preprocess: Preprocess) -> dict[str, Any]:
     """Return a model's preprocessing under timm's names."""
     return {
-        "input_size": (3, preprocess.size, preprocess.size),
+        "input_size": (preprocess.channels, preprocess.size, preprocess.size),
         "mean": preprocess.mean,
         "std": preprocess.std,
         "crop_pct": preprocess.crop_pct,

@@ -257,7 +257,7 @@ class FusedForward:
         self.model = model
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Return the logits [B, classes] of images [B, 3, H, W]; with torch's kernels where the image size does not fit."""
+        """Return the logits [B, classes] of images [B, C, H, W]; with torch's kernels where the image size does not fit."""
         model, (height, width) = self.model, images.shape[2:]
         if height != width or width % 8 or width > MAX_SIZE:
             logits: Tensor = model(images)
@@ -277,7 +277,9 @@ def _stage(block: nn.Module, x: Tensor) -> Tensor:
     """Return the output of a convolution block, whose modules are called in their order."""
     for name, part in block.named_children():
         if name == "conv":
-            x = part(x)
+            # The kernels take NHWC alone. This copies nothing, unless the strides of images of one channel, which are
+            # those of both memory orders, made the first convolution choose the other.
+            x = part(x).contiguous(memory_format=torch.channels_last)
         elif name == "bn":
             x = _normalise_relu(part, x)
         elif name == "pool":

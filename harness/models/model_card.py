@@ -28,9 +28,10 @@ def model_card(facts: Mapping[str, Any]) -> str:
     usage = ["import timm"]
     if module := module_of(config.model):
         usage += [f"import {module}  # registers the model with timm"]
+    usage += ['model = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder']
+    usage += _GREY_USAGE if preprocess.channels == 1 else []
     usage += [
-        'model = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder',
-        f"logits = model(images)  # float [B, 3, {size}, {size}], normalised -> [B, {len(facts['classes'])}]",
+        f"logits = model(images)  # float [B, {preprocess.channels}, {size}, {size}], normalised -> [B, {len(facts['classes'])}]"
     ]
     lines = [
         "---", "library_name: timm", f"tags: [image-classification{', multi-label' * config.is_multilabel}]", "---", "",
@@ -38,7 +39,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"{counted(config.epochs, 'epoch', 'epochs')}, batch {config.batch_size}, {config.schedule} between {config.lr_min} and {config.lr_max}, seed {config.seed}.",
         f"The weights are those of epoch {markdown(facts.get('epoch', '?'))} ({markdown(result.get('chosen', 'not evaluated yet'))}).", "",
         *(["| metric | value |", "| --- | --- |", *figures, ""] if figures else []),
-        f"Input: RGB, {_RESIZING[preprocess.crop_mode]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess.mean)} and standard deviation {_triple(preprocess.std)}.", "",
+        f"Input: {_channels(preprocess.channels)}, {_RESIZING[preprocess.crop_mode]}, {size} x {size} pixels, values 0..1, normalised with mean {_triple(preprocess.mean)} and standard deviation {_triple(preprocess.std)}.", "",
         f"Classes, in the order of the logits: {', '.join(map(markdown, facts['classes']))}.", "",
         *_multilabel_lines(facts, config),
         "```python", *usage, "```", "",
@@ -67,6 +68,21 @@ _RESIZING = {
     "squash": "both sides resized, each by its own factor",
     "border": "the longer side resized, with borders of the mean colour",
 }
+
+
+# timm's transform leaves an image its channels: that of a colour image would not fit the model.
+_GREY_USAGE = [
+    "from PIL import Image",
+    "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+    'images = transform(Image.open("image.png").convert("L"))[None]  # of an image of 8 bits per channel',
+]
+
+
+def _channels(channels: int) -> str:
+    """Return what the channels of the images are."""
+    return {3: "RGB", 1: "grey (one channel; of colour images the luma, ITU-R 601)"}.get(
+        channels, f"{channels} channels, each resized by itself"
+    )
 
 
 def _figure(key: str, value: float) -> str:

@@ -60,6 +60,34 @@ def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
     model.pretrained_cfg = {key: value for key, value in cfg.items() if not key.startswith("label_")}  # type: ignore[assignment]
 
 
+def adapt_input(model: nn.Module, weights: Mapping[str, Tensor], channels: int) -> tuple[dict[str, Tensor], str]:
+    """Return weights whose first convolution takes images of `channels` channels, and in words what was done; empty: nothing.
+
+    It is timm's rule: for one channel the filters of all are added, for others they are repeated and scaled.
+
+    Args:
+        model: that takes such images; its configuration names the first convolution, as those of timm's models do.
+    """
+    from timm.models import adapt_input_conv
+
+    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
+    adapted, modules, done = dict(weights), dict(model.named_modules()), ""
+    for name in _as_tuple(cfg.get("first_conv") or ()):
+        module, weight = modules.get(name), adapted.get(f"{name}.weight")
+        if not isinstance(module, nn.Conv2d) or weight is None or weight.ndim != 4 or module.in_channels % channels:
+            continue
+        per_channel = module.in_channels // channels  # more than one where the stem moves pixels into channels
+        source, rest = divmod(weight.shape[1], per_channel)
+        if rest or source in (0, channels) or weight.shape[2:] != module.weight.shape[2:] or module.groups != 1:
+            continue
+        try:
+            adapted[f"{name}.weight"] = adapt_input_conv(channels, weight, base_chans=source)
+        except NotImplementedError:  # the shapes are reported as those of other weights
+            continue
+        done = f"{name} adapted from {source} to {channels} channel{'s' * (channels != 1)}"
+    return adapted, done
+
+
 def output_order(names: Sequence[str], classes: Sequence[str]) -> list[str]:
     """Return the names of the outputs of a model in the order of `classes`; those that are none of them come last."""
     return [*classes, *(name for name in names if name not in set(classes))]

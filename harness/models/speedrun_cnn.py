@@ -129,7 +129,7 @@ class SpeedrunCNN(StagedNet):
         return {"stem": r"^stem", "blocks": r"^layer(\d+)" if coarse else r"^layer(\d+)\.(?:conv|bn)(\d+)"}
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Return the last stage's output [B, 4 width, h, w] for images [B, 3, H, W]; h is 3 for H = 32."""
+        """Return the last stage's output [B, 4 width, h, w] for images [B, channels, H, W]; h is 3 for H = 32."""
         x = self.stem(x)
         if self.grad_checkpointing and not torch.jit.is_scripting():
             return checkpoint_seq([self.layer1, self.layer2, self.layer3], x)

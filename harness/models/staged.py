@@ -85,7 +85,7 @@ class StagedNet(nn.Module):
         """Return the outputs of some of the stages, after the final output unless `intermediates_only`.
 
         Args:
-            x: images [B, 3, H, W].
+            x: images [B, channels, H, W].
             indices: the last n stages when a number, those stages when a list, all when None.
             norm: has no effect: every stage ends normalised.
             stop_early: compute no stage after the last requested one.

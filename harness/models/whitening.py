@@ -16,16 +16,19 @@ CHUNK = 256  # images whose patches are in memory at once
 REGULARISATION = 5e-4  # added to the eigenvalues: patches hardly vary along the last eigenvectors, which would be noise
 
 
-def first_convolution(model: nn.Module) -> nn.Conv2d:
+def first_convolution(model: nn.Module, channels: int = 3) -> nn.Conv2d:
     """Return the model's first convolution, in the order of its modules.
 
+    Args:
+        channels: of the images.
+
     Raises:
-        UsageError: the first layer with weights is not a convolution of RGB images.
+        UsageError: the first layer with weights is not a convolution of the images.
     """
     layer = next((module for module in model.modules() if isinstance(module, nn.Conv2d)), None)
-    if layer is None or layer.in_channels != 3 or layer.groups != 1:
+    if layer is None or layer.in_channels != channels or layer.groups != 1:
         raise UsageError(
-            "whitening=True needs a model whose first layer is a convolution of RGB images; set --whitening False"
+            f"whitening=True needs a model whose first layer is a convolution of images of {channels} channel{'s' * (channels != 1)}; set --whitening False"
         )
     return layer
 
@@ -59,12 +62,12 @@ def whiten_first_layer(model: nn.Module, images: Tensor) -> None:
     negatives; further filters keep their initialisation, and the bias is trained.
 
     Args:
-        images: float [N, 3, H, W], training images, normalised.
+        images: float [N, C, H, W], training images, normalised.
 
     Raises:
         UsageError: the model's first layer does not fit.
     """
-    layer = first_convolution(model)
+    layer = first_convolution(model, images.shape[1])
     height, width = layer.kernel_size
     filters = whitening_filters(images, (height, width))[: layer.out_channels // 2].to(layer.weight)
     count = len(filters)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.config.settings import Config
 from harness.data.dataset import Split
+from harness.data.image_io import shown_as_rgb
 from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam, metrics
 from harness.evaluation.metrics import Predictions
@@ -185,7 +186,7 @@ class Evaluator:
         if self.config.cam_layer != "auto":
             return True
         try:
-            gradcam.default_layer(self.model, torch.zeros(1, 3, self.preprocess.size, self.preprocess.size))
+            gradcam.default_layer(self.model, torch.zeros(1, self.preprocess.channels, *[self.preprocess.size] * 2))
         except UsageError as error:
             log.warning("no class-activation maps: %s", error)
             return False
@@ -274,7 +275,7 @@ class _Pictures(dict[int, np.ndarray]):
         self._split = split
 
     def __missing__(self, index: int) -> np.ndarray:
-        self[index] = picture = shrink(self._split.picture(index))
+        self[index] = picture = shrink(shown_as_rgb(self._split.picture(index)))
         return picture
 
 
@@ -315,8 +316,8 @@ def shrink(pixels: np.ndarray, side: int = MAX_SIDE) -> np.ndarray:
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """Convert float [3, H, W] in 0..1 to uint8 [H, W, 3]."""
-    return (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
+    """Convert float [C, H, W] in 0..1 to uint8 [H, W, 3], as `shown_as_rgb` does."""
+    return shown_as_rgb((image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy())
 
 
 def table_text(table: Table) -> str:

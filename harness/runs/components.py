@@ -117,7 +117,9 @@ def build_components(
     model = factory.create_model(config, classes)
     preprocess = resumed or make_preprocess(config, model, dataset, None if initial is None else initial.preprocess)
     factory.initialise_for(model, config, dataset, preprocess)
-    initial_note = "" if initial is None else give_initial_weights(model, initial, dataset.classes, config.model)
+    initial_note = (
+        "" if initial is None else give_initial_weights(model, initial, dataset.classes, config.model, config.in_chans)
+    )
     notes = preprocess_notes(config, model, dataset, preprocess)
     dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
     for note in notes if processes.is_main else ():
@@ -129,7 +131,7 @@ def build_components(
 
     made = loaders.make_loaders(config, dataset, preprocess, device, processes)
     precision = autocast_dtype(config.precision)
-    shape = (3, preprocess.size, preprocess.size)
+    shape = (preprocess.channels, preprocess.size, preprocess.size)
     check_model(config, model.to(device), shape, classes, device, precision, made.train, processes)
     mixup = make_mixup(config, classes)
     learner = make_learner(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from harness.config.names import SPLIT_LABELS, SPLIT_NAMES
 from harness.config.settings import Config
 from harness.data.dataset import Dataset
+from harness.data.image_io import RGB
 from harness.lr_finder.finder import with_placeholder_lr
 from harness.models import factory
 from harness.runs.advice import few_updates, missing_weights
@@ -51,13 +52,14 @@ def _rows(config: Config, components: Components) -> list[tuple[str, str]]:
     learner, steps = components.learner, components.schedule.steps
     model, frozen = learner.model, factory.count_frozen(learner.model)
     parameters = f"{factory.count_parameters(model):,} parameters" + (f", {frozen:,} of them frozen" if frozen else "")
-    size = components.preprocess.size
+    size, number = components.preprocess.size, components.preprocess.channels
+    channels = "" if number == RGB else f", {counted(number, 'channel', 'channels')}"
     rates = f"learning rate {setting_text(config.lr_min)} to {setting_text(config.lr_max)}"
     if config.needs_lr_find:
         rates = "learning rates of a range test at the start of the run"
     return [
         ("data", _images(components.dataset)),
-        ("model", f"{config.model}: {parameters}, images of {size} x {size} pixels"),
+        ("model", f"{config.model}: {parameters}, images of {size} x {size} pixels{channels}"),
         ("start from", components.initial_note or ("pretrained weights" if config.pretrained else "random weights")),
         (
             "training",

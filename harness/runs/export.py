@@ -132,7 +132,7 @@ def export_onnx(path: Path, file: Path, settings: Mapping[str, Any] | None = Non
         raise UsageError("ONNX needs an extra: pip install 'vision-harness[onnx]'") from None
     trained = load_trained_model(path, {**(settings or {}), "device": "cpu", "precision": "fp32"})
     size = trained.preprocess.size
-    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, trained.preprocess.channels, size, size, generator=torch.Generator().manual_seed(0))
     model = trained.model.to(memory_format=torch.contiguous_format)
     exported = io.BytesIO()
     with torch.no_grad():

@@ -253,7 +253,7 @@ def _explain_each(
     draws_maps = trained.config.cam != "none" and _evaluator(trained).has_cam_layer()
     for (file, _), name in zip(pictures, _overlay_names([place for _, place in pictures]), strict=True):
         try:
-            pixels = read_image(file, grey_range=trained.config.grey_limits())
+            pixels = read_image(file, "", trained.config.grey_limits(), trained.config.in_chans)
         except DataError as error:
             if trained.config.bad_images == "fail":
                 raise DataError(f"{error}; {SKIP_REMEDY}") from None

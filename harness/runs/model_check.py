@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from harness.config.settings import Config
+from harness.data.image_io import RGB
 from harness.data.loaders import TrainLoader
 from harness.models.outputs import split_logits, weighted_loss
 from harness.training.device import autocast, eval_mode, no_cudnn_benchmark
@@ -35,7 +36,7 @@ def check_model(
 
     Args:
         model: on its device.
-        shape: of an image, (3, height, width).
+        shape: of an image, (channels, height, width).
         train: its batches tell the smallest part of a batch that the model meets.
 
     Raises:
@@ -84,8 +85,9 @@ class _Trial:
         except Exception as error:
             if is_out_of_memory(error):
                 raise
+            channels = f"make it take in_chans={self.shape[0]}, or " if self.shape[0] != RGB else ""
             raise UsageError(
-                f"{self.name} cannot take images of {self._size} pixels: {_reason(error)}; set --image-size or --model-args img_size={self.shape[1]}"
+                f"{self.name} cannot take images of {self._size} pixels: {_reason(error)}; {channels}set --image-size or --model-args img_size={self.shape[1]}"
             ) from error
         self._check_width(outputs)
 
@@ -114,7 +116,7 @@ class _Trial:
 
     @property
     def _size(self) -> str:
-        return f"{self.shape[2]} x {self.shape[1]}"
+        return f"{self.shape[2]} x {self.shape[1]}" + (f" x {self.shape[0]}" if self.shape[0] != RGB else "")
 
     def _check_width(self, logits: torch.Tensor) -> None:
         if logits.ndim != 2:

@@ -109,7 +109,7 @@ def predict(
 
 
 def _probabilities(trained: TrainedModel, pixels: Tensor) -> np.ndarray:
-    """Return float32 [B, C] for prepared images, uint8 [B, 3, H, W]."""
+    """Return float32 [B, C] for prepared images, uint8 [B, C, H, W]."""
     layout = torch.channels_last if trained.config.channels_last else torch.contiguous_format
     images = trained.preprocess.normalise(pixels.to(trained.device, non_blocking=True)).contiguous(memory_format=layout)
     with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
@@ -127,15 +127,15 @@ def skip_text(settings: Mapping[str, Any] | None) -> str:
 
 
 def _read_pictures(files: Sequence[Path], trained: TrainedModel, skipped: str) -> Iterator[tuple[Path, Tensor]]:
-    """Yield each image with its pixels, uint8 [3, size, size], in order; threads decode up to a batch of them before.
+    """Yield each image with its pixels, uint8 [C, size, size], in order; threads decode up to a batch of them before.
 
     Args:
         skipped: what the message on an image that is left out begins with.
     """
-    ahead, grey_range = trained.config.eval_batch_size, trained.config.grey_limits()
+    ahead, grey_range, channels = trained.config.eval_batch_size, trained.config.grey_limits(), trained.config.in_chans
 
     def decode(file: Path) -> Tensor:
-        return trained.preprocess.pixels(read_image(file, grey_range=grey_range))
+        return trained.preprocess.pixels(read_image(file, "", grey_range, channels))
 
     rest, pending = iter(files), deque[tuple[Path, Future[Tensor]]]()
     pool = ThreadPoolExecutor(min(usable_cpus(), 16), "decode")

@@ -35,7 +35,7 @@ from harness.training.optimizer import (
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
-# images [B, 3, H, W], labels int64 [B] or uint8 [B, classes], step -> mixed images, targets [B] or [B, classes]
+# images [B, channels, H, W], labels int64 [B] or uint8 [B, classes], step -> mixed images, targets [B] or [B, classes]
 Mix = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -134,7 +134,7 @@ class Learner:
         """Do one optimizer update on one batch.
 
         Args:
-            images: float [B, 3, H, W], or several views of each, [B, views, 3, H, W]. labels: int64 [B], or
+            images: float [B, channels, H, W], or several views of each, [B, views, channels, H, W]. labels: int64 [B], or
                 uint8 [B, classes] where images have several.
             step: updates done before; mixing depends on it.
             num_images: images of the batch over all processes; None: B.

@@ -47,7 +47,7 @@ class TrainBatches(Protocol):
     num_images: int  # images in an epoch
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images float [B, 3, H, W], augmented and normalised, and labels int64 [B] from batch `start` on."""
+        """Yield images float [B, channels, H, W], augmented and normalised, and labels int64 [B] from batch `start` on."""
         ...
 
     def size(self, batch: int) -> int:

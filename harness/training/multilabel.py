@@ -32,7 +32,7 @@ def evaluate_multilabel(
     passes its own batches, and all receive the metrics of all images.
 
     Args:
-        batches: images float [B, 3, H, W] and labels uint8 [B, C] of 0 and 1.
+        batches: images float [B, channels, H, W] and labels uint8 [B, C] of 0 and 1.
         thresholds: float [C]; None: 0.5 for each class.
         chooses_thresholds: choose them on these images instead, the best F1 for each class.
 

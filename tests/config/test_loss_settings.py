@@ -40,7 +40,6 @@ def test_the_name_of_a_setting_elsewhere_leads_to_it(name, setting):
         ("pos_weight", "--loss-args pos_weight=2"),
         ("balanced", "use --class-weights balanced, or --sampling balanced"),
         ("jsd", "use --loss jsd with --aug-splits 3"),
-        ("in_chans", "converted to RGB"),
     ],
 )
 def test_what_has_another_form_here_leads_to_it(name, remedy):

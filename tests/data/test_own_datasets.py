@@ -12,7 +12,7 @@ import harness
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data import own_datasets
-from harness.data.own_datasets import named_data, register_dataset, rgb_image
+from harness.data.own_datasets import item_picture, named_data, register_dataset
 from harness.data.registry import load_dataset
 from harness.utils import registry
 from harness.utils.errors import DataError, UsageError
@@ -94,10 +94,10 @@ def test_images_of_several_sizes_are_read_when_they_are_used():
 def test_grey_images_of_8_and_16_bits_are_read_as_those_of_files():
     grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
     for image in (grey, grey[..., None], torch.from_numpy(grey)[None]):
-        np.testing.assert_array_equal(np.asarray(rgb_image(image, "x")), np.repeat(grey[..., None], 3, 2))
+        np.testing.assert_array_equal(np.asarray(item_picture(image, "x")), np.repeat(grey[..., None], 3, 2))
     deep = grey.astype(np.uint16) * 1000
-    np.testing.assert_array_equal(np.asarray(rgb_image(deep, "x"))[..., 0], (deep.astype(int) + 128) // 257)
-    np.testing.assert_array_equal(np.asarray(rgb_image(deep, "x", (0, 63_000)))[7, 7], [255] * 3)
+    np.testing.assert_array_equal(np.asarray(item_picture(deep, "x"))[..., 0], (deep.astype(int) + 128) // 257)
+    np.testing.assert_array_equal(np.asarray(item_picture(deep, "x", (0, 63_000)))[7, 7], [255] * 3)
 
 
 def test_labels_are_taken_from_a_list_only_where_the_items_agree_with_it():

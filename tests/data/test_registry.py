@@ -47,6 +47,8 @@ def test_a_data_set_of_timm_is_read_by_its_name(tmp_path):
     np.testing.assert_array_equal(data.test.pixels, np.repeat(images["t10k"][..., None], 3, 3))
     for index, name in enumerate(data.val.ids):
         np.testing.assert_array_equal(data.val.picture(index)[..., 0], images["train"][int(name.split("/")[1])])
+    grey = load_dataset(Config(data="torch/mnist", data_dir=str(tmp_path), val_fraction=0.25, in_chans=1))
+    np.testing.assert_array_equal(grey.test.pixels[..., 0], images["t10k"])
 
 
 def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):

@@ -278,7 +278,7 @@ def test_models_of_harness_are_recognised_also_when_compiled() -> None:
         ({"model": "resnet18_cifar", "model_args": {"chanels": [8]}}, "did you mean 'channels'"),
         ({"model": "resnet10t", "model_args": {"widht": 8}}, "no argument 'widht'"),
         ({"model_args": {"num_classes": 3}}, "num_classes; set --classes"),
-        ({"model_args": {"in_chans": 1}}, "in_chans; images are RGB"),
+        ({"model_args": {"in_chans": 1}}, "in_chans; set --in-chans"),
         ({"model_args": {"features_only": True}}, "features_only"),
         ({"pretrained": True}, "no pretrained weights; set --init RUN_OR_FILE .* --pretrained False"),
         ({"model": "resnet18_cifar", "pretrained": True}, "no pretrained weights"),
@@ -388,6 +388,7 @@ def test_a_plugins_model_trains_a_step() -> None:
         ({"plugin": ["plugin_for_a_test"], "model": "tiny_from_plugin"}, "did you mean 'tiny_from_a_plugin'"),
         ({"plugin": ["plugin_for_a_test"], "model": "closed_from_a_plugin"}, r"add \*\*kwargs"),
         ({"plugin": ["plugin_for_a_test"], "model": "tiny_from_a_plugin", "pretrained": True}, "no pretrained weights"),
+        ({"plugin": ["plugin_for_a_test"], "model": "tiny_from_a_plugin", "in_chans": 1}, "leave --in-chans out"),
     ],
 )
 def test_an_error_in_a_plugin_is_reported(settings: dict[str, Any], message: str) -> None:

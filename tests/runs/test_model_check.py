@@ -44,11 +44,11 @@ class Heads(nn.Module):
         return self.outputs[not self.training](self.backbone(images), self.auxiliary(images.flatten(1)))
 
 
-def check(model, *sizes, classes=3, processes=None, side=8, **settings):
+def check(model, *sizes, classes=3, processes=None, side=8, channels=3, **settings):
     config = Config(model="custom_resnet", **settings)
     return_logits_in_evaluation(model)
     check_model(
-        config, model, (3, side, side), classes, CPU, None, Sizes(*(sizes or (8,))), processes or SingleProcess()
+        config, model, (channels, side, side), classes, CPU, None, Sizes(*(sizes or (8,))), processes or SingleProcess()
     )
 
 
@@ -242,3 +242,8 @@ def test_a_run_of_a_model_that_cannot_be_trained_writes_nothing(tmp_path):
     arguments = ["--recipe", "digits", "--model", "resnet10t", "--image-size", 32, "--batch-size", 1]
     done = command("run", *arguments, cwd=tmp_path)
     assert done.code == 2 and "cannot use 1 image at a time" in done.err and not list(tmp_path.glob("runs/*"))
+
+
+def test_a_model_of_three_channels_is_refused_for_images_of_one():
+    text = refusal(timm.create_model("custom_resnet", width=4, num_classes=3), channels=1)
+    assert "cannot take images of 8 x 8 x 1 pixels" in text and "make it take in_chans=1" in text
