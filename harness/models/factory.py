@@ -27,6 +27,7 @@ from harness.models.pretrained import match_classes
 from harness.models.whitening import whiten_first_layer
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.files import write_atomically
+from harness.utils.plain import sub_mapping
 from harness.utils.plugins import import_installed_plugins, import_plugins
 
 HARNESS_MODELS = {
@@ -247,8 +248,13 @@ def parameter_count_of(name: str) -> int:
         return count_parameters(timm.create_model(name))
 
 
-def module_of(name: str) -> str:
-    """Return the module whose import registers a model of harness with timm; empty for other models."""
+def module_of(facts: Mapping[str, Any]) -> str:
+    """Return the module whose import registers a model of harness with timm; empty for other models.
+
+    Args:
+        facts: the contents of `model.json`: the settings and, of a model from a folder or the Hub, its architecture.
+    """
+    name = str(sub_mapping(facts, "architecture").get("name") or sub_mapping(facts, "config").get("model"))
     return HARNESS_MODELS[name].__module__ if name in HARNESS_MODELS else ""
 
 

@@ -26,7 +26,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         f"| {markdown(key)} | {_figure(key, value)} |" for key, value in result.items() if isinstance(value, float)
     ]
     usage = ["import timm"]
-    if module := module_of(config.model):
+    if module := module_of(facts):
         usage += [f"import {module}  # registers the model with timm"]
     usage += ['model = timm.create_model("local-dir:.", pretrained=True).eval()  # in this folder']
     usage += _GREY_USAGE if preprocess.channels == 1 else []

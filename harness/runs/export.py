@@ -97,7 +97,7 @@ def export_timm(path: Path, folder: Path, settings: Mapping[str, Any] | None = N
                 write_atomically(folder / file.name, partial(shutil.copyfileobj, source))
     write_atomically(folder / "README.md", model_card(trained.facts))
     factory.write_class_map(trained.classes, folder / factory.CLASS_MAP)
-    modules = [*filter(None, [factory.module_of(trained.config.model)]), *trained.config.plugin]
+    modules = [*filter(None, [factory.module_of(trained.facts)]), *trained.config.plugin]
     address = f"local-dir:{folder.resolve()}"
     # In Python's double quotes, so that the shell's single ones hold the snippet as it is.
     text = json_text(address) if address.isprintable() else repr(address)

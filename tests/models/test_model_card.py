@@ -1,5 +1,7 @@
 """The model card names what was trained, and escapes names that come from a user."""
 
+import pytest
+
 from harness.models.model_card import model_card
 
 FACTS = {
@@ -21,6 +23,12 @@ def test_the_card_holds_the_result_and_a_usage_example():
     assert "epoch 3 (last epoch)" in card
     assert "import harness.models.cifar_resnet" in card
     assert "import harness" not in model_card({**FACTS, "config": {**FACTS["config"], "model": "resnet18"}})
+
+
+@pytest.mark.parametrize("name, is_imported", [("custom_resnet", True), ("resnet18", False)])
+def test_the_card_of_a_model_from_a_folder_imports_the_module_of_its_architecture(name, is_imported):
+    facts = {"config": {**FACTS["config"], "model": "local-dir:shared"}, "architecture": {"name": name, "args": {}}}
+    assert ("import harness.models.cifar_resnet" in model_card({**FACTS, **facts})) == is_imported
 
 
 def test_names_in_the_card_are_no_markup():
