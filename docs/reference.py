@@ -295,12 +295,16 @@ METRICS = (
         JOURNAL_ONLY,
     ),
     Metric(
-        "find/chart", "chart", "loss and accuracy of every seed over the learning rate, LRMIN and LRMAX marked", FIND
+        "find/chart",
+        "chart",
+        "loss and accuracy (or ROC AUC) of every seed over the learning rate, LRMIN and LRMAX marked",
+        FIND,
     ),
     Metric("find/steps", "table", "every step of every seed, at most 10,000", FIND),
     Metric("find/seed_*", "curve", "loss over learning rate, of one seed", FIND, JOURNAL_ONLY),
     Metric("find/loss", "curve", "smoothed loss over learning rate", FIND, JOURNAL_ONLY),
-    Metric("find/acc", "curve", "accuracy over learning rate", FIND, JOURNAL_ONLY),
+    Metric("find/acc", "curve", "batch accuracy over learning rate", f"{FIND}, {ONE_LABEL}", JOURNAL_ONLY),
+    Metric("find/auc", "curve", "batch ROC AUC over learning rate", f"{FIND}, {MULTILABEL}", JOURNAL_ONLY),
     Metric("find/rules", "table", "suggestion of each rule", FIND, JOURNAL_ONLY),
     Metric("find/trials", "table", "short runs around the suggestion", "`harness lr-find --confirm`", JOURNAL_ONLY),
     Metric("find/lr_max", "-", "suggested LRMAX; missing when there is none", FIND, IN_SUMMARY),

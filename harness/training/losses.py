@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,6 +17,7 @@ from harness.training.own_losses import Loss as Loss
 from harness.training.own_losses import own_loss
 from harness.utils.errors import UsageError
 
+MOST_IMAGES = 4096  # that a loss without a model is computed of
 CLOSEST = 1e-8  # to 0 of 1 - p: below it, powers under 1 have infinite slopes
 
 
@@ -138,6 +140,25 @@ def _multilabel_loss(config: Config, device: torch.device, pos_weight: Tensor | 
         return (terms.sum(1) if sums else terms.mean(1)).mean()
 
     return loss
+
+
+def uninformed_loss(config: Config, labels: np.ndarray, class_weights: Tensor | None) -> float:
+    """Return the loss of a model that knows how frequent each of several labels is, and nothing of the images, nats.
+
+    It is below that of equal probabilities, most of all with many rare classes: a model that has lost what it had learnt falls back
+    to it, not to those.
+
+    Args:
+        labels: uint8 [N, C] of the training images, of which at most 4,096 are used.
+        class_weights: float32 of the model's outputs, as for `make_loss`.
+    """
+    targets = torch.from_numpy(labels[:: -(-len(labels) // MOST_IMAGES)]).float()
+    classes = targets.shape[1] if class_weights is None else len(class_weights)
+    targets = F.pad(targets, (0, classes - targets.shape[1]))
+    weights = class_weights if class_weights is not None else float(config.loss_args.get("pos_weight", 1.0))
+    share = targets.mean(0).clamp(0.5 / len(targets), 1 - 0.5 / len(targets))
+    logits = (weights * share / (1 - share)).log().expand_as(targets)
+    return float(make_loss(config, logits.device, class_weights)(logits, targets))
 
 
 def uniform_loss(config: Config, classes: int) -> float:

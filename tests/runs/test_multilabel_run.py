@@ -19,7 +19,6 @@ from harness.reporting.html.pages import write_page
 from harness.reporting.html.run_data import read_run
 from harness.runs.export import export_onnx, export_timm
 from harness.runs.inference import evaluate, explain
-from harness.runs.lr_find import find_lr
 from harness.runs.predict import predict
 from harness.runs.summary import summary_table
 from harness.tracking.journal import read_journal
@@ -192,8 +191,6 @@ def test_evaluate_uses_the_thresholds_of_the_run_and_takes_either_form_of_labels
 def test_what_explains_one_label_per_image_is_refused(run, squares):
     with pytest.raises(UsageError, match="harness predict"):
         next(explain(run.folder, squares.parent / "squares" / "0.png", {"device": "cpu"}))
-    with pytest.raises(UsageError, match="LR range test is for one label per image"):
-        find_lr({**SETTINGS, "data_dir": str(squares)})
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
