@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 
 
 REPORT = "report.html"
-SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`, one label per image"
+SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
 TRACKED_EXPORT = "`harness export --wandb`"
 JOURNAL_ONLY, IN_SUMMARY = "journal", "journal, summary"
@@ -282,7 +282,7 @@ METRICS = (
     Metric(
         "explain/gradcam",
         "images",
-        "misclassified images, with the evidence for the prediction and for the truth as layers of four levels",
+        "misclassified images, with the evidence for the prediction and for the truth (of several labels: for the class predicted wrongly and the one missed) as layers of four levels",
         f"{MAPS}, an error",
     ),
     Metric("explain/images", "table", "image with its map, file, prediction, confidence and guesses", TRACKED),

@@ -66,7 +66,3 @@ def check_multilabel(config: Config) -> None:
         raise UsageError(
             "class_weights and loss_args=pos_weight both weight the images that have a class; keep one of them"
         )
-    if config.metrics:
-        raise UsageError(
-            f"metrics={','.join(config.metrics)}: metrics of plug-ins are for one label per image, and {named} gives an image several; leave --metrics out"
-        )

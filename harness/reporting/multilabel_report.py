@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.evaluation.multilabel import MultilabelPredictions, label_text, prediction_rows
-from harness.reporting.figures.gallery import Tile
+from harness.reporting.figures.gallery import MapLabel, Tile
 from harness.reporting.prediction_tables import CHART_CLASSES, curve_charts, image_cells, table_rows
 from harness.tracking.records import Table, TableChart
 from harness.utils.multilabel import average_precisions
@@ -58,9 +58,17 @@ def worst_images(predictions: MultilabelPredictions, wrong: bool, count: int) ->
 
 
 def multilabel_tiles(
-    predictions: MultilabelPredictions, chosen: np.ndarray, classes: Sequence[str], pictures: Sequence[np.ndarray]
+    predictions: MultilabelPredictions,
+    chosen: np.ndarray,
+    classes: Sequence[str],
+    pictures: Sequence[np.ndarray],
+    explained: Sequence[tuple[MapLabel | None, MapLabel | None] | None] | None = None,
 ) -> list[Tile]:
-    """Return a tile for each image, with its true and its predicted labels."""
+    """Return a tile for each image, with its true and its predicted labels.
+
+    Args:
+        explained: the classes whose maps are drawn, of each image.
+    """
     return [
         Tile(
             picture=picture,
@@ -68,6 +76,7 @@ def multilabel_tiles(
             prediction=label_text(predictions.predicted[index], classes),
             confidence=math.nan,
             correct=bool(predictions.correct[index]),
+            explained=labels,
         )
-        for index, picture in zip(chosen.tolist(), pictures, strict=True)
+        for index, picture, labels in zip(chosen.tolist(), pictures, explained or [None] * len(chosen), strict=True)
     ]

@@ -51,7 +51,6 @@ def test_a_metric_that_is_given_wins():
         ({"label_separator": "", "label_columns": "a,b", "label_column": "c"}, ["label_column='c'", "keep one"]),
         ({"data": "cifar10"}, ["label_separator", "data=cifar10", "--data table"]),
         ({"class_weights": "balanced", "loss_args": "pos_weight=2"}, ["pos_weight", "keep one"]),
-        ({"metrics": "mine", "plugin": ()}, ["metrics=mine", "--metrics"]),
     ],
 )
 def test_what_needs_one_label_per_image_is_refused_in_one_line_with_a_remedy(settings, parts):
