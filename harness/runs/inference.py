@@ -29,7 +29,7 @@ from harness.reporting.figures.gallery import MapLabel
 from harness.reporting.gradcam_images import enlarge
 from harness.reporting.multilabel_maps import threshold_text
 from harness.runs.model_log import WEIGHTS
-from harness.runs.predict import skip_text
+from harness.runs.predict import rounded_probability, skip_text
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
 from harness.tracking.lineage import dataset_artifact, model_of_run
 from harness.tracking.metric_names import is_share
@@ -369,9 +369,15 @@ def _write_explanations(explanations: Sequence[Explanation], folder: Path, metho
         file = str(one.path)
         if one.labels is None:
             name, probability = one.guesses[0]
-            rows.append((file, name, _rounded(probability), *_map_cells(one, one.empty, one.share, folder, method)))
+            rows.append(
+                (file, name, rounded_probability(probability), *_map_cells(one, one.empty, one.share, folder, method))
+            )
         for panel, label in enumerate(one.labels or (), 1):
-            answer = (_rounded(label.probability), _rounded(label.threshold), "yes" if label.is_predicted else "no")
+            answer = (
+                rounded_probability(label.probability),
+                rounded_probability(label.threshold),
+                "yes" if label.is_predicted else "no",
+            )
             overlay, *cells = _map_cells(one, label.empty, label.share, folder, method) or (None,)
             rows.append((file, label.name, *answer, overlay, panel if overlay else None, *cells))
     padded = [(*row, *[None] * (len(columns) - len(row))) for row in rows]
@@ -384,10 +390,6 @@ def _map_cells(one: Explanation, empty: bool, share: float, folder: Path, method
         return ()
     overlay, part = one.overlay.relative_to(folder).as_posix(), None if empty else float(f"{share:.4g}")
     return (overlay, "yes" if empty else "no", part, method, one.layer, *dataclasses.astuple(one.resolution))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
 
 
 def _evaluator(trained: TrainedModel) -> Evaluator:

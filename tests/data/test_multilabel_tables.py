@@ -215,6 +215,15 @@ def test_an_empty_label_between_separators_is_refused_with_file_row_and_value(sq
     assert f"{table}, row 1: column labels has the value {cell!r}" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("cell", ["nan", "NaN", "-1", "red|nan", "n/a", "<NA>"])
+def test_a_label_that_stands_for_an_unknown_one_is_no_class_of_its_own(squares, cell):
+    root, rows = squares
+    table = table_with(root, rows, ["path", "labels"], [cell])
+    message = refused(DataError, table, label_separator="|")
+    assert f"{table}, row 1: column labels has the value {cell!r}" in message and "\n" not in message
+    assert "not known; leave the row out, or the cell empty" in message
+
+
 @pytest.mark.parametrize("value", ["null", "NaN", "1.5", "true", '{"a": 1}', '["red", null]', '["red", 1.5]'])
 def test_json_that_is_no_list_of_labels_is_refused(squares, value):
     root, rows = squares
