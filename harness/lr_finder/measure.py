@@ -28,7 +28,9 @@ class Measure:
         return self.name.removeprefix("batch ")
 
 
-ACCURACY = Measure("acc", "batch accuracy", "acc", "accuracy", "that of always naming the most frequent class")
+ACCURACY = Measure(
+    "acc", "batch accuracy", "acc", "accuracy", "that of always naming the most frequent class of the training images"
+)
 # Of several labels per image the exact matches tell little at the beginning: with many classes there are none, and with rare ones
 # they are those of images without labels. The area under the ROC curve needs no threshold, and chance is 0.5 for every class.
 RANKING = Measure("auc", "batch ROC AUC", "map", "mAP", "that of chance")

@@ -153,8 +153,6 @@ def uninformed_loss(config: Config, labels: np.ndarray, class_weights: Tensor | 
         class_weights: float32 of the model's outputs, as for `make_loss`.
     """
     targets = torch.from_numpy(labels[:: -(-len(labels) // MOST_IMAGES)]).float()
-    classes = targets.shape[1] if class_weights is None else len(class_weights)
-    targets = F.pad(targets, (0, classes - targets.shape[1]))
     weights = class_weights if class_weights is not None else float(config.loss_args.get("pos_weight", 1.0))
     share = targets.mean(0).clamp(0.5 / len(targets), 1 - 0.5 / len(targets))
     logits = (weights * share / (1 - share)).log().expand_as(targets)
