@@ -345,8 +345,12 @@ def _close_failed(
                 log.exception("while closing a run that had failed")  # the first error is the one that is raised
             elif str(known) != failure["reason"]:
                 log.debug("while closing a run that had failed: %s", known)
-    if stopped and state is not None:
-        reporter.message(f"Stopped at step {state.step}. Resume with: {directory.resume_command}")
+    if isinstance(error, Interrupted) and state is not None:
+        reason = str(error).removeprefix("stopped ")
+        reporter.message(
+            f"Stopped at step {state.step} {reason}; the state is saved. Resume with: {directory.resume_command}"
+        )
+        error.is_reported = True
 
 
 def _state_after(error: BaseException) -> RunState:

@@ -64,7 +64,7 @@ def test_a_body_that_succeeds_leaves_a_finished_run(config):
         (UsageError("lr_max=7 is wrong"), "failed", 2),
         (DivergedError("training diverged"), "failed", 5),
         (RuntimeError("a bug"), "failed", 1),
-        (Interrupted("stopped by SIGINT", 130), "interrupted", 130),
+        (Interrupted("stopped by Ctrl-C (SIGINT)", 130), "interrupted", 130),
         (Interrupted("stopped by SIGTERM", 143), "preempted", 143),
         (Interrupted("stopped by SIGUSR1", 138), "preempted", 138),
     ],
@@ -84,7 +84,10 @@ def test_a_body_that_fails_is_recorded_everywhere_and_its_error_is_raised(config
     assert (summary["epochs"], summary["steps"], summary["last"]["train/loss"]) == (2, 20, 1.0)
     assert read_journal(directory.path).exit_code == exit_code
     assert offline_runs(directory.path)[0].exit_code == exit_code
-    assert any("Resume with: " in line for line in lines) == stopped
+    told = [line for line in lines if "Resume with: " in line]
+    reason = str(error).removeprefix("stopped ")
+    expected = f"Stopped at step 20 {reason}; the state is saved. Resume with: {directory.resume_command}"
+    assert told == ([expected] if stopped else [])
     assert (directory.path / "report.html").is_file() == isinstance(error, DivergedError)
 
 
