@@ -1,6 +1,7 @@
 """A run on images with several labels, from the command line to the page, and what reads the run afterwards."""
 
 import csv
+import html
 import json
 import re
 import signal
@@ -294,16 +295,34 @@ def test_without_a_validation_split_the_thresholds_are_one_half_and_the_run_says
         "gallery": 3,
         "mixup": 0.3,
         "tta": "mirror",
+        "cam": "hirescam",
     }
     result = harness.run(make_config({**settings, "class_weights": "balanced", "label_smoothing": 0.1}))
     assert set(result.summary["thresholds"]["classes"].values()) == {0.5}
     assert result.summary["thresholds"]["chosen"] == "0.5 for every class, since there is no validation split"
     assert any("--val-fraction" in line for line in result.summary["warnings"])
-    assert "there is no validation split" in (result.folder / "report.html").read_text()
+    page = (result.folder / "report.html").read_text()
+    assert "there is no validation split" in page
+    _check_maps(result.folder, page)
     assert "test/map_tta" in result.summary["result"]
     _, predicted, probabilities, _ = stored_predictions(result.folder)
     np.testing.assert_array_equal(predicted, probabilities >= 0.5)
     assert write_page([result.folder, result.folder.parent], tmp_path / "two.html").is_file()
+
+
+def _check_maps(folder, page):
+    """Compare the maps in the journal with the captions of the page."""
+    (final,) = [record for record in read_journal(folder).records if record.kind == "final"]
+    table, layers = final.details["explain/maps"], final.values["explain/gradcam"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert len(rows) == len(layers) == 3
+    for row, layered in zip(rows, layers, strict=True):
+        for key, sign in (("prediction", "✗"), ("truth", "✓")):
+            name, figures = row[f"class for {key}"], row[f"threshold for {key}"].replace(" ", "\N{NO-BREAK SPACE}")
+            assert (key in layered.masks) == bool(name)
+            if name and row[f"overlay for {key}"] is not None:
+                assert f"{sign} {name}, {figures}, evidence {row[f'share for {key}']:.0%}" in html.unescape(page)
+    assert "images that are not predicted exactly: the evidence for the class that is predicted wrongly" in page
 
 
 def words(squares, **settings):
