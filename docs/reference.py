@@ -88,7 +88,7 @@ RUN = (
     ),
     File(
         f"{FIGURES}/correct.png",
-        "correctly classified images, the most and the least confident; of several labels per image those whose labels are predicted exactly, the lowest loss first",
+        "correctly classified images, the most and the least confident; of several labels per image those whose labels are predicted exactly, of each set of labels the lowest and the highest loss",
         SEEN,
     ),
     File(

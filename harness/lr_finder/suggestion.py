@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.lr_finder.analysis import FEWEST_LOSSES, LRCurve, Peak, accuracy_peak, divergence, loss_points
-from harness.lr_finder.measure import ACCURACY, Measure
+from harness.lr_finder.measure import ACCURACY, RANKING, Measure
 
 SAFETY = 4.0  # LRMAX stays this factor below the first divergence
 # Of LRMAX to LRMIN, where the schedule ends. Training has to end at a low rate: the custom ResNet on CIFAR-10 reached
 # 85.9, 89.5, 90.5 and 90.5 % on held-out images with ratios of 3, 10, 30 and 100 (docs/log.md, 2026-11-26).
 RATIO_LEAST, RATIO_MOST = 30.0, 300.0
 AGREE, DISAGREE = 2.0, 3.0  # factors between the seeds
+FAR_ABOVE = 2.0  # times the loss without any learning: a start from which a test says little about a run
 COARSE = 10  # steps per decade under which a curve is too coarse
 
 
@@ -115,7 +116,7 @@ def suggest(
     begins = log_median([seed.peak.begin for seed in seeds if seed.peak is not None])
     diverges = log_median([seed.divergence for seed in seeds if seed.divergence is not None])
     rules = _rule_estimates(seeds, measure)
-    test_cautions = _test_cautions(seeds, uniform_loss)
+    test_cautions = _test_cautions(seeds, uniform_loss, measure)
     median = log_median(lr_maxes)
     if median is None or 2 * len(lr_maxes) < len(seeds):
         reason = _no_descent(curves, measure)
@@ -267,7 +268,7 @@ def _lr_cautions(
     return cautions
 
 
-def _test_cautions(seeds: Sequence[_Seed], uniform_loss: float) -> list[Caution]:
+def _test_cautions(seeds: Sequence[_Seed], uniform_loss: float, measure: Measure) -> list[Caution]:
     """Return the reasons to doubt the test itself."""
     cautions, curves = [], [seed.curve for seed in seeds]
     undiverged = sum(curve.end == "end of range" for curve in curves)
@@ -282,6 +283,9 @@ def _test_cautions(seeds: Sequence[_Seed], uniform_loss: float) -> list[Caution]
     if starts and max(starts) < 0.7 * uniform_loss:
         text = f"the loss begins at {max(starts):.2g}, far below that of uniform predictions ({uniform_loss:.2g}): the model is already trained, and such a curve says little"
         cautions.append(Caution("already trained", text))
+    if starts and measure is RANKING and min(starts) > FAR_ABOVE * uniform_loss:
+        text = f"the loss begins at {min(starts):.2g}, far above that of a model that only knows how frequent each class is ({uniform_loss:.2g}): the low rates of the test have taken it down, and a run that is sooner at LRMAX may diverge; leave --prior-bias true and take a model whose classifier has a bias, or set --confirm 5"
+        cautions.append(Caution("high start", text))
     lrs = curves[0].lrs
     decades = math.log10(float(lrs[-1] / lrs[0])) if len(lrs) > 1 else 0.0
     if decades and len(lrs) / decades < COARSE:

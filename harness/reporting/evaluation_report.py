@@ -27,7 +27,13 @@ from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.figures.gallery import Tile
 from harness.reporting.figures.training_curves import as_image
 from harness.reporting.multilabel_maps import explained_classes, map_label, maps_where_known
-from harness.reporting.multilabel_report import multilabel_charts, multilabel_table, multilabel_tiles, worst_images
+from harness.reporting.multilabel_report import (
+    exact_images,
+    multilabel_charts,
+    multilabel_table,
+    multilabel_tiles,
+    worst_images,
+)
 from harness.reporting.prediction_tables import prediction_charts, predictions_table
 from harness.tracking.records import Scalar, Table, Value
 from harness.training.device import autocast_dtype
@@ -51,7 +57,7 @@ RULE_TEXTS = {
 
 # Of images with several labels: file, how their labels are predicted, whether not exactly, and which come first.
 MULTILABEL_GALLERIES = (
-    ("correct", "predicted exactly", False, "lowest loss first"),
+    ("correct", "predicted exactly", False, "lowest and highest loss of each set of labels"),
     ("misclassified", "not predicted exactly", True, "highest loss first"),
 )
 
@@ -157,7 +163,7 @@ class Evaluator:
         empty = (0, 0)
         images = f"{len(predictions):,} {split.name} images"
         for name, adjective, wrong, order in MULTILABEL_GALLERIES if self.config.gallery else ():
-            chosen = worst_images(predictions, wrong, self.config.gallery)
+            chosen = (worst_images if wrong else exact_images)(predictions, self.config.gallery)
             shown = {index: pictures[index] for index in chosen.tolist()}
             total = int((predictions.correct != wrong).sum())
             path = gallery.gallery(
@@ -250,7 +256,7 @@ class Evaluator:
         self, predictions: MultilabelPredictions, split: Split, figures: Path
     ) -> tuple[dict[str, Value], dict[str, Value], tuple[int, int]]:
         """Do what `_maps` does for images with several labels, for the class predicted wrongly and the class missed."""
-        chosen = worst_images(predictions, True, self.config.gallery)
+        chosen = worst_images(predictions, self.config.gallery)
         if not len(chosen):
             return self._no_maps(figures, "All images are predicted exactly.")
         images, pictures = self._inputs(split, chosen)

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from harness.config.losses import GAMMA, JSD_ALPHA, LOSSES
 from harness.config.settings import Config
 from harness.data.mixup import smooth_one_hot
+from harness.data.multilabel import prior_logits
 from harness.training.own_losses import Loss as Loss
 from harness.training.own_losses import own_loss
 from harness.utils.errors import UsageError
@@ -152,11 +153,10 @@ def uninformed_loss(config: Config, labels: np.ndarray, class_weights: Tensor | 
         labels: uint8 [N, C] of the training images, of which at most 4,096 are used.
         class_weights: float32 of the model's outputs, as for `make_loss`.
     """
-    targets = torch.from_numpy(labels[:: -(-len(labels) // MOST_IMAGES)]).float()
-    weights = class_weights if class_weights is not None else float(config.loss_args.get("pos_weight", 1.0))
-    share = targets.mean(0).clamp(0.5 / len(targets), 1 - 0.5 / len(targets))
-    logits = (weights * share / (1 - share)).log().expand_as(targets)
-    return float(make_loss(config, logits.device, class_weights)(logits, targets))
+    labels = labels[:: -(-len(labels) // MOST_IMAGES)]
+    factor = float(config.loss_args.get("pos_weight", 1.0)) if class_weights is None else class_weights.numpy()
+    logits = torch.from_numpy(prior_logits(labels, factor)).float().expand(labels.shape)
+    return float(make_loss(config, logits.device, class_weights)(logits, torch.from_numpy(labels).float()))
 
 
 def uniform_loss(config: Config, classes: int) -> float:

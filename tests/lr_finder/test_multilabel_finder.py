@@ -10,13 +10,16 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from torch.nn import functional as F
 
 from harness.config.settings import Config
+from harness.lr_finder.measure import RANKING
 from harness.lr_finder.range_test import LRRange
 from harness.lr_finder.result import result_table, sweep_definition
+from harness.lr_finder.suggestion import suggest
 from harness.runs.lr_find import find_lr
 from harness.tracking.journal import read_journal
 from harness.training.losses import make_loss, uninformed_loss
 from harness.training.multilabel import ranking_quality
 from harness.utils.seeding import seed_for
+from tests.lr_finder.test_analysis import UNIFORM_LOSS, typical_curve
 from tests.lr_finder.test_finder import ValLoader, learner_factory, measure, net
 from tests.runs.test_multilabel_run import SETTINGS
 from tests.support.multilabel import make_squares, write_separated
@@ -115,6 +118,16 @@ def test_of_many_images_some_give_the_loss_and_a_class_of_all_images_does_no_har
     labels[:, 0] = 1
     expected = sum(-p * np.log(p) - (1 - p) * np.log(1 - p) for p in labels[:, 1:].mean(0))
     assert uninformed_loss(Config(**LABELS), labels, None) == pytest.approx(expected, rel=0.01)
+
+
+def test_a_start_far_above_the_frequencies_of_the_classes_makes_the_result_unsure():
+    curves = [typical_curve(seed) for seed in range(3)]
+    known = suggest(curves, uniform_loss=UNIFORM_LOSS, chance=0.1, measure=RANKING)
+    assert known.confidence.startswith("sure") and "AUC peak" in {rule.rule for rule in known.rules}
+    high = suggest(curves, uniform_loss=UNIFORM_LOSS / 3, chance=0.1, measure=RANKING)
+    assert high.confidence.startswith("unsure") and "high start" in {caution.kind for caution in high.cautions}
+    one_label = suggest(curves, uniform_loss=UNIFORM_LOSS / 3, chance=0.1)
+    assert "high start" not in {caution.kind for caution in one_label.cautions}
 
 
 def test_the_result_names_what_was_measured_in_place_of_the_accuracy(tmp_path):

@@ -14,6 +14,7 @@ from harness.reporting.figures.gallery import Tile
 from harness.reporting.figures.gradcam import gradcam_figure, overlay, shared_scale
 from harness.reporting.gradcam_images import enlarge
 from harness.reporting.multilabel_maps import explained_classes, maps_where_known, threshold_text
+from harness.reporting.multilabel_report import exact_images, worst_images
 from tests.reporting.test_evaluation_report import CPU, PREPROCESS, SIZE, number_of, rows_of
 from tests.support.tiny_net import random_images, tiny_net
 
@@ -182,3 +183,23 @@ def test_captions_below_maps_use_two_lines_and_touch_no_neighbour(tmp_path, monk
     for number, first in enumerate(extents):
         assert bounds.x0 <= first.x0 and first.x1 <= bounds.x1 and bounds.y0 <= first.y0
         assert not any(first.overlaps(second) for second in extents[number + 1 :])
+
+
+def test_the_exact_images_are_those_of_every_set_of_labels_in_turn():
+    random = np.random.default_rng(1)
+    labels = (random.random((60, 4)) < 0.3).astype(np.uint8)
+    losses = random.random(60).astype(np.float32)
+    wrong = random.random(60) < 0.2
+    scores = np.where(wrong[:, None], 1 - labels, labels).astype(np.float32)
+    predictions = MultilabelPredictions(labels, scores, losses, np.full(4, 0.5))
+    left = {}
+    for index in sorted(np.flatnonzero(~wrong), key=lambda index: losses[index]):
+        left.setdefault(tuple(labels[index]), []).append(index)
+    sets = sorted(left, key=lambda each: (-len(left[each]), left[each][0]))
+    expected = []
+    for turn in range(len(labels)):  # the lowest loss of each set, the highest, the second lowest, ...
+        expected += [left[each].pop(0 if turn % 2 == 0 else -1) for each in sets if left[each]]
+    assert exact_images(predictions, 60).tolist() == expected and len(expected) == (~wrong).sum()
+    assert exact_images(predictions, 9).tolist() == expected[:9]
+    order = sorted(np.flatnonzero(wrong), key=lambda index: -losses[index])
+    assert worst_images(predictions, 5).tolist() == order[:5]

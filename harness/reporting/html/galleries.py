@@ -27,7 +27,11 @@ MULTILABEL_TITLES = (
         "Not predicted exactly",
         "whose classes are not predicted exactly, those with the highest loss first",
     ),
-    ("correct", "Predicted exactly", "whose classes are predicted exactly, those with the lowest loss first"),
+    (
+        "correct",
+        "Predicted exactly",
+        "whose classes are predicted exactly, of each set of classes those with the lowest and the highest loss",
+    ),
 )
 # Of images with several labels: key of a map, what its class is, and its sign.
 MULTILABEL_MAPS = {"prediction": ("wrongly predicted", "✗"), "truth": ("missed", "✓")}
