@@ -106,7 +106,7 @@ def separated_labels(value: Any, separator: str, table: StoredTable, column: str
         )
     if names is None and (unknown := next((label for label in labels if label.lower() in UNKNOWN), "")):
         raise DataError(
-            f"{table.path}, row {index + 1}: column {escape_unprintable(column)} has {_shown(value)}, and {unknown!r} stands for a label that is not known; leave the row out, or the cell empty if the image has no label"
+            f"{table.path}, row {index + 1}: column {escape_unprintable(column)} has {_shown(value)}, and {unknown!r} stands for a label that is not known; leave the row out, or the cell empty if the image has no label; if it is a class, give it another name"
         )
     return frozenset(labels)
 

@@ -91,9 +91,8 @@ def initialise_for(model: nn.Module, config: Config, data: Dataset, preprocess: 
     Raises:
         UsageError: the model does not fit the settings or the classes.
     """
-    if config.pretrained:
-        match_classes(model, data.classes)
-    if config.is_multilabel and config.prior_bias:
+    has_new_head = match_classes(model, data.classes) if config.pretrained else True
+    if config.is_multilabel and config.prior_bias and has_new_head:
         set_prior_bias(model, config, data)
     if config.gradient_checkpointing:
         _checkpoint_gradients(model, config.model)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -20,11 +17,8 @@ def set_prior_bias(model: nn.Module, config: Config, data: Dataset) -> None:
 
     Otherwise every class begins at a probability of one half, and the first updates, which are large where classes are many and rare,
     teach the features of all images that nothing is there. Source: Lin et al., "Focal Loss for Dense Object Detection",
-    https://arxiv.org/abs/1708.02002, section 4.1. A classifier without a bias, or with pretrained weights of its own, stays as it is.
+    https://arxiv.org/abs/1708.02002, section 4.1. A classifier without a bias stays as it is.
     """
-    cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
-    if config.pretrained and cfg.get("num_classes") == len(data.classes):
-        return
     labels, classes = data.train.labels, len(data.classes)
     weights = class_weights(config, labels, data.classes, classes)
     factor = float(config.loss_args.get("pos_weight", 1.0)) if weights is None else weights.double().numpy()

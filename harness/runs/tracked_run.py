@@ -347,9 +347,11 @@ def _close_failed(
                 log.debug("while closing a run that had failed: %s", known)
     if isinstance(error, Interrupted) and state is not None:
         reason = str(error).removeprefix("stopped ")
-        reporter.message(
-            f"Stopped at step {state.step} {reason}; the state is saved. Resume with: {directory.resume_command}"
-        )
+        saved = "the state is saved"
+        if directory.checkpoint_step != state.step:  # its loss was not finite, or W&B's agent stopped its thread
+            step = directory.checkpoint_step
+            saved = f"the last saved state is that of step {step}" if step else "no state is saved yet"
+        reporter.message(f"Stopped at step {state.step} {reason}; {saved}. Resume with: {directory.resume_command}")
         error.is_reported = True
 
 

@@ -20,6 +20,7 @@ from harness.evaluation.own_metrics import register_metric
 from harness.evaluation.trained_model import load_trained_model
 from harness.reporting.html.pages import write_page
 from harness.reporting.html.run_data import read_run
+from harness.runs.components import build_components
 from harness.runs.export import export_onnx, export_timm
 from harness.runs.inference import evaluate, explain
 from harness.runs.predict import predict
@@ -357,3 +358,17 @@ def test_two_processes_train_and_evaluate_as_one(squares, tmp_path):
         for folder in (tmp_path / "one/runs/r", tmp_path / "two/runs/r")
     ]
     np.testing.assert_allclose(*values, atol=2e-3)
+
+
+def test_a_classifier_that_init_brings_along_keeps_its_biases_and_a_new_one_begins_at_the_frequencies(run, squares):
+    trained = load_trained_model(run.folder, {"device": "cpu"})
+    other = squares.with_name("pink.csv")
+    other.write_text(squares.read_text().replace("red", "pink"))
+    biases, labels = [], None
+    for table in (squares, other):
+        components = build_components(make_config({**SETTINGS, "data_dir": str(table), "init": str(run.folder)}))
+        biases.append(components.learner.model.get_classifier().bias.detach())
+        labels = components.dataset.train.labels
+    assert torch.equal(biases[0], trained.model.get_classifier().bias)
+    share = labels.mean(0)
+    np.testing.assert_allclose(biases[1].numpy(), np.log(share / (1 - share)), rtol=1e-5, atol=1e-6)
