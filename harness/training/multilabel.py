@@ -71,12 +71,13 @@ def ranking_quality(logits: Tensor, labels: Tensor) -> Tensor:
 
     It is the share of the pairs of an image with the class and one without it whose logits are in the right order, equal ones
     counted as half. It needs no threshold, and does not depend on how frequent a class is. Classes that all or none of the images
-    have are left out; 0.5 where none is left.
+    have are left out; 0.5 where none is left. NaN counts as the lowest logit.
 
     Args:
         logits: float [B, C]. labels: [B, C] of 0 and 1.
     """
-    columns, has = logits.float().T.contiguous(), labels.T > 0  # [C, B]
+    comparable = logits.float().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    columns, has = comparable.T.contiguous(), labels.T > 0  # [C, B]
     ordered = columns.sort(1).values
     below, up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
     ranks = (below + up_to + 1) / 2  # from 1; of equal logits the mean

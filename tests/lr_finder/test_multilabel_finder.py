@@ -149,3 +149,14 @@ def test_the_result_names_what_was_measured_in_place_of_the_accuracy(tmp_path):
     assert "Batch ROC AUC over the learning rate" in page and "Batch accuracy" not in page
     definition = sweep_definition(result)
     assert definition["metric"] == {"name": "best/val_map", "goal": "maximize"}
+
+
+def test_nan_in_the_last_batch_of_a_test_leaves_the_area_a_share():
+    """A model that has diverged gives such logits, and the curve keeps what was measured of them."""
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(40, 3, generator=generator), torch.arange(120).reshape(40, 3) % 7 < 3
+    logits[::3, 0], logits[5, 1], logits[6, 2] = torch.nan, torch.inf, -torch.inf
+    ranked = logits.nan_to_num(nan=-1e9, posinf=1e9, neginf=-1e9)
+    areas = [roc_auc_score(labels[:, index], ranked[:, index]) for index in range(3)]
+    assert float(ranking_quality(logits, labels)) == pytest.approx(np.mean(areas), abs=1e-6)
+    assert float(ranking_quality(torch.full_like(logits, torch.nan), labels)) == 0.5
