@@ -15,6 +15,7 @@ from harness.reporting.figures.gradcam import gradcam_figure, overlay, shared_sc
 from harness.reporting.gradcam_images import enlarge
 from harness.reporting.multilabel_maps import explained_classes, maps_where_known, threshold_text
 from harness.reporting.multilabel_report import exact_images, worst_images
+from harness.utils.text import cut_middle
 from tests.reporting.test_evaluation_report import CPU, PREPROCESS, SIZE, number_of, rows_of
 from tests.support.tiny_net import random_images, tiny_net
 
@@ -164,6 +165,22 @@ def test_a_fitted_text_is_as_wide_as_matplotlib_draws_it_and_loses_nothing_witho
         assert "".join(fitted.split()) == "".join(text.split())
     else:
         assert len(fitted.splitlines()) == lines
+
+
+def test_the_names_of_a_thousand_classes_are_fitted_without_trying_every_length(monkeypatch):
+    """An image of a model that has learnt little has them all, and a gallery has many such images."""
+    measured, text_width = [], style.text_width
+
+    def counting(text, *arguments, **options):
+        measured.append(len(text))
+        return text_width(text, *arguments, **options)
+
+    monkeypatch.setattr(style, "text_width", counting)
+    text = "truth: " + ", ".join(f"class number {number}" for number in range(1000))
+    fitted = style.fit_text(text, 1.9, 10)
+    assert sum(measured) < 5 * len(text)
+    longer = next(cut for width in range(len(fitted), 999) if (cut := cut_middle(text, width)) != fitted)
+    assert text_width(fitted, 10) <= 1.9 < text_width(longer, 10)
 
 
 def test_captions_below_maps_use_two_lines_and_touch_no_neighbour(tmp_path, monkeypatch):

@@ -171,7 +171,8 @@ def _card_heading(tile: Tile, room: float) -> str:
     if tile.has_several:
         lines = (f"truth: {tile.truth}", f"predicted: {tile.prediction}")
         return "\n".join(style.fit_text(line, room, 10, bold=True) for line in lines)
-    names = len(tile.truth) + len(tile.prediction)
+    most = style.most_letters(tile.truth + tile.prediction, room, 10, bold=True)
+    names = min(len(tile.truth) + len(tile.prediction), most)
     headings = (_pair(tile, letters) for letters in range(names, 7, -1))
     return next((text for text in headings if style.text_width(text, 10, bold=True) <= room), _pair(tile, 8))
 

@@ -122,19 +122,29 @@ def fit_text(text: object, width: float, fontsize: float, lines: int = 1, bold: 
     A line ends after a space, a dash or the like where there is one in its second half, else between two letters.
     """
     rest = [with_glyphs(letter) for letter in " ".join(str(text).split())]  # an escape stays whole
+    most = most_letters("".join(rest), width, fontsize, bold)
     made: list[str] = []
 
     def fits(part: str) -> bool:
         return text_width(part, fontsize, bold) <= width
 
     while len(made) < lines - 1 and not fits("".join(rest)):
-        count = next((count for count in range(len(rest), 1, -1) if fits("".join(rest[:count]).rstrip())), 1)
+        count = next((count for count in range(min(len(rest), most), 1, -1) if fits("".join(rest[:count]).rstrip())), 1)
         count = next((end for end in range(count, count // 2, -1) if rest[end - 1] in BREAKS), count)
         made.append("".join(rest[:count]).strip())
         rest = rest[count:]
         del rest[: next((index for index, letter in enumerate(rest) if letter != " "), len(rest))]
-    shortened = (cut_middle(rest, letters) for letters in range(sum(map(len, rest)), 1, -1))
+    shortened = (cut_middle(rest, letters) for letters in range(min(sum(map(len, rest)), most), 1, -1))
     return "\n".join([*made, next((part for part in shortened if fits(part)), cut_middle(rest, 2))])
+
+
+def most_letters(text: str, width: float, fontsize: float, bold: bool = False) -> int:
+    """Return a number of letters of `text` above which no choice of them fits into `width` inches.
+
+    The names of many classes are thousands of letters, of which there is no need to try more.
+    """
+    narrowest = min((text_width(letter, fontsize, bold) for letter in set(text)), default=0.0)
+    return int(width / narrowest) + 2 if narrowest else len(text)  # an ellipsis, and a space at the end of a line
 
 
 def text_width(text: str, fontsize: float, bold: bool = False) -> float:
