@@ -140,7 +140,9 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
         guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
         if explanation.labels is not None:
             predicted = {label.name for label in explanation.labels if label.is_predicted}
-            marked = [(f"{'✓' if name in predicted else '✗'} {name}", share) for name, share in explanation.guesses]
+            listed = dict(explanation.guesses)
+            listed |= {label.name: label.probability for label in explanation.labels if label.is_predicted}
+            marked = [(f"{'✓' if name in predicted else '✗'} {name}", share) for name, share in listed.items()]
             guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in marked)
         echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
     if resolution is not None:

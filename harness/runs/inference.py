@@ -292,12 +292,14 @@ def _explain_each(
             probabilities = trained.probabilities(trained.model(image.to(trained.device)))[0]
         if not np.isfinite(probabilities).all():
             raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
-        order = np.argsort(-probabilities)[:top]
+        ranked = np.argsort(-probabilities)
+        order = ranked[:top]
         guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
         shown = [int(index) for index in order[:1]]
         labels = None
         if trained.thresholds is not None:
-            shown = [int(index) for index in order if probabilities[index] >= trained.thresholds[index]] or shown
+            predicted = [int(index) for index in ranked if probabilities[index] >= trained.thresholds[index]]
+            shown = predicted[:top] or shown  # a class with a low threshold need not be among the most probable
             labels = tuple(
                 ExplainedLabel(trained.classes[index], float(probabilities[index]), float(trained.thresholds[index]))
                 for index in shown

@@ -1,6 +1,7 @@
 """A run on images with several labels, from the command line to the page, and what reads the run afterwards."""
 
 import csv
+import dataclasses
 import html
 import json
 import re
@@ -372,3 +373,17 @@ def test_a_classifier_that_init_brings_along_keeps_its_biases_and_a_new_one_begi
     assert torch.equal(biases[0], trained.model.get_classifier().bias)
     share = labels.mean(0)
     np.testing.assert_allclose(biases[1].numpy(), np.log(share / (1 - share)), rtol=1e-5, atol=1e-6)
+
+
+def test_explain_shows_a_predicted_class_that_is_not_among_the_most_probable(run, squares, tmp_path, monkeypatch):
+    """Its threshold is low, and those of the others are not reached."""
+    trained = load_trained_model(run.folder, {"device": "cpu"})
+    image = squares.parent / "squares/0.png"
+    probabilities = dict(next(iter(explain(run.folder, [image], {"device": "cpu"}, out=tmp_path / "a"))).guesses)
+    last = min(probabilities, key=probabilities.get)
+    thresholds = np.array([0.0 if name == last else 1.1 for name in trained.classes])
+    changed = dataclasses.replace(trained, thresholds=thresholds)
+    monkeypatch.setattr("harness.runs.inference.load_trained_model", lambda *_: changed)
+    (one,) = explain(run.folder, [image], {"device": "cpu"}, out=tmp_path / "b", top=1)
+    assert len(one.guesses) == 1 and one.guesses[0][0] != last
+    assert [(label.name, label.is_predicted) for label in one.labels] == [(last, True)]
