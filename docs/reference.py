@@ -32,7 +32,7 @@ class Metric(NamedTuple):
 
 
 REPORT = "report.html"
-SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`, one label per image"
+SEEN, MAPS = "`--gallery` above 0", "`--gallery` above 0 and a `--cam`"
 FIND, EVALUATE, EVERY = "a range test", "`harness evaluate`", "`--explain-every`"
 TRACKED_EXPORT = "`harness export --wandb`"
 JOURNAL_ONLY, IN_SUMMARY = "journal", "journal, summary"
@@ -88,7 +88,7 @@ RUN = (
     ),
     File(
         f"{FIGURES}/correct.png",
-        "correctly classified images, the most and the least confident; of several labels per image those whose labels are predicted exactly, the lowest loss first",
+        "correctly classified images, the most and the least confident; of several labels per image those whose labels are predicted exactly, of each set of labels the lowest and the highest loss",
         SEEN,
     ),
     File(
@@ -282,7 +282,7 @@ METRICS = (
     Metric(
         "explain/gradcam",
         "images",
-        "misclassified images, with the evidence for the prediction and for the truth as layers of four levels",
+        "misclassified images, with the evidence for the prediction and for the truth (of several labels: for the class predicted wrongly and the one missed) as layers of four levels",
         f"{MAPS}, an error",
     ),
     Metric("explain/images", "table", "image with its map, file, prediction, confidence and guesses", TRACKED),
@@ -295,12 +295,16 @@ METRICS = (
         JOURNAL_ONLY,
     ),
     Metric(
-        "find/chart", "chart", "loss and accuracy of every seed over the learning rate, LRMIN and LRMAX marked", FIND
+        "find/chart",
+        "chart",
+        "loss and accuracy (or ROC AUC) of every seed over the learning rate, LRMIN and LRMAX marked",
+        FIND,
     ),
     Metric("find/steps", "table", "every step of every seed, at most 10,000", FIND),
     Metric("find/seed_*", "curve", "loss over learning rate, of one seed", FIND, JOURNAL_ONLY),
     Metric("find/loss", "curve", "smoothed loss over learning rate", FIND, JOURNAL_ONLY),
-    Metric("find/acc", "curve", "accuracy over learning rate", FIND, JOURNAL_ONLY),
+    Metric("find/acc", "curve", "batch accuracy over learning rate", f"{FIND}, {ONE_LABEL}", JOURNAL_ONLY),
+    Metric("find/auc", "curve", "batch ROC AUC over learning rate", f"{FIND}, {MULTILABEL}", JOURNAL_ONLY),
     Metric("find/rules", "table", "suggestion of each rule", FIND, JOURNAL_ONLY),
     Metric("find/trials", "table", "short runs around the suggestion", "`harness lr-find --confirm`", JOURNAL_ONLY),
     Metric("find/lr_max", "-", "suggested LRMAX; missing when there is none", FIND, IN_SUMMARY),

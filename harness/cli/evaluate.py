@@ -112,14 +112,21 @@ def predict(settings: dict[str, Any], checkpoint: Path, paths: tuple[Path, ...],
 @click.argument("checkpoint", metavar="RUN", type=click.Path(path_type=Path), shell_complete=complete_run)
 @click.argument("pictures", metavar="IMAGE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Folder for the overlays. [explained]")
-@click.option("--top", default=5, show_default=True, type=click.IntRange(1), help="How many classes to print.")
+@click.option(
+    "--top",
+    default=5,
+    show_default=True,
+    type=click.IntRange(1),
+    help="How many classes to print, and to draw where images have several labels.",
+)
 @setting_options
 def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ...], out: Path | None, top: int) -> None:
     """Classify images and draw which parts of them the prediction rests on (Grad-CAM).
 
     IMAGE is a file or a folder; any size, mode or orientation will do. The overlays lie as the pictures lie in their
     folder, and explanations.csv beside them has a row for each: class, confidence, map, the share of the evidence that is
-    for the class (share_for_class), and the map's resolution. With --wandb or --tracker the results also go there, as a run
+    for the class (share_for_class), and the map's resolution. Where images have several labels, an overlay has a map for each
+    predicted class, and the table a row. With --wandb or --tracker the results also go there, as a run
     of their own.
 
     \b
@@ -131,6 +138,12 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     for explanation in inference.explain(checkpoint, pictures, settings, out=out, top=top):
         resolution, finer = explanation.resolution or resolution, explanation.finer or finer
         guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
+        if explanation.labels is not None:
+            predicted = {label.name for label in explanation.labels if label.is_predicted}
+            listed = dict(explanation.guesses)
+            listed |= {label.name: label.probability for label in explanation.labels if label.is_predicted}
+            marked = [(f"{'✓' if name in predicted else '✗'} {name}", share) for name, share in listed.items()]
+            guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in marked)
         echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
     if resolution is not None:
         echo(f"a map has {resolution}{f'; {finer}' if finer else ''}", err=True)

@@ -168,7 +168,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def _is_reported_elsewhere(error: HarnessError) -> bool:
     """Return whether another process reports an error: what all processes meet, the main one reports."""
-    if isinstance(error, PeerLostError):
+    if isinstance(error, PeerLostError) or (isinstance(error, Interrupted) and error.is_reported):
         return error.is_reported
     return rank() > 0 and not isinstance(error, ResourceError)
 

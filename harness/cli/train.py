@@ -115,7 +115,7 @@ def _reporter() -> LineReporter:
     "--confirm",
     type=click.IntRange(0),
     default=0,
-    help="Number of short one-cycle runs around the suggestion; the best held-out accuracy wins.",
+    help="Number of short one-cycle runs around the suggestion; the best held-out accuracy (or mAP) wins.",
 )
 @click.option(
     "--write-sweep",

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.config.settings import AUTO, FIND, Config
-from harness.utils.errors import UsageError
 
 SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the image; above, an ImageNet network
 SMALL_MODEL = "custom_resnet"
@@ -236,10 +235,6 @@ def _lr_max(config: Config, facts: DataFacts) -> dict[str, Choice]:
         pretrained = LR_ADAM_SMALL_PRETRAINED if facts.is_ours(config.model) else LR_ADAM_PRETRAINED
         base, reference = pretrained if config.starts_from_weights else LR_ADAM, LR_ADAM_BATCH
     elif config.optimizer != "sgd":
-        if config.is_multilabel:  # the LR range test is for one label per image
-            raise UsageError(
-                f"lr_max=auto: no rate is known for optimizer={config.optimizer} on images with several labels; give --lr-max, or set --optimizer adamw"
-            )
         return {"lr_max": Choice(FIND, f"no known rate for {config.optimizer}, so an LR range test is run first")}
     else:
         base, reference = LR_SGD_PRETRAINED if config.starts_from_weights else LR_SGD, LR_SGD_BATCH

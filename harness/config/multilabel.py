@@ -66,11 +66,3 @@ def check_multilabel(config: Config) -> None:
         raise UsageError(
             "class_weights and loss_args=pos_weight both weight the images that have a class; keep one of them"
         )
-    if config.needs_lr_find:
-        raise UsageError(
-            f"lr_min={config.lr_min}, lr_max={config.lr_max}: the LR range test is for one label per image, and {named} gives an image several; give numbers, or leave them to --recipe auto"
-        )
-    if config.metrics:
-        raise UsageError(
-            f"metrics={','.join(config.metrics)}: metrics of plug-ins are for one label per image, and {named} gives an image several; leave --metrics out"
-        )

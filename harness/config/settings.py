@@ -193,6 +193,7 @@ class Config:
     freeze_epochs: int = _setting(0, "Train the classifier alone for this many epochs, then everything that --freeze does not name.", group="Training", low=0, high=1_000_000, added_later=True)
     lookahead: int = _setting(0, "Look-ahead: replace the weights by their moving average every this many updates, with an average that becomes longer towards the end of training; 0: off.", group="Training", low=0, high=1_000_000, added_later=True)
     whitening: bool = _setting(False, "Initialise the first convolution with filters that whiten the patches of the training images, and do not train them.", group="Training", added_later=True)
+    prior_bias: bool = _setting(True, "Where images have several labels: begin with a bias of the new classifier at which each class is as probable as it is frequent, not at one half.", group="Training", added_later=True)
     clip_grad: float = _setting(0.0, "Maximum norm of the gradient; 0: no clipping.", group="Training", low=0)
     grad_accumulation: int = _setting(1, "Micro-batches per optimizer update, to save memory; the batch size of the update stays the same, but batch normalisation sees each micro-batch by itself.", group="Training", low=1, high=100_000)
     gradient_checkpointing: bool = _setting(False, "Keep fewer activations for the backward pass and compute the others again, which takes less memory and about a third more time; running statistics of batch normalisation then move twice an update.", group="Training", added_later=True)

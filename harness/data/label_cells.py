@@ -14,6 +14,7 @@ from harness.data.stored_table import StoredTable
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.text import escape_unprintable
 
+UNKNOWN = ("nan", "<na>", "n/a", "-1")  # what other tools write for a value that is not known, in lower case
 # How a cell of a column of 0 and 1 may be written, in lower case.
 CELLS = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True}
 
@@ -85,7 +86,7 @@ def separated_labels(value: Any, separator: str, table: StoredTable, column: str
     """Return the labels in a cell: text with a separator between them, or a list; an empty one has none.
 
     Raises:
-        DataError: the cell is missing, or no such text or list.
+        DataError: the cell is missing, or no such text or list, or it says that its labels are not known.
     """
     names = table.class_names.get(column)
     if isinstance(value, str):
@@ -102,6 +103,10 @@ def separated_labels(value: Any, separator: str, table: StoredTable, column: str
     if not all(labels):
         raise DataError(
             f"{table.path}, row {index + 1}: column {escape_unprintable(column)} has {_shown(value)}, and one of its labels is empty or no name; write names with one {separator!r} between two of them"
+        )
+    if names is None and (unknown := next((label for label in labels if label.lower() in UNKNOWN), "")):
+        raise DataError(
+            f"{table.path}, row {index + 1}: column {escape_unprintable(column)} has {_shown(value)}, and {unknown!r} stands for a label that is not known; leave the row out, or the cell empty if the image has no label; if it is a class, give it another name"
         )
     return frozenset(labels)
 

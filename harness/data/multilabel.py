@@ -27,6 +27,21 @@ def class_counts(labels: np.ndarray, num_classes: int = 0) -> np.ndarray:
     return np.bincount(labels, minlength=num_classes)
 
 
+def prior_logits(labels: np.ndarray, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """Return the logits of a model that knows how frequent each class is, and nothing of the images, float64 [C].
+
+    They are those with the least binary cross-entropy. A class that no image has, or all have, counts as if half an image differed;
+    one whose images have no weight, or hardly any, as if half an image had it. So all of them are finite.
+
+    Args:
+        labels: uint8 [N, C].
+        weights: of the images that have a class, in the loss; [C] or one for all.
+    """
+    half = 0.5 / len(labels)
+    share = labels.mean(0, dtype=np.float64).clip(half, 1 - half)
+    return np.asarray(np.log(np.maximum(weights * share, half) / (1 - share)))
+
+
 def multilabel_indices(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """Return sorted indices of about `fraction` of the images of every class, and of those without any.
 

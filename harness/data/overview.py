@@ -329,7 +329,7 @@ def _image_advice(facts: Sequence[ImageFacts], config: Config) -> Iterator[str]:
     cut = float(np.mean([1 - min(side) / max(side) for side in sides])) if sides else 0.0
     if cut >= MIN_CUT_SHARE and config.resize in ("auto", "crop"):
         yield (
-            f"the images are not square: a centre crop cuts {cut:.0%} off their area in the mean; --resize squash or letterbox keeps all of it"
+            f"the images are not square: a centre crop cuts {cut:.0%} off their area (mean of the {len(sides):,} that were read, of all splits); --resize squash or letterbox keeps all of it"
         )
 
 

@@ -215,8 +215,9 @@ def preprocess_notes(config: Config, model: nn.Module, data: Dataset, preprocess
     shapes = [data.train.picture(index).shape for index in spread_indices(len(data.train))]
     share = float(np.mean([preprocess.cut_share(shape[1], shape[0]) for shape in shapes] or [0.0]))
     if share >= MIN_CUT_SHARE:
+        which = f"{len(shapes)} of {len(data.train):,}" if len(shapes) < len(data.train) else f"all {len(shapes)}"
         notes.append(
-            f"the centre crop cuts {share:.0%} off the area of the images (mean of {len(shapes)}), because they are not square; --resize squash or letterbox keeps all of it"
+            f"the centre crop cuts {share:.0%} off the area of the training images (mean of {which}), because they are not square; --resize squash or letterbox keeps all of it"
         )
     return notes
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.evaluation.metrics import read_predictions_csv as read_predictions_csv
     from harness.evaluation.metrics import reliability as reliability
     from harness.evaluation.metrics import write_predictions_csv as write_predictions_csv
+    from harness.evaluation.multilabel import MultilabelPredictions as MultilabelPredictions
     from harness.evaluation.own_metrics import register_metric as register_metric
     from harness.evaluation.selection import choose_images as choose_images
     from harness.evaluation.trained_model import TrainedModel as TrainedModel
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from harness.training.device import eval_mode as eval_mode
 
 _MODULES = {
+    "MultilabelPredictions": "harness.evaluation.multilabel",
     "Predictions": "harness.evaluation.metrics",
     "TrainedModel": "harness.evaluation.trained_model",
     "accuracy": "harness.evaluation.metrics",
@@ -37,6 +39,7 @@ _MODULES = {
     "write_predictions_csv": "harness.evaluation.metrics",
 }
 __all__ = [
+    "MultilabelPredictions",
     "Predictions",
     "TrainedModel",
     "accuracy",

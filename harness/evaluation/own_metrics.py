@@ -5,21 +5,24 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from harness.config.names import MULTILABEL_METRICS
 from harness.config.settings import Config
 from harness.evaluation.metrics import Predictions
+from harness.evaluation.multilabel import MultilabelPredictions
 from harness.tracking.metric_names import check_metric_names
 from harness.utils.errors import UsageError, did_you_mean, first_line
 from harness.utils.registry import find_registered, register, registered_names
 
 # Metrics that a result has anyway.
-COMPUTED = ("acc", "acc5", "acc_tta", "balanced_acc", "ece", "f1_macro", "loss")
+COMPUTED = ("acc", "acc5", "acc_tta", "balanced_acc", "ece", "loss", "map_tta", *MULTILABEL_METRICS)
 log = logging.getLogger(__name__)
 
 
 def register_metric(function: Any = None, *, name: str = "") -> Any:
     """Register a metric: `--metrics NAME --plugin MODULE` adds it to the result of a run and of `harness evaluate`.
 
-    The function gets the `Predictions` of the evaluated split and returns a number.
+    The function gets the `Predictions` of the evaluated split and returns a number. Where images have several labels it gets
+    `MultilabelPredictions`: `labels` uint8 [N, C] of 0 and 1, `probabilities` float32 [N, C], `predicted` bool [N, C].
 
     Args:
         name: by default that of the function; letters, digits and _.
@@ -53,7 +56,7 @@ def check_metrics(config: Config) -> None:
             )
 
 
-def own_metrics(config: Config, predictions: Predictions) -> dict[str, float]:
+def own_metrics(config: Config, predictions: Predictions | MultilabelPredictions) -> dict[str, float]:
     """Return the metrics of plug-ins; one that is not at hand or fails is left out with a warning, since a result must not be lost."""
     values = {}
     for name in dict.fromkeys(config.metrics):
@@ -63,5 +66,7 @@ def own_metrics(config: Config, predictions: Predictions) -> dict[str, float]:
                 raise UsageError("no plug-in registers it")
             values[name] = float(function(predictions))
         except Exception as error:  # noqa: BLE001 - code of the user
-            log.warning("metric %s is left out: %s: %s", name, type(error).__name__, first_line(error))
+            several = f"; its labels are uint8 {list(predictions.labels.shape)} here, several per image"
+            remark = several if isinstance(predictions, MultilabelPredictions) else ""
+            log.warning("metric %s is left out: %s: %s%s", name, type(error).__name__, first_line(error), remark)
     return values

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
+from typing import Any
 
 import numpy as np
 
@@ -46,30 +47,31 @@ def choose_images(
     by_confidence = candidates[np.argsort(-predictions.confidence[candidates], kind="stable")]
     labels, predicted = predictions.labels, predictions.predicted
     if rule in ("per-class", "mixed"):
-        groups = _grouped(by_confidence, lambda index: int(labels[index]))
+        groups = grouped(by_confidence, lambda index: int(labels[index]))
         queues = [groups[label] for label in sorted(groups)]
-        order = _in_turn([_from_both_ends(queue) for queue in queues] if rule == "mixed" else queues)
+        order = in_turn([from_both_ends(queue) for queue in queues] if rule == "mixed" else queues)
     elif rule == "confusion":
-        pairs = _grouped(by_confidence, lambda index: (int(labels[index]), int(predicted[index])))
-        order = _in_turn([pairs[pair] for pair in sorted(pairs, key=lambda pair: (-len(pairs[pair]), pair))])
+        pairs = grouped(by_confidence, lambda index: (int(labels[index]), int(predicted[index])))
+        order = in_turn([pairs[pair] for pair in sorted(pairs, key=lambda pair: (-len(pairs[pair]), pair))])
     else:
         order = by_confidence.tolist()
     return np.array(order[:count], dtype=np.int64)
 
 
-def _grouped(indices: np.ndarray, key: Callable[[int], Hashable]) -> dict:
-    groups: dict[Hashable, list[int]] = defaultdict(list)
+def grouped(indices: np.ndarray, key: Callable[[int], Any]) -> dict[Any, list[int]]:
+    """Return the indices by what `key` says of each, in their order."""
+    groups: dict[Any, list[int]] = defaultdict(list)
     for index in indices.tolist():
         groups[key(index)].append(index)
     return groups
 
 
-def _in_turn(queues: Sequence[Sequence[int]]) -> list[int]:
+def in_turn(queues: Sequence[Sequence[int]]) -> list[int]:
     """Return the first of each queue, then the second of each, until all are used up."""
     return [index for index in chain.from_iterable(zip_longest(*queues)) if index is not None]
 
 
-def _from_both_ends(queue: Sequence[int]) -> list[int]:
+def from_both_ends(queue: Sequence[int]) -> list[int]:
     """Return the first, the last, the second, the last but one, ..."""
     half = (len(queue) + 1) // 2
-    return _in_turn([queue[:half], queue[half:][::-1]])
+    return in_turn([queue[:half], queue[half:][::-1]])

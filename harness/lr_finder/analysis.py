@@ -31,11 +31,12 @@ class LRCurve:
 
     Attributes:
         lrs: [N] learning rate of each update.
-        losses, accs: [N] of its batch, before the update.
+        losses, accs: [N] of its batch, before the update. `accs` is the accuracy, or the area under the ROC curve where images have
+            several labels: see `measure.Measure`.
         norms: [N] of the gradient.
         planned: updates that the range was planned for; there are more where it was extended.
         end: why it ended. Where it is "not finite", the last loss is not.
-        val_points: index into the curve -> (loss, accuracy) on the held-out images after that update.
+        val_points: index into the curve -> (loss, accuracy or mAP) on the held-out images after that update.
     """
 
     seed: int

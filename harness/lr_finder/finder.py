@@ -21,6 +21,7 @@ from harness.data.mixup import make_mixup
 from harness.data.preprocess import Preprocess
 from harness.evaluation.initial_weights import give_initial_weights, read_initial_weights
 from harness.lr_finder.analysis import LRCurve
+from harness.lr_finder.measure import measure_of
 from harness.lr_finder.range_test import LRRange, ShortRun, candidate_lrs, default_range, range_test, short_run
 from harness.lr_finder.result import LRFinderResult
 from harness.lr_finder.suggestion import Suggestion, round_significant, suggest
@@ -28,7 +29,7 @@ from harness.models import factory
 from harness.tracking.records import Record
 from harness.training.learner import Learner, make_learner
 from harness.training.loop import EvalBatches, StepInfo, TrainBatches
-from harness.training.losses import uniform_loss
+from harness.training.losses import uniform_loss, uninformed_loss
 from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
@@ -89,7 +90,9 @@ class LRFinder:
 
     Attributes:
         curves: the measurements so far, one per seed.
-        uniform_loss: loss of a model that gives every class the same probability, nats: of cross-entropy ln(classes).
+        measure: what is measured beside the loss.
+        uniform_loss: loss of a model that gives every class the same probability, nats: of cross-entropy ln(classes). Where images
+            have several labels, of a model that knows how frequent each class is, and nothing else.
         val_loader: the held-out images; None where there are too few to hold any out.
     """
 
@@ -106,7 +109,8 @@ class LRFinder:
         self.report, self.on_step, self.check = report, on_step, check
         self.lr_range = range_for(inputs.config, options)
         self.num_classes = inputs.config.classes or len(inputs.dataset.classes)
-        self.uniform_loss = uniform_loss(inputs.config, self.num_classes)
+        self.measure = measure_of(inputs.config.is_multilabel)
+        self.uniform_loss = self._uniform_loss()
         self.dataset, remark = hold_out_for_finder(inputs.dataset, inputs.config)
         self.remarks = (remark,) if remark else ()
         self.curves: list[LRCurve] = []
@@ -144,10 +148,7 @@ class LRFinder:
         Args:
             folder: the run directory that it belongs to.
         """
-        labels = self.inputs.dataset.train.labels
-        is_even = self.config.sampling == BALANCED
-        chance = 1 / len(np.unique(labels)) if is_even else most_frequent_share(labels)
-        suggestion = suggest(self.curves, uniform_loss=self.uniform_loss, chance=chance)
+        suggestion = suggest(self.curves, uniform_loss=self.uniform_loss, chance=self._chance(), measure=self.measure)
         short_runs = self._short_runs(suggestion)
         lr_min, lr_max = suggestion.lr_min, suggestion.lr_max
         if any(run.acc > 0 for run in short_runs):
@@ -169,6 +170,20 @@ class LRFinder:
             has_val_split=self.inputs.dataset.val is not None and not self.config.val_fraction,
         )
 
+    def _uniform_loss(self) -> float:
+        if not self.config.is_multilabel:
+            return uniform_loss(self.config, self.num_classes)
+        dataset = self.inputs.dataset
+        weights = class_weights(self.config, dataset.train.labels, dataset.classes, self.num_classes)
+        return uninformed_loss(self.config, dataset.train.labels, weights)
+
+    def _chance(self) -> float:
+        """Return what the measure is where nothing has been learnt, 0..1."""
+        labels = self.inputs.dataset.train.labels
+        if self.config.is_multilabel:
+            return 0.5
+        return 1 / len(np.unique(labels)) if self.config.sampling == BALANCED else most_frequent_share(labels)
+
     def _short_runs(self, suggestion: Suggestion) -> list[ShortRun]:
         if not self.options.confirm or suggestion.lr_max is None or suggestion.lr_min is None:
             return []
@@ -186,7 +201,9 @@ class LRFinder:
                 seed=self.config.seed,
                 check=self.check,
             )
-            outcome = "diverged" if math.isnan(run.loss) else f"{100 * run.acc:.1f} % held-out accuracy"
+            outcome = (
+                "diverged" if math.isnan(run.loss) else f"{100 * run.acc:.1f} % held-out {self.measure.held_out_name}"
+            )
             self.report(f"short run, LRMAX {run.lr_max:.2g}: {outcome}")
             runs.append(run)
         return runs

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 
 from harness.lr_finder.analysis import DivergenceDetector, End, LRCurve
+from harness.lr_finder.measure import measure_of
 from harness.tracking.records import Curve, Record
 from harness.training.learner import Learner
 from harness.training.loop import EvalBatches, StepInfo, TrainBatches, evaluate_batches
+from harness.training.multilabel import evaluate_multilabel, ranking_quality
 from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
 from harness.utils.errors import UsageError
@@ -152,9 +154,11 @@ def curve_of_seed(
     with preserve_rng_state():
         learner, batches = learner_factory(seed), loader_factory(seed)
         learner.measure_grad = True
+        if learner.is_multilabel:
+            learner.count_correct = _ranked_images
         learner.begin_epoch(learner.freezing.epochs)
         detector = DivergenceDetector(uniform_loss, lr_range.steps)
-        recorder = _CurveRecorder(lr_range, seed_index, on_step)
+        recorder = _CurveRecorder(lr_range, seed_index, on_step, measure_of(learner.is_multilabel).key)
         every = max(1, lr_range.steps // VAL_POINTS)
         end: End = "end of range"
         for step, (images, labels) in enumerate(_batches_of_all_epochs(batches, seed)):
@@ -166,8 +170,7 @@ def curve_of_seed(
                 break
             if val_loader is not None and step % every == every - 1:
                 with preserve_rng_state():  # a loader may draw; the curve must not depend on whether it is evaluated
-                    scores = evaluate_batches(learner.model, val_loader, learner.device, learner.precision)
-                recorder.val_points[step] = (scores["loss"], scores["acc"])
+                    recorder.val_points[step] = _held_out_scores(learner, val_loader)
         device = learner.device
         del learner, batches
     free_device_memory(device)
@@ -177,8 +180,10 @@ def curve_of_seed(
 class _CurveRecorder:
     """Takes the steps of a range test and collects what each measures."""
 
-    def __init__(self, lr_range: LRRange, seed_index: int, on_step: Callable[[StepInfo], None] | None) -> None:
-        self.lr_range, self.seed_index, self.on_step = lr_range, seed_index, on_step
+    def __init__(
+        self, lr_range: LRRange, seed_index: int, on_step: Callable[[StepInfo], None] | None, measure_key: str
+    ) -> None:
+        self.lr_range, self.seed_index, self.on_step, self.measure_key = lr_range, seed_index, on_step, measure_key
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.accs: list[float] = []
@@ -195,7 +200,7 @@ class _CurveRecorder:
             return False
         loss = float(result.loss)
         norm = math.nan if result.grad_norm is None else float(result.grad_norm)
-        self._append(result.lr, loss if math.isfinite(loss) else math.nan, int(result.correct) / len(labels), norm)
+        self._append(result.lr, loss if math.isfinite(loss) else math.nan, float(result.correct) / len(labels), norm)
         self.images += len(labels)
         if self.on_step is not None:
             self.on_step(self._step_info())
@@ -218,6 +223,7 @@ class _CurveRecorder:
             lr=self.lrs[-1],
             loss=lambda: loss,
             acc=lambda: acc,
+            share_name=self.measure_key,
         )
 
     def curve(self, seed: int, end: End) -> LRCurve:
@@ -231,7 +237,7 @@ class ShortRun:
     """A short one-cycle run with its maximum at `lr_max`.
 
     Attributes:
-        loss, acc: on the held-out images at its end; NaN and 0 where it diverged.
+        loss, acc: on the held-out images at its end, accuracy or mAP; NaN and 0 where it diverged.
     """
 
     lr_max: float
@@ -255,7 +261,7 @@ def short_run(
     Args:
         check: called between updates; it may raise to stop.
     """
-    scores = {"loss": math.nan, "acc": 0.0}
+    loss, acc = math.nan, 0.0
     with preserve_rng_state():
         learner, batches = learner_factory(seed), loader_factory(seed)
         learner.begin_epoch(learner.freezing.epochs)
@@ -272,12 +278,24 @@ def short_run(
                 check()
         if not has_diverged and bool(torch.isfinite(result.loss)):
             # The weights themselves: an EMA is still at its beginning after so few steps.
-            scores = evaluate_batches(learner.model, val_loader, learner.device, learner.precision)
-            scores = scores if math.isfinite(scores["loss"]) else {"loss": math.nan, "acc": 0.0}
+            scores = _held_out_scores(learner, val_loader)
+            loss, acc = scores if math.isfinite(scores[0]) else (math.nan, 0.0)
         device = learner.device
         del learner, batches
     free_device_memory(device)
-    return ShortRun(schedule.lr_max, schedule.lr_min, schedule.steps, scores["loss"], scores["acc"])
+    return ShortRun(schedule.lr_max, schedule.lr_min, schedule.steps, loss, acc)
+
+
+def _held_out_scores(learner: Learner, val_loader: EvalBatches) -> tuple[float, float]:
+    """Return loss (nats) and accuracy, or mAP where images have several labels, of the weights themselves on the held-out images."""
+    where = (learner.model, val_loader, learner.device, learner.precision)
+    scores = evaluate_multilabel(*where)[0] if learner.is_multilabel else evaluate_batches(*where)
+    return scores["loss"], scores[measure_of(learner.is_multilabel).held_out_key]
+
+
+def _ranked_images(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the area under the ROC curve of a batch times its images, so that the sum over micro-batches is their mean, float32 []."""
+    return ranking_quality(logits, labels) * len(labels)
 
 
 def candidate_lrs(lr_max: float, count: int) -> list[float]:

@@ -12,10 +12,11 @@ from typing import Any
 
 from harness.config import yaml_io
 from harness.config.automatic import peak_of
-from harness.config.names import FROM_PYTHON, data_name
+from harness.config.names import FROM_PYTHON, data_name, main_metric
 from harness.config.recipe import default_recipe, first_comparison, make_config
 from harness.config.settings import AUTO, Config
 from harness.lr_finder.analysis import LRCurve
+from harness.lr_finder.measure import Measure, measure_of
 from harness.lr_finder.range_test import LRRange, ShortRun, median_curve
 from harness.lr_finder.suggestion import RATIO_MOST, RuleEstimate, Suggestion, round_significant
 from harness.tracking.records import Curve, Scalar, Table, Value
@@ -54,6 +55,11 @@ class LRFinderResult:
     has_val_split: bool = False
 
     @property
+    def measure(self) -> Measure:
+        """What was measured beside the loss."""
+        return measure_of(self.config.is_multilabel)
+
+    @property
     def command(self) -> str:
         """The command that trains with the learning rates; empty where none was found, or only Python has the data."""
         if self.lr_max is None or self.config.data.startswith(FROM_PYTHON):
@@ -84,15 +90,15 @@ class LRFinderResult:
     def _short_run_reason(self) -> tuple[str, ...]:
         if not self.short_runs:
             return ()
-        best = max(self.short_runs, key=lambda run: run.acc)
+        best, name = max(self.short_runs, key=lambda run: run.acc), self.measure.held_out_name
         error = math.sqrt(max(best.acc * (1 - best.acc), 1e-9) / max(self.held_out_images, 1))
-        text = (
-            f"short run with LRMAX {best.lr_max:.2g}: {100 * best.acc:.1f} % of {self.held_out_images} held-out images"
-        )
+        share = f"{100 * best.acc:.1f} %" if name == "accuracy" else f"{name} {100 * best.acc:.1f} %"
+        text = f"short run with LRMAX {best.lr_max:.2g}: {share} of {self.held_out_images} held-out images"
         near = [run for run in self.short_runs if run is not best and best.acc - run.acc < 2 * error]
         if len(self.short_runs) > 1:
             text += f", the best of {len(self.short_runs)}"
-        return (text + (f"; {len(near)} more are within two standard errors of it" if near else ""),)
+        is_known = name == "accuracy"  # the standard error of a mean average precision is not
+        return (text + (f"; {len(near)} more are within two standard errors of it" if near and is_known else ""),)
 
     def chosen(self) -> dict[str, float]:
         """Return LRMIN and LRMAX by name; empty where none was found."""
@@ -117,10 +123,10 @@ class LRFinderResult:
             "command": self.command,
             "digest": self.config.digest(),
             "rules": [vars(rule) for rule in suggestion.rules],
-            "trials": [{key: _finite_or_none(value) for key, value in vars(run).items()} for run in self.short_runs],
+            "trials": [_run_json(run, self.measure) for run in self.short_runs],
             "window": vars(self.lr_range),
             "held_images": self.held_out_images,
-            "seeds": [_seed_json(curve) for curve in self.curves],
+            "seeds": [_seed_json(curve, self.measure) for curve in self.curves],
             "config": self.config.to_dict(),
         }
 
@@ -132,15 +138,18 @@ class LRFinderResult:
             for index, values in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
                 cells = (*values, *curve.val_points.get(index, (None, None)))
                 rows.append((curve.seed, index + 1, *map(_finite_or_none, cells)))
-        names = ("seed", "step", "lr", "loss", "smoothed", "acc", "grad_norm", "held_loss", "held_acc")
+        measure = self.measure
+        names = (
+            "seed", "step", "lr", "loss", "smoothed", measure.key, "grad_norm", "held_loss", f"held_{measure.held_out_key}",
+        )  # fmt: skip
         return Table(names, rows[:: -(-len(rows) // MAX_ROWS) or 1])
 
     def details(self) -> dict[str, Value]:
         """Return values for the journal: curves with the points marked, tables, and the learning rates as plain numbers."""
         marks = {**self.estimates(), **self.chosen()}
         values: dict[str, Value] = {}
-        loss, acc = median_curve(self.curves, "level"), median_curve(self.curves, "acc_level")
-        for key, curve, title in (("find/loss", loss, "smoothed loss"), ("find/acc", acc, "batch accuracy")):
+        loss, acc, measure = median_curve(self.curves, "level"), median_curve(self.curves, "acc_level"), self.measure
+        for key, curve, title in (("find/loss", loss, "smoothed loss"), (f"find/{measure.key}", acc, measure.name)):
             values[key] = Curve(curve.x_name, curve.x, curve.lines, title=f"range test: {title}", marks=marks)
         values["find/rules"] = Table(
             ("rule", "lr", "low", "high", "note"),
@@ -148,7 +157,7 @@ class LRFinderResult:
         )
         if self.short_runs:
             rows = [(run.lr_max, run.lr_min, run.acc, _finite_or_none(run.loss)) for run in self.short_runs]
-            values["find/trials"] = Table(("lr_max", "lr_min", "acc", "loss"), rows)
+            values["find/trials"] = Table(("lr_max", "lr_min", measure.held_out_key, "loss"), rows)
         return {**values, **self.scalars()}
 
     def scalars(self) -> dict[str, Scalar]:
@@ -170,7 +179,7 @@ def result_table(result: LRFinderResult) -> str:
     ]
     lines += [_rule_line(rule) for rule in result.suggestion.rules]
     if result.short_runs:
-        lines += ["", f"{'short run':<18}{'LRMAX':>9}  held-out accuracy"]
+        lines += ["", f"{'short run':<18}{'LRMAX':>9}  held-out {result.measure.held_out_name}"]
         lines += [f"{f'{run.steps} steps':<18}{run.lr_max:>9.2g}  {_outcome(run)}" for run in result.short_runs]
     chosen = "LRMIN and LRMAX: none" if result.lr_max is None else f"LRMIN {result.lr_min:g}   LRMAX {result.lr_max:g}"
     lines += ["", f"{chosen}   {result.suggestion.confidence}"]
@@ -211,7 +220,7 @@ def sweep_definition(result: LRFinderResult) -> dict[str, Any]:
         "project": fixed.pop("project", config.project),
         **({"entity": fixed.pop("entity")} if fixed.get("entity") else {}),
         "method": "bayes",
-        "metric": {"name": "best/val_acc", "goal": "maximize"},
+        "metric": {"name": f"best/val_{main_metric(config.is_multilabel)}", "goal": "maximize"},
         "run_cap": RUN_CAP,
         "command": ["${env}", "${interpreter}", "-m", "harness", "run", "${args}"],
     }
@@ -292,13 +301,20 @@ def _finite_or_none(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _seed_json(curve: LRCurve) -> Mapping[str, Any]:
+def _run_json(run: ShortRun, measure: Measure) -> Mapping[str, Any]:
+    values = {measure.held_out_key if key == "acc" else key: value for key, value in vars(run).items()}
+    return {key: _finite_or_none(value) for key, value in values.items()}
+
+
+def _seed_json(curve: LRCurve, measure: Measure) -> Mapping[str, Any]:
     columns = {
-        name: [_finite_or_none(value) for value in getattr(curve, name).tolist()]
+        f"{measure.key}s" if name == "accs" else name: [
+            _finite_or_none(value) for value in getattr(curve, name).tolist()
+        ]
         for name in ("lrs", "losses", "smoothed", "accs", "norms")
     }
     held = [
-        {"step": index, "lr": float(curve.lrs[index]), "loss": _finite_or_none(loss), "acc": acc}
+        {"step": index, "lr": float(curve.lrs[index]), "loss": _finite_or_none(loss), measure.held_out_key: acc}
         for index, (loss, acc) in curve.val_points.items()
     ]
     return {"seed": curve.seed, "end": curve.end, **columns, "held": held}

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.lr_finder.analysis import FEWEST_LOSSES, LRCurve, Peak, accuracy_peak, divergence, loss_points
+from harness.lr_finder.measure import ACCURACY, RANKING, Measure
 
 SAFETY = 4.0  # LRMAX stays this factor below the first divergence
 # Of LRMAX to LRMIN, where the schedule ends. Training has to end at a low rate: the custom ResNet on CIFAR-10 reached
 # 85.9, 89.5, 90.5 and 90.5 % on held-out images with ratios of 3, 10, 30 and 100 (docs/log.md, 2026-11-26).
 RATIO_LEAST, RATIO_MOST = 30.0, 300.0
 AGREE, DISAGREE = 2.0, 3.0  # factors between the seeds
+FAR_ABOVE = 2.0  # times the loss without any learning: a start from which a test says little about a run
 COARSE = 10  # steps per decade under which a curve is too coarse
 
 
@@ -94,13 +96,16 @@ class _Seed:
         return lr if lr is None or self.divergence is None else min(lr, self.divergence / SAFETY)
 
 
-def suggest(curves: Sequence[LRCurve], *, uniform_loss: float, chance: float = 0.0) -> Suggestion:
+def suggest(
+    curves: Sequence[LRCurve], *, uniform_loss: float, chance: float = 0.0, measure: Measure = ACCURACY
+) -> Suggestion:
     """Return LRMIN and LRMAX by the accuracy peak and the divergence, with reasons and cautions.
 
     Args:
         curves: one of each seed, over the same learning rates.
         uniform_loss: loss of a model that gives every class the same probability, ln(classes), nats.
-        chance: accuracy 0..1 of always naming the most frequent class.
+        chance: accuracy 0..1 of always naming the most frequent class, or what `measure` is without any learning.
+        measure: what the accuracies of the curves are.
     """
     seeds = [
         _Seed(curve, accuracy_peak(curve), loss_points(curve, uniform_loss), divergence(curve, uniform_loss))
@@ -110,11 +115,11 @@ def suggest(curves: Sequence[LRCurve], *, uniform_loss: float, chance: float = 0
     lr_maxes = [lr for seed in seeds if (lr := seed.lr_max(by_accuracy)) is not None]
     begins = log_median([seed.peak.begin for seed in seeds if seed.peak is not None])
     diverges = log_median([seed.divergence for seed in seeds if seed.divergence is not None])
-    rules = _rule_estimates(seeds)
-    test_cautions = _test_cautions(seeds, uniform_loss)
+    rules = _rule_estimates(seeds, measure)
+    test_cautions = _test_cautions(seeds, uniform_loss, measure)
     median = log_median(lr_maxes)
     if median is None or 2 * len(lr_maxes) < len(seeds):
-        reason = _no_descent(curves)
+        reason = _no_descent(curves, measure)
         return Suggestion(
             lr_min=None,
             lr_max=None,
@@ -129,8 +134,8 @@ def suggest(curves: Sequence[LRCurve], *, uniform_loss: float, chance: float = 0
     lr_max, interval = round_significant(median), (min(lr_maxes), max(lr_maxes))
     lr_min = lr_min_for(begins, lr_max)
     cautions = (
-        *_lr_cautions(seeds, interval, begins, lr_max, by_accuracy),
-        *(_below_chance(seeds, chance) if by_accuracy else ()),
+        *_lr_cautions(seeds, interval, begins, lr_max, by_accuracy, measure),
+        *(_below_chance(seeds, chance, measure) if by_accuracy else ()),
         *test_cautions,
     )
     return Suggestion(
@@ -140,7 +145,7 @@ def suggest(curves: Sequence[LRCurve], *, uniform_loss: float, chance: float = 0
         begins=begins,
         divergence=diverges,
         confidence=_confidence(len(lr_maxes), interval, cautions),
-        reasons=(_lr_max_reason(lr_max, seeds, diverges, by_accuracy), _lr_min_reason(lr_min, begins, lr_max)),
+        reasons=(_lr_max_reason(lr_max, seeds, diverges, by_accuracy, measure), _lr_min_reason(lr_min, begins, lr_max)),
         cautions=cautions,
         rules=rules,
     )
@@ -150,6 +155,11 @@ def lr_min_for(begins: float | None, lr_max: float) -> float:
     """Return LRMIN: where learning begins, but at most LRMAX / `RATIO_LEAST` and at least LRMAX / `RATIO_MOST`."""
     begins = lr_max / 100 if begins is None else begins
     return round_significant(min(max(begins, lr_max / RATIO_MOST), lr_max / RATIO_LEAST))
+
+
+def peak_rule(measure: Measure) -> str:
+    """Return the name of the rule that LRMAX comes from."""
+    return f"{measure.short_name.removeprefix('ROC ')} peak"
 
 
 def round_significant(value: float, digits: int = 2) -> float:
@@ -162,7 +172,9 @@ def log_median(values: Sequence[float]) -> float | None:
     return math.exp(float(np.median(np.log(values)))) if len(values) else None
 
 
-def _lr_max_reason(lr_max: float, seeds: Sequence[_Seed], diverges: float | None, by_accuracy: bool) -> str:
+def _lr_max_reason(
+    lr_max: float, seeds: Sequence[_Seed], diverges: float | None, by_accuracy: bool, measure: Measure
+) -> str:
     limited = sum(
         seed.divergence is not None and seed.lr_max(by_accuracy) == seed.divergence / SAFETY for seed in seeds
     )
@@ -172,11 +184,11 @@ def _lr_max_reason(lr_max: float, seeds: Sequence[_Seed], diverges: float | None
     if by_accuracy:
         acc = _best_accuracy(seeds)
         where = "at a higher rate" if limited else "there"
-        reason = f"LRMAX {lr_max:.2g}: the batch accuracy is highest {where} ({100 * acc:.1f} %, median of {len(seeds)} seeds)"
+        reason = f"LRMAX {lr_max:.2g}: the {measure.name} is highest {where} ({100 * acc:.1f} %, median of {len(seeds)} seeds)"
         if limited:
             return f"{reason}; {limit}"
     else:
-        reason = f"LRMAX {lr_max:.2g}: a tenth of where the loss is lowest, since the accuracy hardly rises"
+        reason = f"LRMAX {lr_max:.2g}: a tenth of where the loss is lowest, since the {measure.name} hardly rises"
         if limited:
             return f"{reason}; {limit}"
     if diverges is None:
@@ -189,12 +201,12 @@ def _best_accuracy(seeds: Sequence[_Seed]) -> float:
     return float(np.median([seed.peak.acc for seed in seeds if seed.peak is not None]))
 
 
-def _below_chance(seeds: Sequence[_Seed], chance: float) -> list[Caution]:
-    """Return a reason to doubt a rate at which the model is worse than one that always names the most frequent class."""
+def _below_chance(seeds: Sequence[_Seed], chance: float, measure: Measure) -> list[Caution]:
+    """Return a reason to doubt a rate at which the model is no better than one that has learnt nothing of the images."""
     if (acc := _best_accuracy(seeds)) > chance:
         return []
-    text = f"the highest batch accuracy, {100 * acc:.1f} %, is not above {100 * chance:.1f} %, that of always naming the most frequent class: it says little about the rate; compare the loss, or set more --steps"
-    return [Caution("accuracy at chance", text)]
+    text = f"the highest {measure.name}, {100 * acc:.1f} %, is not above {100 * chance:.1f} %, {measure.lesson}: it says little about the rate; compare the loss, or set more --steps"
+    return [Caution(f"{measure.short_name} at chance", text)]
 
 
 def _lr_min_reason(lr_min: float, begins: float | None, lr_max: float) -> str:
@@ -206,16 +218,21 @@ def _lr_min_reason(lr_min: float, begins: float | None, lr_max: float) -> str:
     return f"{reason}, lowered to LRMAX/{RATIO_LEAST:g}" if begins > lr_max / RATIO_LEAST else reason
 
 
-def _no_descent(curves: Sequence[LRCurve]) -> str:
+def _no_descent(curves: Sequence[LRCurve], measure: Measure) -> str:
     low = min(float(curve.lrs[0]) for curve in curves)
     high = max(float(curve.lrs[-1]) for curve in curves)
     if min(curve.finite for curve in curves) < FEWEST_LOSSES:
         return f"the loss was not finite from the very start (learning rate {low:.2g}); start lower, with --low {low / 1000:.1g}"
-    return f"no descent: neither loss nor accuracy improved by more than its noise between {low:.2g} and {high:.2g}; try another --low and --high, or more --steps"
+    return f"no descent: neither loss nor {measure.short_name} improved by more than its noise between {low:.2g} and {high:.2g}; try another --low and --high, or more --steps"
 
 
 def _lr_cautions(
-    seeds: Sequence[_Seed], interval: tuple[float, float], begins: float | None, lr_max: float, by_accuracy: bool
+    seeds: Sequence[_Seed],
+    interval: tuple[float, float],
+    begins: float | None,
+    lr_max: float,
+    by_accuracy: bool,
+    measure: Measure,
 ) -> list[Caution]:
     """Return the reasons to doubt the suggested learning rates."""
     cautions, peaks = [], [(seed.curve, seed.peak) for seed in seeds if seed.peak is not None]
@@ -239,11 +256,11 @@ def _lr_cautions(
         cautions.append(Caution("left edge of LRMIN", text, serious=False))
     others = sorted({round_significant(lr) for _, peak in peaks for lr in peak.others})
     if others:
-        text = f"the accuracy has further maxima, at {', '.join(f'{lr:.2g}' for lr in others)}"
+        text = f"the {measure.short_name} has further maxima, at {', '.join(f'{lr:.2g}' for lr in others)}"
         cautions.append(Caution("several maxima", text, serious=False))
     if not by_accuracy:
-        text = "the batch accuracy does not rise above its noise, so the loss decides"
-        cautions.append(Caution("accuracy flat", text))
+        text = f"the {measure.name} does not rise above its noise, so the loss decides"
+        cautions.append(Caution(f"{measure.short_name} flat", text))
     without_lr_max = sum(seed.lr_max(by_accuracy) is None for seed in seeds)
     if without_lr_max:
         text = f"{without_lr_max} of {len(seeds)} seeds did not learn at all"
@@ -251,7 +268,7 @@ def _lr_cautions(
     return cautions
 
 
-def _test_cautions(seeds: Sequence[_Seed], uniform_loss: float) -> list[Caution]:
+def _test_cautions(seeds: Sequence[_Seed], uniform_loss: float, measure: Measure) -> list[Caution]:
     """Return the reasons to doubt the test itself."""
     cautions, curves = [], [seed.curve for seed in seeds]
     undiverged = sum(curve.end == "end of range" for curve in curves)
@@ -266,6 +283,9 @@ def _test_cautions(seeds: Sequence[_Seed], uniform_loss: float) -> list[Caution]
     if starts and max(starts) < 0.7 * uniform_loss:
         text = f"the loss begins at {max(starts):.2g}, far below that of uniform predictions ({uniform_loss:.2g}): the model is already trained, and such a curve says little"
         cautions.append(Caution("already trained", text))
+    if starts and measure is RANKING and min(starts) > FAR_ABOVE * uniform_loss:
+        text = f"the loss begins at {min(starts):.2g}, far above that of a model that only knows how frequent each class is ({uniform_loss:.2g}): the low rates of the test have taken it down, and a run that is sooner at LRMAX may diverge; leave --prior-bias true and take a model whose classifier has a bias, or set --confirm 5"
+        cautions.append(Caution("high start", text))
     lrs = curves[0].lrs
     decades = math.log10(float(lrs[-1] / lrs[0])) if len(lrs) > 1 else 0.0
     if decades and len(lrs) / decades < COARSE:
@@ -290,7 +310,7 @@ def _confidence(count: int, interval: tuple[float, float], cautions: Sequence[Ca
     return f"{'sure' if count >= 3 and spread <= AGREE else 'fairly sure'}: {seeds}"
 
 
-def _rule_estimates(seeds: Sequence[_Seed]) -> tuple[RuleEstimate, ...]:
+def _rule_estimates(seeds: Sequence[_Seed], measure: Measure) -> tuple[RuleEstimate, ...]:
     """Return every rule's median and spread; the note says when the steepest descent is only the start of the curve."""
     peaks = [seed.peak for seed in seeds]
     at_edge = sum("steepest" in seed.points and seed.points["steepest"] <= 2 * _margin(seed.curve) for seed in seeds)
@@ -300,9 +320,9 @@ def _rule_estimates(seeds: Sequence[_Seed]) -> tuple[RuleEstimate, ...]:
     tenths = [None if (lowest := seed.lr_at("minimum")) is None else lowest / 10 for seed in seeds]
     estimates: list[tuple[str, list[float | None], str]] = [
         (
-            "accuracy peak",
+            peak_rule(measure),
             [None if peak is None else peak.lr for peak in peaks],
-            "middle of the top of the batch accuracy (Smith)",
+            f"middle of the top of the {measure.name}{' (Smith)' * (measure is ACCURACY)}",
         ),
         (
             "valley",
@@ -319,7 +339,7 @@ def _rule_estimates(seeds: Sequence[_Seed]) -> tuple[RuleEstimate, ...]:
         (
             "learning begins",
             [None if peak is None else peak.begin for peak in peaks],
-            "a fifth of the rise of the accuracy",
+            f"a fifth of the rise of the {measure.short_name}",
         ),
         (
             "first divergence",

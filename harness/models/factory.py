@@ -24,6 +24,7 @@ from harness.models.freezing import frozen_names, set_trained
 from harness.models.names import check_name, import_model
 from harness.models.outputs import return_logits_in_evaluation
 from harness.models.pretrained import match_classes
+from harness.models.prior_bias import set_prior_bias
 from harness.models.whitening import whiten_first_layer
 from harness.utils.errors import DataError, UsageError, did_you_mean
 from harness.utils.files import write_atomically
@@ -87,15 +88,16 @@ def create_model(config: Config, classes: int) -> nn.Module:
 
 
 def initialise_for(model: nn.Module, config: Config, data: Dataset, preprocess: Preprocess) -> None:
-    """Give a new model what its initialisation takes from the data: the order of its classes, and whitening filters.
+    """Give a new model what its initialisation takes from the data: the order of its classes, biases, and whitening filters.
 
     Parameters that `freeze` names are not trained afterwards.
 
     Raises:
         UsageError: the model does not fit the settings or the classes.
     """
-    if config.pretrained:
-        match_classes(model, data.classes)
+    has_new_head = match_classes(model, data.classes) if config.pretrained else True
+    if config.is_multilabel and config.prior_bias and has_new_head:
+        set_prior_bias(model, config, data)
     if config.gradient_checkpointing:
         _checkpoint_gradients(model, config.model)
     if config.whitening:

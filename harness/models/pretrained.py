@@ -33,12 +33,15 @@ def architecture_of(model: nn.Module, name: str) -> dict[str, Any] | None:
     return architecture
 
 
-def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
+def match_classes(model: nn.Module, classes: Sequence[str]) -> bool:
     """Put the outputs of a pretrained model into the order of `classes`, by the names that its configuration gives them.
 
     Outputs without a class of the data, as `--classes` may ask for, come last. A model without names, or whose last layer
     is new since its weights had another number of outputs, is left as it is. Where the names do not fit the outputs, or
     the data has classes that they do not name, the last layer is initialised anew.
+
+    Returns:
+        Whether the last layer is new, and not that of the pretrained weights.
 
     Raises:
         UsageError: the order differs, and the last layer cannot be rearranged.
@@ -46,9 +49,11 @@ def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
     cfg: Mapping[str, Any] = getattr(model, "pretrained_cfg", None) or {}
     names = label_names(cfg)
     outputs = int(getattr(model, "num_classes", len(classes)))
-    if not names or cfg.get("num_classes", len(names)) != outputs:
-        return
-    if len(names) != outputs or len(set(names)) < len(names) or not set(classes) <= set(names):
+    has_other_size = cfg.get("num_classes", len(names) or outputs) != outputs
+    if not names or has_other_size:
+        return has_other_size
+    is_new = len(names) != outputs or len(set(names)) < len(names) or not set(classes) <= set(names)
+    if is_new:
         log.warning(
             "the pretrained model has other classes (%s) than the data (%s): its last layer is initialised anew",
             ", ".join(names[:3]), ", ".join(list(classes)[:3]),
@@ -58,6 +63,7 @@ def match_classes(model: nn.Module, classes: Sequence[str]) -> None:
         reorder_outputs(model, names, ordered)
     # The exported configuration must not keep names in their former order.
     model.pretrained_cfg = {key: value for key, value in cfg.items() if not key.startswith("label_")}  # type: ignore[assignment]
+    return is_new
 
 
 def adapt_input(model: nn.Module, weights: Mapping[str, Tensor], channels: int) -> tuple[dict[str, Tensor], str]:

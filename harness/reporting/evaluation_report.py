@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from harness.data.image_io import shown_as_rgb
 from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam, metrics
 from harness.evaluation.metrics import Predictions
-from harness.evaluation.multilabel import predict_multilabel, separator_of
+from harness.evaluation.multilabel import MultilabelPredictions, predict_multilabel, separator_of
 from harness.evaluation.own_metrics import own_metrics
 from harness.evaluation.predict import predict_batches
 from harness.evaluation.selection import choose_images
@@ -27,12 +27,19 @@ from harness.reporting.figures import confusion, gallery
 from harness.reporting.figures import gradcam as cam_figure
 from harness.reporting.figures.gallery import Tile
 from harness.reporting.figures.training_curves import as_image
-from harness.reporting.multilabel_report import multilabel_charts, multilabel_table, multilabel_tiles, worst_images
+from harness.reporting.multilabel_maps import explained_classes, map_label, maps_where_known
+from harness.reporting.multilabel_report import (
+    exact_images,
+    multilabel_charts,
+    multilabel_table,
+    multilabel_tiles,
+    worst_images,
+)
 from harness.reporting.prediction_tables import prediction_charts, predictions_table
 from harness.tracking.records import Scalar, Table, Value
 from harness.training.device import autocast_dtype
 from harness.utils.errors import UsageError
-from harness.utils.text import write_csv
+from harness.utils.text import counted, write_csv
 
 log = logging.getLogger(__name__)
 MAX_SIDE = 256  # pixels: of an image in a gallery
@@ -51,7 +58,7 @@ RULE_TEXTS = {
 
 # Of images with several labels: file, how their labels are predicted, whether not exactly, and which come first.
 MULTILABEL_GALLERIES = (
-    ("correct", "predicted exactly", False, "lowest loss first"),
+    ("correct", "predicted exactly", False, "lowest and highest loss of each set of labels"),
     ("misclassified", "not predicted exactly", True, "highest loss first"),
 )
 
@@ -135,7 +142,7 @@ class Evaluator:
     def _evaluate_multilabel(
         self, split: Split, batches: Iterable[tuple[Tensor, Tensor]], folder: Path
     ) -> EvaluationResult:
-        """Do what `evaluate` does for images with several labels, without confusion, calibration and class-activation maps."""
+        """Do what `evaluate` does for images with several labels, without confusion and calibration."""
         predictions = predict_multilabel(
             self.model,
             batches,
@@ -154,9 +161,10 @@ class Evaluator:
             **multilabel_charts(predictions, self.classes, split.name),
         }
         details: dict[str, Value] = {}
+        empty = (0, 0)
         images = f"{len(predictions):,} {split.name} images"
         for name, adjective, wrong, order in MULTILABEL_GALLERIES if self.config.gallery else ():
-            chosen = worst_images(predictions, wrong, self.config.gallery)
+            chosen = (worst_images if wrong else exact_images)(predictions, self.config.gallery)
             shown = {index: pictures[index] for index in chosen.tolist()}
             total = int((predictions.correct != wrong).sum())
             path = gallery.gallery(
@@ -169,10 +177,14 @@ class Evaluator:
                 details[f"predictions/{name}"] = multilabel_table(
                     predictions, split.ids, self.classes, positions=chosen, pictures=shown
                 )
+        if self.config.gallery and self.config.cam != "none" and self.has_cam_layer():
+            maps, overlays, empty = self._multilabel_maps(predictions, split, figures)
+            values, details = {**values, **maps}, {**details, **overlays}
         worst = np.argsort(-predictions.losses, kind="stable")[: THUMBNAILS if self.config.gallery else 0]
         thumbnails = {index: shrink(pictures[index], THUMBNAIL_SIDE) for index in worst.tolist()}
         values["predictions/table"] = multilabel_table(predictions, split.ids, self.classes, pictures=thumbnails)
-        return EvaluationResult(predictions.metrics(), values, table, (0, 0), details, predictions.thresholds)
+        headline = {**predictions.metrics(), **own_metrics(self.config, predictions)}
+        return EvaluationResult(headline, values, table, empty, details, predictions.thresholds)
 
     def _table(self, predictions: Predictions, split: Split, pictures: _Pictures) -> Table:
         """Return the table of all predictions, with thumbnails of the galleries' images and of those with the highest loss."""
@@ -229,29 +241,70 @@ class Evaluator:
         Return values and details of `EvaluationResult`, and the number of empty maps and of all.
         """
         chosen = self._choose(predictions, wrong=True, rule=self.config.gallery_rule)
-        path = figures / "gradcam.png"
         if not len(chosen):
-            cam_figure.gradcam_figure([], NO_MAPS, NO_MAPS, path)
-            return {"gallery/gradcam": as_image(path)}, {}, (0, 0)
-        images = torch.stack([self.preprocess.image(split.picture(int(index))) for index in chosen])
-        pictures = [to_uint8(image) for image in self.preprocess.denormalise(images)]
+            return self._no_maps(figures, "No misclassified images.")
+        images, pictures = self._inputs(split, chosen)
         options = dict(method=self.config.cam, layer=self.config.cam_layer)
-        predicted = gradcam.compute_maps(self.model, images, predictions.predicted[chosen], **options)
-        true = gradcam.compute_maps(self.model, images, predictions.labels[chosen], **options)
-        if predicted.resolution.is_coarse:
-            log.warning(
-                "class-activation maps have %s; %s", predicted.resolution, gradcam.finer_maps(self.model, images[:1])
-            )
+        maps = [
+            gradcam.compute_maps(self.model, images, classes[chosen], **options)
+            for classes in (predictions.predicted, predictions.labels)
+        ]
         tiles, ids = self._tiles(predictions, chosen, pictures), [str(split.ids[index]) for index in chosen]
-        title = f"Class-activation maps of {len(chosen)} misclassified images"
-        cam_figure.gradcam_figure(tiles, predicted, true, path, title=title)
+        title = f"Class-activation maps of {counted(len(chosen), 'misclassified image', 'misclassified images')}"
+        return self._drawn_maps(tiles, ids, maps, images, figures, title)
+
+    def _multilabel_maps(
+        self, predictions: MultilabelPredictions, split: Split, figures: Path
+    ) -> tuple[dict[str, Value], dict[str, Value], tuple[int, int]]:
+        """Do what `_maps` does for images with several labels, for the class predicted wrongly and the class missed."""
+        chosen = worst_images(predictions, self.config.gallery)
+        if not len(chosen):
+            return self._no_maps(figures, "All images are predicted exactly.")
+        images, pictures = self._inputs(split, chosen)
+        classes = explained_classes(predictions, chosen)
+        maps = maps_where_known(self.model, images, classes, method=self.config.cam, layer=self.config.cam_layer)
+        labels = [
+            (map_label(predictions, image, wrong, self.classes), map_label(predictions, image, missed, self.classes))
+            for image, wrong, missed in zip(chosen.tolist(), *(each.tolist() for each in classes), strict=True)
+        ]
+        tiles = multilabel_tiles(predictions, chosen, self.classes, pictures, labels)
+        ids = [str(split.ids[index]) for index in chosen]
+        images_not = counted(len(chosen), "image that is not", "images that are not")
+        title = f"Class-activation maps of {images_not} predicted exactly"
+        return self._drawn_maps(tiles, ids, maps, images, figures, title)
+
+    def _no_maps(self, figures: Path, message: str) -> tuple[dict[str, Value], dict[str, Value], tuple[int, int]]:
+        path = cam_figure.gradcam_figure([], NO_MAPS, NO_MAPS, figures / "gradcam.png", empty=message)
+        return {"gallery/gradcam": as_image(path)}, {}, (0, 0)
+
+    def _inputs(self, split: Split, chosen: np.ndarray) -> tuple[Tensor, list[np.ndarray]]:
+        """Return images as the model takes them, float [n, 3, H, W], and the same as uint8 [H, W, 3]."""
+        images = torch.stack([self.preprocess.image(split.picture(int(index))) for index in chosen])
+        return images, [to_uint8(image) for image in self.preprocess.denormalise(images)]
+
+    def _drawn_maps(
+        self, tiles: list[Tile], ids: list[str], maps: Sequence[gradcam.Maps], images: Tensor, figures: Path, title: str
+    ) -> tuple[dict[str, Value], dict[str, Value], tuple[int, int]]:
+        """Draw two maps of each image; return what `_maps` does."""
+        first, second = maps
+        if first.resolution.is_coarse:
+            log.warning(
+                "class-activation maps have %s; %s", first.resolution, gradcam.finer_maps(self.model, images[:1])
+            )
+        path = cam_figure.gradcam_figure(tiles, first, second, figures / "gradcam.png", title=title)
         values: dict[str, Value] = {
             "gallery/gradcam": as_image(path),
-            "explain/gradcam": gradcam_images.layered_images(tiles, ids, predicted, true),
+            "explain/gradcam": gradcam_images.layered_images(tiles, ids, first, second),
         }
-        details: dict[str, Value] = {"explain/maps": gradcam_images.overlay_table(tiles, ids, predicted, true)}
-        empty = int(predicted.empty.sum() + true.empty.sum())
-        return values, details, (empty, 2 * len(chosen))
+        details: dict[str, Value] = {"explain/maps": gradcam_images.overlay_table(tiles, ids, first, second)}
+        drawn = [gradcam_images.has_class(tile) for tile in tiles]
+        flags = [
+            empty
+            for each, *pair in zip(drawn, first.empty, second.empty, strict=True)
+            for has, empty in zip(each, pair, strict=True)
+            if has
+        ]
+        return values, details, (int(sum(flags)), len(flags))
 
     def _tiles(self, predictions: Predictions, chosen: np.ndarray, pictures: list[np.ndarray]) -> list[Tile]:
         confidence, correct = predictions.confidence, predictions.correct  # each a pass over all probabilities

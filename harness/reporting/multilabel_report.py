@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.evaluation.multilabel import MultilabelPredictions, label_text, prediction_rows
-from harness.reporting.figures.gallery import Tile
+from harness.evaluation.selection import from_both_ends, grouped, in_turn
+from harness.reporting.figures.gallery import MapLabel, Tile
 from harness.reporting.prediction_tables import CHART_CLASSES, curve_charts, image_cells, table_rows
 from harness.tracking.records import Table, TableChart
 from harness.utils.multilabel import average_precisions
@@ -47,20 +48,37 @@ def multilabel_charts(predictions: MultilabelPredictions, classes: Sequence[str]
     return curve_charts(curves, which)
 
 
-def worst_images(predictions: MultilabelPredictions, wrong: bool, count: int) -> np.ndarray:
-    """Return the images whose labels are not predicted exactly, or are, int64 [<= count]: the highest loss first.
+def worst_images(predictions: MultilabelPredictions, count: int) -> np.ndarray:
+    """Return the images whose labels are not predicted exactly, int64 [<= count]: the highest loss first."""
+    candidates = np.flatnonzero(~predictions.correct)
+    return candidates[np.argsort(-predictions.losses[candidates], kind="stable")][:count]
 
-    Of those that are predicted exactly the lowest loss comes first.
+
+def exact_images(predictions: MultilabelPredictions, count: int) -> np.ndarray:
+    """Return images whose labels are predicted exactly, int64 [<= count].
+
+    The sets of labels in turn, the most frequent first, each giving its image with the lowest loss, then that with the highest, and
+    so on: what is typical of a set beside what is barely recognised.
     """
-    candidates = np.flatnonzero(predictions.correct != wrong)
-    losses = predictions.losses[candidates]
-    return candidates[np.argsort(-losses if wrong else losses, kind="stable")][:count]
+    candidates = np.flatnonzero(predictions.correct)
+    by_loss = candidates[np.argsort(predictions.losses[candidates], kind="stable")]
+    sets = grouped(by_loss, lambda index: predictions.labels[index].tobytes())
+    queues = sorted(sets.values(), key=lambda queue: (-len(queue), queue[0]))
+    return np.array(in_turn([from_both_ends(queue) for queue in queues])[:count], np.int64)
 
 
 def multilabel_tiles(
-    predictions: MultilabelPredictions, chosen: np.ndarray, classes: Sequence[str], pictures: Sequence[np.ndarray]
+    predictions: MultilabelPredictions,
+    chosen: np.ndarray,
+    classes: Sequence[str],
+    pictures: Sequence[np.ndarray],
+    explained: Sequence[tuple[MapLabel | None, MapLabel | None] | None] | None = None,
 ) -> list[Tile]:
-    """Return a tile for each image, with its true and its predicted labels."""
+    """Return a tile for each image, with its true and its predicted labels.
+
+    Args:
+        explained: the classes whose maps are drawn, of each image.
+    """
     return [
         Tile(
             picture=picture,
@@ -68,6 +86,7 @@ def multilabel_tiles(
             prediction=label_text(predictions.predicted[index], classes),
             confidence=math.nan,
             correct=bool(predictions.correct[index]),
+            explained=labels,
         )
-        for index, picture in zip(chosen.tolist(), pictures, strict=True)
+        for index, picture, labels in zip(chosen.tolist(), pictures, explained or [None] * len(chosen), strict=True)
     ]

@@ -20,7 +20,7 @@ LOWER, UPPER = [0.0, 0.36], [0.44, 1.0]  # parts of the height: accuracy, loss
 
 
 def range_test_chart(result: LRFinderResult) -> PlotlyFigure:
-    """Return loss and accuracy of each seed and their medians over the learning rate.
+    """Return loss and accuracy (or what else was measured) of each seed and their medians over the learning rate.
 
     What each rule suggests and the short runs are lines and points that the legend switches on and off.
     """
@@ -30,14 +30,22 @@ def range_test_chart(result: LRFinderResult) -> PlotlyFigure:
     data: list[dict[str, Any]] = []
     for number, curve in enumerate(result.curves):
         data += _seed_lines(curve, PALETTE[number % len(PALETTE)], limit)
-    for median, name, y in ((loss, "median loss", "y"), (acc, "median accuracy", "y2")):
+    for median, name, y in ((loss, "median loss", "y"), (acc, f"median {result.measure.short_name}", "y2")):
         data.append(_line(median.x, median.lines["median"], name, INK, limit, width=3, yaxis=y))
     for rule, lr in result.estimates().items():
         data.append(_line([lr, lr], limits, f"{rule} {lr:.2g}", SOFT, limit, dash="dot", visible="legendonly"))
     if result.short_runs:
         runs = sorted((run.lr_max, run.acc) for run in result.short_runs)
         lrs, accs = zip(*runs, strict=True)
-        trials = _line(lrs, accs, "short runs: held-out accuracy at LRMAX", GREEN, limit, dash="dot", yaxis="y2")
+        trials = _line(
+            lrs,
+            accs,
+            f"short runs: held-out {result.measure.held_out_name} at LRMAX",
+            GREEN,
+            limit,
+            dash="dot",
+            yaxis="y2",
+        )
         data.append({**trials, "mode": "lines+markers", "marker": {"size": 8}})
     return PlotlyFigure(data, _layout(result, [float(lr) for curve in result.curves for lr in curve.lrs], limits))
 
@@ -79,7 +87,7 @@ def _layout(result: LRFinderResult, lrs: Sequence[float], limits: Sequence[float
     return layout(
         x,
         axis("loss (nats)", domain=UPPER, range=[low, high]),
-        yaxis2=axis("batch accuracy", percent=True, domain=LOWER),
+        yaxis2=axis(result.measure.name, percent=True, domain=LOWER),
         title={
             "text": f"LR range test, {counted(len(result.curves), 'seed', 'seeds')}: {confidence}",
             "font": {"size": 14},

@@ -85,7 +85,7 @@ def at_chance(
         return ""
     if chance < 1 and chance_probability(total, total, chance) > 1 - CONFIDENCE:
         return f"{total} {split} image{'s' * (total > 1)} are too few to tell any accuracy from chance; set a larger --test-fraction, or add images"
-    start = f"the {split} accuracy of {percent(accuracy)} is at chance: always naming the most frequent class gives {percent(chance)}"
+    start = f"the {split} accuracy of {percent(accuracy)} is at chance: always naming the most frequent class of these images gives {percent(chance)}"
     if chance == 1:
         return f"all {total} {split} images have one class, so their accuracy says nothing about the others; hold out other images"
     if steps < LEAST_UPDATES:

@@ -21,12 +21,15 @@ from harness.data.image_io import SKIP_REMEDY, image_files, read_image
 from harness.data.own_datasets import named_data
 from harness.data.registry import EvaluationData, Split, load_evaluation_data
 from harness.evaluation import gradcam
+from harness.evaluation.multilabel import NO_LABEL
 from harness.evaluation.trained_model import TrainedModel, load_trained_model, run_folder
 from harness.reporting.evaluation_report import EvaluationResult, Evaluator, table_text, to_uint8
 from harness.reporting.figures import gradcam as cam_figure
+from harness.reporting.figures.gallery import MapLabel
 from harness.reporting.gradcam_images import enlarge
+from harness.reporting.multilabel_maps import threshold_text
 from harness.runs.model_log import WEIGHTS
-from harness.runs.predict import skip_text
+from harness.runs.predict import rounded_probability, skip_text
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
 from harness.tracking.lineage import dataset_artifact, model_of_run
 from harness.tracking.metric_names import is_share
@@ -43,6 +46,10 @@ EXPLAINED = Path("explained")  # where the overlays go by default
 EXPLANATION_COLUMNS = (
     "file", "prediction", "confidence", "map", "map_empty", "share_for_class", "cam", "cam_layer", "map_height", "map_width",
     "input_height", "input_width",
+)  # fmt: skip
+# The same where images have several labels: a row for each class whose map is drawn; `panel` counts the maps from the left.
+LABEL_COLUMNS = (
+    "file", "class", "probability", "threshold", "predicted", "map", "panel", *EXPLANATION_COLUMNS[4:],
 )  # fmt: skip
 log = logging.getLogger(__name__)
 
@@ -180,6 +187,25 @@ def evaluation_text(evaluation: SplitEvaluation) -> str:
 
 
 @dataclass(frozen=True)
+class ExplainedLabel:
+    """One of several classes of an image, with its class-activation map; `empty` and `share` as in `Explanation`.
+
+    Attributes:
+        threshold: the class is predicted where its probability is at least that.
+    """
+
+    name: str
+    probability: float
+    threshold: float
+    empty: bool = False
+    share: float = math.nan
+
+    @property
+    def is_predicted(self) -> bool:
+        return self.probability >= self.threshold
+
+
+@dataclass(frozen=True)
 class Explanation:
     """A model's answer to one image, with its class-activation map.
 
@@ -191,6 +217,9 @@ class Explanation:
         resolution: of the map; None without one.
         layer: whose activations the map shows.
         finer: what helps where the map is too coarse; empty where it is not.
+        labels: where images may have several: the predicted classes, the most probable first, at most as many as there are
+            guesses, or the most probable class where none is predicted; the overlay has a map of each. `empty` says whether
+            all of these are, and `share` is of the first.
     """
 
     path: Path
@@ -201,6 +230,7 @@ class Explanation:
     resolution: gradcam.Resolution | None = None
     layer: str = ""
     finer: str = ""
+    labels: tuple[ExplainedLabel, ...] | None = None
 
 
 def explain(
@@ -213,6 +243,8 @@ def explain(
 ) -> Iterator[Explanation]:
     """Classify images of any size, mode or orientation, and write each beside its class-activation map.
 
+    Where images have several labels, that is a map for each predicted class, or for the most probable one where none is predicted.
+
     A generator: each image is classified when its explanation is asked for, and `explanations.csv` is written at the end.
     The files lie in `out` as the images lie in their folder; those of several folders each below its name.
 
@@ -221,7 +253,7 @@ def explain(
         pictures: files, or folders that are searched at any depth.
         settings: replace those of the checkpoint (`cam`, `device`, ...); `wandb` or `tracker` also records the answers there, at the end.
         out: folder for the overlays and `explanations.csv`; None: `explained`.
-        top: number of guesses.
+        top: number of guesses, and the most maps of an image with several labels.
 
     Raises:
         CheckpointError: the checkpoint is missing, damaged, foreign or unsafe.
@@ -233,16 +265,12 @@ def explain(
     folder = EXPLAINED if out is None else Path(out)
     check_output_folder(folder, is_named=out is not None)
     trained = load_trained_model(Path(run), settings)
-    if trained.is_multilabel:
-        raise UsageError(
-            f"{trained.path} predicts several labels per image, and harness explain explains one; use harness predict, which writes the probability of each"
-        )
     _check_tracking(trained, settings)
     explanations = []
     for explanation in _explain_each(trained, list(image_files(pictures)), folder, top, skip_text(settings)):
         explanations.append(explanation)
         yield explanation
-    _write_explanations(explanations, folder, trained.config.cam)
+    _write_explanations(explanations, folder, trained.config.cam, trained.is_multilabel)
     _track_explanations(trained, settings, explanations, folder)
 
 
@@ -261,17 +289,31 @@ def _explain_each(
             continue
         image = trained.preprocess.image(pixels)[None]
         with trained.configured(), torch.no_grad(), autocast(trained.device, autocast_dtype(trained.config.precision)):
-            probabilities = trained.model(image.to(trained.device)).float().softmax(1)[0].cpu().numpy()
+            probabilities = trained.probabilities(trained.model(image.to(trained.device)))[0]
         if not np.isfinite(probabilities).all():
             raise DivergedError(f"the model answers {file} with NaN or infinite numbers; its training has diverged")
-        order = np.argsort(-probabilities)[:top]
+        ranked = np.argsort(-probabilities)
+        order = ranked[:top]
         guesses = [(trained.classes[index], float(probabilities[index])) for index in order]
+        shown = [int(index) for index in order[:1]]
+        labels = None
+        if trained.thresholds is not None:
+            predicted = [int(index) for index in ranked if probabilities[index] >= trained.thresholds[index]]
+            shown = predicted[:top] or shown  # a class with a low threshold need not be among the most probable
+            labels = tuple(
+                ExplainedLabel(trained.classes[index], float(probabilities[index]), float(trained.thresholds[index]))
+                for index in shown
+            )
         if not draws_maps:
-            yield Explanation(file, guesses)
+            yield Explanation(file, guesses, labels=labels)
             continue
         with trained.configured():
             maps = gradcam.compute_maps(
-                trained.model, image, [int(order[0])], method=trained.config.cam, layer=trained.config.cam_layer
+                trained.model,
+                image.expand(len(shown), -1, -1, -1),
+                shown,
+                method=trained.config.cam,
+                layer=trained.config.cam_layer,
             )
             if maps.resolution.is_coarse and not finer:
                 finer = gradcam.finer_maps(trained.model, image)
@@ -280,9 +322,18 @@ def _explain_each(
             raise DataError(
                 f"{link} is a symbolic link, and what is written would lie where it leads; remove it, or name another folder"
             )
-        overlay = write_overlay(picture, maps, out / name)
+        if labels is None:
+            overlay = write_overlay(picture, maps, out / name)
+        else:
+            labels = tuple(
+                dataclasses.replace(label, empty=bool(empty), share=float(share))
+                for label, empty, share in zip(labels, maps.empty, maps.share, strict=True)
+            )
+            captions = [MapLabel(label.name, threshold_text(label.probability, label.threshold)) for label in labels]
+            overlay = cam_figure.labels_figure(picture, maps, captions, out / name)
+        share = float(maps.share[0])
         yield Explanation(
-            file, guesses, overlay, bool(maps.empty[0]), float(maps.share[0]), maps.resolution, maps.layer, finer
+            file, guesses, overlay, bool(maps.empty.all()), share, maps.resolution, maps.layer, finer, labels
         )
 
 
@@ -309,19 +360,38 @@ def _overlay_names(places: Sequence[Path]) -> list[Path]:
     return names
 
 
-def _write_explanations(explanations: Sequence[Explanation], folder: Path, method: str) -> None:
-    """Write `explanations.csv`: a row for each picture with its class, its score, and its map with its resolution."""
+def _write_explanations(explanations: Sequence[Explanation], folder: Path, method: str, is_multilabel: bool) -> None:
+    """Write `explanations.csv`: a row for each picture with its class, its score, and its map with its resolution.
+
+    Where images have several labels, it is a row for each of the classes whose maps are drawn.
+    """
     rows: list[tuple[Cell, ...]] = []
+    columns = LABEL_COLUMNS if is_multilabel else EXPLANATION_COLUMNS
     for one in explanations:
-        name, probability = one.guesses[0]
-        row: tuple[Cell, ...] = (str(one.path), name, float(f"{probability:.6g}"))
-        if one.resolution is not None and one.overlay is not None:
-            share = None if one.empty else float(f"{one.share:.4g}")
-            overlay = one.overlay.relative_to(folder).as_posix()
-            sizes = dataclasses.astuple(one.resolution)
-            row = (*row, overlay, "yes" if one.empty else "no", share, method, one.layer, *sizes)
-        rows.append((*row, *[None] * (len(EXPLANATION_COLUMNS) - len(row))))
-    write_csv(folder / "explanations.csv", EXPLANATION_COLUMNS, rows)
+        file = str(one.path)
+        if one.labels is None:
+            name, probability = one.guesses[0]
+            rows.append(
+                (file, name, rounded_probability(probability), *_map_cells(one, one.empty, one.share, folder, method))
+            )
+        for panel, label in enumerate(one.labels or (), 1):
+            answer = (
+                rounded_probability(label.probability),
+                rounded_probability(label.threshold),
+                "yes" if label.is_predicted else "no",
+            )
+            overlay, *cells = _map_cells(one, label.empty, label.share, folder, method) or (None,)
+            rows.append((file, label.name, *answer, overlay, panel if overlay else None, *cells))
+    padded = [(*row, *[None] * (len(columns) - len(row))) for row in rows]
+    write_csv(folder / "explanations.csv", columns, padded)
+
+
+def _map_cells(one: Explanation, empty: bool, share: float, folder: Path, method: str) -> tuple[Cell, ...]:
+    """Return the cells of a map from `map` on; none where there is no map."""
+    if one.resolution is None or one.overlay is None:
+        return ()
+    overlay, part = one.overlay.relative_to(folder).as_posix(), None if empty else float(f"{share:.4g}")
+    return (overlay, "yes" if empty else "no", part, method, one.layer, *dataclasses.astuple(one.resolution))
 
 
 def _evaluator(trained: TrainedModel) -> Evaluator:
@@ -349,9 +419,14 @@ def _track_explanations(
     rows: list[tuple[Cell, ...]] = []
     for one in explanations:
         overlay = None if one.overlay is None or one.empty else Image(read_image(one.overlay))
-        name, probability = one.guesses[0]
-        rows.append((overlay, str(one.path), name, probability, ", ".join(name for name, _ in one.guesses)))
-    table = Table(("image and map", "file", "prediction", "confidence", "guesses"), rows)
+        guesses = ", ".join(name for name, _ in one.guesses)
+        if one.labels is None:
+            rows.append((overlay, str(one.path), *one.guesses[0], guesses))
+        else:
+            predicted = ", ".join(label.name for label in one.labels if label.is_predicted) or NO_LABEL
+            rows.append((overlay, str(one.path), predicted, guesses))
+    answer = ("prediction",) if trained.is_multilabel else ("prediction", "confidence")
+    table = Table(("image and map", "file", *answer, "guesses"), rows)
     _to_trackers(trained, settings, "explain", {"explain/images": table}, {"explain/count": len(rows)}, out)
 
 

@@ -16,7 +16,7 @@ from harness.data.own_datasets import config_of_call
 from harness.lr_finder.finder import LRFinder, LRFinderInputs, LRFinderOptions, range_for, with_placeholder_lr
 from harness.lr_finder.range_test import median_curve, seed_curve
 from harness.lr_finder.result import LRFinderResult, check_sweepable, result_table, sweep_yaml
-from harness.lr_finder.suggestion import lr_min_for
+from harness.lr_finder.suggestion import lr_min_for, peak_rule
 from harness.reporting.figures import lr_finder, training_curves
 from harness.reporting.range_test_chart import range_test_chart
 from harness.runs.advice import missing_weights
@@ -65,7 +65,7 @@ def find_lr(
         low, high: bounds of the learning rate; by default those that fit the optimizer.
         linear: raise the rate by equal steps instead of equal factors.
         seeds: how many times the test runs, each with other weights and another order of the images.
-        confirm: short one-cycle runs around the suggestion; the one with the best held-out accuracy is taken.
+        confirm: short one-cycle runs around the suggestion; the one with the best held-out accuracy (mAP of several labels per image) is taken.
         write_sweep: where to write a W&B sweep whose ranges come from the test.
         settings: settings by keyword, such as `epochs=3`; they win. `data` may also be that of `run`.
 
@@ -93,10 +93,6 @@ def _find_lr(
     if config.link:
         reporter.message(
             f"link={config.link}: a range test logs no model, so it links none; give --link to the run that trains"
-        )
-    if config.is_multilabel:
-        raise UsageError(
-            "the LR range test is for one label per image, and label_separator or label_columns gives an image several; try some --lr-max, in a sweep for example"
         )
     decided = decide_settings(config)
     if decided.choices:
@@ -223,7 +219,7 @@ def finder_inputs(config: Config, components: Components) -> LRFinderInputs:
 
 def draw_lr_finder(result: LRFinderResult, path: Path) -> Path:
     """Draw the figure of a range test."""
-    hidden = ("accuracy peak", "learning begins")
+    hidden = (peak_rule(result.measure), "learning begins")
     return lr_finder.draw_range_test(
         path,
         seeds=[seed_curve(curve) for curve in result.curves],
@@ -234,4 +230,5 @@ def draw_lr_finder(result: LRFinderResult, path: Path) -> Path:
         interval=result.suggestion.interval,
         trials=[(run.lr_max, run.acc) for run in result.short_runs],
         note=result.suggestion.confidence,
+        measure=result.measure,
     )

@@ -199,7 +199,7 @@ def write_predictions(predictions: Iterable[Prediction], out: Path | BinaryIO, s
 
 def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
     """Return a row of the table, below its header where it is the first."""
-    row: list[Any] = [os.fspath(prediction.path), prediction.prediction, _rounded(prediction.confidence)]
+    row: list[Any] = [os.fspath(prediction.path), prediction.prediction, rounded_probability(prediction.confidence)]
     header = ["file", "prediction", "confidence"]
     if prediction.thresholds is not None:
         header = ["file", "labels", "probabilities"]
@@ -213,27 +213,30 @@ def _csv_lines(prediction: Prediction, top: int, is_first: bool) -> str:
     elif top:
         for rank, (name, probability) in enumerate(prediction.top(top), 1):
             header += [f"class_{rank}", f"probability_{rank}"]
-            row += [name, _rounded(probability)]
+            row += [name, rounded_probability(probability)]
     else:
         header += prediction.classes
-        row += map(_rounded, prediction.probabilities.tolist())
+        row += map(rounded_probability, prediction.probabilities.tolist())
     text = csv_text(header, [row])
     return text if is_first else csv_text(row, [])
 
 
 def _json_line(prediction: Prediction, top: int, is_first: bool) -> str:
     listed = prediction.top(top) if top else zip(prediction.classes, prediction.probabilities.tolist(), strict=True)
-    about: dict[str, Any] = {"prediction": prediction.prediction, "confidence": _rounded(prediction.confidence)}
+    about: dict[str, Any] = {
+        "prediction": prediction.prediction,
+        "confidence": rounded_probability(prediction.confidence),
+    }
     if prediction.thresholds is not None:
-        about = {"labels": {name: _rounded(probability) for name, probability in prediction.labels}}
+        about = {"labels": {name: rounded_probability(probability) for name, probability in prediction.labels}}
     record = {
         "file": os.fspath(prediction.path),
         **about,
-        "probabilities": {name: _rounded(probability) for name, probability in listed},
+        "probabilities": {name: rounded_probability(probability) for name, probability in listed},
     }
     return json_text(record) + "\n"
 
 
-def _rounded(probability: float) -> float:
+def rounded_probability(probability: float) -> float:
     """Return a probability with six significant digits, as `predictions.csv` has it."""
     return float(f"{probability:.6g}")

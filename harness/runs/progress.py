@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.tracking.records import Record, Scalar
     from harness.training.loop import StepInfo
 
-BAR_NAMES = {"acc": "acc", "exact_match": "exact"}
+BAR_NAMES = {"acc": "acc", "exact_match": "exact", "auc": "AUC"}
 # Metrics of images with several labels -> how the line of an epoch names them.
 MULTILABEL_NAMES = {"map": "mAP", "f1_macro": "F1", "exact_match": "exact"}
 LEAST_LEFT = 60.0  # seconds: less is not worth a word

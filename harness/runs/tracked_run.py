@@ -345,8 +345,14 @@ def _close_failed(
                 log.exception("while closing a run that had failed")  # the first error is the one that is raised
             elif str(known) != failure["reason"]:
                 log.debug("while closing a run that had failed: %s", known)
-    if stopped and state is not None:
-        reporter.message(f"Stopped at step {state.step}. Resume with: {directory.resume_command}")
+    if isinstance(error, Interrupted) and state is not None:
+        reason = str(error).removeprefix("stopped ")
+        saved = "the state is saved"
+        if directory.checkpoint_step != state.step:  # its loss was not finite, or W&B's agent stopped its thread
+            step = directory.checkpoint_step
+            saved = f"the last saved state is that of step {step}" if step else "no state is saved yet"
+        reporter.message(f"Stopped at step {state.step} {reason}; {saved}. Resume with: {directory.resume_command}")
+        error.is_reported = True
 
 
 def _state_after(error: BaseException) -> RunState:

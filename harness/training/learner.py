@@ -56,6 +56,13 @@ class StepResult:
     grad_norm: Tensor | None = None
 
 
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the number of images that are predicted correctly, [] int; of several labels each has to be."""
+    if labels.ndim == 2:
+        return ((logits > 0) == labels.bool()).all(1).sum()
+    return (logits.argmax(1) == labels).sum()
+
+
 @dataclass
 class Learner:
     """A model, its optimizer and the numerics of a step.
@@ -77,6 +84,7 @@ class Learner:
         lr_scales: name of a group of parameters -> factor on its LR; empty where all have the same.
         is_compiled: `forward` is the compiled model.
         is_multilabel: whether images have several labels; then labels are uint8 [B, classes].
+        count_correct: takes logits [B, classes] and labels, and returns `StepResult.correct`, []; an LR range test replaces it.
     """
 
     model: nn.Module
@@ -101,6 +109,7 @@ class Learner:
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     is_compiled: bool = False
     is_multilabel: bool = False
+    count_correct: Callable[[Tensor, Tensor], Tensor] = count_correct
 
     @property
     def share_name(self) -> str:
@@ -231,7 +240,7 @@ class Learner:
                     scaled.backward()
             fault_injection.point("micro_batch")
             losses.append(loss.detach())
-            corrects.append(_count_correct(logits.detach()[: len(classes)], classes))
+            corrects.append(self.count_correct(logits.detach()[: len(classes)], classes))
         return torch.stack(losses).sum(), torch.stack(corrects).sum()
 
     def _delayed_all_reduce(self, is_delayed: bool) -> contextlib.AbstractContextManager[None]:
@@ -290,13 +299,6 @@ class Learner:
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         self.grad_accumulation = max(self.grad_accumulation, int(state.get("grad_accumulation", 1)))
-
-
-def _count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the number of images that are predicted correctly, [] int; of several labels each has to be."""
-    if labels.ndim == 2:
-        return ((logits > 0) == labels.bool()).all(1).sum()
-    return (logits.argmax(1) == labels).sum()
 
 
 def make_learner(

@@ -77,7 +77,7 @@ class StepInfo:
         lr: learning rate of the last update.
         loss: returns the loss of the last update; waits for the device.
         acc: returns the accuracy over the epoch so far, or the share of exact matches; waits for the device.
-        share_name: what `acc` returns: `acc` or `exact_match`.
+        share_name: what `acc` returns: `acc`, `exact_match`, or `auc` in a range test.
     """
 
     step: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,10 +13,12 @@ from torch.nn import functional as F
 from harness.config.losses import GAMMA, JSD_ALPHA, LOSSES
 from harness.config.settings import Config
 from harness.data.mixup import smooth_one_hot
+from harness.data.multilabel import prior_logits
 from harness.training.own_losses import Loss as Loss
 from harness.training.own_losses import own_loss
 from harness.utils.errors import UsageError
 
+MOST_IMAGES = 4096  # that a loss without a model is computed of
 CLOSEST = 1e-8  # to 0 of 1 - p: below it, powers under 1 have infinite slopes
 
 
@@ -138,6 +141,22 @@ def _multilabel_loss(config: Config, device: torch.device, pos_weight: Tensor | 
         return (terms.sum(1) if sums else terms.mean(1)).mean()
 
     return loss
+
+
+def uninformed_loss(config: Config, labels: np.ndarray, class_weights: Tensor | None) -> float:
+    """Return the loss of a model that knows how frequent each of several labels is, and nothing of the images, nats.
+
+    It is below that of equal probabilities, most of all with many rare classes: a model that has lost what it had learnt falls back
+    to it, not to those.
+
+    Args:
+        labels: uint8 [N, C] of the training images, of which at most 4,096 are used.
+        class_weights: float32 of the model's outputs, as for `make_loss`.
+    """
+    labels = labels[:: -(-len(labels) // MOST_IMAGES)]
+    factor = float(config.loss_args.get("pos_weight", 1.0)) if class_weights is None else class_weights.numpy()
+    logits = torch.from_numpy(prior_logits(labels, factor)).float().expand(labels.shape)
+    return float(make_loss(config, logits.device, class_weights)(logits, torch.from_numpy(labels).float()))
 
 
 def uniform_loss(config: Config, classes: int) -> float:

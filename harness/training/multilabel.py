@@ -66,6 +66,30 @@ def image_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels.float(), reduction="none").sum(1)
 
 
+def ranking_quality(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the area under the ROC curve of a batch, the mean over its classes, 0..1, float32 []; 0.5 is that of chance.
+
+    It is the share of the pairs of an image with the class and one without it whose logits are in the right order, equal ones
+    counted as half. It needs no threshold, and does not depend on how frequent a class is. Classes that all or none of the images
+    have are left out; 0.5 where none is left. NaN counts as the lowest logit.
+
+    Args:
+        logits: float [B, C]. labels: [B, C] of 0 and 1.
+    """
+    comparable = logits.float().nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+    columns, has = comparable.T.contiguous(), labels.T > 0  # [C, B]
+    ordered = columns.sort(1).values
+    below, up_to = (torch.searchsorted(ordered, columns, right=right) for right in (False, True))
+    ranks = (below + up_to + 1) / 2  # from 1; of equal logits the mean
+    positives = has.sum(1)
+    negatives = len(labels) - positives
+    in_order = torch.where(has, ranks, 0).sum(1) - positives * (positives + 1) / 2
+    pairs = positives * negatives
+    areas = torch.where(pairs > 0, in_order / pairs.clamp_min(1), 0.5)
+    known = (pairs > 0).sum()
+    return torch.where(known > 0, (areas * (pairs > 0)).sum() / known.clamp_min(1), 0.5).float()
+
+
 def _of_all_processes(
     parts: list[tuple[Tensor, Tensor]], processes: SingleProcess, device: torch.device
 ) -> tuple[Tensor, Tensor]:

@@ -37,11 +37,16 @@ if hasattr(os, "register_at_fork"):
 
 
 class Interrupted(HarnessError):
-    """The run was stopped by a signal or by W&B; its state was saved."""
+    """The run was stopped by a signal or by W&B; its state was saved.
+
+    Attributes:
+        is_reported: the user has been told, with the command that resumes.
+    """
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+        self.is_reported = False
 
 
 class StopRequests:
@@ -135,7 +140,11 @@ class StopRequests:
             return
         if self._received is None and self._reason:
             raise Interrupted(self._reason, 128 + signal_number)
-        raise Interrupted(f"stopped by {signal.Signals(signal_number).name}", 128 + signal_number)
+        name = signal.Signals(signal_number).name
+        key = (
+            "Ctrl-C (SIGINT)" if signal_number == signal.SIGINT else name
+        )  # the name of the signal says little to most
+        raise Interrupted(f"stopped by {key}", 128 + signal_number)
 
 
 def die_with_parent(parent: int | None = None) -> None:

@@ -142,7 +142,7 @@ def test_a_folder_without_a_test_split_says_what_a_run_holds_out(tmp_path):
 
 def test_images_that_are_not_square_name_the_share_that_is_cut(tmp_path):
     make_class_folders(tmp_path, count=12, size=(10, 16))
-    assert "cuts 38% off" in advice_on(tmp_path, "not square")
+    assert "cuts 38% off their area (mean of the 48 that were read, of all splits)" in advice_on(tmp_path, "not square")
     assert not any("not square" in line for line in describe(tmp_path, resize="letterbox")[0]["advice"])
 
 

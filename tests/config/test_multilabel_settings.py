@@ -47,12 +47,10 @@ def test_a_metric_that_is_given_wins():
         ({"select_by": "acc"}, ["select_by=acc", "--select-by map"]),
         ({"select_by": "balanced_acc"}, ["select_by=balanced_acc", "--select-by map"]),
         ({"sampling": "balanced"}, ["sampling=balanced", "--class-weights balanced"]),
-        ({"lr_max": "find"}, ["find", "range test", "numbers"]),
         ({"label_columns": "a,b"}, ["label_separator='|'", "label_columns=a,b", "keep one"]),
         ({"label_separator": "", "label_columns": "a,b", "label_column": "c"}, ["label_column='c'", "keep one"]),
         ({"data": "cifar10"}, ["label_separator", "data=cifar10", "--data table"]),
         ({"class_weights": "balanced", "loss_args": "pos_weight=2"}, ["pos_weight", "keep one"]),
-        ({"metrics": "mine", "plugin": ()}, ["metrics=mine", "--metrics"]),
     ],
 )
 def test_what_needs_one_label_per_image_is_refused_in_one_line_with_a_remedy(settings, parts):
@@ -94,13 +92,9 @@ def test_a_metric_of_the_other_kind_of_labels_is_answered_with_that_of_these():
         check_metric("best/val_map", Config(**TABLE, val_fraction=0.1), on_test=False)
 
 
-def test_an_optimizer_without_a_known_rate_is_refused_with_what_to_give():
-    config = make_config({**SEPARATED, "optimizer": "lamb"}, "auto")
-    with pytest.raises(UsageError, match=r"no rate is known for optimizer=lamb .*; give --lr-max"):
-        choose_settings(config, facts())
-    assert choose_settings(
-        make_config({**SEPARATED, "optimizer": "lamb", "lr_max": 0.01, "lr_min": 0.001}, "auto"), facts()
-    )
+def test_an_optimizer_without_a_known_rate_gets_that_of_a_range_test():
+    choices = choose_settings(make_config({**SEPARATED, "optimizer": "lamb"}, "auto"), facts())
+    assert (choices["lr_max"].value, choices["lr_min"].value) == ("find", "find")
 
 
 def test_views_of_an_image_are_left_out_not_compared_by_another_loss():

@@ -215,6 +215,31 @@ def test_an_empty_label_between_separators_is_refused_with_file_row_and_value(sq
     assert f"{table}, row 1: column labels has the value {cell!r}" in message and "\n" not in message
 
 
+@pytest.mark.parametrize("cell", ["nan", "NaN", "-1", "red|nan", "n/a", "<NA>"])
+def test_a_label_that_stands_for_an_unknown_one_is_no_class_of_its_own(squares, cell):
+    root, rows = squares
+    table = table_with(root, rows, ["path", "labels"], [cell])
+    message = refused(DataError, table, label_separator="|")
+    assert f"{table}, row 1: column labels has the value {cell!r}" in message and "\n" not in message
+    assert "not known; leave the row out, or the cell empty" in message and "give it another name" in message
+
+
+def test_names_that_only_look_like_missing_values_are_classes(squares):
+    """Such as Namibia and Niue among codes of countries, in either form of labels; one label per image takes any name."""
+    root, rows = squares
+    cells = (["NA|None", "NU", "null"], ["nan", "n/a", "-1"])
+    several, one = (
+        write_table(
+            root / f"{number}.csv",
+            ["path", "label"],
+            [[path, given[index % 3]] for index, (path, _) in enumerate(rows)],
+        )
+        for number, given in enumerate(cells)
+    )
+    assert set(load(several, label_separator="|").classes) == {"NA", "NU", "None", "null"}
+    assert set(load(one).classes) == {"-1", "n/a", "nan"}
+
+
 @pytest.mark.parametrize("value", ["null", "NaN", "1.5", "true", '{"a": 1}', '["red", null]', '["red", 1.5]'])
 def test_json_that_is_no_list_of_labels_is_refused(squares, value):
     root, rows = squares

@@ -129,4 +129,7 @@ def test_what_the_centre_crop_cuts_away_is_named(tmp_path):
         notes[resize] = preprocess_notes(config, model, data, make_preprocess(config, model, data))
     configured = "test_resnet is configured for images of 8 x 16 pixels; it is given 8 x 8"
     assert notes["squash"] == [configured]
-    assert notes["crop"][0] == configured and "the centre crop cuts 50% off the area of the images" in notes["crop"][1]
+    assert (
+        notes["crop"][0] == configured
+        and "the centre crop cuts 50% off the area of the training images (mean of all" in notes["crop"][1]
+    )

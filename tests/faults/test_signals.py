@@ -38,7 +38,11 @@ def test_a_signal_at_any_point_saves_exits_with_its_status_and_the_run_resumes(u
     ended = harness("run", *SAVING, "--name", "r", cwd=tmp_path, fault=f"{action}@{point}", check=code)
     status = read_json(tmp_path / "runs/r/status.json")
     assert (status["state"], status["exit_code"]) == (state, code)
-    assert f"Resume with: {status['resume']}" in ended.err
+    (line,) = [line for line in ended.err.splitlines() if line.lower().startswith("stopped")]  # once
+    assert line.endswith(f"; the state is saved. Resume with: {status['resume']}")
+    assert line.startswith(
+        f"Stopped at step {status['step']} by {'Ctrl-C (SIGINT)' if action == 'int' else 'SIG' + action.upper()}"
+    )
     number = int(point.partition("=")[2])
     if point.startswith("step"):
         assert status["step"] == number, "saved at once, not at the next checkpoint"

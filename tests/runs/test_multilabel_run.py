@@ -1,6 +1,8 @@
 """A run on images with several labels, from the command line to the page, and what reads the run afterwards."""
 
 import csv
+import dataclasses
+import html
 import json
 import re
 import signal
@@ -8,22 +10,25 @@ import signal
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, average_precision_score, f1_score
+from PIL import Image
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, hamming_loss, roc_auc_score
 
 import harness
 from harness import make_config
 from harness.data.registry import load_dataset
 from harness.evaluation.multilabel import stored_thresholds
+from harness.evaluation.own_metrics import register_metric
 from harness.evaluation.trained_model import load_trained_model
 from harness.reporting.html.pages import write_page
 from harness.reporting.html.run_data import read_run
+from harness.runs.components import build_components
 from harness.runs.export import export_onnx, export_timm
 from harness.runs.inference import evaluate, explain
-from harness.runs.lr_find import find_lr
 from harness.runs.predict import predict
 from harness.runs.summary import summary_table
 from harness.tracking.journal import read_journal
 from harness.tracking.records import Table
+from harness.utils import registry
 from harness.utils.errors import CheckpointError, UsageError
 from tests.support.forked import harness as command
 from tests.support.multilabel import COLOURS, make_squares, write_columns, write_separated
@@ -141,14 +146,14 @@ def test_the_table_of_classes_has_what_scikit_learn_computes(run):
     table = final.values["predictions/per_class"]
     assert isinstance(table, Table) and [row[0] for row in table.rows] == sorted(COLOURS)
     assert {"predictions/precision_recall", "predictions/roc", "predictions/table"} <= final.values.keys()
-    assert not {key for key in final.values if "confusion" in key or "reliability" in key or "gradcam" in key}
+    assert not {key for key in final.values if "confusion" in key or "reliability" in key}
 
 
 def test_the_page_shows_these_metrics_and_says_what_it_has_in_place_of_a_confusion_matrix(run):
     page = (run.folder / "report.html").read_text()
     result = run.summary["result"]
     assert "Test mAP" in page and f"{100 * result['test/map']:.2f} %" in page
-    assert "in place of a confusion matrix, calibration and class-activation maps" in page
+    assert "in place of a confusion matrix and calibration" in page
     assert "best F1 of each class on the validation split" in page
     assert "several per image (multi-label)" in page
     assert "Mean average precision" in page and "Predicted exactly" in page
@@ -189,11 +194,59 @@ def test_evaluate_uses_the_thresholds_of_the_run_and_takes_either_form_of_labels
         evaluate(run.folder, {**settings, "label_separator": "", "label_columns": "", "label_column": "red"})
 
 
-def test_what_explains_one_label_per_image_is_refused(run, squares):
-    with pytest.raises(UsageError, match="harness predict"):
-        next(explain(run.folder, squares.parent / "squares" / "0.png", {"device": "cpu"}))
-    with pytest.raises(UsageError, match="LR range test is for one label per image"):
-        find_lr({**SETTINGS, "data_dir": str(squares)})
+def test_an_explained_picture_has_a_map_for_each_predicted_class(run, squares, tmp_path):
+    pictures = sorted((squares.parent / "squares").iterdir())[:20]
+    explanations = list(explain(run.folder, pictures, {"device": "cpu", "cam": "hirescam"}, out=tmp_path))
+    predictions = list(predict(run.folder, pictures, {"device": "cpu"}))
+    with open(tmp_path / "explanations.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for explanation, prediction in zip(explanations, predictions, strict=True):
+        expected = prediction.labels or prediction.top(1)
+        assert [(label.name, label.probability) for label in explanation.labels] == [
+            (name, pytest.approx(probability, abs=1e-5)) for name, probability in expected
+        ]
+        own = [row for row in rows if row["file"] == str(explanation.path)]
+        assert [(row["class"], row["panel"]) for row in own] == [
+            (name, str(panel)) for panel, (name, _) in enumerate(expected, 1)
+        ]
+        assert {row["predicted"] for row in own} == {"yes" if prediction.labels else "no"}
+        assert {row["map"] for row in own} == {explanation.overlay.relative_to(tmp_path).as_posix()}
+        thresholds = run.summary["thresholds"]["classes"]
+        assert all(float(row["threshold"]) == pytest.approx(thresholds[row["class"]], abs=1e-5) for row in own)
+        with Image.open(explanation.overlay) as picture:
+            assert picture.width / picture.height > len(own)
+    assert {len(prediction.labels) for prediction in predictions} >= {0, 1, 2}
+
+
+def test_explain_prints_every_class_with_whether_it_is_predicted_and_draws_no_map_without_a_method(
+    run, squares, tmp_path
+):
+    picture = squares.parent / "squares" / "0.png"
+    ended = command(
+        "explain", run.folder, picture, "--device", "cpu", "--cam", "none", "-o", tmp_path / "o", cwd=tmp_path, check=0
+    )
+    (prediction,) = predict(run.folder, picture, {"device": "cpu"})
+    names = {name for name, _ in prediction.labels}
+    for name in COLOURS:
+        assert f"{'✓' if name in names else '✗'} {name} " in ended.out
+    (first, *_) = csv.DictReader((tmp_path / "o/explanations.csv").read_text().splitlines())
+    assert (first["map"], first["panel"], first["predicted"]) == ("", "", "yes" if names else "no")
+
+
+def test_a_metric_of_a_plug_in_gets_the_labels_and_the_scores_of_every_class(run, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(registry, "_registered", {})
+    register_metric(lambda predictions: hamming_loss(predictions.labels, predictions.predicted), name="hamming")
+    register_metric(lambda predictions: roc_auc_score(predictions.labels, predictions.probabilities), name="auc")
+    register_metric(lambda predictions: predictions.margin.mean(), name="of_one_label")
+    given = {"device": "cpu", "gallery": 0, "metrics": "hamming,auc,of_one_label"}
+    result = evaluate(run.folder, given, out=tmp_path)
+    truth, predicted, probabilities, _ = stored_predictions(run.folder)
+    assert result.metrics["hamming"] == pytest.approx((truth != predicted).mean())
+    assert result.metrics["auc"] == pytest.approx(roc_auc_score(truth, probabilities), abs=1e-4)
+    assert "of_one_label" not in result.metrics
+    assert "metric of_one_label is left out" in caplog.text and "several per image" in caplog.text
+    with pytest.raises(UsageError, match="'map' cannot be registered"):
+        register_metric(print, name="map")
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
@@ -244,16 +297,34 @@ def test_without_a_validation_split_the_thresholds_are_one_half_and_the_run_says
         "gallery": 3,
         "mixup": 0.3,
         "tta": "mirror",
+        "cam": "hirescam",
     }
     result = harness.run(make_config({**settings, "class_weights": "balanced", "label_smoothing": 0.1}))
     assert set(result.summary["thresholds"]["classes"].values()) == {0.5}
     assert result.summary["thresholds"]["chosen"] == "0.5 for every class, since there is no validation split"
     assert any("--val-fraction" in line for line in result.summary["warnings"])
-    assert "there is no validation split" in (result.folder / "report.html").read_text()
+    page = (result.folder / "report.html").read_text()
+    assert "there is no validation split" in page
+    _check_maps(result.folder, page)
     assert "test/map_tta" in result.summary["result"]
     _, predicted, probabilities, _ = stored_predictions(result.folder)
     np.testing.assert_array_equal(predicted, probabilities >= 0.5)
     assert write_page([result.folder, result.folder.parent], tmp_path / "two.html").is_file()
+
+
+def _check_maps(folder, page):
+    """Compare the maps in the journal with the captions of the page."""
+    (final,) = [record for record in read_journal(folder).records if record.kind == "final"]
+    table, layers = final.details["explain/maps"], final.values["explain/gradcam"]
+    rows = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert len(rows) == len(layers) == 3
+    for row, layered in zip(rows, layers, strict=True):
+        for key, sign in (("prediction", "✗"), ("truth", "✓")):
+            name, figures = row[f"class for {key}"], row[f"threshold for {key}"].replace(" ", "\N{NO-BREAK SPACE}")
+            assert (key in layered.masks) == bool(name)
+            if name and row[f"overlay for {key}"] is not None:
+                assert f"{sign} {name}, {figures}, evidence {row[f'share for {key}']:.0%}" in html.unescape(page)
+    assert "images that are not predicted exactly: the evidence for the class that is predicted wrongly" in page
 
 
 def words(squares, **settings):
@@ -288,3 +359,31 @@ def test_two_processes_train_and_evaluate_as_one(squares, tmp_path):
         for folder in (tmp_path / "one/runs/r", tmp_path / "two/runs/r")
     ]
     np.testing.assert_allclose(*values, atol=2e-3)
+
+
+def test_a_classifier_that_init_brings_along_keeps_its_biases_and_a_new_one_begins_at_the_frequencies(run, squares):
+    trained = load_trained_model(run.folder, {"device": "cpu"})
+    other = squares.with_name("pink.csv")
+    other.write_text(squares.read_text().replace("red", "pink"))
+    biases, labels = [], None
+    for table in (squares, other):
+        components = build_components(make_config({**SETTINGS, "data_dir": str(table), "init": str(run.folder)}))
+        biases.append(components.learner.model.get_classifier().bias.detach())
+        labels = components.dataset.train.labels
+    assert torch.equal(biases[0], trained.model.get_classifier().bias)
+    share = labels.mean(0)
+    np.testing.assert_allclose(biases[1].numpy(), np.log(share / (1 - share)), rtol=1e-5, atol=1e-6)
+
+
+def test_explain_shows_a_predicted_class_that_is_not_among_the_most_probable(run, squares, tmp_path, monkeypatch):
+    """Its threshold is low, and those of the others are not reached."""
+    trained = load_trained_model(run.folder, {"device": "cpu"})
+    image = squares.parent / "squares/0.png"
+    probabilities = dict(next(iter(explain(run.folder, [image], {"device": "cpu"}, out=tmp_path / "a"))).guesses)
+    last = min(probabilities, key=probabilities.get)
+    thresholds = np.array([0.0 if name == last else 1.1 for name in trained.classes])
+    changed = dataclasses.replace(trained, thresholds=thresholds)
+    monkeypatch.setattr("harness.runs.inference.load_trained_model", lambda *_: changed)
+    (one,) = explain(run.folder, [image], {"device": "cpu"}, out=tmp_path / "b", top=1)
+    assert len(one.guesses) == 1 and one.guesses[0][0] != last
+    assert [(label.name, label.is_predicted) for label in one.labels] == [(last, True)]

@@ -16,6 +16,8 @@ from harness.config.settings import Config
 from harness.evaluation.metrics import Predictions
 from harness.evaluation.own_metrics import check_metrics, own_metrics, register_metric
 from harness.reporting.figures.schedule import curve
+from harness.reporting.html.facts import headline
+from harness.reporting.html.run_data import read_run
 from harness.runs.components import build_components
 from harness.sweep.schema import parse_sweep
 from harness.tracking.backends.backend import Backend
@@ -69,6 +71,8 @@ def test_a_run_uses_the_transform_the_loss_the_schedule_the_metric_and_the_track
     worst = min(np.mean([row[3] == name for row in rows if row[2] == name]) for name in classes)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["result"]["test/worst_recall"] == pytest.approx(worst)
+    facts = {fact.name: fact.value for fact in headline(read_run(folder))}
+    assert facts["Test worst_recall"] == f"{worst:.4g}"
 
     lines = lines_of(folder)
     assert lines[0] == {"name": "r", "project": "harness"} and lines[-1] == {"status": "finished"}

@@ -21,10 +21,11 @@ def config(tmp_path):
     return Config(recipe="digits", data="digits", output=str(tmp_path / "runs"), wandb="offline", name="one")
 
 
-def run_body(config, body, state=None, **header):
-    """Run `body` in a tracked run; return the directory, its status, the messages and the error that was raised."""
+def run_body(config, body, state=None, checkpoint_step=20, **header):
+    """Run `body` in a tracked run whose newest checkpoint is that of a step; return the directory, its status, the messages and the error that was raised."""
     header = {"environment": {}, **header}
     directory, reporter = run_dir.claim_run_dir(config), Lines()
+    directory.checkpoint_step = checkpoint_step
     try:
         with (
             StopRequests() as stop_requests,
@@ -64,7 +65,7 @@ def test_a_body_that_succeeds_leaves_a_finished_run(config):
         (UsageError("lr_max=7 is wrong"), "failed", 2),
         (DivergedError("training diverged"), "failed", 5),
         (RuntimeError("a bug"), "failed", 1),
-        (Interrupted("stopped by SIGINT", 130), "interrupted", 130),
+        (Interrupted("stopped by Ctrl-C (SIGINT)", 130), "interrupted", 130),
         (Interrupted("stopped by SIGTERM", 143), "preempted", 143),
         (Interrupted("stopped by SIGUSR1", 138), "preempted", 138),
     ],
@@ -84,8 +85,23 @@ def test_a_body_that_fails_is_recorded_everywhere_and_its_error_is_raised(config
     assert (summary["epochs"], summary["steps"], summary["last"]["train/loss"]) == (2, 20, 1.0)
     assert read_journal(directory.path).exit_code == exit_code
     assert offline_runs(directory.path)[0].exit_code == exit_code
-    assert any("Resume with: " in line for line in lines) == stopped
+    stop_lines = [line for line in lines if "Resume with: " in line]
+    reason = str(error).removeprefix("stopped ")
+    expected = f"Stopped at step 20 {reason}; the state is saved. Resume with: {directory.resume_command}"
+    assert stop_lines == ([expected] if stopped else [])
     assert (directory.path / "report.html").is_file() == isinstance(error, DivergedError)
+
+
+@pytest.mark.parametrize(
+    ("checkpoint_step", "text"), [(10, "the last saved state is that of step 10"), (0, "no state is saved yet")]
+)
+def test_a_stopped_run_whose_last_state_could_not_be_saved_says_so(config, checkpoint_step, text):
+    def body(tracked):
+        raise Interrupted("stopped by SIGTERM", 143)
+
+    directory, _, lines, _ = run_body(config, body, state_after_two_epochs(), checkpoint_step)
+    expected = f"Stopped at step 20 by SIGTERM; {text}. Resume with: {directory.resume_command}"
+    assert [line for line in lines if line.startswith("Stopped")] == [expected]
 
 
 def test_a_failed_range_test_has_no_resume_command_and_no_summary(config):

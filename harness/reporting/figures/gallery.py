@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,21 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.backend_bases import RendererBase
 
-# Inches: side of an image, between two, margin; a tile with its texts and the gap to the next one.
+# Inches: side of an image, between two, margin; a tile with its texts and the gap to the next one; a further line of text.
 _SIDE, _GAP, _EDGE = 1.85, 0.16, 0.16
-_COLUMN, _ROW = _SIDE + _GAP, _SIDE + 0.68
+_COLUMN, _ROW, _LINE = _SIDE + _GAP, _SIDE + 0.68, 0.17
+
+
+@dataclass(frozen=True)
+class MapLabel:
+    """The class of a class-activation map of an image with several labels.
+
+    Attributes:
+        note: stands below the name: its probability and its threshold.
+    """
+
+    name: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -29,6 +41,8 @@ class Tile:
     Attributes:
         picture: uint8 [H, W, 3].
         confidence: probability of the predicted class, 0..1; NaN where several classes may be predicted.
+        explained: where several may be: the class that is predicted wrongly and the one that is missed, whose maps are
+            drawn; None where there is no such class.
     """
 
     picture: np.ndarray
@@ -36,14 +50,27 @@ class Tile:
     prediction: str
     confidence: float
     correct: bool
+    explained: tuple[MapLabel | None, MapLabel | None] | None = None
+
+    @property
+    def has_several(self) -> bool:
+        """Whether the truth and the prediction are sets of classes, as text."""
+        return math.isnan(self.confidence)
 
     @property
     def verdict(self) -> str:
         """The prediction and its confidence, after a sign for correct or wrong."""
         sign = style.RIGHT_SIGN if self.correct else style.WRONG_SIGN
-        if math.isnan(self.confidence):
-            return f"{sign} {style.shorten(self.prediction, 24)}"
+        if self.has_several:
+            return style.fit_text(f"{sign} {self.prediction}", _COLUMN - 0.1, 10, lines=2, bold=True)
         return f"{sign} {style.shorten(self.prediction, 17)}  {percent(self.confidence)}"
+
+    @property
+    def truth_line(self) -> str:
+        """The truth, after a word that says so."""
+        if self.has_several:
+            return style.fit_text(f"truth: {self.truth}", _COLUMN - 0.1, 10, lines=2)
+        return f"truth: {style.shorten(self.truth, 20)}"
 
     @property
     def colour(self) -> str:
@@ -65,23 +92,30 @@ def gallery(
     width = max(columns * _COLUMN + _EDGE, 4.2)
     heading = style.wrap(title, int(width * 7.5))
     top = 0.15 + 0.26 * len(heading.splitlines())
-    canvas = Canvas(width, top + rows * _ROW)
+    above = _further_lines(tile.verdict for tile in tiles)
+    height = _ROW + above + _further_lines(tile.truth_line for tile in tiles)
+    canvas = Canvas(width, top + rows * height)
     canvas.write(width / 2, 0.12, heading, ha="center", fontsize=13, fontweight="bold")
     start = (width - columns * _COLUMN + _GAP) / 2
     for index, tile in enumerate(tiles):
         row, column = divmod(index, columns)
-        _draw_tile(canvas, start + column * _COLUMN, top + row * _ROW, tile)
+        _draw_tile(canvas, start + column * _COLUMN, top + above + row * height, tile)
     return canvas.save(path)
 
 
+def _further_lines(texts: Iterable[str]) -> float:
+    """Return the height of the lines after the first one of the longest of some texts, inches."""
+    return _LINE * max(text.count("\n") for text in texts)
+
+
 def _draw_tile(canvas: Canvas, left: float, top: float, tile: Tile) -> None:
-    """Draw an image with its verdict above and its true class below."""
+    """Draw an image with its verdict above and its true class below, at most two lines each."""
     middle, colour, box = left + _SIDE / 2, tile.colour, (left, top + 0.25, _SIDE, _SIDE)
     canvas.write(
         middle, top + 0.2, tile.verdict, ha="center", va="bottom", fontsize=10, color=colour, fontweight="bold"
     )
     canvas.picture(*box, tile.picture, colour=colour, linewidth=2.2, dashed=not tile.correct)
-    canvas.write(middle, top + _SIDE + 0.3, f"truth: {style.shorten(tile.truth, 20)}", ha="center", fontsize=10)
+    canvas.write(middle, top + _SIDE + 0.3, tile.truth_line, ha="center", fontsize=10)
 
 
 class Canvas:

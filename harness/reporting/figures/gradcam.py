@@ -11,7 +11,7 @@ import numpy as np
 
 from harness.evaluation.gradcam import METHODS, Maps
 from harness.reporting.figures import style
-from harness.reporting.figures.gallery import Canvas, Tile, fit_to_box
+from harness.reporting.figures.gallery import Canvas, MapLabel, Tile, fit_to_box
 from harness.utils.text import percent
 
 _COLOURS = "inferno"  # perceptually uniform, also in grey
@@ -19,7 +19,8 @@ _OPACITY = 0.85  # of the colour at the peak of the evidence
 # Inches: side of a panel, between panels, between cards, margin; height of the figure's heading, a card's heading, captions.
 _SIDE, _GAP, _APART, _EDGE, _TOP, _HEADING, _CAPTION = 1.14, 0.05, 0.26, 0.18, 1.15, 0.25, 0.42
 _CARD = 3 * _SIDE + 2 * _GAP
-_NAMES = 29  # characters of both class names that fit in the heading of a card
+_LINE, _SMALL = 0.16, 9  # inches of a further line of text; points of a caption
+_LARGE = 1.7  # inches: the longer side of an image with the maps of its labels
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -70,7 +71,7 @@ def gradcam_figure(
     """Draw misclassified images, each beside its maps for the predicted and for the true class.
 
     The two maps of an image share one scale, the higher of their peaks, so that they can be compared. An empty map is
-    a hatched panel.
+    a hatched panel. Of an image with several labels the maps are those of `Tile.explained`.
 
     Args:
         tiles: the model's inputs (of the maps' aspect ratio), with truth, prediction and confidence.
@@ -90,32 +91,111 @@ def gradcam_figure(
     rows = math.ceil(len(tiles) / columns)
     aspect = float(np.median([tile.picture.shape[0] / tile.picture.shape[1] for tile in tiles]))
     height = _SIDE * min(max(aspect, 0.5), 1.6)
-    row_height = _HEADING + height + _CAPTION
-    canvas = Canvas(max(2 * _EDGE + columns * _CARD + (columns - 1) * _APART, 7.6), _TOP + rows * row_height)
-    _write_heading(canvas, title, predicted)
-    for index, (tile, *heats) in enumerate(zip(tiles, *shared_scale(predicted, true), strict=True)):
+    width = max(2 * _EDGE + columns * _CARD + (columns - 1) * _APART, 7.6)
+    room = _CARD if columns > 1 else width - 2 * _EDGE
+    headings, captions = [_card_heading(tile, room) for tile in tiles], [_captions(tile) for tile in tiles]
+    heading = _HEADING + _LINE * max(text.count("\n") for text in headings)
+    below = _LINE * max(caption.count("\n") for pair in captions for caption in pair)
+    row_height = heading + height + _CAPTION + below
+    subtitle = _subtitle(predicted, tiles[0].explained is not None, width - 2 * _EDGE)
+    start = _TOP + _LINE * subtitle.count("\n")
+    canvas = Canvas(width, start + rows * row_height)
+    _write_heading(canvas, title, subtitle, predicted)
+    for index, heats in enumerate(zip(*shared_scale(predicted, true), strict=True)):
         row, column = divmod(index, columns)
+        left, top = _EDGE + column * (_CARD + _APART), start + row * row_height
+        canvas.write(left, top, headings[index], fontsize=10, fontweight="bold")
         empties = (bool(predicted.empty[index]), bool(true.empty[index]))
-        _draw_card(canvas, _EDGE + column * (_CARD + _APART), _TOP + row * row_height, height, tile, heats, empties)
+        _draw_card(canvas, left, top + heading, height, tiles[index].picture, heats, empties, captions[index])
     return canvas.save(path)
 
 
-def _write_heading(canvas: Canvas, title: str, maps: Maps) -> None:
+def labels_figure(picture: np.ndarray, maps: Maps, labels: Sequence[MapLabel], path: Path | str) -> Path:
+    """Draw an image as the model saw it beside its map for each of some classes, each stretched to its own peak.
+
+    Args:
+        picture: uint8 [H, W, 3].
+        maps: of this image, one for each of the labels.
+        labels: the classes, whose names and notes stand below the maps.
+    """
+    side = (
+        _LARGE * min(1.0, picture.shape[0] / picture.shape[1]),
+        _LARGE * min(1.0, picture.shape[1] / picture.shape[0]),
+    )
+    height, width = side
+    captions = [f"{style.fit_text(label.name, width, _SMALL, lines=2)}\n{label.note}" for label in labels]
+    below = 0.25 + _LINE * max(caption.count("\n") for caption in captions)
+    canvas = Canvas(2 * _GAP + (len(labels) + 1) * (width + _GAP), 2 * _GAP + height + below)
+    fitted = fit_to_box(picture, width, height)
+    panels = [
+        fitted,
+        *(
+            hatched(fitted.shape) if empty else overlay(fitted, heat)
+            for heat, empty in zip(maps.scaled, maps.empty, strict=True)
+        ),
+    ]
+    for index, (pixels, caption) in enumerate(zip(panels, ["image", *captions], strict=True)):
+        left = _GAP + index * (width + _GAP)
+        canvas.picture(left, _GAP, width, height, pixels, colour=style.SOFT)
+        canvas.write(left + width / 2, 2 * _GAP + height, caption, ha="center", fontsize=_SMALL)
+    return canvas.save(path)
+
+
+def _subtitle(maps: Maps, has_several: bool, width: float) -> str:
+    """Return what the panels of a card are, on at most two lines of `width` inches."""
+    name = METHODS[maps.method].class_name.replace("PlusPlus", "++")
+    shown = f"true → predicted class: image, map of the predicted class ({style.WRONG_SIGN}), map of the true class ({style.RIGHT_SIGN})"
+    if has_several:
+        shown = f"image, map of the class predicted wrongly ({style.WRONG_SIGN}) and of the class missed ({style.RIGHT_SIGN}) with the highest loss; probability and threshold"
+    return style.fit_text(f"{name}, layer {style.shorten(maps.layer, 24)}; {shown}", width, 10, lines=2)
+
+
+def _write_heading(canvas: Canvas, title: str, subtitle: str, maps: Maps) -> None:
     method = METHODS[maps.method]
-    name = method.class_name.replace("PlusPlus", "++")
-    characters = int(canvas.figure.get_figwidth() * 11)
-    canvas.write(_EDGE, 0.1, style.shorten(title, int(characters * 0.7)), fontsize=14, fontweight="bold")
-    subtitle = f"{name}, layer {style.shorten(maps.layer, 24)}; true → predicted class: image, map of the predicted class ({style.WRONG_SIGN}), map of the true class ({style.RIGHT_SIGN})"
-    canvas.write(_EDGE, 0.42, style.shorten(subtitle, characters), fontsize=10)
+    width, below = canvas.figure.get_figwidth() - 2 * _EDGE, _LINE * subtitle.count("\n")
+    canvas.write(_EDGE, 0.1, style.fit_text(title, width, 14, bold=True), fontsize=14, fontweight="bold")
+    canvas.write(_EDGE, 0.42, subtitle, fontsize=10)
     ramp = overlay(np.full((12, 240, 3), 150, np.uint8), np.tile(np.linspace(0, 1, 240), (12, 1)))
-    canvas.write(_EDGE, 0.66, "no evidence", fontsize=9, color=style.SOFT)
-    canvas.picture(_EDGE + 0.85, 0.66, 1.5, 0.13, ramp, colour=style.GRID, linewidth=0.5)
+    canvas.write(_EDGE, 0.66 + below, "no evidence", fontsize=9, color=style.SOFT)
+    canvas.picture(_EDGE + 0.85, 0.66 + below, 1.5, 0.13, ramp, colour=style.GRID, linewidth=0.5)
     meaning = (
         "higher peak of the two maps" if method.is_class_specific else "peak (this method has one map for all classes)"
     )
-    canvas.write(_EDGE + 2.45, 0.66, meaning, fontsize=9, color=style.SOFT)
+    canvas.write(_EDGE + 2.45, 0.66 + below, meaning, fontsize=9, color=style.SOFT)
     colour = style.WRONG if maps.resolution.is_coarse else style.SOFT
-    canvas.write(_EDGE, 0.87, f"a map has {maps.resolution}", fontsize=9, color=colour)
+    canvas.write(_EDGE, 0.87 + below, f"a map has {maps.resolution}", fontsize=9, color=colour)
+
+
+def _card_heading(tile: Tile, room: float) -> str:
+    """Return what stands above an image, of at most `room` inches: its true and its predicted class, or classes."""
+    if tile.has_several:
+        lines = (f"truth: {tile.truth}", f"predicted: {tile.prediction}")
+        return "\n".join(style.fit_text(line, room, 10, bold=True) for line in lines)
+    most = style.most_letters(tile.truth + tile.prediction, room, 10, bold=True)
+    names = min(len(tile.truth) + len(tile.prediction), most)
+    headings = (_pair(tile, letters) for letters in range(names, 7, -1))
+    return next((text for text in headings if style.text_width(text, 10, bold=True) <= room), _pair(tile, 8))
+
+
+def _pair(tile: Tile, letters: int) -> str:
+    """Return the true and the predicted class, shortened to so many letters together, and the confidence."""
+    truth = style.shorten(tile.truth, max(letters // 2, letters - len(tile.prediction)))
+    return f"{truth} → {style.shorten(tile.prediction, letters - len(truth))} ({percent(tile.confidence)})"
+
+
+def _captions(tile: Tile) -> tuple[str, str]:
+    """Return what stands below the maps of an image; empty where there is no map."""
+    if tile.explained is None:
+        return _fit_caption(tile.prediction, style.WRONG_SIGN), _fit_caption(tile.truth, style.RIGHT_SIGN)
+    wrong, missed = (
+        "" if label is None else f"{_fit_caption(label.name, sign)}\n{label.note}"
+        for label, sign in zip(tile.explained, (style.WRONG_SIGN, style.RIGHT_SIGN), strict=True)
+    )
+    return wrong, missed
+
+
+def _fit_caption(name: str, sign: str) -> str:
+    return style.fit_text(f"{sign} {name}", _SIDE, _SMALL, lines=2)
 
 
 def _draw_card(
@@ -123,29 +203,30 @@ def _draw_card(
     left: float,
     top: float,
     height: float,
-    tile: Tile,
+    pixels: np.ndarray,
     heats: Sequence[np.ndarray],
     empties: tuple[bool, bool],
+    captions: tuple[str, str],
 ) -> None:
-    truth = style.shorten(tile.truth, max(_NAMES // 2, _NAMES - len(tile.prediction)))
-    prediction = style.shorten(tile.prediction, _NAMES - len(truth))
-    heading = f"{truth} → {prediction} ({percent(tile.confidence)})"
-    canvas.write(left, top, heading, fontsize=10, fontweight="bold")
-    picture, top = fit_to_box(tile.picture, _SIDE, height), top + _HEADING
+    picture = fit_to_box(pixels, _SIDE, height)
     canvas.picture(left, top, _SIDE, height, picture, colour=style.SOFT)
     _caption(canvas, left, top + height, "image", style.SOFT)
-    panels = ((tile.prediction, style.WRONG_SIGN, style.WRONG), (tile.truth, style.RIGHT_SIGN, style.RIGHT))
-    for (name, sign, colour), heat, empty in zip(panels, heats, empties, strict=True):
+    kinds = ((style.WRONG, "no class\nis predicted\nwrongly"), (style.RIGHT, "no class\nis missed"))
+    for (colour, absent), heat, empty, caption in zip(kinds, heats, empties, captions, strict=True):
         left += _SIDE + _GAP
-        if empty:
+        if not caption:
+            canvas.write(
+                left + _SIDE / 2, top + height / 2, absent, ha="center", va="center", fontsize=_SMALL, color=style.SOFT
+            )
+        elif empty:
             canvas.hatched(left, top, _SIDE, height, "empty\nmap", colour=colour)
         else:
             canvas.picture(left, top, _SIDE, height, overlay(picture, heat), colour=colour)
-        _caption(canvas, left, top + height, f"{sign} {style.shorten(name, 13)}", colour)
+        _caption(canvas, left, top + height, caption, colour)
 
 
 def _caption(canvas: Canvas, left: float, bottom: float, text: str, colour: str) -> None:
-    canvas.write(left + _SIDE / 2, bottom + 0.05, text, ha="center", fontsize=9, color=colour)
+    canvas.write(left + _SIDE / 2, bottom + 0.05, text, ha="center", fontsize=_SMALL, color=colour)
 
 
 def _colours(values: np.ndarray) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from harness.lr_finder.measure import ACCURACY, Measure
 from harness.reporting.figures import style
 from harness.tracking.records import Curve
 
@@ -30,16 +31,18 @@ def draw_range_test(
     trials: Sequence[tuple[float, float]] = (),
     title: str = "LR range test",
     note: str = "",
+    measure: Measure = ACCURACY,
 ) -> Path:
     """Draw a range test, PNG or SVG by the suffix of `path`.
 
     Args:
         seeds: for each seed a curve of its unsmoothed `loss`, drawn thin.
-        loss, acc: `median`, `low` and `high` over the seeds; loss (nats) and batch accuracy (0..1).
+        loss, acc: `median`, `low` and `high` over the seeds; loss (nats) and batch accuracy, or what `measure` says (0..1).
         chosen: the suggested rates, name -> rate. others: the suggestions of other rules.
         interval: least and greatest LRMAX over the seeds.
         trials: (LRMAX, held-out accuracy) of short training runs.
         note: small print under the title.
+        measure: what `acc` is, and the second number of `trials`.
     """
     if not any(math.isfinite(value) for value in loss.lines.get("median", ())):
         return style.save_figure(style.message_figure("No loss of the LR range test is finite."), path)
@@ -49,16 +52,16 @@ def draw_range_test(
         name = "loss of each seed, unsmoothed" if number == 0 else None
         upper.plot(curve.x, curve.lines["loss"], color=style.SKY, linewidth=0.7, alpha=0.6, label=name)
     _band(upper, loss, 1.0, style.BLUE, "smoothed loss, median over seeds")
-    _band(lower, acc, 100.0, style.GREEN, "batch accuracy, median over seeds")
+    _band(lower, acc, 100.0, style.GREEN, f"{measure.name}, median over seeds")
     if trials:
         lrs, scores = zip(*sorted(trials), strict=True)
         lower.plot(
             lrs, [100 * score for score in scores], color=style.VERMILLION, marker="D", markersize=5, linewidth=1,
-            linestyle=":", label="short training runs: held-out accuracy at LRMAX",
+            linestyle=":", label=f"short training runs: held-out {measure.held_out_name} at LRMAX",
         )  # fmt: skip
     upper.set_xscale("log")
     style.style_axes(upper, y="loss (nats)", title=title)
-    style.style_axes(lower, x="learning rate", y="accuracy (%)")
+    style.style_axes(lower, x="learning rate", y=f"{measure.short_name} (%)")
     if note:
         upper.set_title(style.drawable_text(style.shorten(note, 100)), fontsize=9, color=style.SOFT, loc="right")
     _fit(upper, loss)

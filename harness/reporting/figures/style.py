@@ -32,6 +32,7 @@ RIGHT, WRONG = BLUE, VERMILLION  # always with a sign beside the colour
 RIGHT_SIGN, WRONG_SIGN = "✓", "✗"
 
 DPI = 150
+BREAKS = " _-/,."  # letters after which a line may end
 SUFFIXES = (".png", ".svg")
 # The first has Latin, Greek, Cyrillic, Hebrew and Arabic and comes with matplotlib; the others are used where they are
 # installed. For a letter that none of them has, every other font is asked that is installed.
@@ -113,6 +114,62 @@ def wrap(text: object, width: int, lines: int = 2) -> str:
     shown = with_glyphs(text)
     columns = max(2, int(width / _letter_width(shown)))
     return "\n".join(textwrap.wrap(shown, columns, max_lines=lines, placeholder=" …")) or ""
+
+
+def fit_text(text: object, width: float, fontsize: float, lines: int = 1, bold: bool = False) -> str:
+    """Return `text` on at most `lines` lines of `width` inches, as it is drawn; what is too long has an ellipsis in place of the middle.
+
+    A line ends after a space, a dash or the like where there is one in its second half, else between two letters.
+    """
+    rest = [with_glyphs(letter) for letter in " ".join(str(text).split())]  # an escape stays whole
+    most = most_letters("".join(rest), width, fontsize, bold)
+    made: list[str] = []
+
+    def fits(part: str) -> bool:
+        return text_width(part, fontsize, bold) <= width
+
+    while len(made) < lines - 1 and not fits("".join(rest)):
+        count = next((count for count in range(min(len(rest), most), 1, -1) if fits("".join(rest[:count]).rstrip())), 1)
+        count = next((end for end in range(count, count // 2, -1) if rest[end - 1] in BREAKS), count)
+        made.append("".join(rest[:count]).strip())
+        rest = rest[count:]
+        del rest[: next((index for index, letter in enumerate(rest) if letter != " "), len(rest))]
+    shortened = (cut_middle(rest, letters) for letters in range(min(sum(map(len, rest)), most), 1, -1))
+    return "\n".join([*made, next((part for part in shortened if fits(part)), cut_middle(rest, 2))])
+
+
+def most_letters(text: str, width: float, fontsize: float, bold: bool = False) -> int:
+    """Return a number of letters of `text` above which no choice of them fits into `width` inches.
+
+    The names of many classes are thousands of letters, of which there is no need to try more.
+    """
+    narrowest = min((text_width(letter, fontsize, bold) for letter in set(text)), default=0.0)
+    return int(width / narrowest) + 2 if narrowest else len(text)  # an ellipsis, and a space at the end of a line
+
+
+def text_width(text: str, fontsize: float, bold: bool = False) -> float:
+    """Return the width of a line in inches, as it is drawn, but for kerning.
+
+    Args:
+        fontsize: points.
+    """
+    families = (*_families(), *_further_families)
+    return sum(_advance(letter, families, bold) for letter in text) * fontsize / 72
+
+
+@cache
+def _advance(letter: str, families: tuple[str, ...], bold: bool) -> float:
+    """Return the width of a letter where the font has a size of 1."""
+    from matplotlib import font_manager
+
+    weight, size = "bold" if bold else "normal", 100
+    files = [font_manager.findfont(font_manager.FontProperties(family=name, weight=weight)) for name in families]
+    font = font_manager.get_font(list(dict.fromkeys(files)))
+    font.set_size(size, 72)
+    font.set_text(f"|{letter}|")  # of a space alone the width is 0
+    width = font.get_width_height()[0]
+    font.set_text("||")
+    return float(width - font.get_width_height()[0]) / 64 / size
 
 
 def _letter_width(text: str) -> float:

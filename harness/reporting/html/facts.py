@@ -92,6 +92,7 @@ def headline(run: RunData) -> list[Fact]:
     if math.isfinite(error := run.figure(f"{run.split}/ece")):
         note = "expected calibration error: mean gap between confidence and accuracy"
         facts.append(Fact(f"{name} ECE", f"{100 * error:.2f} %", note))
+    facts += _plugin_facts(run)
     facts += _best_epoch(run) if run.result else _so_far(run)
     if not run.epochs and run.finder.get("lr_max"):
         facts += [
@@ -109,6 +110,17 @@ def headline(run: RunData) -> list[Fact]:
             )
         )
     return facts
+
+
+def _plugin_facts(run: RunData) -> list[Fact]:
+    """Return the metrics of plug-ins on the reported split."""
+    names = run.config.get("metrics")
+    split = SPLIT_LABELS[run.split].capitalize()
+    return [
+        Fact(f"{split} {name}", f"{value:.4g}", "metric of a plug-in")
+        for name in (names if isinstance(names, list | tuple) else ())
+        if math.isfinite(value := run.figure(f"{run.split}/{name}"))
+    ]
 
 
 def _multilabel_facts(run: RunData) -> list[Fact]:

@@ -27,8 +27,14 @@ MULTILABEL_TITLES = (
         "Not predicted exactly",
         "whose classes are not predicted exactly, those with the highest loss first",
     ),
-    ("correct", "Predicted exactly", "whose classes are predicted exactly, those with the lowest loss first"),
+    (
+        "correct",
+        "Predicted exactly",
+        "whose classes are predicted exactly, of each set of classes those with the lowest and the highest loss",
+    ),
 )
+# Of images with several labels: key of a map, what its class is, and its sign.
+MULTILABEL_MAPS = {"prediction": ("wrongly predicted", "✗"), "truth": ("missed", "✓")}
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,16 @@ def galleries(run: RunData) -> list[Gallery]:
     cards = [_cam_card(row) for row in rows]
     if cards:
         resolution = rows[0].get("resolution")  # earlier versions did not keep it
+        which = "misclassified images: the evidence for the predicted class and for the true class"
+        if run.is_multilabel:
+            which = (
+                "images that are not predicted exactly: the evidence for the class that is predicted wrongly (✗) and for the one that "
+                "is missed (✓), of several the one with the highest loss"
+            )
         caption = (
-            f"Class-activation maps ({run.config.get('cam', 'Grad-CAM')}) of {len(cards)} misclassified images: "
-            "the evidence for the predicted class and for the true class, on a shared scale; bright is strong. "
-            "The percentage is the part of the evidence, for and against the class, that is for it."
+            f"Class-activation maps ({run.config.get('cam', 'Grad-CAM')}) of {len(cards)} {which}, on a shared scale; bright is strong. "
+            f"{'Below it stand the probability and the threshold of its class; the last' if run.is_multilabel else 'The'} percentage is "
+            "the part of the evidence, for and against the class, that is for it."
             + (f" A map has {resolution}." if resolution else "")
         )
         made.append(_gallery(run, "gradcam", "Class-activation maps", caption, cards))
@@ -151,12 +163,19 @@ def _cam_card(row: Mapping[str, Any]) -> Card:
     card = _card(row)
     views = [ImageView(card.views[0].uri, card.views[0].alt, "image")]
     for key, kind, name in (("prediction", "predicted", card.prediction), ("truth", "true", card.truth)):
-        overlay, share = row.get(f"overlay for {key}"), number(row.get(f"share for {key}"))
-        alt = f"class-activation map for the {kind} class {name}"
+        share = f"{number(row.get(f'share for {key}')):.0%}"
+        label, text = row.get(f"class for {key}"), f"{name}, {share}"
+        if label == "":  # of several, no class is predicted wrongly, or none is missed
+            continue
+        if label is not None:
+            name, (kind, sign) = str(label), MULTILABEL_MAPS[key]
+            figures = str(row.get(f"threshold for {key}")).replace(" ", "\N{NO-BREAK SPACE}")
+            text = f"{sign} {name}, {figures}, evidence {share}"
+        alt, overlay = f"class-activation map for the {kind} class {name}", row.get(f"overlay for {key}")
         if overlay is None:
             views.append(ImageView("", f"{alt}: empty", name, placeholder="empty map"))
         else:
-            views.append(ImageView(image_uri(overlay), f"{alt}: {share:.0%} for the class", f"{name}, {share:.0%}"))
+            views.append(ImageView(image_uri(overlay), f"{alt}: {share} for the class", text))
     return Card(views, card.id, card.truth, card.prediction, card.confidence, card.loss)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.config.names import SPLIT_LABELS
 from harness.evaluation.metrics import Reliability, SavedPredictions, class_shares, confusion_matrix
+from harness.lr_finder.measure import measure_of
 from harness.reporting.html.plotly import (
     BLUE,
     GREEN,
@@ -182,10 +183,10 @@ def by_step(run: RunData) -> list[Chart]:
 
 def range_test_charts(run: RunData) -> list[Chart]:
     """Return loss and accuracy over the learning rate, with the chosen rates marked."""
-    charts = []
+    charts, measure = [], measure_of(run.is_multilabel)
     for key, title, y, colour in (
         ("loss", "Loss over the learning rate", "smoothed loss (nats)", BLUE),
-        ("acc", "Batch accuracy over the learning rate", "accuracy", GREEN),
+        (measure.key, f"B{measure.name[1:]} over the learning rate", measure.short_name, GREEN),
     ):
         curve = run.value(f"find/{key}")
         if not isinstance(curve, Curve) or not len(curve.x):
@@ -198,7 +199,7 @@ def range_test_charts(run: RunData) -> list[Chart]:
         charts.append(
             Chart(
                 f"find-{key}", title, f"Median over the seeds, and their range. {rates}.", _band(curve, colour),
-                layout(scale, axis(y, percent=key == "acc", **limits), **marks),
+                layout(scale, axis(y, percent=key == measure.key, **limits), **marks),
             )
         )  # fmt: skip
     return charts
