@@ -140,7 +140,7 @@ LISTED = (
     ),
     change(
         "V28", "runs/inference.py",
-        "order = np.argsort(-probabilities)[:top]", "order = np.argsort(probabilities)[:top]",
+        "ranked = np.argsort(-probabilities)", "ranked = np.argsort(probabilities)",
         "tests/runs/test_evaluate.py::test_the_guesses_are_the_classes_by_the_models_softmax_the_most_probable_first",
     ),
     change(
