@@ -115,7 +115,7 @@ def test_the_summary_of_a_search_over_seeds_has_the_mean_and_deviation_of_the_be
 
 
 def test_the_summary_of_several_metrics_has_the_trials_that_no_other_beats():
-    metrics = [{"name": "best/val_acc", "goal": "maximize"}, {"name": "best/val_loss", "goal": "minimize"}]
+    metrics = [{"name": "val/acc", "goal": "maximize"}, {"name": "val/loss", "goal": "minimize"}]
     records = [
         record(0, [0.75], objectives=(0.75, 0.9), lr_max=0.1),
         record(1, [0.5], objectives=(0.5, 0.3), lr_max=0.2),
@@ -125,5 +125,5 @@ def test_the_summary_of_several_metrics_has_the_trials_that_no_other_beats():
     several = {"method": "custom", "metrics": metrics, "scheduler": {"engine": "optuna"}}
     document = parse_sweep({**several, "command": ["harness", "run", "${args}"], "parameters": parameters}, "x", {})
     summary = sweep_summary(document, records, records[0], {})
-    assert "best        best/val_acc best/val_loss 0.75 0.9 (trial-0000)" in summary
+    assert "best        val/acc val/loss 0.75 0.9 (trial-0000)" in summary
     assert "Pareto      2 trials: trial-0000, trial-0001" in summary
