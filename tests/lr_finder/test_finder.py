@@ -601,6 +601,13 @@ def test_a_run_takes_the_rates_of_the_test_and_a_resumed_one_does_not_test_again
     resolved_min = lr_find.resolve_lr(only, components, tmp_path, NullTracker(), reporter)
     assert resolved_min.lr_max == 0.05
     assert 0.05 / 31 < resolved_min.lr_min < 0.05 / 2.9
+    near, far = (config.replace(lr_min=result.lr_max * share) for share in (0.5, 0.05))
+    for given, lr_min in ((near, result.lr_min), (far, far.lr_min)):
+        (tmp_path / "lr_finder.json").write_text(json.dumps({**stored, "digest": given.digest()}))
+        taken = lr_find.resolve_lr(given, components, tmp_path, NullTracker(), reporter)
+        assert (taken.lr_min, taken.lr_max) == (lr_min, result.lr_max)
+    (line,) = reporter.messages
+    assert line.startswith(f"lr_min={near.lr_min:g} is too close to the LRMAX of the range test")
 
 
 @pytest.mark.slow
