@@ -20,6 +20,9 @@ RICH = [
 ]
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def augmented(tmp_path_factory):
     folder = tmp_path_factory.mktemp("augmented")
@@ -27,7 +30,6 @@ def augmented(tmp_path_factory):
     return folder / "runs/r"
 
 
-@pytest.mark.slow
 def test_a_run_with_random_transforms_of_single_images_resumes_to_bit_identical_results(augmented, tmp_path):
     for fault in ("kill@step=7", "kill@step=17"):
         ended = harness("run", *SAVING, *RICH, "--name", "r", cwd=tmp_path, fault=fault)
@@ -40,7 +42,6 @@ def test_a_run_with_random_transforms_of_single_images_resumes_to_bit_identical_
     assert (tmp_path / "runs/r" / grid).read_bytes() == (augmented / grid).read_bytes()
 
 
-@pytest.mark.slow
 def test_a_run_with_views_and_the_jsd_loss_resumes_to_bit_identical_results_and_says_what_it_trains(tmp_path):
     words = ["--loss", "jsd", "--aug-splits", "3", "--auto-augment", "augmix-m3-w2", "--label-smoothing", "0.1"]
     words += ["--gallery", "6", "--cam", "none", "--workers", "0", "--epochs", "2", "--name", "r"]
@@ -58,7 +59,6 @@ def test_a_run_with_views_and_the_jsd_loss_resumes_to_bit_identical_results_and_
     assert "3 views of each image" in page
 
 
-@pytest.mark.slow
 def test_the_grid_of_training_images_is_recorded_with_the_first_epoch_and_is_on_the_page(augmented):
     records = read_journal(augmented).records
     with_grid = [record for record in records if "gallery/augmented" in record.values]
@@ -79,7 +79,6 @@ def test_all_of_the_augmentation_is_in_the_settings_that_the_run_keeps(augmented
     assert '"auto_augment": "rand-m9-mstd0.5-inc1"' in json.dumps(header) and '"loader": "timm"' in json.dumps(header)
 
 
-@pytest.mark.slow
 def test_a_run_without_galleries_draws_no_grid(tmp_path):
     harness("run", *SAVING, "--name", "r", "--epochs", "1", "--gallery", "0", cwd=tmp_path, check=0)
     assert not (tmp_path / "runs/r/figures/augmented.png").exists()
