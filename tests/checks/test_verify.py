@@ -295,7 +295,6 @@ def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(run_c
     result = verify(folder=run_copy)
     expected = {"data", "prep", "layer1", "layer2", "layer3", "classifier", "parameters", "weights", "batch", "epochs"}
     expected |= {"LR maximum", "range test", "crop", "flip", "cutout"}
-    expected |= {"pooling", "order"}  # of images of 16 pixels
     rows = rows_of(result)
     assert deviating(result) - {"accuracy"} == expected
     assert rows["LR start"].verdict == rows["LR end"].verdict == rows["LR shape"].verdict == "ok"

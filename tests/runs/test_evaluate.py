@@ -208,7 +208,7 @@ def test_the_overlays_of_a_folder_lie_as_its_pictures_do_with_a_row_for_each(fin
     for row, explanation in zip(rows, explanations, strict=True):
         name, probability = explanation.guesses[0]
         assert row["prediction"] == name and float(row["confidence"]) == pytest.approx(probability, rel=1e-5)
-        assert (row["map_height"], row["map_width"], row["input_height"], row["input_width"]) == ("2", "2", "16", "16")
+        assert (row["map_height"], row["map_width"], row["input_height"], row["input_width"]) == ("4", "4", "32", "32")
         assert row["cam"] == "hirescam" and row["cam_layer"] == explanation.layer
     several = list(inference.explain(folder, [tmp_path / "pictures/a", tmp_path / "pictures/b"], out=tmp_path / "more"))
     assert [str(one.overlay.relative_to(tmp_path / "more")) for one in several] == [
@@ -280,7 +280,7 @@ def test_data_with_other_classes_is_refused(finished, tmp_path):
 def test_stock_timm_builds_the_model_from_the_folder_of_checkpoints(finished):
     _, folder = finished
     model = timm.create_model(f"local-dir:{folder / 'checkpoints'}", pretrained=True).eval()
-    images = torch.rand(2, 3, 16, 16)
+    images = torch.rand(2, 3, 32, 32)
     torch.testing.assert_close(model(images), inference.load_trained_model(folder).model(images), rtol=1e-4, atol=1e-5)
     assert "Classes, in the order of the logits: 0, 1" in (folder / "checkpoints/README.md").read_text()
 
@@ -315,7 +315,7 @@ def test_an_exported_timm_folder_gives_the_same_logits_in_stock_timm(finished, t
     export.export_timm(folder, tmp_path / "shared")
     trained = inference.load_trained_model(folder)
     exported = timm.create_model(f"local-dir:{tmp_path / 'shared'}", pretrained=True).eval()
-    images = torch.rand(4, 3, 16, 16)
+    images = torch.rand(4, 3, 32, 32)
     torch.testing.assert_close(exported(images), trained.model(images), rtol=1e-4, atol=1e-5)
     assert exported.pretrained_cfg["mean"] == pytest.approx(trained.preprocess.mean)
     assert exported.pretrained_cfg["label_names"] == list(trained.classes)
@@ -353,7 +353,7 @@ def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_pa
     text = export.export_onnx(folder, tmp_path / "model.onnx")
     assert "equal torch's" in text
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    images = torch.rand(5, 3, 16, 16)
+    images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():
         expected = inference.load_trained_model(folder, {"precision": "fp32"}).model(images)
     torch.testing.assert_close(

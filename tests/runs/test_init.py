@@ -94,7 +94,7 @@ def test_every_form_of_the_same_weights_gives_the_same_predictions(source, tmp_p
             export.export_timm(source, path, {})
     knows_model = form in ("result", "last.pt", "export")
     # A plain file does not tell what its images were normalised by: for the same data it is the same.
-    result, _ = start(path, tmp_path, **({} if knows_model else {"model_args": {"width": 4}, "image_size": 16}))
+    result, _ = start(path, tmp_path, **({} if knows_model else {"model_args": {"width": 4}}))
     assert predictions(result.folder) == predictions(source)
 
 
@@ -123,7 +123,7 @@ def test_the_images_are_resized_to_the_size_of_the_weights_unless_one_is_named(s
     weights = read_initial_weights(str(source))
     other = make_class_folders(tmp_path / "large", classes=("a", "b"), count=2, size=(48, 40))
     settings = {**QUIET, "init": str(source), "data": "folder", "data_dir": str(other), "batch_size": 2, "workers": 0}
-    assert build_components(make_config(settings)).preprocess.size == weights.preprocess.size == 16
+    assert build_components(make_config(settings)).preprocess.size == weights.preprocess.size == 32
     assert build_components(make_config({**settings, "image_size": 40})).preprocess.size == 40
 
 

@@ -133,7 +133,6 @@ def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, m
                 {
                     "recipe": "digits",
                     "model_args": {"width": 4},
-                    "image_size": 16,
                     "epochs": 3,
                     "threads": 1,
                     "precision": "fp32",

@@ -33,7 +33,6 @@ from tests.support.wandb_files import offline_runs
 SMALL = {
     "recipe": "digits",
     "model_args": "width=4",
-    "image_size": 16,
     "epochs": 1,
     "gallery": 0,
     "threads": 1,

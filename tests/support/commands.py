@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.support.forked import harness
 
-QUICK = ["--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--image-size", "16"]
+QUICK = ["--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32"]
 
 
 def command(*arguments, cwd, check=None, timeout=200):

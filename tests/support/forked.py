@@ -20,10 +20,10 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.support.preloaded"])
 
-# The quickest run: 11 updates per epoch, evaluated on 359 images in 2 batches; a quarter of a second per epoch.
+# The quickest run: 11 updates per epoch, evaluated on 359 images in 2 batches; a seventh of a second per epoch.
 TINY = [
-    "--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--image-size", "16",
-    "--batch-size", "128", "--eval-batch-size", "200", "--epochs", "3", "--gallery", "0", "--wandb", "disabled",
+    "--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--batch-size", "128",
+    "--eval-batch-size", "200", "--epochs", "3", "--gallery", "0", "--wandb", "disabled",
 ]  # fmt: skip
 
 
