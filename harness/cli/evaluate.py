@@ -137,13 +137,12 @@ def explain(settings: dict[str, Any], checkpoint: Path, pictures: tuple[Path, ..
     resolution, finer = None, ""
     for explanation in inference.explain(checkpoint, pictures, settings, out=out, top=top):
         resolution, finer = explanation.resolution or resolution, explanation.finer or finer
-        guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in explanation.guesses)
+        listed = dict(explanation.guesses)
         if explanation.labels is not None:
-            predicted = {label.name for label in explanation.labels if label.is_predicted}
-            listed = dict(explanation.guesses)
-            listed |= {label.name: label.probability for label in explanation.labels if label.is_predicted}
-            marked = [(f"{'✓' if name in predicted else '✗'} {name}", share) for name, share in listed.items()]
-            guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in marked)
+            predicted = {label.name: label.probability for label in explanation.labels if label.is_predicted}
+            listed |= predicted
+            listed = {f"{'✓' if name in predicted else '✗'} {name}": share for name, share in listed.items()}
+        guesses = "  ".join(f"{name} {100 * probability:.1f} %" for name, probability in listed.items())
         echo(f"{explanation.path}: {guesses}" + ("  (empty map)" if explanation.empty else ""))
     if resolution is not None:
         echo(f"a map has {resolution}{f'; {finer}' if finer else ''}", err=True)

@@ -167,8 +167,8 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 
 def _is_reported_elsewhere(error: HarnessError) -> bool:
-    """Return whether another process reports an error: what all processes meet, the main one reports."""
-    if isinstance(error, PeerLostError) or (isinstance(error, Interrupted) and error.is_reported):
+    """Return whether an error has been or is reported elsewhere: what all processes meet, the main one reports."""
+    if error.is_reported or isinstance(error, PeerLostError):
         return error.is_reported
     return rank() > 0 and not isinstance(error, ResourceError)
 

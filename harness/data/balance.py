@@ -25,6 +25,15 @@ def most_frequent_share(labels: np.ndarray) -> float:
     return float(np.bincount(labels).max()) / len(labels)
 
 
+def positive_factor(config: Config, weights: Tensor | None) -> np.ndarray | float:
+    """Return the weight in the loss of the images that have a class, where they have several, float64 [C] or one for all.
+
+    Args:
+        weights: those of `class_weights`, which take the place of the `pos_weight` in `loss_args`.
+    """
+    return float(config.loss_args.get("pos_weight", 1.0)) if weights is None else weights.double().numpy()
+
+
 def class_weights(config: Config, labels: np.ndarray, classes: Sequence[str], outputs: int) -> Tensor | None:
     """Return the weights of the setting `class_weights`, float32 [outputs] on the CPU; None where it is empty.
 

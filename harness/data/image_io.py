@@ -20,9 +20,8 @@ from PIL import Image, ImageOps
 from harness.utils.errors import DataError
 from harness.utils.text import counted, escape_unprintable
 
-Picture: TypeAlias = (
-    Image.Image | np.ndarray
-)  # an image of one or three channels is of Pillow, others are uint8 [H, W, C]
+# An image of one or three channels is of Pillow, others are uint8 [H, W, C].
+Picture: TypeAlias = Image.Image | np.ndarray
 RGB, GREY = 3, 1  # numbers of channels
 MAX_PIXELS = 50_000_000
 SUFFIXES = (

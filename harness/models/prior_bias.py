@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from harness.config.settings import Config
-from harness.data.balance import class_weights
+from harness.data.balance import class_weights, positive_factor
 from harness.data.dataset import Dataset
 from harness.data.multilabel import prior_logits
 from harness.models.pretrained import classifier_names
@@ -21,8 +21,9 @@ def set_prior_bias(model: nn.Module, config: Config, data: Dataset) -> None:
     """
     labels, classes = data.train.labels, len(data.classes)
     weights = class_weights(config, labels, data.classes, classes)
-    factor = float(config.loss_args.get("pos_weight", 1.0)) if weights is None else weights.double().numpy()
-    bias = torch.from_numpy(prior_logits(labels, factor)) / float(getattr(model, "logit_scale", 1.0))
+    bias = torch.from_numpy(prior_logits(labels, positive_factor(config, weights))) / float(
+        getattr(model, "logit_scale", 1.0)
+    )
     for name in classifier_names(model):
         own = getattr(model.get_submodule(name), "bias", None)
         if isinstance(own, Tensor) and own.shape == bias.shape:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from harness.config.losses import GAMMA, JSD_ALPHA, LOSSES
 from harness.config.settings import Config
+from harness.data.balance import positive_factor
 from harness.data.mixup import smooth_one_hot
 from harness.data.multilabel import prior_logits
 from harness.training.own_losses import Loss as Loss
@@ -154,8 +155,8 @@ def uninformed_loss(config: Config, labels: np.ndarray, class_weights: Tensor | 
         class_weights: float32 of the model's outputs, as for `make_loss`.
     """
     labels = labels[:: -(-len(labels) // MOST_IMAGES)]
-    factor = float(config.loss_args.get("pos_weight", 1.0)) if class_weights is None else class_weights.numpy()
-    logits = torch.from_numpy(prior_logits(labels, factor)).float().expand(labels.shape)
+    prior = prior_logits(labels, positive_factor(config, class_weights))
+    logits = torch.from_numpy(prior).float().expand(labels.shape)
     return float(make_loss(config, logits.device, class_weights)(logits, torch.from_numpy(labels).float()))
 
 

@@ -38,11 +38,8 @@ def find_shape(config: Config) -> Shape | None:
     Raises:
         UsageError: there is no such schedule, or it is one of `harness`, which takes no `schedule_args`.
     """
-    function, name, arguments = (
-        registered_function("schedule", config.schedule, config.plugin),
-        config.schedule,
-        config.schedule_args,
-    )
+    name, arguments = config.schedule, config.schedule_args
+    function = registered_function("schedule", name, config.plugin)
     if function is not None:
         return functools.partial(_checked, name, functools.partial(function, **arguments), arguments)
     if arguments:

@@ -25,9 +25,14 @@ CHECK_FAILED = 9
 
 
 class HarnessError(Exception):
-    """An error whose message is one line: what is wrong, the value, the remedy. The command exits with `exit_code`."""
+    """An error whose message is one line: what is wrong, the value, the remedy. The command exits with `exit_code`.
+
+    Attributes:
+        is_reported: whether its message has been printed already, by this process or another.
+    """
 
     exit_code = 1
+    is_reported = False
 
 
 class UsageError(HarnessError, ValueError):
@@ -73,11 +78,7 @@ class BusyError(HarnessError, RuntimeError):
 
 
 class PeerLostError(HarnessError, RuntimeError):
-    """Another process of the same run ended.
-
-    Attributes:
-        is_reported: whether that process has printed the message itself.
-    """
+    """Another process of the same run ended."""
 
     def __init__(self, message: str, is_reported: bool = False) -> None:
         super().__init__(message)

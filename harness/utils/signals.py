@@ -37,16 +37,11 @@ if hasattr(os, "register_at_fork"):
 
 
 class Interrupted(HarnessError):
-    """The run was stopped by a signal or by W&B; its state was saved.
-
-    Attributes:
-        is_reported: the user has been told, with the command that resumes.
-    """
+    """The run was stopped by a signal or by W&B; its state was saved."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-        self.is_reported = False
 
 
 class StopRequests:
@@ -140,11 +135,9 @@ class StopRequests:
             return
         if self._received is None and self._reason:
             raise Interrupted(self._reason, 128 + signal_number)
-        name = signal.Signals(signal_number).name
-        key = (
-            "Ctrl-C (SIGINT)" if signal_number == signal.SIGINT else name
-        )  # the name of the signal says little to most
-        raise Interrupted(f"stopped by {key}", 128 + signal_number)
+        # The name of this signal says little to most users.
+        name = "Ctrl-C (SIGINT)" if signal_number == signal.SIGINT else signal.Signals(signal_number).name
+        raise Interrupted(f"stopped by {name}", 128 + signal_number)
 
 
 def die_with_parent(parent: int | None = None) -> None:
