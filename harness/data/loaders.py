@@ -81,6 +81,16 @@ class Loaders:
     test: EvalLoader | None
     kind: Literal["resident", "timm"]
 
+    def close(self) -> None:
+        """End the worker processes; no batch can be read after that.
+
+        torch ends them when its loader is deleted. Where an error's traceback keeps the loader in a reference cycle, the
+        garbage collector may delete its queues first, and torch waits 5 s for each worker.
+        """
+        for loader in (self.train, self.val, self.test):
+            if isinstance(loader, WorkerTrainLoader | WorkerEvalLoader):
+                loader.workers.kill()
+
 
 def make_loaders(
     config: Config, data: Dataset, preprocess: Preprocess, device: torch.device | str, sharder: Sharder = NO_SHARDING

@@ -61,6 +61,12 @@ class WorkerPool:
         self._send_error.value = first_line(error).encode()[:199]
         os._exit(1)
 
+    def kill(self) -> None:
+        """End the workers that have started, whatever they do; they write nothing."""
+        for pid in filter(None, self.pids[:]):  # 0 would be every process of the group
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
     @contextlib.contextmanager
     def kill_when_stuck(self) -> Iterator[Callable[[], None]]:
         """Kill the workers once the main process has waited for a batch for more than `TIMEOUT` seconds.
@@ -77,9 +83,7 @@ class WorkerPool:
             while not finished.wait(min(1.0, TIMEOUT / 4)):
                 if wait_start[0] and time.monotonic() - wait_start[0] > TIMEOUT:
                     self.is_stuck = True
-                    for pid in self.pids[:]:
-                        with contextlib.suppress(ProcessLookupError):
-                            os.kill(pid, signal.SIGKILL)
+                    self.kill()
                     return
 
         if self._num_workers:

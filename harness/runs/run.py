@@ -140,6 +140,7 @@ def _run_main(config: Config, reporter: ProgressReporter, started_at: float, pro
         write_choices(directory.path, decided.choices)
         return _train(config, components, directory, reporter, time.monotonic() - started_at)
     finally:
+        components.loaders.close()
         directory.close()
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import multiprocessing
+import os
 import random
 import time
 from dataclasses import replace
@@ -18,6 +19,7 @@ from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.data.registry import load_dataset
 from harness.data.worker_loader import count_workers
+from harness.data.worker_pool import WorkerPool
 from harness.utils.errors import DataError, UsageError
 
 SIZE, COUNT = 32, 50
@@ -267,6 +269,31 @@ def test_workers_end_promptly_after_an_error(tmp_path):
             break
     assert min(seconds) < 4
     assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.slow
+def test_closed_loaders_are_deleted_without_waiting_although_a_cycle_of_references_holds_them():
+    """As a traceback does: the garbage collector may delete torch's queues before its loader, which then waits 5 s."""
+    made = batches("timm, 2 workers")
+    cycle = [made, epoch := made.train.epoch(0)]
+    next(epoch)
+    cycle.append(cycle)
+    pids = made.train.workers.pids[:]
+    assert all(pids) and made.test.workers.pids[:] == [0, 0]  # those of the test images have not started
+    made.close()
+    began = time.monotonic()
+    del made, epoch, cycle
+    gc.collect()
+    assert time.monotonic() - began < 4
+    assert not {child.pid for child in multiprocessing.active_children()} & set(pids)
+
+
+def test_workers_that_have_not_started_are_not_killed_as_process_0_which_is_the_whole_group():
+    if (child := os.fork()) == 0:
+        os.setpgrp()
+        WorkerPool(2).kill()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_the_number_of_workers_depends_on_the_usable_cpus(monkeypatch):
