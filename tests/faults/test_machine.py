@@ -22,10 +22,10 @@ from harness.training.checkpoint import newest_checkpoint
 from harness.utils.errors import ResourceError
 from harness.utils.files import read_json, sha256
 from tests.support.broken_images import picture_folder
-from tests.support.faulty_server import wait_until
 from tests.support.forked import TINY, begin, context, harness
 from tests.support.resume import SAVING, assert_same, contents_of
 from tests.support.sweeps import read_trials, write_sweep
+from tests.support.waiting import is_alive, wait_until
 
 
 @contextmanager
@@ -163,13 +163,6 @@ def test_the_parts_of_a_batch_never_fall_below_one_image(tmp_path):
     assert len(ended.errors) == 1 and "out of memory" in ended.errors[0]
 
 
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     return picture_folder(tmp_path_factory.mktemp("data") / "mes images é 你好", count=40)
@@ -198,7 +191,7 @@ def test_a_killed_loader_process_is_one_line_with_the_remedy_and_leaves_no_proce
     assert ended.code == 6, ended.err
     assert len(ended.errors) == 1 and "--workers" in ended.errors[0]
     assert "Traceback" not in ended.err
-    wait_until(lambda: not any(alive(pid) for pid in workers), 20)
+    wait_until(lambda: not any(is_alive(pid) for pid in workers), 20)
     assert read_json(tmp_path / "runs/r/status.json")["state"] == "failed"
     running = begin("run", *WORKERS, "--data-dir", pictures, cwd=tmp_path)
     running.until(lambda: "Resuming run in" in running.err.read_text())
@@ -221,7 +214,7 @@ def test_a_killed_process_leaves_no_lock_though_a_process_that_it_forked_lives_o
         assert is_locked(tmp_path)
         owner.kill()
         owner.wait()
-        assert alive(child) and not is_locked(tmp_path)
+        assert is_alive(child) and not is_locked(tmp_path)
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -237,13 +230,13 @@ def test_a_killed_run_with_loader_processes_is_resumed_at_once(tmp_path, picture
     running.signal(signal.SIGKILL)
     running.end()
     try:
-        assert len(workers) >= 2 and all(map(alive, workers))
+        assert len(workers) >= 2 and all(map(is_alive, workers))
         again = begin(*words, cwd=tmp_path)
         again.until(lambda: "Resuming run in" in again.err.read_text())
         again.signal(signal.SIGTERM)
         assert again.end().code == 143
     finally:
-        for pid in filter(alive, workers):
+        for pid in filter(is_alive, workers):
             os.kill(pid, signal.SIGKILL)
 
 

@@ -21,7 +21,7 @@ from harness.utils.environment import git_diff
 from harness.utils.errors import DivergedError
 from harness.utils.files import read_json
 from tests.support import wandb_files
-from tests.support.faulty_server import wait_until
+from tests.support.waiting import wait_until
 
 SLIM = {f"WANDB_{name}": "true" for name in ("X_DISABLE_STATS", "X_DISABLE_MACHINE_INFO", "SILENT")}
 TINY = {

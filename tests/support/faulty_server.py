@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable
 
 from tests.support.wandb_server import KEY, Handler, Run, Server
 
@@ -100,11 +98,3 @@ class FaultyHandler(Handler):
 def has_steps(server: Server, last: int) -> bool:
     """Return whether each step from 1 to `last` has arrived exactly once, in order."""
     return server.steps == list(range(1, last + 1))
-
-
-def wait_until(condition: Callable[[], object], seconds: float) -> None:
-    """Wait until a condition is true, and fail after `seconds`."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.05)

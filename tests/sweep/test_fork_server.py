@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 
 import pytest
 
@@ -11,6 +10,7 @@ from harness.tracking.run_dir import read_state
 from harness.utils.errors import HarnessError
 from harness.utils.files import read_json
 from tests.support.forked import TINY
+from tests.support.waiting import is_alive, wait_until
 
 pytestmark = pytest.mark.timeout(200)
 
@@ -26,21 +26,6 @@ def server(environment):
     server = ForkServer(environment)
     yield server
     server.close()
-
-
-def wait_until(condition, seconds=100):
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.02)
-
-
-def is_alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def begin_long_run(server, environment, folder):

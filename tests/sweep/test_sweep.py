@@ -15,6 +15,7 @@ from harness.tracking.run_dir import read_state
 from tests.support.commands import begun
 from tests.support.commands import command as harness
 from tests.support.sweeps import read_trials, sweep_folder, write_sweep
+from tests.support.waiting import wait_until
 from tests.support.wandb_files import offline_runs
 
 pytestmark = pytest.mark.timeout(400)
@@ -300,10 +301,8 @@ def test_a_stopped_or_killed_sweep_resumes_the_trial_that_ran(tmp_path, number, 
     process.send_signal(number)
     process.communicate(timeout=90)
     assert process.returncode == status
-    began = time.monotonic()
-    while processes_of(tmp_path):  # the trials are stopped, also when the sweep was killed
-        assert time.monotonic() - began < 30
-        time.sleep(0.1)
+    # The trials are stopped, also when the sweep was killed.
+    wait_until(lambda: not processes_of(tmp_path), 30, pause=0.1)
     status_file = sweep_folder(tmp_path) / "runs/trial-0000/status.json"
     before = json.loads(status_file.read_text())
     assert before["state"] in ("preempted", "finished")

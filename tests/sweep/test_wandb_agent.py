@@ -19,6 +19,7 @@ from harness.config.recipe import make_config
 from harness.tracking.journal import read_journal
 from harness.utils.files import read_json
 from tests.support.sweep_server import SweepServer, values
+from tests.support.waiting import is_alive, wait_until
 from tests.support.wandb_server import KEY
 
 ROOT = Path(__file__).parents[2]
@@ -104,23 +105,11 @@ def output_of(process, seconds=400):
     return output
 
 
-def wait_until(condition, seconds=100):
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds
-        time.sleep(0.05)
-
-
 def wait_for_training(folder, run_id="run1"):
     """Return the process id of a run, once it has saved a checkpoint."""
     path = folder / "runs" / run_id
     wait_until(lambda: (path / "checkpoints/last.pt").exists())
     return read_json(path / "status.json")["pid"]
-
-
-def is_alive(pid):
-    stat = Path(f"/proc/{pid}/stat")
-    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 def assert_complete_history(sweep, folder, run_id):

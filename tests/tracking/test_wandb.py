@@ -26,8 +26,8 @@ from harness.tracking.wandb import init, rows, session
 from harness.tracking.wandb.values import to_wandb
 from harness.utils.errors import TrackingError
 from tests.support import wandb_files
-from tests.support.faulty_server import wait_until
 from tests.support.records import epoch, final, image
+from tests.support.waiting import is_alive, wait_until
 from tests.support.wandb_server import KEY
 
 SLIM = {
@@ -344,13 +344,13 @@ def test_training_continues_when_the_process_of_wandb_is_killed(tmp_path):
     tracker.record(epoch(1))
     (tmp_path / "file").write_text("x")
     tracker.artifact(Artifact("a", "model", {"file": tmp_path / "file"}))  # waits until everything before it is sent
-    time.sleep(1.5)  # W&B flushes its log every second
+    wait_until(lambda: 1 in wandb_files.offline_runs(tmp_path)[0].steps)  # W&B flushes its log every second
     cores = [
         pid for pid in set(children(os.getpid())) - before if b"wandb-core" in Path(f"/proc/{pid}/cmdline").read_bytes()
     ]
     assert len(cores) == 1
     os.kill(cores[0], signal.SIGKILL)
-    time.sleep(0.2)
+    wait_until(lambda: not is_alive(cores[0]))
     for number in (2, 3):
         tracker.record(epoch(number))
     tracker.summary({"val/acc": 0.3})
