@@ -9,7 +9,6 @@ import os
 import random
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -23,13 +22,17 @@ from pathlib import Path
 from typing import Any
 
 from tests.mutation.operators import Mutant, find_mutants, is_other_program
+from tests.mutation.server import LIBRARIES, TestServer
 
 ROOT = Path(__file__).parents[2]
 CACHE = ".mutation"  # not committed
 MAP, RESULT = "map.json", "result.json"
 # Made by tools and by runs, in the root of the tree; the package has folders named `runs` and `wandb`, too.
 NOT_COPIED = (".git", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist", ".venv", "venv", "runs", "data", "wandb", "artifacts", "site", CACHE)  # fmt: skip
-PYTEST = ("-n", "0", "-p", "no:cacheprovider", "-x", "--tb", "line", "-W", "ignore::pytest.PytestConfigWarning")
+PYTEST = (
+    "-n", "0", "-p", "no:cacheprovider", "-x", "--tb", "line",
+    "-W", "ignore::pytest.PytestConfigWarning", "-W", "ignore::pytest.PytestAssertRewriteWarning",
+)  # fmt: skip
 FIRST_SECONDS = 60.0  # for the imports of a run of tests, beside what its tests take
 
 
@@ -295,28 +298,14 @@ def environment_of(tree: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def run_tests(tree: Path, tests: Sequence[str], seconds: float) -> tuple[int | None, str]:
-    """Run tests in a tree until the first fails; return pytest's exit status and the failed test.
+def run_tests(server: TestServer, tests: Sequence[str], seconds: float) -> tuple[int | None, str]:
+    """Run tests until the first fails; return pytest's exit status and the failed test.
 
     Args:
         seconds: after which it is given up, with its children; the status is None then.
     """
-    command = [sys.executable, "-m", "pytest", *PYTEST, *tests]
-    with tempfile.TemporaryFile("w+", errors="replace") as output:
-        process = subprocess.Popen(
-            command, cwd=tree, env=environment_of(tree), stdin=subprocess.DEVNULL, stdout=output,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        try:
-            code = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)  # what its tests have left running, too
-            process.wait()
-        output.seek(0)
-        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output.read(), re.M)
+    code, output = server.run([*PYTEST, *tests], seconds)
+    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.M)
     return code, failed[-1] if failed else ""
 
 
@@ -327,6 +316,7 @@ class Runner:
         jobs: copies.
         equivalent: mistakes by name that a person has found to change nothing -> why.
         report: receives each outcome.
+        libraries: modules that are imported once, before the tests run.
     """
 
     def __init__(
@@ -335,39 +325,46 @@ class Runner:
         jobs: int,
         equivalent: Mapping[str, str] | None = None,
         report: Callable[[Outcome], None] = print,
+        libraries: Sequence[str] = LIBRARIES,
     ) -> None:
         self.root, self.jobs, self.equivalent, self.report = root, jobs, equivalent or {}, report
+        self.libraries = libraries
         self._reliable: dict[str, bool] = {}
         self._lock = threading.Lock()
 
     def run(self, changes: Sequence[Change]) -> list[Outcome]:
         """Return the outcome of each mistake."""
         with contextlib.ExitStack() as stack:
-            trees = [stack.enter_context(copied(self.root)) for _ in range(self.jobs)]
+            places = []
+            for _ in range(self.jobs):
+                tree = stack.enter_context(copied(self.root))
+                server = TestServer(tree, environment_of(tree), self.libraries)
+                stack.callback(server.close)
+                places.append((tree, server))
 
             def one(change: Change) -> Outcome:
                 with self._lock:
-                    tree = trees.pop()
+                    place = places.pop()
                 try:
-                    outcome = self._one(change, tree)
+                    outcome = self._one(change, *place)
                 finally:
                     with self._lock:
-                        trees.append(tree)
+                        places.append(place)
                 self.report(outcome)
                 return outcome
 
             with ThreadPoolExecutor(self.jobs) as pool:
                 return list(pool.map(one, changes))
 
-    def _one(self, change: Change, tree: Path) -> Outcome:
+    def _one(self, change: Change, tree: Path, server: TestServer) -> Outcome:
         began = time.monotonic()
-        verdict, by = self._verdict(change, tree)
+        verdict, by = self._verdict(change, tree, server)
         seconds = round(time.monotonic() - began, 1)
         return Outcome(
             change.name, change.path, verdict, by, seconds, len(change.tests), change.is_complete, change.facts
         )
 
-    def _verdict(self, change: Change, tree: Path) -> tuple[str, str]:
+    def _verdict(self, change: Change, tree: Path, server: TestServer) -> tuple[str, str]:
         if change.name in self.equivalent:
             return "equivalent", self.equivalent[change.name]
         if not change.tests:
@@ -376,22 +373,22 @@ class Runner:
         original = file.read_bytes()
         file.write_bytes(change.apply(original))
         try:
-            code, failed = run_tests(tree, change.tests, FIRST_SECONDS + 4 * change.seconds)
+            code, failed = run_tests(server, change.tests, FIRST_SECONDS + 4 * change.seconds)
         finally:
             file.write_bytes(original)
         if code is None:
             return "noticed", "the time limit"
         if code == 0:
             return "survived", ""
-        if failed and not self._is_reliable(failed, tree):
+        if failed and not self._is_reliable(failed, server):
             return "unreliable", failed
         return "noticed", failed or f"exit status {code} of pytest"
 
-    def _is_reliable(self, test: str, tree: Path) -> bool:
+    def _is_reliable(self, test: str, server: TestServer) -> bool:
         """Return whether a test, with any parameters, succeeds without a mistake; so does a file that can be imported."""
         test = test.partition("[")[0]
         if test not in self._reliable:
-            self._reliable[test] = run_tests(tree, [test], FIRST_SECONDS + 300)[0] == 0
+            self._reliable[test] = run_tests(server, [test], FIRST_SECONDS + 300)[0] == 0
         return self._reliable[test]
 
 

@@ -112,7 +112,7 @@ def test_a_mistake_is_noticed_survives_or_has_no_tests_and_a_failing_test_notice
         for name, tests in chosen.items()
     ]
     reported = []
-    outcomes = runner.Runner(tree, 2, {"equivalent": "a test's own"}, reported.append).run(changes)
+    outcomes = runner.Runner(tree, 2, {"equivalent": "a test's own"}, reported.append, libraries=()).run(changes)
     assert [outcome.verdict for outcome in outcomes] == [outcome.name for outcome in outcomes] == list(chosen)
     assert outcomes[0].by.startswith(f"{file}test_three[one") and outcomes[4].by == "a test's own"
     assert sorted(map(str, reported)) == sorted(map(str, outcomes))
