@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 from multiprocessing.util import Finalize
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -52,6 +53,12 @@ def _refuse_skip(report):
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts what runs in its background so; the processes of the tests would inherit it, and ignore Ctrl-C.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_xdist_auto_num_workers():
+    """Return the processes of `-n auto`: more than cores, since the tests wait for other processes and for disks."""
+    cores = len(os.sched_getaffinity(0))
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cores + (cores + 1) // 2
 
 
 @pytest.hookimpl(wrapper=True)
@@ -99,11 +106,13 @@ def _tables_of_wandb():
 @pytest.fixture(autouse=True)
 def home(tmp_path_factory, monkeypatch):
     """A temporary home folder, so that nothing is read from or left in the real one; matplotlib's fonts are found once."""
-    folder = tmp_path_factory.mktemp("home")
+    # Not by mktemp, which looks at all folders of the earlier tests for the next number.
+    folder = Path(tempfile.mkdtemp(prefix="home-", dir=tmp_path_factory.getbasetemp()))
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(folder))
     monkeypatch.setenv("MPLCONFIGDIR", str(session_folder(tmp_path_factory) / "matplotlib"))
-    return folder
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The import rule: a package imports only packages below it, and each library stays behind its wall."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -38,14 +39,22 @@ WALLS = {
 NO_TORCH = ["utils/", "config/", "tracking/", "sweep/", "reporting/html/"]
 
 
+@functools.cache
+def parse(path):
+    """Return the syntax tree of a file."""
+    return ast.parse(path.read_text())
+
+
+@functools.cache
 def imports(path):
-    """Yield every dotted name that a file imports, wherever in the file."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Return every dotted name that a file imports, wherever in the file."""
+    names = []
+    for node in ast.walk(parse(path)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def relative(path):
@@ -88,7 +97,7 @@ def test_there_is_no_import_cycle():
     graph = {}
     names = {path: ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in FILES}
     for path, module in names.items():
-        tree = ast.parse(path.read_text())
+        tree = parse(path)
         at_the_top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         found = set()
         for node in at_the_top:
@@ -144,7 +153,7 @@ def test_nothing_runs_code_from_a_file():
     """A static gate: no unpickling, no eval, no shell, no unsafe YAML, no unfiltered archive."""
     for path in PACKAGE.rglob("*.py"):
         assert not FORBIDDEN & {name.split(".")[0] for name in imports(path)}, path
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parse(path)):
             if not isinstance(node, ast.Call):
                 continue
             name, words = ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
@@ -162,7 +171,7 @@ def test_no_two_functions_or_classes_share_a_name():
     for path in FILES:
         if relative(path).startswith("cli/"):
             continue
-        for node in ast.parse(path.read_text()).body:
+        for node in parse(path).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(relative(path))
     assert {name: files for name, files in places.items() if len(files) > 1} == {}
