@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-LIBRARIES = ("torch", "torchvision", "timm", "wandb", "sklearn.datasets", "matplotlib.pyplot", "click")
+LIBRARIES = ("torch", "torchvision", "timm", "sklearn.datasets", "matplotlib.pyplot", "click")
 
 
 class TestServer:
@@ -34,7 +34,7 @@ class TestServer:
     def __init__(self, tree: Path, environment: Mapping[str, str], libraries: Sequence[str] = LIBRARIES) -> None:
         self._process = subprocess.Popen(
             [sys.executable, __file__, *libraries], cwd=tree, env=environment, stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, text=True, bufsize=1,
+            stdout=subprocess.PIPE, bufsize=0,
         )  # fmt: skip
 
     def run(self, words: Sequence[str], seconds: float) -> tuple[int | None, str]:
@@ -45,7 +45,7 @@ class TestServer:
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         with tempfile.NamedTemporaryFile("r", errors="replace") as output:
-            print(json.dumps([list(words), output.name]), file=self._process.stdin, flush=True)
+            self._process.stdin.write(json.dumps([list(words), output.name]).encode() + b"\n")
             pid = int(self._process.stdout.readline())
             in_time = bool(select.select([self._process.stdout], [], [], seconds)[0])
             with contextlib.suppress(ProcessLookupError):
@@ -64,12 +64,14 @@ class TestServer:
 def serve(libraries: Sequence[str]) -> None:
     """Fork for each line of standard input."""
     sys.path.pop(0)  # this file's folder
-    sys.path.insert(0, "")
     import pytest  # noqa: F401
 
+    # Importing W&B makes a temporary folder, which the first fork would remove at its end; timm does without.
+    sys.modules["wandb"] = None  # type: ignore[assignment]
     for name in libraries:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    del sys.modules["wandb"]
     for line in sys.stdin:
         words, output = json.loads(line)
         pid = os.fork()
