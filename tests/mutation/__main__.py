@@ -30,6 +30,9 @@ def main() -> None:
     running.add_argument("--jobs", type=int, default=1, help="copies of the tree that are tested at a time (1)")
     running.add_argument("--budget", type=float, default=120.0, help="seconds of tests for a mistake at most (120)")
     running.add_argument(
+        "--slow", action="store_true", help="also run the slow tests of the module's own file of tests"
+    )
+    running.add_argument(
         "--out", type=Path, default=runner.ROOT / runner.CACHE / runner.RESULT, help="the result as JSON"
     )
     running.add_argument("--anew", action="store_true", help="also make the mistakes that were noticed before")
@@ -70,7 +73,7 @@ def run(words: argparse.Namespace) -> None:
         name = " ".join(outcome.name.split())
         print(f"{outcome.verdict:<10} {outcome.seconds:6.1f} s  {name[:100]}  {outcome.by}", flush=True)
 
-    made = runner.Runner(root, words.jobs, EQUIVALENT, report).run(
+    made = runner.Runner(root, words.jobs, EQUIVALENT, report, slow=words.slow).run(
         [each for each in changes if each.name not in noticed]
     )
     by_name = {outcome.name: outcome for outcome in made} | noticed

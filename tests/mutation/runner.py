@@ -34,6 +34,7 @@ PYTEST = (
     "-W", "ignore::pytest.PytestConfigWarning", "-W", "ignore::pytest.PytestAssertRewriteWarning",
 )  # fmt: skip
 FIRST_SECONDS = 60.0  # for the imports of a run of tests, beside what its tests take
+SLOW_SECONDS = 600.0  # for slow tests
 
 
 @dataclass(frozen=True)
@@ -298,13 +299,14 @@ def environment_of(tree: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def run_tests(server: TestServer, tests: Sequence[str], seconds: float) -> tuple[int | None, str]:
+def run_tests(server: TestServer, words: Sequence[str], seconds: float) -> tuple[int | None, str]:
     """Run tests until the first fails; return pytest's exit status and the failed test.
 
     Args:
+        words: for pytest.
         seconds: after which it is given up, with its children; the status is None then.
     """
-    code, output = server.run([*PYTEST, *tests], seconds)
+    code, output = server.run([*PYTEST, *words], seconds)
     failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.M)
     return code, failed[-1] if failed else ""
 
@@ -317,6 +319,7 @@ class Runner:
         equivalent: mistakes by name that a person has found to change nothing -> why.
         report: receives each outcome.
         libraries: modules that are imported once, before the tests run.
+        slow: whether slow tests run too, of those that a change names.
     """
 
     def __init__(
@@ -326,9 +329,10 @@ class Runner:
         equivalent: Mapping[str, str] | None = None,
         report: Callable[[Outcome], None] = print,
         libraries: Sequence[str] = LIBRARIES,
+        slow: bool = False,
     ) -> None:
         self.root, self.jobs, self.equivalent, self.report = root, jobs, equivalent or {}, report
-        self.libraries = libraries
+        self.libraries, self.slow = libraries, slow
         self._reliable: dict[str, bool] = {}
         self._lock = threading.Lock()
 
@@ -373,7 +377,8 @@ class Runner:
         original = file.read_bytes()
         file.write_bytes(change.apply(original))
         try:
-            code, failed = run_tests(server, change.tests, FIRST_SECONDS + 4 * change.seconds)
+            seconds = FIRST_SECONDS + 4 * change.seconds + (SLOW_SECONDS if self.slow else 0)
+            code, failed = run_tests(server, self._words(change.tests), seconds)
         finally:
             file.write_bytes(original)
         if code is None:
@@ -384,11 +389,14 @@ class Runner:
             return "unreliable", failed
         return "noticed", failed or f"exit status {code} of pytest"
 
+    def _words(self, tests: Sequence[str]) -> list[str]:
+        return ["-m", "slow or not slow", *tests] if self.slow else [*tests]
+
     def _is_reliable(self, test: str, server: TestServer) -> bool:
         """Return whether a test, with any parameters, succeeds without a mistake; so does a file that can be imported."""
         test = test.partition("[")[0]
         if test not in self._reliable:
-            self._reliable[test] = run_tests(server, [test], FIRST_SECONDS + 300)[0] == 0
+            self._reliable[test] = run_tests(server, self._words([test]), FIRST_SECONDS + SLOW_SECONDS)[0] == 0
         return self._reliable[test]
 
 
