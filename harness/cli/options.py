@@ -21,6 +21,9 @@ from harness.config.words import LETTERS, read_words
 from harness.utils import plugins
 from harness.utils.errors import UsageError
 
+# Lists whose options may be given several times.
+SEVERAL = ("freeze", "label_columns", "metrics", "milestones", "plugin", "tags", "tracker", "transforms")
+
 
 class SettingOption(click.Option):
     """An option that stands for one setting; `Config` checks its value, not click."""
@@ -30,7 +33,7 @@ class SettingOption(click.Option):
         extra: dict[str, Any] = {}
         if alone := config.value_alone(name):
             extra = {"is_flag": False, "flag_value": alone}
-        elif name in MAPPINGS or name in ("freeze", "metrics", "milestones", "plugin", "tags", "tracker"):
+        elif name in MAPPINGS or name in SEVERAL:
             extra = {"multiple": True}
         super().__init__(
             [*option_names(name), name],
@@ -130,25 +133,28 @@ def _own_recipe() -> dict[str, Any]:
     return read_recipe(config.AUTO)
 
 
+# What an option's value is, where its type says too little.
+METAVARS = {
+    **dict.fromkeys(MAPPINGS, "KEY=VALUE,..."),
+    **dict.fromkeys(("data_dir", "image_root", "output"), "FOLDER"),
+    **dict.fromkeys(("lr_min", "lr_max"), "NUMBER|find"),
+    "augment_pipeline": "FILE",
+    "class_weights": "balanced|NUMBER,...|NAME=NUMBER,...",
+    "extended": "STEP:EPOCHS,...",
+    "freeze": "PATTERN,...",
+    "grey_range": "LOW,HIGH",
+    "label_columns": "COLUMN,...",
+    "milestones": "EPOCH,...",
+}
+METAVAR_OF_TYPE = {
+    int: "N", float: "NUMBER", float | None: "NUMBER", str: "TEXT", tuple[float, ...]: "NUMBER,...", tuple[str, ...]: "NAME,...",
+}  # fmt: skip
+
+
 def _metavar(name: str) -> str:
     if config.is_switch(name):
         return "BOOL"
-    if name in ("data_dir", "output"):
-        return "FOLDER"
-    special = {
-        **dict.fromkeys(MAPPINGS, "KEY=VALUE,..."),
-        "class_weights": "balanced|NUMBER,...|NAME=NUMBER,...",
-        "freeze": "PATTERN,...",
-        "metrics": "NAME,...",
-        "milestones": "EPOCH,...",
-        "augment_pipeline": "FILE",
-        "plugin": "NAME,...",
-        "tags": "NAME,...",
-        "tracker": "NAME,...",
-    }
-    if config.setting_types()[name] == tuple[float, ...]:
-        return "NUMBER,..."
-    return {int: "N", float: "NUMBER", str: "TEXT"}.get(config.setting_types()[name], special.get(name, "NUMBER"))
+    return METAVARS.get(name) or METAVAR_OF_TYPE[config.setting_types()[name]]
 
 
 def setting_options(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -12,10 +12,10 @@ import pytest
 import harness
 from harness.cli.commands import ALIASES, DAILY
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
-from harness.cli.options import setting_help
+from harness.cli.options import setting_help, setting_options
 from harness.config.other_names import _NAMES, _REMEDIES, NAMES_ELSEWHERE, REMEDIES_ELSEWHERE, settings_in
 from harness.config.recipe import make_config
-from harness.config.settings import AUTO, SHORT_NAMES, Config, canonical_name, normalize_name, setting_fields
+from harness.config.settings import AUTO, SHORT_NAMES, Config, canonical_name, coerce, normalize_name, setting_fields
 from harness.sweep.command import START_RUN
 from harness.sweep.schema import parse_sweep
 from harness.utils import errors
@@ -254,3 +254,41 @@ def test_the_help_names_each_default_that_is_another_one_for_data_of_ones_own():
         if name not in ("recipe", "data", "data_dir"):
             assert (f"; your own images: {there}]" in setting_help(name)) == (here != there), name
     assert setting_help("epochs").endswith("[24; your own images: auto]")
+
+
+def test_every_option_takes_a_value_of_the_form_that_its_help_shows():
+    forms = {
+        "BOOL": "true", "N": "3", "NUMBER": "0.5", "NUMBER|find": "find", "NUMBER,...": "0.5,1", "EPOCH,...": "2,3.5", "FOLDER": "a",
+        "FILE": "a", "TEXT": "a", "NAME,...": "a,b", "COLUMN,...": "a,b", "PATTERN,...": "a*,b", "KEY=VALUE,...": "a=1,b=2",
+        "LOW,HIGH": "0,1", "STEP:EPOCHS,...": "10:2", "balanced|NUMBER,...|NAME=NUMBER,...": "cat=2",
+    }  # fmt: skip
+    shown = {option.name: option.metavar for option in cli.commands["run"].params if option.name in setting_fields()}
+    assert shown.keys() == setting_fields().keys()
+    for name, form in shown.items():
+        if form not in ("FILE", "TEXT"):  # a file is read; a text may have a form of its own
+            coerce(name, (setting_fields()[name].metadata["choices"] or [forms[form]])[0])
+    kinds = {kind: {name for name, form in shown.items() if form == kind} for kind in forms}
+    assert kinds["FOLDER"] == {"data_dir", "image_root", "output"} and kinds["FILE"] == {"augment_pipeline"}
+    assert kinds["NAME,..."] == {"metrics", "plugin", "tags", "tracker", "transforms"}
+    assert all(kinds.values())
+
+
+def test_the_option_of_a_list_may_be_given_several_times():
+    given = [
+        "--transforms",
+        "a",
+        "--transforms",
+        "b,c",
+        "--label-columns",
+        "red",
+        "--label-columns",
+        "blue",
+        "--tags",
+        "x",
+    ]
+    values = parsed("run", *given)
+    assert (values["transforms"], values["label_columns"], values["tags"]) == (("a", "b,c"), ("red", "blue"), ("x",))
+    collected = []
+    main = setting_options(lambda settings, **_: collected.append(settings))
+    main(**{name: values.get(name) for name in values})
+    assert collected[0]["transforms"] == ("a", "b", "c") and collected[0]["label_columns"] == ("red", "blue")

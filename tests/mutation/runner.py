@@ -35,6 +35,7 @@ PYTEST = (
 )  # fmt: skip
 FIRST_SECONDS = 60.0  # for the imports of a run of tests, beside what its tests take
 SLOW_SECONDS = 600.0  # for slow tests
+TIME_LIMIT = "the time limit"
 
 
 @dataclass(frozen=True)
@@ -249,11 +250,15 @@ def with_new_tests(change: Change, root: Path, lines: LineMap) -> Change:
 
 
 def noticed_before(log: Path, changes: Sequence[Change]) -> dict[str, Outcome]:
-    """Return the outcomes of a log that need not be found again: mistakes of these that were noticed; none without a log."""
+    """Return the outcomes of a log that need not be found again: mistakes of these that were noticed; none without a log.
+
+    That the time was over may say something of the machine, so that is not one of them.
+    """
     names = {change.name for change in changes}
     lines = log.read_text().splitlines() if log.is_file() else []
     outcomes = (Outcome(**json.loads(line)) for line in lines)
-    return {each.name: each for each in outcomes if each.name in names and each.verdict in ("noticed", "equivalent")}
+    known = (each for each in outcomes if each.name in names and each.by != TIME_LIMIT)
+    return {each.name: each for each in known if each.verdict in ("noticed", "equivalent")}
 
 
 def listed_changes(root: Path, ids: Sequence[str] = ()) -> list[Change]:
@@ -382,7 +387,7 @@ class Runner:
         finally:
             file.write_bytes(original)
         if code is None:
-            return "noticed", "the time limit"
+            return "noticed", TIME_LIMIT
         if code == 0:
             return "survived", ""
         if failed and not self._is_reliable(failed, server):

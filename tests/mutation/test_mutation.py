@@ -132,11 +132,12 @@ def test_a_stopped_run_goes_on_and_asks_the_tests_that_are_new_about_what_was_no
     assert runner.with_new_tests(asked, tmp_path / "elsewhere", lines) == asked
     log = tmp_path / "result.jsonl"
     assert runner.noticed_before(log, [change]) == {}
-    for name, verdict in (("a", "survived"), ("b", "noticed"), ("c", "noticed"), ("a", "noticed"), ("d", "unreliable")):
-        outcome = runner.Outcome(name, "package/sums.py", verdict, "", 1.0, 1, True, {})
+    for name, verdict in (("a", "survived"), ("b", "noticed"), ("c", "noticed"), ("a", "noticed"), ("d", "unreliable"), ("e", "noticed")):  # fmt: skip
+        by = runner.TIME_LIMIT if name == "e" else ""
+        outcome = runner.Outcome(name, "package/sums.py", verdict, by, 1.0, 1, True, {})
         with log.open("a") as file:
             file.write(json.dumps(dataclasses.asdict(outcome)) + "\n")
-        changes = [dataclasses.replace(change, name=each) for each in ("a", "b", "d")]
+        changes = [dataclasses.replace(change, name=each) for each in ("a", "b", "d", "e")]
         known = runner.noticed_before(log, changes)
     assert sorted(known) == ["a", "b"] and known["a"].verdict == "noticed"
 
