@@ -48,7 +48,9 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
     from harness.utils.files import read_json
 
     if not output.is_dir() and output != Path("runs"):
-        raise UsageError(f"there is no folder {output}; run directories are in the folder that --output names")
+        raise UsageError(
+            f"there is no folder {output}; run directories are in the folder that `harness run --output` names"
+        )
     if unknown := set(states) - set(RunState):
         raise UsageError(f"--state {min(unknown)}: need one of {', '.join(RunState)}")
     listed = listed_runs(output, states, match, sort)

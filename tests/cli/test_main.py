@@ -1,8 +1,11 @@
 """The command line: names of commands and options, helps, errors, exit statuses."""
 
+import errno
 import gc
+import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -136,6 +139,15 @@ def test_help_all_is_an_option(tmp_path):
         (["predict", "x"], "missing argument 'PATH...'; see harness predict --help"),
         (["run", "--epochs", "many"], "epochs='many': need a number"),
         (["run", "--schedule", "onecycle"], "did you mean 'one_cycle'"),
+        (["export", "."], "say where to: --onnx FILE or --timm FOLDER; see harness export --help"),
+        (["report"], "give a run directory, several, or a sweep's directory; `harness runs` lists them"),
+        (["report", "--workspace"], "--workspace needs the run, group or sweep in W&B; add --wandb ENTITY/PROJECT/RUN"),
+        (
+            ["runs", "nothing"],
+            "there is no folder nothing; run directories are in the folder that `harness run --output`",
+        ),
+        (["sync", ".", "--tracker", ""], "--tracker is empty; name at least one"),
+        (["sync", ".", "--tracker", "tensorboard", "--link", "a/b"], "add wandb to --tracker, or leave --link out"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_nearest_remedy(arguments, says, tmp_path):
@@ -254,3 +266,36 @@ def test_the_help_names_each_default_that_is_another_one_for_data_of_ones_own():
         if name not in ("recipe", "data", "data_dir"):
             assert (f"; your own images: {there}]" in setting_help(name)) == (here != there), name
     assert setting_help("epochs").endswith("[24; your own images: auto]")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["completion", "bash"]])
+def test_a_reader_of_the_output_that_has_ended_is_no_failure(arguments, tmp_path):
+    """As with `harness models | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        line = [sys.executable, "-m", "harness", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(line, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "RuntimeError: a pipe has broken: "),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
+def test_a_bug_and_a_pipe_that_breaks_elsewhere_end_in_a_traceback_and_1(error, text, monkeypatch, capsys):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr(cli.commands["completion"], "callback", fail)
+    monkeypatch.setattr(sys, "argv", ["harness", "completion"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    *lines, last = shown.err.splitlines()
+    assert (stop.value.code, shown.out, last) == (1, "", "error: this is a bug in harness, not in your command")
+    assert lines[0].startswith("Traceback") and lines[-1].startswith(text)
