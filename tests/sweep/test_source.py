@@ -45,6 +45,21 @@ def prunes(trial):
 
 def fails(trial):
     raise KeyError("no such thing")
+
+def lists(trial):
+    return [1, 2]
+
+def early(sweep):
+    raise optuna.TrialPruned
+
+def number(sweep):
+    return 5
+
+def pair(sweep):
+    return optuna.create_study(direction="maximize"), 5
+
+def two(sweep, other):
+    return None
 """
 
 BOTH = {"metrics": [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]}
@@ -142,20 +157,30 @@ def test_a_requeued_trial_of_a_conditional_space_keeps_its_values(source):
         ({"optimizer": "wrong_way"}, "other directions"),
         ({"optimizer": "space"}, "'space' failed"),
         ({"optimizer": "study", "source": "none.py"}, "no Python file 'none.py'"),
+        ({"optimizer": "study", "source": "broken.py"}, "scheduler: broken.py: ZeroDivisionError: division by zero"),
+        ({"optimizer": "early"}, "'early' raised TrialPruned, and there is no trial yet"),
+        ({"optimizer": "number"}, "'number' in mine.py returned no optuna.Study, nor a pair of it and a function"),
+        ({"optimizer": "pair"}, "'pair' in mine.py returned no optuna.Study"),
+        ({"optimizer": "two"}, "scheduler: 'two' in mine.py must take one argument"),
     ],
 )
 def test_code_that_does_not_do_is_refused_before_any_trial(source, block, message):
+    (source / "broken.py").write_text("1 / 0")
     sweep = schema.parse_sweep(custom(**block), "x", {})
     with pytest.raises(HarnessError) as refused:
         load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
     assert message in str(refused.value)
 
 
-def test_a_space_that_fails_ends_the_sweep_with_its_reason(source):
-    sweep = schema.parse_sweep(custom(search_space="fails"), "x", {})
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [("fails", "'fails' failed: KeyError"), ("lists", "search_space returned list; need a dict of parameters")],
+)
+def test_a_space_that_fails_ends_the_sweep_with_its_reason(source, space, message):
+    sweep = schema.parse_sweep(custom(search_space=space), "x", {})
     functions = load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
     study = Study(sweep, "x", f"sqlite:///{source}/s.db", 3, functions=functions)
-    with pytest.raises(HarnessError, match="'fails' failed: KeyError"):
+    with pytest.raises(HarnessError, match=message):
         study.ask()
     study.close()
 
