@@ -1,6 +1,10 @@
 """Which trials are run again, and what each run is told, with programs that end at once in place of `harness run`."""
 
+import resource
 import shlex
+import time
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +14,7 @@ from harness.sweep.requeue import MAX_TRIES
 from harness.sweep.search import run_search
 from harness.sweep.selection import TrialRecord
 from harness.utils.errors import HarnessError
+from harness.utils.files import read_json, write_json
 from harness.utils.signals import StopRequests
 from tests.support.sweeps import read_trials, sweep_folder
 from tests.sweep.test_study import sweep
@@ -111,3 +116,83 @@ def test_trials_read_the_test_set_only_where_the_metric_is_one_of_it(tmp_path, p
     with pytest.raises(HarnessError, match="every trial failed"):
         run_search(spec, b"", output=tmp_path / "runs", fork=False)
     assert "test" not in program.starts()[0]
+
+
+BEST = TrialRecord(0, "trial-0000", "complete", {"lr_max": 0.1}, [0.5], "")
+
+
+def launcher_of(tmp_path, line=("harness", "run", "${args}")):
+    return Launcher(sweep("grid", GRID, command=list(line)), tmp_path / "sweep", 1, fork=False)
+
+
+def write_status(launcher, name, **status):
+    (launcher.runs / name).mkdir(parents=True)
+    (launcher.runs / name / "config.yaml").write_text("recipe: digits\n")
+    write_json(launcher.runs / name / "status.json", status)
+
+
+def test_a_final_run_that_fails_ends_the_sweep_with_its_reason_and_a_finished_one_is_not_run_again(tmp_path, program):
+    program("echo 'error: no network' >&2; exit 3")
+    launcher, said = launcher_of(tmp_path, LINE), []
+    write_status(launcher, "final-0000-s0", state="finished")
+    write_json(launcher.runs / "final-0000-s0" / "summary.json", {"result": {"test/acc": 0.75}})
+    with StopRequests() as stop_requests:
+        result = final_runs(launcher, BEST, 1, stop_requests, said.append)
+        assert not (tmp_path / "words.txt").exists() and result.figures["test/acc"].mean == 0.75
+        with pytest.raises(HarnessError, match=r"^the final run with seed 1 failed: no network \(exit status 3\)$"):
+            final_runs(launcher, BEST, 2, stop_requests, said.append)
+        with pytest.raises(HarnessError, match="no trial logged the metric, so there is no best configuration to test"):
+            final_runs(launcher, None, 2, stop_requests, said.append)
+    assert [each["name"] for each in program.starts()] == ["final-0000-s1"]
+
+
+def test_the_reason_of_a_failure_is_that_of_the_status_or_the_last_error_of_the_log(tmp_path):
+    launcher = launcher_of(tmp_path)
+    assert (
+        launcher.failure_reason("t", 3) == "exit status 3" and launcher.failure_reason("t", -9) == "killed by signal 9"
+    )
+    (launcher.folder / "logs/t.log").write_text("error: first\nerror: last\n\nsomething after it\n")
+    assert launcher.failure_reason("t", 3) == "last (exit status 3)"
+    (launcher.folder / "logs/t.log").write_text("Segmentation fault\n\n")
+    assert launcher.failure_reason("t", -11) == "Segmentation fault (killed by signal 11)"
+    write_status(launcher, "t", state="failed", reason="diverged at step 3")
+    assert launcher.failure_reason("t", 5) == "diverged at step 3"
+
+
+def test_a_full_disk_is_known_by_the_reason_of_a_trial_or_by_trying(tmp_path):
+    launcher = launcher_of(tmp_path)
+    launcher.folder.mkdir()
+    assert not launcher.disk_was_full("t", 5) and not launcher.disk_was_full("t", 6)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        is_full = launcher.disk_was_full("t", 6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert is_full and not (launcher.folder / ".probe").exists()
+    write_status(launcher, "t", state="failed", reason="no space to write last.pt in x (0.0 MB free); free some space")
+    assert launcher.disk_was_full("t", 6) and not launcher.disk_was_full("t", 1)
+
+
+def test_a_trial_that_has_finished_is_not_run_again_and_its_run_is_compared_with_the_parameters(tmp_path, program):
+    program("exit 0")
+    launcher = launcher_of(tmp_path, LINE)
+    write_status(launcher, "trial-0000", state="finished")
+    trial = SimpleNamespace(name="trial-0000", values={"lr_max": 0.1})
+    assert launcher.start_trial(trial, 0).poll() == 0 and not (tmp_path / "words.txt").exists()
+    config = launcher.sweep.config(trial.values)
+    for lr_max, reason in ((0.1, ""), (0.2, "the run did not have the sweep's parameters: lr_max")):
+        (launcher.runs / "trial-0000" / "config.yaml").write_text(config.replace(lr_max=lr_max).to_yaml())
+        assert launcher.why_not_its_run("trial-0000", trial.values).partition("=")[0] == reason
+
+
+def test_the_parameters_of_a_trial_are_in_the_file_that_its_command_names(tmp_path, program):
+    program("exit 0")
+    launcher = launcher_of(tmp_path, ["./train.sh", "${args_json_file}"])
+    process = launcher.start_trial(SimpleNamespace(name="trial-0000", values={"lr_max": 0.1}), 0)
+    while process.poll() is None:
+        time.sleep(0.01)
+    file = (tmp_path / "words.txt").read_text().split()[0]
+    assert file == str(launcher.folder.absolute() / "parameters" / "trial-0000.json")
+    expected = {"recipe": "digits", "val_fraction": 0.2, "lr_max": 0.1, "lr_min": 0.01}
+    assert read_json(Path(file)) == expected

@@ -139,6 +139,20 @@ def test_a_conditional_space_is_drawn_as_wandbs_own_scheduler_draws_it(source):
     assert {frozenset(values) for values in drawn} == {frozenset(record.values) for record in records}
 
 
+def test_a_users_sampler_with_a_seed_draws_other_trials_after_a_restart(source):
+    sweep = schema.parse_sweep(custom(optimizer="study"), "x", {})
+    drawn = []
+    for _ in range(2):  # two processes, one after the other
+        functions = load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
+        study = Study(sweep, "x", f"sqlite:///{source}/s.db", 6, functions=functions)
+        trial = study.ask()
+        study.report(trial, [0.5])
+        study.tell(trial, "complete")
+        drawn.append(trial.values["lr_max"])
+        study.close()
+    assert drawn[0] != drawn[1]
+
+
 def test_a_requeued_trial_of_a_conditional_space_keeps_its_values(source):
     sweep = schema.parse_sweep(custom(search_space="space"), "x", {})
     functions = load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
