@@ -28,7 +28,8 @@ from harness.tracking.wandb.api import (
 )
 from harness.tracking.wandb.panels import GRID_COLUMNS
 from harness.tracking.wandb.runs_report import runs_headline
-from harness.tracking.wandb.sweep_front import front_of
+from harness.tracking.wandb.session import note_sent
+from harness.tracking.wandb.sweep_front import front_of, front_text
 from harness.tracking.wandb.workspace import build_workspace, save_workspace
 from harness.utils.errors import TrackingError, UsageError
 from tests.support.records import epoch, final
@@ -233,6 +234,47 @@ def test_nested_parameters_have_an_axis_where_they_are_searched(offline):
     axes = [column["accessor"] for column in plot._to_model().config.model_dump(by_alias=True)["columns"]]
     # W&B keeps a run's config as name -> {"value": ...}.
     assert axes[:3] == ["config:lr_max.value", "config:model_args.value.width", "config:model_args.value.deep.rate"]
+
+
+def test_the_directory_of_seeds_or_of_a_sweep_names_the_group_of_its_runs(tmp_path):
+    config = Config(entity="e", project="p", group="g")
+    seeds, sweep = tmp_path / "seeds", tmp_path / "sweep"
+    seeds.mkdir()
+    (seeds / "seeds.json").write_text('{"seeds": []}')
+    (seeds / "recipe.yaml").write_text(config.to_yaml())
+    assert parse(str(seeds)) == Target("e", "p", "g", "group", seeds)
+    (seeds / "seeds.json").write_text('{"group": "other"}')
+    assert parse(str(seeds)).name == "other"
+    (seeds / "seeds.json").write_text("{}")
+    (seeds / "recipe.yaml").write_text(config.replace(group="").to_yaml())
+    with pytest.raises(UsageError, match=r"have no W&B group; give each run with its own --wandb"):
+        parse(str(seeds))
+
+    (sweep / "runs/a").mkdir(parents=True)
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    (sweep / "runs/a/config.yaml").write_text(config.to_yaml())
+    with pytest.raises(
+        UsageError, match=re.escape(f"no run of {sweep} is in W&B; upload them with: harness sync {sweep}/runs/*")
+    ):
+        parse(str(sweep))
+    with pytest.raises(UsageError, match=re.escape(f"is not in W&B; upload it with: harness sync {sweep}/runs/a")):
+        parse(str(sweep / "runs/a"))
+    (sweep / "runs/a/wandb").mkdir()
+    note_sent(sweep / "runs/a/wandb", "abc", 3)
+    assert parse(str(sweep)) == Target("e", "p", "g", "group", sweep, SWEEP)
+    assert parse(str(sweep / "runs/a")) == Target("e", "p", "abc", "run", sweep / "runs/a")
+
+
+def test_a_sweep_for_several_metrics_of_which_no_trial_has_all_says_so():
+    config = {
+        "method": "custom",
+        "parameters": {},
+        "metrics": [{"name": "val/acc", "goal": "maximize"}, {"name": "val/loss"}],
+    }
+    facts = SweepFacts("e", "p", "s", "n", config, 1, None, trials=())
+    assert (
+        front_text(facts, [], []) == "No trial has finished with all metrics: maximize `val/acc`, minimize `val/loss`."
+    )
 
 
 def test_a_sweep_without_runs_or_metric_has_a_report_too():
