@@ -355,6 +355,10 @@ def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monke
     text = json.dumps(online.saved[0].spec)
     assert online.saved[0].title == "Sweep rates"
     assert "2 runs, method bayes" in text and "Best run: trial 2" in text and best in text
+    with pytest.raises(
+        UsageError, match="e/p/s1 is a sweep, which has a report of its own; leave it out, or give it alone"
+    ):
+        wandb_report.save_report(f"e/p/{best}", "e/p/s1")
 
 
 BOTH = {"metrics": [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]}
@@ -443,6 +447,8 @@ def test_the_report_of_several_runs_begins_with_what_differs_and_the_mean_of_eac
         assert (
             f"| {group} | {3 if group == 'narrow' else 2} | 75.00 % ± 0 % | {mean:.2f} % ± {deviation:.2f} % |" in text
         )
+    empty = tuple(replace(run, group="empty", run_id=f"{run.run_id}x", summary={}) for run in two_groups.runs[:2])
+    assert "| empty | 2 |  |  |" in runs_headline(RunsFacts("three groups", two_groups.runs + empty))
     alone = RunsFacts("alone", tuple(replace(run, group="") for run in two_groups.runs))
     assert "Mean and standard" not in runs_headline(alone)
     curves = [panel for panel in panels(wandb_report.build(alone)) if type(panel).__name__ == "LinePlot"]
