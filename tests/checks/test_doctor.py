@@ -108,6 +108,14 @@ def test_data_of_others_is_not_checked_and_what_reads_it_is_named():
     assert section(doctor._data, data="for_the_doctor")["for_the_doctor"].value == ("not checked: read by a plug-in")
 
 
+@pytest.mark.parametrize(("free", "has_problem"), [(2, True), (5, False), (0, False)])  # 0: the system does not say
+def test_too_little_memory_for_the_default_recipe_is_a_warning_with_its_remedy(monkeypatch, free, has_problem):
+    monkeypatch.setattr(doctor, "_memory", lambda: (8 * 2**30, free * 2**30))
+    diagnosis = section(doctor._machine)["memory"]
+    assert diagnosis.value == f"{free:.1f} GiB free of 8.0" and not diagnosis.fatal
+    assert bool(diagnosis.problem) == has_problem and diagnosis.remedy == "set --grad-accumulation 4 or --auto-batch"
+
+
 def test_an_output_folder_below_a_file_prevents_a_run(tmp_path):
     (tmp_path / "file").touch()
     diagnosis = section(doctor._disk, output=str(tmp_path / "file" / "runs"))["output"]

@@ -299,3 +299,24 @@ def test_a_bug_and_a_pipe_that_breaks_elsewhere_end_in_a_traceback_and_1(error, 
     *lines, last = shown.err.splitlines()
     assert (stop.value.code, shown.out, last) == (1, "", "error: this is a bug in harness, not in your command")
     assert lines[0].startswith("Traceback") and lines[-1].startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "text"),
+    [
+        (["runs"], {"RANK": "0", "WORLD_SIZE": "2"}, "harness runs runs in one process; start it without torchrun"),
+        (
+            ["sweep", "x.yaml", "--storage", "postgresql+psycopg://me@host/db"],
+            {},
+            "--storage postgresql+psycopg://... needs an extra: pip install 'vision-harness[postgres]'",
+        ),
+    ],
+)
+def test_what_the_process_or_the_installation_lacks_is_one_line(arguments, variables, text, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("harness.cli.sweep.find_spec", lambda name: None)  # as where psycopg is not installed
+    monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {text}\n")

@@ -6,7 +6,9 @@ import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 from wandb.proto import wandb_internal_pb2 as protobuf
 
-from harness.tracking.wandb import offline_log, run_logs
+from harness.tracking.wandb import offline_log, run_logs, sync
+from harness.tracking.wandb.arrived import Arrived
+from harness.utils.errors import TrackingError
 
 RUN = protobuf.Record(run=protobuf.RunRecord(run_id="abc", project="p", tags=["a"]))
 
@@ -198,3 +200,30 @@ def test_a_log_whose_record_ends_at_the_end_of_a_block_is_read_back(size):
     header = offline_log.FILE_HEADER
     more = offline_log.encode_log([b"more"])[len(header) :]
     assert list(offline_log.records(log + bytes(-len(log) % 32_768) + more)) == [*payloads, b"more"]
+
+
+MISSING = {"rows": [], "files": [], "artifacts": [], "gap": 0, "lost": [], "end": False}
+
+
+@pytest.mark.parametrize(
+    ("missing", "why", "message"),
+    [
+        ({"gap": 2}, "", "W&B has 5 of 3 steps of {folder} and accepts none before its latest; {anew}"),
+        ({"lost": ["model-r"]}, "", "W&B lacks 1 artifacts of {folder} (model-r) that W&B's folder has lost; {anew}"),
+        ({"end": True}, "", "W&B lacks the end of {folder}; {again}"),
+        (
+            {"rows": [7, 8], "files": ["a.png"], "artifacts": [("model-r", "d")]},
+            "not uploaded within 60 s",
+            "W&B lacks 2 steps (7, ...), 1 files (a.png), 1 artifacts (model-r) of {folder}: not uploaded within 60 s; {again}",
+        ),
+    ],
+)
+def test_what_wandb_lacks_in_the_end_is_named_with_the_command_that_sends_it(tmp_path, missing, why, message):
+    folder = tmp_path / "a run"
+    content, arrived = run_logs.RunContent(rows=dict.fromkeys((1, 2, 3))), Arrived("e/p/abc", rows=5)
+    anew = f"send all of them as a new W&B run with: harness sync --anew '{folder}'"
+    again = f"the same command sends them again, with more patience by --timeout: harness sync --timeout 600 '{folder}'"
+    with pytest.raises(TrackingError) as refused:
+        sync._check_complete(content, folder, arrived, sync._Missing(**{**MISSING, **missing}), why)
+    assert str(refused.value) == message.format(folder=folder, anew=anew, again=again)
+    sync._check_complete(content, folder, arrived, sync._Missing(**MISSING), why)

@@ -834,3 +834,12 @@ def test_a_run_that_the_user_has_open_offline_does_not_serve_where_online_is_req
     ours = session.Session(None, Config(wandb="online"), tmp_path, {}, None, print)
     with pytest.raises(TrackingError, match="wandb=online, but the open W&B run abc is offline; set --wandb auto"):
         ours._borrow(SimpleNamespace(offline=True, id="abc"))
+
+
+def test_where_wandb_cannot_be_used_at_all_a_mode_that_was_named_is_refused(tmp_path):
+    lines = []
+    for mode in ("offline", "online"):
+        ours = session.Session(wandb, Config(wandb=mode), tmp_path, {}, None, lines.append, broken="W&B is broken")
+        with pytest.raises(TrackingError, match=r"^W&B is broken; mend it, or set --wandb disabled$"):
+            ours.connect(online=mode == "online")
+    assert not lines
