@@ -55,10 +55,6 @@ def _has_no_reader(stream: TextIO) -> bool:
 class TerminalStream(io.RawIOBase):
     """Standard output as a binary stream whose text is printed as `echo` prints it; a pipe gets every byte as it is."""
 
-    def writable(self) -> bool:
-        """Return True."""
-        return True
-
     def write(self, content: bytes) -> int:  # type: ignore[override]
         """Print UTF-8 text."""
         sys.stdout.write(printable(content.decode("utf-8", "replace"), keep_newlines=True))

@@ -304,6 +304,14 @@ def test_weights_of_classes_are_named_though_they_are_equal():
     assert row.verdict == "deviates" and row.found.endswith(", with a weight for each class (class_weights)")
 
 
+def test_the_views_of_an_image_are_equal_where_the_loss_is_checked():
+    config = Config(loss="jsd", aug_splits=3, augment="timm", auto_augment="augmix-m3-w3", cutout=0)
+    model, images = AnotherLoss(1.0), torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(images)
+    assert softmax_row(model, config, images, [], logits).verdict == "ok"
+
+
 def test_the_text_of_operations_has_stride_padding_bias_and_operations_of_any_name():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.Sigmoid(), torch.nn.Conv2d(4, 2, (1, 3)))
     steps, _ = trace(net, torch.zeros(1, 3, 9, 9))

@@ -16,6 +16,7 @@ import harness
 from harness.cli.commands import ALIASES, DAILY
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
 from harness.cli.options import setting_help
+from harness.cli.terminal import TerminalStream
 from harness.config.other_names import _NAMES, _REMEDIES, NAMES_ELSEWHERE, REMEDIES_ELSEWHERE, settings_in
 from harness.config.recipe import make_config
 from harness.config.settings import AUTO, SHORT_NAMES, Config, canonical_name, normalize_name, setting_fields
@@ -320,3 +321,9 @@ def test_what_the_process_or_the_installation_lacks_is_one_line(arguments, varia
     with pytest.raises(SystemExit) as stop:
         main()
     assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {text}\n")
+
+
+def test_predictions_on_a_terminal_are_printed_without_what_a_terminal_acts_on(capsys):
+    line = "é,\x1b[2Jcat\u202e,0.5\n".encode()
+    assert TerminalStream().write(line) == len(line)
+    assert capsys.readouterr().out == "é, [2Jcat ,0.5\n"

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from harness.cli.main import cli
 from harness.config.settings import Config
 from harness.tracking.run_dir import claim_run_dir
 from harness.tracking.wandb import init
@@ -549,6 +550,11 @@ def test_a_saved_view_is_in_wandb_under_the_returned_url(online, tmp_path, capfd
     text = json.dumps(saved.spec)
     assert '"gallery"' in text and "summary:result/test/acc" in text
     assert not capfd.readouterr().out
+    cli.main(["report", "--wandb", f"e/p/{run_id}", "--workspace"], standalone_mode=False)
+    report, again = online.saved[1:]
+    assert (report.title, report.kind, again.kind) == ("Run run 🎈", "runs", "project-view")
+    first, second = capfd.readouterr().out.splitlines()
+    assert "/e/p/reports/" in first and second.partition("?")[0] == link.partition("?")[0]
 
 
 def test_a_run_that_wandb_does_not_have_is_reported_in_one_line(online, tmp_path):
