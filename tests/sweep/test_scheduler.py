@@ -8,14 +8,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.config import yaml_io
 from harness.sweep import results, schema
 from harness.sweep.launcher import Launcher, final_runs
 from harness.sweep.requeue import MAX_TRIES
 from harness.sweep.search import run_search
 from harness.sweep.selection import TrialRecord
-from harness.utils.errors import HarnessError
+from harness.tracking.journal import Journal
+from harness.tracking.records import Record
+from harness.utils.errors import HarnessError, ResourceError
 from harness.utils.files import read_json, write_json
-from harness.utils.signals import StopRequests
+from harness.utils.signals import Interrupted, StopRequests
 from tests.support.sweeps import read_trials, sweep_folder
 from tests.sweep.test_study import sweep
 
@@ -196,3 +199,89 @@ def test_the_parameters_of_a_trial_are_in_the_file_that_its_command_names(tmp_pa
     assert file == str(launcher.folder.absolute() / "parameters" / "trial-0000.json")
     expected = {"recipe": "digits", "val_fraction": 0.2, "lr_max": 0.1, "lr_min": 0.01}
     assert read_json(Path(file)) == expected
+
+
+# The program leaves the run that was prepared for its learning rate.
+LEAVES_RUN = """
+for word; do case $word in --name=*) name=${word#*=};; --output=*) output=${word#*=};; --lr_max=*) lr=${word#*=};; esac; done
+mkdir -p "$output/$name"; cp prepared-$lr/* "$output/$name"/
+"""
+
+
+def prepare(folder, spec, histories):
+    """Write what a run leaves for each learning rate: a record for each value of the metric."""
+    for lr_max, history in histories.items():
+        path = folder / f"prepared-{lr_max}"
+        config = spec.config({"lr_max": lr_max})
+        journal = Journal(path, {"config": config.to_dict()})
+        for number, value in enumerate(history, start=1):
+            journal.record(Record(number, number, {"best/val_acc": value, "val/acc": 0.0}))
+        journal.finish("finished", 0)
+        (path / "config.yaml").write_text(config.to_yaml())
+        write_json(path / "status.json", {"state": "finished"})
+        write_json(path / "summary.json", {"result": {"test/acc": 0.75}})
+
+
+def search(spec, tmp_path, **options):
+    return run_search(spec, b"name: x", output=tmp_path / "runs", name="s", fork=False, **options)
+
+
+def states(folder):
+    return {float(row["lr_max"]): row["state"] for row in read_trials(folder)}
+
+
+def test_a_sweep_finds_the_best_of_its_trials_writes_its_recipe_and_tests_it_again(tmp_path, program):
+    program(LEAVES_RUN)
+    spec = sweep("grid", {"lr_max": {"values": [0.1, 0.2, 0.001]}, "lr_min": {"value": 0.01}}, command=LINE)
+    prepare(tmp_path, spec, {0.1: [0.3, 0.6], 0.2: [0.7, 0.8]})
+    folder, summary = search(spec, tmp_path, final=2)
+    assert folder == tmp_path / "runs" / "s" and states(folder) == {0.1: "complete", 0.2: "complete", 0.001: "failed"}
+    reasons = {float(row["lr_max"]): row["reason"] for row in read_trials(folder)}
+    assert reasons[0.001].startswith("need lr_min <= lr_max, got lr_min=0.01, lr_max=0.001")
+    assert {each["lr_max"] for each in program.starts()} == {"0.1", "0.2"}  # the refused one is not started
+    best = read_json(folder / "sweep.json")["best"]
+    assert (best["value"], best["parameters"]["lr_max"]) == (0.8, 0.2)
+    assert (
+        yaml_io.read_yaml(folder / "best.yaml")["lr_max"] == 0.2 and (folder / "sweep.yaml").read_bytes() == b"name: x"
+    )
+    finals = [each for each in program.starts() if each["job_type"] == "final"]
+    assert [(each["lr_max"], each["seed"]) for each in finals] == [("0.2", "0"), ("0.2", "1")]
+    assert f"best        best/val_acc 0.8000 ({best['trial']})" in summary and "final runs of the best:" in summary
+    starts = len(program.starts())
+    assert search(spec, tmp_path)[0] == folder and len(program.starts()) == starts  # it is over
+
+
+def test_a_trial_that_reaches_the_target_stops_the_others(tmp_path, program):
+    program('case "$*" in *lr_max=0.2*) trap "exit 143" TERM; while :; do sleep 0.05; done;; esac' + LEAVES_RUN)
+    spec = sweep(
+        "grid",
+        {"lr_max": {"values": [0.2, 0.1]}, "lr_min": {"value": 0.01}},
+        command=LINE,
+        metric={"name": "best/val_acc", "goal": "maximize", "target": 0.75},
+    )
+    prepare(tmp_path, spec, {0.1: [0.5, 0.8]})
+    folder, summary = search(spec, tmp_path, workers=2)
+    assert states(folder) == {0.1: "complete", 0.2: "pruned"} and "1 complete" in summary
+    assert read_json(folder / "sweep.json")["best"]["value"] == 0.8
+
+
+def test_a_stopped_sweep_says_how_to_go_on_and_its_trial_is_run_again(tmp_path, program):
+    program("kill -TERM $PPID; trap 'exit 143' TERM; while :; do sleep 0.05; done")
+    spec = sweep("grid", GRID, command=LINE)
+    prepare(tmp_path, spec, {0.1: [0.5]})
+    with pytest.raises(Interrupted, match=r"SIGTERM; the trials have saved their state in .*/s\. Resume with") as stop:
+        search(spec, tmp_path)
+    assert stop.value.exit_code == 143 and not read_trials(tmp_path / "runs/s")
+    program(LEAVES_RUN)
+    assert states(search(spec, tmp_path)[0]) == {0.1: "complete"}
+    assert [each["name"] for each in program.starts()] == ["trial-0000"] * 2
+
+
+def test_a_trial_that_finds_no_space_ends_the_sweep_and_is_run_again(tmp_path, program):
+    program("echo 'error: no space to write last.pt in x (0.0 MB free); free some space' >&2; exit 6")
+    spec = sweep("grid", GRID, command=LINE)
+    prepare(tmp_path, spec, {0.1: [0.5]})
+    with pytest.raises(ResourceError, match=r"trial-0000: no space .* \(exit status 6\)\. The trials are queued again"):
+        search(spec, tmp_path)
+    program(LEAVES_RUN)
+    assert states(search(spec, tmp_path)[0]) == {0.1: "complete"}
