@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import timm
 
 from harness.cli import completion
+from harness.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,6 +91,8 @@ def test_values_that_are_no_choices_are_completed_by_what_they_name(tmp_path, mo
     # The shell itself completes folders and files.
     assert values("data_dir", "pic") == values("output", "pic") == [("pic", "dir")]
     assert values("recipe", "mine/") == [("mine/", "file")]
+    plain = cli.commands["completion"]
+    assert plain.shell_complete(click.Context(plain), "zs") == []  # the argument is completed by itself
 
 
 def test_the_models_of_completion_are_those_that_timm_has():

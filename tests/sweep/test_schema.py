@@ -400,9 +400,10 @@ def test_a_wrapper_that_starts_harness_run_is_a_command_and_any_other_script_is_
     inline = ["bash", "-c", 'exec harness run "$@"', "sh", "${args}"]
     for line in ([str(script), "${args}"], ["${env}", "A=1", "bash", str(script), "${args}"], inline):
         assert not command.is_plain(command.check(line, None))
-    script.write_text('#!/bin/sh\nexec python train.py "$@"\n')
-    with pytest.raises(UsageError, match="does not start `harness run`"):
-        command.check([str(script), "${args}"], None)
+    for content in (b'#!/bin/sh\nexec python train.py "$@"\n', b"\x7fELF\xff\xfe harness run"):  # a binary program
+        script.write_bytes(content)
+        with pytest.raises(UsageError, match="does not start `harness run`"):
+            command.check([str(script), "${args}"], None)
 
 
 VALUES = {

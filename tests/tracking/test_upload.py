@@ -90,6 +90,18 @@ def test_why_wandb_refuses_a_run_is_the_last_error_that_its_command_prints(comma
     assert " ".join(command(ending)[0].split()) == why
 
 
+def test_what_describes_another_run_does_not_reach_the_command(command, monkeypatch):
+    for name in ("WANDB_NAME", "WANDB_RUN_ID", "WANDB_MODE", "WANDB_RESUME_FROM", "WANDB_SILENT", "WANDB_SERVICE"):
+        monkeypatch.setenv(name, "of another run")
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:1")
+    _, kept = command('env > "$KEPT/env"')
+    variables = dict(line.partition("=")[::2] for line in (kept / "env").read_text().splitlines())
+    assert "of another run" not in variables.values()
+    assert variables["WANDB_BASE_URL"] == "http://127.0.0.1:1" and variables["WANDB_PROGRAM"] == "harness"
+    assert (variables["WANDB_CONSOLE"], variables["PYTHONSAFEPATH"]) == ("off", "1")
+    assert variables["WANDB_DIR"].startswith(str(command.folder / "wandb" / ".sync-"))
+
+
 def test_a_command_that_does_not_end_is_ended_with_what_it_has_started(command, tmp_path):
     beats = tmp_path / "beats"
     why, _ = command(f"(while sleep 0.02; do echo >> {beats}; done) & wait", timeout=0.5)
