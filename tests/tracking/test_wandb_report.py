@@ -530,6 +530,15 @@ def test_a_workspace_view_shows_curves_and_galleries_and_pins_the_results(offlin
     assert workspace._to_model().spec.section.run_sets[0].run_feed.column_pinned["summary:result/test/acc"]
 
 
+def test_the_view_of_several_runs_has_the_sections_of_what_any_of_them_logged(offline, two_groups):
+    def sections(workspace):
+        return {section.name: len(section.panels) for section in workspace.sections}
+
+    silent = replace(two_groups.runs[0], summary={}, charts={})
+    several = build_workspace(RunsFacts("several", (silent, *two_groups.runs[1:])))
+    assert sections(several) == sections(build_workspace(offline[0]))
+
+
 def test_the_view_of_a_sweep_shows_its_runs_and_pins_its_metric_and_parameters(offline):
     parameters = {"lr": {"min": 0.01, "max": 0.1}, "model_args": {"parameters": {"width": {"values": [4, 8]}}}}
     sweep = SweepFacts("e", "p", "s1", "rates", {**SWEEP, "parameters": parameters}, 7, offline[0])
