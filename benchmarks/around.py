@@ -18,7 +18,8 @@ from typing import Any
 import click
 
 from harness.cli.commands import CONTEXT, SettingsCommand
-from harness.cli.options import config_from_options, setting_options
+from harness.cli.options import setting_options
+from harness.config.recipe import make_config
 from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.lr_finder.range_test import short_run
 from harness.runs.components import build_components
@@ -35,7 +36,7 @@ from harness.training.schedule import Schedule
 @click.option("--try-steps", default=60, show_default=True)
 @setting_options
 def main(settings: dict[str, Any], try_factors: str, try_steps: int) -> None:
-    config = config_from_options(settings)
+    config = make_config(settings)
     components = build_components(config)
     inputs = finder_inputs(components.config, components)
     finder = LRFinder(inputs, LRFinderOptions(seeds=1), report=LineReporter(sys.stderr).message)

@@ -19,7 +19,8 @@ import measure
 import torch
 
 from harness.cli.commands import CONTEXT, SettingsCommand
-from harness.cli.options import config_from_options, setting_options
+from harness.cli.options import setting_options
+from harness.config.recipe import make_config
 from harness.data import loaders
 from harness.runs.components import Components, build_components
 
@@ -83,7 +84,7 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
             folder = stack.enter_context(measure.pictures(1024 if quick else 10_240, 256))
             settings |= {"recipe": "custom-resnet", "data": "folder", "data_dir": str(folder)}
         components = build_components(
-            config_from_options({"model_args": "width=4", "batch_size": 128 if quick else 512, **settings})
+            make_config({"model_args": "width=4", "batch_size": 128 if quick else 512, **settings})
         )
         work = {name: harness_loader(components, **settings) for name, settings in LOADERS.items()}
         work["torchvision v2, one draw per batch (not equivalent)"] = torchvision_batches(components)

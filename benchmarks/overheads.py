@@ -24,7 +24,8 @@ import click
 import measure
 
 from harness.cli.commands import CONTEXT, SettingsCommand
-from harness.cli.options import config_from_options, setting_options
+from harness.cli.options import setting_options
+from harness.config.recipe import make_config
 from harness.runs.components import build_components
 
 # Ends a run at its first update and prints the time.
@@ -124,9 +125,7 @@ def main(settings: dict[str, Any], repeats: int, quick: bool, out: Path | None) 
         for first, bare in zip(start_times["first update of a run"], start_times["import torch, timm"], strict=True)
     )
     rows.append({"run": "start of a run beyond the imports", "whole process (s)": beyond_imports})
-    measure.keep(
-        "overheads", build_components(config_from_options(settings)).learner.device, rows, out, repeats=repeats
-    )
+    measure.keep("overheads", build_components(make_config(settings)).learner.device, rows, out, repeats=repeats)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ import click
 import measure
 
 from harness.cli.commands import CONTEXT, SettingsCommand
-from harness.cli.options import config_from_options, setting_options
+from harness.cli.options import setting_options
+from harness.config.recipe import make_config
 from harness.runs.progress import LineReporter
 from harness.runs.run import run
 from harness.training.device import pick_device
@@ -30,7 +31,7 @@ from harness.training.device import pick_device
 def main(settings: dict[str, Any], runs: int, quick: bool, out: Path | None) -> None:
     if quick:
         settings, runs = {"recipe": "digits", "model_args": "width=4", "epochs": 1, "gallery": 0, **settings}, 2
-    config = config_from_options({"wandb": "offline", **settings})
+    config = make_config({"wandb": "offline", **settings})
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(config.seed, config.seed + runs):

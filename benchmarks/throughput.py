@@ -35,7 +35,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from harness.cli.commands import CONTEXT, SettingsCommand
-from harness.cli.options import config_from_options, setting_options
+from harness.cli.options import setting_options
+from harness.config.recipe import make_config
 from harness.runs.components import Components, build_components
 from harness.tracking.wandb import init
 from harness.training.device import autocast_dtype
@@ -240,7 +241,7 @@ def main(
         if "data" not in settings:
             folder = stack.enter_context(measure.pictures(1024 if quick else 5120, 256 if quick else 1024))
             settings |= {"recipe": "custom-resnet", "data": "folder", "data_dir": str(folder)}
-        components = build_components(config_from_options(settings))
+        components = build_components(make_config(settings))
         rows, skipped = compare(components, warm=warm, steps=steps, repeats=repeats, only=only)
     config = components.config
     facts = dict(

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from harness.cli import completion
+from harness.cli.terminal import broken_pipes
 from harness.config import settings
 from harness.config.other_names import meaning_of
 from harness.config.settings import normalize_name
@@ -45,6 +46,16 @@ class CommandGroup(click.Group):
         self.sections = sections
         for command in (command for commands in sections.values() for command in commands):
             self.add_command(command)
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the program's own options, of which `--help` and `--version` print."""
+        with broken_pipes():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with broken_pipes():
+            return super().invoke(ctx)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         """Return a command by its name or an alias, in any spelling; None when there is none."""

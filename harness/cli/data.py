@@ -8,9 +8,10 @@ from typing import Any
 import click
 
 from harness.cli.commands import SettingsCommand
-from harness.cli.options import config_from_options, setting_options_only
+from harness.cli.options import setting_options_only
 from harness.cli.terminal import echo
 from harness.config.names import FIXED_DATASETS, TIMM_PREFIXES, data_of_path
+from harness.config.recipe import make_config
 
 SETTINGS = (
     "recipe", "data", "data_dir", "image_column", "label_column", "label_separator", "label_columns",
@@ -53,7 +54,7 @@ def data(settings: dict[str, Any], source: str | None, out: Path | None, as_json
         settings = {**settings, **_of_source(source, settings)}
     if out is not None:
         figure_kind(out)
-    config = config_from_options(settings)
+    config = make_config(settings)
     overview = examine(config, limit)
     if as_json:
         echo(json_text(data_report.overview_values(config, overview), indent=1))

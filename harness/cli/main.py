@@ -17,7 +17,7 @@ import click
 
 from harness.cli import check, completion, data, evaluate, report, runs, sweep, train
 from harness.cli.commands import CONTEXT, CommandGroup, nearest_option
-from harness.cli.terminal import echo, prepare_logging
+from harness.cli.terminal import OutputClosedError, echo, prepare_logging
 from harness.config.names import data_name
 from harness.config.recipe import recipe_paths
 from harness.config.settings import normalize_name
@@ -98,8 +98,6 @@ def main() -> None:
         completion.prepare()
     try:
         status = cli.main(arguments, prog_name="harness", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        status = stop.exit_code
     except click.NoSuchOption as error:
         if rank() == 0:
             typed = {normalize_name(name): name for name in (argument.partition("=")[0] for argument in arguments)}
@@ -119,7 +117,7 @@ def main() -> None:
         status = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         status = 130
-    except BrokenPipeError:
+    except OutputClosedError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 0
     except Exception as error:  # noqa: BLE001 - the system's and the libraries' errors; the rest is a bug, shown whole

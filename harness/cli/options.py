@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -16,10 +16,9 @@ import click
 from harness.cli import completion
 from harness.config import settings as config
 from harness.config.names import MAPPINGS
-from harness.config.recipe import make_config, read_recipe
+from harness.config.recipe import read_recipe
 from harness.config.words import LETTERS, read_words
 from harness.utils import plugins
-from harness.utils.errors import UsageError
 
 # Lists whose options may be given several times.
 SEVERAL = ("freeze", "label_columns", "metrics", "milestones", "plugin", "tags", "tracker", "transforms")
@@ -210,17 +209,3 @@ def _joined(name: str, value: Any) -> Any:
             merged |= part
         return merged
     return tuple(item for part in parts for item in part)
-
-
-def config_from_options(given: Mapping[str, Any]) -> config.Config:
-    """Return the effective configuration for the options of a command.
-
-    Raises:
-        UsageError: a value is wrong, or two values do not fit each other.
-    """
-    try:
-        return make_config(given)
-    except UsageError:
-        raise
-    except TypeError as error:
-        raise UsageError(str(error)) from None

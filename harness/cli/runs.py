@@ -48,7 +48,9 @@ def runs(output: Path, sort: str, states: tuple[str, ...], match: str, as_json: 
     from harness.utils.files import read_json
 
     if not output.is_dir() and output != Path("runs"):
-        raise UsageError(f"there is no folder {output}; run directories are in the folder that --output names")
+        raise UsageError(
+            f"there is no folder {output}; run directories are in the folder that `harness run --output` names"
+        )
     if unknown := set(states) - set(RunState):
         raise UsageError(f"--state {min(unknown)}: need one of {', '.join(RunState)}")
     listed = listed_runs(output, states, match, sort)
@@ -81,13 +83,17 @@ def _folders_with(name: str, output: Path, states: Sequence[str], match: str) ->
 
 def _plain(run: ListedRun) -> dict[str, Any]:
     values = {"name": run.name, **dataclasses.asdict(run)}
-    written = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.written_at)) if run.written_at > 0 else None
+    written = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(run.written_at)) if _has_date(run) else None
     values |= {"path": str(run.path), "date": written, "advice": run.advice}
     return {key: None if isinstance(value, float) and math.isnan(value) else value for key, value in values.items()}
 
 
+def _has_date(run: ListedRun) -> bool:
+    return 0 < run.written_at < 1e11  # beyond, in the year 5138, a file system or an archive has written nonsense
+
+
 def _cells(run: ListedRun) -> tuple[str, ...]:
-    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.written_at)) if 0 < run.written_at < 1e11 else "-"
+    date = time.strftime("%Y-%m-%d %H:%M", time.localtime(run.written_at)) if _has_date(run) else "-"
     epoch = "-" if run.is_range_test else f"{run.epoch:.0f}" if 0 <= run.epoch < 1e9 else "?"
     of = f"/{run.epochs:.0f}" if 0 <= run.epochs < 1e9 else ""
     lr = f"{run.lr_max:.3g}" if math.isfinite(run.lr_max) else "-"

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
+import select
 import sys
+from collections.abc import Iterator
+from typing import TextIO
 
 import click
 
@@ -20,12 +24,36 @@ def echo(text: object, *, err: bool = False) -> None:
     click.echo(printable(text, keep_newlines=True), err=err)
 
 
+class OutputClosedError(Exception):
+    """What reads standard output, such as `head`, has ended."""
+
+
+@contextlib.contextmanager
+def broken_pipes() -> Iterator[None]:
+    """Tell the end of what reads standard output from any other pipe that breaks: click ends the program for both in silence.
+
+    Raises:
+        OutputClosedError: standard output has no reader, and standard error has one. RuntimeError: another pipe has broken.
+    """
+    try:
+        yield
+    except BrokenPipeError as error:
+        if _has_no_reader(sys.stdout) and not _has_no_reader(sys.stderr):
+            raise OutputClosedError from error
+        raise RuntimeError(f"a pipe has broken: {error}") from error
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    if not hasattr(select, "poll"):  # on Windows, where another error than that of a broken pipe says so
+        return False
+    poll = select.poll()
+    with contextlib.suppress(io.UnsupportedOperation):  # it is no file, but one in memory
+        poll.register(stream.fileno(), 0)
+    return bool(poll.poll(0))
+
+
 class TerminalStream(io.RawIOBase):
     """Standard output as a binary stream whose text is printed as `echo` prints it; a pipe gets every byte as it is."""
-
-    def writable(self) -> bool:
-        """Return True."""
-        return True
 
     def write(self, content: bytes) -> int:  # type: ignore[override]
         """Print UTF-8 text."""

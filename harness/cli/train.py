@@ -9,8 +9,9 @@ from typing import Any
 import click
 
 from harness.cli.commands import SettingsCommand
-from harness.cli.options import config_from_options, setting_options, words_argument
+from harness.cli.options import setting_options, words_argument
 from harness.cli.terminal import echo
+from harness.config.recipe import make_config
 from harness.config.settings import WANDB, Config
 from harness.config.sweep_values import complete_options
 from harness.runs.progress import BarReporter, LineReporter
@@ -57,7 +58,7 @@ def run(settings: dict[str, Any], seeds: int | None, dry_run: bool) -> None:
     from harness.tracking.wandb.failed_trial import report_failed_trial
 
     with report_failed_trial():
-        config = config_from_options(complete_options(settings))
+        config = make_config(complete_options(settings))
     if dry_run:
         _show_dry_run(config, seeds)
         return
@@ -138,7 +139,7 @@ def lr_find(settings: dict[str, Any], **options: Any) -> None:
     from harness.tracking.wandb.failed_trial import report_failed_trial
 
     with report_failed_trial():
-        config = config_from_options(complete_options(settings))
+        config = make_config(complete_options(settings))
     from harness.lr_finder.result import result_table
     from harness.runs import lr_find as finder
 

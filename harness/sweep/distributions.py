@@ -75,11 +75,6 @@ class Parameter:
         return self.kind == "constant"
 
     @property
-    def logarithmic(self) -> bool:
-        """Return whether equal factors are equally likely, so that a logarithmic axis suits it."""
-        return "log_uniform" in self.kind or "log_normal" in self.kind
-
-    @property
     def choices(self) -> Sequence[Any] | None:
         """Return the listed values; None for a range."""
         return {"constant": [self.spec.get("value")], "categorical": self.spec.get("values")}.get(self.kind)

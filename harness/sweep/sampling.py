@@ -50,18 +50,16 @@ def make_pruner(name: str, config: Config) -> BasePruner:
     """Return a pruner that stops no run before `first_comparison`.
 
     Args:
-        name: one of `PRUNERS`. median: a run that is worse than half of the others at the same epoch; asha: successive
-            halving; patient: a run that has not improved for a quarter of its epochs and is worse than half of the others.
+        name: one of `PRUNERS` other than none. median: a run that is worse than half of the others at the same epoch;
+            asha: successive halving; patient: a run that has not improved for a quarter of its epochs and is worse than
+            half of the others.
         config: settings of a trial.
     """
     first = first_comparison(config)
     median = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first)
-    match name:
-        case "median":
-            return median
-        case "asha":
-            return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
-        case "patient":
-            with quiet():
-                return optuna.pruners.PatientPruner(median, patience=max(1, config.epochs // 4))
-    return optuna.pruners.NopPruner()
+    if name == "median":
+        return median
+    if name == "asha":
+        return optuna.pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=2)
+    with quiet():
+        return optuna.pruners.PatientPruner(median, patience=max(1, config.epochs // 4))

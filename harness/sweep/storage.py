@@ -44,7 +44,9 @@ def open_study(
     Raises:
         UsageError: the database cannot be opened.
     """
-    for attempts_left in reversed(range(OPEN_ATTEMPTS)):
+    attempts_left = OPEN_ATTEMPTS
+    while True:
+        attempts_left -= 1
         try:
             with quiet():
                 storage = RDBStorage(
@@ -62,7 +64,6 @@ def open_study(
                 ) from error
             # Two processes that create the tables of an empty database at once fail each other's statements.
             time.sleep(0.5 + random.random())  # noqa: S311 - no secret
-    raise AssertionError("unreachable")
 
 
 def _create_or_load(storage: RDBStorage, name: str, digest: str, maximise: Sequence[bool]) -> tuple[optuna.Study, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -111,7 +112,7 @@ def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=10, check=True)  # noqa: S607
     except (OSError, subprocess.SubprocessError):
         return []
-    return [str(index) for index, line in enumerate(listing.stdout.splitlines()) if line.startswith("GPU ")]
+    return re.findall(r"^GPU (\d+):", listing.stdout, re.MULTILINE)  # below each its MIG devices are listed
 
 
 def send_signal(pid: int, number: int) -> None:

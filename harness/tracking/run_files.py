@@ -130,7 +130,10 @@ def is_locked(path: Path) -> bool:
     except OSError:  # there is no lock, or nothing that a run could have locked
         return False
     with open(descriptor) as handle:
-        return not _lock(handle, exclusive=False)
+        try:
+            return not _lock(handle, exclusive=False)
+        except OSError:  # a file system without locks, on which no run could have begun
+            return False
 
 
 def make_folder(path: Path, remedy: str = "choose another --output") -> list[Path]:
@@ -188,7 +191,7 @@ def lock_folder(path: Path) -> IO[str] | None:
     The kernel frees it when the process dies, whatever processes it has forked.
 
     Raises:
-        UsageError: the file cannot be written, or is a link or no file.
+        UsageError: the file cannot be written, is a link or no file, or is on a file system without locks.
     """
     try:
         handle = open(open_regular(path / LOCK, os.O_RDWR | os.O_CREAT), "r+")  # noqa: SIM115 - held for as long as the run
@@ -197,14 +200,25 @@ def lock_folder(path: Path) -> IO[str] | None:
             raise
         raise UsageError(f"cannot lock {path / LOCK}: {error.strerror}; a run directory has to be writable") from None
     _lock_handles.add(handle)
-    if _lock(handle):
+    try:
+        is_free = _lock(handle)
+    except OSError as error:
+        handle.close()
+        raise UsageError(
+            f"cannot lock {path / LOCK}: {error.strerror}; choose an --output on a file system that has locks"
+        ) from None
+    if is_free:
         return handle
     handle.close()
     return None
 
 
 def _lock(handle: IO[str], *, exclusive: bool = True) -> bool:
-    """Lock an open file, and return whether no other process holds it."""
+    """Lock an open file, and return whether no other process holds it.
+
+    Raises:
+        OSError: its file system has no locks, such as a Lustre that is mounted without them.
+    """
     if sys.platform == "win32":
         return True
     import fcntl
@@ -213,6 +227,4 @@ def _lock(handle: IO[str], *, exclusive: bool = True) -> bool:
         fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # a file system without locks
-        return not exclusive
     return True

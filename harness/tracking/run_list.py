@@ -117,14 +117,13 @@ def _read(path: Path, state: RunState, status: Mapping[str, Any]) -> ListedRun:
         lr_max = number(found["lr_max"])
     diverged = has_diverged(state, status)
     has_no_command = state in (RunState.RUNNING, RunState.FINISHED, RunState.UNREADABLE) or diverged
-    try:
+    written_at = 0.0
+    with contextlib.suppress(OSError):  # it has no journal
         written_at = (path / JOURNAL).lstat().st_mtime
-    except OSError:
-        written_at = math.nan
     return ListedRun(
         path,
         state,
-        written_at if math.isfinite(written_at) else 0.0,
+        written_at,
         str(settings.get("model") or ""),
         data_name(str(settings.get("data") or ""), str(settings.get("data_dir") or "")) if settings else "",
         number(settings.get("seed")),

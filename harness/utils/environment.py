@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 CGROUP_ROOT, CGROUP_MEMBERSHIP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+CPUINFO = Path("/proc/cpuinfo")
 MAX_DIFF = 10_000_000  # bytes
 PACKAGES = ("vision-harness", "torch", "torchvision", "timm", "wandb", "grad-cam", "albumentations", "numpy")
 
@@ -98,10 +99,10 @@ def version(package: str) -> str:
         return ""
 
 
-def processor() -> str:
-    """Return the name of the CPU."""
+def processor(cpuinfo: Path = CPUINFO) -> str:
+    """Return the name of the CPU; its architecture where the system names no model."""
     try:
-        with open("/proc/cpuinfo") as file:
+        with open(cpuinfo, encoding="utf-8", errors="replace") as file:
             for line in file:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.checks import data_report
 from harness.checks.data_report import draw_contact_sheet, overview_text, overview_values
 from harness.cli.main import cli
 from harness.config.automatic import choose_settings
@@ -22,6 +23,7 @@ from harness.runs.automatic import data_facts
 from harness.utils.errors import DataError
 from tests.support.commands import command
 from tests.support.image_folders import make_class_folders, random_image, save_image
+from tests.support.multilabel import make_squares, write_columns
 
 
 def describe(root, limit=0, **settings):
@@ -248,6 +250,44 @@ def test_a_contact_sheet_has_turned_images_beside_others_of_the_same_stored_size
             exif[0x0112] = 6 if index == 1 else 1
             Image.new("RGB", (40, 30), (60 * index, 90, 90)).save(path, exif=exif)
     config = make_config({"recipe": "custom-resnet", "data": "folder", "data_dir": str(tmp_path / "turned")})
-    sheet = draw_contact_sheet(config, examine(config, 0), tmp_path / "sheet.png")
+    overview = examine(config, 0)
+    assert "\n2 images are turned upright by their EXIF orientation\n" in overview_text(overview)
+    sheet = draw_contact_sheet(config, overview, tmp_path / "sheet.png")
     with Image.open(sheet) as image:
         assert image.width > 100
+
+
+def test_labels_per_image_are_named_in_the_text_and_in_the_json(tmp_path):
+    rows = make_squares(tmp_path, 30)
+    values, text, _ = describe(
+        write_columns(tmp_path, rows), data="table", label_columns="*", loss="bce", select_by="map"
+    )
+    counts = np.array([sum(has) for _, has in rows])
+    labels = values["splits"]["train"]["labels_per_image"]
+    assert labels == {"mean": pytest.approx(counts.mean()), "without": int((counts == 0).sum())}
+    expected = f"training images have {counts.mean():.2f} labels in the mean (multi-label), and {(counts == 0).sum()} have none"
+    assert expected in text.splitlines()
+
+
+def test_of_many_classes_those_with_the_most_and_with_the_fewest_images_are_listed(tmp_path, monkeypatch):
+    monkeypatch.setattr(data_report, "MAX_LISTED_CLASSES", 4)
+    counts = {"a": 3, "b": 9, "c": 1, "d": 5, "e": 2, "f": 7}
+    for name, count in counts.items():
+        make_class_folders(tmp_path, ("",), (name,), count)
+    table = describe(tmp_path)[1].split("\n\n")[1].splitlines()
+    assert [line.split()[:2] for line in table[-5:]] == [["b", "9"], ["f", "7"], ["...", "2"], ["e", "2"], ["c", "1"]]
+    assert table[-5].split()[-2:] == ["33.3", "%"]  # 9 of 27
+
+
+def test_a_class_of_which_no_image_can_be_read_is_not_drawn(tmp_path):
+    make_class_folders(tmp_path / "images", ("",), ("ant", "bee"), 4)
+    config = Config(data="folder", data_dir=str(tmp_path / "images"), model_args={"width": 4})
+    for path in (tmp_path / "images/bee").iterdir():
+        path.write_bytes(b"no picture")
+    draw_contact_sheet(config, examine(config, 0), tmp_path / "sheet.svg")
+    text = " ".join(re.findall("<!-- (.*?) -->", (tmp_path / "sheet.svg").read_text()))
+    assert "8 images, 1 of 2 classes" in text and "ant" in text and "bee" not in text
+    for path in (tmp_path / "images/ant").iterdir():
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match="no image can be read, so there is none to draw"):
+        draw_contact_sheet(config, examine(config, 0), tmp_path / "sheet.svg")

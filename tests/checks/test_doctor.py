@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -9,8 +10,10 @@ import pytest
 from harness.checks import doctor
 from harness.cli.main import cli
 from harness.config.recipe import make_config
+from harness.data.own_datasets import register_dataset
 from harness.data.registry import load_dataset
 from harness.tracking.wandb.init import resolve_mode
+from harness.utils.environment import version
 from harness.utils.errors import HarnessError, UsageError
 from tests.support.commands import command
 from tests.support.image_folders import make_class_folders
@@ -20,6 +23,11 @@ SECRET = "abcdef0123456789" * 3
 
 def by_name(diagnoses):
     return {each.name: each for each in diagnoses}
+
+
+def section(diagnose, **settings):
+    """Return the diagnoses of one section."""
+    return by_name(diagnose(make_config(settings)))
 
 
 @pytest.mark.slow
@@ -53,6 +61,84 @@ def test_what_makes_a_run_impossible_is_named_with_a_remedy(settings, name, tmp_
     assert [each.name for each in fatal] == [name]
     assert fatal[0].problem
     assert fatal[0].remedy
+
+
+def test_torch_and_torchvision_that_do_not_fit_each_other_prevent_a_run(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("operator torchvision::nms does not exist\nsomewhere")
+
+    assert doctor._torch_and_torchvision().value == "work together"
+    monkeypatch.setattr("torchvision.ops.nms", fail)
+    diagnosis = doctor._torch_and_torchvision()
+    assert diagnosis.fatal and diagnosis.remedy == "pip install -U torch torchvision together, from one index"
+    assert diagnosis.problem == "they do not work together (operator torchvision::nms does not exist)"
+
+
+@pytest.mark.parametrize(("wandb", "is_fatal"), [("auto", False), ("online", True)])
+def test_without_wandb_a_run_is_possible_unless_it_is_required(monkeypatch, wandb, is_fatal):
+    monkeypatch.setattr(doctor, "version", lambda name: "" if name == "wandb" else version(name))
+    diagnosis = section(doctor._wandb, recipe="digits", wandb=wandb)["mode"]
+    assert diagnosis.problem == "W&B is not installed: runs have only their journal"
+    assert (diagnosis.fatal, diagnosis.remedy) == (is_fatal, "pip install wandb")
+
+
+def test_a_tracker_that_is_installed_is_shown_with_its_version():
+    pytest.importorskip("tensorboard", reason="this machine has no TensorBoard")
+    settings = {"recipe": "digits", "tracker": "tensorboard"}
+    diagnosis = section(doctor._other_trackers, **settings)["tensorboard"]
+    assert diagnosis.value == version("tensorboard") and not diagnosis.problem
+    assert section(doctor._wandb, **settings)["mode"].value == "not in --tracker tensorboard"
+
+
+def test_data_that_a_run_downloads_is_a_problem_that_prevents_no_run(tmp_path):
+    settings = {"data": "cifar10", "data_dir": str(tmp_path)}
+    diagnosis = section(doctor._data, **settings)["cifar10"]
+    assert "a run downloads it first (170 MB)" in diagnosis.value and not diagnosis.fatal
+    assert "set --data-dir to its folder, or use --recipe digits" in diagnosis.remedy
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    diagnosis = section(doctor._data, **settings)["cifar10"]
+    assert (diagnosis.value, diagnosis.problem) == (f"in {tmp_path / 'cifar-10-batches-py'}", "")
+
+
+def test_data_of_others_is_not_checked_and_what_reads_it_is_named():
+    assert section(doctor._data, data="hfds/beans")["hfds/beans"].value == (
+        "not checked: read by timm's create_dataset"
+    )
+    register_dataset(lambda folder: [], name="for_the_doctor")
+    assert section(doctor._data, data="for_the_doctor")["for_the_doctor"].value == ("not checked: read by a plug-in")
+
+
+@pytest.mark.parametrize(("free", "has_problem"), [(2, True), (5, False), (0, False)])  # 0: the system does not say
+def test_too_little_memory_for_the_default_recipe_is_a_warning_with_its_remedy(monkeypatch, free, has_problem):
+    monkeypatch.setattr(doctor, "_memory", lambda: (8 * 2**30, free * 2**30))
+    diagnosis = section(doctor._machine)["memory"]
+    assert diagnosis.value == f"{free:.1f} GiB free of 8.0" and not diagnosis.fatal
+    assert bool(diagnosis.problem) == has_problem and diagnosis.remedy == "set --grad-accumulation 4 or --auto-batch"
+
+
+def test_an_output_folder_below_a_file_prevents_a_run(tmp_path):
+    (tmp_path / "file").touch()
+    diagnosis = section(doctor._disk, output=str(tmp_path / "file" / "runs"))["output"]
+    assert diagnosis.fatal and diagnosis.problem == f"cannot write to {tmp_path / 'file'}"
+    assert diagnosis.remedy == "choose another --output"
+
+
+@pytest.mark.parametrize(("free", "has_problem", "is_fatal"), [(3, False, False), (1, True, False), (0.1, True, True)])
+def test_little_space_is_a_warning_and_too_little_for_one_run_prevents_it(monkeypatch, free, has_problem, is_fatal):
+    usage = shutil.disk_usage("/")._replace(free=int(free * 2**30))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    diagnosis = section(doctor._disk)["output"]
+    assert (bool(diagnosis.problem), diagnosis.fatal) == (has_problem, is_fatal)
+    assert f"{free:.1f} GiB free" in diagnosis.value
+
+
+def test_the_json_counts_the_problems_and_says_whether_a_run_is_possible():
+    fine, bad = doctor.Diagnosis("disk", "git", "-"), doctor.Diagnosis("disk", "output", "x", "full", "free some", True)
+    warning = doctor.Diagnosis("disk", "git", "-", "old", "update")
+    assert doctor.to_dict([fine, warning])["possible"] and doctor.to_dict([fine, warning])["problems"] == 1
+    values = doctor.to_dict([fine, warning, bad])
+    assert (values["possible"], values["problems"], len(values["findings"])) == (False, 2, 3)
+    assert [doctor.Diagnosis(**each) for each in json.loads(json.dumps(values["findings"]))] == [fine, warning, bad]
 
 
 @pytest.mark.parametrize("fault", ["broken", "dangling", "alike", "fraction"])

@@ -11,20 +11,22 @@ import pytest
 import torch
 
 from harness.checks import augmentation
-from harness.checks.finished_run import CIFAR10, data_row
+from harness.checks.finished_run import CIFAR10, accuracy_row, data_row, files_row, open_run, weights_row
 from harness.checks.lr_schedule import RateCurve, range_test_row, rate_rows
-from harness.checks.network import describe_section, softmax_row
+from harness.checks.network import describe_section, network_rows, softmax_row
 from harness.checks.op_trace import describe_steps, trace
 from harness.checks.table import CheckRow
 from harness.checks.verify import Verification, verify
 from harness.config.settings import Config
 from harness.data.preprocess import make_preprocess
 from harness.models.cifar_resnet import CustomResNet
+from harness.tracking.journal import Journal
 from harness.tracking.journal_lines import encode_line
 from harness.utils.errors import DataError, UsageError
 from harness.utils.files import read_json, write_json
 from tests.support.commands import command
 from tests.support.image_folders import make_class_folders
+from tests.support.small_run import write_run
 
 PLUGIN = """
 from timm.models import register_model
@@ -58,6 +60,16 @@ def test_the_specification_is_named_and_other_data_is_said_not_to_be_meant_to_me
     assert "the specification of the custom ResNet on CIFAR-10" in " ".join(result.text(0).split())
     assert "of the custom ResNet on CIFAR-10: " in result.summary()
     assert ("runs on other data are not meant to meet it" in result.summary()) == ("data" in names)
+
+
+def test_points_that_only_a_run_can_answer_are_named_and_the_json_has_every_row():
+    rows = [CheckRow("batch", "512", "512", "read", "ok"), CheckRow("accuracy", "90 %", "after a run", "-", "open")]
+    result = Verification("configuration mine", "custom ResNet", rows)
+    assert result.summary() == "no point deviates; to be checked after a run: accuracy"
+    assert Verification("x", "y", rows[:1]).summary() == "no point deviates"
+    values = json.loads(json.dumps(replace(result, rows=rows + rows_that_deviate("crop")).to_dict()))
+    assert (values["subject"], values["specification"]) == ("configuration mine", "custom ResNet")
+    assert values["deviates"] == ["crop"] and [CheckRow(**each) for each in values["rows"][:2]] == rows
 
 
 @pytest.mark.slow
@@ -283,6 +295,36 @@ def test_a_loss_that_is_not_the_negative_log_softmax_of_the_output_deviates(fact
     assert ("but -log softmax of the output is" in row.found) == (verdict == "deviates")
 
 
+def test_weights_of_classes_are_named_though_they_are_equal():
+    images = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = AnotherLoss(1.0)
+    with torch.no_grad():
+        logits = model(images)
+    row = softmax_row(model, Config(class_weights=(1.0,) * 10), images, [], logits)
+    assert row.verdict == "deviates" and row.found.endswith(", with a weight for each class (class_weights)")
+
+
+def test_the_views_of_an_image_are_equal_where_the_loss_is_checked():
+    config = Config(loss="jsd", aug_splits=3, augment="timm", auto_augment="augmix-m3-w3", cutout=0)
+    model, images = AnotherLoss(1.0), torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(images)
+    assert softmax_row(model, config, images, [], logits).verdict == "ok"
+
+
+def test_the_text_of_operations_has_stride_padding_bias_and_operations_of_any_name():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.Sigmoid(), torch.nn.Conv2d(4, 2, (1, 3)))
+    steps, _ = trace(net, torch.zeros(1, 3, 9, 9))
+    assert describe_steps(steps) == "conv3x3 3>4 s2 p0 with bias, sigmoid, conv1x3 4>2 p0 with bias"
+
+
+def test_a_network_of_convolutions_alone_has_no_classifier():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Conv2d(4, 10, 8), torch.nn.Flatten())
+    rows = {row.name: row for row in network_rows(net, Config(), 8, False)}
+    assert (rows["classifier"].found, rows["classifier"].verdict) == ("none", "deviates")
+    assert rows["softmax"].verdict == "ok"
+
+
 @pytest.fixture
 def run_copy(finished, tmp_path):
     """A copy of a finished run that a test may change."""
@@ -336,6 +378,47 @@ def test_data_of_fewer_than_ten_classes_deviates_in_its_rows_and_the_softmax_is_
     assert rows["data"].found == "folder: 3 classes, 9 training and 9 test images"
     assert rows["classifier"].verdict == "deviates"
     assert rows["softmax"].verdict == "ok"
+
+
+def test_a_run_that_lost_files_is_checked_by_what_is_left(tmp_path):
+    run = open_run(write_run(tmp_path / "r"))
+    row = accuracy_row(run)
+    assert (row.found, row.how) == ("50.00 % (best val/acc): 2 of 4", "summary.json; predictions.csv, counted")
+    (run.folder / "predictions.csv").unlink()
+    row = accuracy_row(run)
+    assert (row.found, row.how) == ("50.00 % (best val/acc)", "summary.json")
+    assert (files_row(run).verdict, files_row(run).how) == ("open", "SHA256SUMS: the run has none")
+    row = weights_row(run, False)
+    assert row.verdict == "deviates" and str(run.folder) in row.found
+
+
+def test_a_run_without_a_test_accuracy_says_why_it_has_none(tmp_path):
+    folder = write_run(tmp_path / "r")
+    write_json(folder / "summary.json", {"result": {"val/acc": 0.9}})
+    assert accuracy_row(open_run(folder)).found == "the test set was not evaluated"
+    run = open_run(folder)
+    run = replace(run, config=run.config.replace(data="table", label_separator="|", loss="bce", select_by="map"))
+    assert accuracy_row(run).found == "images have several labels, so there is no accuracy"
+    folder = write_run(tmp_path / "s", state="interrupted")
+    run = open_run(folder)
+    assert accuracy_row(run).found == "no result yet"
+    assert files_row(run).how == "SHA256SUMS: written when a run ends"
+
+
+@pytest.mark.parametrize("header", [{}, {"config": {"epochs": "many"}}, {"config": {"no_setting": 1}}])
+def test_a_journal_that_does_not_begin_with_settings_is_refused(tmp_path, header):
+    Journal(tmp_path, header).finish("finished", 0)
+    with pytest.raises(DataError, match=r"journal\.jsonl does not begin with the settings of a run"):
+        open_run(tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_of_the_resnet_18_is_compared_with_its_own_specification(tmp_path):
+    result = verify(
+        folder=write_run(tmp_path / "r", recipe="resnet18", model="resnet18_cifar")
+    )  # it has three classes, and no weights
+    assert result.specification == "CIFAR ResNet-18" and rows_of(result)["blocks"].verdict == "ok"
+    assert deviating(result) == {"data", "classifier", "parameters", "weights", "accuracy"}
 
 
 def test_what_is_no_run_and_settings_beside_a_run_are_refused_in_one_line(finished, tmp_path):

@@ -6,10 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 import timm
 
 from harness.cli import completion
+from harness.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 
@@ -73,6 +75,24 @@ def test_runs_and_sweeps_are_completed_by_their_paths(tmp_path, monkeypatch):
     assert completions("verify", "other/t") == ["other/third"]
     assert completions("sync", "runs/first", "runs/s") == ["runs/second"]
     assert completions("sweep", "sw") == ["sweeps/lr.yaml"]
+
+
+def test_values_that_are_no_choices_are_completed_by_what_they_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/config.yaml").touch()
+
+    def values(name, incomplete):
+        return [(item.value, item.type) for item in completion.values_of(name, incomplete)]
+
+    assert values("resume", "") == [("auto", "plain"), ("never", "plain"), ("runs/a", "plain")]
+    assert values("resume", "r") == [("runs/a", "plain")]
+    assert values("lr_max", "f") == values("lr_min", "") == [("find", "plain")] and values("lr_max", "0.") == []
+    # The shell itself completes folders and files.
+    assert values("data_dir", "pic") == values("output", "pic") == [("pic", "dir")]
+    assert values("recipe", "mine/") == [("mine/", "file")]
+    plain = cli.commands["completion"]
+    assert plain.shell_complete(click.Context(plain), "zs") == []  # the argument is completed by itself
 
 
 def test_the_models_of_completion_are_those_that_timm_has():

@@ -1,8 +1,12 @@
 """The command line: names of commands and options, helps, errors, exit statuses."""
 
+import contextlib
+import errno
 import gc
+import os
 import re
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +17,7 @@ import harness
 from harness.cli.commands import ALIASES, DAILY
 from harness.cli.main import EPILOG, EXIT_STATUSES, cli, main
 from harness.cli.options import setting_help, setting_options
+from harness.cli.terminal import TerminalStream
 from harness.config.other_names import _NAMES, _REMEDIES, NAMES_ELSEWHERE, REMEDIES_ELSEWHERE, settings_in
 from harness.config.recipe import make_config
 from harness.config.settings import AUTO, SHORT_NAMES, Config, canonical_name, coerce, normalize_name, setting_fields
@@ -136,6 +141,15 @@ def test_help_all_is_an_option(tmp_path):
         (["predict", "x"], "missing argument 'PATH...'; see harness predict --help"),
         (["run", "--epochs", "many"], "epochs='many': need a number"),
         (["run", "--schedule", "onecycle"], "did you mean 'one_cycle'"),
+        (["export", "."], "say where to: --onnx FILE or --timm FOLDER; see harness export --help"),
+        (["report"], "give a run directory, several, or a sweep's directory; `harness runs` lists them"),
+        (["report", "--workspace"], "--workspace needs the run, group or sweep in W&B; add --wandb ENTITY/PROJECT/RUN"),
+        (
+            ["runs", "nothing"],
+            "there is no folder nothing; run directories are in the folder that `harness run --output`",
+        ),
+        (["sync", ".", "--tracker", ""], "--tracker is empty; name at least one"),
+        (["sync", ".", "--tracker", "tensorboard", "--link", "a/b"], "add wandb to --tracker, or leave --link out"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_the_nearest_remedy(arguments, says, tmp_path):
@@ -256,17 +270,26 @@ def test_the_help_names_each_default_that_is_another_one_for_data_of_ones_own():
     assert setting_help("epochs").endswith("[24; your own images: auto]")
 
 
+def accepts(name, values):
+    """Whether a setting can be read from one of these texts."""
+    for value in values:
+        with contextlib.suppress(errors.UsageError):
+            coerce(name, value)
+            return True
+    return False
+
+
 def test_every_option_takes_a_value_of_the_form_that_its_help_shows():
     forms = {
-        "BOOL": "true", "N": "3", "NUMBER": "0.5", "NUMBER|find": "find", "NUMBER,...": "0.5,1", "EPOCH,...": "2,3.5", "FOLDER": "a",
-        "FILE": "a", "TEXT": "a", "NAME,...": "a,b", "COLUMN,...": "a,b", "PATTERN,...": "a*,b", "KEY=VALUE,...": "a=1,b=2",
-        "LOW,HIGH": "0,1", "STEP:EPOCHS,...": "10:2", "balanced|NUMBER,...|NAME=NUMBER,...": "cat=2",
+        "BOOL": ["true"], "N": ["3"], "NUMBER": ["0.5", "1"], "NUMBER|find": ["find"], "NUMBER,...": ["0.5,1", "0.4,0.5,0.6"],
+        "EPOCH,...": ["2,3.5"], "FOLDER": ["a"], "NAME,...": ["a,b", "wandb,tensorboard"], "COLUMN,...": ["a,b"],
+        "PATTERN,...": ["a*,b"], "KEY=VALUE,...": ["a=1,b=2"], "LOW,HIGH": ["0,1"], "STEP:EPOCHS,...": ["10:2"],
+        "balanced|NUMBER,...|NAME=NUMBER,...": ["cat=2"], "TEXT": ["a", "none", "auto"], "FILE": [],
     }  # fmt: skip
     shown = {option.name: option.metavar for option in cli.commands["run"].params if option.name in setting_fields()}
     assert shown.keys() == setting_fields().keys()
-    for name, form in shown.items():
-        if form not in ("FILE", "TEXT"):  # a file is read; a text may have a form of its own
-            coerce(name, (setting_fields()[name].metadata["choices"] or [forms[form]])[0])
+    for name, form in shown.items():  # a file is read
+        assert form == "FILE" or accepts(name, setting_fields()[name].metadata["choices"] or forms[form]), (name, form)
     kinds = {kind: {name for name, form in shown.items() if form == kind} for kind in forms}
     assert kinds["FOLDER"] == {"data_dir", "image_root", "output"} and kinds["FILE"] == {"augment_pipeline"}
     assert kinds["NAME,..."] == {"metrics", "plugin", "tags", "tracker", "transforms"}
@@ -292,3 +315,63 @@ def test_the_option_of_a_list_may_be_given_several_times():
     main = setting_options(lambda settings, **_: collected.append(settings))
     main(**{name: values.get(name) for name in values})
     assert collected[0]["transforms"] == ("a", "b", "c") and collected[0]["label_columns"] == ("red", "blue")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["completion", "bash"]])
+def test_a_reader_of_the_output_that_has_ended_is_no_failure(arguments, tmp_path):
+    """As with `harness models | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output:
+        line = [sys.executable, "-m", "harness", *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run(line, cwd=tmp_path, env=environment, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "RuntimeError: a pipe has broken: "),
+        (KeyError("x"), "KeyError: 'x'"),
+    ],
+)
+def test_a_bug_and_a_pipe_that_breaks_elsewhere_end_in_a_traceback_and_1(error, text, monkeypatch, capsys):
+    def fail(**options):
+        raise error
+
+    monkeypatch.setattr(cli.commands["completion"], "callback", fail)
+    monkeypatch.setattr(sys, "argv", ["harness", "completion"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    shown = capsys.readouterr()
+    *lines, last = shown.err.splitlines()
+    assert (stop.value.code, shown.out, last) == (1, "", "error: this is a bug in harness, not in your command")
+    assert lines[0].startswith("Traceback") and lines[-1].startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "text"),
+    [
+        (["runs"], {"RANK": "0", "WORLD_SIZE": "2"}, "harness runs runs in one process; start it without torchrun"),
+        (
+            ["sweep", "x.yaml", "--storage", "postgresql+psycopg://me@host/db"],
+            {},
+            "--storage postgresql+psycopg://... needs an extra: pip install 'vision-harness[postgres]'",
+        ),
+    ],
+)
+def test_what_the_process_or_the_installation_lacks_is_one_line(arguments, variables, text, monkeypatch, capsys):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("harness.cli.sweep.find_spec", lambda name: None)  # as where psycopg is not installed
+    monkeypatch.setattr(sys, "argv", ["harness", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {text}\n")
+
+
+def test_predictions_on_a_terminal_are_printed_without_what_a_terminal_acts_on(capsys):
+    line = "é,\x1b[2Jcat\u202e,0.5\n".encode()
+    assert TerminalStream().write(line) == len(line)
+    assert capsys.readouterr().out == "é, [2Jcat ,0.5\n"

@@ -4,12 +4,14 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from datetime import datetime
 
 import pytest
 
 from harness import make_config
 from harness import run as train
+from harness.cli import runs
 from harness.cli.main import main
 from harness.reporting.html import facts, pages
 from harness.reporting.html.run_data import read_run
@@ -98,6 +100,13 @@ def test_json_has_the_same_runs_with_unknown_values_as_null(folder, capsys, monk
     assert datetime.fromisoformat(listed[1]["date"]).timestamp() == 1e9 + 1
     assert "lower --lr-max" in listed[0]["advice"] and listed[1]["advice"] == ""
     assert listed[2]["advice"] == listed[2]["resume"] != ""
+
+
+@pytest.mark.parametrize("written_at", [0.0, -1.0, 1e18])
+def test_a_time_that_makes_no_sense_is_no_date(folder, written_at):
+    (run, *_) = listed_runs(folder / "runs")
+    run = replace(run, written_at=written_at)
+    assert runs._plain(run)["date"] is None and runs._cells(run)[2] == "-"
 
 
 def test_no_advice_is_to_continue_a_diverged_run(folder, capsys, monkeypatch):

@@ -2,7 +2,6 @@
 
 import pytest
 
-from harness.cli.options import config_from_options
 from harness.config.recipe import make_config
 from harness.config.settings import Config, canonical_name
 from harness.utils.errors import UsageError
@@ -57,9 +56,9 @@ def test_the_arguments_of_a_recipes_loss_are_added_to_and_go_with_it(tmp_path):
 
 def test_the_forms_in_which_a_sweep_passes_weights_on_are_the_same():
     for given in ("{'cat': 2, 'dog': 1}", "cat=2,dog=1", {"cat": 2, "dog": 1}):
-        assert config_from_options({"class_weights": given}).class_weights == {"cat": 2.0, "dog": 1.0}
+        assert make_config({"class_weights": given}).class_weights == {"cat": 2.0, "dog": 1.0}
     for given in ("[1, 2.5]", "1,2.5", [1, 2.5], (1, 2.5)):
-        assert config_from_options({"class_weights": given}).class_weights == (1.0, 2.5)
+        assert make_config({"class_weights": given}).class_weights == (1.0, 2.5)
 
 
 def test_settings_of_losses_change_the_name_of_a_run_and_their_defaults_do_not():

@@ -161,12 +161,12 @@ def test_the_option_of_a_setting_that_is_on_off_or_auto_takes_a_value_or_stands_
     import click
 
     from harness.cli.commands import CONTEXT, SettingsCommand
-    from harness.cli.options import config_from_options, setting_options
+    from harness.cli.options import setting_options
 
     @click.command(cls=SettingsCommand, context_settings=CONTEXT)
     @setting_options
     def command(settings):
-        return config_from_options(settings).cuda_graph
+        return make_config(settings).cuda_graph
 
     assert command.main(arguments, standalone_mode=False) is value
 

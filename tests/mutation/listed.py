@@ -165,7 +165,7 @@ LISTED = (
     ),
     change(
         "K20", "tracking/wandb/offline_log.py",
-        "return int(json.loads(item.value_json))", "return int(history.step.num)",
+        "return int(parse_json(item.value_json))", "return int(history.step.num)",
         "tests/tracking/test_sync.py::test_the_step_of_a_row_is_its_own_item_where_it_has_one",
     ),
     change(

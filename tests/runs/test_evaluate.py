@@ -14,6 +14,7 @@ import timm
 import torch
 from PIL import Image
 
+from harness.cli.main import cli
 from harness.runs import export, inference
 from harness.tracking.journal import read_journal
 from tests.support.commands import command
@@ -347,11 +348,11 @@ def test_exported_files_have_the_mode_that_the_users_umask_gives_others(finished
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_path):
+def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_path, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     _, folder = finished
-    text = export.export_onnx(folder, tmp_path / "model.onnx")
-    assert "equal torch's" in text
+    cli.main(["export", str(folder), "--onnx", str(tmp_path / "model.onnx")], standalone_mode=False)
+    assert "equal torch's" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
     images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():

@@ -349,3 +349,10 @@ def test_the_shipped_sweeps_are_valid_by_wandbs_schema(wandb_sweeps):
     assert len(files) >= 3
     for file in files:
         jsonschema.validate(yaml.safe_load(file.read_text()), schema)
+
+
+def test_rounding_of_the_probabilities_never_gives_a_value_that_is_not_to_be_drawn():
+    probabilities = [0.1] * 10 + [0.0]
+    assert sum(probabilities) < 1  # as floating-point numbers
+    (parameter,) = read_parameters({"x": {"values": list(range(11)), "probabilities": probabilities}})
+    assert parameter.at(math.nextafter(1, 0)) == 9

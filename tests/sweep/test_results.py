@@ -2,11 +2,14 @@
 
 import csv
 import json
+import statistics
 
 import pytest
 
 from harness.config import yaml_io
 from harness.config.names import TrialStatus
+from harness.config.settings import Config
+from harness.runs.seeds import SeedRun, SeedsResult
 from harness.sweep import results
 from harness.sweep.results import TrialTimes
 from harness.sweep.selection import TrialRecord
@@ -75,3 +78,20 @@ def test_the_times_of_earlier_commands_stay_and_those_of_a_trial_run_again_are_r
     together = results.update_times(tmp_path, {"b": TrialTimes(4.0, 3.0, 2)})
     assert together == {"a": TrialTimes(1.0, 0.5, 1), "b": TrialTimes(4.0, 3.0, 2)}
     assert results.update_times(tmp_path, {}) == together
+
+
+def test_the_description_of_a_sweep_and_the_final_runs_of_its_best_are_in_its_summary(tmp_path):
+    spec = sweep(description="narrow and wide")
+    results.write_summary(tmp_path / "sweep.json", spec, records(), None, {}, {})
+    assert json.loads((tmp_path / "sweep.json").read_text())["description"] == "narrow and wide"
+    accuracies = [0.5, 0.75, 0.7]
+    runs = tuple(SeedRun(n, "finished", tmp_path, {"test/acc": each}) for n, each in enumerate(accuracies))
+    result = SeedsResult(tmp_path, Config(), runs)
+    summary = results.final_summary("trial-0001", result)
+    assert [each["test/acc"] for each in summary["seeds"]] == accuracies and summary["trial"] == "trial-0001"
+    figures = [summary[f"test/acc_{name}"] for name in ("mean", "sd", "min", "max")]
+    assert figures == pytest.approx([statistics.mean(accuracies), statistics.stdev(accuracies), 0.5, 0.75])
+    low, high = summary["test/acc_interval"]
+    assert low < figures[0] < high
+    one = results.final_summary("trial-0001", SeedsResult(tmp_path, Config(), runs[:1]))
+    assert one["test/acc_sd"] == 0 and "test/acc_interval" not in one

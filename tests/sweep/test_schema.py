@@ -167,6 +167,49 @@ def test_an_option_wins_over_a_constant_and_is_refused_for_a_searched_parameter(
         (changed(scheduler={"engine": "ax"}, method="custom"), "not supported"),
         (changed(scheduler={"engine": "optuna"}), "goes with custom"),
         (changed(method="grid"), "a grid takes"),
+        (changed(early_terminate=5), "early_terminate: need a mapping with `type: hyperband` and `min_iter:`, got 5"),
+        (
+            changed(early_terminate={"type": "hyperband", "min_iter": 1, "strict": "yes"}),
+            "early_terminate: strict='yes': need true or false",
+        ),
+        (
+            changed(early_terminate={"type": "hyperband", "max_iter": 2, "s": 3}),
+            "max_iter=2 gives no band with eta=3; raise max_iter, or lower eta",
+        ),
+        (changed(metric=None, method="custom", scheduler={"engine": "optuna"}), "scheduler: it needs a metric: add"),
+        (changed(metric={"name": "best/val_acc", "gaol": "maximize"}), "unknown key 'gaol' (did you mean 'goal'?)"),
+        (
+            changed(metric__name="best/test_acc"),
+            "metric: best/test_acc is not logged with a validation split; use best/val_acc",
+        ),
+        (
+            changed(
+                method="grid",
+                parameters__lr_max={"values": [0.1 + n / 1e4 for n in range(2000)]},
+                parameters__lr_min={"values": [0.01 + n / 1e6 for n in range(2000)]},
+            ),
+            "points; take fewer values, or set method: random",
+        ),
+        (
+            changed(
+                method="custom",
+                metric__name="test/acc",
+                scheduler={"engine": "optuna", "source": "x.py", "search_space": "space"},
+            ),
+            "test/acc would choose by the test set; use a metric of validation such as best/val_acc, or give",
+        ),
+        (changed(parameters__lr_max={"values": ["find", 0.1]}), "lr_max: `find` cannot be searched over; give numbers"),
+        (changed(method="custom", scheduler="optuna"), "scheduler: need `engine: optuna` or `engine: wandb`"),
+        (
+            changed(
+                method="custom", scheduler={"engine": "optuna"}, early_terminate={"type": "hyperband", "min_iter": 3}
+            ),
+            "scheduler and early_terminate do not go together in W&B; leave one out",
+        ),
+        (
+            changed(method="custom", scheduler={"engine": "optuna", "source": 5}),
+            "scheduler: source, optimizer and search_space are names",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -270,7 +313,9 @@ def test_words_that_wandb_reads_as_numbers_or_booleans_are_those_here_too(tmp_pa
 @pytest.mark.parametrize(
     ("line", "message"),
     [("seed: {value: 010}", "W&B reads 10 with a leading zero as 8"), ("no: {value: 1}", "reads the key 'no' as False"),
-     ("name: {value: 2020-01-01}", "as a date; put it in quotes"), ("seed: {min: 08, max: 9}", "as text; write 8")],
+     ("name: {value: 2020-01-01}", "as a date; put it in quotes"), ("seed: {min: 08, max: 9}", "as text; write 8"),
+     ("name: {value: 2020-13-01}", "W&B cannot read it: month must be in 1..12"),
+     ("name: {value: =}", "W&B cannot read it: could not determine a constructor for the tag")],
 )  # fmt: skip
 def test_what_wandb_reads_otherwise_is_refused_with_what_it_reads(tmp_path, line, message):
     (tmp_path / "sweep.yaml").write_text(yaml_io.dump_yaml(GOOD) + f"  {line}\n")
@@ -318,6 +363,29 @@ def test_the_words_behind_run_are_settings_of_every_trial(monkeypatch):
     ]  # fmt: skip
 
 
+def test_a_word_of_the_command_is_the_text_that_wandb_reads(tmp_path):
+    words = ["harness", "run", "${args}", "--weight-decay", "1e-3"]  # a number to YAML 1.2, and a text to W&B
+    (tmp_path / "sweep.yaml").write_text(yaml_io.dump_yaml(changed(command=words)).replace("'1e-3'", "1e-3"))
+    sweep = schema.read_sweep_file(tmp_path / "sweep.yaml")
+    assert sweep.command[-1] == "1e-3"
+    assert sweep.config({"lr_max": 0.05, "lr_min": 0.005, "model_args.width": 8}).weight_decay == 0.001
+
+
+def test_a_word_that_repeats_a_constant_of_the_file_is_no_contradiction():
+    sweep = parse(changed(command=["harness", "run", "${args}", "--val-fraction", "0.20"]))
+    assert sweep.config({"lr_max": 0.05, "lr_min": 0.005, "model_args.width": 8}).val_fraction == 0.2
+    assert "val_fraction" not in sweep.fixed and "val_fraction" in [each.name for each in sweep.parameters]
+
+
+def test_parameters_that_a_macro_does_not_pass_on_are_options_of_the_command():
+    in_file = command.check(["harness", "run", "${args_json_file}"], None)
+    assert command.omitted(in_file, {"lr_max": 0.1}) == []
+    assert command.omitted(in_file, {"lr_max": 0.1, "plugin": "mine"}) == ["--plugin=mine"]
+    assert command.fill(in_file, {"lr_max": 0.1}, {}, Path("p.json"))[-1] == "p.json"
+    flags = command.check(["harness", "run", "${args_no_boolean_flags}"], None)
+    assert command.omitted(flags, {"flip": False, "compile": True, "lr_max": 0}) == ["--flip=False"]
+
+
 def test_a_command_without_a_macro_gives_the_parameters_as_the_agents_file_of_them_does():
     parts = command.check(["${interpreter}", "-m", "harness", "run", "--epochs=3"], None)
     assert command.omitted(parts, {"lr_max": 0.1, "flip": False}) == ["--lr_max=0.1", "--flip=False"]
@@ -332,9 +400,10 @@ def test_a_wrapper_that_starts_harness_run_is_a_command_and_any_other_script_is_
     inline = ["bash", "-c", 'exec harness run "$@"', "sh", "${args}"]
     for line in ([str(script), "${args}"], ["${env}", "A=1", "bash", str(script), "${args}"], inline):
         assert not command.is_plain(command.check(line, None))
-    script.write_text('#!/bin/sh\nexec python train.py "$@"\n')
-    with pytest.raises(UsageError, match="does not start `harness run`"):
-        command.check([str(script), "${args}"], None)
+    for content in (b'#!/bin/sh\nexec python train.py "$@"\n', b"\x7fELF\xff\xfe harness run"):  # a binary program
+        script.write_bytes(content)
+        with pytest.raises(UsageError, match="does not start `harness run`"):
+            command.check([str(script), "${args}"], None)
 
 
 VALUES = {

@@ -45,6 +45,21 @@ def prunes(trial):
 
 def fails(trial):
     raise KeyError("no such thing")
+
+def lists(trial):
+    return [1, 2]
+
+def early(sweep):
+    raise optuna.TrialPruned
+
+def number(sweep):
+    return 5
+
+def pair(sweep):
+    return optuna.create_study(direction="maximize"), 5
+
+def two(sweep, other):
+    return None
 """
 
 BOTH = {"metrics": [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]}
@@ -124,6 +139,20 @@ def test_a_conditional_space_is_drawn_as_wandbs_own_scheduler_draws_it(source):
     assert {frozenset(values) for values in drawn} == {frozenset(record.values) for record in records}
 
 
+def test_a_users_sampler_with_a_seed_draws_other_trials_after_a_restart(source):
+    sweep = schema.parse_sweep(custom(optimizer="study"), "x", {})
+    drawn = []
+    for _ in range(2):  # two processes, one after the other
+        functions = load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
+        study = Study(sweep, "x", f"sqlite:///{source}/s.db", 6, functions=functions)
+        trial = study.ask()
+        study.report(trial, [0.5])
+        study.tell(trial, "complete")
+        drawn.append(trial.values["lr_max"])
+        study.close()
+    assert drawn[0] != drawn[1]
+
+
 def test_a_requeued_trial_of_a_conditional_space_keeps_its_values(source):
     sweep = schema.parse_sweep(custom(search_space="space"), "x", {})
     functions = load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
@@ -142,20 +171,30 @@ def test_a_requeued_trial_of_a_conditional_space_keeps_its_values(source):
         ({"optimizer": "wrong_way"}, "other directions"),
         ({"optimizer": "space"}, "'space' failed"),
         ({"optimizer": "study", "source": "none.py"}, "no Python file 'none.py'"),
+        ({"optimizer": "study", "source": "broken.py"}, "scheduler: broken.py: ZeroDivisionError: division by zero"),
+        ({"optimizer": "early"}, "'early' raised TrialPruned, and there is no trial yet"),
+        ({"optimizer": "number"}, "'number' in mine.py returned no optuna.Study, nor a pair of it and a function"),
+        ({"optimizer": "pair"}, "'pair' in mine.py returned no optuna.Study"),
+        ({"optimizer": "two"}, "scheduler: 'two' in mine.py must take one argument"),
     ],
 )
 def test_code_that_does_not_do_is_refused_before_any_trial(source, block, message):
+    (source / "broken.py").write_text("1 / 0")
     sweep = schema.parse_sweep(custom(**block), "x", {})
     with pytest.raises(HarnessError) as refused:
         load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
     assert message in str(refused.value)
 
 
-def test_a_space_that_fails_ends_the_sweep_with_its_reason(source):
-    sweep = schema.parse_sweep(custom(search_space="fails"), "x", {})
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [("fails", "'fails' failed: KeyError"), ("lists", "search_space returned list; need a dict of parameters")],
+)
+def test_a_space_that_fails_ends_the_sweep_with_its_reason(source, space, message):
+    sweep = schema.parse_sweep(custom(search_space=space), "x", {})
     functions = load_functions(sweep.scheduler, sweep.document, sweep.metrics, trusted=True)
     study = Study(sweep, "x", f"sqlite:///{source}/s.db", 3, functions=functions)
-    with pytest.raises(HarnessError, match="'fails' failed: KeyError"):
+    with pytest.raises(HarnessError, match=message):
         study.ask()
     study.close()
 

@@ -13,8 +13,11 @@ from pathlib import Path
 
 import optuna
 import pytest
+from optuna.distributions import IntDistribution
 
-from harness.sweep import locked_database, schema
+from harness.sweep import locked_database, schema, storage
+from harness.sweep.requeue import MAX_TRIES, requeue_trial
+from harness.sweep.stored_trials import parameter_importances
 from harness.sweep.study import Study
 from harness.utils.errors import UsageError
 
@@ -277,6 +280,67 @@ def test_a_storage_that_can_not_be_opened_or_holds_another_sweep_is_refused(url,
     with pytest.raises(UsageError) as refused:
         Study(sweep(), "x", "postgresql+psycopg://me:secret@127.0.0.1:1/none", 4)
     assert "secret" not in str(refused.value)
+
+
+def test_a_search_with_one_value_of_each_parameter_has_no_importances():
+    study = optuna.create_study()
+    for value in range(6):
+        study.add_trial(optuna.create_trial(value=value, params={"a": 1}, distributions={"a": IntDistribution(1, 9)}))
+    assert parameter_importances(study) == {}
+    for _ in range(6):
+        study.add_trial(optuna.create_trial(value=0, params={"a": 9}, distributions={"a": IntDistribution(1, 9)}))
+    assert parameter_importances(study).keys() == {"a"}
+
+
+def test_no_password_of_a_storage_is_in_a_message():
+    for text in ("postgresql+psycopg://me:secret@host:5432/db", "postgresql+psycopg://me:se:cr@et@host/db"):
+        assert storage._without_password(text).startswith("postgresql+psycopg://me:***@host")
+    for text in ("sqlite:////tmp/study.db", "postgresql+psycopg://me@host/db"):
+        assert "***" not in storage._without_password(text) or ":***@host/db" in storage._without_password(text)
+    error = RuntimeError("(background on this error at: https://sqlalche.me/e/20/e3q8)")
+    error.__cause__ = ValueError("could not connect\nto the server")
+    assert storage.describe_error(error) == "could not connect"
+    assert storage.describe_error(KeyError()) == "KeyError"
+
+
+def test_a_trial_that_another_scheduler_has_taken_over_is_stopped_and_stays_with_that_one(url):
+    study = Study(sweep(), "x", url, 3)
+    trial = study.ask()
+    assert study.remaining() == 2
+    requeue_trial(study._study, trial.number)  # as the other one does
+    requeue_trial(study._study, trial.number)  # a third one is too late
+    assert study.report(trial, [0.5])
+    study.tell(trial, "complete")
+    again = study.ask()
+    assert (again.name, again.values) == (trial.name, trial.values) and study.remaining() == 2
+    assert [record.state for record in study.records()] == ["running"]
+    study.close()
+
+
+def test_a_trial_whose_schedulers_die_one_after_the_other_is_given_up(url):
+    study = Study(sweep("grid", {"lr_max": {"values": [0.1]}}), "x", url, None)
+    for _ in range(MAX_TRIES):
+        trial = study.ask()
+        assert trial.name == "trial-0000"
+        requeue_trial(study._study, trial.number)
+    assert study.ask() is None and study.exhausted()
+    study.close()
+
+
+def test_hyperband_stops_a_trial_that_is_not_among_the_best_at_a_band(url):
+    spec = sweep("random", early_terminate={"type": "hyperband", "min_iter": 2, "eta": 2})
+    study = Study(spec, "x", url, 4)
+    for history in ([0.5, 0.9, 0.91], [0.5, 0.8, 0.9]):
+        trial = study.ask()
+        assert not study.report(trial, history)
+        study.tell(trial, "complete")
+    trial = study.ask()
+    assert not study.report(trial, [0.1])  # before the first band
+    assert study.report(trial, [0.1, 0.2])
+    study.tell(trial, "pruned")
+    trial = study.ask()
+    assert not study.report(trial, [0.1, 0.95])
+    study.close()
 
 
 LOCK = """

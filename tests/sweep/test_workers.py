@@ -1,12 +1,14 @@
 """The share of the machine that each worker gets."""
 
 import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
-from harness.sweep.workers import device_environments
+from harness.sweep.workers import FinishedTrial, SubprocessTrial, device_environments, stop_all
 from harness.utils import environment
 
 NO_GPUS = {"CUDA_VISIBLE_DEVICES": ""}
@@ -37,3 +39,28 @@ def test_the_threads_that_the_user_set_are_left_as_they_are():
 def test_visible_gpus_are_dealt_out_in_turn():
     shares = device_environments(3, {"CUDA_VISIBLE_DEVICES": "4, GPU-abc"})
     assert [share["CUDA_VISIBLE_DEVICES"] for share in shares] == ["4", "GPU-abc", "4"]
+
+
+@pytest.mark.parametrize(("ending", "gpus"), [("exit 0", ["0", "1", "0"]), ("exit 9", [])])
+def test_without_the_variable_the_gpus_are_those_that_nvidia_smi_lists(monkeypatch, tmp_path, ending, gpus):
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho 'GPU 0: H100 (UUID: GPU-1)'\necho '  MIG 1g'\necho 'GPU 1: H100'\n{ending}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    shares = device_environments(3, {})
+    assert [share["CUDA_VISIBLE_DEVICES"] for share in shares if "CUDA_VISIBLE_DEVICES" in share] == gpus
+
+
+def test_trials_that_do_not_stop_in_time_are_killed(tmp_path):
+    def begin(name, trap):
+        script = f"trap '{trap}' TERM; : > {name}; while :; do sleep 0.05; done"
+        return SubprocessTrial(["/bin/sh", "-c", script], dict(os.environ), tmp_path, tmp_path / f"{name}.log")
+
+    polite, deaf = begin("polite", "exit 143"), begin("deaf", "")
+    began = time.monotonic()
+    while not all((tmp_path / name).exists() for name in ("polite", "deaf")):
+        assert time.monotonic() - began < 60
+        time.sleep(0.01)
+    stop_all([FinishedTrial(), polite, deaf], timeout=0.5)
+    assert (FinishedTrial().poll(), polite.poll(), deaf.poll()) == (0, 143, -signal.SIGKILL)
+    stop_all([polite, deaf], timeout=0)  # which have ended

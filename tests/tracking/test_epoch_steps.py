@@ -55,6 +55,18 @@ def test_the_steps_of_an_unfinished_epoch_are_records_of_their_own(tmp_path):
     assert same(read_journal(tmp_path).records, [first, part(second, 5, 6)])
 
 
+def test_steps_that_are_in_two_lines_count_once_as_they_were_written_first(tmp_path):
+    """As after a kill between a line and the next one, where a later version writes other steps again."""
+    first = timed(1)
+    other = replace(first, steps=replace(first.steps, lines={name: [9.0] * 4 for name in first.steps.lines}))
+    lines = [encode_line(encode_record(record, tmp_path)) for record in (part(first, 1, 3), part(other, 2, 4), first)]
+    (tmp_path / NAME).write_bytes(encode_line({"kind": "header"}) + b"".join(lines))
+    (record,) = read_journal(tmp_path).records
+    assert list(record.steps.x) == [1, 2, 3, 4] and list(record.step_times) == TIMES[:4]
+    losses = list(first.steps.lines["train/step_loss"])
+    assert list(record.steps.lines["train/step_loss"]) == [*losses[:3], 9.0]
+
+
 @pytest.mark.parametrize("step", [4, 6, 7, 8])
 def test_a_resumed_journal_has_every_step_once_whatever_was_written_before(tmp_path, step):
     """The run was killed after step 7 of 12; it is resumed from the end of an epoch or from within one."""

@@ -15,8 +15,20 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from sklearn.metrics import precision_recall_curve
 
-from harness.tracking.journal import REPLACED, Journal, read_journal
-from harness.tracking.records import Artifact, Curve, Image, Record, Scores, StoredImage, encode_png
+from harness.tracking.journal import REPLACED, Journal, follow_journal, read_journal
+from harness.tracking.journal_lines import encode_line
+from harness.tracking.records import (
+    Artifact,
+    Curve,
+    Histogram,
+    Image,
+    Record,
+    Scores,
+    StoredImage,
+    Table,
+    TableChart,
+    encode_png,
+)
 from harness.tracking.serialization import from_line, to_line
 from harness.tracking.tracker import MultiTracker, NullTracker
 from harness.tracking.wandb import rows
@@ -264,3 +276,81 @@ def test_several_trackers_are_all_closed_before_the_first_failure_is_raised():
         tracker.finish("finished", 0)
     assert all(each.calls == [record, ("finished", 0)] for each in trackers)
     assert any("second" in note for note in caught.value.__notes__)
+
+
+def test_a_journal_is_followed_by_its_whole_lines_each_once_and_from_its_beginning_after_a_cut(tmp_path):
+    journal = write(tmp_path / "whole", [epoch(1), epoch(2), epoch(3)])
+    journal.alert("a title", "no record")
+    journal.finish("finished", 0)
+    content, path = journal.path.read_bytes(), tmp_path / "journal.jsonl"
+    assert follow_journal(tmp_path, 0) == ([], 0)
+    seen, offset = [], 0
+    for length in [*range(0, len(content), 61), len(content)]:  # as it grows
+        path.write_bytes(content[:length])
+        records, offset = follow_journal(tmp_path, offset)
+        assert offset == content.rfind(b"\n", 0, length) + 1
+        seen += records
+    assert same(seen, [epoch(1), epoch(2), epoch(3)]) and follow_journal(tmp_path, offset) == ([], offset)
+    lines = content.splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:3]))  # a resumed run has cut it
+    records, offset = follow_journal(tmp_path, offset)
+    assert same(records, [epoch(1), epoch(2)]) and offset == sum(map(len, lines[:3]))
+    path.write_bytes(lines[1] + encode_line({"kind": "epoch", "step": "3"}) + lines[2])  # a line that is no record
+    assert same(follow_journal(tmp_path, 0)[0], [epoch(1), epoch(2)])
+
+
+def test_a_line_that_is_no_json_ends_a_journal_of_version_0_1(tmp_path):
+    write(tmp_path, [epoch(1), epoch(2)]).finish("finished", 0)
+    lines = [from_line(line) for line in (tmp_path / "journal.jsonl").read_bytes().splitlines()]
+    plain = [to_line({key: value for key, value in line.items() if key != "crc32"}) for line in lines]
+    (tmp_path / "journal.jsonl").write_bytes(b"".join([*plain[:2], b"no JSON\n", *plain[2:]]))
+    contents = read_journal(tmp_path)
+    assert same(contents.records, [epoch(1)]) and not contents.whole
+
+
+def test_a_journal_that_cannot_be_read_or_written_is_named_with_the_remedy(tmp_path):
+    with pytest.raises(CheckpointError, match=r"journal\.jsonl is missing .*; start again with --resume never"):
+        Journal.resume(tmp_path, 3)
+    (tmp_path / "journal.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"cannot read .*journal\.jsonl: .*; start again with --resume never"):
+        Journal.resume(tmp_path, 3)
+    journal = write(tmp_path / "run", [])
+    (tmp_path / "run" / "media").write_text("in the way of the folder of the images")
+    with pytest.raises(ResourceError, match=r"cannot write .*run: File exists"):
+        journal.record(Record(1, 1, {"picture": image(1)}, kind="final"))
+    journal.record(epoch(1))
+    journal.finish("failed", 6)
+    assert same(read_journal(tmp_path / "run").records, [epoch(1)])
+    with pytest.raises(RuntimeError, match=r"journal\.jsonl is closed"):
+        journal.record(epoch(2))
+
+
+def test_an_image_that_cannot_be_written_leaves_no_partial_file(tmp_path, monkeypatch):
+    journal = write(tmp_path, [])
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))  # as on a full disk
+        with pytest.raises(ResourceError, match="File too large; free some space, then run the same command again"):
+            journal.record(Record(1, 1, {"picture": image(1)}, kind="final"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list((tmp_path / "media").iterdir())
+    journal.record(Record(1, 1, {"picture": image(1)}, kind="final"))
+    journal.finish("finished", 0)
+    assert same(read_journal(tmp_path).records[0].values["picture"].pixels.tolist(), image(1).pixels.tolist())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Image(np.zeros((4, 4, 3), np.float32)), r"need uint8 pixels \[H, W, 3\], got float32 \[4, 4, 3\]"),
+        (lambda: Image(np.zeros((4, 4), np.uint8)), r"got uint8 \[4, 4\]"),
+        (lambda: Table(("a", "b"), [("x", 1), ("y",)]), r"need 2 cells a row \(a, b\), got 1"),
+        (lambda: Curve("lr", [1, 2], {"loss": [3.0]}), "line 'loss' has 1 points, its axis 'lr' has 2"),
+        (lambda: TableChart("rates", "ROC", Table(("x", "y"), [])), "a chart has three columns, got x, y"),
+        (lambda: Histogram([1, 2], [0.0, 1.0]), "need one edge more than counts, got 2 and 2"),
+    ],
+)
+def test_a_value_whose_parts_do_not_fit_is_refused_where_it_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

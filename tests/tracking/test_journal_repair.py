@@ -9,6 +9,7 @@ from harness.tracking.journal_lines import are_unchanged, encode_line
 from harness.tracking.journal_repair import repair_journal
 from harness.tracking.records import Record
 from harness.tracking.serialization import from_line, to_line
+from harness.utils.errors import CheckpointError
 from tests.support.records import epoch, final, same
 
 HEADER = {"config": {"seed": 1}, "environment": {"python": "3"}}
@@ -102,6 +103,15 @@ def test_what_is_taken_out_of_a_journal_is_kept_beside_it(tmp_path):
     assert lines[2][: len(lines[2]) // 2] in (tmp_path / REPLACED).read_bytes()
 
 
+def test_a_journal_that_cannot_be_read_is_not_replaced(tmp_path):
+    (tmp_path / "journal.jsonl").mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"cannot read .*journal\.jsonl: Is a directory; start again with --resume"
+    ):
+        repair(tmp_path)
+    assert (tmp_path / "journal.jsonl").is_dir()
+
+
 def test_a_journal_that_is_gone_is_made_again_from_the_checkpoint(tmp_path):
     result = repair(tmp_path)
     assert result.has_new_header and result.restored == [1, 2, 3]
@@ -121,6 +131,7 @@ def test_other_metrics_than_those_of_the_checkpoint_are_replaced(tmp_path):
     history = [HISTORY[0], {**HISTORY[1], "val/acc": 0.25}, {**HISTORY[2], "val/loss": math.nan}]
     result = repair(tmp_path, history)
     assert (result.restored, result.removed) == ([2, 3], [2, 3])
+    assert str(result).endswith("; records of epochs 2, 3 that do not agree with the checkpoint are removed")
     assert [record.values["val/acc"] for record in read_journal(tmp_path).records[1:]] == [0.1, 0.25, 0.3]
 
 

@@ -1,6 +1,7 @@
 """What a run uses and makes, as the real client of W&B sends it to a server on the loopback."""
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -11,9 +12,12 @@ import pytest
 from harness.config.settings import Config, setting_fields
 from harness.tracking import lineage
 from harness.tracking.journal import Journal, read_journal
+from harness.tracking.journal_lines import encode_line
 from harness.tracking.records import Artifact, Reference
+from harness.tracking.uploadable import read_uploadable
 from harness.tracking.wandb import init, sync
-from harness.utils.errors import UsageError
+from harness.tracking.wandb.session import known_run_id, note_sent
+from harness.utils.errors import DataError, UsageError
 from tests.support.lineage_server import LineageServer
 from tests.support.records import epoch
 from tests.support.wandb_files import offline_runs
@@ -342,3 +346,40 @@ def test_a_link_that_wandb_would_refuse_is_refused_before_training(link, monkeyp
 def test_a_link_of_a_model_that_is_never_logged_is_refused():
     with pytest.raises(UsageError, match="log_model=never"):
         Config(link="vision/cats", log_model="never")
+
+
+def test_the_address_of_data_is_where_its_images_are(tmp_path):
+    def address(data, **settings):
+        return lineage.data_address(Config(data=data, **settings))
+
+    assert address("digits") == ""  # of scikit-learn
+    assert address("hfds/someone/flowers") == "https://huggingface.co/datasets/someone/flowers"
+    assert address("folder", data_dir=str(tmp_path / "a b")) == f"file://{tmp_path}/a%20b"
+    assert address("cifar10", data_dir=str(tmp_path)) == f"file://{tmp_path}"
+
+
+def test_weights_that_were_copied_without_their_run_are_no_version_of_a_model(tmp_path):
+    (tmp_path / "wandb").mkdir()
+    note_sent(tmp_path / "wandb", "abc", 3)
+    assert known_run_id(tmp_path) == "abc" and lineage.model_of_run(tmp_path) is None
+    assert lineage.model_of_run(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    ("first_line", "message"),
+    [
+        (
+            {"kind": "epoch", "step": 1, "epoch": 1, "values": {}},
+            "the journal has lost its first line, and with it the settings",
+        ),
+        (
+            {"kind": "header", "config": {"epochs": "many"}},
+            "the journal's first line has no usable settings: epochs='many'",
+        ),
+        ({"kind": "header", "config": 5}, "the journal's first line has no usable settings"),
+    ],
+)
+def test_a_journal_without_settings_is_not_uploaded(tmp_path, first_line, message):
+    (tmp_path / "journal.jsonl").write_bytes(encode_line(first_line))
+    with pytest.raises(DataError, match=re.escape(f"{tmp_path}: {message}")):
+        read_uploadable(tmp_path, {})

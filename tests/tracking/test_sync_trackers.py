@@ -4,14 +4,20 @@ Each tracker writes to a real local store, which is read back with the tracker's
 """
 
 import json
+import threading
+import time
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from harness.tracking.backends import sync
+from harness.tracking.backends.backend import POSITION, Backend, RunLabels
+from harness.tracking.backends.registry import register_tracker
+from harness.tracking.backends.tracker import BackendTracker
 from harness.tracking.journal import Journal
-from harness.tracking.records import Artifact, Record
+from harness.tracking.records import Artifact, PlotlyFigure, Record
 from harness.tracking.tracker import MultiTracker
 from harness.utils.errors import TrackingError
 from tests.support.forked import harness as command
@@ -47,6 +53,101 @@ def run_of(folder, config, records, status="finished", **header):
         *lines, _ = journal.path.read_text().splitlines(keepends=True)
         journal.path.write_text("".join(lines))
     return folder
+
+
+class Kept(Backend):
+    """A tracker of a plug-in, which keeps the rows of every run that it has begun; its faults are those of `faults`."""
+
+    title = "Kept"
+    runs: ClassVar[list["Kept"]] = []
+    faults: ClassVar[set[str]] = set()
+    released = threading.Event()
+
+    def __init__(self, labels):
+        self.run_id = labels.run_id or str(len(self.runs) + 1)
+        self.rows, self.figures, self.status = [], {}, ""
+        self.runs.append(self)
+
+    def log(self, rows):
+        if "log" in self.faults:
+            raise OSError("the tracker is full")
+        self.rows += rows
+
+    def config(self, values):
+        pass
+
+    def summary(self, values):
+        self.figures |= values
+
+    def files(self, artifact):
+        pass
+
+    def close(self, status):
+        if "close" in self.faults:
+            assert self.released.wait(60)
+        self.status = status
+
+
+@pytest.fixture
+def kept():
+    register_tracker(Kept, name="kept")
+    Kept.runs.clear()
+    Kept.faults.clear()
+    Kept.released.clear()
+    yield Kept
+    Kept.released.set()
+
+
+def test_a_run_with_alerts_has_the_last_one_in_the_summary_of_a_tracker(kept, tmp_path):
+    folder = run_of(tmp_path / "r", config_of("kept", "p"), [epoch(1)], status="")
+    journal = Journal.resume(folder, 3)
+    journal.alert("first", "one")
+    journal.alert("out of memory", "computed in parts")
+    journal.finish("finished", 0)
+    assert sync.sync_tracker("kept", folder, print).rows == 3
+    assert kept.runs[0].figures["alert"] == "out of memory: computed in parts" and kept.runs[0].status == "finished"
+
+
+def test_a_tracker_that_does_not_take_everything_is_named_and_the_run_is_written_anew_on_request(kept, tmp_path):
+    folder, lines = run_of(tmp_path / "r", config_of("kept", "p"), [epoch(1)]), []
+    kept.faults.add("log")
+    with pytest.raises(
+        TrackingError, match=r"Kept does not have the whole run .*; when its cause is mended, write the run"
+    ):
+        sync.sync_tracker("kept", folder, lines.append)
+    assert lines == ["Kept does not have the whole run (the tracker is full). The journal is complete."]
+    kept.faults.clear()
+    with pytest.raises(TrackingError, match=r"Kept may lack rows of .*with: harness sync --tracker kept --anew"):
+        sync.sync_tracker("kept", folder, lines.append)
+    assert sync.sync_tracker("kept", folder, lines.append, anew=True).rows == 3
+    assert [row.step for row in kept.runs[-1].rows] == [1, 2, 3] and len(lines) == 1
+
+
+def test_a_tracker_that_does_not_end_is_given_up_after_the_timeout_of_the_command(kept, tmp_path):
+    folder, lines = run_of(tmp_path / "r", config_of("kept", "p", finish_timeout=600), [epoch(1)]), []
+    kept.faults.add("close")
+    with pytest.raises(TrackingError, match="Kept does not have the whole run"):
+        sync.sync_tracker("kept", folder, lines.append, timeout=1)
+    assert lines == [
+        "Kept does not have the whole run (not everything was written within 1 s). The journal is complete."
+    ]
+    assert "ended" not in json.loads((folder / "kept" / POSITION).read_text())
+
+
+def test_the_wait_for_a_slow_tracker_lasts_as_long_as_it_goes_on(kept, tmp_path):
+    tracker = BackendTracker("kept", Kept, RunLabels(tmp_path, "p", "r"), config={}, timeout=1, notify=print)
+    seconds = 0.4
+    for step in (1, 2, 3):
+        tracker._submit(lambda backend: time.sleep(seconds))
+        tracker.record(Record(step, 1, {"loss": 0.5}))
+    tracker.flush()  # takes longer than the timeout
+    assert [row.step for row in kept.runs[0].rows] == [1, 2, 3]
+    picture = image(3)
+    tracker.record(Record(4, 2, {"chart": PlotlyFigure([], {}, picture), "bare": PlotlyFigure([], {}), "loss": 0.25}))
+    tracker.finish("finished", 0)
+    last = kept.runs[0].rows[-1]
+    assert last.pictures.keys() == {"chart"} and last.pictures["chart"].size == (picture.pixels.shape[1], 6)
+    assert last.scalars["loss"] == 0.25 and tracker.state == "complete"
 
 
 @other_kinds

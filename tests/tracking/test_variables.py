@@ -73,6 +73,14 @@ def test_a_variable_that_is_not_used_has_one_line_that_says_why(tmp_path, monkey
     assert not (tmp_path / "dir").exists()
 
 
+@pytest.mark.parametrize(("mode", "changed"), [("shared", None), ("Shared", None), ("OFFLINE", "offline")])
+def test_a_mode_that_wandbs_client_must_not_see_is_taken_from_it(monkeypatch, mode, changed):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    assert variables.environment_changes()["WANDB_MODE"] == changed
+    lines = [line for line in variables.unused_lines() if line.startswith("WANDB_MODE")]
+    assert lines == ([] if changed else ["WANDB_MODE=shared is not used: a single process writes the run"])
+
+
 def test_defaults_of_the_harness_give_way_to_a_variable(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_CONSOLE", "wrap")
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "7")

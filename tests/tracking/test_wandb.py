@@ -7,9 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -22,7 +24,7 @@ from harness.config.settings import Config, setting_fields
 from harness.tracking.journal import Journal
 from harness.tracking.records import Artifact, Curve, Record, Scores, StoredImage, Table, encode_png
 from harness.tracking.tracker import MultiTracker, NullTracker
-from harness.tracking.wandb import init, rows, session
+from harness.tracking.wandb import finishing, init, rows, session
 from harness.tracking.wandb.values import to_wandb
 from harness.utils.errors import TrackingError
 from tests.support import wandb_files
@@ -787,3 +789,57 @@ def test_a_server_that_refuses_the_files_is_reported_at_the_end(tmp_path, server
     tracker.finish("finished", 0)
     assert tracker.state == "incomplete"
     assert len(lines) == 1
+
+
+@pytest.fixture
+def _without_wandb(monkeypatch):
+    """W&B as where it is not installed."""
+    monkeypatch.setitem(sys.modules, "wandb", None)
+
+
+def test_without_wandb_a_run_has_its_journal_alone_unless_wandb_is_required(tmp_path, _without_wandb):
+    lines = []
+    tracker = init.start(Config(wandb="auto"), tmp_path, run_name="r", notify=lines.append)
+    assert isinstance(tracker, NullTracker) and not init.has_api_key()
+    assert lines == ["W&B is not installed, so the run is not in W&B. Install it with: pip install wandb"]
+    for mode in ("online", "offline"):
+        with pytest.raises(TrackingError, match=rf"wandb={mode}, but W&B is not installed .*; pip install wandb"):
+            init.start(Config(wandb=mode), tmp_path, run_name="r", notify=lines.append)
+
+
+class _Ending:
+    """A W&B run that ends as the test says."""
+
+    def __init__(self, finish):
+        self.finish = finish
+
+
+def test_an_error_while_a_run_is_finished_is_that_of_the_caller():
+    def fail(exit_code):
+        raise OSError(f"refused {exit_code}")
+
+    with pytest.raises(OSError, match="refused 3"):
+        finishing.finish_run(_Ending(fail), 3, 1.0, pytest.fail)
+
+
+def test_a_run_whose_end_makes_no_progress_is_given_up(monkeypatch):
+    monkeypatch.setattr(finishing, "POLL", 0.01)
+    over = threading.Event()
+    message = finishing.finish_run(_Ending(lambda exit_code: over.wait(60)), 0, 0.1, over.set)
+    assert message == "nothing was uploaded for 0 s" and over.is_set()
+    assert finishing.patience(60, 5_000_000) == 110
+
+
+def test_a_run_that_the_user_has_open_offline_does_not_serve_where_online_is_required(tmp_path):
+    ours = session.Session(None, Config(wandb="online"), tmp_path, {}, None, print)
+    with pytest.raises(TrackingError, match="wandb=online, but the open W&B run abc is offline; set --wandb auto"):
+        ours._borrow(SimpleNamespace(offline=True, id="abc"))
+
+
+def test_where_wandb_cannot_be_used_at_all_a_mode_that_was_named_is_refused(tmp_path):
+    lines = []
+    for mode in ("offline", "online"):
+        ours = session.Session(wandb, Config(wandb=mode), tmp_path, {}, None, lines.append, broken="W&B is broken")
+        with pytest.raises(TrackingError, match=r"^W&B is broken; mend it, or set --wandb disabled$"):
+            ours.connect(online=mode == "online")
+    assert not lines

@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 import yaml
 
+from harness.cli.main import cli
 from harness.config.settings import Config
 from harness.tracking.run_dir import claim_run_dir
 from harness.tracking.wandb import init
@@ -28,7 +29,8 @@ from harness.tracking.wandb.api import (
 )
 from harness.tracking.wandb.panels import GRID_COLUMNS
 from harness.tracking.wandb.runs_report import runs_headline
-from harness.tracking.wandb.sweep_front import front_of
+from harness.tracking.wandb.session import note_sent
+from harness.tracking.wandb.sweep_front import front_of, front_text
 from harness.tracking.wandb.workspace import build_workspace, save_workspace
 from harness.utils.errors import TrackingError, UsageError
 from tests.support.records import epoch, final
@@ -235,6 +237,47 @@ def test_nested_parameters_have_an_axis_where_they_are_searched(offline):
     assert axes[:3] == ["config:lr_max.value", "config:model_args.value.width", "config:model_args.value.deep.rate"]
 
 
+def test_the_directory_of_seeds_or_of_a_sweep_names_the_group_of_its_runs(tmp_path):
+    config = Config(entity="e", project="p", group="g")
+    seeds, sweep = tmp_path / "seeds", tmp_path / "sweep"
+    seeds.mkdir()
+    (seeds / "seeds.json").write_text('{"seeds": []}')
+    (seeds / "recipe.yaml").write_text(config.to_yaml())
+    assert parse(str(seeds)) == Target("e", "p", "g", "group", seeds)
+    (seeds / "seeds.json").write_text('{"group": "other"}')
+    assert parse(str(seeds)).name == "other"
+    (seeds / "seeds.json").write_text("{}")
+    (seeds / "recipe.yaml").write_text(config.replace(group="").to_yaml())
+    with pytest.raises(UsageError, match=r"have no W&B group; give each run with its own --wandb"):
+        parse(str(seeds))
+
+    (sweep / "runs/a").mkdir(parents=True)
+    (sweep / "sweep.yaml").write_text(yaml.safe_dump(SWEEP))
+    (sweep / "runs/a/config.yaml").write_text(config.to_yaml())
+    with pytest.raises(
+        UsageError, match=re.escape(f"no run of {sweep} is in W&B; upload them with: harness sync {sweep}/runs/*")
+    ):
+        parse(str(sweep))
+    with pytest.raises(UsageError, match=re.escape(f"is not in W&B; upload it with: harness sync {sweep}/runs/a")):
+        parse(str(sweep / "runs/a"))
+    (sweep / "runs/a/wandb").mkdir()
+    note_sent(sweep / "runs/a/wandb", "abc", 3)
+    assert parse(str(sweep)) == Target("e", "p", "g", "group", sweep, SWEEP)
+    assert parse(str(sweep / "runs/a")) == Target("e", "p", "abc", "run", sweep / "runs/a")
+
+
+def test_a_sweep_for_several_metrics_of_which_no_trial_has_all_says_so():
+    config = {
+        "method": "custom",
+        "parameters": {},
+        "metrics": [{"name": "val/acc", "goal": "maximize"}, {"name": "val/loss"}],
+    }
+    facts = SweepFacts("e", "p", "s", "n", config, 1, None, trials=())
+    assert (
+        front_text(facts, [], []) == "No trial has finished with all metrics: maximize `val/acc`, minimize `val/loss`."
+    )
+
+
 def test_a_sweep_without_runs_or_metric_has_a_report_too():
     for config in (SWEEP, {"method": "grid", "parameters": {}}):
         assert spec_of(wandb_report.build(SweepFacts("e", "p", "s", "n" * 300, config, 0, None)))["blocks"]
@@ -313,6 +356,10 @@ def test_a_sweep_is_recognised_and_its_best_run_is_shown(online, tmp_path, monke
     text = json.dumps(online.saved[0].spec)
     assert online.saved[0].title == "Sweep rates"
     assert "2 runs, method bayes" in text and "Best run: trial 2" in text and best in text
+    with pytest.raises(
+        UsageError, match="e/p/s1 is a sweep, which has a report of its own; leave it out, or give it alone"
+    ):
+        wandb_report.save_report(f"e/p/{best}", "e/p/s1")
 
 
 BOTH = {"metrics": [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/epoch_s", "goal": "minimize"}]}
@@ -401,6 +448,8 @@ def test_the_report_of_several_runs_begins_with_what_differs_and_the_mean_of_eac
         assert (
             f"| {group} | {3 if group == 'narrow' else 2} | 75.00 % ± 0 % | {mean:.2f} % ± {deviation:.2f} % |" in text
         )
+    empty = tuple(replace(run, group="empty", run_id=f"{run.run_id}x", summary={}) for run in two_groups.runs[:2])
+    assert "| empty | 2 |  |  |" in runs_headline(RunsFacts("three groups", two_groups.runs + empty))
     alone = RunsFacts("alone", tuple(replace(run, group="") for run in two_groups.runs))
     assert "Mean and standard" not in runs_headline(alone)
     curves = [panel for panel in panels(wandb_report.build(alone)) if type(panel).__name__ == "LinePlot"]
@@ -481,6 +530,15 @@ def test_a_workspace_view_shows_curves_and_galleries_and_pins_the_results(offlin
     assert workspace._to_model().spec.section.run_sets[0].run_feed.column_pinned["summary:result/test/acc"]
 
 
+def test_the_view_of_several_runs_has_the_sections_of_what_any_of_them_logged(offline, two_groups):
+    def sections(workspace):
+        return {section.name: len(section.panels) for section in workspace.sections}
+
+    silent = replace(two_groups.runs[0], summary={}, charts={})
+    several = build_workspace(RunsFacts("several", (silent, *two_groups.runs[1:])))
+    assert sections(several) == sections(build_workspace(offline[0]))
+
+
 def test_the_view_of_a_sweep_shows_its_runs_and_pins_its_metric_and_parameters(offline):
     parameters = {"lr": {"min": 0.01, "max": 0.1}, "model_args": {"parameters": {"width": {"values": [4, 8]}}}}
     sweep = SweepFacts("e", "p", "s1", "rates", {**SWEEP, "parameters": parameters}, 7, offline[0])
@@ -501,6 +559,11 @@ def test_a_saved_view_is_in_wandb_under_the_returned_url(online, tmp_path, capfd
     text = json.dumps(saved.spec)
     assert '"gallery"' in text and "summary:result/test/acc" in text
     assert not capfd.readouterr().out
+    cli.main(["report", "--wandb", f"e/p/{run_id}", "--workspace"], standalone_mode=False)
+    report, again = online.saved[1:]
+    assert (report.title, report.kind, again.kind) == ("Run run 🎈", "runs", "project-view")
+    first, second = capfd.readouterr().out.splitlines()
+    assert "/e/p/reports/" in first and second.partition("?")[0] == link.partition("?")[0]
 
 
 def test_a_run_that_wandb_does_not_have_is_reported_in_one_line(online, tmp_path):

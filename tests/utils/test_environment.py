@@ -1,13 +1,14 @@
 """The CPUs that a process may use, by affinity and by the limits of its cgroup, and how torchrun's processes are seen."""
 
 import os
+import platform
 import re
 from pathlib import Path
 
 import pytest
 
 from harness.utils import environment
-from harness.utils.environment import cgroup_cpu_limit, launch_command, rank, usable_cpus, world_size
+from harness.utils.environment import cgroup_cpu_limit, launch_command, processor, rank, usable_cpus, world_size
 
 
 def write(path, text):
@@ -161,6 +162,15 @@ def test_cpus_are_counted_in_one_place():
         if re.search(r"(os|multiprocessing)\.(cpu_count|sched_getaffinity)|import .*cpu_count", path.read_text())
     ]
     assert files == [Path(environment.__file__)]
+
+
+def test_the_processor_is_the_model_that_linux_names_and_else_the_machine(tmp_path):
+    of_arm, of_x86 = tmp_path / "arm", tmp_path / "x86"
+    of_arm.write_text("processor\t: 0\nCPU implementer\t: 0x41\n")
+    of_x86.write_text("processor\t: 0\nmodel name\t: Xeon(R) 8481C @ 2: 7\nmodel name\t: other\n")
+    assert processor(of_x86) == "Xeon(R) 8481C @ 2: 7"
+    for path in (of_arm, tmp_path / "missing"):  # Linux names no model of an ARM processor; macOS has no such file
+        assert processor(path) == (platform.processor() or platform.machine()) != ""
 
 
 # --- torchrun

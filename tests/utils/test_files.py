@@ -1,12 +1,24 @@
 """A file is replaced as a whole, and is on the disk before it takes the place of the former one."""
 
+import errno
 import os
+import socket
 import stat
+from pathlib import Path
 
 import pytest
 
 from harness.utils.errors import ResourceError, UsageError
-from harness.utils.files import read_json, remove_temporary_files, write_atomically, write_json
+from harness.utils.files import (
+    free_space,
+    open_regular,
+    read_json,
+    read_regular,
+    remove_temporary_files,
+    sync_folder,
+    write_atomically,
+    write_json,
+)
 
 
 def test_a_reader_of_the_former_file_keeps_it_while_and_after_it_is_replaced(tmp_path):
@@ -82,3 +94,43 @@ def test_what_is_no_json_mapping_is_read_as_none_and_temporary_files_are_removed
     (tmp_path / "a/.b.json.1.tmp").write_text("")
     remove_temporary_files(tmp_path)
     assert sorted(each.name for each in tmp_path.rglob("*") if each.is_file()) == ["b.json", "c.json"]
+
+
+@pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY])
+def test_a_pipe_or_a_socket_is_no_regular_file_and_is_not_waited_for(tmp_path, flags, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the address of a socket may be short only
+    os.mkfifo("pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")
+        for name in ("pipe", "socket"):
+            with pytest.raises(OSError, match="not a regular file") as caught:
+                open_regular(Path(name), flags)
+            assert caught.value.errno == errno.EINVAL
+
+
+def test_a_file_of_more_than_the_limit_is_not_read(tmp_path):
+    (tmp_path / "x").write_bytes(bytes(1001))
+    assert read_regular(tmp_path / "x", 1001) == bytes(1001)
+    with pytest.raises(OSError, match="more than 1,000 bytes"):
+        read_regular(tmp_path / "x", 1000)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="this machine has no /proc")
+def test_a_folder_that_its_file_system_cannot_sync_is_no_error_and_a_failing_disk_is_one(tmp_path, monkeypatch):
+    sync_folder(Path("/proc/self"))  # fsync: EINVAL
+    sync_folder(tmp_path / "gone")
+
+    def fail(handle):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        sync_folder(tmp_path)
+    with pytest.raises(ResourceError, match=r"^cannot write .*/x: Input/output error$"):
+        write_atomically(tmp_path / "x", b"")
+
+
+def test_the_free_space_is_that_of_the_file_system_on_which_a_folder_would_be(tmp_path):
+    amount, unit = free_space(tmp_path / "not" / "yet").split(" ", 1)
+    status = os.statvfs(tmp_path)
+    assert float(amount) == pytest.approx(status.f_bavail * status.f_frsize / 2**20, rel=0.05) and unit == "MB free"

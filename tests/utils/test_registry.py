@@ -153,3 +153,12 @@ def test_an_installed_package_that_is_broken_is_named_and_the_others_are_used(in
     assert {"whole_for_a_test": "1.0"}.items() <= device.describe_environment(torch.device("cpu"))["packages"].items()
     (line,) = [record.getMessage() for record in caplog.records if record.name == plugins.__name__]
     assert "broken_for_a_test of the package broken_for_a_test cannot be imported: ModuleNotFoundError" in line
+
+
+def test_what_a_plug_in_refuses_is_said_in_its_own_words(tmp_path, monkeypatch):
+    text = "from harness.utils import registry\nregistry.register('loss', print, name='a b')\n"
+    (tmp_path / "refuses_for_a_test.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    plugins.allow_plugins(["refuses_for_a_test"])
+    with pytest.raises(UsageError, match=r"^loss 'a b' cannot be registered"):
+        plugins.import_plugins(["refuses_for_a_test"])

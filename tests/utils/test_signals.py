@@ -59,3 +59,20 @@ def test_a_run_stops_when_its_parent_is_gone_only_inside_a_sweep(monkeypatch, in
             with pytest.raises(Interrupted, match="agent") as caught:
                 stop_requests.check()
             assert caught.value.exit_code == 143
+
+
+def test_a_wait_is_interrupted_by_the_first_signal_and_by_one_that_came_before_it():
+    with StopRequests() as stop_requests:
+        with stop_requests.at_once():
+            pass
+        with pytest.raises(Interrupted, match="SIGTERM") as caught, stop_requests.at_once():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(20)
+        assert caught.value.exit_code == 143
+        with pytest.raises(Interrupted, match="SIGTERM"), stop_requests.at_once():
+            raise AssertionError("the wait has begun")
+    with StopRequests() as stop_requests:
+        with pytest.raises(KeyboardInterrupt), stop_requests.at_once():
+            raise KeyboardInterrupt  # of a library's own; no stop was requested
+        os.kill(os.getpid(), signal.SIGTERM)  # after the wait a signal sets the flag only
+        assert stop_requests.pending

@@ -239,8 +239,7 @@ class BackendTracker(Tracker):
             ended: how the run has ended, when everything of it is written.
         """
         backend, folder = self._backend, self._folder / self.kind
-        if backend is None:
-            return
+        assert backend is not None  # what was sent was sent to it
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
         sent = {"run_id": backend.run_id, "step": step, "keys": sorted(self._last_keys), "store": backend.store}

@@ -6,7 +6,6 @@ reader of it.
 
 from __future__ import annotations
 
-import json
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.utils.files import read_regular
+from harness.utils.plain import parse_json
 
 FILE_HEADER = b":W&B" + struct.pack("<HB", 0xBEE1, 0)
 BLOCK, HEADER = 32768, 7
@@ -51,7 +51,7 @@ def step_of(history: Any) -> int:
     for item in history.item:
         if name_of(item) == "_step":
             try:
-                return int(json.loads(item.value_json))
+                return int(parse_json(item.value_json))
             except (TypeError, ValueError, OverflowError):
                 break
     return int(history.step.num)

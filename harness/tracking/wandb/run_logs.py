@@ -7,7 +7,6 @@ paths it names.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import stat
@@ -18,8 +17,8 @@ from typing import Any
 
 from harness.tracking.lineage import RUN_ALIAS, run_alias
 from harness.tracking.wandb.offline_log import name_of, read_log, step_of
-from harness.utils.files import is_plain_path, link_inside
-from harness.utils.plain import json_text
+from harness.utils.files import is_plain_path, link_inside, read_regular
+from harness.utils.plain import json_text, parse_json
 
 # Kinds of records beside the run, the rows, the files, the artifacts and the exit that are uploaded as they are. Others
 # (a request to download, a folder of TensorBoard files) would read or write whatever a log names.
@@ -144,8 +143,8 @@ def is_result(artifact: Any) -> bool:
 def json_number(text: str | None) -> float:
     """Return a number in JSON; 0 where it is none."""
     try:
-        return float(json.loads(text or "0"))
-    except (TypeError, ValueError):
+        return float(parse_json(text or "0"))
+    except (TypeError, ValueError, OverflowError):
         return 0.0
 
 
@@ -252,7 +251,7 @@ class _Reader:
                     self.offset = self.runtime if value < self.runtime else 0.0
                 if self.offset:
                     total = value + self.offset
-                    item.value_json = json_text(int(total) if isinstance(json.loads(item.value_json), int) else total)
+                    item.value_json = json_text(int(total) if isinstance(parse_json(item.value_json), int) else total)
 
     def _add_files(self, record: Any) -> None:
         for file in record.files:
@@ -301,7 +300,7 @@ class _Reader:
 
 def _read_manifest(path: Path | None) -> dict[str, Any] | None:
     try:
-        listed = json.loads(path.read_text()) if path is not None else None
+        listed = parse_json(read_regular(path)) if path is not None else None
     except (OSError, ValueError):
         return None
     return listed if isinstance(listed, dict) else None
