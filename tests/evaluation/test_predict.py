@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.evaluation.multilabel import predict_multilabel
 from harness.evaluation.predict import predict_batches
 from harness.utils.errors import DataError, DivergedError
 
@@ -95,3 +96,13 @@ def test_mirror_translate_is_the_weighted_mean_of_six_views():
             with torch.no_grad():
                 expected = expected + weight / 2 * model(torch.from_numpy(view.copy()))
     np.testing.assert_allclose(predictions.tta_probabilities, expected.softmax(1), atol=1e-6)
+
+
+def test_no_images_with_several_labels_and_predictions_that_are_not_finite_are_refused():
+    with pytest.raises(DataError, match="no images"):
+        predict_multilabel(Net(), [], torch.device("cpu"))
+    model = Net()
+    nn.init.constant_(model.head.bias, float("nan"))
+    several = [(images, nn.functional.one_hot(labels, model.head.out_features)) for images, labels in batches()]
+    with pytest.raises(DivergedError, match="17 of 17 images with NaN or infinite numbers; its training has diverged"):
+        predict_multilabel(model, several, torch.device("cpu"))

@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from harness.config import yaml_io
 from harness.config.recipe import make_config
 from harness.config.settings import Config
-from harness.lr_finder.finder import LRFinderOptions, hold_out_for_finder, with_placeholder_lr
+from harness.data.dataset import Dataset, in_memory
+from harness.lr_finder.finder import LRFinder, LRFinderOptions, hold_out_for_finder, with_placeholder_lr
 from harness.lr_finder.range_test import (
     LRRange,
+    ShortRun,
     candidate_lrs,
     curve_of_seed,
     default_range,
@@ -703,3 +705,84 @@ def test_a_peak_that_follows_from_the_epochs_is_left_to_the_epochs_of_a_trial(pe
     config = make_config({"recipe": "auto", "data": "folder", "epochs": 20, "peak_epoch": peak_epoch})
     written = inherited_settings(config)
     assert written["epochs"] == 20 and ("peak_epoch" in written) == is_written
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": 0}, "seeds=0: need 1 to 100"),
+        ({"seeds": 101}, "seeds=101"),
+        ({"confirm": -1}, "confirm=-1: need 0 to 20 short runs"),
+        ({"confirm": 21}, "confirm=21"),
+    ],
+)
+def test_an_impossible_number_of_seeds_or_short_runs_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        LRFinderOptions(**options)
+
+
+def split_of(name, count, classes):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return in_memory(name, pixels, np.arange(count) % classes, [f"{name}/{index}" for index in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "trained", "held_out", "remark"),
+    [
+        (400, {"batch_size": 16}, 360, 40, ""),
+        (
+            40,
+            {"batch_size": 16},
+            40,
+            None,
+            "too few training images to hold any out",
+        ),  # a tenth of them is fewer than the classes
+        (
+            400,
+            {"batch_size": 370, "drop_last": True},
+            400,
+            40,
+            "are trained on too, since a batch needs nearly all 400",
+        ),
+    ],
+)
+def test_images_are_held_out_only_where_enough_are_left(images, settings, trained, held_out, remark):
+    data = Dataset("noise", tuple("abcdefgh"), split_of("train", images, 8), None, None, (0.5,) * 3, (0.5,) * 3, "")
+    found, said = hold_out_for_finder(data, Config(**settings))
+    assert len(found.train) == trained and (found.val and len(found.val)) == held_out and found.test is None
+    assert remark in said and bool(remark) == bool(said)
+
+
+def test_short_runs_without_held_out_images_are_refused(finished_test):
+    result, _ = finished_test
+    components = build_components(with_placeholder_lr(result.config))
+    inputs = lr_find.finder_inputs(result.config, components)
+    few = dataclasses.replace(components.dataset, train=split_of("train", 40, 10))
+    finder = LRFinder(dataclasses.replace(inputs, dataset=few), LRFinderOptions(confirm=1))
+    assert finder.val_loader is None
+    with pytest.raises(UsageError, match="--confirm needs held-out images, and the training set is too small"):
+        finder._short_runs(result.suggestion)
+
+
+def test_the_table_marks_a_short_run_that_diverged_and_warns_of_an_outermost_one(finished_test):
+    result, _ = finished_test
+    lr_max = result.lr_max
+    runs = [
+        ShortRun(lr, lr / 10, 30, loss, acc)
+        for lr, acc, loss in ((lr_max, 0.9, 0.2), (lr_max / 2, 0.8, 0.3), (lr_max / 4, 0.0, math.nan))
+    ]
+    result = dataclasses.replace(result, short_runs=tuple(runs))
+    assert result.lr_max == lr_max
+    assert "the best short run is the outermost one: a learning rate beyond it may be better still" in result.warnings
+    (line,) = (line for line in result_table(result).splitlines() if "diverged" in line and "30 steps" in line)
+    assert line.split() == ["30", "steps", f"{lr_max / 4:.2g}", "diverged"]
+
+
+def test_settings_of_a_recipe_whose_file_is_gone_are_compared_with_the_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: custom-resnet\nweight_decay: 0.1\n")
+    config = make_config({"recipe": str(path), "batch_size": 99})
+    assert inherited_settings(config) == {"batch_size": 99}
+    path.unlink()
+    written = inherited_settings(config)
+    assert written["batch_size"] == 99 and written["weight_decay"] == 0.1
