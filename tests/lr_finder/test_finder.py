@@ -40,6 +40,7 @@ from harness.lr_finder.result import (
     sweep_definition,
     sweep_yaml,
 )
+from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.range_test_chart import MAX_POINTS, range_test_chart
 from harness.runs import lr_find
 from harness.runs.components import build_components
@@ -786,3 +787,27 @@ def test_settings_of_a_recipe_whose_file_is_gone_are_compared_with_the_defaults(
     path.unlink()
     written = inherited_settings(config)
     assert written["batch_size"] == 99 and written["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "is_said"),
+    [
+        ({"lr_min": "find"}, lambda found: (found["lr_min"], found["lr_max"]), False),
+        ({"lr_min": 1e-6}, lambda found: (1e-6, found["lr_max"]), False),
+        ({"lr_min": 0.01}, lambda found: (found["lr_min"], found["lr_max"]), True),  # more than a tenth of it
+        ({"lr_max": 7.0, "lr_min": "find"}, lambda found: (lr_min_for(found["begins"], 7.0), 7.0), False),
+    ],
+)
+def test_a_given_rate_stays_where_it_fits_the_one_that_was_found(finished_test, tmp_path, given, expected, is_said):
+    result, _ = finished_test
+    config = result.config.replace(**given)
+    stored = json.loads((result.folder / "lr_finder.json").read_text()) | {"digest": config.digest(), "lr_max": 0.05}
+    (tmp_path / "lr_finder.json").write_text(json.dumps(stored))
+    components, reporter = build_components(with_placeholder_lr(config)), Silent()
+    resolved = lr_find.resolve_lr(config, components, tmp_path, NullTracker(), reporter)
+    assert (resolved.lr_min, resolved.lr_max) == expected(stored)
+    text = "lr_min=0.01 is too close to the LRMAX of the range test (0.05); training starts at "
+    assert [line for line in reporter.messages if line.startswith(text)] == reporter.messages
+    assert bool(reporter.messages) == is_said
+    plain = config.replace(lr_max=0.2, lr_min=0.01)
+    assert lr_find.resolve_lr(plain, components, tmp_path, NullTracker(), reporter) is plain
