@@ -19,8 +19,13 @@ from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.runs import export
 from harness.runs.components import build_components
 from harness.runs.lr_find import finder_inputs
+from harness.runs.run import resumed_preprocess
 from harness.tracking.journal import read_journal
+from harness.training.checkpoint import save_checkpoint
+from harness.training.distributed import SingleProcess
+from harness.training.loop import TrainerState
 from harness.utils.errors import CheckpointError, UsageError
+from harness.utils.files import write_json
 from tests.runs.test_precision import StopAfter
 from tests.support.forked import TINY
 from tests.support.forked import harness as command
@@ -28,7 +33,7 @@ from tests.support.image_folders import make_class_folders
 from tests.support.lineage_server import LineageServer
 from tests.support.reporters import Lines
 from tests.support.shared import make_once
-from tests.support.training import assert_equal
+from tests.support.training import assert_equal, learner, net
 from tests.support.wandb_server import KEY
 from tests.training.test_distributed import ranks
 
@@ -345,3 +350,18 @@ def test_a_run_from_weights_that_was_stopped_before_there_was_bias_decay_is_resu
     path.write_text(path.read_text().replace("bias_decay: true\n", ""))
     result = harness.run({"resume": str(tmp_path / "r")})
     assert len(result.history) == 2 and make_config({"recipe": str(path)}).decays_biases
+
+
+def test_a_checkpoint_without_its_preprocessing_ends_a_run_that_started_from_weights_in_one_line(tmp_path):
+    config = Config(init="weights.pth", output=str(tmp_path), name="r", precision="fp32")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/config.yaml").write_text(config.to_yaml())
+    write_json(tmp_path / "r/status.json", {"state": "interrupted"})
+    one = learner(net())
+    state = {"learner": one.state_dict(), "progress": TrainerState(step=3).state_dict()}
+    save_checkpoint(tmp_path / "r/checkpoints", state, {"step": 3})
+    with pytest.raises(
+        CheckpointError, match=r"last\.pt has no usable preprocessing .*; start again with --resume never"
+    ):
+        resumed_preprocess(config, SingleProcess())
+    assert resumed_preprocess(config.replace(resume="never"), SingleProcess()) is None
