@@ -50,8 +50,10 @@ from harness.tracking.records import Curve, Table
 from harness.tracking.tracker import NullTracker
 from harness.training.learner import make_learner
 from harness.training.loop import fit
+from harness.training.own_losses import register_loss
 from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
+from harness.utils import registry
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 from tests.support.wandb_files import offline_runs
@@ -811,3 +813,22 @@ def test_a_given_rate_stays_where_it_fits_the_one_that_was_found(finished_test, 
     assert bool(reporter.messages) == is_said
     plain = config.replace(lr_max=0.2, lr_min=0.01)
     assert lr_find.resolve_lr(plain, components, tmp_path, NullTracker(), reporter) is plain
+
+
+@pytest.mark.slow
+def test_a_run_whose_range_test_finds_no_rate_ends_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+
+    @register_loss
+    def constant(logits, targets):
+        return 0 * logits.mean() + 2
+
+    config = make_config({**QUICK, "lr_max": "find", "lr_min": "find", "output": tmp_path, "batch_size": 16})
+    config = config.replace(loss="constant")
+    components = build_components(with_placeholder_lr(config))
+    reporter = Silent()
+    with pytest.raises(
+        UsageError, match=r"found no learning rate to train with \(see .*lr_finder\.png\); give --lr-max and"
+    ):
+        lr_find.resolve_lr(config, components, tmp_path, NullTracker(), reporter)
+    assert (tmp_path / "figures/lr_finder.png").is_file()

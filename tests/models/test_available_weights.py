@@ -2,6 +2,7 @@
 
 import json
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -144,3 +145,9 @@ def test_a_run_starts_from_weights_of_the_hub(hub, tmp_path):
         weights = read_initial_weights("hf-hub:somebody/net")
     assert_equal(dict(weights.weights), dict(model.state_dict()))
     assert weights.classes == ("cat", "dog") and weights.preprocess.size == model.pretrained_cfg["input_size"][-1]
+
+
+def test_weights_of_the_hub_without_its_package_name_the_package(hub, monkeypatch):
+    hub(1)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert why_no_weights(NAME) == "pretrained weights need the package huggingface_hub"

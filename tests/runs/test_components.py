@@ -3,15 +3,26 @@
 import numpy as np
 import pytest
 import torch
+from timm.models import register_model
+from torch import nn
 
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data.dataset import Dataset, in_memory
+from harness.data.preprocess import Preprocess
 from harness.runs.advice import CHOSEN_ON_VALIDATION, result_warnings
 from harness.runs.components import build_components
 from harness.runs.dry_run import dry_run
+from harness.runs.export import export_timm
+from harness.runs.progress import ProgressReporter
+from harness.runs.trainer import Trainer
+from harness.tracking.journal import NullJournal
+from harness.tracking.run_dir import RunDir
+from harness.tracking.tracker import NullTracker
+from harness.training.checkpoint import save_weights
 from harness.training.loop import TrainerState
-from harness.utils.errors import UsageError
+from harness.utils.errors import CheckpointError, UsageError
+from harness.utils.signals import StopRequests
 
 QUICK = {
     "recipe": "custom-resnet",
@@ -115,3 +126,47 @@ def test_thresholds_that_the_reported_images_have_chosen_are_said_to_be():
     )
     state = TrainerState(step=2000, history=[{"epoch": 1.0}])
     assert CHOSEN_ON_VALIDATION in result_warnings(components, state, {"val/map": 0.9})
+
+
+def test_weights_of_another_epoch_than_the_best_one_are_no_result(tmp_path):
+    components = built(data("val", "test"))
+    weights = components.learner.model.state_dict()
+    history = [
+        {"epoch": float(epoch), "val/acc": acc, "val/loss": 1.0} for epoch, acc in ((1, 0.25), (2, 0.75), (3, 0.5))
+    ]
+    directory = RunDir(tmp_path, resumed=False)
+    for epoch in (2, 3):
+        about = {"config": {}, "classes": ["a"], "preprocess": {}, "epoch": epoch}
+        save_weights(directory.checkpoints / "model.safetensors", weights, about)
+        with StopRequests() as stop_requests:
+            parts = (
+                components,
+                directory,
+                NullTracker(),
+                NullJournal(),
+                ProgressReporter(),
+                TrainerState(history=history),
+            )
+            trainer = Trainer(*parts, stop_requests)
+        if epoch == 2:
+            trainer._result_model()
+        else:
+            with pytest.raises(
+                CheckpointError, match=r"has the weights of epoch 3, and the best one is epoch 2; start again with"
+            ):
+                trainer._result_model()
+
+
+def test_a_model_without_a_configuration_of_timm_is_not_exported_for_timm(tmp_path):
+    @register_model
+    def plain_network_of_a_test(pretrained=False, num_classes=2, **more):
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, num_classes))
+
+    config = Config(model="plain_network_of_a_test", data="digits", precision="fp32")
+    preprocess = Preprocess(8, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear")
+    about = {"config": config.to_dict(), "classes": ["a", "b"], "preprocess": preprocess.to_dict()}
+    save_weights(tmp_path / "model.safetensors", plain_network_of_a_test().state_dict(), about)
+    message = "plain_network_of_a_test has no timm configuration, so timm cannot rebuild it; use --onnx instead"
+    with pytest.raises(UsageError, match=message):
+        export_timm(tmp_path / "model.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

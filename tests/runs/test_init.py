@@ -365,3 +365,35 @@ def test_a_checkpoint_without_its_preprocessing_ends_a_run_that_started_from_wei
     ):
         resumed_preprocess(config, SingleProcess())
     assert resumed_preprocess(config.replace(resume="never"), SingleProcess()) is None
+
+
+def test_what_is_left_out_of_a_file_and_a_model_without_a_head_are_said():
+    model, other = network(3, 0), network(3, 1)
+    whole = {f"model.{name}": value for name, value in other.state_dict().items()} | {"loss.weight": torch.ones(3)}
+    line = give(whole, "", ["a", "b", "c"], model)
+    assert line.endswith("prefix model. removed from the names; 1 of other parts left out, such as loss.weight")
+    assert_equal(dict(model.state_dict()), dict(other.state_dict()))
+    features = network(0, 2)
+    count = len(features.state_dict())
+    assert (
+        give(features.state_dict(), "", ["a", "b", "c"], network(0, 3)) == f"Weights from w: {count} of {count} tensors"
+    )
+
+
+def test_weights_that_timms_own_conversion_does_not_understand_are_refused_by_name():
+    model = network(3, 0, "test_vit")
+    weights = {**model.state_dict(), "pos_embed": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"do not fit test_resnet: pos_embed \[3\] instead of \[1, "):
+        give(weights, "", ["a", "b", "c"], model)
+
+
+def test_an_export_that_does_not_say_how_its_images_were_prepared_leaves_that_to_the_data(tmp_path):
+    save_for_hf(network(2, 0), str(tmp_path), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True)
+    assert read_initial_weights(str(tmp_path)).preprocess is not None
+    content = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"mean": None}, {"input_size": []}, {"std": [0.0, 0.0, 0.0]}):
+        (tmp_path / "config.json").write_text(
+            json.dumps({**content, "pretrained_cfg": {**content["pretrained_cfg"], **change}})
+        )
+        weights = read_initial_weights(str(tmp_path))
+        assert weights.preprocess is None and weights.classes == ("cat", "dog")
