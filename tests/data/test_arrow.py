@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -323,3 +324,14 @@ def test_a_value_that_has_no_object_in_python_is_named_by_its_row(tmp_path):
         column[:]
     with pytest.raises(KeyError):
         table.columns["label"]
+
+
+def test_columns_of_different_lengths_are_damage():
+    pyarrow = pytest.importorskip("pyarrow")
+    values = {"path": ["a.png", "b.png"], "label": ["cat"]}
+    columns = stored_table.ArrowColumns(
+        Path("t.parquet"), list(values), lambda name: pyarrow.chunked_array([values[name]]), (ValueError,)
+    )
+    assert len(columns) == 2 and columns["path"][:] == ["a.png", "b.png"]
+    with pytest.raises(DataError, match=r"t\.parquet is damaged: its columns have different numbers of rows"):
+        columns["label"]

@@ -14,7 +14,7 @@ from harness.data.dataset import ConvertedImages, Dataset, in_memory
 from harness.data.image_io import ChannelsError, check_header, read_image, shown_as_rgb, to_channels
 from harness.data.image_transforms import TimmTransform, seeded_rng
 from harness.data.loaders import make_loaders
-from harness.data.overview import examine
+from harness.data.overview import examine, size_summary
 from harness.data.own_datasets import item_picture, named_data
 from harness.data.preprocess import Preprocess
 from harness.data.registry import load_dataset
@@ -300,3 +300,10 @@ def test_headers_and_arrays_of_another_number_of_channels_are_refused(tmp_path):
     check_header(tmp_path / "four.png", channels=4)
     with pytest.raises(ChannelsError, match=r"the image has the shape \[3, 4, 5\], and in_chans=4"):
         to_channels(np.zeros((3, 4, 5), np.uint8), 4)
+
+
+def test_an_overview_of_images_in_memory_has_their_pictures_and_sizes(digits):
+    overview = examine(Config(data="digits"), 3)
+    train = overview.splits["train"]
+    np.testing.assert_array_equal(train.picture(5, None), train.source.pixels[5])
+    assert size_summary(overview.facts)["width"] == {"min": 32, "median": 32, "max": 32} and size_summary([]) == {}

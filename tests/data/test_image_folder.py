@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 from harness.config.settings import Config
 from harness.data import listing
 from harness.data.registry import load_evaluation_data
-from harness.utils.errors import DataError, UsageError
+from harness.utils.errors import DataError, ResourceError, UsageError
 from tests.support.image_folders import load_folder, make_class_folders, random_image, refusal, save_image
 
 
@@ -392,3 +393,30 @@ def test_an_image_of_another_size_that_the_sample_has_not_shown_leaves_all_on_th
     train = load_folder(tmp_path).train
     index = train.ids.index("train/cat/1.png")
     assert train.pixels is None and train.picture(index).shape == (9, 8, 3)
+
+
+def test_an_archive_that_ends_within_an_image_is_damaged(tmp_path):
+    make_class_folders(tmp_path / "data")
+    whole = pack(tmp_path / "data", tmp_path / "x.tar").read_bytes()
+    first = whole.index(b".png")  # in the header of the first image, whose content follows in the next block
+    (tmp_path / "x.tar").write_bytes(whole[: first // 512 * 512 + 512 + 20])
+    assert f"{tmp_path / 'x.tar'}: damaged archive (unexpected end of data)" in refusal(DataError, tmp_path / "x.tar")
+
+
+def end_this_process(files):
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_while_it_decodes_images_is_named_with_the_likely_reason(monkeypatch):
+    monkeypatch.setattr(listing, "MIN_PARALLEL_FILES", 1)
+    monkeypatch.setattr(listing, "usable_cpus", lambda: 2)
+    with pytest.raises(ResourceError, match="a process that decoded images was killed, most often for lack of memory"):
+        list(listing._check_all(["a.png", "b.png"], partial(end_this_process)))
+
+
+def test_other_data_is_read_with_its_notes(tmp_path, caplog):
+    make_class_folders(tmp_path, ("",))
+    save_image(tmp_path / "loose.png")
+    data = load_evaluation_data(Config(data="folder", data_dir=str(tmp_path)), ("cat", "dog"), "")
+    assert len(data.splits["train"]) == 6
+    assert caplog.messages == ["1 image is not used, because it is outside the class folders: . (1)"]

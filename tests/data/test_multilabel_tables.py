@@ -381,3 +381,14 @@ def test_unbalanced_classes_are_told_to_be_read_by_their_average_precision(tmp_p
     (line,) = (line for line in overview.advice if "the classes are unbalanced" in line)
     assert "red has 60 training images and green 1" in line and "read the average precision of each class" in line
     assert "not the mAP alone; --class-weights balanced weights the images that have a rare class" in line
+
+
+def test_tables_with_other_class_columns_are_refused(tmp_path):
+    rows = make_squares(tmp_path, 4)
+    for name, classes in (("train.csv", COLOURS), ("test.csv", ("red", "blue", "green"))):
+        write_table(tmp_path / name, ["path", *classes], [[path, 1, 0, 1] for path, _ in rows])
+    message = refused(DataError, tmp_path, label_columns="*")
+    assert (
+        "test.csv has the class columns red, blue, green, and another table red, green, blue; give all tables the same"
+        in message
+    )

@@ -274,3 +274,13 @@ def test_the_own_error_of_harness_in_a_plug_ins_function_stays_as_it_is(tmp_path
 
     with pytest.raises(DataError, match=r"^give another folder$"):
         load_dataset(Config(data="picky", data_dir=str(tmp_path)))
+
+
+def test_a_mapping_of_splits_in_place_of_settings_is_the_data():
+    pictures = {"train": Pictures(), "test": Pictures(4)}
+    with own_datasets.config_of_call(pictures, {"epochs": 1}) as config:
+        assert (config.data, config.epochs) == ("python/Pictures", 1)
+        data = load_dataset(config)
+    np.testing.assert_array_equal(data.train.pixels, np.stack(pictures["train"].pixels))
+    with pytest.raises(UsageError, match="was an object that a Python program gave to harness"):
+        load_dataset(config)

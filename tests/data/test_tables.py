@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import math
 import os
 import tracemalloc
 
@@ -409,3 +410,9 @@ def test_a_row_without_a_split_is_not_used(tmp_path):
     rows = make_rows(tmp_path, split_of=lambda index: "" if index == 4 else "train")
     data = load_table(write(tmp_path / "t.csv", ("path", "label", "split"), rows), test_fraction=0.25)
     assert len(data.train) + len(data.test) == 8 and not [id for id in data.train.ids if "-4" in id]
+
+
+def test_a_label_of_nan_is_missing(tmp_path):
+    rows = [{"path": path, "label": name} for path, name, _ in make_rows(tmp_path)]
+    table = write_lines(tmp_path / "t.jsonl", [*rows, {"path": "photos/cat-0.png", "label": math.nan}])
+    assert "photos/cat-0.png: no label" in refused(DataError, table)
