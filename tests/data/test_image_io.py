@@ -88,6 +88,8 @@ def png_header(width, height):
 def test_a_huge_image_is_refused_by_its_header(tmp_path, side):
     with pytest.raises(DataError, match="more than 50,000,000"):
         read_image(png_header(side, side))
+    error = inspect_image(png_header(side, side)).error
+    assert "more than 50,000,000" in error and not error.startswith("_")
     make_class_folders(tmp_path)
     (tmp_path / "train" / "cat" / "0.png").write_bytes(png_header(side, side))
     assert "train/cat/0.png" in refusal(DataError, tmp_path)

@@ -436,16 +436,16 @@ def test_maps_do_not_import_scikit_learn_and_what_of_the_package_needs_it_still_
 
 
 class Tokens(nn.Module):
-    """A transformer that timm does not know: patches, a class token where `has_class`, one layer, a mean and a head."""
+    """A transformer that timm does not know: so many patches, one layer, a mean and a head."""
 
-    def __init__(self, count, grad=True):
+    def __init__(self, count):
         super().__init__()
-        self.count, self.grad = count, grad
+        self.count = count
         self.layer, self.head = nn.Linear(48, 8), nn.Linear(8, 3)
 
     def forward(self, images):
         tokens = images.flatten(1)[:, : self.count * 48].unflatten(1, (self.count, 48))
-        return self.head(self.layer(tokens if self.grad else tokens.detach()).mean(1))
+        return self.head(self.layer(tokens).mean(1))
 
 
 def test_a_model_unknown_to_timm_whose_head_is_zero_gives_its_last_map_too():

@@ -832,3 +832,11 @@ def test_a_run_whose_range_test_finds_no_rate_ends_with_the_remedy(tmp_path, mon
     ):
         lr_find.resolve_lr(config, components, tmp_path, NullTracker(), reporter)
     assert (tmp_path / "figures/lr_finder.png").is_file()
+
+
+def test_a_list_among_the_settings_is_a_list_of_the_command(finished_test):
+    result, _ = finished_test
+    listed = dataclasses.replace(result, config=result.config.replace(freeze=("prep", "layer1")))
+    words = shlex.split(listed.command)
+    assert words[words.index("--freeze") + 1] == "prep,layer1"
+    assert make_config({"freeze": "prep,layer1"}).freeze == ("prep", "layer1")

@@ -151,3 +151,12 @@ def test_weights_of_the_hub_without_its_package_name_the_package(hub, monkeypatc
     hub(1)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert why_no_weights(NAME) == "pretrained weights need the package huggingface_hub"
+
+
+def test_weights_of_timm_that_are_not_on_the_hub_are_looked_for_in_torchs_cache(monkeypatch, tmp_path):
+    cfg = timm.models.get_pretrained_cfg("gcvit_tiny.in1k")
+    assert cfg.url and not cfg.hf_hub_id
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    (tmp_path / "hub/checkpoints" / cfg.url.rpartition("/")[2]).write_bytes(b"weights")
+    assert why_no_weights("gcvit_tiny.in1k") == ""

@@ -479,3 +479,21 @@ def test_a_table_of_trials_that_cannot_be_read_is_named_as_missing(tmp_path, con
         (folder / "trials.csv").write_bytes(content)
     data = sweep_reader.read_sweep(folder)
     assert not data.trials and any("trials.csv" in text for text in data.missing)
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "text"),
+    [
+        (math.nan, "loss", "–"),
+        (math.inf, "loss", "inf"),
+        (None, "", "–"),
+        (True, "", "True"),
+        (1234, "", "1,234"),
+        (0.1234, "test/acc", "12.34 %"),
+        (0.25, "test/map", "25.00 %"),
+        (1234.5, "loss", "1,234.5"),
+        (0.12345, "loss", "0.1235"),
+    ],
+)
+def test_a_cell_of_a_table_reads_as_a_person_reads_it(value, key, text):
+    assert pages._cell_text(value, key) == text

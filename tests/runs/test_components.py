@@ -170,3 +170,13 @@ def test_a_model_without_a_configuration_of_timm_is_not_exported_for_timm(tmp_pa
     with pytest.raises(UsageError, match=message):
         export_timm(tmp_path / "model.safetensors", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_accuracy_at_chance_is_said_unless_the_balanced_accuracy_shows_that_weights_have_taught_something():
+    components = built(data("test"), class_weights="balanced")
+    state = TrainerState(step=500, history=[{"epoch": 1.0, "train/acc": 0.5}])
+    lines = {
+        balanced: [line for line in result_warnings(components, state, {"test/acc": 0.5, **more}) if "chance" in line]
+        for balanced, more in ((None, {}), (0.5, {"test/balanced_acc": 0.5}), (1.0, {"test/balanced_acc": 1.0}))
+    }
+    assert lines[None] == lines[0.5] and len(lines[None]) == 1 and not lines[1.0]

@@ -397,3 +397,12 @@ def test_an_export_that_does_not_say_how_its_images_were_prepared_leaves_that_to
         )
         weights = read_initial_weights(str(tmp_path))
         assert weights.preprocess is None and weights.classes == ("cat", "dog")
+
+
+@pytest.mark.slow
+def test_a_range_test_from_weights_says_what_was_taken(source, tmp_path):
+    reporter = Lines()
+    options = {**QUIET, "recipe": "digits", "init": str(source), "output": str(tmp_path), "batch_size": 256}
+    harness.find_lr(make_config(options), steps=10, seeds=1, reporter=reporter)
+    total = len(load_file(source / "checkpoints/model.safetensors"))
+    assert f"Weights from {source}: {total} of {total} tensors; head of 10 classes kept." in reporter.lines
