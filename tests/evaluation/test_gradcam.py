@@ -471,3 +471,20 @@ def test_a_model_that_gives_no_logits_is_refused_with_what_it_gives(answer, show
 
     with pytest.raises(UsageError, match=rf"the model gives {shown} for one image: need logits \[B, classes\]"):
         gradcam.default_layer(Other(), random_images()[:1])
+
+
+def test_tokens_that_the_logits_give_no_gradient_are_no_map():
+    class Features(nn.Module):
+        """A transformer in name, whose blocks are a fixed extractor of features."""
+
+        def __init__(self):
+            super().__init__()
+            self.patch_embed, self.blocks, self.head = nn.Linear(48, 8), nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 3)
+
+        def forward(self, images):
+            with torch.no_grad():
+                tokens = self.blocks(self.patch_embed(images.flatten(1).unflatten(1, (16, 48))))
+            return self.head(tokens.mean(1))
+
+    with pytest.raises(UsageError, match="no layer of the model gives a map"):
+        gradcam.default_layer(Features(), random_images()[:1])

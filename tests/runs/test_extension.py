@@ -326,3 +326,12 @@ def test_a_run_that_saved_nothing_has_its_new_length_from_the_start(finished, tm
     status = json.loads((folder / "status.json").read_text())
     (folder / "status.json").write_text(json.dumps({**status, "state": "interrupted", "checkpoint_step": 0}))
     assert longer(folder).extended == ("0:3",)
+
+
+def test_a_length_that_was_changed_before_anything_was_trained_is_replaced_by_the_next_one(finished, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(finished / "runs/r", folder)
+    config = make_config({"recipe": str(folder / "config.yaml")})
+    (folder / "config.yaml").write_text(config.replace(epochs=5, extended=("33:3",)).to_yaml())
+    again = longer(folder, epochs=7)
+    assert (again.epochs, again.extended) == (7, ("33:3",))  # not through a length of 5

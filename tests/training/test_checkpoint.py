@@ -14,6 +14,7 @@ from harness.training.loop import TrainerState
 from harness.training.saved_progress import check_progress
 from harness.utils.checksums import write_checked_json
 from harness.utils.errors import CheckpointError, ResourceError
+from harness.utils.files import read_json
 from tests.support.training import CPU, learner, net, weights
 
 
@@ -220,3 +221,15 @@ def test_weights_whose_facts_are_not_those_of_harness_are_refused(tmp_path, fact
     write_checked_json(tmp_path / "model.json", content)
     with pytest.raises(CheckpointError, match=message):
         checkpoint.load_weights(path)
+
+
+def test_weights_that_are_written_over_damaged_ones_do_not_keep_the_facts_of_those(tmp_path):
+    path, about = tmp_path / "model.safetensors", {**FACTS, "epoch": 1}
+    checkpoint.save_weights(path, {"a": torch.zeros(2)}, about)
+    checkpoint.save_weights(path, {"a": torch.ones(2)}, {**about, "epoch": 2})
+    assert read_json(tmp_path / "model.json")[checkpoint.REPLACED]["epoch"] == 1
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    checkpoint.save_weights(path, {"a": torch.full((2,), 3.0)}, {**about, "epoch": 3})
+    assert checkpoint.REPLACED not in read_json(tmp_path / "model.json")
+    weights, facts = checkpoint.load_weights(path)
+    assert weights["a"].tolist() == [3.0, 3.0] and facts["epoch"] == 3
