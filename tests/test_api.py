@@ -38,6 +38,11 @@ def test_the_version_is_that_of_the_distribution():
     assert harness.__version__ == importlib.metadata.version("vision-harness")
 
 
+def test_the_package_of_sweeps_is_an_attribute_before_it_is_imported_and_is_listed():
+    assert harness.__getattr__("sweep") is importlib.import_module("harness.sweep") and callable(harness.sweep)
+    assert {"sweep", "__version__", *harness.__all__} <= set(dir(harness))
+
+
 def test_a_run_is_trained_evaluated_predicted_explained_and_reported(tmp_path):
     config = harness.make_config({**QUICK, "wandb": "disabled", "output": str(tmp_path / "runs"), "report": False})
     result = harness.run(config)

@@ -33,7 +33,7 @@ class FolderScan:
         files: path of an image -> its path on the disk, or the contents of the file.
         folders: paths of all folders, including empty ones.
         problems: path of an image -> why it cannot be used.
-        repeats: paths that were left out because they lead to a file or folder that is listed already.
+        repeats: links that were left out because they lead to a file or folder that is listed already.
         unused: folder beside the split folders -> the number of images in it.
         unread: extension of files that are no images -> their number.
         texts: path of a file that may list images or classes -> its contents.

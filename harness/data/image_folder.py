@@ -158,7 +158,7 @@ def _origin(layout: Layout) -> str:
 
 
 def _unused_notes(scan: FolderScan, layout: Layout) -> list[str]:
-    """Return sentences that name the images outside the class folders, and count the files that are no images."""
+    """Return sentences that name the images outside the class folders and repeated links, and count the files that are no images."""
     notes = []
     if scan.unused:
         folders = [f"{escape_unprintable(name)} ({images})" for name, images in sorted(scan.unused.items())]
@@ -169,6 +169,12 @@ def _unused_notes(scan: FolderScan, layout: Layout) -> list[str]:
             f"{', '.join(layout.lists.values())} do not list {it[0]}" if layout.lists else f"{it[1]} outside {where}"
         )
         notes.append(f"{counted(count, 'image is', 'images are')} not used, because {reason}: {short_list(folders)}")
+    if scan.repeats:
+        lead = "it leads" if len(scan.repeats) == 1 else "they lead"
+        names = short_list([escape_unprintable(path) for path in sorted(scan.repeats)])
+        notes.append(
+            f"{counted(len(scan.repeats), 'link is', 'links are')} not used, because {lead} to a folder or an image that is read already: {names}"
+        )
     if scan.unread:
         kinds = [
             f"{escape_unprintable(kind)} ({count})"

@@ -25,7 +25,6 @@ from harness.data.image_io import GREY, RGB, Picture, to_channels
 from harness.data.listing import StoredData
 from harness.data.timm_datasets import decode_all
 from harness.utils.errors import DataError, HarnessError, UsageError, first_line
-from harness.utils.plugins import import_plugins
 from harness.utils.registry import find_registered, register
 from harness.utils.text import escape_unprintable
 
@@ -111,9 +110,6 @@ def read_own_dataset(config: Config, needs_train: bool = True) -> StoredData | N
     if name in _given:
         return _read(_given[name], config, needs_train)
     if "/" in name:
-        return None
-    if name in BUILT_IN_DATASETS:
-        import_plugins(config.plugin)
         return None
     if (maker := find_registered("dataset", name, config.plugin)) is None:
         return None

@@ -175,22 +175,15 @@ def log_median(values: Sequence[float]) -> float | None:
 def _lr_max_reason(
     lr_max: float, seeds: Sequence[_Seed], diverges: float | None, by_accuracy: bool, measure: Measure
 ) -> str:
-    limited = sum(
-        seed.divergence is not None and seed.lr_max(by_accuracy) == seed.divergence / SAFETY for seed in seeds
-    )
-    limit = (
-        f"capped at 1/{SAFETY:g} of the learning rate at which the loss diverges, for {limited} of {len(seeds)} seeds"
-    )
     if by_accuracy:
+        limited = sum(seed.divergence is not None and seed.lr_max(True) == seed.divergence / SAFETY for seed in seeds)
         acc = _best_accuracy(seeds)
         where = "at a higher rate" if limited else "there"
         reason = f"LRMAX {lr_max:.2g}: the {measure.name} is highest {where} ({100 * acc:.1f} %, median of {len(seeds)} seeds)"
         if limited:
-            return f"{reason}; {limit}"
-    else:
+            return f"{reason}; capped at 1/{SAFETY:g} of the learning rate at which the loss diverges, for {limited} of {len(seeds)} seeds"
+    else:  # a loss is lowest before it diverges, and a tenth of that rate is never capped
         reason = f"LRMAX {lr_max:.2g}: a tenth of where the loss is lowest, since the {measure.name} hardly rises"
-        if limited:
-            return f"{reason}; {limit}"
     if diverges is None:
         return f"{reason}; the loss does not diverge in the range"
     return f"{reason}; the loss diverges only at {diverges:.2g}"

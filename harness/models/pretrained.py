@@ -20,17 +20,19 @@ log = logging.getLogger(__name__)
 def architecture_of(model: nn.Module, name: str) -> dict[str, Any] | None:
     """Return the name and the arguments with which timm builds a model again, where `name` is a folder or a repository.
 
-    None for a model that its name alone describes, and for one whose arguments are not plain values.
+    None for a model that its name alone describes, and for one that does not say how timm builds it.
     """
-    cfg, arguments = getattr(model, "pretrained_cfg", None), getattr(model, "_model_args", None)
-    if ":" not in name or cfg is None or not isinstance(arguments, Mapping):
+    cfg: Any = getattr(model, "pretrained_cfg", None)
+    arguments = getattr(model, "_model_args", None)
+    if (
+        ":" not in name
+        or not isinstance(cfg, Mapping)
+        or "architecture" not in cfg
+        or not isinstance(arguments, Mapping)
+    ):
         return None
     plain = {key: value for key, value in arguments.items() if key not in DECIDED_ARGUMENTS}
-    try:
-        architecture = {"name": str(cfg["architecture"]), "args": parse_json(json_text(plain))}
-    except (KeyError, TypeError, ValueError):
-        return None
-    return architecture
+    return {"name": str(cfg["architecture"]), "args": parse_json(json_text(plain))}
 
 
 def match_classes(model: nn.Module, classes: Sequence[str]) -> bool:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from harness.utils.errors import CheckpointError, first_line
-from harness.utils.files import open_regular
+from harness.utils.files import is_archive, open_regular
 
 # Keys of checkpoints that hold a model's weights, the first that is there: timm's and torchvision's moving average,
 # timm's and Lightning's weights, and others'.
@@ -49,8 +49,8 @@ def read_weight_file(path: Path) -> dict[str, Any]:
             raise CheckpointError(f"{path} is empty; it holds no weights")
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
-        is_archive = zipfile.is_zipfile(file)
-        if is_archive:
+        is_zip = is_archive(file)
+        if is_zip:
             _check_archive(path)
         elif size > MAX_LEGACY_BYTES:
             raise CheckpointError(
@@ -60,7 +60,7 @@ def read_weight_file(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} is a text ({'a web page' if b'<' in start else 'a Git LFS pointer'}), no weights; download the file itself"
             )
-    return _load(path, is_archive)
+    return _load(path, is_zip)
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
@@ -86,11 +86,11 @@ def _check_archive(path: Path) -> None:
         )
 
 
-def _load(path: Path, is_archive: bool) -> dict[str, Any]:
+def _load(path: Path, is_zip: bool) -> dict[str, Any]:
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):  # in timm's checkpoints
             warnings.simplefilter("ignore")  # a sparse tensor, which is refused where it is used
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # noqa: BLE001 - torch raises many types; each means that the file is damaged or unsafe
         name = re.search(r"(?:GLOBAL |Unsupported (?:global|class|operand)[^\w]*)([\w.]+)", str(error))
         if "weights_only" in str(error) or "Unsupported" in str(error):

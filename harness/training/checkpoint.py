@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from harness.utils import fault_injection
 from harness.utils.checksums import CHECKSUM, SUMS, changed_files, is_checked_json_intact, read_sums, write_checked_json
 from harness.utils.errors import CheckpointError, first_line
-from harness.utils.files import read_json, sha256, sync_folder, write_atomically, write_json
+from harness.utils.files import is_archive, read_json, sha256, sync_folder, write_atomically, write_json
 
 FORMAT = 1  # of a checkpoint
 WEIGHTS_FORMAT = 2  # of the facts beside weights; from 2 on they have the checksum of the weights and of themselves
@@ -90,14 +90,6 @@ def _newest_without_index(paths: Sequence[Path]) -> Path | None:
     return next((path for path in paths if path.name != INCOMING and is_intact_archive(path)), None)
 
 
-def _is_archive(path: Path) -> bool:
-    """Return whether a file is a zip archive, intact or damaged."""
-    try:
-        return zipfile.is_zipfile(path)
-    except zipfile.BadZipFile:
-        return True
-
-
 def is_intact_archive(path: Path) -> bool:
     """Return whether a file is a zip archive and every part of it has its CRC-32."""
     try:
@@ -146,7 +138,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         )
     if _entries(path.parent) and not facts:
         raise CheckpointError(f"{path} is damaged: {INDEX} has another checksum")
-    if not _is_archive(path):
+    if not is_archive(path):
         raise CheckpointError(f"{path} is not a checkpoint of harness")
     if not facts and not is_intact_archive(path):  # a file without the index beside it
         raise CheckpointError(f"{path} is damaged: a part of it has another checksum")

@@ -331,7 +331,7 @@ def make_learner(
     optimizer = make_optimizer(config, model)
     if is_second_order(optimizer) and (processes.world_size > 1 or precision == torch.float16):
         raise UsageError(
-            f"optimizer={config.optimizer} needs second derivatives, which {'several processes' if processes.world_size > 1 else 'fp16'} do not have; choose another --optimizer"
+            f"optimizer={config.optimizer} needs second derivatives, which {'several processes do' if processes.world_size > 1 else 'fp16 does'} not have; choose another --optimizer"
         )
     ema = EMAModel(model, config.ema, config.ema_warmup) if config.ema else None
     parallel = processes.wrap_ddp(model)

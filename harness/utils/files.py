@@ -14,7 +14,7 @@ import re
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from harness.utils import fault_injection
 from harness.utils.errors import UNUSABLE_PATH, ResourceError, UsageError, is_out_of_space
@@ -161,6 +161,16 @@ def sha256(path: Path) -> str:
 def cache_folder() -> Path:
     """Return the folder of the user's cache in which this package keeps files; it may not exist yet."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "harness"
+
+
+def is_archive(file: Path | IO[bytes]) -> bool:
+    """Return whether a file is a zip archive, intact or damaged."""
+    import zipfile
+
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:  # it ends as an archive of several disks does
+        return True
 
 
 def sync_folder(folder: Path) -> None:

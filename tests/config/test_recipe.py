@@ -8,6 +8,7 @@ from harness.config.settings import Config, setting_fields
 from harness.config.stored import read_stored_config
 from harness.config.yaml_io import dump_yaml
 from harness.utils.errors import UsageError
+from harness.utils.files import write_json
 
 
 @pytest.mark.parametrize("name", recipe_paths())
@@ -206,3 +207,39 @@ def test_the_peak_of_another_length_stays_behind_the_epochs_of_the_classifier_al
     assert scaled_schedule({**stored, "freeze_epochs": 0}, (), 5, epochs)["peak_epoch"] == pytest.approx(
         1.8 * epochs / 5
     )
+
+
+def test_two_settings_of_lrmin_are_refused_unless_they_agree():
+    assert make_config({"lr_max": 0.1, "lr_min": 0.05, "lr_min_ratio": 0.5}).lr_min == 0.05
+    with pytest.raises(UsageError, match=r"lr_min=0.01 and lr_min_ratio=0.5 both give LRMIN; keep one of them"):
+        make_config({"lr_max": 0.1, "lr_min": 0.01, "lr_min_ratio": 0.5})
+
+
+def save_facts(folder, **facts):
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "checkpoints/model.json", facts)
+    return str(folder)
+
+
+def test_the_model_of_weights_brings_its_plug_ins_beside_those_of_the_recipe(tmp_path):
+    init = save_facts(tmp_path / "run", config={"model": "resnet18", "plugin": ["second"]})
+    path = tmp_path / "mine.yaml"
+    path.write_text("plugin: [first, second]\n")
+    config = make_config({"recipe": str(path), "init": init})
+    assert (config.model, config.plugin) == ("resnet18", ("first", "second"))
+
+
+def test_the_model_of_weights_from_a_folder_or_the_hub_is_built_by_its_architecture(tmp_path):
+    architecture = {"name": "resnet18", "args": {"global_pool": "max", "num_classes": 3}}
+    settings = {"model": "local-dir:/gone", "model_args": {"drop_rate": 0.1}}
+    init = save_facts(tmp_path / "run", config=settings, architecture=architecture)
+    config = make_config({"init": init})
+    # The number of classes is that of the data.
+    assert (config.model, config.model_args) == ("resnet18", {"global_pool": "max", "drop_rate": 0.1})
+
+
+def test_weights_whose_model_makes_no_sense_are_named_with_the_remedy(tmp_path):
+    init = save_facts(tmp_path / "run", config={"model": "a\x1b[31m"})
+    with pytest.raises(UsageError, match=r"init='.*run' names a model that makes no sense \(.*\); set --model"):
+        make_config({"init": init})
+    assert make_config({"init": init, "model": "resnet18"}).model == "resnet18"

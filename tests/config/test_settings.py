@@ -66,6 +66,10 @@ def test_a_value_is_converted_to_the_type_of_its_setting(name, word, value):
         ({"test": False}, "nothing to evaluate on; set --val-fraction 0.1"),
         ({"test": False, "val_fraction": 0.1, "select": "best-on-test"}, "which test=False leaves unread"),
         ({"grad_accumulation": 513}, "empty"),
+        (
+            {"val_fraction": 0.5, "test_fraction": 0.5},
+            "val_fraction=0.5 and test_fraction=0.5 leave nothing to train on",
+        ),
         ({"model_args": "width"}, "mapping"),
         ({"model_args": {"a": math.nan}}, "finite"),
         ({"name": "a\x1b[31m"}, "control characters"),
@@ -187,3 +191,8 @@ def test_tta_was_on_or_off_before_and_such_values_are_still_read(value, expected
 def test_alternating_flip_needs_flip():
     with pytest.raises(UsageError, match="--flip True"):
         Config(alternating_flip=True, flip=False)
+
+
+@pytest.mark.parametrize("word", ["none", "None", "", None])
+def test_no_file_is_the_word_for_an_empty_mapping_of_a_file(word):
+    assert coerce("augment_pipeline", word) == {}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness.config.recipe import make_config
 from harness.config.settings import Config, coerce
-from harness.config.words import read_words, ungrouped, without_groups
+from harness.config.words import read_words, settings_of, ungrouped, without_groups
 from harness.utils.errors import UsageError
 from tests.support.commands import command
 
@@ -54,6 +54,8 @@ def test_groups_are_the_settings_in_them_and_a_name_may_come_once():
     for wrong in ({"a": {"seed": 1}, "b": {"seed": 2}}, {"a": {"seed": 1}, "seed": 1}):
         with pytest.raises(UsageError, match="given twice"):
             ungrouped(wrong)
+    with pytest.raises(UsageError, match="lr_max is given twice; keep one of them"):  # in two spellings
+        settings_of({"lr": 1, "a": {"LRMAX": 2}})
     deep = {"seed": 1}
     for _ in range(40):
         deep = {"a": deep}

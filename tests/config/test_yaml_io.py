@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,3 +63,21 @@ def test_a_settings_file_that_is_too_large_or_not_text_is_refused(tmp_path):
         yaml_io.read_yaml(large)
     with pytest.raises(UsageError, match="UTF-8"):
         yaml_io.read_yaml(binary)
+
+
+def test_values_that_aliases_nest_deeper_than_the_text_is_nested_are_refused():
+    open_, close = "[" * 20, "]" * 20
+    text = f"a: &x {open_}1{close}\nb: {open_}*x{close}"
+    with pytest.raises(UsageError, match="nested deeper than 32 levels"):
+        yaml_io.parse_yaml(text, aliases=True)
+    assert yaml_io.parse_yaml(text.replace("[" * 20, "[").replace("]" * 20, "]"), aliases=True) == {
+        "a": [1],
+        "b": [[1]],
+    }
+
+
+def test_numbers_that_are_not_finite_are_read_back_as_they_were_by_any_reader():
+    values = {"a": math.inf, "b": -math.inf, "c": math.nan}
+    text = yaml_io.dump_yaml(values)
+    for read in (yaml_io.parse_yaml(text), yaml.safe_load(text)):
+        assert list(map(str, read.values())) == ["inf", "-inf", "nan"]

@@ -5,6 +5,7 @@ import json
 import pickle
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from harness.config.settings import Config
 from harness.data import stored_table
 from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
-from tests.support.image_folders import random_image, save_image
+from tests.support.image_folders import random_image, refusal, save_image
 
 NAMES = ["zebra", "ant"]
 
@@ -241,3 +242,96 @@ def test_of_a_parquet_file_the_used_columns_alone_are_read(tmp_path, monkeypatch
         parquet.ParquetFile, "read", lambda self, names, **given: read.append(names) or original(self, names, **given)
     )
     assert len(load(tmp_path / "t.parquet").train) == 8 and sorted(read) == [["label"], ["path"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"splits": ["../train"]}, "dataset_dict.json is damaged: it names no splits; save the data set again"),
+        ({"splits": "train"}, "dataset_dict.json is damaged"),
+        ({"splits": ["en", "de"]}, "has the splits en, de; need train, and val or test"),
+    ],
+)
+def test_a_saved_data_set_that_names_no_usable_splits_is_refused(tmp_path, content, message):
+    (tmp_path / "dataset_dict.json").write_text(json.dumps(content))
+    assert message in refusal(DataError, tmp_path, load)
+
+
+def test_a_file_that_a_saved_data_set_names_has_to_be_there_and_to_be_no_link(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    save_as_datasets_does(pyarrow, tmp_path / "saved", [random_image() for _ in range(10)], [0, 1] * 5)
+    last = tmp_path / "saved/data-00001-of-00002.arrow"
+    last.rename(tmp_path / "elsewhere.arrow")
+    assert f"{last} is missing, or no regular file; save the data set again" in refusal(
+        DataError, tmp_path / "saved", load
+    )
+    last.symlink_to(tmp_path / "elsewhere.arrow")
+    assert f"{last} is missing, or no regular file" in refusal(DataError, tmp_path / "saved", load)
+
+
+def write_parquet(path, **columns):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def test_a_parquet_file_that_is_not_there_or_too_large_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "no.parquet"
+    assert f"there is no {path}; set --data-dir to a table" in refusal(DataError, path, load)
+    with pytest.raises(DataError, match=r"there is no file .*no\.parquet; set --data-dir to the table"):
+        stored_table.read_table(path)
+    write_parquet(path, image=["a.png"], label=["cat"])
+    monkeypatch.setattr(stored_table, "MAX_PARQUET_BYTES", 10)
+    assert "no.parquet has more than 9.31323e-09 GiB; write its images to files" in refusal(DataError, path, load)
+
+
+def test_two_columns_of_one_name_in_a_file_of_arrow_are_refused(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    save_as_datasets_does(pyarrow, tmp_path / "saved", [random_image() for _ in range(4)], [0, 1] * 2, shards=1)
+    table = pyarrow.Table.from_arrays([pyarrow.array([1]), pyarrow.array([2])], ["label", "label"])
+    with pyarrow.ipc.new_stream(str(tmp_path / "saved/data-00000-of-00001.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    assert "has two columns of one name among label, label; rename one" in refusal(DataError, tmp_path / "saved", load)
+
+
+def test_images_and_paths_in_one_split_are_refused(tmp_path):
+    picture = encoded(random_image())
+    write_parquet(tmp_path / "train-1.parquet", image=[picture] * 4, label=["cat", "dog"] * 2)
+    save_image(tmp_path / "x.png")
+    write_parquet(tmp_path / "train-2.parquet", image=["x.png"], label=["cat"])
+    assert "some rows have an image and others the path of one; keep one kind" in refusal(DataError, tmp_path, load)
+
+
+def test_a_number_beyond_the_names_of_the_classes_is_refused_and_minus_one_is_no_label(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    images = [random_image() for _ in range(10)]
+    save_as_datasets_does(pyarrow, tmp_path / "saved", images, [0, 1] * 4 + [0, 2], shards=1)
+    assert "row 10: label 2, and there are 2 classes" in refusal(DataError, tmp_path / "saved", load)
+    save_as_datasets_does(pyarrow, tmp_path / "other", images, [0, 1] * 4 + [0, -1], shards=1)
+    assert load(tmp_path / "other", bad_images="skip").skipped == ["train/9"]
+
+
+def test_a_value_that_has_no_object_in_python_is_named_by_its_row(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    times = pyarrow.array([0, 2**60], pyarrow.timestamp("us"))  # the second is beyond the year 9999
+    table = stored_table.read_table(write_parquet(tmp_path / "t.parquet", taken=times))
+    column = table.columns["taken"]
+    assert column[0].year == 1970 and len(column) == 2 and "label" not in table.columns
+    with pytest.raises(DataError, match=r"t\.parquet, row 2: taken cannot be read: "):
+        column[:]
+    with pytest.raises(KeyError):
+        table.columns["label"]
+
+
+def test_columns_of_different_lengths_are_damage():
+    pyarrow = pytest.importorskip("pyarrow")
+    values = {"path": ["a.png", "b.png"], "label": ["cat"]}
+    columns = stored_table.ArrowColumns(
+        Path("t.parquet"), list(values), lambda name: pyarrow.chunked_array([values[name]]), (ValueError,)
+    )
+    assert len(columns) == 2 and columns["path"][:] == ["a.png", "b.png"]
+    with pytest.raises(DataError, match=r"t\.parquet is damaged: its columns have different numbers of rows"):
+        columns["label"]

@@ -11,10 +11,10 @@ from PIL import Image
 from harness.config.settings import Config
 from harness.data.augment import Augment
 from harness.data.dataset import ConvertedImages, Dataset, in_memory
-from harness.data.image_io import read_image, shown_as_rgb
+from harness.data.image_io import ChannelsError, check_header, read_image, shown_as_rgb, to_channels
 from harness.data.image_transforms import TimmTransform, seeded_rng
 from harness.data.loaders import make_loaders
-from harness.data.overview import examine
+from harness.data.overview import examine, size_summary
 from harness.data.own_datasets import item_picture, named_data
 from harness.data.preprocess import Preprocess
 from harness.data.registry import load_dataset
@@ -288,3 +288,22 @@ def test_a_preprocessing_with_unequal_numbers_of_values_is_refused():
     for other in ({"mean": ()}, {"std": (0.2,)}, {"mean": (0.5,) * 65, "std": (0.2,) * 65}):
         with pytest.raises(ValueError, match="makes no sense"):
             replace(sound, **other).check()
+
+
+def test_headers_and_arrays_of_another_number_of_channels_are_refused(tmp_path):
+    picture = save_image(tmp_path / "rgb.png")
+    with pytest.raises(
+        DataError, match=r"rgb\.png: an image of 3 channels \(RGB\), and in_chans=4; set --in-chans 3 or 1"
+    ):
+        check_header(picture, channels=4)
+    save_image(tmp_path / "four.png", np.zeros((3, 4, 4), np.uint8))
+    check_header(tmp_path / "four.png", channels=4)
+    with pytest.raises(ChannelsError, match=r"the image has the shape \[3, 4, 5\], and in_chans=4"):
+        to_channels(np.zeros((3, 4, 5), np.uint8), 4)
+
+
+def test_an_overview_of_images_in_memory_has_their_pictures_and_sizes(digits):
+    overview = examine(Config(data="digits"), 3)
+    train = overview.splits["train"]
+    np.testing.assert_array_equal(train.picture(5, None), train.source.pixels[5])
+    assert size_summary(overview.facts)["width"] == {"min": 32, "median": 32, "max": 32} and size_summary([]) == {}

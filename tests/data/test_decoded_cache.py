@@ -100,3 +100,13 @@ def test_nothing_is_cached_of_an_archive_with_unreadable_images_or_with_harness_
     monkeypatch.setenv("HARNESS_CACHE", "off")
     load_folder(make_archive(tmp_path, seed=2))
     assert not entries(tmp_path)
+
+
+def test_an_entry_whose_labels_and_images_differ_in_number_is_decoded_again(archive, tmp_path, caplog):
+    first = load_folder(archive)
+    (entry,) = entries(tmp_path)
+    with np.load(entry) as stored:
+        arrays = dict(stored)
+    np.savez(entry, **{**arrays, "train/labels": arrays["train/labels"][:-1]})
+    assert_same(load_folder(archive), first)
+    assert "its arrays have different lengths" in caplog.text

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from harness.data import duplicates
 from harness.utils.errors import DataError
 from tests.support.image_folders import load_folder, make_class_folders, random_image, refusal, save_image
 
@@ -76,3 +77,17 @@ def test_images_that_are_all_alike_are_counted_and_not_refused(tmp_path):
 
 def test_different_images_are_no_duplicates(tmp_path):
     assert not load_folder(make_class_folders(tmp_path)).notes
+
+
+def test_images_of_other_sizes_are_no_duplicates_and_are_not_compared(tmp_path):
+    make_class_folders(tmp_path, ("train",))
+    make_class_folders(tmp_path, ("test",), size=(9, 9))
+    data = load_folder(tmp_path)
+    assert data.train.pixels is not None and data.test.pixels is not None and not data.notes
+
+
+def test_files_are_compared_up_to_a_limit_of_their_size(tmp_path, monkeypatch):
+    root = make_folders(tmp_path, True)
+    assert len(load_folder(root).notes) == 1
+    monkeypatch.setattr(duplicates, "MAX_COMPARED_BYTES", 10)
+    assert not load_folder(root).notes

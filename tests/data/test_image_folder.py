@@ -4,13 +4,16 @@ import gzip
 import io
 import os
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from harness.config.settings import Config
 from harness.data import listing
-from harness.utils.errors import DataError, UsageError
+from harness.data.registry import load_evaluation_data
+from harness.utils.errors import DataError, ResourceError, UsageError
 from tests.support.image_folders import load_folder, make_class_folders, random_image, refusal, save_image
 
 
@@ -236,6 +239,21 @@ def test_link_loops_are_visited_once(tmp_path):
     assert sorted(data.train.ids) == sorted(
         f"train/{label}/{index}.png" for label in ("cat", "dog") for index in range(3)
     )
+    assert data.notes == [
+        "2 links are not used, because they lead to a folder or an image that is read already: train/cat/loop, train/dog/top"
+    ]
+
+
+def test_an_image_that_a_second_link_leads_to_is_read_once_and_the_link_is_named(tmp_path):
+    make_class_folders(tmp_path)
+    (tmp_path / "test/dog/again.png").symlink_to(tmp_path / "train/cat/0.png")
+    (tmp_path / "test/dog/old").symlink_to(tmp_path / "test/cat")
+    data = load_folder(tmp_path)
+    assert (len(data.train), len(data.test)) == (6, 6) and data.notes == [
+        "2 links are not used, because they lead to a folder or an image that is read already: test/dog/again.png, test/dog/old"
+    ]
+    (tmp_path / "test/dog/old").unlink()
+    assert load_folder(tmp_path).notes[0].startswith("1 link is not used, because it leads to a folder or an image")
 
 
 def test_links_within_the_data_folder_are_followed(tmp_path):
@@ -350,3 +368,55 @@ def test_images_beyond_the_memory_limit_stay_on_the_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "MAX_PIXEL_BYTES", 6 * 8 * 8 * 3 - 1)
     data = load_folder(make_class_folders(tmp_path))
     assert data.train.pixels is None and data.train.picture(0).shape == (8, 8, 3)
+
+
+def test_other_data_without_labelled_images_is_refused_with_what_is_not_used(tmp_path):
+    (tmp_path / "cat").mkdir()
+    save_image(tmp_path / "loose.png")
+    with pytest.raises(
+        DataError, match=r"no images in class folders \(1 image is not used.*\); the layout is CLASS/IMAGE or test/"
+    ):
+        load_evaluation_data(Config(data="folder", data_dir=str(tmp_path)), ("cat", "dog"), "")
+
+
+def test_skipping_images_must_not_empty_a_split(tmp_path):
+    make_class_folders(tmp_path, count=1)
+    for name in ("cat", "dog"):
+        damage("text", tmp_path / "test" / name / "0.png")
+    assert "none of the test images can be read" in refusal(DataError, tmp_path, bad_images="skip")
+
+
+def test_an_image_of_another_size_that_the_sample_has_not_shown_leaves_all_on_the_disk(tmp_path):
+    make_class_folders(tmp_path, ("train",), count=60)
+    make_class_folders(tmp_path, ("test",), count=1)
+    save_image(tmp_path / "train/cat/1.png", random_image((9, 8)))
+    train = load_folder(tmp_path).train
+    index = train.ids.index("train/cat/1.png")
+    assert train.pixels is None and train.picture(index).shape == (9, 8, 3)
+
+
+def test_an_archive_that_ends_within_an_image_is_damaged(tmp_path):
+    make_class_folders(tmp_path / "data")
+    whole = pack(tmp_path / "data", tmp_path / "x.tar").read_bytes()
+    first = whole.index(b".png")  # in the header of the first image, whose content follows in the next block
+    (tmp_path / "x.tar").write_bytes(whole[: first // 512 * 512 + 512 + 20])
+    assert f"{tmp_path / 'x.tar'}: damaged archive (unexpected end of data)" in refusal(DataError, tmp_path / "x.tar")
+
+
+def end_this_process(files):
+    os._exit(9)
+
+
+def test_a_process_that_is_killed_while_it_decodes_images_is_named_with_the_likely_reason(monkeypatch):
+    monkeypatch.setattr(listing, "MIN_PARALLEL_FILES", 1)
+    monkeypatch.setattr(listing, "usable_cpus", lambda: 2)
+    with pytest.raises(ResourceError, match="a process that decoded images was killed, most often for lack of memory"):
+        list(listing._check_all(["a.png", "b.png"], partial(end_this_process)))
+
+
+def test_other_data_is_read_with_its_notes(tmp_path, caplog):
+    make_class_folders(tmp_path, ("",))
+    save_image(tmp_path / "loose.png")
+    data = load_evaluation_data(Config(data="folder", data_dir=str(tmp_path)), ("cat", "dog"), "")
+    assert len(data.splits["train"]) == 6
+    assert caplog.messages == ["1 image is not used, because it is outside the class folders: . (1)"]

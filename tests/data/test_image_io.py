@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from harness.config.settings import Config
-from harness.data.image_io import check_header, read_image
+from harness.data.image_io import check_header, grey_batch, inspect_image, read_image
 from harness.data.registry import load_dataset
 from harness.utils.errors import DataError, UsageError
 from tests.support.image_folders import load_folder, make_class_folders, random_image, refusal, save_image
@@ -88,6 +88,8 @@ def png_header(width, height):
 def test_a_huge_image_is_refused_by_its_header(tmp_path, side):
     with pytest.raises(DataError, match="more than 50,000,000"):
         read_image(png_header(side, side))
+    error = inspect_image(png_header(side, side)).error
+    assert "more than 50,000,000" in error and not error.startswith("_")
     make_class_folders(tmp_path)
     (tmp_path / "train" / "cat" / "0.png").write_bytes(png_header(side, side))
     assert "train/cat/0.png" in refusal(DataError, tmp_path)
@@ -186,3 +188,14 @@ def test_a_data_set_of_deep_grey_images_is_scaled_by_the_setting(tmp_path, caplo
 def test_a_grey_range_that_is_none_is_refused(value):
     with pytest.raises(UsageError, match="two increasing numbers"):
         Config(grey_range=value)
+
+
+def test_no_grey_image_is_left_of_no_image():
+    assert grey_batch(np.zeros((0, 4, 6, 3), np.uint8)).shape == (0, 4, 6, 1)
+
+
+def test_what_an_unreadable_image_is_is_said_without_an_error(tmp_path):
+    content = encoded(Image.fromarray(np.array([[0.5, 300.0]], np.float32)), "TIFF")
+    facts = inspect_image(content)
+    assert (facts.format, facts.mode, facts.width, facts.height) == ("TIFF", "F", 2, 1)
+    assert "--grey-range" in facts.error and not facts.error.startswith("_")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -350,3 +351,21 @@ def test_a_blur_that_is_larger_than_the_image_is_refused():
     with seeded_rng(0):
         blurred = TimmTransform(make_augment(config, small), small)(Image.fromarray(PIXELS[0]), 0)
     assert blurred.shape == (3, 12, 12)
+
+
+def test_a_tensor_of_albumentations_is_the_array_that_it_was_made_of():
+    normalize = {"__class_fullname__": "Normalize", "mean": MEAN, "std": STD, "p": 1.0}
+    images = []
+    for end in ([], [{"__class_fullname__": "ToTensorV2", "p": 1.0}]):
+        compose = {"transform": {"__class_fullname__": "Compose", "p": 1.0, "transforms": [normalize, *end]}}
+        made = loaders(augment="albumentations", augment_pipeline=compose)
+        images.append(torch.cat([batch for batch, _ in made.train.epoch(0)]))
+    assert torch.equal(*images)
+
+
+def test_albumentations_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "albumentations", None)
+    with pytest.raises(
+        UsageError, match="needs the package albumentations; run pip install albumentations, or set --augment timm"
+    ):
+        list(loaders(augment="albumentations").train.epoch(0))

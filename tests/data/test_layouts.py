@@ -253,3 +253,35 @@ def test_the_data_of_a_run_is_recognised_with_numbers_for_classes(tmp_path, list
     config = Config(data="folder", data_dir=str(tmp_path))
     data = load_folder(tmp_path)
     assert load_evaluation_data(config, data.classes, data.fingerprint).is_own
+
+
+def test_two_lists_of_one_split_are_refused(tmp_path):
+    lists = listed_folder(tmp_path)
+    write_lists(tmp_path, {**lists, "validation": lists["val"]})
+    message = refusal(DataError, tmp_path)
+    assert "val.txt and validation.txt would both list the val images; keep one of them" in message
+
+
+def test_a_split_folder_may_be_a_link_inside_the_root(tmp_path):
+    make_class_folders(tmp_path, ("pool", "test"), CLASSES, 5)
+    (tmp_path / "train").symlink_to(tmp_path / "pool")
+    data = load_folder(tmp_path)
+    assert (len(data.train), len(data.test)) == (10, 10)
+    check_pixels(tmp_path, data)
+
+
+def test_comments_and_empty_lines_of_a_list_name_no_image_and_a_repeated_line_is_counted_once(tmp_path):
+    lists = listed_folder(tmp_path)
+    write_lists(tmp_path, lists)
+    text = (tmp_path / "train.txt").read_text()
+    (tmp_path / "train.txt").write_text(f"# of the first day\n\n{text}{text.splitlines()[0]}\n")
+    data = load_folder(tmp_path)
+    assert len(data.train) == 6 and data.notes == ["1 line of train.txt repeats an image"]
+
+
+def test_an_image_that_a_list_names_without_a_class_needs_a_folder(tmp_path):
+    for index in range(4):
+        save_image(tmp_path / f"{index}.png")
+    (tmp_path / "train.txt").write_text("0.png\n1.png\n")
+    (tmp_path / "test.txt").write_text("2.png\n3.png\n")
+    assert "is listed without a label and is in no folder; add labels to the lists" in refusal(DataError, tmp_path)

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 
 from harness.config.settings import Config
-from harness.data import device_loader
+from harness.data import device_loader, worker_pool
 from harness.data.dataset import Dataset, in_memory
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.data.registry import load_dataset
 from harness.data.worker_loader import count_workers
 from harness.data.worker_pool import WorkerPool
-from harness.utils.errors import DataError, UsageError
+from harness.utils.errors import DataError, ResourceError, UsageError
 
 SIZE, COUNT = 32, 50
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -319,3 +319,61 @@ def test_the_main_process_decides_for_all_whether_images_are_kept_on_the_device(
 
     monkeypatch.setattr(device_loader, "free_memory", lambda device: bytes_free)
     assert make_loaders(Config(batch_size=8), DATA, PREPROCESS, "cpu", OtherProcess()).kind == kind
+
+
+def test_a_single_training_image_is_refused():
+    assert device_loader.count_steps(2, 8, False) == (1, 2)
+    with pytest.raises(UsageError, match="need at least 2 training images, got 1"):
+        device_loader.count_steps(1, 8, False)
+
+
+def test_the_part_of_the_images_that_a_process_evaluates_is_served_by_workers_too():
+    class Half(device_loader.NoSharding):
+        def shard(self, num_items):
+            return slice(num_items // 2, num_items)
+
+    test = batches("timm, 2 workers", workers=0).test
+    whole, half = (torch.cat([images for images, _ in loader]) for loader in (test, test.shard(Half())))
+    assert torch.equal(half, whole[23 // 2 :])
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), ResourceError, "a loader process was killed, most often for lack of memory or of /dev/shm; lower --workers"),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), ResourceError, "a loader process was killed"),
+        (EOFError(), ResourceError, "a loader process was killed"),
+        (ConnectionResetError(104, "Connection reset by peer"), ResourceError, "a loader process was killed"),
+        (OSError(28, "No space left on device"), ResourceError, "cannot send their batches: /dev/shm is too small: enlarge it (docker run --shm-size 2g), or set --workers 0"),
+        (OSError(24, "Too many open files"), ResourceError, "raise the limit (ulimit -n 4096), or set --workers 0"),
+        (DataError("Caught DataError in worker\nTraceback\nharness.utils.errors.DataError: x.png: damaged"), DataError, "x.png: damaged"),
+    ],
+)  # fmt: skip
+def test_the_error_of_a_worker_is_one_line_with_the_remedy(error, kind, message):
+    def stream():
+        yield DATA
+        raise error
+
+    served = worker_pool.iterate_checked(stream(), worker_pool.WorkerPool(0))
+    assert next(served) is DATA
+    with pytest.raises(kind) as caught:
+        next(served)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_error_of_a_worker_stays_as_it_is_and_the_reason_that_a_worker_has_left_is_named():
+    workers = worker_pool.WorkerPool(0)
+    error = RuntimeError("shapes differ")
+    with pytest.raises(RuntimeError, match="shapes differ") as caught:
+        list(worker_pool.iterate_checked(failing(error), workers))
+    assert caught.value is error
+    workers._send_error.value = b"unable to open shared memory"
+    with pytest.raises(
+        ResourceError, match="cannot send its batches: unable to open shared memory; lower --workers, or set"
+    ):
+        list(worker_pool.iterate_checked(failing(RuntimeError("DataLoader worker exited unexpectedly")), workers))
+
+
+def failing(error):
+    raise error
+    yield

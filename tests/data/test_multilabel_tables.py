@@ -1,9 +1,11 @@
 """Tables that give an image several labels: both forms, what they become, and what is refused in one line."""
 
 import functools
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from harness.config.recipe import make_config
 from harness.data.loaders import make_loaders
@@ -311,3 +313,82 @@ def test_a_table_without_any_label_is_refused_for_that(tmp_path):
     table.write_text("file,a,b\n1.png,0,0\n2.png,0,0\n")
     with pytest.raises(DataError, match=r"2 train rows have no labels .*nothing is left to train on"):
         load(table, label_columns="a,b")
+
+
+def test_labels_of_images_of_several_sizes_are_matched_with_the_classes_of_the_model_too(tmp_path):
+    rows = make_squares(tmp_path, 12)
+    Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(tmp_path / rows[0][0])
+    config = settings(write_separated(tmp_path, rows), label_separator="|")
+    classes = ("blue", "other", "red", "green")
+    split = load_evaluation_data(config, classes, "").splits["train"]
+    assert split.pixels is None
+    expected = {path: [has[2], False, has[0], has[1]] for path, has in rows}
+    for index, path in enumerate(split.ids):
+        assert split.labels[index].tolist() == split.source[index][1].tolist() == expected[path]
+
+
+@pytest.mark.parametrize("is_parquet", [False, True])
+def test_numbers_and_booleans_of_typed_tables_are_labels(squares, is_parquet):
+    """JSON lines and Parquet have values, not text: true and 1.0 in a column of a class, names and numbers in lists."""
+    root, rows = squares
+    typed = [{"path": path, "red": has[0], "green": float(has[1]), "blue": int(has[2])} for path, has in rows]
+    lists = [{"path": path, "labels": [index for index in range(3) if has[index]]} for path, has in rows]
+    tables = []
+    for name, values in (("typed", typed), ("lists", lists)):
+        if is_parquet:
+            pyarrow = pytest.importorskip("pyarrow")
+            from pyarrow import parquet
+
+            table = pyarrow.Table.from_pylist(values)
+            if name == "lists":  # as `datasets` describes a sequence of its classes
+                features = {"labels": {"names": list(COLOURS), "_type": "ClassLabel"}}
+                table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+            tables.append(root / f"{name}.parquet")
+            parquet.write_table(table, tables[-1])
+        else:
+            tables.append(root / f"{name}.jsonl")
+            tables[-1].write_text("\n".join(map(json.dumps, values)))
+    expected = {path: {name for name, marked in zip(COLOURS, has, strict=True) if marked} for path, has in rows}
+    assert truth_by_id(load(tables[0], label_columns="red,green,blue")) == expected
+    by_number = {path: {str(COLOURS.index(name)) for name in names} for path, names in expected.items()}
+    assert truth_by_id(load(tables[1], label_separator="|")) == (expected if is_parquet else by_number)
+
+
+def test_the_same_number_of_a_class_alone_is_a_label_and_one_without_a_name_is_refused(squares):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    root, rows = squares
+    features = json.dumps({"info": {"features": {"labels": {"names": list(COLOURS), "_type": "ClassLabel"}}}})
+    table = root / "single.parquet"
+
+    def write(labels):
+        columns = pyarrow.table({"path": [path for path, _ in rows], "labels": labels})
+        parquet.write_table(columns.replace_schema_metadata({"huggingface": features}), table)
+
+    write([index % 3 for index in range(len(rows))])
+    assert truth_by_id(load(table, label_separator="|")) == {
+        path: {COLOURS[index % 3]} for index, (path, _) in enumerate(rows)
+    }
+    write([3, *[index % 3 for index in range(1, len(rows))]])
+    message = refused(DataError, table, label_separator="|")
+    assert f"{table}, row 1: column labels has the value '3', and one of its labels is empty or no name" in message
+
+
+def test_unbalanced_classes_are_told_to_be_read_by_their_average_precision(tmp_path):
+    rows = [(path, (True, index == 0, index == 1)) for index, (path, _) in enumerate(make_squares(tmp_path, 60))]
+    overview = examine(settings(write_columns(tmp_path, rows), label_columns="*"), 5)
+    (line,) = (line for line in overview.advice if "the classes are unbalanced" in line)
+    assert "red has 60 training images and green 1" in line and "read the average precision of each class" in line
+    assert "not the mAP alone; --class-weights balanced weights the images that have a rare class" in line
+
+
+def test_tables_with_other_class_columns_are_refused(tmp_path):
+    rows = make_squares(tmp_path, 4)
+    for name, classes in (("train.csv", COLOURS), ("test.csv", ("red", "blue", "green"))):
+        write_table(tmp_path / name, ["path", *classes], [[path, 1, 0, 1] for path, _ in rows])
+    message = refused(DataError, tmp_path, label_columns="*")
+    assert (
+        "test.csv has the class columns red, blue, green, and another table red, green, blue; give all tables the same"
+        in message
+    )

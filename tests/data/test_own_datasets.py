@@ -1,6 +1,7 @@
 """Data sets of a user's own: objects given from Python, and those that a plug-in registers."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,3 +229,58 @@ def test_a_plug_in_whose_function_fails_ends_in_one_line(tmp_path, monkeypatch):
     for name in ("digits", "folder", "a/b", "a b"):
         with pytest.raises(UsageError, match="cannot be registered"):
             register_dataset(name=name)(broken)
+
+
+class Hugging(Pictures):
+    """A data set with `features`, as those of Hugging Face are; a column is a list."""
+
+    def __init__(self, count=20):
+        super().__init__(count, make=lambda pixels, label: {"image": pixels, "label": label})
+        self.features = {"image": None, "label": SimpleNamespace(names=["zebra", "ant"])}
+
+    def __getitem__(self, index):
+        return [position % 2 for position in range(len(self))] if index == "label" else super().__getitem__(index)
+
+
+def test_columns_and_class_names_of_hugging_faces_features_are_used():
+    data = load({"train": Hugging(), "test": Hugging(4)})
+    assert data.classes == ("zebra", "ant") and data.train.labels.tolist() == [0, 1] * 10
+
+
+def test_a_subset_has_the_labels_that_its_data_set_lists():
+    pictures = Pictures()
+    pictures.targets = [index % 2 for index in range(20)]
+    indices = [7, 2, 4, 11, 3]
+    train = load({"train": Subset(pictures, indices), "test": Pictures(4)}).train
+    assert train.labels.tolist() == [index % 2 for index in indices]
+    np.testing.assert_array_equal(train.pixels, np.stack([pictures.pixels[index] for index in indices]))
+
+
+def test_an_integer_image_of_another_type_or_a_deep_one_without_a_range_is_refused():
+    for image, message in (
+        (random_image().astype(np.int64), "x is of int64; need uint8, floats 0..1, or uint16 for grey images"),
+        (Image.fromarray(np.array([[0.5, 300.0]], np.float32)), "x: grey values"),
+    ):
+        with pytest.raises(DataError, match=message):
+            item_picture(image, "x")
+
+
+def test_the_own_error_of_harness_in_a_plug_ins_function_stays_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+
+    @register_dataset
+    def picky(folder):
+        raise DataError("give another folder")
+
+    with pytest.raises(DataError, match=r"^give another folder$"):
+        load_dataset(Config(data="picky", data_dir=str(tmp_path)))
+
+
+def test_a_mapping_of_splits_in_place_of_settings_is_the_data():
+    pictures = {"train": Pictures(), "test": Pictures(4)}
+    with own_datasets.config_of_call(pictures, {"epochs": 1}) as config:
+        assert (config.data, config.epochs) == ("python/Pictures", 1)
+        data = load_dataset(config)
+    np.testing.assert_array_equal(data.train.pixels, np.stack(pictures["train"].pixels))
+    with pytest.raises(UsageError, match="was an object that a Python program gave to harness"):
+        load_dataset(config)

@@ -11,7 +11,8 @@ from torch import nn
 from torchvision import transforms
 
 from harness.config.settings import Config
-from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes
+from harness.data.dataset import in_memory
+from harness.data.preprocess import Preprocess, make_preprocess, preprocess_notes, sample_images
 from harness.utils.errors import UsageError
 from tests.support.image_folders import load_folder, make_class_folders, random_image
 
@@ -133,3 +134,14 @@ def test_what_the_centre_crop_cuts_away_is_named(tmp_path):
         notes["crop"][0] == configured
         and "the centre crop cuts 50% off the area of the training images (mean of all" in notes["crop"][1]
     )
+
+
+@pytest.mark.parametrize(("size", "crop_pct"), [((8, 8), 1.0), ((8, 8), 0.875), ((9, 12), 1.0)])
+def test_a_sample_of_a_split_is_the_input_of_the_network_for_evenly_spaced_images(size, crop_pct):
+    pixels = np.stack([random_image(size) for _ in range(10)])
+    split = in_memory("train", pixels, np.arange(10) % 2, list("abcdefghij"))
+    preprocess = Preprocess(8, MEAN, STD, crop_pct, "bilinear")
+    sample = sample_images(split, preprocess, 4)
+    expected = torch.stack([preprocess.image(pixels[index]) for index in (0, 3, 6, 9)])
+    torch.testing.assert_close(sample, expected, atol=1e-6, rtol=0)
+    assert len(sample_images(split, preprocess)) == 10

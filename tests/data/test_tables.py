@@ -3,6 +3,8 @@
 import csv
 import functools
 import json
+import math
+import os
 import tracemalloc
 
 import numpy as np
@@ -362,3 +364,55 @@ def test_a_folder_without_class_folders_that_has_a_table_is_answered_with_how_to
         load_dataset(Config(data="folder", data_dir=str(tmp_path)))
     message = str(error.value)
     assert (message.endswith(f": {option.format(tmp_path)}")) if option else ("--data-dir" not in message), message
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", '"cat"', "{broken", "[" * 100_000])
+def test_a_line_of_json_that_is_no_object_is_named_by_its_number_and_empty_lines_are_none(tmp_path, line):
+    good = [json.dumps({"path": path, "label": name}) for path, name, _ in make_rows(tmp_path)]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n\n".join(good))
+    assert len(load_table(path).train) == 8
+    path.write_text("\n".join([good[0], "", line]))
+    assert "t.jsonl, line 3: not a JSON object; mend it" in refused(DataError, path)
+
+
+def test_an_empty_line_of_a_table_is_no_row(tmp_path):
+    rows = [row[:2] for row in make_rows(tmp_path)]
+    table = write(tmp_path / "t.csv", ("path", "label"), rows)
+    table.write_text(table.read_text().replace("\n", "\n\n"))
+    assert len(load_table(table).train) == 8
+
+
+def test_a_file_that_is_no_table_is_refused_with_the_kinds_that_are(tmp_path):
+    (tmp_path / "t.xlsx").write_bytes(b"x")
+    assert "t.xlsx is no table; need a file that ends in .csv, " in refused(DataError, tmp_path / "t.xlsx")
+    if os.path.exists("/dev/null"):
+        (tmp_path / "t.csv").symlink_to("/dev/null")
+        assert "t.csv: " in refused(DataError, tmp_path / "t.csv")
+
+
+def test_a_slice_of_a_column_of_json_has_none_for_what_a_row_lacks(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", [{"a": 1}, {"b": 2}, {"a": 3}])
+    columns = read_table(path).columns
+    assert columns["a"][:] == [1, None, 3] and columns["b"][1:] == [2, None] and len(columns["a"]) == 3
+
+
+def test_a_label_that_is_no_name_is_refused_with_the_remedy(tmp_path):
+    rows = [{"path": path, "label": 1.5} for path, _, _ in make_rows(tmp_path)]
+    message = refused(DataError, write_lines(tmp_path / "t.jsonl", rows))
+    assert (
+        "row 1: label 1.5 is no class; need one name or whole number per image, or name another --label-column"
+        in message
+    )
+
+
+def test_a_row_without_a_split_is_not_used(tmp_path):
+    rows = make_rows(tmp_path, split_of=lambda index: "" if index == 4 else "train")
+    data = load_table(write(tmp_path / "t.csv", ("path", "label", "split"), rows), test_fraction=0.25)
+    assert len(data.train) + len(data.test) == 8 and not [id for id in data.train.ids if "-4" in id]
+
+
+def test_a_label_of_nan_is_missing(tmp_path):
+    rows = [{"path": path, "label": name} for path, name, _ in make_rows(tmp_path)]
+    table = write_lines(tmp_path / "t.jsonl", [*rows, {"path": "photos/cat-0.png", "label": math.nan}])
+    assert "photos/cat-0.png: no label" in refused(DataError, table)

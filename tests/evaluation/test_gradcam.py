@@ -433,3 +433,58 @@ def test_the_slow_methods_draw_no_progress_bars(capfd):
 @pytest.mark.slow
 def test_maps_do_not_import_scikit_learn_and_what_of_the_package_needs_it_still_works():
     subprocess.run([sys.executable, "-c", WITHOUT_SKLEARN], check=True, timeout=120)
+
+
+class Tokens(nn.Module):
+    """A transformer that timm does not know: so many patches, one layer, a mean and a head."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.count = count
+        self.layer, self.head = nn.Linear(48, 8), nn.Linear(8, 3)
+
+    def forward(self, images):
+        tokens = images.flatten(1)[:, : self.count * 48].unflatten(1, (self.count, 48))
+        return self.head(self.layer(tokens).mean(1))
+
+
+def test_a_model_unknown_to_timm_whose_head_is_zero_gives_its_last_map_too():
+    for model in (tiny_net(), Tokens(16)):
+        expected = gradcam.default_layer(model, random_images())
+        nn.init.zeros_(model.head.weight)
+        assert gradcam.default_layer(model, random_images()) == expected
+
+
+def test_tokens_that_fill_no_grid_of_the_image_are_refused_by_name():
+    with pytest.raises(UsageError, match="layer 'layer' gives 15 tokens, which fill no grid; choose another layer"):
+        gradcam.compute_maps(Tokens(15), random_images(), [0] * 5, layer="layer")
+    assert gradcam.compute_maps(Tokens(16), random_images(), [0] * 5, layer="layer").raw.shape == (5, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("answer", "shown"), [(lambda logits: logits[:, None], r"\[1, 1, 4\]"), (lambda logits: {"logits": logits}, "dict")]
+)
+def test_a_model_that_gives_no_logits_is_refused_with_what_it_gives(answer, shown):
+    class Other(TinyNet):
+        def forward(self, images):
+            return answer(super().forward(images))
+
+    with pytest.raises(UsageError, match=rf"the model gives {shown} for one image: need logits \[B, classes\]"):
+        gradcam.default_layer(Other(), random_images()[:1])
+
+
+def test_tokens_that_the_logits_give_no_gradient_are_no_map():
+    class Features(nn.Module):
+        """A transformer in name, whose blocks are a fixed extractor of features."""
+
+        def __init__(self):
+            super().__init__()
+            self.patch_embed, self.blocks, self.head = nn.Linear(48, 8), nn.Sequential(nn.Linear(8, 8)), nn.Linear(8, 3)
+
+        def forward(self, images):
+            with torch.no_grad():
+                tokens = self.blocks(self.patch_embed(images.flatten(1).unflatten(1, (16, 48))))
+            return self.head(tokens.mean(1))
+
+    with pytest.raises(UsageError, match="no layer of the model gives a map"):
+        gradcam.default_layer(Features(), random_images()[:1])

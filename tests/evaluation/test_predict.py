@@ -5,8 +5,10 @@ import pytest
 import torch
 from torch import nn
 
+from harness.evaluation.multilabel import predict_multilabel
 from harness.evaluation.predict import predict_batches
 from harness.utils.errors import DataError, DivergedError
+from harness.utils.multilabel import best_thresholds
 
 
 class Net(nn.Module):
@@ -95,3 +97,23 @@ def test_mirror_translate_is_the_weighted_mean_of_six_views():
             with torch.no_grad():
                 expected = expected + weight / 2 * model(torch.from_numpy(view.copy()))
     np.testing.assert_allclose(predictions.tta_probabilities, expected.softmax(1), atol=1e-6)
+
+
+def test_no_images_with_several_labels_and_predictions_that_are_not_finite_are_refused():
+    with pytest.raises(DataError, match="no images"):
+        predict_multilabel(Net(), [], torch.device("cpu"))
+    model = Net()
+    nn.init.constant_(model.head.bias, float("nan"))
+    several = [(images, nn.functional.one_hot(labels, model.head.out_features)) for images, labels in batches()]
+    with pytest.raises(DivergedError, match="17 of 17 images with NaN or infinite numbers; its training has diverged"):
+        predict_multilabel(model, several, torch.device("cpu"))
+
+
+def test_thresholds_are_chosen_by_the_predictions_of_the_images_where_that_is_asked_for():
+    model = Net()
+    several = [(images, nn.functional.one_hot(labels, model.head.out_features)) for images, labels in batches()]
+    chosen = predict_multilabel(model, several, torch.device("cpu"), chooses_thresholds=True)
+    fixed = predict_multilabel(model, several, torch.device("cpu"))
+    np.testing.assert_array_equal(chosen.probabilities, fixed.probabilities)
+    np.testing.assert_array_equal(chosen.thresholds, best_thresholds(fixed.labels, fixed.probabilities))
+    assert (fixed.thresholds == 0.5).all() and (chosen.thresholds != 0.5).any()

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 
+from harness.evaluation.initial_weights import read_initial_weights
 from harness.evaluation.trained_model import load_trained_model
 from harness.utils.checksums import write_checked_json
 from harness.utils.errors import CheckpointError, UsageError
@@ -44,3 +45,24 @@ def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
     _, folder = finished
     with pytest.raises(UsageError, match="model: fixed by the checkpoint"):
         load_trained_model(folder, {"model": "resnet18"})
+
+
+def test_a_folder_without_a_checkpoint_and_facts_that_make_no_sense_are_refused(finished, tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .*: need a run directory, a model\.safetensors or a last"
+    ):
+        load_trained_model(tmp_path)
+    _, folder = finished
+    shutil.copytree(folder / "checkpoints", tmp_path / "c")
+    facts = json.loads((tmp_path / "c/model.json").read_text())
+    for change, message in (
+        ({"classes": []}, "its classes make no sense"),
+        ({"classes": "ten"}, "its classes make no sense"),
+        ({"preprocess": {**facts["preprocess"], "size": -3}}, "its preprocessing makes no sense"),
+    ):
+        write_checked_json(tmp_path / "c/model.json", {**facts, **change})
+        with pytest.raises(CheckpointError, match=f"has no usable configuration .*{message}"):
+            load_trained_model(tmp_path / "c/model.safetensors")
+        if "preprocess" in change:
+            with pytest.raises(CheckpointError, match=r"has no usable configuration .*it is not a checkpoint of this"):
+                read_initial_weights(str(tmp_path / "c/model.safetensors"))

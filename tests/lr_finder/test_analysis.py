@@ -337,3 +337,10 @@ def test_the_minimum_and_the_valley_of_a_loss_are_found():
     points = loss_points(lr_curve(losses), UNIFORM_LOSS)
     assert points["minimum"] == pytest.approx(69, abs=2)
     assert points["valley"] == pytest.approx(35, abs=3)
+
+
+def test_a_seed_that_does_not_learn_is_said_to_be_one_where_the_others_do():
+    flat = lr_curve(np.full(100, UNIFORM_LOSS), np.full(100, 0.1), seed=2)
+    suggestion = suggest([typical_curve(0), typical_curve(1), flat], uniform_loss=UNIFORM_LOSS)
+    (caution,) = (one for one in suggestion.cautions if one.kind == "seed without descent")
+    assert caution.text == "1 of 3 seeds did not learn at all" and suggestion.lr_max == pytest.approx(2e-2, rel=0.5)

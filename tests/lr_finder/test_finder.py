@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from harness.config import yaml_io
 from harness.config.recipe import make_config
 from harness.config.settings import Config
-from harness.lr_finder.finder import LRFinderOptions, hold_out_for_finder, with_placeholder_lr
+from harness.data.dataset import Dataset, in_memory
+from harness.lr_finder.finder import LRFinder, LRFinderOptions, hold_out_for_finder, with_placeholder_lr
 from harness.lr_finder.range_test import (
     LRRange,
+    ShortRun,
     candidate_lrs,
     curve_of_seed,
     default_range,
@@ -38,6 +40,7 @@ from harness.lr_finder.result import (
     sweep_definition,
     sweep_yaml,
 )
+from harness.lr_finder.suggestion import lr_min_for
 from harness.reporting.range_test_chart import MAX_POINTS, range_test_chart
 from harness.runs import lr_find
 from harness.runs.components import build_components
@@ -47,8 +50,10 @@ from harness.tracking.records import Curve, Table
 from harness.tracking.tracker import NullTracker
 from harness.training.learner import make_learner
 from harness.training.loop import fit
+from harness.training.own_losses import register_loss
 from harness.training.rng import preserve_rng_state
 from harness.training.schedule import Schedule
+from harness.utils import registry
 from harness.utils.errors import UsageError
 from harness.utils.seeding import seed_for
 from tests.support.wandb_files import offline_runs
@@ -703,3 +708,135 @@ def test_a_peak_that_follows_from_the_epochs_is_left_to_the_epochs_of_a_trial(pe
     config = make_config({"recipe": "auto", "data": "folder", "epochs": 20, "peak_epoch": peak_epoch})
     written = inherited_settings(config)
     assert written["epochs"] == 20 and ("peak_epoch" in written) == is_written
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seeds": 0}, "seeds=0: need 1 to 100"),
+        ({"seeds": 101}, "seeds=101"),
+        ({"confirm": -1}, "confirm=-1: need 0 to 20 short runs"),
+        ({"confirm": 21}, "confirm=21"),
+    ],
+)
+def test_an_impossible_number_of_seeds_or_short_runs_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        LRFinderOptions(**options)
+
+
+def split_of(name, count, classes):
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return in_memory(name, pixels, np.arange(count) % classes, [f"{name}/{index}" for index in range(count)])
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "trained", "held_out", "remark"),
+    [
+        (400, {"batch_size": 16}, 360, 40, ""),
+        (
+            40,
+            {"batch_size": 16},
+            40,
+            None,
+            "too few training images to hold any out",
+        ),  # a tenth of them is fewer than the classes
+        (
+            400,
+            {"batch_size": 370, "drop_last": True},
+            400,
+            40,
+            "are trained on too, since a batch needs nearly all 400",
+        ),
+    ],
+)
+def test_images_are_held_out_only_where_enough_are_left(images, settings, trained, held_out, remark):
+    data = Dataset("noise", tuple("abcdefgh"), split_of("train", images, 8), None, None, (0.5,) * 3, (0.5,) * 3, "")
+    found, said = hold_out_for_finder(data, Config(**settings))
+    assert len(found.train) == trained and (found.val and len(found.val)) == held_out and found.test is None
+    assert remark in said and bool(remark) == bool(said)
+
+
+def test_short_runs_without_held_out_images_are_refused(finished_test):
+    result, _ = finished_test
+    components = build_components(with_placeholder_lr(result.config))
+    inputs = lr_find.finder_inputs(result.config, components)
+    few = dataclasses.replace(components.dataset, train=split_of("train", 40, 10))
+    finder = LRFinder(dataclasses.replace(inputs, dataset=few), LRFinderOptions(confirm=1))
+    assert finder.val_loader is None
+    with pytest.raises(UsageError, match="--confirm needs held-out images, and the training set is too small"):
+        finder._short_runs(result.suggestion)
+
+
+def test_the_table_marks_a_short_run_that_diverged_and_warns_of_an_outermost_one(finished_test):
+    result, _ = finished_test
+    lr_max = result.lr_max
+    runs = [
+        ShortRun(lr, lr / 10, 30, loss, acc)
+        for lr, acc, loss in ((lr_max, 0.9, 0.2), (lr_max / 2, 0.8, 0.3), (lr_max / 4, 0.0, math.nan))
+    ]
+    result = dataclasses.replace(result, short_runs=tuple(runs))
+    assert result.lr_max == lr_max
+    assert "the best short run is the outermost one: a learning rate beyond it may be better still" in result.warnings
+    (line,) = (line for line in result_table(result).splitlines() if "diverged" in line and "30 steps" in line)
+    assert line.split() == ["30", "steps", f"{lr_max / 4:.2g}", "diverged"]
+
+
+def test_settings_of_a_recipe_whose_file_is_gone_are_compared_with_the_defaults(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: custom-resnet\nweight_decay: 0.1\n")
+    config = make_config({"recipe": str(path), "batch_size": 99})
+    assert inherited_settings(config) == {"batch_size": 99}
+    path.unlink()
+    written = inherited_settings(config)
+    assert written["batch_size"] == 99 and written["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("given", "expected", "is_said"),
+    [
+        ({"lr_min": "find"}, lambda found: (found["lr_min"], found["lr_max"]), False),
+        ({"lr_min": 1e-6}, lambda found: (1e-6, found["lr_max"]), False),
+        ({"lr_min": 0.01}, lambda found: (found["lr_min"], found["lr_max"]), True),  # more than a tenth of it
+        ({"lr_max": 7.0, "lr_min": "find"}, lambda found: (lr_min_for(found["begins"], 7.0), 7.0), False),
+    ],
+)
+def test_a_given_rate_stays_where_it_fits_the_one_that_was_found(finished_test, tmp_path, given, expected, is_said):
+    result, _ = finished_test
+    config = result.config.replace(**given)
+    stored = json.loads((result.folder / "lr_finder.json").read_text()) | {"digest": config.digest(), "lr_max": 0.05}
+    (tmp_path / "lr_finder.json").write_text(json.dumps(stored))
+    components, reporter = build_components(with_placeholder_lr(config)), Silent()
+    resolved = lr_find.resolve_lr(config, components, tmp_path, NullTracker(), reporter)
+    assert (resolved.lr_min, resolved.lr_max) == expected(stored)
+    text = "lr_min=0.01 is too close to the LRMAX of the range test (0.05); training starts at "
+    assert [line for line in reporter.messages if line.startswith(text)] == reporter.messages
+    assert bool(reporter.messages) == is_said
+    plain = config.replace(lr_max=0.2, lr_min=0.01)
+    assert lr_find.resolve_lr(plain, components, tmp_path, NullTracker(), reporter) is plain
+
+
+@pytest.mark.slow
+def test_a_run_whose_range_test_finds_no_rate_ends_with_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setattr(registry, "_registered", {})
+
+    @register_loss
+    def constant(logits, targets):
+        return 0 * logits.mean() + 2
+
+    config = make_config({**QUICK, "lr_max": "find", "lr_min": "find", "output": tmp_path, "batch_size": 16})
+    config = config.replace(loss="constant")
+    components = build_components(with_placeholder_lr(config))
+    reporter = Silent()
+    with pytest.raises(
+        UsageError, match=r"found no learning rate to train with \(see .*lr_finder\.png\); give --lr-max and"
+    ):
+        lr_find.resolve_lr(config, components, tmp_path, NullTracker(), reporter)
+    assert (tmp_path / "figures/lr_finder.png").is_file()
+
+
+def test_a_list_among_the_settings_is_a_list_of_the_command(finished_test):
+    result, _ = finished_test
+    listed = dataclasses.replace(result, config=result.config.replace(freeze=("prep", "layer1")))
+    words = shlex.split(listed.command)
+    assert words[words.index("--freeze") + 1] == "prep,layer1"
+    assert make_config({"freeze": "prep,layer1"}).freeze == ("prep", "layer1")

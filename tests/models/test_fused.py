@@ -15,6 +15,7 @@ from torch import nn
 
 from harness.config.settings import Config
 from harness.models import factory
+from harness.models.cifar_resnet import CustomResNet
 from harness.utils.errors import UsageError
 
 COMPARISON = """
@@ -87,3 +88,23 @@ def test_on_a_cpu_the_forward_pass_is_torchs_and_fused_true_is_refused():
     assert factory.make_training_forward(Config(), model, cpu) is None
     with pytest.raises(UsageError, match=r"fused=True, but device=cpu .*; leave --fused out"):
         factory.make_training_forward(Config(fused=True), model, cpu)
+
+
+def test_what_else_the_kernels_do_not_have_is_named_and_the_module_is_used_where_nobody_asked_for_them(monkeypatch):
+    """The checks before a GPU is used at all."""
+    model, gpu = CustomResNet(width=64), torch.device("cuda")
+    bf16 = {"precision": "bf16"}
+    for settings, reason in (({"precision": "fp32"}, "precision=fp32"), ({**bf16, "freeze": "prep"}, "frozen layers")):
+        assert factory.make_training_forward(Config(**settings), model, gpu) is None
+        with pytest.raises(UsageError, match=f"fused=True, but .*{reason}.*; leave --fused out"):
+            factory.make_training_forward(Config(fused=True, **settings), model, gpu)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"fused=True, but Triton is not installed"):
+        factory.make_training_forward(Config(fused=True, **bf16), model, gpu)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_the_kernels_are_used_where_they_fit():
+    config, gpu = Config(precision="bf16"), torch.device("cuda")
+    assert type(factory.make_training_forward(config, CustomResNet(width=64), gpu)).__name__ == "FusedForward"
+    assert factory.make_training_forward(config, CustomResNet(width=16), gpu) is None

@@ -17,3 +17,7 @@ def test_the_side_of_a_folder_is_in_its_configuration_and_a_damaged_one_is_not_k
     assert input_side(f"local-dir:{tmp_path}") == 48
     (tmp_path / "config.json").write_text("[")
     assert input_side(f"local-dir:{tmp_path}") == 0
+
+
+def test_the_side_of_weights_that_do_not_exist_is_not_known():
+    assert input_side("resnet18.nonsense") == 0

@@ -13,11 +13,13 @@ import pytest
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from harness.config.settings import Config
+from harness.data.preprocess import Preprocess
 from harness.models import factory
 from harness.utils import plugins as user_plugins
 from harness.utils.errors import DataError, UsageError
@@ -433,3 +435,65 @@ def test_names_are_found_by_a_part_or_a_pattern() -> None:
     assert {name for name, _ in factory.model_names("resnet18*")} >= {"resnet18", "resnet18_cifar"}
     assert all("convnext" in name for name, _ in factory.model_names("convnext"))
     assert factory.model_names("nothing-of-this-name") == []
+
+
+@pytest.mark.parametrize("arguments", [{"width": 0}, {"width": 2.5}, {"width": True}, {"conv_init": "zeros"}])
+def test_an_argument_that_the_speedrun_network_refuses_is_named(arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"need .*{next(iter(arguments))}"):
+        make(model="speedrun_cnn", model_args=arguments)
+
+
+@pytest.mark.parametrize("conv_init", ["dirac", "default"])
+def test_the_speedrun_network_starts_anew_as_it_was_built(conv_init: str) -> None:
+    arguments = {"width": 4, "conv_init": conv_init}
+    model = make(model="speedrun_cnn", model_args=arguments)
+    torch.manual_seed(0)
+    expected = make(model="speedrun_cnn", model_args=arguments).state_dict()
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 7)
+    torch.manual_seed(0)
+    model.init_weights()
+    first = model.layer1.conv1.weight[
+        :4, :4, 1, 1
+    ]  # width 4 of 24 patches: the identity of as many channels as both have
+    assert torch.equal(first, torch.eye(4)) == (conv_init == "dirac")
+    assert {name: value.shape for name, value in model.state_dict().items()} == {
+        name: value.shape for name, value in expected.items()
+    }
+    for name, value in model.state_dict().items():
+        assert not (value == 7).any(), name
+        torch.testing.assert_close(
+            value.float().std(correction=0), expected[name].float().std(correction=0), atol=0.05, rtol=0.3
+        )
+
+
+def test_intermediate_maps_have_one_memory_order() -> None:
+    with pytest.raises(ValueError, match="need output_fmt='NCHW', got 'NHWC'"):
+        small().forward_intermediates(torch.zeros(1, 3, 32, 32), output_fmt="NHWC")
+
+
+def test_weights_that_timms_own_arguments_name_are_read_without_asking_for_timms(tmp_path: Path) -> None:
+    model = timm.create_model("test_resnet", num_classes=3)
+    save_file(model.state_dict(), tmp_path / "mine.safetensors")
+    overlay = {"file": str(tmp_path / "mine.safetensors"), "num_classes": 3}
+    made = make(3, model="test_resnet", pretrained=True, model_args={"pretrained_cfg_overlay": overlay})
+    for name, value in model.state_dict().items():
+        assert torch.equal(made.state_dict()[name], value), name
+
+
+def test_an_error_inside_a_model_that_no_argument_explains_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **more: Any) -> nn.Module:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        make(model="resnet18")
+
+
+def test_a_model_that_timm_cannot_build_again_gets_no_configuration(tmp_path: Path) -> None:
+    preprocess = Preprocess(8, (0.5,) * 3, (0.5,) * 3, 1.0, "bilinear")
+    path = tmp_path / "config.json"
+    assert not factory.write_timm_config(nn.Linear(2, 2), ["a", "b"], preprocess, path)
+    model = small()
+    model._model_args = {"width": object()}  # as a plug-in's model may have been made
+    assert not factory.write_timm_config(model, ["a", "b"], preprocess, path) and not path.exists()

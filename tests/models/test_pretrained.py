@@ -16,7 +16,7 @@ from timm.models import save_for_hf
 import harness
 from harness.config.settings import Config
 from harness.models import factory
-from harness.models.pretrained import match_classes
+from harness.models.pretrained import architecture_of, label_names, match_classes
 from harness.utils.checksums import write_checked_json
 from harness.utils.errors import CheckpointError, UsageError
 from tests.support.commands import command
@@ -166,3 +166,19 @@ def test_timm_agrees_with_the_harness_on_every_image_of_an_export(finished_run):
             prediction = int(model(transform(image)[None]).argmax())
         assert harness_rows[dataset.filename(index)] == (names[label], names[prediction])
     assert isinstance(image, Image.Image)
+
+
+def test_a_model_from_a_folder_is_described_by_its_architecture_and_one_without_it_by_nothing(tmp_path):
+    save(tmp_path, ["cat", "dog"])
+    name = f"local-dir:{tmp_path}"
+    model = timm.create_model(name, num_classes=5, drop_rate=0.5)
+    assert architecture_of(model, name) == {"name": "test_resnet", "args": {"global_pool": "avg", "drop_rate": 0.5}}
+    assert architecture_of(model, "test_resnet") is None
+    del model.pretrained_cfg["architecture"]
+    assert architecture_of(model, name) is None
+
+
+@pytest.mark.parametrize("names", [{"0": "a", "2": "c"}, {"x": "a"}, {"0": "a", "1": None}, 3, "ab"])
+def test_names_of_outputs_with_gaps_are_none(names):
+    assert label_names({"label_names": {"1": "b", "0": "a"}}) == ["a", "b"]
+    assert label_names({"label_names": names}) == ([] if names != {"0": "a", "1": None} else ["a", "None"])

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from harness.models import weight_files
 from harness.models.weight_files import read_weight_file, state_of, without_prefixes
 from harness.utils.errors import CheckpointError
 from tests.support.training import assert_equal, net
@@ -169,3 +170,30 @@ def test_timm_reads_the_same_weights_from_the_same_file(tmp_path):
     checkpoint = {"state_dict": collections.OrderedDict(model.state_dict()), "args": argparse.Namespace(), "epoch": 1}
     torch.save(checkpoint, tmp_path / "w.pth.tar")
     assert_equal(state_of(read_weight_file(tmp_path / "w.pth.tar")), dict(load_state_dict(str(tmp_path / "w.pth.tar"))))
+
+
+def test_an_archive_whose_list_of_parts_is_damaged_is_named_as_damaged(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save(net().state_dict(), path)
+    content = bytearray(path.read_bytes())
+    place = content.rindex(b"PK\x01\x02")  # the entry of the last part
+    content[place : place + 4] = b"XXXX"
+    path.write_bytes(content)
+    assert f"{path} is damaged: " in refusal(path)
+
+
+def test_a_file_that_ends_as_an_archive_of_several_disks_is_damaged_and_no_internal_error(tmp_path):
+    path = tmp_path / "w.pth"
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 1, 0, 2)
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0, 0, 0, 0, 0)
+    path.write_bytes(b"PK\x03\x04" + bytes(60) + locator + end)
+    with pytest.raises(zipfile.BadZipFile):
+        zipfile.is_zipfile(path)
+    assert f"{path} is damaged: zipfiles that span multiple disks are not supported" in refusal(path)
+
+
+def test_a_large_file_that_is_no_archive_is_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(weight_files, "MAX_LEGACY_BYTES", 1000)
+    torch.save({"a": torch.zeros(1000)}, tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    size = (tmp_path / "w.pth").stat().st_size
+    assert f"has {size:,} bytes and is no archive of PyTorch 1.6 or newer; save it again" in refusal(tmp_path / "w.pth")

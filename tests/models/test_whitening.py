@@ -9,6 +9,10 @@ from torch.nn import functional as F
 
 import harness.models.cifar_resnet
 import harness.models.speedrun_cnn  # noqa: F401 - registers its model
+from harness.config.settings import Config
+from harness.data.dataset import Dataset, in_memory
+from harness.data.preprocess import Preprocess
+from harness.models.factory import initialise_for
 from harness.models.whitening import whiten_first_layer, whitening_filters
 from harness.utils.errors import UsageError
 
@@ -70,3 +74,15 @@ def test_a_model_without_a_convolution_of_rgb_images_is_refused():
     for model in (nn.Linear(3, 2), nn.Conv2d(1, 4, 3), nn.Conv2d(3, 6, 3, groups=3)):
         with pytest.raises(UsageError, match="whitening"):
             whiten_first_layer(model, correlated_images(2))
+
+
+def test_the_setting_whitens_the_first_layer_by_the_training_images():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
+    train = in_memory("train", pixels, np.arange(50) % 2, list(map(str, range(50))))
+    data = Dataset("noise", ("a", "b"), train, None, None, (0.5,) * 3, (0.25,) * 3, "")
+    preprocess = Preprocess(32, (0.5,) * 3, (0.25,) * 3, 1.0, "bilinear")
+    model, twin = (timm.create_model("speedrun_cnn", width=4) for _ in range(2))
+    initialise_for(model, Config(whitening=True), data, preprocess)
+    whiten_first_layer(twin, (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.25)
+    torch.testing.assert_close(model.stem.conv.weight, twin.stem.conv.weight, atol=1e-4, rtol=1e-3)
+    assert not model.stem.conv.weight.requires_grad

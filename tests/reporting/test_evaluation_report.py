@@ -1,6 +1,7 @@
 """Each image of an evaluation has its own label, prediction, numbers and maps, whatever the order of a gallery."""
 
 import csv
+import dataclasses
 
 import numpy as np
 import pytest
@@ -151,3 +152,23 @@ def test_the_table_of_all_predictions_has_pictures_of_the_galleries_and_of_the_h
     losses = -np.log(probabilities[np.arange(COUNT), split.labels])
     by_loss = [index for index in np.argsort(-losses).tolist() if index not in galleries]
     assert pictured == galleries | set(by_loss[: 20 - len(galleries)])
+
+
+def test_an_evaluation_without_errors_has_a_figure_that_says_so_and_no_maps(evaluated, tmp_path):
+    evaluator, split, images, probabilities, _, _ = evaluated
+    right = in_memory("test", split.pixels, probabilities.argmax(1), split.ids)
+    result = evaluator.evaluate(right, [(images, torch.from_numpy(right.labels))], tmp_path)
+    assert result.metrics["acc"] == 1 and "explain/maps" not in result.details
+    assert (tmp_path / "figures/gradcam.png").is_file() and not result.details.get("predictions/misclassified")
+
+
+def test_a_model_without_a_layer_for_maps_is_evaluated_without_them(evaluated, tmp_path, caplog):
+    evaluator, split, images, _, _, _ = evaluated
+    torch.manual_seed(0)
+    linear = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * SIZE * SIZE, 4)).eval()
+    batches = [(images, torch.from_numpy(split.labels))]
+    result = dataclasses.replace(evaluator, model=linear).evaluate(split, batches, tmp_path)
+    assert "explain/maps" not in result.details and "predictions/misclassified" in result.details
+    assert "no class-activation maps: no layer of the model gives a map" in caplog.text
+    named = dataclasses.replace(evaluator, config=evaluator.config.replace(cam_layer="second"))
+    assert named.has_cam_layer() and not dataclasses.replace(evaluator, model=linear).has_cam_layer()

@@ -5,9 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from harness.reporting.figures import style, training_curves
+from harness.reporting.figures import schedule, style, training_curves
+from harness.reporting.figures.contact_sheet import contact_sheet
 from harness.reporting.figures.gallery import Canvas, Tile, fit_to_box, fit_to_side, gallery
-from harness.tracking.records import Record
+from harness.reporting.figures.lr_finder import draw_range_test
+from harness.tracking.records import Curve, Record
 from harness.utils.errors import UsageError
 from harness.utils.text import percent, truncate
 
@@ -282,3 +284,36 @@ def test_a_figure_becomes_a_value_for_a_tracker(tmp_path):
     path = training_curves.draw_losses(epochs(2), tmp_path / "losses.png")
     image = training_curves.as_image(path, "losses")
     assert image.caption == "losses" and (image.pixels == pixels(path)).all()
+
+
+def test_a_contact_sheet_and_a_range_test_without_data_show_a_message_too(tmp_path):
+    nothing = Curve("lr", [0.1], {"median": [math.nan]})
+    paths = [
+        contact_sheet([], tmp_path / "a.png", title="Images", subtitle="none"),
+        draw_range_test(tmp_path / "b.png", seeds=[], loss=nothing, acc=nothing, chosen={}, others={}),
+    ]
+    assert all(200 < (pixels(path).sum(2) < 600).sum() < 60_000 for path in paths)
+
+
+def test_a_value_that_was_measured_at_the_end_alone_is_a_star_at_its_epoch(tmp_path):
+    records = [Record(10 * e, e, {"val/acc": 0.5 + e / 20}) for e in (1, 2, 3)]
+    without = pixels(training_curves.draw_accuracy(records, tmp_path / "a.png"))
+    end = Record(30, 3, {"test/acc": 0.9}, kind="final")
+    drawn = pixels(training_curves.draw_accuracy([*records, end], tmp_path / "b.png"))
+    assert not like(without, style.VERMILLION).any() and like(drawn, style.VERMILLION).sum() > 50
+
+
+@pytest.mark.parametrize(
+    ("given", "low", "high"),
+    [
+        ({}, 0.08, 0.8),
+        ({"lr_max": 0.5}, 0.05, 0.5),
+        ({"LRMIN": "0.02"}, 0.02, 0.2),
+        ({"lr_min": 0.1, "lr-max": 0.3}, 0.1, 0.3),
+        ({"lr_min_ratio": 0.25}, 0.2, 0.8),
+        ({"lr_min_ratio": 0.25, "lr_max": 0.4}, 0.1, 0.4),
+    ],
+)
+def test_a_cyclic_schedule_lacks_no_rate(given, low, high):
+    drawn = schedule.curve({"schedule": "cyclic", **given}, 10)
+    assert (min(drawn.lr), max(drawn.lr)) == pytest.approx((low, high))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from harness.evaluation import metrics
-from harness.reporting.html import facts, pages, sweep_reader
+from harness.reporting.html import comparison, facts, pages, sweep_reader
 from harness.reporting.html.comparison import compare_classes
 from harness.reporting.html.groups import group_runs, spread
 from harness.reporting.html.pages import write_run_page
@@ -434,3 +434,66 @@ def test_a_real_sweep_leaves_its_page_and_its_trials_do_not(tmp_path):
     assert "trial-0000" in Page(tmp_path / "runs/mine/report.html").text
     assert not list(tmp_path.glob("runs/mine/runs/*/report.html"))
     assert "report" not in (tmp_path / "runs/mine/best.yaml").read_text()
+
+
+def test_a_page_is_a_file_and_its_failure_is_one_line(tmp_path, monkeypatch, caplog):
+    folder = evil_run(tmp_path / "run")
+    (tmp_path / "pages").mkdir()
+    with pytest.raises(UsageError, match=r"pages is a directory; give a file: -o .*pages/report\.html"):
+        pages.write_page([folder], tmp_path / "pages")
+    lines = []
+
+    def fail(*arguments, **more):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(pages, "run_page", fail)
+    write_run_page(folder, lines.append)
+    assert lines == [f"report.html was not written: a bug; write it with: harness report {folder}"]
+    assert "ZeroDivisionError" in caplog.text  # where it can be found
+
+
+def test_more_configurations_than_can_be_compared_class_by_class_are_named(tmp_path, monkeypatch):
+    one = evil_run(tmp_path / "evil")
+    runs = [other_seed(one, tmp_path / f"r{n}", 0, 0.5, lr_max=0.01 * (n + 1)) for n in range(4)]
+    monkeypatch.setattr(comparison, "MAX_GROUPS", 3)
+    groups = group_runs([pages.read_run(path) for path in runs])
+    compared = compare_classes(groups)
+    assert compared.groups == groups[:3]
+    assert compared.left_out == [(groups[3].label, "only 3 configurations are compared")]
+
+
+def test_a_damaged_journal_is_named_as_missing(tmp_path):
+    folder = evil_run(tmp_path / "run")
+    (folder / "journal.jsonl").unlink()
+    (folder / "journal.jsonl").mkdir()
+    run = pages.read_run(folder)
+    (missing,) = (text for text in run.missing if "journal" in text)
+    assert missing.startswith("the journal, and with it the curves and images (") and not run.records
+
+
+@pytest.mark.parametrize("content", [b"", None, b"trial,state\n\0"])
+def test_a_table_of_trials_that_cannot_be_read_is_named_as_missing(tmp_path, content):
+    folder = sweep(tmp_path / "sweep")
+    (folder / "trials.csv").unlink()
+    if content is not None:
+        (folder / "trials.csv").write_bytes(content)
+    data = sweep_reader.read_sweep(folder)
+    assert not data.trials and any("trials.csv" in text for text in data.missing)
+
+
+@pytest.mark.parametrize(
+    ("value", "key", "text"),
+    [
+        (math.nan, "loss", "–"),
+        (math.inf, "loss", "inf"),
+        (None, "", "–"),
+        (True, "", "True"),
+        (1234, "", "1,234"),
+        (0.1234, "test/acc", "12.34 %"),
+        (0.25, "test/map", "25.00 %"),
+        (1234.5, "loss", "1,234.5"),
+        (0.12345, "loss", "0.1235"),
+    ],
+)
+def test_a_cell_of_a_table_reads_as_a_person_reads_it(value, key, text):
+    assert pages._cell_text(value, key) == text

@@ -1,6 +1,7 @@
 """The numbers, texts and charts of a report are those of the run directory, of which every figure is known."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from harness.models.model_card import model_card
 from harness.reporting.html import facts, run_charts
 from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.pages import run_page
-from harness.reporting.html.run_data import read_run
+from harness.reporting.html.plotly import log_ticks, plain_numbers
+from harness.reporting.html.run_data import affecting_settings, read_run
+from harness.tracking.records import Curve
 from tests.support import small_run
 from tests.support.small_run import IMAGES, LRS, SECONDS, STEP_LOSSES, TRAIN_LOSS, VAL_ACC, VAL_LOSS, write_run
 
@@ -242,3 +245,48 @@ def test_the_configuration_names_the_warm_up(tmp_path, settings, text):
 def test_the_configuration_names_the_augmentation(tmp_path, settings, text):
     run = read_run(write_run(tmp_path / "r", **settings))
     assert dict(facts.configuration(run))["Augmentation"] == text
+
+
+def test_figures_that_are_not_known_leave_their_interval_out(run):
+    for dataset in ({"images": {"test": "four"}}, {"images": {"test": 0}}, {}):
+        unknown = dataclasses.replace(
+            run, summary={**run.summary, "dataset": dataset}, header={**run.header, "dataset": dataset}
+        )
+        assert facts.accuracy_interval(unknown, "test") is None
+        shown = {fact.name: fact.note for fact in facts.headline(unknown)}
+        assert shown["Test accuracy"] == "epoch 2 of 3 (best val/acc)"
+    low, high, images = facts.accuracy_interval(run, "test")
+    assert low < 0.5 < high and images == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [("harness run --name 'open", ""), (3, ""), ("/usr/bin/harness run --name 'a b'", "harness run --name 'a b'")],
+)
+def test_a_recorded_command_that_no_shell_reads_is_left_out(run, command, shown):
+    environment = {**run.header["environment"], "command": command}
+    titles = dict(facts.reproduce_commands(dataclasses.replace(run, header={**run.header, "environment": environment})))
+    assert titles.get("Original command", "") == shown
+
+
+def test_settings_that_cannot_be_parsed_are_all_settings(run):
+    assert "name" not in affecting_settings(run) and affecting_settings(run)["val_fraction"] == 0.1
+    config = {**run.config, "epochs": "many"}
+    assert affecting_settings(dataclasses.replace(run, config=config)) == config
+
+
+def test_limits_and_ticks_of_no_finite_values_are_left_to_the_chart():
+    nothing = Curve("lr", [0.1, 1.0], {"median": [math.nan, math.inf]})
+    assert run_charts.loss_limits(nothing) is None and run_charts.loss_limits(Curve("lr", [], {})) is None
+    assert log_ticks([math.nan, 0.0, -1.0]) == {} and log_ticks([0.02, 0.3])["tickvals"][0] == 0.01
+    assert plain_numbers([1, 2.5, math.nan, math.inf, 1 / 3, 2.0]) == [1, 2.5, None, None, 0.333333, 2]
+
+
+@pytest.mark.parametrize(("classes", "is_drawn", "height"), [(3, True, 360), (100, True, 680), (2000, False, None)])
+def test_a_matrix_of_more_classes_than_fit_is_left_out_and_one_of_many_names_is_of_a_fixed_height(
+    classes, is_drawn, height
+):
+    names = [f"c{index}" for index in range(classes)]
+    labels = np.arange(classes)
+    chart = run_charts.confusion(metrics.SavedPredictions(names, labels, labels, np.full(classes, 0.5), []))
+    assert (chart is not None) == is_drawn and (not is_drawn or chart.height == height)

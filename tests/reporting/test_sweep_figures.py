@@ -180,3 +180,12 @@ def test_values_beyond_the_axis_of_a_sweep_are_marked_as_such(tmp_path, goal):
                 shown = np.array(picture.convert("RGB")).astype(int)
             counts.append((abs(shown - [213, 94, 0]) < 40).all(2).sum())
         assert draw is figures.draw_history or counts[0] > 50 > counts[1]
+
+
+def test_a_front_of_three_metrics_is_no_line(tmp_path):
+    data = read_sweep(sweep(tmp_path / "sweep"))
+    goals = [{"goal": "maximize"}, {"goal": "minimize"}]
+    two = dataclasses.replace(data, further=("seconds",), summary={**data.summary, "metrics": goals})
+    assert two.front_step == "post" and dataclasses.replace(two, further=("seconds", "test/loss")).front_step == ""
+    upwards = dataclasses.replace(two, summary={**data.summary, "metrics": [goals[0], goals[0]]})
+    assert upwards.front_step == "pre" and dataclasses.replace(two, further=()).front_step == ""

@@ -205,3 +205,21 @@ def test_the_code_of_a_package_and_of_the_calling_script_is_saved_on_request(tmp
     (code,) = (artifact for artifact in offline_run.artifacts if artifact["type"] == "code")
     assert sorted(code["files"]) == ["mine/__init__.py", "mine/models/net.py", "train.py"]
     assert json.loads((tmp_path / "runs/r/status.json").read_text())["state"] == "finished"
+
+
+def test_steps_and_the_end_are_passed_on_to_what_shows_them(tmp_path):
+    class Shown(ProgressReporter):
+        calls: list[object]
+
+        def on_step(self, info):
+            self.calls.append(info)
+
+        def close(self):
+            self.calls.append("closed")
+
+    shown = Shown()
+    shown.calls = []
+    reporter = ConsoleLog(shown)
+    reporter.on_step("a step")
+    reporter.close()
+    assert shown.calls == ["a step", "closed"]

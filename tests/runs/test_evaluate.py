@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from PIL import Image
 from harness.cli.main import cli
 from harness.runs import export, inference
 from harness.tracking.journal import read_journal
+from harness.utils.errors import HarnessError, UsageError
 from tests.support.commands import command
 from tests.support.wandb_files import load
 
@@ -360,3 +362,18 @@ def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_pa
     torch.testing.assert_close(
         torch.from_numpy(session.run(None, {"images": images.numpy()})[0]), expected, rtol=1e-3, atol=1e-4
     )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_onnx_file_that_differs_is_not_written_and_a_missing_runtime_is_named(finished, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    _, folder = finished
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(
+        HarnessError, match=r"model\.onnx: ONNX Runtime's logits differ from torch's by .*; nothing was"
+    ):
+        export.export_onnx(folder, tmp_path / "model.onnx")
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UsageError, match=r"ONNX needs an extra: pip install 'vision-harness\[onnx\]'"):
+        export.export_onnx(folder, tmp_path / "model.onnx")

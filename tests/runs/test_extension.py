@@ -12,10 +12,13 @@ import torch
 
 from harness.config.recipe import make_config
 from harness.config.settings import Config
+from harness.runs.extension import with_extension
 from harness.tracking.journal import read_journal
 from harness.tracking.wandb.sync import sync
+from harness.training.distributed import SingleProcess
 from harness.training.schedule import Schedule, make_schedule
-from harness.utils.errors import UsageError
+from harness.utils.errors import CheckpointError, UsageError
+from tests.support.checkpoints import vouch_for
 from tests.support.forked import TINY
 from tests.support.forked import harness as command
 from tests.support.resume import TIMED, flatten
@@ -288,3 +291,47 @@ def test_an_extended_run_is_uploaded_complete(extended, server, tmp_path):
     sync(folder, print)
     assert server.steps == list(range(1, 57))
     assert sync(folder, print).sent == 0
+
+
+def longer(folder, **settings):
+    """Return the settings with which a run of its own settings and more epochs is begun."""
+    return with_extension(
+        make_config({"recipe": str(folder / "config.yaml"), "resume": str(folder), "epochs": 5, **settings}),
+        SingleProcess(),
+    )
+
+
+def test_a_run_whose_checkpoints_are_gone_or_make_no_sense_gets_no_other_length(finished, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(finished / "runs/r", folder)
+    assert longer(folder).extended == ("33:3",) and longer(folder, resume="never").extended == ()
+    (folder / "checkpoints").rename(tmp_path / "elsewhere")
+    with pytest.raises(
+        CheckpointError, match=r"the checkpoints of .*r are gone, so it cannot be trained on; put .*back"
+    ):
+        longer(folder)
+    (tmp_path / "elsewhere").rename(folder / "checkpoints")
+    path = folder / "checkpoints/last.pt"
+    content = torch.load(path, weights_only=True)
+    torch.save({**content, "progress": {**content["progress"], "step": -1}}, path)
+    vouch_for(path)
+    with pytest.raises(CheckpointError, match=r"last\.pt is not a checkpoint of this run: its step is -1"):
+        longer(folder)
+
+
+def test_a_run_that_saved_nothing_has_its_new_length_from_the_start(finished, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(finished / "runs/r", folder)
+    shutil.rmtree(folder / "checkpoints")
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(json.dumps({**status, "state": "interrupted", "checkpoint_step": 0}))
+    assert longer(folder).extended == ("0:3",)
+
+
+def test_a_length_that_was_changed_before_anything_was_trained_is_replaced_by_the_next_one(finished, tmp_path):
+    folder = tmp_path / "r"
+    shutil.copytree(finished / "runs/r", folder)
+    config = make_config({"recipe": str(folder / "config.yaml")})
+    (folder / "config.yaml").write_text(config.replace(epochs=5, extended=("33:3",)).to_yaml())
+    again = longer(folder, epochs=7)
+    assert (again.epochs, again.extended) == (7, ("33:3",))  # not through a length of 5

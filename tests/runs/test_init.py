@@ -19,8 +19,13 @@ from harness.lr_finder.finder import LRFinder, LRFinderOptions
 from harness.runs import export
 from harness.runs.components import build_components
 from harness.runs.lr_find import finder_inputs
+from harness.runs.run import resumed_preprocess
 from harness.tracking.journal import read_journal
+from harness.training.checkpoint import save_checkpoint
+from harness.training.distributed import SingleProcess
+from harness.training.loop import TrainerState
 from harness.utils.errors import CheckpointError, UsageError
+from harness.utils.files import write_json
 from tests.runs.test_precision import StopAfter
 from tests.support.forked import TINY
 from tests.support.forked import harness as command
@@ -28,7 +33,7 @@ from tests.support.image_folders import make_class_folders
 from tests.support.lineage_server import LineageServer
 from tests.support.reporters import Lines
 from tests.support.shared import make_once
-from tests.support.training import assert_equal
+from tests.support.training import assert_equal, learner, net
 from tests.support.wandb_server import KEY
 from tests.training.test_distributed import ranks
 
@@ -345,3 +350,59 @@ def test_a_run_from_weights_that_was_stopped_before_there_was_bias_decay_is_resu
     path.write_text(path.read_text().replace("bias_decay: true\n", ""))
     result = harness.run({"resume": str(tmp_path / "r")})
     assert len(result.history) == 2 and make_config({"recipe": str(path)}).decays_biases
+
+
+def test_a_checkpoint_without_its_preprocessing_ends_a_run_that_started_from_weights_in_one_line(tmp_path):
+    config = Config(init="weights.pth", output=str(tmp_path), name="r", precision="fp32")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r/config.yaml").write_text(config.to_yaml())
+    write_json(tmp_path / "r/status.json", {"state": "interrupted"})
+    one = learner(net())
+    state = {"learner": one.state_dict(), "progress": TrainerState(step=3).state_dict()}
+    save_checkpoint(tmp_path / "r/checkpoints", state, {"step": 3})
+    with pytest.raises(
+        CheckpointError, match=r"last\.pt has no usable preprocessing .*; start again with --resume never"
+    ):
+        resumed_preprocess(config, SingleProcess())
+    assert resumed_preprocess(config.replace(resume="never"), SingleProcess()) is None
+
+
+def test_what_is_left_out_of_a_file_and_a_model_without_a_head_are_said():
+    model, other = network(3, 0), network(3, 1)
+    whole = {f"model.{name}": value for name, value in other.state_dict().items()} | {"loss.weight": torch.ones(3)}
+    line = give(whole, "", ["a", "b", "c"], model)
+    assert line.endswith("prefix model. removed from the names; 1 of other parts left out, such as loss.weight")
+    assert_equal(dict(model.state_dict()), dict(other.state_dict()))
+    features = network(0, 2)
+    count = len(features.state_dict())
+    assert (
+        give(features.state_dict(), "", ["a", "b", "c"], network(0, 3)) == f"Weights from w: {count} of {count} tensors"
+    )
+
+
+def test_weights_that_timms_own_conversion_does_not_understand_are_refused_by_name():
+    model = network(3, 0, "test_vit")
+    weights = {**model.state_dict(), "pos_embed": torch.zeros(3)}
+    with pytest.raises(CheckpointError, match=r"do not fit test_resnet: pos_embed \[3\] instead of \[1, "):
+        give(weights, "", ["a", "b", "c"], model)
+
+
+def test_an_export_that_does_not_say_how_its_images_were_prepared_leaves_that_to_the_data(tmp_path):
+    save_for_hf(network(2, 0), str(tmp_path), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True)
+    assert read_initial_weights(str(tmp_path)).preprocess is not None
+    content = json.loads((tmp_path / "config.json").read_text())
+    for change in ({"mean": None}, {"input_size": []}, {"std": [0.0, 0.0, 0.0]}):
+        (tmp_path / "config.json").write_text(
+            json.dumps({**content, "pretrained_cfg": {**content["pretrained_cfg"], **change}})
+        )
+        weights = read_initial_weights(str(tmp_path))
+        assert weights.preprocess is None and weights.classes == ("cat", "dog")
+
+
+@pytest.mark.slow
+def test_a_range_test_from_weights_says_what_was_taken(source, tmp_path):
+    reporter = Lines()
+    options = {**QUIET, "recipe": "digits", "init": str(source), "output": str(tmp_path), "batch_size": 256}
+    harness.find_lr(make_config(options), steps=10, seeds=1, reporter=reporter)
+    total = len(load_file(source / "checkpoints/model.safetensors"))
+    assert f"Weights from {source}: {total} of {total} tensors; head of 10 classes kept." in reporter.lines

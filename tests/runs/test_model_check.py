@@ -247,3 +247,19 @@ def test_a_run_of_a_model_that_cannot_be_trained_writes_nothing(tmp_path):
 def test_a_model_of_three_channels_is_refused_for_images_of_one():
     text = refusal(timm.create_model("custom_resnet", width=4, num_classes=3), channels=1)
     assert "cannot take images of 8 x 8 x 1 pixels" in text and "make it take in_chans=1" in text
+
+
+@pytest.mark.parametrize("is_training", [False, True])
+def test_memory_that_runs_out_in_the_trial_is_not_said_to_be_a_model_that_does_not_fit(is_training):
+    class Hungry(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = pooled()
+
+        def forward(self, images):
+            if self.training == is_training:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.net(images)
+
+    with pytest.raises(torch.OutOfMemoryError):
+        check(Hungry())

@@ -4,7 +4,10 @@ import csv
 import io
 import json
 import logging
+import math
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,8 @@ import harness
 from harness.evaluation.trained_model import load_trained_model
 from harness.runs.inference import explain
 from harness.runs.predict import Prediction, predict, write_predictions
-from harness.utils.errors import DataError
+from harness.training.checkpoint import load_weights, save_weights
+from harness.utils.errors import DataError, DivergedError
 from tests.support.commands import QUICK, command
 
 
@@ -193,3 +197,29 @@ def test_a_name_that_is_no_valid_unicode_is_written_as_an_escape():
         stream = io.BytesIO()
         assert write_predictions([prediction], stream, suffix) == 1
         assert "caf" in stream.getvalue().decode("utf-8")
+
+
+def test_a_model_that_answers_with_nan_predicts_and_explains_nothing(pictures, tmp_path):
+    weights, facts = load_weights(pictures / "runs/noise/checkpoints/model.safetensors")
+    weights = {name: value * math.nan if value.ndim == 2 else value for name, value in weights.items()}
+    save_weights(
+        tmp_path / "model.safetensors", weights, {key: facts[key] for key in ("config", "classes", "preprocess")}
+    )
+    picture = next((pictures / "pictures/test/bright").iterdir())
+    for answers in (
+        predict(tmp_path / "model.safetensors", picture),
+        explain(tmp_path / "model.safetensors", [picture], {"cam": "none"}, out=tmp_path / "out"),
+    ):
+        with pytest.raises(
+            DivergedError,
+            match=rf"the model answers .*{re.escape(picture.name)} with NaN or infinite numbers; its training has",
+        ):
+            list(answers)
+
+
+def test_the_labels_of_an_image_are_its_most_probable_class_or_those_above_their_thresholds():
+    probabilities = np.array([0.2, 0.7, 0.6], np.float32)
+    one = Prediction(Path("x.png"), ("a", "b", "c"), probabilities)
+    assert one.labels == one.top(1) == [("b", pytest.approx(0.7))] and one.prediction == "b"
+    several = Prediction(Path("x.png"), ("a", "b", "c"), probabilities, np.array([0.1, 0.8, 0.6], np.float32))
+    assert [name for name, _ in several.labels] == ["c", "a"]

@@ -16,11 +16,12 @@ from harness.config import yaml_io
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.models import cifar_resnet
+from harness.runs.plot import plot_schedule
 from harness.tracking.journal import read_journal
 from harness.utils.files import read_json
 from tests.support.commands import QUICK, begun, command, wait_for_checkpoint
 from tests.support.forked import begin
-from tests.support.wandb_files import load
+from tests.support.wandb_files import load, offline_runs
 
 
 def test_a_run_writes_every_documented_file_and_its_status(finished):
@@ -480,3 +481,13 @@ def test_lr_find_prints_its_learning_rates_and_writes_a_sweep(tmp_path):
     for trial in (folder / "runs").iterdir():
         config = yaml_io.read_yaml(trial / "config.yaml")
         assert config["test"] is False and config["model_args"] == {"width": 4} and config["val_fraction"] == 0.1
+
+
+def test_a_plot_is_recorded_in_wandb_on_request(tmp_path):
+    settings = {"recipe": "digits", "wandb": "offline", "output": str(tmp_path / "runs")}
+    text = plot_schedule(settings, tmp_path / "lr.png", 10)
+    assert str(tmp_path / "lr.png") in text
+    (recorded,) = offline_runs(tmp_path / "runs/plot-lr")
+    config = make_config({"recipe": "digits"})
+    assert recorded.exit_code == 0 and recorded.config["lr_max"] == config.lr_max
+    assert any(name.startswith("plot/lr") for row in recorded.rows for name in row)

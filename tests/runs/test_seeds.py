@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,11 +19,14 @@ from scipy import special, stats
 
 import harness
 from harness import make_config, run_seeds
+from harness.config.automatic import Choice
+from harness.runs import seeds
 from harness.runs.progress import ProgressReporter
 from harness.runs.seeds import SeedRun, SeedsFailedError, SeedsResult, seeds_table
+from harness.tracking.chosen_settings import write_choices
 from harness.tracking.metric_names import interval_scale
 from harness.tracking.run_dir import lock_folder, members
-from harness.utils.errors import BusyError, UsageError
+from harness.utils.errors import BusyError, DataError, UsageError
 from harness.utils.files import read_json
 from harness.utils.signals import Interrupted
 from harness.utils.stats import mean_interval
@@ -370,3 +374,41 @@ def test_seeds_of_the_same_table_with_other_images_are_trained_anew(tmp_path):
     table = {"data": "table", "data_dir": str(tmp_path / "x.csv"), "batch_size": 8, "report": False}
     results = [run_seeds(settings(tmp_path, **table, image_root=str(tmp_path / root)), 1, Lines()) for root in "AAB"]
     assert folders_of(results[0]) == folders_of(results[1]) != folders_of(results[2])
+
+
+def test_the_number_of_failed_seeds_is_said():
+    finished = [SeedRun(seed, "finished", result={"test/acc": 0.5}) for seed in range(2)]
+    for failed, text in (
+        (1, "1 failed seed is left out of these figures"),
+        (2, "2 failed seeds are left out of these figures"),
+    ):
+        seeds = (*finished, *(SeedRun(9 + seed, "failed", reason="diverged") for seed in range(failed)))
+        assert text in seeds_table(SeedsResult(Path("seeds"), make_config({}, "digits"), seeds))
+    assert "left out" not in seeds_table(SeedsResult(Path("seeds"), make_config({}, "digits"), tuple(finished)))
+
+
+def test_a_result_that_was_changed_since_its_run_ended_is_no_seed_of_a_summary(three, tmp_path):
+    _, output = three
+    (folder, *_) = sorted(path for path in output.iterdir() if (path / "summary.json").exists())
+    shutil.copytree(folder, tmp_path / "r", symlinks=True)
+    assert seeds._finished_seed(4, tmp_path / "r").result == result_of(folder)
+    (tmp_path / "r/summary.json").write_text('{"result": {"test/acc": 1.0}}')
+    with pytest.raises(
+        DataError, match=r"summary\.json has changed since the run ended; restore it, or train again with"
+    ):
+        seeds._finished_seed(4, tmp_path / "r")
+
+
+def test_seeds_with_different_choices_are_named_with_the_values_of_each(tmp_path):
+    for seed, (batch, epochs) in enumerate(((8, 3), (16, 3), (8, 3))):
+        (tmp_path / f"r{seed}").mkdir()
+        write_choices(
+            tmp_path / f"r{seed}", {"batch_size": Choice(batch, "few images"), "epochs": Choice(epochs, "few")}
+        )
+    runs = tuple(SeedRun(seed, "finished", f"r{seed}") for seed in range(3))
+    result = SeedsResult(tmp_path / "all", make_config({}, "digits"), runs)
+    assert seeds._differing_choices(result) == (
+        "the seeds have different settings, so their mean is that of no one setting: "
+        "batch_size (8 in seed 0, 16 in seed 1); give these settings and train again"
+    )
+    assert seeds._differing_choices(SeedsResult(tmp_path / "all", result.config, runs[::2])) == ""

@@ -1,6 +1,8 @@
 """The lifecycle of everything that is recorded: status, journal and W&B record how the body ended."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +10,7 @@ from harness.config.settings import Config
 from harness.runs.tracked_run import tracked_output, tracked_run
 from harness.tracking import run_dir
 from harness.tracking.journal import read_journal
-from harness.tracking.records import Record
+from harness.tracking.records import Artifact, Record
 from harness.training.loop import TrainerState
 from harness.utils.errors import DivergedError, UsageError
 from harness.utils.signals import Interrupted, StopRequests
@@ -137,3 +139,32 @@ def test_the_data_of_a_resumed_run_is_declared_again_in_wandb_and_once_in_the_jo
     assert (artifact.kind, artifact.is_input, artifact.metadata["classes"]) == ("dataset", True, 2)
     assert json.loads((again.path / "dataset.json").read_text())["classes"] == ["0", "1"]
     assert [[one["name"] for one in run.artifacts] for run in offline_runs(again.path)] == [["digits"], ["digits"]]
+
+
+def test_the_first_error_is_raised_although_closing_the_run_fails(config):
+    config = config.replace(wandb="disabled")  # whose service would write to the folder meanwhile
+
+    def body(tracked):
+        shutil.rmtree(config.output)
+        Path(config.output).write_text("a file in place of the folder")
+        raise DivergedError("training diverged")
+
+    directory, reporter = run_dir.claim_run_dir(config), Lines()
+    with (
+        StopRequests() as stop_requests,
+        pytest.raises(DivergedError, match="training diverged"),
+        tracked_run(
+            config, directory, reporter, stop_requests, header={"environment": {}}, state=state_after_two_epochs()
+        ) as tracked,
+    ):
+        body(tracked)
+    directory.close()
+
+
+def test_the_models_and_data_that_an_output_is_of_are_its_inputs_in_wandb(config, tmp_path):
+    (tmp_path / "w.txt").write_text("weights")
+    used = Artifact("net", "model", {"w.txt": tmp_path / "w.txt"}, is_input=True)
+    with tracked_output(config, tmp_path / "out", job_type="export", name="x", inputs=lambda: [used]) as tracker:
+        tracker.record(Record(0, 0, {"plot/x": 1.0}, kind="final"))
+    (recorded,) = offline_runs(tmp_path / "out")
+    assert [one["name"] for one in recorded.artifacts] == ["net"] and recorded.exit_code == 0

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import harness
 from harness.config.settings import Config
 from harness.runs.progress import ProgressReporter
 from harness.runs.trainer import Trainer
@@ -15,6 +16,8 @@ from harness.training import checkpoint
 from harness.training.loop import StepInfo, TrainerState
 from harness.training.schedule import Schedule
 from harness.utils.signals import StopRequests
+from tests.support.image_folders import make_class_folders
+from tests.support.reporters import Lines
 from tests.support.training import Batches, eval_batches, learner, net
 
 
@@ -106,3 +109,20 @@ def test_training_stops_after_exactly_as_many_epochs_without_a_better_one_as_ear
         if epochs < len(accuracies):  # resumed, it does not go on
             trainer.train()
             assert len(state.history) == epochs
+
+
+def test_a_run_says_what_is_frozen_and_what_was_skipped(tmp_path):
+    make_class_folders(tmp_path / "data", count=8, size=(16, 16))
+    (tmp_path / "data/train/cat/0.png").write_bytes(b"no image")
+    settings = {
+        "recipe": "custom-resnet", "data": "folder", "data_dir": str(tmp_path / "data"), "bad_images": "skip", "workers": 0,
+        "model_args": "width=4", "batch_size": 8, "epochs": 1, "peak_epoch": 1, "precision": "fp32", "threads": 1, "report": False,
+        "wandb": "disabled", "output": str(tmp_path / "runs"), "name": "r", "gallery": 0, "cam": "none", "cutout": 4,
+        "freeze": "prep",
+    }  # fmt: skip
+    reporter = Lines()
+    result = harness.run(settings, reporter=reporter)
+    sizes = {name: parameter.numel() for name, parameter in result.model.named_parameters()}
+    frozen = sum(size for name, size in sizes.items() if name.startswith("prep."))
+    assert f"Frozen: {frozen:,} of {sum(sizes.values()):,} parameters." in reporter.lines
+    assert "Skipped 1 unreadable image: train/cat/0.png" in reporter.lines

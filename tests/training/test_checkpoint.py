@@ -1,15 +1,20 @@
 """Checkpoints: the newest intact one is found, nothing unsafe is loaded, and a thread writes what it was given, in order."""
 
+import hashlib
 import threading
 import time
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from harness.training import checkpoint
 from harness.training.checkpoint import CheckpointWriter
 from harness.training.loop import TrainerState
+from harness.training.saved_progress import check_progress
+from harness.utils.checksums import write_checked_json
 from harness.utils.errors import CheckpointError, ResourceError
+from harness.utils.files import read_json
 from tests.support.training import CPU, learner, net, weights
 
 
@@ -153,3 +158,78 @@ def test_on_a_cpu_a_state_is_written_at_once():
     written = []
     CheckpointWriter(CPU).save({"step": 3}, written.append)
     assert written == [{"step": 3}]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"step": -1}, "its step is -1"),
+        ({"history": [{"epoch": 2}]}, "the epochs of its history are not those from 1 on"),
+        ({"lrs": [float("nan")]}, "its learning rates are no numbers"),
+        ({"sizes": [8]}, "its sizes of batches are no positive numbers, one for each learning rate"),
+        ({"times": [float("inf")]}, "the times of its updates are no numbers"),
+        ({"times": "now"}, "the times of its updates are no numbers"),
+        ({"seconds": -2.0}, r"its seconds are -2\.0"),
+        ({"random": {}}, "it has no random state"),
+    ],
+)
+def test_a_position_that_makes_no_sense_is_refused_by_what_is_wrong(change, message):
+    progress = TrainerState(step=3).state_dict()
+    check_progress(progress)
+    check_progress({key: value for key, value in progress.items() if key != "times"})  # as former checkpoints are
+    with pytest.raises(ValueError, match=message):
+        check_progress({**progress, **change})
+
+
+def test_missing_checkpoints_and_weights_are_named(tmp_path):
+    for load, name in ((checkpoint.load_checkpoint, "last.pt"), (checkpoint.load_weights, "model.safetensors")):
+        with pytest.raises(CheckpointError, match=f"there is no checkpoint .*{name}"):
+            load(tmp_path / name)
+
+
+def test_a_checkpoint_that_its_index_does_not_know_is_damaged(tmp_path):
+    save(tmp_path, 1)
+    (tmp_path / "last.pt").write_bytes((tmp_path / "last.pt").read_bytes() + b"\0")
+    with pytest.raises(CheckpointError, match=r"last\.pt is damaged: index\.json has another checksum"):
+        checkpoint.load_checkpoint(tmp_path / "last.pt")
+
+
+def test_a_run_killed_in_its_first_save_has_no_checkpoint(tmp_path):
+    (tmp_path / "incoming.pt").write_bytes(b"PK\x03\x04 half of it")
+    assert checkpoint.newest_checkpoint(tmp_path) is None
+
+
+FACTS = {"config": {}, "classes": ["a"], "preprocess": {}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"config": {}}, r"not a checkpoint of harness: model\.json with its settings is missing"),
+        (FACTS, r"not a checkpoint of harness: model\.json has no format"),
+        ({**FACTS, "format": True}, "has no format"),
+        (
+            {**FACTS, "format": 99},
+            r"written by a newer version of harness \(format 99, this one reads \d+\); upgrade it",
+        ),
+    ],
+)
+def test_weights_whose_facts_are_not_those_of_harness_are_refused(tmp_path, facts, message):
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(2)}, path)
+    content = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **facts}
+    write_checked_json(tmp_path / "model.json", content)
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.load_weights(path)
+
+
+def test_weights_that_are_written_over_damaged_ones_do_not_keep_the_facts_of_those(tmp_path):
+    path, about = tmp_path / "model.safetensors", {**FACTS, "epoch": 1}
+    checkpoint.save_weights(path, {"a": torch.zeros(2)}, about)
+    checkpoint.save_weights(path, {"a": torch.ones(2)}, {**about, "epoch": 2})
+    assert read_json(tmp_path / "model.json")[checkpoint.REPLACED]["epoch"] == 1
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    checkpoint.save_weights(path, {"a": torch.full((2,), 3.0)}, {**about, "epoch": 3})
+    assert checkpoint.REPLACED not in read_json(tmp_path / "model.json")
+    weights, facts = checkpoint.load_weights(path)
+    assert weights["a"].tolist() == [3.0, 3.0] and facts["epoch"] == 3

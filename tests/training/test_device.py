@@ -5,8 +5,9 @@ import torch
 from torch import nn
 
 from harness.config.settings import Config
-from harness.training.device import autocast_dtype, no_cudnn_benchmark, pick_precision
+from harness.training.device import autocast_dtype, evaluation_memory, no_cudnn_benchmark, pick_device, pick_precision
 from harness.training.learner import make_learner
+from harness.utils.errors import ResourceError, UsageError
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
@@ -49,3 +50,26 @@ def test_cudnn_measures_no_algorithms_in_the_context_and_does_again_after_an_err
         assert torch.backends.cudnn.benchmark
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.parametrize("name", ["graphics", "meta", "cpu:x"])
+def test_a_device_that_does_not_exist_is_refused_with_those_that_do(name):
+    with pytest.raises(UsageError, match=f"device={name!r}: need auto, cpu, cuda, cuda:N or mps"):
+        pick_device(name)
+    assert pick_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has a Metal device")
+def test_a_metal_device_that_this_machine_does_not_have_is_refused():
+    with pytest.raises(UsageError, match="device='mps': this machine has no Metal device; use --device cpu or auto"):
+        pick_device("mps")
+
+
+def test_an_evaluation_without_memory_names_the_setting_and_another_error_stays_as_it_is():
+    with (
+        pytest.raises(ResourceError, match="while evaluating 1,234 images; lower --eval-batch-size"),
+        evaluation_memory(1234),
+    ):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(RuntimeError, match="shapes differ"), evaluation_memory(1234):
+        raise RuntimeError("shapes differ")

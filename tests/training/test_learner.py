@@ -10,6 +10,7 @@ from harness.config.settings import Config
 from harness.data.mixup import make_mixup
 from harness.training.learner import Learner, make_learner
 from harness.training.optimizer import make_optimizer, set_lr_and_momentum
+from harness.utils.errors import UsageError
 from tests.support.training import CPU, Batches, learner, net
 
 INF = float("inf")
@@ -169,3 +170,34 @@ class BrightestChannel(nn.Module):
 
     def forward(self, images):
         return self.scale * images.mean((2, 3))
+
+
+def test_a_resumed_learner_in_float16_has_the_scale_of_the_stopped_one_and_its_next_update():
+    images, labels = next(Batches().epoch(0))
+
+    def made(seed):
+        one = make_learner(Config(precision="fp16", channels_last=False), net(seed, dropout=0.0), CPU, torch.float16)
+        one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)
+        return one
+
+    one, other = made(0), made(1)
+    for step in range(4):
+        one.train_step(images, labels, step, 0.01, 0.9)
+    saved = copy.deepcopy(one.state_dict())
+    assert one.scaler.get_scale() != other.scaler.get_scale()
+    other.load_state_dict(saved)
+    assert other.scaler.get_scale() == one.scaler.get_scale()
+    for each in (one, other):
+        for step in range(4, 8):
+            each.train_step(images, labels, step, 0.01, 0.9)
+    assert one.scaler.state_dict() == other.scaler.state_dict()
+    for name, value in one.model.state_dict().items():
+        assert torch.equal(value, other.model.state_dict()[name]), name
+
+
+def test_an_optimizer_of_second_derivatives_is_refused_in_float16():
+    with pytest.raises(
+        UsageError, match="optimizer=adahessian needs second derivatives, which fp16 does not have; choose another"
+    ):
+        make_learner(Config(optimizer="adahessian"), net(), CPU, torch.float16)
+    assert make_learner(Config(optimizer="adahessian"), net(), CPU, None).scaler is None

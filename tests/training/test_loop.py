@@ -16,7 +16,17 @@ from harness.training import checkpoint
 from harness.training.loop import TrainerState, evaluate_batches, fit
 from harness.training.schedule import Schedule
 from harness.utils.errors import DivergedError
-from tests.support.training import CPU, Batches, assert_equal, eval_batches, learner, net, schedule, weights
+from tests.support.training import (
+    CPU,
+    Batches,
+    EvalBatches,
+    assert_equal,
+    eval_batches,
+    learner,
+    net,
+    schedule,
+    weights,
+)
 
 
 def test_training_equals_a_reference_pytorch_loop():
@@ -275,3 +285,9 @@ def test_the_state_for_a_checkpoint_is_made_without_a_copy_to_the_cpu(monkeypatc
         list(fit(learner(net()), Batches(), schedule(1), epochs=1, state=state, on_step=stop_at_second_step))
     monkeypatch.setattr(torch.Tensor, "cpu", lambda self: pytest.fail("this waits for a GPU"))
     assert state.state_dict()["losses"].tolist() == [float(loss) for loss in state.losses]
+
+
+def test_of_no_images_every_metric_is_unknown():
+    metrics = evaluate_batches(net(), EvalBatches(), CPU)
+    assert metrics.keys() == evaluate_batches(net(), eval_batches(), CPU).keys()
+    assert all(math.isnan(value) for value in metrics.values())

@@ -1,5 +1,7 @@
 """Training on several labels per image: loss, weights and mixing against torch and NumPy, and evaluation of all processes."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -158,3 +160,10 @@ def test_each_of_two_processes_receives_the_metrics_of_all_images(shares):
     for thread in threads:
         thread.join(20)
     assert results == {0: expected, 1: expected}
+
+
+def test_of_no_images_every_metric_is_unknown():
+    logits, labels = sample()
+    metrics, thresholds = evaluate_multilabel(Identity(), [(logits[:0], labels[:0])], CPU, chooses_thresholds=True)
+    assert all(math.isnan(value) for value in metrics.values()) and thresholds.tolist() == [0.5] * 3
+    assert metrics.keys() == evaluate_multilabel(Identity(), [(logits, labels)], CPU)[0].keys()

@@ -11,7 +11,7 @@ import harness.models.cifar_resnet
 from harness.config.settings import Config
 from harness.training.learner import make_learner
 from harness.training.lookahead import Lookahead
-from harness.training.optimizer import current_lr, make_optimizer, parameter_groups, set_lr_and_momentum
+from harness.training.optimizer import current_lr, load_optimizer, make_optimizer, parameter_groups, set_lr_and_momentum
 from harness.utils.errors import UsageError
 from tests.support.training import CPU, Batches, assert_equal, learner, net, weights
 
@@ -123,3 +123,29 @@ def test_look_ahead_is_resumed_bit_for_bit():
     other_model, other = made()
     other.load_state_dict(saved)
     assert_equal(train(model, one, range(5, 9)), train(other_model, other, range(5, 9)))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "change", "message"),
+    [
+        ("sgd", lambda state: state["param_groups"][0].update(lr="0.1"), "lr '0.1' is no number"),
+        ("sgd", lambda state: state["param_groups"][0].update(momentum=None), "momentum None is no number"),
+        ("sgd", lambda state: state["param_groups"][0].update(weight_decay=7), "weight_decay 7 instead of "),
+        ("sgd", lambda state: state["state"][0].update(momentum_buffer=torch.zeros(3)), r"momentum_buffer .*\[3\]"),
+        (
+            "lion",
+            lambda state: state["state"][0].update(exp_avg=torch.zeros(3, 2).to_sparse()),
+            "exp_avg is no dense tensor",
+        ),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused_before_a_kernel_trusts_it(optimizer, change, message):
+    model = net()
+    one = make_optimizer(Config(optimizer=optimizer), model)
+    model(torch.randn(4, 3, 8, 8)).sum().backward()
+    one.step()
+    state = copy.deepcopy(one.state_dict())
+    load_optimizer(one, copy.deepcopy(state))
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        load_optimizer(one, state)

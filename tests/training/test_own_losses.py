@@ -210,3 +210,13 @@ def test_a_range_test_asks_a_loss_with_the_kind_of_targets_that_its_run_has():
     register_loss(lambda logits, targets: -(targets * logits.log_softmax(1)).sum(1).mean(), name="soft")
     for settings in ({"mixup": 0.2}, {"cutmix": 1.0, "label_smoothing": 0.1}, {"label_smoothing": 0.1}):
         assert losses.uniform_loss(Config(loss="soft", **settings), 3) == pytest.approx(math.log(3), rel=1e-5)
+
+
+def test_a_loss_that_needs_more_memory_than_there_is_is_not_said_to_be_wrong():
+    def loss(logits, targets):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    register_loss(loss, name="mine")
+    config = Config(loss="mine")
+    with pytest.raises(torch.OutOfMemoryError):
+        try_loss(config, losses.make_loss(config, CPU), 3, 4, CPU)

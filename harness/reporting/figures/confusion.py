@@ -64,8 +64,6 @@ def confusion_figure(
 
 def reliability_figure(measured: Reliability, path: Path | str, *, title: str = "Reliability diagram") -> Path:
     """Draw the accuracy by confidence, and below it the number of images in each bin."""
-    if not measured.counts.sum():
-        return style.save_figure(style.message_figure("No reliability diagram: there are no predictions."), path)
     figure = style.figure(6.4, 6.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     filled = measured.counts > 0
