@@ -112,3 +112,11 @@ def test_a_run_takes_settings_as_a_dictionary_as_a_recipe_or_by_keyword():
     with pytest.raises(harness.utils.errors.UsageError, match="Config has no field 'lr': give 'lr_max'"):
         harness.Config(lr=0.1)
     assert pickle.loads(pickle.dumps(expected)) == copy.deepcopy(expected) == expected
+
+
+@pytest.mark.parametrize("package", ["data", "evaluation", "models", "tracking", "training"])
+def test_a_name_that_is_imported_when_it_is_used_is_that_of_its_module(package):
+    module = importlib.import_module(f"harness.{package}")
+    assert sorted(module._MODULES) == sorted(module.__all__)
+    for name, place in module._MODULES.items():
+        assert getattr(module, name) is getattr(importlib.import_module(place), name)

@@ -250,8 +250,8 @@ def albumentations_compose(augment: Augment, preprocess: Preprocess) -> Any:
             )
         steps.append(albumentations.RandomCrop(size, size, p=1))
     elif augment.crop == "resized":
-        cv2_codes = {"nearest": 0, "bilinear": 1, "bicubic": 2, "lanczos": 4}
-        interpolation = cv2_codes.get(preprocess.interpolation, 1)
+        codes = {"nearest": cv2.INTER_NEAREST, "bicubic": cv2.INTER_CUBIC, "lanczos": cv2.INTER_LANCZOS4}
+        interpolation = codes.get(preprocess.interpolation, cv2.INTER_LINEAR)
         steps.append(
             albumentations.RandomResizedCrop(
                 (size, size), augment.scale, augment.ratio, interpolation=interpolation, p=1

@@ -231,7 +231,7 @@ def test_the_command_takes_a_path_a_name_and_options(tmp_path):
     assert "48 images in 2 classes" in done.stdout and "contact sheet: sheet.png" in done.stderr
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
     values = json.loads(command("data", "digits", "--json", "--limit", 50, cwd=tmp_path, check=0).stdout)
-    assert values["data"] == "digits" and len(values["classes"]) == 10
+    assert (values["data"], values["data_dir"]) == ("digits", "data") and len(values["classes"]) == 10
     assert "there is no folder nowhere" in command("data", "nowhere", cwd=tmp_path, check=3).stderr
     assert "both name the data" in command("data", "pictures", "--data-dir", "other", cwd=tmp_path, check=2).stderr
     assert "must end in .png or .svg" in command("data", "pictures", "-o", "x.jpg", cwd=tmp_path, check=2).stderr

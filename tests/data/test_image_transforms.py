@@ -17,7 +17,7 @@ from harness.config.settings import Config
 from harness.data.augment import make_augment
 from harness.data.dataset import Dataset, in_memory
 from harness.data.device_loader import epoch_order
-from harness.data.image_transforms import TimmTransform, seeded_rng
+from harness.data.image_transforms import TimmTransform, albumentations_compose, seeded_rng
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.data.worker_loader import repeat_images
@@ -369,3 +369,16 @@ def test_albumentations_that_is_not_installed_is_named(monkeypatch):
         UsageError, match="needs the package albumentations; run pip install albumentations, or set --augment timm"
     ):
         list(loaders(augment="albumentations").train.epoch(0))
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("nearest", "NEAREST"), ("bilinear", "LINEAR"), ("bicubic", "CUBIC"), ("lanczos", "LANCZOS4")]
+)
+def test_albumentations_crops_with_the_interpolation_of_the_model(name, code):
+    cv2 = pytest.importorskip("cv2")
+    preprocess = dataclasses.replace(PREPROCESS, interpolation=name)
+    pipeline = albumentations_compose(
+        make_augment(Config(crop="resized", flip=False, cutout=0), preprocess), preprocess
+    )
+    [crop, _] = pipeline.transforms
+    assert crop.interpolation == getattr(cv2, f"INTER_{code}") and tuple(crop.size) == (SIZE, SIZE)

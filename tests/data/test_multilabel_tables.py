@@ -120,6 +120,13 @@ def test_each_class_is_held_out_by_its_share_and_none_is_lost():
     assert multilabel_indices(labels, 0.2, seed=2).tolist() != held_out.tolist()
 
 
+def test_as_many_images_are_held_out_as_asked_where_every_class_is_rare():
+    labels = np.repeat(np.eye(20, dtype=np.uint8), 3, axis=0)  # a tenth of three images rounds to none
+    for seed in range(5):
+        held_out = multilabel_indices(labels, 0.1, seed)
+        assert len(held_out) == 6 and (labels.sum(0) - labels[held_out].sum(0) >= 1).all()
+
+
 def test_a_class_of_one_image_stays_among_the_training_images():
     labels = np.zeros((50, 3), np.uint8)
     labels[0, 0] = labels[1:, 1] = labels[10:30, 2] = 1

@@ -423,6 +423,17 @@ def test_methods_are_known_in_any_spelling():
     ]
 
 
+def test_a_method_is_slow_where_its_forward_passes_grow_with_the_channels():
+    """Slow ones are given the images one at a time, since the package keeps what each of those passes computes."""
+    net, images = tiny_net(), random_images(2)
+    for name, method in gradcam.METHODS.items():
+        batches = []
+        handle = net.register_forward_pre_hook(lambda module, inputs, batches=batches: batches.append(len(inputs[0])))
+        gradcam.compute_maps(net, images, [0, 1], method=name)
+        handle.remove()
+        assert method.is_slow == (sum(batches) > 3 * len(images)), name
+
+
 def test_the_slow_methods_draw_no_progress_bars(capfd):
     for method in ("scorecam", "ablationcam"):
         maps = gradcam.compute_maps(tiny_net(), random_images(2), [0, 1], method=method)

@@ -1,6 +1,7 @@
 """The range test of images with several labels: its curve is that of a plain torch loop, its measures are scikit-learn's."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -78,6 +79,8 @@ def test_equal_logits_count_as_half_and_classes_without_pairs_are_left_out():
     missing = torch.cat([labels, torch.zeros(40, 1), torch.ones(40, 1)], 1)
     padded = torch.cat([logits, torch.randn(40, 2)], 1)
     assert float(ranking_quality(padded, missing)) == pytest.approx(roc_auc_score(labels, logits))
+    alone = torch.cat([labels[:, :1], torch.zeros(40, 1), torch.ones(40, 1)], 1)  # one class that can be ranked
+    assert float(ranking_quality(logits, alone)) == pytest.approx(roc_auc_score(labels[:, 0], logits[:, 0]))
     assert float(ranking_quality(logits, torch.zeros(40, 3))) == 0.5
     assert float(ranking_quality(torch.zeros(40, 3), labels)) == 0.5
 
@@ -136,11 +139,22 @@ def test_a_start_far_above_the_frequencies_of_the_classes_makes_the_result_unsur
     assert "high start" not in {caution.kind for caution in one_label.cautions}
 
 
+def test_a_measure_above_chance_is_no_caution_and_one_at_chance_names_it():
+    curves = [typical_curve(seed) for seed in range(3)]
+    for highest, expected in ((0.7, False), (0.5, True)):
+        scaled = [replace(curve, accs=highest * curve.accs / np.nanmax(curve.accs)) for curve in curves]
+        cautions = suggest(scaled, uniform_loss=UNIFORM_LOSS, chance=0.5, measure=RANKING).cautions
+        found = [caution.text for caution in cautions if caution.kind.endswith("at chance")]
+        assert bool(found) == expected and all("not above 50.0 %" in text for text in found)
+
+
 def test_the_result_names_what_was_measured_in_place_of_the_accuracy(tmp_path):
     table = write_separated(tmp_path, make_squares(tmp_path, 200))
     settings = {**SETTINGS, "model_args": "width=4", "data_dir": str(table), "output": str(tmp_path / "runs")}
     result = find_lr(settings, seeds=1, steps=40, low=1e-3, high=1.0, confirm=2)
     assert result.lr_max is not None and result.curves[0].accs.max() > 0.8
+    assert not [caution for caution in result.suggestion.cautions if caution.kind.endswith("at chance")]
+    assert len(json.loads((result.folder / "lr_finder.json").read_text())["trials"]) == len(result.short_runs) == 2
     text = result_table(result)
     assert "AUC peak" in text and "held-out mAP" in text and "accuracy" not in text
     stored = json.loads((result.folder / "lr_finder.json").read_text())

@@ -343,3 +343,19 @@ def test_a_run_that_is_killed_in_the_middle_of_its_warm_up_resumes_to_the_same_r
     results = [json.loads((folder / "runs/r/summary.json").read_text())["result"] for folder in (whole, killed)]
     assert results[0] == results[1]
     assert not [key for key in results[0] if key.startswith(TIMED)]
+
+
+@pytest.mark.parametrize(
+    ("given", "low", "high"),
+    [
+        ({}, 0.08, 0.8),
+        ({"lr_max": 0.5}, 0.05, 0.5),
+        ({"lr_min": 0.02}, 0.02, 0.2),
+        ({"lr_min_ratio": 0.25}, 0.2, 0.8),
+        ({"lr_min_ratio": 0.25, "lr_max": 0.4}, 0.1, 0.4),
+        ({"lr_min": 0.1, "lr_max": 0.3}, 0.1, 0.3),
+    ],
+)
+def test_a_rate_that_is_not_given_for_the_drawn_triangles_is_a_tenth_or_ten_times_of_the_other(given, low, high):
+    drawn = curve({"schedule": "cyclic", **given}, 97).lr
+    assert (min(drawn), max(drawn)) == (pytest.approx(low), pytest.approx(high))
