@@ -273,3 +273,13 @@ def test_a_model_with_a_small_input_of_its_own_is_not_augmented_as_one_of_224_pi
     config, choices = chosen(facts(side=300, input_side=lambda name: 48), model="resnet18")
     assert (config.image_size, config.crop_padding, config.cutout) == (0, 6, 12)
     assert "48 pixels" in choices["image_size"].reason
+
+
+def test_weight_decay_is_that_of_the_optimizers_kind():
+    """Decoupled from the gradient it is multiplied by the LR, so that it is chosen a hundred times larger."""
+    import timm.optim
+
+    for name in ("sgd", "adam", "rmsprop", "adamw", "nadamw", "lion", "lamb"):
+        decay = chosen(optimizer=name)[0].weight_decay
+        assert decay == (0.05 if name in ("adamw", "nadamw", "lion", "lamb") else 5e-4), name
+        assert timm.optim.get_optimizer_info(name).name == name

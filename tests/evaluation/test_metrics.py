@@ -146,3 +146,9 @@ def test_the_most_confused_pairs_are_the_largest_cells_off_the_diagonal():
     pairs = metrics.most_confused(matrix, "abc", limit=2)
     assert [tuple(pair) for pair in pairs] == [("b", "a", 5, 0.5), ("b", "c", 4, 0.4)]
     assert len(metrics.most_confused(matrix, "abc")) == 3
+
+
+def test_the_most_probable_classes_are_five_unless_another_number_is_asked_for():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(8), 20).astype(np.float32)
+    predictions = metrics.Predictions(np.zeros(20, np.int64), probabilities, np.zeros(20, np.float32))
+    np.testing.assert_array_equal(metrics.top_classes(predictions), np.argsort(-probabilities, axis=1)[:, :5])

@@ -108,3 +108,18 @@ def test_the_kernels_are_used_where_they_fit():
     config, gpu = Config(precision="bf16"), torch.device("cuda")
     assert type(factory.make_training_forward(config, CustomResNet(width=64), gpu)).__name__ == "FusedForward"
     assert factory.make_training_forward(config, CustomResNet(width=16), gpu) is None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+def test_on_a_gpu_the_kernels_are_used_where_they_fit_the_model_and_else_torchs():
+    from harness.models import fused
+    from harness.models.cifar_resnet import CustomResNet
+
+    gpu, fits, other = torch.device("cuda"), CustomResNet(), CustomResNet(width=16)
+    bf16 = Config(precision="bf16")
+    assert isinstance(factory.make_training_forward(bf16, fits, gpu), fused.FusedForward)
+    assert factory.make_training_forward(bf16, other, gpu) is None
+    with pytest.raises(UsageError, match=r"fused=True, but .*multiples"):
+        factory.make_training_forward(bf16.replace(fused=True), other, gpu)
+    for change in ({"fused": False}, {"precision": "fp32"}, {"gradient_checkpointing": True}, {"freeze_epochs": 1}):
+        assert factory.make_training_forward(bf16.replace(**change), fits, gpu) is None, change

@@ -391,6 +391,14 @@ def test_an_export_that_does_not_say_how_its_images_were_prepared_leaves_that_to
     save_for_hf(network(2, 0), str(tmp_path), model_config={"label_names": ["cat", "dog"]}, safe_serialization=True)
     assert read_initial_weights(str(tmp_path)).preprocess is not None
     content = json.loads((tmp_path / "config.json").read_text())
+    # Where only the form of the crop is not said, it is what timm takes for such a model.
+    said = {key: content["pretrained_cfg"][key] for key in ("input_size", "mean", "std")}
+    (tmp_path / "config.json").write_text(json.dumps({**content, "pretrained_cfg": {**said, "num_classes": 2}}))
+    assumed = timm.data.resolve_data_config(pretrained_cfg=said)
+    found = read_initial_weights(str(tmp_path)).preprocess
+    assert (found.crop_pct, found.interpolation, found.crop_mode) == (
+        assumed["crop_pct"], assumed["interpolation"], assumed["crop_mode"],
+    )  # fmt: skip
     for change in ({"mean": None}, {"input_size": []}, {"std": [0.0, 0.0, 0.0]}):
         (tmp_path / "config.json").write_text(
             json.dumps({**content, "pretrained_cfg": {**content["pretrained_cfg"], **change}})

@@ -1,6 +1,7 @@
 """What a sweep writes of its trials, where a trial's last value is not its best and its best not the highest."""
 
 import csv
+import dataclasses
 import json
 import statistics
 
@@ -11,6 +12,7 @@ from harness.config.names import TrialStatus
 from harness.config.settings import Config
 from harness.runs.seeds import SeedRun, SeedsResult
 from harness.sweep import results
+from harness.sweep.metric import read_metrics
 from harness.sweep.results import TrialTimes
 from harness.sweep.selection import TrialRecord
 from tests.sweep.test_study import sweep
@@ -95,3 +97,9 @@ def test_the_description_of_a_sweep_and_the_final_runs_of_its_best_are_in_its_su
     assert low < figures[0] < high
     one = results.final_summary("trial-0001", SeedsResult(tmp_path, Config(), runs[:1]))
     assert one["test/acc_sd"] == 0 and "test/acc_interval" not in one
+
+
+def test_the_summary_of_several_metrics_names_the_goal_of_each():
+    goals = [{"name": "best/val_acc", "goal": "maximize"}, {"name": "time/train_s", "goal": "minimize"}]
+    metrics = read_metrics({"metrics": goals}, "custom")
+    assert results._front_summary(dataclasses.replace(sweep(), metrics=metrics), [])["metrics"] == goals
