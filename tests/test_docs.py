@@ -1,5 +1,6 @@
 """The documentation says what the code does."""
 
+import ast
 import configparser
 import importlib.util
 import json
@@ -296,3 +297,26 @@ def _options(command):
 
 def _plain(option):
     return normalize_name(option.split("=")[0])
+
+
+def test_every_file_and_test_in_the_table_of_what_is_not_covered_exists_and_a_slow_test_is_slow():
+    slow, others, files_of_tests = set(), set(), set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        files_of_tests.add(path.stem)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        marks = [
+            ast.unparse(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+        ]
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                is_slow = any("mark.slow" in mark for mark in [*marks, *map(ast.unparse, node.decorator_list)])
+                (slow if is_slow else others).add(node.name)
+    rows = re.findall(r"^\| `(.*?)` \| (.*) \| (.*) \|$", (ROOT / "docs/testing.md").read_text(), re.M)
+    assert len(rows) > 100
+    for files, _, why in rows:
+        assert all((ROOT / "harness" / file).is_file() for file in files.split("`, `")), files
+        for name in re.findall(r"`(test_\w+)(?:\.py)?`", why):
+            assert name in files_of_tests | slow | others, name
+            assert "slow test" not in why or name not in others - slow, name
