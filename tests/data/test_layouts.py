@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from harness.config.settings import Config
+from harness.data.folder_scan import find_layout
 from harness.data.registry import load_evaluation_data
 from harness.utils.errors import DataError
 from tests.support.image_folders import load_folder, make_class_folders, refusal, save_image
@@ -285,3 +286,12 @@ def test_an_image_that_a_list_names_without_a_class_needs_a_folder(tmp_path):
     (tmp_path / "train.txt").write_text("0.png\n1.png\n")
     (tmp_path / "test.txt").write_text("2.png\n3.png\n")
     assert "is listed without a label and is in no folder; add labels to the lists" in refusal(DataError, tmp_path)
+
+
+def test_the_only_class_folder_is_a_class_and_no_folder_around_others(tmp_path):
+    for depth in ("", "pictures"):
+        root = tmp_path / f"root-{depth}"
+        make_class_folders(root, (depth,), ("cat",), 2)
+        assert find_layout(root).prefix == depth
+    make_class_folders(tmp_path / "two", ("pictures",), CLASSES, 2)
+    assert find_layout(tmp_path / "two").prefix == "pictures"

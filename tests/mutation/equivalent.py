@@ -5,4 +5,11 @@ A mistake is named by `Mutant.key`; when its text or its function changes it has
 
 from __future__ import annotations
 
-EQUIVALENT: dict[str, str] = {}
+EQUIVALENT: dict[str, str] = {
+    "sweep/storage.py::is_dead: returned nothing: False -> None": "its callers ask only whether it is true",
+    "checks/augmentation.py::: constant: 4 -> 5": "LOW is written into the pixels and read out of them by one constant",
+    "evaluation/predict.py::tta_views: removed argument: , strict=True -> ": "both have one length by construction",
+    "tracking/wandb/session.py::: constant: \"harness-sent.json\" -> 'xharness-sent.json'": "the name of a file that only one module writes and reads",
+    "tracking/serialization.py::_decode: function: any -> all": "all images of a tuple have masks, or none has",
+    "cli/main.py::main: removed statement: gc.set_threshold(200_000, 10, 10) -> pass": "a fifth of the time of the imports, and nothing else",
+}

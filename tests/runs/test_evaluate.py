@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -313,8 +314,11 @@ def test_large_photos_are_tracked_small():
     assert shrink(np.zeros((32, 32, 3), np.uint8)).shape == (32, 32, 3)
 
 
-def test_an_exported_timm_folder_gives_the_same_logits_in_stock_timm(finished, tmp_path):
+def test_an_exported_timm_folder_gives_the_same_logits_in_stock_timm(finished, tmp_path, monkeypatch):
     _, folder = finished
+    monkeypatch.setattr(
+        tempfile, "tempdir", str(tmp_path / "on another disk")
+    )  # from which nothing can be renamed to this one
     export.export_timm(folder, tmp_path / "shared")
     trained = inference.load_trained_model(folder)
     exported = timm.create_model(f"local-dir:{tmp_path / 'shared'}", pretrained=True).eval()

@@ -204,6 +204,15 @@ def test_images_of_the_same_bytes_but_another_shape_are_two_images(tmp_path):
     assert np.array_equal(record.values["high"].pixels, high.pixels)
 
 
+def test_scores_of_no_image_are_read_with_the_type_of_labels(tmp_path):
+    write(tmp_path, [Record(1, 1, {"test": Scores(np.zeros(0, np.int64), np.zeros((0, 3)), ("a", "b", "c"))})]).finish(
+        "finished", 0
+    )
+    (record,) = read_journal(tmp_path).records
+    scores = record.values["test"]
+    assert (scores.labels.dtype, scores.labels.shape, scores.probabilities.shape) == (np.int64, (0,), (0, 3))
+
+
 def test_too_many_probabilities_are_left_out_but_their_shape_stays(tmp_path):
     scores = Scores(np.zeros(2001, np.int64), np.zeros((2001, 100)), tuple(map(str, range(100))))
     write(tmp_path, [Record(1, 1, {"test": scores})]).finish("finished", 0)

@@ -135,7 +135,9 @@ def test_a_tracker_that_does_not_end_is_given_up_after_the_timeout_of_the_comman
 
 
 def test_the_wait_for_a_slow_tracker_lasts_as_long_as_it_goes_on(kept, tmp_path):
-    tracker = BackendTracker("kept", Kept, RunLabels(tmp_path, "p", "r"), config={}, timeout=1, notify=print)
+    tracker = BackendTracker(
+        "kept", Kept, RunLabels(tmp_path, "p", "r"), is_resumed=False, config={}, timeout=1, notify=print
+    )
     seconds = 0.4
     for step in (1, 2, 3):
         tracker._submit(lambda backend: time.sleep(seconds))

@@ -71,7 +71,7 @@ class BackendTracker(Tracker):
         backend_type: type[Backend],
         labels: RunLabels,
         *,
-        is_resumed: bool = False,
+        is_resumed: bool,
         config: Mapping[str, Any],
         earlier: Iterable[Record] = (),
         timeout: float,
