@@ -135,6 +135,7 @@ def test_little_space_is_a_warning_and_too_little_for_one_run_prevents_it(monkey
 def test_the_json_counts_the_problems_and_says_whether_a_run_is_possible():
     fine, bad = doctor.Diagnosis("disk", "git", "-"), doctor.Diagnosis("disk", "output", "x", "full", "free some", True)
     warning = doctor.Diagnosis("disk", "git", "-", "old", "update")
+    assert doctor.to_dict([fine, warning]).keys() == {"possible", "problems", "findings"}
     assert doctor.to_dict([fine, warning])["possible"] and doctor.to_dict([fine, warning])["problems"] == 1
     values = doctor.to_dict([fine, warning, bad])
     assert (values["possible"], values["problems"], len(values["findings"])) == (False, 2, 3)

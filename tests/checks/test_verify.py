@@ -434,3 +434,11 @@ def test_the_command_ends_with_9_and_prints_json(tmp_path):
     assert json.loads(result.stdout)["deviates"] == ["batch"]
     assert "1 of 23 points deviate from the specification of the custom ResNet on CIFAR-10: batch" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_a_journal_that_does_not_begin_with_settings_is_named(tmp_path):
+    folder = write_run(tmp_path / "r")
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(lines[1:]))
+    with pytest.raises(DataError, match=r"journal\.jsonl does not begin with the settings of a run"):
+        open_run(folder)

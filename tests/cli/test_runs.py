@@ -116,10 +116,21 @@ def test_no_advice_is_to_continue_a_diverged_run(folder, capsys, monkeypatch):
         {"seed": 1, "state": "failed", "exit_code": 5, "folder": "c"},
     ]
     summary = {"seeds": seeds, "resume": "harness run", "config": {"lr_max": 0.5}}
+    summary["figures"] = {
+        "test/acc": {"mean": 0.9125, "sd": 0.0052},
+        "val/acc": {"mean": 0.5, "sd": 0.0},
+        "lr": {"mean": 0.5},
+    }
     (folder / "runs/ac-seeds-0-1").mkdir()
     (folder / "runs/ac-seeds-0-1/seeds.json").write_text(json.dumps(summary))
     lines = run(folder, capsys, monkeypatch, "--match", "seeds").out.splitlines()
     assert lines[0].split()[1:5] == ["seeds", "1", "of", "2"]
+    assert (
+        "test 91.25 % ± 0.52" in lines[0]
+        and "val 50.00 %" in lines[0]
+        and "50.00 % ±" not in lines[0]
+        and " lr" not in lines[0]
+    )
     assert lines[1].strip().startswith("1 of 2 seeds diverged at lr_max=0.5: start it anew with a lower --lr-max")
     assert len(lines) == 2
     seeds.append({"seed": 2, "state": "interrupted", "folder": "b"})

@@ -283,3 +283,9 @@ def test_weight_decay_is_that_of_the_optimizers_kind():
         decay = chosen(optimizer=name)[0].weight_decay
         assert decay == (0.05 if name in ("adamw", "nadamw", "lion", "lamb") else 5e-4), name
         assert timm.optim.get_optimizer_info(name).name == name
+
+
+def test_images_that_are_larger_than_the_network_is_made_for_are_said_to_be():
+    large, small = (chosen(facts(side=side), model="custom_resnet")[1]["image_size"] for side in (300, 32))
+    assert "images of 300 pixels, more than custom_resnet is made for; --model" in large.reason
+    assert "more than" not in small.reason

@@ -11,5 +11,9 @@ EQUIVALENT: dict[str, str] = {
     "evaluation/predict.py::tta_views: removed argument: , strict=True -> ": "both have one length by construction",
     "tracking/wandb/session.py::: constant: \"harness-sent.json\" -> 'xharness-sent.json'": "the name of a file that only one module writes and reads",
     "tracking/serialization.py::_decode: function: any -> all": "all images of a tuple have masks, or none has",
+    'data/stored_table.py::_json_columns: removed argument: , newline="\\n" -> ': "it is the default of io.StringIO",
+    "checks/doctor.py::_torch_and_torchvision: constant: 0.0 -> 1.0": "any box will do: the question is whether the operation runs",
+    "sweep/study.py::Study.report: returned nothing: False -> None": "its caller asks only whether it is true",
+    "reporting/figures/training_curves.py::draw_learning_rate: and, or:  and  ->  or ": "there is a lower panel where there is a momentum",
     "cli/main.py::main: removed statement: gc.set_threshold(200_000, 10, 10) -> pass": "a fifth of the time of the imports, and nothing else",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -101,16 +102,19 @@ class LineMap:
     tests: Mapping[str, float]
     digests: Mapping[str, str]
 
-    def tests_of(self, mutant: Mutant, last_line: int, budget: float, package: str) -> tuple[list[str], bool]:
+    def tests_of(self, mutant: Mutant, source: bytes, budget: float, package: str) -> tuple[list[str], bool]:
         """Return the tests that execute a line, the mechanism's own and the quickest first, and whether these are all.
 
-        A line that is executed at import time has no tests of its own: those of its file are taken.
+        A line that is executed at import time counts for the test that happens to import its file: all of the file are taken.
 
         Args:
+            source: of the file.
             budget: seconds that the tests may take together; the first is taken in any case.
         """
         by_line = self.lines.get(f"{package}/{mutant.path}", {})
-        names = {name for line in range(mutant.line, last_line + 1) for name in by_line.get(str(line), ())}
+        last_line = source.count(b"\n", 0, mutant.end) + 1
+        lines = range(mutant.line, last_line + 1) if is_in_function(source, mutant.line) else ()
+        names = {name for line in lines for name in by_line.get(str(line), ())}
         names = names or {name for tests in by_line.values() for name in tests}
         own = mirrored(mutant.path)
         chosen: list[str] = []
@@ -121,6 +125,14 @@ class LineMap:
                 return chosen, False
             chosen.append(name)
         return chosen, True
+
+
+def is_in_function(source: bytes, line: int) -> bool:
+    """Return whether a line is in the body of a function, so that it is not executed when the file is imported."""
+    functions = (
+        node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    )
+    return any(node.body[0].lineno <= line <= (node.end_lineno or 0) for node in functions)
 
 
 def mirrored(path: str) -> str:
@@ -231,8 +243,7 @@ def change_of(mutant: Mutant, root: Path, lines: LineMap, budget: float, package
         raise SystemExit(
             f"{path} has changed since the map of tests was made; make it again: python -m tests.mutation map"
         )
-    last_line = source.count(b"\n", 0, mutant.end) + 1
-    tests, is_complete = lines.tests_of(mutant, last_line, budget, package)
+    tests, is_complete = lines.tests_of(mutant, source, budget, package)
     seconds = sum(lines.tests.get(name, 1.0) for name in tests)
     edits = ((mutant.start, mutant.end, mutant.replacement.encode()),)
     return Change(mutant.key, path, edits, tuple(tests), seconds, is_complete, asdict(mutant))

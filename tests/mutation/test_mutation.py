@@ -72,6 +72,15 @@ def test_what_a_shared_fixture_executes_counts_for_every_test_that_uses_it():
     assert joined.tests == {"t.py::one": 2.0, "t.py::two": 1.0}
 
 
+def test_a_line_that_is_executed_when_its_file_is_imported_has_the_tests_of_the_whole_file():
+    source = b"LIMIT = 3\n\n\ndef first(count=LIMIT):\n    return count > 2\n"
+    lines = runner.LineMap(
+        {"p/a.py": {"1": ["x.py::other"], "4": ["x.py::other"], "5": ["tests/test_a.py::own"]}}, {}, {}
+    )
+    by_line = {mutant.line: lines.tests_of(mutant, source, 9.0, "p")[0] for mutant in find_mutants("a.py", source)}
+    assert by_line == {1: ["tests/test_a.py::own", "x.py::other"], 5: ["tests/test_a.py::own"]}
+
+
 @pytest.fixture
 def tree(tmp_path):
     """A package of one module with its tests, one of which needs a file that is only there without a mistake."""
@@ -157,4 +166,4 @@ def test_the_map_has_the_lines_of_a_test_and_those_that_its_fixture_executes_in_
     assert by_line[trained] == [file + name for name in users]  # by `harness run`, which the fixture has started
     assert lines.tests.keys() == {file + "test_a_checkpoint_that_harness_did_not_write_is_refused", *(file + name for name in users)}  # fmt: skip
     (mutant,) = (each for each in find_mutants("runs/trainer.py", "\n".join(source).encode()) if each.line == int(trained) and each.operator == "removed statement")  # fmt: skip
-    assert lines.tests_of(mutant, mutant.line, 999.0, "harness") == ([file + name for name in sorted(users, key=lambda name: lines.tests[file + name])], True)  # fmt: skip
+    assert lines.tests_of(mutant, "\n".join(source).encode(), 999.0, "harness") == ([file + name for name in sorted(users, key=lambda name: lines.tests[file + name])], True)  # fmt: skip

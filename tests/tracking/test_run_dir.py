@@ -185,3 +185,7 @@ def test_a_run_of_several_labels_is_listed_with_its_map_and_one_without_a_journa
     assert (run.split, run.accuracy, run.written_at) == ("test mAP", 0.75, 0.0)
     write_json(path / "summary.json", json.loads('{"result": {"test/map": 0.75, "test/acc": 0.25}}'))
     assert [(each.split, each.accuracy) for each in listed_runs(tmp_path)] == [("test", 0.25)]
+
+
+def test_the_states_are_those_that_other_programs_read():
+    assert [state.value for state in RunState][:5] == ["running", "finished", "failed", "preempted", "interrupted"]
