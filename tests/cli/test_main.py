@@ -375,3 +375,10 @@ def test_predictions_on_a_terminal_are_printed_without_what_a_terminal_acts_on(c
     line = "é,\x1b[2Jcat\u202e,0.5\n".encode()
     assert TerminalStream().write(line) == len(line)
     assert capsys.readouterr().out == "é, [2Jcat ,0.5\n"
+
+
+def test_the_signals_that_end_the_program_while_it_is_imported_are_those_that_stop_a_run():
+    from harness import __main__
+    from harness.utils.signals import SIGNALS
+
+    assert __main__.SIGNALS == SIGNALS == ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")

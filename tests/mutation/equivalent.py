@@ -15,5 +15,6 @@ EQUIVALENT: dict[str, str] = {
     "checks/doctor.py::_torch_and_torchvision: constant: 0.0 -> 1.0": "any box will do: the question is whether the operation runs",
     "sweep/study.py::Study.report: returned nothing: False -> None": "its caller asks only whether it is true",
     "reporting/figures/training_curves.py::draw_learning_rate: and, or:  and  ->  or ": "there is a lower panel where there is a momentum",
+    'tracking/wandb/upload.py::upload: removed argument: prefix=".sync-",  -> ': "the name of a temporary folder",
     "cli/main.py::main: removed statement: gc.set_threshold(200_000, 10, 10) -> pass": "a fifth of the time of the imports, and nothing else",
 }

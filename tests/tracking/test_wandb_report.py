@@ -142,6 +142,8 @@ def test_the_report_of_a_run_shows_what_the_run_logged_and_nothing_that_it_did_n
         key for key, value in facts.summary.items() if isinstance(value, dict) and value.get("_type") == "table-file"
     }
     assert pictures and pictures <= shown(report)
+    media = [key for panel in panels(report) for key in getattr(panel, "media_keys", ())]
+    assert sorted(media) == sorted(set(media))  # each in one section
     # The points of a curve are shown as its chart.
     assert tables - {"finder/table"} == {key for key in shown(report) if key in tables}
     assert {"train/loss", "val/acc", "lr", "train/step_loss"} <= shown(report)
