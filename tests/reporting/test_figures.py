@@ -1,17 +1,22 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from harness.reporting.figures import schedule, style, training_curves
+from harness.reporting.figures import sweep as sweep_figures
 from harness.reporting.figures.contact_sheet import contact_sheet
 from harness.reporting.figures.gallery import Canvas, Tile, fit_to_box, fit_to_side, gallery
 from harness.reporting.figures.lr_finder import draw_range_test
+from harness.reporting.html.sweep_reader import read_sweep
 from harness.tracking.records import Curve, Record
 from harness.utils.errors import UsageError
 from harness.utils.text import percent, truncate
+from tests.support.report_samples import sweep
 
 pytestmark = pytest.mark.filterwarnings("error")
 AWKWARD = ("$x_1$", "cost $5", r"a\$b", "_private", "汉字 \t🙂", "{brace}", "%d <b>", "a" * 300, "")
@@ -317,3 +322,35 @@ def test_a_value_that_was_measured_at_the_end_alone_is_a_star_at_its_epoch(tmp_p
 def test_a_cyclic_schedule_lacks_no_rate(given, low, high):
     drawn = schedule.curve({"schedule": "cyclic", **given}, 10)
     assert (min(drawn.lr), max(drawn.lr)) == pytest.approx((low, high))
+
+
+def figure_of(monkeypatch, draw, *arguments, **options):
+    """Return the figure that a function would save, after its layout."""
+    figures = []
+    monkeypatch.setattr(style, "save_figure", lambda figure, path: figures.append(figure) or Path(path))
+    draw(*arguments, **options)
+    FigureCanvasAgg(figures[0]).draw()
+    return figures[0]
+
+
+def test_the_name_of_a_mark_stands_inside_of_the_axes_at_its_step(monkeypatch):
+    steps = np.arange(100)
+    figure = figure_of(
+        monkeypatch, training_curves.draw_learning_rate, steps, steps / 20, "x.png", marks={"resumed": 60}
+    )
+    axes = figure.axes[0]
+    [text] = [text for text in axes.texts if text.get_text() == "resumed"]
+    box, frame = text.get_window_extent(), axes.get_window_extent()
+    assert frame.y0 <= box.y0 and 0 <= frame.y1 - box.y1 < 0.1 * frame.height  # at the top
+    assert abs(box.x0 - axes.transData.transform((60, 0))[0]) < 0.02 * frame.width
+
+
+def test_every_axis_of_a_sweeps_parallel_lines_is_inside_of_the_figure(monkeypatch, tmp_path):
+    figure = figure_of(monkeypatch, sweep_figures.draw_parallel, read_sweep(sweep(tmp_path / "sweep")), "x.png")
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    assert len(axes.get_xticks()) > 2 and all(low < column < high for column in axes.get_xticks())
+    frame = figure.bbox
+    for text in axes.texts:
+        box = text.get_window_extent()
+        assert frame.x0 <= box.x0 and box.x1 <= frame.x1, text.get_text()
