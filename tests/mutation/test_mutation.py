@@ -108,6 +108,7 @@ def tree(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_mistake_is_noticed_survives_or_has_no_tests_and_a_failing_test_notices_nothing(tree):
     source = (tree / "package/sums.py").read_bytes()
     plus = source.index(b"+")

@@ -12,7 +12,7 @@ from harness.utils.files import read_json
 from tests.support.forked import TINY
 from tests.support.waiting import is_alive, wait_until
 
-pytestmark = pytest.mark.timeout(200)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,6 @@ def begin_long_run(server, environment, folder):
     return trial
 
 
-@pytest.mark.slow
 def test_a_trial_has_its_own_environment_folder_log_and_exit_status(server, environment, tmp_path):
     (tmp_path / "log").write_text("earlier\n")
     trial = server.start(["run", "--epochs", "none"], environment, tmp_path, tmp_path / "log")
@@ -53,7 +52,6 @@ def test_a_trial_has_its_own_environment_folder_log_and_exit_status(server, envi
     assert (tmp_path / "runs/killed").is_dir()
 
 
-@pytest.mark.slow
 def test_a_stopped_trial_saves_its_state(server, environment, tmp_path):
     trial = begin_long_run(server, environment, tmp_path)
     trial.stop()
@@ -69,7 +67,6 @@ def test_a_stop_before_the_trial_has_begun_is_not_lost(server, environment, tmp_
     assert trial.poll() in (143, -signal.SIGTERM)
 
 
-@pytest.mark.slow
 def test_a_killed_server_is_noticed_and_its_trials_save_their_state(environment, tmp_path):
     server = ForkServer(environment)
     trial = begin_long_run(server, environment, tmp_path)
