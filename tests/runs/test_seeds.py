@@ -20,6 +20,7 @@ from scipy import special, stats
 import harness
 from harness import make_config, run_seeds
 from harness.config.automatic import Choice
+from harness.config.settings import Config
 from harness.runs import seeds
 from harness.runs.progress import ProgressReporter
 from harness.runs.seeds import SeedRun, SeedsFailedError, SeedsResult, seeds_table
@@ -412,3 +413,13 @@ def test_seeds_with_different_choices_are_named_with_the_values_of_each(tmp_path
         "batch_size (8 in seed 0, 16 in seed 1); give these settings and train again"
     )
     assert seeds._differing_choices(SeedsResult(tmp_path / "all", result.config, runs[::2])) == ""
+
+
+def test_the_result_as_plain_values_has_each_seed_each_metric_and_the_command_that_resumes(tmp_path):
+    seeds = tuple(SeedRun(n, "finished", tmp_path, {"test/acc": acc}) for n, acc in enumerate((0.5, 0.7)))
+    unfinished = SeedRun(2, "interrupted", tmp_path, {})
+    values = SeedsResult(tmp_path, Config(group="g"), (*seeds, unfinished)).to_json()
+    assert [seed["state"] for seed in values["seeds"]] == ["finished", "finished", "interrupted"]
+    assert values["figures"]["test/acc"]["mean"] == pytest.approx(0.6)
+    assert (values["group"], values["confidence"], values["config"]["group"]) == ("g", 0.95, "g")
+    assert "--seeds 3" in values["resume"] and SeedsResult(tmp_path, Config(), seeds).to_json()["resume"] == ""

@@ -240,6 +240,16 @@ def test_a_second_evaluation_into_the_same_folder_replaces_the_first_in_tensorbo
     assert [value for _, value in READERS["tensorboard"](tmp_path, "").scalars["test/acc"]] == [0.75]
 
 
+def test_a_text_that_is_no_utf_8_is_in_tensorboard_with_marks_in_its_place(tmp_path):
+    installed("tensorboard")
+    (tracker,) = open_trackers(config_of("tensorboard", "p"), tmp_path, run_name="r", notify=print)
+    (tmp_path / "names.csv").write_bytes(b"caf\xe9,1\n")
+    tracker.artifact(Artifact("names", "table", {"names.csv": tmp_path / "names.csv"}))
+    tracker.finish("finished", 0)
+    assert tracker.state == "complete"
+    assert READERS["tensorboard"](tmp_path, "").files["names.csv"].decode() == "caf\N{REPLACEMENT CHARACTER},1\n"
+
+
 @other_kinds
 def test_a_run_that_failed_is_a_failed_one_in_every_tracker(kind, stores, tmp_path):
     installed(kind)

@@ -139,9 +139,11 @@ def test_freed_memory_is_kept_during_a_run_on_a_cpu_and_given_back_afterwards():
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_on_a_gpu_tf32_is_allowed_and_cudnn_measures_its_algorithms_unless_results_have_to_be_repeated(deterministic):
     """The settings are torch's, which takes them without a GPU too."""
+    before = state_of_the_process()
     with restore_process_settings():
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         configure_torch(Config(deterministic=deterministic), torch.device("cuda"))
         assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
         assert torch.backends.cudnn.benchmark != deterministic
         assert torch.are_deterministic_algorithms_enabled() == deterministic
+    assert state_of_the_process() == before
