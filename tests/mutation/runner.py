@@ -323,7 +323,7 @@ def run_tests(server: TestServer, words: Sequence[str], seconds: float) -> tuple
         seconds: after which it is given up, with its children; the status is None then.
     """
     code, output = server.run([*PYTEST, *words], seconds)
-    failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.M)
+    failed = re.findall(r"^(?:FAILED|ERROR) (\S+\.py.*?)(?: - .*)?$", output, re.M)
     return code, failed[-1] if failed else ""
 
 
