@@ -155,7 +155,16 @@ def test_a_stopped_run_goes_on_and_asks_the_tests_that_are_new_about_what_was_no
 @pytest.mark.slow
 def test_the_map_has_the_lines_of_a_test_and_those_that_its_fixture_executes_in_a_forked_process():
     pytest.importorskip("coverage")
-    lines = runner.make_map(runner.ROOT, ["-n", "0", "tests/evaluation/test_trained_model.py", "-k", "refused"])
+    lines = runner.make_map(
+        runner.ROOT,
+        [
+            "-n",
+            "0",
+            "tests/evaluation/test_trained_model.py",
+            "-k",
+            "decides_is_refused or refused_by_key or did_not_write",
+        ],
+    )
     file = "tests/evaluation/test_trained_model.py::"
     by_line = lines.lines["harness/runs/trainer.py"]
     source = (runner.ROOT / "harness/runs/trainer.py").read_text().splitlines()
