@@ -3,10 +3,10 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tests.support.forked import harness
+from tests.support.waiting import wait_until
 
 QUICK = ["--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32"]
 
@@ -25,7 +25,6 @@ def begun(*arguments, cwd):
 
 def wait_for_checkpoint(process, folder, seconds=200):
     """Wait until a run under `folder` has saved a checkpoint, or its process has ended."""
-    began = time.monotonic()
-    while not list(folder.glob("runs/*/checkpoints/last.pt")) and process.poll() is None:
-        assert time.monotonic() - began < seconds
-        time.sleep(0.01)
+    wait_until(
+        lambda: list(folder.glob("runs/*/checkpoints/last.pt")) or process.poll() is not None, seconds, pause=0.01
+    )
