@@ -17,29 +17,13 @@ from harness.utils.errors import UsageError, first_line
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 32
 MAX_EXPANDED = 20_000  # values of a document with aliases, each counted wherever an alias repeats it
+_UNREADABLE = (ValueError, TypeError, KeyError, AttributeError, OverflowError)  # a value that does not match its tag
 PLAIN_TAGS = {f"tag:yaml.org,2002:{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map", "merge")}
 
 
-class _Loader(yaml.SafeLoader):
-    """`SafeLoader` with YAML 1.2 numbers and booleans."""
-
-
-# YAML 1.1 reads 1e-3 as a string, 010 as 8, 1:30 as 90 and `no` as False; YAML 1.2 does not.
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
-    ),
-    list("-+0123456789."),
-)
+_Base: Any = getattr(
+    yaml, "CSafeLoader", yaml.SafeLoader
+)  # of libyaml, ten times as fast, where PyYAML was built with it
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -50,8 +34,39 @@ def _construct_float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
     return float(str(loader.construct_scalar(node)).lower().replace(".inf", "inf").replace(".nan", "nan"))
 
 
-_Loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
-_Loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+def _of_yaml_1_2(loader: Any) -> Any:
+    """Give a loader the numbers and booleans of YAML 1.2.
+
+    YAML 1.1 reads 1e-3 as a string, 010 as 8, 1:30 as 90 and `no` as False; YAML 1.2 does not.
+    """
+    loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag.rsplit(":", 1)[1] in ("null", "merge")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    loader.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+    loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+    loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        list("-+0123456789."),
+    )
+    loader.add_constructor("tag:yaml.org,2002:int", _construct_int)
+    loader.add_constructor("tag:yaml.org,2002:float", _construct_float)
+    return loader
+
+
+@_of_yaml_1_2
+class _Loader(yaml.SafeLoader):
+    """The loader in Python, whose messages say what is wrong."""
+
+
+@_of_yaml_1_2
+class _FastLoader(_Base):
+    """The loader in C for documents without a mistake."""
 
 
 def _check_keys(node: yaml.Node, source: str) -> None:
@@ -120,26 +135,12 @@ def parse_yaml(text: str, source: str = "<text>", *, aliases: bool = False) -> A
     Raises:
         UsageError: it is malformed, unsafe or too deep, has aliases or duplicate keys, or there are several documents.
     """
-    depth, has_aliases = 0, False
     try:
-        for event in yaml.parse(text, Loader=_Loader):
-            has_aliases = has_aliases or isinstance(event, yaml.AliasEvent)
-            if isinstance(event, yaml.AliasEvent) and not aliases:
-                raise UsageError(
-                    f"{source}:{_line(event)}: aliases (*{event.anchor}) are not allowed; write the value out"
-                )
-            depth += isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
-            depth -= isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
-            if depth > MAX_DEPTH:
-                raise UsageError(f"{source}:{_line(event)}: nested deeper than {MAX_DEPTH} levels")
-        loader = _Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if has_aliases:
-            _check_expansion(node, source)
-        _check_node(node, source)
-        return loader.construct_document(node)
+        return _parse(text, source, aliases, _FastLoader)
+    except (yaml.YAMLError, UsageError, *_UNREADABLE):
+        pass  # the loader in Python says why
+    try:
+        return _parse(text, source, aliases, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         position = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
@@ -147,14 +148,28 @@ def parse_yaml(text: str, source: str = "<text>", *, aliases: bool = False) -> A
         raise UsageError(f"{source}{position}: not valid YAML: {problem}") from None
     except UsageError:
         raise
-    except (
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        OverflowError,
-    ) as error:  # a value that does not match its tag
+    except _UNREADABLE as error:
         raise UsageError(f"{source}: invalid value ({' '.join(str(error).split())[:200]})") from None
+
+
+def _parse(text: str, source: str, aliases: bool, loader_type: Any) -> Any:
+    depth, has_aliases = 0, False
+    for event in yaml.parse(text, Loader=loader_type):
+        has_aliases = has_aliases or isinstance(event, yaml.AliasEvent)
+        if isinstance(event, yaml.AliasEvent) and not aliases:
+            raise UsageError(f"{source}:{_line(event)}: aliases (*{event.anchor}) are not allowed; write the value out")
+        depth += isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent)
+        depth -= isinstance(event, yaml.MappingEndEvent | yaml.SequenceEndEvent)
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{source}:{_line(event)}: nested deeper than {MAX_DEPTH} levels")
+    loader = loader_type(text)
+    node = loader.get_single_node()
+    if node is None:
+        return None
+    if has_aliases:
+        _check_expansion(node, source)
+    _check_node(node, source)
+    return loader.construct_document(node)
 
 
 def read_yaml(path: str | Path, *, aliases: bool = False) -> dict[str, Any]:

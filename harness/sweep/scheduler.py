@@ -102,6 +102,7 @@ class Scheduler:
             self._stop_running()
             self.launcher.close()
             self.write_results()
+            self.display.update(self.study.records(), self.study.best(), "")  # how all of them have ended
 
     def _start_trials(self) -> None:
         """Start trials until every worker has one."""

@@ -137,12 +137,11 @@ class MovingAverage:
         self.value = math.nan
         self._total = self._weight = 0.0
 
-    def update(self, value: float) -> float:
-        """Take the next value and return the average."""
+    def update(self, value: float) -> None:
+        """Take the next value."""
         self._total = self.decay * self._total + (1 - self.decay) * value
         self._weight = self.decay * self._weight + (1 - self.decay)
         self.value = self._total / self._weight
-        return self.value
 
 
 def moving_average(values: Iterable[float], decay: float, *, skip_non_finite: bool = False) -> list[float]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.checks import augmentation
+from harness.checks import augmentation, network
 from harness.checks.finished_run import CIFAR10, accuracy_row, data_row, files_row, open_run, weights_row
 from harness.checks.lr_schedule import RateCurve, range_test_row, rate_rows
 from harness.checks.network import describe_section, network_rows, softmax_row
@@ -110,6 +110,7 @@ def test_the_shipped_recipes_of_the_specification_do_not_deviate(recipe):
 )
 def test_a_changed_setting_deviates_in_its_rows_and_in_no_other(settings, rows, monkeypatch):
     monkeypatch.setattr(augmentation, "IMAGES", 512)
+    monkeypatch.setattr(network, "IMAGES", 4)
     assert deviating(verify(settings)) == rows
 
 

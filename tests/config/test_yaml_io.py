@@ -4,7 +4,7 @@ import math
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.config import yaml_io
@@ -22,6 +22,22 @@ WORDS = st.one_of(
 @given(st.dictionaries(st.text("abcdefgh_é", min_size=1), st.one_of(WORDS, st.lists(WORDS, max_size=3)), max_size=5))
 def test_dumped_values_are_read_back_equal(values):
     assert yaml_io.parse_yaml(yaml_io.dump_yaml(values)) == values or values == {}
+
+
+def _read_by(loader, text):
+    try:
+        return yaml_io._parse(text, "x", True, loader)
+    except (yaml.YAMLError, UsageError, ValueError, TypeError, KeyError, AttributeError, OverflowError):
+        return None
+
+
+@pytest.mark.skipif(not yaml.__with_libyaml__, reason="PyYAML without libyaml on this machine")
+@settings(max_examples=1000)
+@given(st.lists(st.sampled_from([*"ab01-:,.[]{}'\"&*#|>?%@~ \n", "é", "\t", ": ", "- ", "\n  ", "1e-3", "no", "true", "&x ", "*x", "<<: ", "---\n"]), max_size=16))  # fmt: skip
+def test_both_loaders_read_the_same(parts):
+    text = "".join(parts)
+    fast, slow = _read_by(yaml_io._FastLoader, text), _read_by(yaml_io._Loader, text)
+    assert fast is None or slow is None or repr(fast) == repr(slow)
 
 
 @pytest.mark.parametrize(

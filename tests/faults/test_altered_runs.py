@@ -22,6 +22,7 @@ from tests.fuzz import run_folders
 from tests.fuzz.damage import sign_anew
 from tests.support.checkpoints import vouch_for
 from tests.support.forked import harness
+from tests.support.shared import copy_folder
 
 BY_NAME = ["run", *run_folders.SETTINGS, "--name", "stopped"]
 
@@ -29,7 +30,7 @@ BY_NAME = ["run", *run_folders.SETTINGS, "--name", "stopped"]
 @pytest.fixture
 def folder(runs_and_picture, tmp_path):
     """A copy of them."""
-    return Path(shutil.copytree(runs_and_picture, tmp_path / "altered"))
+    return copy_folder(runs_and_picture, tmp_path / "altered")
 
 
 def contents(run):

@@ -31,6 +31,7 @@ from tests.fuzz.damage import DEEP, ESCAPES, sign_anew
 from tests.support.checkpoints import vouch_for
 from tests.support.forked import TINY, harness
 from tests.support.records import image
+from tests.support.shared import copy_folder
 
 MODULE = "setup_data_of_a_test"
 
@@ -38,7 +39,7 @@ MODULE = "setup_data_of_a_test"
 @pytest.fixture
 def folder(runs_and_picture, tmp_path):
     """A copy of them."""
-    return Path(shutil.copytree(runs_and_picture, tmp_path / "downloaded"))
+    return copy_folder(runs_and_picture, tmp_path / "downloaded")
 
 
 @pytest.fixture

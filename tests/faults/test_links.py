@@ -18,6 +18,7 @@ from harness.tracking.run_files import check_output_folder, check_own_files
 from harness.utils.errors import DataError
 from tests.faults.test_hostile import command
 from tests.support.forked import TINY
+from tests.support.shared import copy_folder
 from tests.support.sweeps import write_sweep
 
 SWEEP = ["sweep", "../sweep.yaml", "--name", "s", "--count", "1", "--output", ".", "--fork"]
@@ -77,7 +78,7 @@ FILES = (".json", ".csv", ".yaml", ".html", ".lock", ".log", ".db", "-journal", 
 @pytest.fixture
 def runs(runs_and_picture, tmp_path):
     """A copy of the folder with the runs, and in it the folder `weights`."""
-    runs = Path(shutil.copytree(runs_and_picture, tmp_path / "downloaded")) / "runs"
+    runs = copy_folder(runs_and_picture, tmp_path / "downloaded") / "runs"
     (runs / "weights").mkdir()
     for name in ("model.safetensors", "model.json", "config.json"):
         shutil.copy(runs / "done/checkpoints" / name, runs / "weights")

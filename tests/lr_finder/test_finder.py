@@ -564,6 +564,12 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(finished_tes
     for name, chosen in (("lr_min_ratio", result.lr_min / result.lr_max), ("lr_max", result.lr_max)):
         assert parameters[name]["distribution"] == "log_uniform_values"
         assert 0 < parameters[name]["min"] <= chosen <= parameters[name]["max"]
+    found, interval = result.suggestion, result.suggestion.interval or (result.lr_max, result.lr_max)
+    highest, lowest = max(4 * result.lr_max, interval[1]), min(result.lr_max / 4, interval[0])
+    if found.divergence is not None:
+        highest = max(min(highest, found.divergence), 1.5 * result.lr_max)
+    bounds = parameters["lr_max"]["min"], parameters["lr_max"]["max"]
+    assert bounds == (pytest.approx(lowest, rel=0.05), pytest.approx(highest, rel=0.05))  # rounded to two digits
     for low in ("min", "max"):
         for high in ("min", "max"):
             ratio, lr_max = parameters["lr_min_ratio"][low], parameters["lr_max"][high]

@@ -16,5 +16,6 @@ EQUIVALENT: dict[str, str] = {
     "sweep/study.py::Study.report: returned nothing: False -> None": "its caller asks only whether it is true",
     "reporting/figures/training_curves.py::draw_learning_rate: and, or:  and  ->  or ": "there is a lower panel where there is a momentum",
     'tracking/wandb/upload.py::upload: removed argument: prefix=".sync-",  -> ': "the name of a temporary folder",
+    "training/schedule.py::Schedule: constant: 0.9 -> 1.8": "whoever makes a schedule gives the momentum",
     "cli/main.py::main: removed statement: gc.set_threshold(200_000, 10, 10) -> pass": "a fifth of the time of the imports, and nothing else",
 }

@@ -103,7 +103,7 @@ class LineMap:
     digests: Mapping[str, str]
 
     def tests_of(self, mutant: Mutant, source: bytes, budget: float, package: str) -> tuple[list[str], bool]:
-        """Return the tests that execute a line, the mechanism's own and the quickest first, and whether these are all.
+        """Return the tests that execute a line, the module's own, then its package's, then the quickest, and whether these are all.
 
         A line that is executed at import time counts for the test that happens to import its file: all of the file are taken.
 
@@ -119,7 +119,13 @@ class LineMap:
         own = mirrored(mutant.path)
         chosen: list[str] = []
         spent = 0.0
-        for name in sorted(names, key=lambda name: (name.partition("::")[0] != own, self.tests.get(name, 1.0), name)):
+        folder = f"tests/{mutant.path.partition('/')[0]}/"
+
+        def rank(name: str) -> tuple[int, float, str]:
+            file = name.partition("::")[0]
+            return (file != own) + (not file.startswith(folder)), self.tests.get(name, 1.0), name
+
+        for name in sorted(names, key=rank):
             spent += self.tests.get(name, 1.0)
             if chosen and spent > budget:
                 return chosen, False

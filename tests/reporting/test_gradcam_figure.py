@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from harness.evaluation import gradcam
+from harness.reporting.figures import style
 from harness.reporting.figures.gallery import Tile
-from harness.reporting.figures.gradcam import gradcam_figure, overlay, shared_scale
+from harness.reporting.figures.gradcam import MapLabel, gradcam_figure, labels_figure, overlay, shared_scale
 from tests.support.tiny_net import random_images, tiny_net
 
 
@@ -73,3 +74,29 @@ def test_a_map_states_its_resolution_and_one_of_fewer_than_4_cells_a_side_is_coa
     assert str(resolution_of(4, 32)) == "4 x 4 cells for 32 x 32 pixels"
     assert str(resolution_of(2, 64)) == "2 x 2 cells for 64 x 64 pixels: too coarse to tell where the evidence lies"
     assert [resolution_of(side, 32).is_coarse for side in (1, 3, 4, 7)] == [True, True, False, False]
+
+
+def test_the_map_of_a_class_without_evidence_is_striped_beside_those_of_the_others(tmp_path):
+    heat = np.stack([np.tile(np.linspace(0, 1, 64, dtype=np.float32), (64, 1)), np.zeros((64, 64), np.float32)])
+    ones = np.ones(2, np.float32)
+    maps = gradcam.Maps("hirescam", "layer", heat, heat, np.array([False, True]), ones, ones)
+    picture = np.full((64, 64, 3), (250, 20, 20), np.uint8)
+    path = labels_figure(picture, maps, [MapLabel("cat", ""), MapLabel("dog", "no evidence")], tmp_path / "x.png")
+    with Image.open(path) as file:
+        drawn = np.array(file.convert("RGB")).astype(int)
+    striped = np.flatnonzero(((drawn == 205).all(2) | (drawn == 235).all(2)).sum(0) > 20)
+    assert len(striped) and striped.min() > 2 / 3 * drawn.shape[1] - 20  # the last of three pictures
+
+
+@pytest.mark.parametrize(("cells", "is_coarse"), [(2, True), (16, False)])
+def test_a_map_of_too_few_cells_is_said_to_be_in_the_colour_of_what_is_wrong(tmp_path, cells, is_coarse):
+    heat = np.tile(np.linspace(0, 1, 32, dtype=np.float32), (1, 32, 1))
+    ones = np.ones(1, np.float32)
+    maps = gradcam.Maps("hirescam", "layer", heat[:, :cells, :cells], heat, np.array([False]), ones, ones)
+    assert maps.resolution.is_coarse == is_coarse
+    tiles = [Tile(np.full((32, 32, 3), 128, np.uint8), "cat", "cat", 0.9, True)]
+    with Image.open(gradcam_figure(tiles, maps, maps, tmp_path / "x.png", title="one")) as file:
+        drawn = np.array(file.convert("RGB")).astype(int)
+    line = drawn[: drawn.shape[0] // 2]  # the heading
+    wrong = np.array([int(style.WRONG[at : at + 2], 16) for at in (1, 3, 5)])
+    assert ((abs(line - wrong) <= 8).all(2).sum() > 100) == is_coarse

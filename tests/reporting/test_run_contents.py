@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.evaluation import metrics
@@ -16,6 +17,7 @@ from harness.reporting.html.pages import run_page
 from harness.reporting.html.plotly import log_ticks, plain_numbers
 from harness.reporting.html.run_data import affecting_settings, read_run
 from harness.tracking.records import Curve
+from harness.utils.plain import setting_text
 from tests.support import small_run
 from tests.support.small_run import IMAGES, LRS, SECONDS, STEP_LOSSES, TRAIN_LOSS, VAL_ACC, VAL_LOSS, write_run
 
@@ -144,6 +146,7 @@ def test_the_charts_of_the_loss_say_how_the_training_loss_differs_from_that_of_t
 
 def test_the_charts_by_step_have_every_step_and_name_the_highest_rate(run):
     loss, lr = run_charts.by_step(run)
+    assert {trace["mode"] for trace in loss.data} == {"lines"}
     assert (loss.data[0]["x"], loss.data[0]["y"]) == ([1, 2, 3, 4, 5, 6], list(STEP_LOSSES))
     smoothed, weight, total = [], 0.0, 0.0
     for value in STEP_LOSSES:  # the weighted mean of all before, 0.9 times less for each step
@@ -211,6 +214,11 @@ def test_the_configuration_names_what_was_trained(run):
     assert rows["Training"] == "3 epochs, batch size 512, seed 0"
     changed = {setting.name: setting.recipe_value for setting in facts.all_settings(run) if setting.changed}
     assert changed["val_fraction"] == "0" and set(changed) >= {"epochs", "peak_epoch", "val_fraction"}
+    for recipe, own in (("digits", "digits"), ("../mine.yaml", Config().recipe)):  # of a file: the recipe by default
+        values = {**make_config({}, own).to_dict(), "epochs": 77, "recipe": recipe}
+        settings = facts.all_settings(dataclasses.replace(run, config=values))
+        former = setting_text(make_config({}, own).epochs)
+        assert [(each.name, each.recipe_value) for each in settings if each.changed] == [("epochs", former)]
     assert tuple(run.classes) == small_run.CLASSES
 
 

@@ -39,6 +39,7 @@ def test_a_sweep_is_drawn_as_four_figures_and_four_charts(tmp_path):
     for path in paths:
         with Image.open(path) as picture:
             assert len(picture.convert("RGB").getcolors(2**24)) > 20
+            assert picture.width > picture.height  # to stand on a page
     traces = [trace for trace in sweep_charts.history(data).data if trace["mode"] == "markers"]
     shown = sorted(number for trace in traces for number in trace["x"])
     assert shown == list(range(1, len(data.evaluated) + 1)) and all(trace["x"] for trace in traces)

@@ -86,7 +86,9 @@ def test_a_body_that_fails_is_recorded_everywhere_and_its_error_is_raised(config
     assert (summary["status"], summary["reason"]) == ("stopped" if stopped else "failed", str(error))
     assert (summary["epochs"], summary["steps"], summary["last"]["train/loss"]) == (2, 20, 1.0)
     assert read_journal(directory.path).exit_code == exit_code
-    assert offline_runs(directory.path)[0].exit_code == exit_code
+    (offline_run,) = offline_runs(directory.path)
+    assert offline_run.exit_code == exit_code
+    assert (offline_run.summary["status"], offline_run.summary["reason"]) == (summary["status"], str(error))
     stop_lines = [line for line in lines if "Resume with: " in line]
     reason = str(error).removeprefix("stopped ")
     expected = f"Stopped at step 20 {reason}; the state is saved. Resume with: {directory.resume_command}"

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 
 def session_folder(tmp_path_factory):
@@ -31,3 +32,12 @@ def make_once(tmp_path_factory, name, make):
     folder = tmp_path_factory.mktemp(name)
     shutil.copytree(shared, folder, dirs_exist_ok=True)
     return pickle.loads(value.read_bytes()), folder
+
+
+def copy_folder(source, target):
+    """Copy a folder and return its path; the pictures in it, which are never changed in place, are hard links."""
+
+    def copy(source, target):
+        return os.link(source, target) if str(source).endswith(".png") else shutil.copy2(source, target)
+
+    return Path(shutil.copytree(source, target, copy_function=copy))

@@ -1,7 +1,10 @@
 """Which trials are run again, and what each run is told, with programs that end at once in place of `harness run`."""
 
+import io
+import re
 import resource
 import shlex
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +77,25 @@ def test_a_trial_that_was_stopped_from_outside_is_run_again_and_one_that_failed_
     (row,) = read_trials(sweep_folder(tmp_path))
     assert (row["trial"], row["state"]) == ("trial-0000", "failed")
     assert {each["name"] for each in program.starts()} == {"trial-0000"}
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is one."""
+
+    def isatty(self):
+        return True
+
+
+def test_the_table_of_a_terminal_shows_a_trial_while_it_runs_and_at_last_how_it_has_ended(
+    tmp_path, program, monkeypatch
+):
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    program("sleep 0.3; exit 1")
+    with pytest.raises(HarnessError, match="every trial failed"):
+        run_search(sweep("grid", GRID, command=LINE), b"", output=tmp_path / "runs", fork=False)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())  # without colours and movements of the cursor
+    states = re.findall(r"trial-0000 +│.*?(running|failed)", shown)
+    assert states[0] == "running" and states[-1] == "failed"
 
 
 def test_a_command_that_leaves_no_run_is_a_failed_trial_and_the_sweep_goes_through_the_others(tmp_path, program):

@@ -47,6 +47,7 @@ def test_a_sweep_writes_all_its_results(tmp_path):
     assert summary["best"]["trial"] == best["trial"]
     assert {path.name for path in (folder / "figures").iterdir()} == {"history.png", "scatter.png", "parallel.png"}
     assert f"standard deviation {100 * summary['final']['test/acc_sd']:.2f} points" in done.stdout
+    assert "Upload later with" in done.stderr and "Upload later with" not in done.stdout
     scores = [
         json.loads((path / "summary.json").read_text())["result"]["test/acc"]
         for path in sorted(folder.glob("runs/final-*-s?"))

@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 
 TRIES = 3
 SETTLING = 20.0  # seconds in which W&B shows what it has received
+FIRST_PAUSE, LAST_PAUSE = 0.25, 2.0  # seconds between two questions whether it does
 # A setting, and the field of W&B's record of the run.
 FIELDS = {
     "project": "project", "entity": "entity", "name": "display_name", "group": "run_group", "job_type": "job_type",
@@ -313,7 +314,7 @@ def _upload_missing(
 
 def _wait_for(content: RunContent, changes: Mapping[str, Any], before: Arrived) -> Arrived:
     """Return what W&B has once it has everything, or shows nothing new any more."""
-    began, latest = time.monotonic(), before
+    began, latest, pause = time.monotonic(), before, FIRST_PAUSE
     while True:
         with wandb_api_errors():
             arrived = look_up_arrived(
@@ -323,7 +324,8 @@ def _wait_for(content: RunContent, changes: Mapping[str, Any], before: Arrived) 
             return arrived
         if arrived != latest:
             began, latest = time.monotonic(), arrived
-        time.sleep(2)
+        time.sleep(pause)
+        pause = min(2 * pause, LAST_PAUSE)
 
 
 def _check_complete(content: RunContent, folder: Path, arrived: Arrived, missing: _Missing, why: str) -> None:
