@@ -61,6 +61,12 @@ def pytest_xdist_auto_num_workers():
     return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else cores + (cores + 1) // 2
 
 
+def pytest_collection_finish():
+    """Spare the collector of garbage what all tests share: a million objects of the libraries and of pytest."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     return _refuse_skip((yield))

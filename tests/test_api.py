@@ -15,7 +15,15 @@ import pytest
 import harness
 
 PACKAGES = ["harness", "harness.training", "harness.data", "harness.models", "harness.evaluation", "harness.tracking"]
-QUICK = {"recipe": "digits", "model_args": "width=4", "threads": 1, "precision": "fp32", "epochs": 1, "gallery": 0}
+QUICK = {
+    "recipe": "digits",
+    "image_size": 16,
+    "model_args": "width=4",
+    "threads": 1,
+    "precision": "fp32",
+    "epochs": 1,
+    "gallery": 0,
+}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

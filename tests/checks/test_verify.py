@@ -84,24 +84,24 @@ def test_the_shipped_recipes_of_the_specification_do_not_deviate(recipe):
     ("settings", "rows"),
     [
         ({"crop_padding": 2}, {"crop"}),
-        ({"padding_mode": "reflect"}, {"crop"}),
-        ({"cutout": 16}, {"cutout"}),
+        pytest.param({"padding_mode": "reflect"}, {"crop"}, marks=pytest.mark.slow),
+        pytest.param({"cutout": 16}, {"cutout"}, marks=pytest.mark.slow),
         ({"cutout": 0}, {"cutout"}),
-        ({"flip": False}, {"flip"}),
+        pytest.param({"flip": False}, {"flip"}, marks=pytest.mark.slow),
         ({"mixup": 0.2}, {"order"}),
-        ({"aug_repeats": 2}, {"order"}),
-        ({"color_jitter": 0.4}, {"crop", "order"}),
+        pytest.param({"aug_repeats": 2}, {"order"}, marks=pytest.mark.slow),
+        pytest.param({"color_jitter": 0.4}, {"crop", "order"}, marks=pytest.mark.slow),
         ({"augment": "none"}, {"crop", "flip", "cutout"}),
         ({"epochs": 23, "peak_epoch": 5}, {"epochs"}),
         ({"peak_epoch": 6}, {"LR maximum"}),
         ({"batch_size": 256}, {"batch"}),
-        ({"batch_size": 60_000}, {"batch"}),
+        pytest.param({"batch_size": 60_000}, {"batch"}, marks=pytest.mark.slow),
         ({"schedule": "cosine"}, {"LR shape"}),
         ({"lr_min": 0}, {"LR floor", "range test"}),
-        ({"lr_max": 0.05}, {"range test"}),
+        pytest.param({"lr_max": 0.05}, {"range test"}, marks=pytest.mark.slow),
         ({"lr_max": "find", "lr_min": "find"}, set()),
         ({"model_args": {"head_bias": False}}, {"classifier", "parameters"}),
-        ({"model_args": {"logit_scale": 0.125}}, {"classifier"}),
+        pytest.param({"model_args": {"logit_scale": 0.125}}, {"classifier"}, marks=pytest.mark.slow),
         ({"model_args": {"global_pool": "avg"}}, {"pooling"}),
         ({"model_args": {"order": "conv-bn-relu-pool"}}, {"layer1", "layer2", "layer3"}),
         ({"data": "cifar100"}, {"data", "classifier", "parameters"}),
@@ -337,7 +337,7 @@ def run_copy(finished, tmp_path):
 def test_a_run_is_read_from_its_journal_its_checkpoint_and_its_predictions(run_copy):
     result = verify(folder=run_copy)
     expected = {"data", "prep", "layer1", "layer2", "layer3", "classifier", "parameters", "weights", "batch", "epochs"}
-    expected |= {"LR maximum", "range test", "crop", "flip", "cutout"}
+    expected |= {"LR maximum", "range test", "crop", "flip", "cutout", "order", "pooling"}  # images of 16 pixels
     rows = rows_of(result)
     assert deviating(result) - {"accuracy"} == expected
     assert rows["LR start"].verdict == rows["LR end"].verdict == rows["LR shape"].verdict == "ok"

@@ -20,7 +20,15 @@ from harness.tracking.run_dir import lock_folder
 from harness.tracking.run_list import listed_runs
 from harness.utils.files import read_json
 
-SMALL = {"recipe": "digits", "model_args": "width=4", "gallery": 0, "threads": 1, "wandb": "disabled", "report": False}
+SMALL = {
+    "recipe": "digits",
+    "image_size": 16,
+    "model_args": "width=4",
+    "gallery": 0,
+    "threads": 1,
+    "wandb": "disabled",
+    "report": False,
+}
 
 
 @pytest.fixture
@@ -156,6 +164,7 @@ def test_a_run_that_trains_is_listed_with_its_last_accuracy_and_no_command_to_re
     assert "1/3    test 50.00 %" in stopped and stopped.count("harness run") == 2
 
 
+@pytest.mark.slow
 def test_the_status_of_a_run_has_its_accuracy_after_every_epoch(tmp_path):
     seen = []
 

@@ -153,6 +153,16 @@ def test_a_line_of_a_list_may_hold_the_further_line_ends_of_unicode(tmp_path, en
     }
 
 
+def test_images_beside_the_splits_are_counted_without_hidden_and_other_files(tmp_path):
+    for split in ("train", "test"):
+        make_class_folders(tmp_path, (split,))
+    save_image(tmp_path / "more/cat/0.png")
+    save_image(tmp_path / "more/cat/.hidden.png")
+    (tmp_path / "more/cat/notes.txt").write_text("x")
+    (note,) = load_folder(tmp_path).notes
+    assert note.startswith("1 image is not used") and note.endswith("more (1)")
+
+
 def test_images_that_no_list_names_are_counted_and_missing_ones_are_named(tmp_path):
     lists = listed_folder(tmp_path)
     write_lists(tmp_path, lists)

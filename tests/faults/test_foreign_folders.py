@@ -157,7 +157,7 @@ def test_the_command_that_resumes_a_run_names_its_plugins_and_a_listed_one_does_
     "name",
     ["checkpoints", "media", "figures", "wandb", ".lock", "journal.jsonl", "config.yaml", "status.json", "report.html"],
 )
-@pytest.mark.parametrize("words", [["evaluate", "runs/stopped"], ["report", "runs/stopped"], ["run", "--resume", "runs/stopped"]], ids=lambda words: words[0])  # fmt: skip
+@pytest.mark.parametrize("words", [["evaluate", "runs/stopped"], pytest.param(["report", "runs/stopped"], marks=pytest.mark.slow), ["run", "--resume", "runs/stopped"]], ids=lambda words: words[0])  # fmt: skip
 def test_nothing_in_a_run_directory_is_read_or_written_through_a_link_or_a_pipe(
     words, name, kind, folder, capfd, monkeypatch
 ):

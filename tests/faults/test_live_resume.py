@@ -16,7 +16,7 @@ from tests.support import wandb_files
 from tests.support.resume import contents_of
 
 SETTINGS = {
-    "recipe": "digits", "model_args": "width=4", "threads": 1, "precision": "fp32", "batch_size": 128, "gallery": 0,
+    "recipe": "digits", "image_size": 16, "model_args": "width=4", "threads": 1, "precision": "fp32", "batch_size": 128, "gallery": 0,
     "eval_batch_size": 200, "epochs": 3, "report": False, "wandb": "offline", "name": "r", "checkpoint_every": 4,
 }  # fmt: skip
 STEPS = 33
@@ -47,7 +47,8 @@ def uninterrupted(tmp_path_factory):
     return contents_of(folder / "r")
 
 
-@pytest.mark.parametrize("how", ["signal", pytest.param("killed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["signal", "killed"])
 def test_a_resumed_run_is_bit_identical_and_has_every_step_once_in_the_journal_and_in_wandb(
     uninterrupted, tmp_path, monkeypatch, how
 ):

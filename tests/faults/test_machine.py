@@ -23,7 +23,7 @@ from harness.training.checkpoint import newest_checkpoint
 from harness.utils.errors import ResourceError
 from harness.utils.files import read_json, sha256
 from tests.support.broken_images import picture_folder
-from tests.support.forked import TINY, begin, context, harness
+from tests.support.forked import TINY, begin, context, harness, join_server
 from tests.support.resume import SAVING, assert_same, contents_of
 from tests.support.sweeps import read_trials, write_sweep
 from tests.support.waiting import is_alive, wait_until
@@ -148,6 +148,7 @@ def test_after_running_out_of_memory_the_batch_size_is_kept_it_is_reported_once_
     assert ended.code == -signal.SIGKILL
     reports = [line for line in ended.err.splitlines() if "out of memory" in line]
     assert reports == ["out of memory: each batch of 128 images is now computed in 2 micro-batches"]
+    assert read_journal(tmp_path / "runs/r").alerts == [("out of memory", reports[0])]
     ended = harness(*words, cwd=tmp_path, check=0)
     assert "out of memory" not in ended.err
     assert read_json(tmp_path / "runs/r/summary.json")["grad_accumulation"] == 2
@@ -278,6 +279,7 @@ def test_of_two_simultaneous_runs_with_one_name_the_second_is_refused_and_names_
 
 @pytest.mark.slow
 def test_of_many_simultaneous_equal_commands_each_gets_its_own_directory(tmp_path):
+    join_server()
     ready, done = context.Barrier(13), context.Event()
     claimed = context.Queue()
     processes = [context.Process(target=claim_one, args=(str(tmp_path), ready, claimed, done)) for _ in range(12)]
@@ -316,6 +318,7 @@ def test_a_run_in_a_folder_of_any_name_is_resumed_by_the_command_that_it_prints(
     assert {path.name for path in tmp_path.iterdir()} <= {name, f"{name}-logs"}
 
 
+@pytest.mark.slow
 def test_a_loader_process_that_hangs_is_ended_and_reported_in_one_line(tmp_path, pictures, monkeypatch):
     """Stopped by SIGSTOP, like one that waits for a disk that was removed."""
     from harness.data import worker_pool

@@ -26,10 +26,9 @@ SIGNALS = {"int": (130, "interrupted"), "term": (143, "preempted"), "usr1": (138
     ("action", "point"),
     [
         ("int", "step=2"),
-        ("term", "evaluation=3"),
         *(
             pytest.param(*more, marks=pytest.mark.slow)
-            for more in [("term", "step=22"), ("usr1", "step=13"), ("usr1", "phase=2")]
+            for more in [("term", "evaluation=3"), ("term", "step=22"), ("usr1", "step=13"), ("usr1", "phase=2")]
         ),
     ],
 )

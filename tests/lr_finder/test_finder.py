@@ -785,6 +785,8 @@ def test_the_table_marks_a_short_run_that_diverged_and_warns_of_an_outermost_one
     assert "the best short run is the outermost one: a learning rate beyond it may be better still" in result.warnings
     (line,) = (line for line in result_table(result).splitlines() if "diverged" in line and "30 steps" in line)
     assert line.split() == ["30", "steps", f"{lr_max / 4:.2g}", "diverged"]
+    reason = f"short run with LRMAX {lr_max:.2g}: 90.0 % of {result.held_out_images} held-out images, the best of 3"
+    assert result.reasons[-1].startswith(reason)
 
 
 def test_settings_of_a_recipe_whose_file_is_gone_are_compared_with_the_defaults(tmp_path):

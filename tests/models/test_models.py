@@ -447,6 +447,7 @@ def test_an_argument_that_the_speedrun_network_refuses_is_named(arguments: dict[
 def test_the_speedrun_network_starts_anew_as_it_was_built(conv_init: str) -> None:
     arguments = {"width": 4, "conv_init": conv_init}
     model = make(model="speedrun_cnn", model_args=arguments)
+    assert model.fc.bias is None  # the logits are scaled to a ninth, and a bias would be with them
     torch.manual_seed(0)
     expected = make(model="speedrun_cnn", model_args=arguments).state_dict()
     for parameter in model.parameters():

@@ -16,6 +16,8 @@ EQUIVALENT: dict[str, str] = {
     "sweep/study.py::Study.report: returned nothing: False -> None": "its caller asks only whether it is true",
     "reporting/figures/training_curves.py::draw_learning_rate: and, or:  and  ->  or ": "there is a lower panel where there is a momentum",
     'tracking/wandb/upload.py::upload: removed argument: prefix=".sync-",  -> ': "the name of a temporary folder",
+    "tracking/wandb/variables.py::: constant: \"WANDB_TAGS\" -> 'xWANDB_TAGS'": "a run is given its tags, which W&B's client prefers to the variable",
+    "data/duplicates.py::_comparable: and, or:  or  ->  and ": "a split without sizes has no files either, for which the same line asks",
     "training/schedule.py::Schedule: constant: 0.9 -> 1.8": "whoever makes a schedule gives the momentum",
     "cli/main.py::main: removed statement: gc.set_threshold(200_000, 10, 10) -> pass": "a fifth of the time of the imports, and nothing else",
 }

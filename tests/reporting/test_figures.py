@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from harness.reporting.figures import schedule, style, training_curves
@@ -260,7 +261,7 @@ def test_two_threads_draw_what_one_draws(tmp_path):
     assert together == alone * 2
 
 
-@pytest.mark.parametrize("count", [1, 7, 26])
+@pytest.mark.parametrize("count", [1, 7, pytest.param(26, marks=pytest.mark.slow)])
 def test_every_tile_of_a_gallery_is_shown_once_as_large_as_the_others(tmp_path, count):
     colours = np.random.default_rng(0).permutation(
         np.stack(np.meshgrid([0, 60, 250], [10, 70, 130], [90, 170, 255]), -1).reshape(-1, 3)
@@ -343,6 +344,13 @@ def test_the_name_of_a_mark_stands_inside_of_the_axes_at_its_step(monkeypatch):
     box, frame = text.get_window_extent(), axes.get_window_extent()
     assert frame.y0 <= box.y0 and 0 <= frame.y1 - box.y1 < 0.1 * frame.height  # at the top
     assert abs(box.x0 - axes.transData.transform((60, 0))[0]) < 0.02 * frame.width
+
+
+def test_the_axes_that_are_drawn_are_thin_and_of_one_soft_colour():
+    axes = style.style_axes(style.figure().subplots())
+    shown = [spine for spine in axes.spines.values() if spine.get_visible()]
+    assert shown == [axes.spines["left"], axes.spines["bottom"]]
+    assert {(to_hex(spine.get_edgecolor()), spine.get_linewidth()) for spine in shown} == {(style.SOFT.lower(), 0.8)}
 
 
 def test_every_axis_of_a_sweeps_parallel_lines_is_inside_of_the_figure(monkeypatch, tmp_path):

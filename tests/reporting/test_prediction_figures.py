@@ -37,7 +37,9 @@ NAMES = (
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize("count", [2, 3, 6, 7, 12, 13, 20, 21, 60, 100, 1000])
+@pytest.mark.parametrize(
+    "count", [2, 3, 6, 7, 12, 13, 21, 100, *(pytest.param(n, marks=pytest.mark.slow) for n in (20, 60, 1000))]
+)
 def test_no_two_names_of_a_confusion_matrix_touch(tmp_path, monkeypatch, count):
     drawn = []
     save = style.save_figure

@@ -222,6 +222,16 @@ def test_the_configuration_names_what_was_trained(run):
     assert tuple(run.classes) == small_run.CLASSES
 
 
+def test_the_page_names_the_commit_and_whether_it_was_changed(run):
+    def shown(**git):
+        summary = {**run.summary, "environment": {"device": "cpu", **({"git": git} if git else {})}}
+        return dict(facts.environment_facts(dataclasses.replace(run, summary=summary)))["Git"]
+
+    assert shown() == "not run in a Git checkout"
+    assert shown(commit="abc", changed=False) == "abc"
+    assert shown(commit="abc", changed=True) == "abc, with uncommitted changes"
+
+
 @pytest.mark.parametrize(
     ("settings", "text"),
     [({}, ""), ({"warmup_epochs": 1}, ", after a warm-up of 1 epoch"), ({"warmup_steps": 20}, ", after a warm-up of 20 updates")],

@@ -139,6 +139,7 @@ def test_a_run_is_resumed_by_its_name_and_by_its_directory_but_not_with_another_
     assert not by_folder.undecided and harness.run(by_folder, Lines()).folder == folder
 
 
+@pytest.mark.slow
 def test_settings_as_they_were_saved_repeat_the_run_exactly(pictures, tmp_path):
     first = harness.run(config_of(pictures, tmp_path, name="first"), Lines())
     saved = harness.make_config({"recipe": str(first.folder / "config.yaml"), "name": "second"})
@@ -157,6 +158,7 @@ def test_seeds_share_their_choice_and_a_second_call_trains_none_again(pictures, 
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_two_processes_train_with_the_choice_of_the_main_one(pictures, tmp_path):
     words = ["run", "--data-dir", pictures, *WORDS, "--batch-size", "auto", "--wandb", "disabled", "--name", "r"]
     ended = ranks(*words, cwd=tmp_path)
@@ -214,6 +216,7 @@ def test_two_images_of_a_class_are_trained_on_and_their_figures_are_qualified(tm
     assert read_json(result.folder / "summary.json")["warnings"] == warnings
 
 
+@pytest.mark.slow
 def test_a_damaged_note_of_the_choices_makes_a_new_run_and_hides_no_error(pictures, tmp_path):
     config = config_of(pictures, tmp_path, epochs=1, peak_epoch=1)
     first = harness.run(config, Lines())
@@ -233,6 +236,7 @@ def short(monkeypatch):
     monkeypatch.setattr("harness.config.automatic.LEAST_UPDATES", 1)
 
 
+@pytest.mark.slow
 def test_a_run_whose_length_was_chosen_is_resumed_with_it_or_with_the_length_that_is_given(pictures, tmp_path, short):
     config = config_of(pictures, tmp_path, name="r", epochs="auto")
     folder = tmp_path / "runs/r"

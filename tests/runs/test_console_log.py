@@ -25,7 +25,7 @@ from tests.support.waiting import wait_until
 
 SLIM = {f"WANDB_{name}": "true" for name in ("X_DISABLE_STATS", "X_DISABLE_MACHINE_INFO", "SILENT")}
 TINY = {
-    "recipe": "digits", "model_args": "width=4", "threads": 1, "precision": "fp32", "batch_size": 128, "gallery": 0,
+    "recipe": "digits", "image_size": 16, "model_args": "width=4", "threads": 1, "precision": "fp32", "batch_size": 128, "gallery": 0,
     "epochs": 2, "peak_epoch": 1, "report": False, "name": "r",
 }  # fmt: skip
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d (.*)")
@@ -60,6 +60,7 @@ class Shown(ProgressReporter):
         self.lines.append(epoch_line(record, epochs))
 
 
+@pytest.mark.slow
 def test_a_run_shows_the_metric_of_select_by_in_each_epoch(tmp_path):
     shown = Shown()
     chosen = {**TINY, "val_fraction": 0.2, "select_by": "balanced_acc", "wandb": "disabled", "test": False}

@@ -212,7 +212,7 @@ def test_the_overlays_of_a_folder_lie_as_its_pictures_do_with_a_row_for_each(fin
     for row, explanation in zip(rows, explanations, strict=True):
         name, probability = explanation.guesses[0]
         assert row["prediction"] == name and float(row["confidence"]) == pytest.approx(probability, rel=1e-5)
-        assert (row["map_height"], row["map_width"], row["input_height"], row["input_width"]) == ("4", "4", "32", "32")
+        assert (row["map_height"], row["map_width"], row["input_height"], row["input_width"]) == ("2", "2", "16", "16")
         assert row["cam"] == "hirescam" and row["cam_layer"] == explanation.layer
     several = list(inference.explain(folder, [tmp_path / "pictures/a", tmp_path / "pictures/b"], out=tmp_path / "more"))
     assert [str(one.overlay.relative_to(tmp_path / "more")) for one in several] == [
@@ -360,7 +360,7 @@ def test_the_onnx_file_gives_the_same_logits_for_any_batch_size(finished, tmp_pa
     cli.main(["export", str(folder), "--onnx", str(tmp_path / "model.onnx")], standalone_mode=False)
     assert "equal torch's" in capsys.readouterr().out
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
-    images = torch.rand(5, 3, 32, 32)
+    images = torch.rand(5, 3, 16, 16)
     with torch.no_grad():
         expected = inference.load_trained_model(folder, {"precision": "fp32"}).model(images)
     torch.testing.assert_close(

@@ -256,6 +256,7 @@ def test_the_length_of_a_named_run_is_compared_with_its_schedule_when_the_run_is
         config.replace(extended=("0:4",))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_early_trains_on(tmp_path):
     words = ["--val-fraction", "0.2", "--early-stop", "1", "--lr-max", "1e-8", "--lr-min", "1e-8", "--batch-size", "64"]
     words += ["--name", "r", "--epochs", "6"]

@@ -44,7 +44,7 @@ SOURCE = {**QUIET, "recipe": "digits", "model_args": {"width": 4}, "batch_size":
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     """The directory of a finished run on the digits."""
-    words = ["run", *TINY, "--name", "source", "--epochs", "1", "--peak-epoch", "1"]
+    words = ["run", *TINY, "--image-size", "32", "--name", "source", "--epochs", "1", "--peak-epoch", "1"]
     _, folder = make_once(tmp_path_factory, "weights", lambda folder: command(*words, cwd=folder, check=0))
     return folder / "runs/source"
 
@@ -342,6 +342,7 @@ def test_numpy_agrees_on_the_first_update_from_the_weights(source, tmp_path):
     assert 0 < moved < 1e-5
 
 
+@pytest.mark.slow
 def test_a_run_from_weights_that_was_stopped_before_there_was_bias_decay_is_resumed(source, tmp_path):
     options = {"init": str(source), "epochs": 2, "name": "r", "bias_decay": True, "batch_size": 256}
     with pytest.raises(RuntimeError, match="ended by the test"):

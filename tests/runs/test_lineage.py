@@ -17,7 +17,7 @@ from tests.support.wandb_files import offline_runs
 from tests.support.wandb_server import KEY
 
 TINY = {
-    "recipe": "digits", "model_args": {"width": 4}, "threads": 1, "precision": "fp32", "epochs": 2, "batch_size": 256,
+    "recipe": "digits", "image_size": 16, "model_args": {"width": 4}, "threads": 1, "precision": "fp32", "epochs": 2, "batch_size": 256,
     "peak_epoch": 1, "val_fraction": 0.2, "gallery": 0, "cam": "none", "report": False, "finish_timeout": 30,
 }  # fmt: skip
 SLIM = {
@@ -112,6 +112,7 @@ def test_new_best_epochs_are_logged_during_training_on_request(server, monkeypat
     train(epochs=4, log_model="best", model_ttl=5)
     *early, result = server.versions("custom_resnet-digits")
     assert early and all(version.ttl == 5 * 86_400 for version in early)
+    assert all(version.metadata["classes"] == 10 for version in (*early, result))
     assert [version.metadata["epoch"] for version in early] == sorted({v.metadata["epoch"] for v in early})
     scores = [version.metadata["score"] for version in early]
     assert scores == sorted(scores) and result.metadata["score"] >= scores[-1]

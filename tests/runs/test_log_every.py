@@ -82,6 +82,7 @@ def test_of_a_part_whose_end_w_and_bs_log_has_lost_the_steps_of_the_next_interva
     assert server.steps == logged(kept[-1], 1, 4)
 
 
+@pytest.mark.slow
 def test_the_journal_of_a_run_that_keeps_its_interval_says_nothing_of_it(tmp_path):
     folder = interrupted(tmp_path, 19, "signal", 2, 2, wandb="disabled")
     assert not read_journal(folder).intervals

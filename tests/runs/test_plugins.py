@@ -120,6 +120,7 @@ def test_what_only_a_file_names_is_not_imported_for_a_schedule(example):
     assert refused.code == 2 and "add --plugin my_parts" in refused.errors[0]
 
 
+@pytest.mark.slow
 def test_a_range_test_uses_the_loss_of_a_plug_in(example):
     words = ["--plugin", "my_parts", "--loss", "poly1", "--loss-args", "epsilon=10", "--name", "f"]
     command("lr-find", *TINY, *words, "--seeds", "1", "--steps", "10", cwd=example, check=0)

@@ -11,7 +11,7 @@ from harness.training.device import pick_precision
 from harness.utils.environment import processor
 from harness.utils.files import write_json
 
-SMALL = {"recipe": "digits", "model_args": {"width": 4}, "epochs": 2, "peak_epoch": 1, "gallery": 0, "threads": 1,
+SMALL = {"recipe": "digits", "image_size": 16, "model_args": {"width": 4}, "epochs": 2, "peak_epoch": 1, "gallery": 0, "threads": 1,
          "wandb": "disabled", "report": False, "device": "cpu", "precision": "auto"}  # fmt: skip
 
 
@@ -36,7 +36,8 @@ def machine(monkeypatch, tmp_path):
     return become
 
 
-@pytest.mark.parametrize("name", ["", pytest.param("mine", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["", "mine"])
 def test_a_run_is_resumed_in_its_precision_where_another_one_is_measured_to_be_faster(machine, tmp_path, name):
     config = harness.make_config({**SMALL, "name": name, "output": str(tmp_path / "runs")})
     machine(2.0)

@@ -124,6 +124,7 @@ def test_stock_timm_loads_the_weights_of_the_result(finished):
     assert model.eval()(images).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, monkeypatch):
     _, folder = finished
     monkeypatch.chdir(tmp_path)
@@ -133,6 +134,7 @@ def test_the_python_function_has_the_result_of_the_command(finished, tmp_path, m
             harness.make_config(
                 {
                     "recipe": "digits",
+                    "image_size": 16,
                     "model_args": {"width": 4},
                     "epochs": 3,
                     "threads": 1,

@@ -33,10 +33,12 @@ from harness.utils.signals import Interrupted
 from harness.utils.stats import mean_interval
 from tests.support.commands import QUICK, command
 from tests.support.reporters import Lines
+from tests.support.shared import make_once
 from tests.support.wandb_files import offline_runs
 
 SMALL = {
     "recipe": "digits",
+    "image_size": 16,
     "model_args": "width=4",
     "epochs": 1,
     "gallery": 0,
@@ -153,8 +155,8 @@ def test_the_figures_of_two_seeds_stand_in_columns_without_an_interval_and_those
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """Seeds 4, 5 and 6 of the command, tracked offline: (the ended process, its output folder)."""
-    folder = tmp_path_factory.mktemp("three")
-    done = command("run", *QUICK, *SHORT, "--seed", 4, "--seeds", 3, cwd=folder, check=0)
+    words = ["run", *QUICK, *SHORT, "--seed", 4, "--seeds", 3]
+    done, folder = make_once(tmp_path_factory, "three", lambda folder: command(*words, cwd=folder, check=0))
     return done, folder / "runs"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.forked import harness
 from tests.support.waiting import wait_until
 
-QUICK = ["--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32"]
+QUICK = ["--recipe", "digits", "--image-size", "16", "--model-args", "width=4", "--threads", "1", "--precision", "fp32"]
 
 
 def command(*arguments, cwd, check=None, timeout=200):

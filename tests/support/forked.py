@@ -6,6 +6,9 @@ They are complete processes: signals work, and their exit status is that of `cli
 from __future__ import annotations
 
 import faulthandler
+import fcntl
+import functools
+import json
 import multiprocessing
 import os
 import resource
@@ -14,16 +17,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports this checkout, wherever it is started
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.support.preloaded"])
+SERVER = "forkserver.json"  # in the temporary folder of the session
 
 # The quickest run: 11 updates per epoch, evaluated on 359 images in 2 batches; a seventh of a second per epoch.
 TINY = [
-    "--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--batch-size", "128",
-    "--eval-batch-size", "200", "--epochs", "3", "--gallery", "0", "--wandb", "disabled",
+    "--recipe", "digits", "--image-size", "16", "--model-args", "width=4", "--threads", "1", "--precision", "fp32",
+    "--batch-size", "128", "--eval-batch-size", "200", "--epochs", "3", "--gallery", "0", "--wandb", "disabled",
 ]  # fmt: skip
 
 
@@ -92,6 +97,33 @@ class Running:
         return ended
 
 
+@functools.cache
+def join_server() -> None:
+    """Use the server of the session, whichever worker of pytest-xdist has started it: its imports take ten seconds.
+
+    Python has no public interface for that, so that from 3.14 on, where it is another one, each worker has its own.
+    """
+    shared = os.environ.get("HARNESS_TESTS_TMP", "")
+    if not shared or sys.version_info >= (3, 14) or not Path("/proc/self/fd").is_dir():
+        return
+    server = forkserver._forkserver
+    # Where its socket will be; the folder of multiprocessing itself is removed when the worker that made it ends.
+    multiprocessing.current_process()._config["tempdir"] = shared
+    with open(Path(shared, f"{SERVER}.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            address, pid, alive = json.loads(Path(shared, SERVER).read_text())
+            # As long as a process has this pipe open the server lives.
+            server._forkserver_alive_fd = os.open(f"/proc/{pid}/fd/{alive}", os.O_WRONLY)
+        except OSError:  # there is none, or its worker has ended
+            server.ensure_running()
+            about = [server._forkserver_address, os.getpid(), server._forkserver_alive_fd]
+            Path(shared, SERVER).write_text(json.dumps(about))
+        else:
+            server._forkserver_address = address
+            server.ensure_running = resource_tracker.ensure_running  # it is no child of this process
+
+
 def begin(
     *arguments: object,
     cwd: Path,
@@ -124,6 +156,7 @@ def begin(
     out, err = logs / f"{number}.out", logs / f"{number}.err"
     out.touch()
     err.touch()
+    join_server()
     process = context.Process(
         target=_child,
         args=(

@@ -11,6 +11,7 @@ QUICK = {
     "command": ["${env}", "harness", "run", "${args}"],
     "parameters": {
         "recipe": {"value": "digits"},
+        "image_size": {"value": 16},
         "val_fraction": {"value": 0.2},
         "model_args": {"parameters": {"width": {"value": 4}}},
         "precision": {"value": "fp32"},

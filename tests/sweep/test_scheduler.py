@@ -61,7 +61,7 @@ LINE = ["./train.sh", "${args}"]
     ("ending", "starts"),
     [
         ("exit 143", MAX_TRIES),  # SIGTERM, after it has saved: a job that its cluster has stopped
-        ("exit 138", MAX_TRIES),
+        pytest.param("exit 138", MAX_TRIES, marks=pytest.mark.slow),
         ("kill -9 $$", MAX_TRIES),
         ("exit 1", 1),
         ("exit 130", 1),  # Ctrl-C is the user's own, and stops the sweep as well

@@ -132,6 +132,14 @@ def test_a_resumed_journal_keeps_the_records_up_to_the_checkpoint_and_loses_noth
     assert replaced == ["epoch", "final", "summary"]
 
 
+def test_a_run_that_is_resumed_before_its_first_checkpoint_has_every_step_in_its_journal(tmp_path):
+    write(tmp_path, []).finish("stopped", 143)
+    journal = Journal.resume(tmp_path, 0)
+    journal.record(epoch(1))
+    journal.finish("finished", 0)
+    assert list(read_journal(tmp_path).records[0].steps.x) == [1, 2, 3]
+
+
 def test_a_journal_cut_at_any_byte_can_be_resumed(tmp_path):
     write(tmp_path, [epoch(1), epoch(2)]).finish("finished", 0)
     content = (tmp_path / "journal.jsonl").read_bytes()

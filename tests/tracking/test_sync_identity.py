@@ -25,8 +25,8 @@ def slim(monkeypatch):
         monkeypatch.setenv(f"WANDB_{name}", value)
 
 
-def lacking(folder, *artifacts, process=None):
-    """Write an offline run, whose journal has a record more than W&B's log."""
+def lacking(folder, *artifacts, process=None, records=1):
+    """Write an offline run, whose journal has some records more than W&B's log."""
     config = Config(epochs=2, peak_epoch=1, wandb="offline")
     journal = Journal(folder, {"config": config.to_dict(), "process": process or {}})
     tracker = init.start(config, folder, run_name="by default", run_id="r", notify=print)
@@ -34,7 +34,8 @@ def lacking(folder, *artifacts, process=None):
     for artifact in artifacts:
         tracker.artifact(artifact)
     tracker.finish("failed", 1)
-    journal.record(epoch(2))
+    for number in range(records):
+        journal.record(epoch(2 + number))
     return journal
 
 
@@ -61,6 +62,7 @@ def test_a_run_that_is_completed_keeps_the_identity_that_variables_gave_it(tmp_p
     assert (run.upserted["displayName"], run.upserted["groupName"]) == ("mine", "g")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_completed_is_looked_up_in_the_same_project_the_next_time(tmp_path, server, monkeypatch):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_PROJECT", "foo")
@@ -70,6 +72,16 @@ def test_a_run_that_was_completed_is_looked_up_in_the_same_project_the_next_time
     wandb_sync.sync(tmp_path, print)
     wandb_sync.sync(tmp_path, print)
     assert set(projects) == {"foo"}
+
+
+@pytest.mark.parametrize("records", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_summary_of_the_journal_arrives_whether_rows_were_lacking_or_not(tmp_path, server, records):
+    journal = lacking(tmp_path, records=records)
+    journal.summary({"best/val_acc": 0.75, "status": "failed"})
+    journal.finish("failed", 1)
+    wandb_sync.sync(tmp_path, print)
+    (run,) = server.runs.values()
+    assert (run.summary["best/val_acc"], run.summary["status"]) == (0.75, "failed")
 
 
 def test_a_run_without_logs_gets_nothing_of_the_process_that_uploads_it(tmp_path, server, monkeypatch):
@@ -92,6 +104,7 @@ def test_the_artifacts_of_a_run_follow_it_to_another_project_and_id(tmp_path):
     assert [(one.run_id, one.project, one.entity) for one in artifacts] == [("new", "other", "team")]
 
 
+@pytest.mark.slow
 def test_an_interim_model_does_not_stand_for_that_of_the_result(tmp_path, server):
     interim = model(tmp_path, "interim", aliases=("epoch-1",), is_interim=True)
     journal = lacking(tmp_path, interim)
@@ -102,6 +115,7 @@ def test_an_interim_model_does_not_stand_for_that_of_the_result(tmp_path, server
     assert files.keys() == {b"interim", b"result"} and "run-r" in files[b"result"]
 
 
+@pytest.mark.slow
 def test_the_facts_of_a_foreign_process_are_left_out_where_wandb_cannot_express_them(tmp_path, server):
     foreign = {"started": 1e300, "cpu_count": -3, "host": "\ud800", "args": ["\ud800"]}
     lacking(tmp_path, process=foreign).finish("failed", 1)

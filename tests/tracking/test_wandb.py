@@ -160,6 +160,7 @@ def test_the_metric_of_a_sweep_is_a_plain_number_in_the_summary(tracked):
 def test_epoch_metrics_are_plotted_over_the_epoch_and_step_metrics_over_the_step(tracked):
     metrics = tracked[2].metrics
     assert metrics["val/*"].step_metric == "epoch"
+    assert all(metrics[name].options.hidden for name in session.AXES)
     assert metrics["train/*"].step_metric == "epoch"
     assert metrics["train/step_loss"].step_metric == ""
     assert all(not metric.summary.max for metric in metrics.values())
@@ -529,6 +530,7 @@ def test_a_run_that_wandbs_process_never_served_is_resumed_and_arrives_completel
     with monkeypatch.context() as patch:
         for module in ("wandb.util", "wandb.sdk.lib.service.service_process"):
             patch.setattr(f"{module}.get_core_path", absent)
+        assert not init.has_api_key()
         for step in (None, 4):
             lines = []
             tracker = start(tmp_path, lines, wandb="auto", resumed_step=step, earlier=[epoch(1)] if step else ())

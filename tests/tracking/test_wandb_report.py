@@ -27,7 +27,7 @@ from harness.tracking.wandb.api import (
     parse,
     wandb_api_errors,
 )
-from harness.tracking.wandb.panels import GRID_COLUMNS
+from harness.tracking.wandb.panels import GRID_COLUMNS, media_panels, report_module
 from harness.tracking.wandb.runs_report import runs_headline
 from harness.tracking.wandb.session import note_sent
 from harness.tracking.wandb.sweep_front import front_of, front_text
@@ -89,6 +89,16 @@ def facts_of(folder):
         "e", "p", offline_run.run_id, offline_run.name, config, summary, charts, url="https://w/e/p/runs/x"
     )
     return facts, set(values)
+
+
+def test_charts_stand_behind_the_images_of_their_section_and_tables_behind_both(offline):
+    kinds = {"explain/a": "table-file", "explain/b": "image-file", "explain/d": "image-file", "explain/e": "table-file"}
+    summary = {key: {"_type": kind} for key, kind in kinds.items()}
+    run = replace(offline[0], summary=summary, charts={"explain/0": {}, "explain/c": {}})
+    [(title, panels)] = media_panels(report_module(), run)
+    assert title == "Grad-CAM"
+    shown = [type(panel).__name__ for panel, _, _ in panels]
+    assert shown == ["MediaBrowser"] * 2 + ["CustomChart"] * 2 + ["WeavePanelSummaryTable"] * 2
 
 
 @pytest.fixture
@@ -586,6 +596,7 @@ def test_a_missing_key_is_reported_with_its_remedy(monkeypatch):
         wandb_report.save_report("e/p/abc")
 
 
+@pytest.mark.slow
 def test_an_unavailable_server_is_reported_soon(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # but not listening

@@ -28,7 +28,7 @@ from tests.support.commands import command
 from tests.support.forked import begin
 
 TINY = [
-    "--recipe", "digits", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--batch-size", "128",
+    "--recipe", "digits", "--image-size", "16", "--model-args", "width=4", "--threads", "1", "--precision", "fp32", "--batch-size", "128",
     "--eval-batch-size", "50", "--epochs", "3", "--gallery", "0", "--wandb", "disabled", "--name", "r",
 ]  # fmt: skip
 SMOOTH = ["--model", "test_convnext", "--image-size", "32"]  # of timm, without BatchNorm

@@ -15,7 +15,7 @@ from harness.training import process_settings
 from harness.training.process_settings import configure_torch, restore_process_settings, restore_process_state
 from harness.utils.errors import HarnessError
 
-QUICK = {"recipe": "digits", "model_args": {"width": 4}, "epochs": 1, "peak_epoch": 1, "gallery": 0, "wandb": "disabled",
+QUICK = {"recipe": "digits", "image_size": 16, "model_args": {"width": 4}, "epochs": 1, "peak_epoch": 1, "gallery": 0, "wandb": "disabled",
          "precision": "fp32", "report": False, "loader": "timm", "workers": 0, "augment": "albumentations"}  # fmt: skip
 
 PREFIXES = ("CUBLAS", "NO_ALBUMENTATIONS", "OMP", "WANDB", "CUDA", "PYTORCH")

@@ -167,6 +167,7 @@ def test_a_hybrid_optimizer_takes_patterns_for_its_other_part():
         ({"optimizer_args": {"lr": 1}}, "set --lr-max"),
         ({"optimizer": "lamb", "optimizer_args": {"weight_decay": 1}}, "set --weight-decay"),
         ({"optimizer_args": {"epss": 1}}, "has no argument 'epss'"),
+        ({"optimizer": "sgd", "optimizer_args": {"nesterov": False}}, "has no argument 'nesterov'"),
         ({"optimizer": "adamw", "optimizer_args": {"betas": [0.8, 0.9]}}, "set --momentum 0.8"),
         ({"optimizer": "lion", "optimizer_args": {"no_such": 1}}, "no_such"),
         ({"optimizer": "lion", "optimizer_args": {"betas": [2.0, 0.9]}}, "cannot be made with betas"),
