@@ -202,6 +202,7 @@ def squares(folder):
 """
 
 
+@pytest.mark.slow
 def test_a_data_set_that_a_plug_in_registers_is_trained_on_and_evaluated_by_its_name(tmp_path):
     (tmp_path / "my_squares.py").write_text(PLUGIN)
     draw = np.random.default_rng(0)

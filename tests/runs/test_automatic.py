@@ -112,6 +112,7 @@ def test_a_dry_run_chooses_as_the_run_does_and_makes_nothing(pictures, tmp_path)
         assert re.search(rf"^directory +runs/one-of-mine-{len(made) + 1}$", named, re.MULTILINE), named
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_what_it_has_chosen_although_the_choice_would_differ_now(
     pictures, tmp_path, monkeypatch
 ):

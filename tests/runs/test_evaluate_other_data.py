@@ -74,7 +74,6 @@ def test_each_data_set_has_a_folder_of_its_own(run, tmp_path):
     assert (own.folder / "predictions.csv").read_bytes() == before
 
 
-@pytest.mark.slow
 def test_a_folder_may_have_test_images_only_and_one_class_only(run, tmp_path):
     write_digits(tmp_path / "data/test", (7,), count=5)
     assert facts(evaluate(run, tmp_path / "data"))["images"] == 5

@@ -177,7 +177,8 @@ class Arrays:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
-@pytest.mark.parametrize(("channels", "has_sizes"), [pytest.param(2, False, marks=pytest.mark.slow), (4, True)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "has_sizes"), [(2, False), (4, True)])
 def test_arrays_of_other_channels_are_trained_on_evaluated_and_exported(channels, has_sizes, tmp_path):
     train, test = Arrays(24, channels, has_sizes), Arrays(8, channels, has_sizes)
     settings = {**SETTINGS, "in_chans": channels, "output": str(tmp_path), "name": "r", "loader": "timm"}

@@ -78,7 +78,10 @@ def test_a_run_that_starts_from_another_has_its_model_and_its_predictions(source
     assert read_journal(result.folder).header["initial_weights"] == lines[0][:-1]
 
 
-@pytest.mark.parametrize("form", ["result", "last.pt", "safetensors", "pth", "timm", "parallel", "export"])
+MORE_FORMS = [pytest.param(form, marks=pytest.mark.slow) for form in ("safetensors", "pth", "parallel")]
+
+
+@pytest.mark.parametrize("form", ["result", "last.pt", "timm", "export", *MORE_FORMS])
 def test_every_form_of_the_same_weights_gives_the_same_predictions(source, tmp_path, form):
     match form:
         case "result":

@@ -261,6 +261,7 @@ def test_the_best_trial_is_a_complete_one(url):
     study.close()
 
 
+@pytest.mark.slow
 def test_the_parameter_that_matters_is_the_most_important_one(url):
     study = Study(sweep("random"), "x", url, 25)
     search(study, lambda values: math.log10(values["lr_max"]))

@@ -104,7 +104,6 @@ def test_the_artifacts_of_a_run_follow_it_to_another_project_and_id(tmp_path):
     assert [(one.run_id, one.project, one.entity) for one in artifacts] == [("new", "other", "team")]
 
 
-@pytest.mark.slow
 def test_an_interim_model_does_not_stand_for_that_of_the_result(tmp_path, server):
     interim = model(tmp_path, "interim", aliases=("epoch-1",), is_interim=True)
     journal = lacking(tmp_path, interim)
@@ -115,7 +114,6 @@ def test_an_interim_model_does_not_stand_for_that_of_the_result(tmp_path, server
     assert files.keys() == {b"interim", b"result"} and "run-r" in files[b"result"]
 
 
-@pytest.mark.slow
 def test_the_facts_of_a_foreign_process_are_left_out_where_wandb_cannot_express_them(tmp_path, server):
     foreign = {"started": 1e300, "cpu_count": -3, "host": "\ud800", "args": ["\ud800"]}
     lacking(tmp_path, process=foreign).finish("failed", 1)

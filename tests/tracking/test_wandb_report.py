@@ -596,7 +596,6 @@ def test_a_missing_key_is_reported_with_its_remedy(monkeypatch):
         wandb_report.save_report("e/p/abc")
 
 
-@pytest.mark.slow
 def test_an_unavailable_server_is_reported_soon(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))  # but not listening
