@@ -33,6 +33,7 @@ BAD = {
     )
 }
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+MEMINFO = "/proc/meminfo"  # of Linux
 MIN_DISK, LOW_DISK = 200 * 2**20, 2 * 2**30  # bytes: one run of the custom ResNet, and several of them
 DOWNLOADS = {"cifar10": ("cifar-10-batches-py", "170 MB"), "cifar100": ("cifar-100-python", "169 MB")}
 
@@ -212,7 +213,7 @@ def _cpu_flags() -> set[str]:
 def _memory() -> tuple[int, int]:
     """Return total and available memory, bytes; zeros where the system does not report them."""
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
+        with open(MEMINFO, encoding="ascii") as file:
             lines = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file if len(line.split()) > 1}
         return lines["MemTotal"], lines["MemAvailable"]
     except (OSError, KeyError, ValueError):

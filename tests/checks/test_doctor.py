@@ -108,6 +108,13 @@ def test_data_of_others_is_not_checked_and_what_reads_it_is_named():
     assert section(doctor._data, data="for_the_doctor")["for_the_doctor"].value == ("not checked: read by a plug-in")
 
 
+def test_the_memory_is_what_linux_says_and_nothing_elsewhere(tmp_path, monkeypatch):
+    total, available = doctor._memory()
+    assert total == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") and 0 < available <= total
+    monkeypatch.setattr(doctor, "MEMINFO", str(tmp_path / "none"))
+    assert doctor._memory() == (0, 0)
+
+
 @pytest.mark.parametrize(("free", "has_problem"), [(2, True), (5, False), (0, False)])  # 0: the system does not say
 def test_too_little_memory_for_the_default_recipe_is_a_warning_with_its_remedy(monkeypatch, free, has_problem):
     monkeypatch.setattr(doctor, "_memory", lambda: (8 * 2**30, free * 2**30))
