@@ -121,7 +121,7 @@ def test_an_output_folder_that_becomes_read_only_is_one_line(tmp_path):
         assert ended.code == 6 and len(ended.errors) == 1 and "Traceback" not in ended.err.replace("while closing", "")
 
 
-BIG = [*TINY[:8], "--batch-size", "1438", "--eval-batch-size", "100", "--model-args", "width=16", "--epochs", "1",
+BIG = ["--recipe", "digits", "--threads", "1", "--precision", "fp32", "--batch-size", "1438", "--eval-batch-size", "100", "--model-args", "width=16", "--epochs", "1",
        "--peak-epoch", "0.5", "--loader", "resident", "--gallery", "0", "--wandb", "disabled", "--name", "r"]  # fmt: skip
 
 

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -23,7 +24,8 @@ from pathlib import Path
 os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])  # the server imports this checkout, wherever it is started
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.support.preloaded"])
-SERVER = "forkserver.json"  # in the temporary folder of the session
+# In the temporary folder of the session; a session of another copy of the tree, which a test may start, has another one.
+SERVER = f"forkserver-{zlib.crc32(__file__.encode()):08x}.json"
 
 # The quickest run: 11 updates per epoch, evaluated on 359 images in 2 batches; a seventh of a second per epoch.
 TINY = [
