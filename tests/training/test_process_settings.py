@@ -110,7 +110,8 @@ assert (torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp3
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of another C library is left alone")
 def test_freed_memory_is_kept_during_a_run_on_a_cpu_and_given_back_afterwards():
-    """A block of 64 MB has its own mapping by glibc's default, which is gone when the block is freed."""
+    """A block of 512 MB, larger than any hole that earlier tests have left in the heap, has its own mapping by glibc's
+    default, which is gone when the block is freed."""
     libc = ctypes.CDLL(None)
     libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
         ctypes.c_void_p,
@@ -119,7 +120,7 @@ def test_freed_memory_is_kept_during_a_run_on_a_cpu_and_given_back_afterwards():
     )
 
     def is_mapped_after_free():
-        pointer = libc.malloc(64 * 2**20)
+        pointer = libc.malloc(512 * 2**20)
         libc.free(pointer)
         with open("/proc/self/maps") as maps:
             ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in maps]
