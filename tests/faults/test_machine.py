@@ -44,6 +44,7 @@ def mounted(folder: Path, options: str):
             )  # a process that was just ended may still have a file open
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_the_run_resumes_when_there_is_space(uninterrupted, tmp_path):
     with mounted(tmp_path / "runs", "size=2m") as small:
         if not small:

@@ -59,8 +59,10 @@ IN_BACKGROUND = {"HARNESS_TESTING": "1", "HARNESS_SAVES": "background"}
 @pytest.mark.parametrize(
     "point",
     [
-        "step=14",
-        *(pytest.param(point, marks=pytest.mark.slow) for point in (*POINTS, *MORE_POINTS, "write=9", "swap=2")),
+        *(
+            pytest.param(point, marks=pytest.mark.slow)
+            for point in ("step=14", *POINTS, *MORE_POINTS, "write=9", "swap=2")
+        )
     ],
 )
 def test_a_killed_run_that_saves_in_the_background_resumes_to_bit_identical_results(uninterrupted, tmp_path, point):

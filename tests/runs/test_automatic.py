@@ -204,7 +204,7 @@ def test_a_sweep_over_a_setting_leaves_the_others_to_the_data(pictures, tmp_path
     assert harness.make_config({"recipe": str(best)}).undecided >= {"batch_size", "flip"}
 
 
-@pytest.mark.parametrize("counts", [(2, 2), (60, 2)])
+@pytest.mark.parametrize("counts", [(2, 2), pytest.param((60, 2), marks=pytest.mark.slow)])
 def test_two_images_of_a_class_are_trained_on_and_their_figures_are_qualified(tmp_path, counts):
     for label, count in zip(("many", "few"), counts, strict=True):
         for index in range(count):

@@ -422,7 +422,7 @@ VALUES = {
 MACROS = [macro for macro in command.MACROS if macro.startswith("${args") and macro != "${args_json_file}"]
 
 
-@pytest.mark.parametrize("macro", MACROS)
+@pytest.mark.parametrize("macro", [MACROS[0], *(pytest.param(macro, marks=pytest.mark.slow) for macro in MACROS[1:])])
 def test_the_command_line_is_the_one_that_wandbs_agent_makes(macro):
     template = [
         "${env}",

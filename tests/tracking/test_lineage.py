@@ -113,6 +113,7 @@ def test_runs_on_equal_data_use_one_version_that_holds_its_classes_and_none_of_i
     assert set(version.files) == {"dataset.json", "manifest"} and server.uploaded_bytes() < 2000
 
 
+@pytest.mark.slow
 def test_changed_data_is_another_version_and_the_same_data_elsewhere_is_not(server, track, tmp_path):
     track("one", dataset)
     track("two", lambda config, folder: dataset(config, folder, fingerprint="cd" * 32))

@@ -84,6 +84,7 @@ def test_the_summary_of_the_journal_arrives_whether_rows_were_lacking_or_not(tmp
     assert (run.summary["best/val_acc"], run.summary["status"]) == (0.75, "failed")
 
 
+@pytest.mark.slow
 def test_a_run_without_logs_gets_nothing_of_the_process_that_uploads_it(tmp_path, server, monkeypatch):
     lacking(tmp_path).finish("failed", 1)
     shutil.rmtree(tmp_path / "wandb")
