@@ -8,6 +8,7 @@ from harness.evaluation import gradcam
 from harness.reporting.figures import style
 from harness.reporting.figures.gallery import Tile
 from harness.reporting.figures.gradcam import MapLabel, gradcam_figure, labels_figure, overlay, shared_scale
+from tests.reporting.test_figures import like, pixels
 from tests.support.tiny_net import random_images, tiny_net
 
 
@@ -82,8 +83,7 @@ def test_the_map_of_a_class_without_evidence_is_striped_beside_those_of_the_othe
     maps = gradcam.Maps("hirescam", "layer", heat, heat, np.array([False, True]), ones, ones)
     picture = np.full((64, 64, 3), (250, 20, 20), np.uint8)
     path = labels_figure(picture, maps, [MapLabel("cat", ""), MapLabel("dog", "no evidence")], tmp_path / "x.png")
-    with Image.open(path) as file:
-        drawn = np.array(file.convert("RGB")).astype(int)
+    drawn = pixels(path)
     striped = np.flatnonzero(((drawn == 205).all(2) | (drawn == 235).all(2)).sum(0) > 20)
     assert len(striped) and striped.min() > 2 / 3 * drawn.shape[1] - 20  # the last of three pictures
 
@@ -95,8 +95,6 @@ def test_a_map_of_too_few_cells_is_said_to_be_in_the_colour_of_what_is_wrong(tmp
     maps = gradcam.Maps("hirescam", "layer", heat[:, :cells, :cells], heat, np.array([False]), ones, ones)
     assert maps.resolution.is_coarse == is_coarse
     tiles = [Tile(np.full((32, 32, 3), 128, np.uint8), "cat", "cat", 0.9, True)]
-    with Image.open(gradcam_figure(tiles, maps, maps, tmp_path / "x.png", title="one")) as file:
-        drawn = np.array(file.convert("RGB")).astype(int)
-    line = drawn[: drawn.shape[0] // 2]  # the heading
-    wrong = np.array([int(style.WRONG[at : at + 2], 16) for at in (1, 3, 5)])
-    assert ((abs(line - wrong) <= 8).all(2).sum() > 100) == is_coarse
+    drawn = pixels(gradcam_figure(tiles, maps, maps, tmp_path / "x.png", title="one"))
+    heading = drawn[: drawn.shape[0] // 2]
+    assert (like(heading, style.WRONG, 8).sum() > 100) == is_coarse

@@ -88,8 +88,11 @@ GRID = {
 }
 
 
-def test_a_grid_visits_every_point_once_also_over_a_restart(url):
-    grid = sweep("grid", {**GRID, "momentum": {"value": 0.9}, "epochs": {"values": [2, 3]}})
+@pytest.mark.parametrize(
+    ("changes", "points"), [({"momentum": {"value": 0.9}}, 12), pytest.param({}, 48, marks=pytest.mark.slow)]
+)
+def test_a_grid_visits_every_point_once_also_over_a_restart(url, changes, points):
+    grid = sweep("grid", {**GRID, **changes})
     first, seen = Study(grid, "x", url, None), []
     for _ in range(7):
         trial = first.ask()
@@ -98,12 +101,12 @@ def test_a_grid_visits_every_point_once_also_over_a_restart(url):
         first.tell(trial, "complete")
     first.close()
     second = Study(grid, "x", url, None)
-    assert second.remaining() == 12 - 7
+    assert second.remaining() == points - 7
     search(second, lambda values: seen.append(str(values)) or 0.5)
     assert second.exhausted()
     second.close()
     assert sorted(seen) == sorted(str(point) for point in grid.grid())
-    assert len(set(seen)) == 12
+    assert len(set(seen)) == points
 
 
 def test_a_grid_begun_in_the_order_of_its_file_is_finished_in_it(url):
