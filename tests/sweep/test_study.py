@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import optuna
@@ -17,9 +16,10 @@ from optuna.distributions import IntDistribution
 
 from harness.sweep import locked_database, schema, storage
 from harness.sweep.requeue import MAX_TRIES, requeue_trial
-from harness.sweep.stored_trials import parameter_importances
+from harness.sweep.stored_trials import OWNER, parameter_importances
 from harness.sweep.study import Study
 from harness.utils.errors import UsageError
+from tests.support import forked
 
 BOTH = {
     "lr_max": {"distribution": "log_uniform_values", "min": 0.01, "max": 1.0},
@@ -391,19 +391,36 @@ def test_a_database_that_another_process_has_locked_is_waited_for_and_reported(u
     study.close()
 
 
+def search_in_process(url, seed):
+    """Search up to 40 trials as another scheduler of the sweep would."""
+    study = Study(sweep(), "x", url, 40, seed=seed)
+    search(study)
+    study.close()
+
+
 @pytest.mark.slow
 def test_two_processes_that_write_at_once_wait_for_each_other(url):
     """A writer that has read first must not keep the read lock which the other one waits for."""
-    study, other = Study(sweep(), "x", url, 40), Study(sweep(), "x", url, 40, seed=1)
-    began = time.monotonic()
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(search, (study, other)))
-    assert time.monotonic() - began < 60
+    study = Study(sweep(), "x", url, 40)
+    forked.join_server()
+    processes = [forked.context.Process(target=search_in_process, args=(url, seed)) for seed in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
     # Read after both have ended: while one draws a trial too many, the other one sees it for a moment.
-    assert len(study.records()) == 40
-    assert {record.state for record in study.records()} == {"complete"}
+    records = study.records()
     study.close()
-    other.close()
+    assert {record.state for record in records} == {"complete"}
+    assert len(records) == 40
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as base:
+        owners = base.execute(
+            "select value_json from trial_user_attributes where key = ? and trial_id in"
+            " (select trial_id from trials where state = 'COMPLETE')",
+            (OWNER,),
+        ).fetchall()
+    assert len(owners) == 40 and len(set(owners)) == 2  # both have run trials
 
 
 @pytest.mark.slow
