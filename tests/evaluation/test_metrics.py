@@ -70,6 +70,15 @@ def test_calibration_equals_a_loop_over_bins():
     assert measured.counts.sum() == len(predictions) and measured.ece == pytest.approx(error, rel=1e-5)
 
 
+def test_a_confidence_on_an_edge_belongs_to_the_bin_below_it():
+    confidence = np.array([0.5, 0.5, 0.625, 0.75, 1.0, 1.0, 1.0], np.float32)  # of four bins: all but one on an edge
+    probabilities = np.stack([confidence, 1 - confidence], 1)
+    predictions = metrics.Predictions(np.zeros(7, np.int64), probabilities, np.zeros(7, np.float32))
+    measured = metrics.reliability(predictions, bins=4)
+    assert measured.counts.tolist() == [0, 2, 2, 3]  # Guo et al.: ((m - 1) / M, m / M]
+    assert measured.confidence.tolist()[1:] == [0.5, 0.6875, 1.0]
+
+
 def test_a_model_whose_accuracy_equals_its_confidence_has_no_calibration_error():
     probabilities = np.tile(np.array([0.8, 0.2], np.float32), (1000, 1))
     predictions = metrics.Predictions(np.repeat([0, 1], [800, 200]), probabilities, np.zeros(1000, np.float32))
@@ -152,3 +161,10 @@ def test_the_most_probable_classes_are_five_unless_another_number_is_asked_for()
     probabilities = np.random.default_rng(0).dirichlet(np.ones(8), 20).astype(np.float32)
     predictions = metrics.Predictions(np.zeros(20, np.int64), probabilities, np.zeros(20, np.float32))
     np.testing.assert_array_equal(metrics.top_classes(predictions), np.argsort(-probabilities, axis=1)[:, :5])
+
+
+def test_the_most_probable_classes_of_more_images_than_are_sorted_at_a_time():
+    images = 2 * metrics.ROWS + 5
+    probabilities = np.random.default_rng(1).dirichlet(np.ones(3), images).astype(np.float32)
+    predictions = metrics.Predictions(np.zeros(images, np.int64), probabilities, np.zeros(images, np.float32))
+    np.testing.assert_array_equal(metrics.top_classes(predictions, 2), np.argsort(-probabilities, axis=1)[:, :2])

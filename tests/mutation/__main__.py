@@ -27,6 +27,12 @@ def main() -> None:
     running.add_argument(
         "--listed", nargs="*", metavar="ID", help="the listed mistakes in place of a sample: all, or these"
     )
+    running.add_argument(
+        "--of",
+        type=Path,
+        metavar="RESULT.jsonl",
+        help="the mistakes that an earlier result names, in place of a sample",
+    )
     running.add_argument("--jobs", type=int, default=1, help="copies of the tree that are tested at a time (1)")
     running.add_argument("--budget", type=float, default=120.0, help="seconds of tests for a mistake at most (120)")
     running.add_argument(
@@ -58,10 +64,14 @@ def run(words: argparse.Namespace) -> None:
         if not (cache / runner.MAP).is_file():
             sys.exit("there is no map of which tests execute which lines; make it first: python -m tests.mutation map")
         lines = runner.read_map(cache / runner.MAP)
-        mutants = runner.sample(root, words.count, words.seed, only=words.only)
+        if words.of is not None:
+            mutants = runner.of_result(root, words.of)
+        else:
+            mutants = runner.sample(root, words.count, words.seed, only=words.only)
         changes = [runner.change_of(mutant, root, lines, words.budget) for mutant in mutants]
         changes = [runner.with_new_tests(change, root, lines) for change in changes]
-        facts = {"count": words.count, "seed": words.seed, "only": words.only, "budget": words.budget}
+        sample = {"count": words.count, "seed": words.seed, "only": words.only}
+        facts = {**(sample if words.of is None else {"of": str(words.of)}), "budget": words.budget}
 
     log = words.out.with_suffix(".jsonl")
     log.parent.mkdir(parents=True, exist_ok=True)

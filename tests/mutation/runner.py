@@ -241,6 +241,25 @@ def sample(root: Path, count: int, seed: int, package: str = "harness", only: st
     return chosen
 
 
+def of_result(root: Path, log: Path, package: str = "harness") -> list[Mutant]:
+    """Return the mistakes that a result (JSON Lines) names, in its order; those whose code has changed since are left out.
+
+    A sample is another one as soon as a line is added anywhere. Of mistakes of one name, which a function may have on
+    several lines, the one that is nearest to the recorded line is meant.
+    """
+    recorded = {outcome["name"]: outcome for outcome in map(json.loads, log.read_text().splitlines())}
+    by_key: dict[str, list[Mutant]] = {}
+    for path in sorted({outcome["path"] for outcome in recorded.values()}):
+        if (root / path).is_file():
+            for mutant in find_mutants(path.removeprefix(f"{package}/"), (root / path).read_bytes()):
+                by_key.setdefault(mutant.key, []).append(mutant)
+    return [
+        min(by_key[name], key=lambda mutant: abs(mutant.line - outcome["facts"].get("line", mutant.line)))
+        for name, outcome in recorded.items()
+        if name in by_key
+    ]
+
+
 def change_of(mutant: Mutant, root: Path, lines: LineMap, budget: float, package: str = "harness") -> Change:
     """Return a mistake with the tests that execute its lines."""
     path = f"{package}/{mutant.path}"

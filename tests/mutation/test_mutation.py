@@ -81,6 +81,25 @@ def test_a_line_that_is_executed_when_its_file_is_imported_has_the_tests_of_the_
     assert by_line == {1: ["tests/test_a.py::own", "x.py::other"], 5: ["tests/test_a.py::own"]}
 
 
+def test_the_mistakes_of_a_result_are_made_again_although_lines_were_added_and_a_sample_would_be_another(tmp_path):
+    source = "def grows(a, b):\n    first = a * b\n    return first + b\n\n\ndef other(a):\n    return a > 1\n"
+    (tmp_path / "harness").mkdir()
+    (tmp_path / "harness/sums.py").write_text(source)
+    (tmp_path / "harness/more.py").write_text("def limit():\n    return 5\n")
+    made = runner.sample(tmp_path, 9, 0)
+    assert {mutant.path for mutant in made} == {"sums.py", "more.py"}
+    log = tmp_path / "result.jsonl"
+    outcomes = [runner.Outcome(mutant.key, f"harness/{mutant.path}", "survived", "", 1.0, 1, True, dataclasses.asdict(mutant)) for mutant in made]  # fmt: skip
+    log.write_text("".join(json.dumps(dataclasses.asdict(outcome)) + "\n" for outcome in outcomes))
+    assert runner.of_result(tmp_path, log) == made
+    (tmp_path / "harness/sums.py").write_text(f"import math\n\nPI = math.pi\n\n\n{source}")
+    (tmp_path / "harness/more.py").unlink()
+    again = runner.of_result(tmp_path, log)
+    assert [(mutant.key, mutant.line - 5) for mutant in again] == [
+        (mutant.key, mutant.line) for mutant in made if mutant.path == "sums.py"
+    ]
+
+
 @pytest.fixture
 def tree(tmp_path):
     """A package of one module with its tests, one of which needs a file that is only there without a mistake."""
