@@ -272,7 +272,7 @@ def test_workers_end_promptly_after_an_error(tmp_path):
 
 
 @pytest.mark.slow
-def test_closed_loaders_are_deleted_without_waiting_although_a_cycle_of_references_holds_them():
+def test_closed_loaders_are_deleted_without_waiting_although_a_cycle_of_references_holds_them(monkeypatch):
     """As a traceback does: the garbage collector may delete torch's queues before its loader, which then waits 5 s."""
     made = batches("timm, 2 workers")
     cycle = [made, epoch := made.train.epoch(0)]
@@ -281,10 +281,11 @@ def test_closed_loaders_are_deleted_without_waiting_although_a_cycle_of_referenc
     pids = made.train.workers.pids[:]
     assert all(pids) and made.test.workers.pids[:] == [0, 0]  # those of the test images have not started
     made.close()
+    monkeypatch.setattr(torch.utils.data._utils, "MP_STATUS_CHECK_INTERVAL", 60.0)  # what torch waits, else 5 s
     began = time.monotonic()
     del made, epoch, cycle
     gc.collect()
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 30
     assert not {child.pid for child in multiprocessing.active_children()} & set(pids)
 
 

@@ -47,6 +47,12 @@ def test_a_setting_that_the_checkpoint_decides_is_refused(finished):
         load_trained_model(folder, {"model": "resnet18"})
 
 
+def test_a_precision_and_a_device_that_are_left_to_the_machine_are_decided_when_the_model_is_loaded(finished):
+    trained = load_trained_model(finished[1], {"device": "auto", "precision": "auto"})
+    assert trained.config.precision in ("fp32", "bf16", "fp16")
+    assert trained.device.type in ("cpu", "cuda", "mps") and next(trained.model.parameters()).device == trained.device
+
+
 def test_a_folder_without_a_checkpoint_and_facts_that_make_no_sense_are_refused(finished, tmp_path):
     with pytest.raises(
         CheckpointError, match=r"no checkpoint in .*: need a run directory, a model\.safetensors or a last"

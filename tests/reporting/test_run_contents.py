@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from harness.config.recipe import make_config
 from harness.config.settings import Config
@@ -273,8 +274,12 @@ def test_figures_that_are_not_known_leave_their_interval_out(run):
         assert facts.accuracy_interval(unknown, "test") is None
         shown = {fact.name: fact.note for fact in facts.headline(unknown)}
         assert shown["Test accuracy"] == "epoch 2 of 3 (best val/acc)"
-    low, high, images = facts.accuracy_interval(run, "test")
-    assert low < 0.5 < high and images == 4
+
+
+@pytest.mark.parametrize(("split", "hits", "images"), [("test", 2, 4), ("val", 5, 8)])
+def test_the_interval_of_each_split_is_that_of_its_own_hits(run, split, hits, images):
+    expected = scipy.stats.binomtest(hits, images).proportion_ci(method="wilson")
+    assert facts.accuracy_interval(run, split) == pytest.approx((expected.low, expected.high, images))
 
 
 @pytest.mark.parametrize(

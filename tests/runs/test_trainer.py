@@ -1,5 +1,6 @@
 """Checkpoints of an unfinished epoch."""
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -83,10 +84,34 @@ class ScriptedLabels:
 def test_training_stops_after_exactly_as_many_epochs_without_a_better_one_as_early_stop_says(
     tmp_path, accuracies, patience, epochs
 ):
+    state, messages = TrainerState(), []
+    with trainer_of(tmp_path, accuracies, state, messages, early_stop=patience, epochs=len(accuracies)) as trainer:
+        trainer.train()
+        assert [row["val/acc"] for row in state.history] == accuracies[:epochs]
+        assert bool(messages) == (epochs < len(accuracies))
+        if epochs < len(accuracies):  # resumed, it does not go on
+            trainer.train()
+            assert len(state.history) == epochs
+
+
+@pytest.mark.parametrize(("metric", "epochs"), [("loss", 3), ("acc", 4), ("balanced_acc", 4)])
+def test_early_stopping_counts_the_epochs_since_the_best_one_by_select_by(tmp_path, metric, epochs):
+    """The loss is lowest in the first of three epochs, the accuracies are highest in the last."""
+    rows = [(1, 1.0, 0.1), (2, 1.5, 0.2), (3, 1.4, 0.3)]
+    history = [{"epoch": epoch, "val/loss": loss, "val/acc": acc, "val/balanced_acc": acc} for epoch, loss, acc in rows]
+    state = TrainerState(history=history)
+    with trainer_of(tmp_path, [0.4], state, [], early_stop=2, epochs=4, select_by=metric) as trainer:
+        trainer.train()
+    assert len(state.history) == epochs
+
+
+@contextlib.contextmanager
+def trainer_of(tmp_path, accuracies, state, messages, **settings):
+    """Have the trainer of a model that does not change, whose validation accuracies are scripted."""
     model = net(dropout=0.0)
     model[1] = nn.Identity()
     components = SimpleNamespace(
-        config=Config(early_stop=patience, epochs=len(accuracies), peak_epoch=0, val_fraction=0.1),
+        config=Config(peak_epoch=0, val_fraction=0.1, **settings),
         learner=learner(model, weight_decay=0.0),
         loaders=SimpleNamespace(train=Batches(), val=ScriptedLabels(model, accuracies)),
         schedule=Schedule("constant", 99, 0.0, 0.0),
@@ -98,17 +123,10 @@ def test_training_stops_after_exactly_as_many_epochs_without_a_better_one_as_ear
     directory = SimpleNamespace(
         path=tmp_path, checkpoints=tmp_path, status=lambda *args, **facts: None, resume_command=""
     )
-    state, messages = TrainerState(), []
     reporter = ProgressReporter()
     reporter.message = messages.append
     with StopRequests() as stop_requests:
-        trainer = Trainer(components, directory, NullTracker(), NullJournal(), reporter, state, stop_requests)
-        trainer.train()
-        assert [row["val/acc"] for row in state.history] == accuracies[:epochs]
-        assert bool(messages) == (epochs < len(accuracies))
-        if epochs < len(accuracies):  # resumed, it does not go on
-            trainer.train()
-            assert len(state.history) == epochs
+        yield Trainer(components, directory, NullTracker(), NullJournal(), reporter, state, stop_requests)
 
 
 def test_a_run_says_what_is_frozen_and_what_was_skipped(tmp_path):

@@ -75,7 +75,7 @@ def test_a_trial_that_was_stopped_from_outside_is_run_again_and_one_that_failed_
         run_search(sweep("grid", GRID, command=LINE), b"", output=tmp_path / "runs", fork=False)
     assert len(program.starts()) == starts
     (row,) = read_trials(sweep_folder(tmp_path))
-    assert (row["trial"], row["state"]) == ("trial-0000", "failed")
+    assert (row["trial"], row["state"]) == ("trial-0000", "failed") and row["reason"], row
     assert {each["name"] for each in program.starts()} == {"trial-0000"}
 
 

@@ -348,40 +348,47 @@ def test_hyperband_stops_a_trial_that_is_not_among_the_best_at_a_band(url):
 
 
 LOCK = """
-import sqlite3, sys, time
+import sqlite3, sys
 database = sqlite3.connect(sys.argv[1], isolation_level=None)
 database.execute("begin exclusive")
 print("locked", flush=True)
-time.sleep(float(sys.argv[2]))
+sys.stdin.readline()
 database.execute("rollback")
 """
 
 
 @contextlib.contextmanager
-def locked_elsewhere(url, seconds):
-    """Have another process hold the database's lock for so long."""
-    line = [sys.executable, "-c", LOCK, url.removeprefix("sqlite:///"), str(seconds)]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+def locked_elsewhere(url):
+    """Have another process hold the database's lock until the function that is yielded is called."""
+    line = [sys.executable, "-c", LOCK, url.removeprefix("sqlite:///")]
+    with subprocess.Popen(line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "locked\n"
-        yield
+        yield process.stdin.close
 
 
 @pytest.mark.slow
 def test_a_database_that_another_process_has_locked_is_waited_for_and_reported(url, monkeypatch):
     monkeypatch.setattr(locked_database, "FIRST_MESSAGE", 0.2)
     monkeypatch.setattr(locked_database, "TIMEOUT", 0.1)
-    said = []
-    study = Study(sweep(), "x", url, 8, notify=said.append)
+    said, release = [], []
+
+    def notify(line):
+        said.append(line)
+        while release:  # the database is free as soon as the user has been told that it is not
+            release.pop()()
+
+    study = Study(sweep(), "x", url, 8, notify=notify)
     trial = study.ask()
     for call in (
         lambda: study.report(trial, [0.5]),
         lambda: study.tell(trial, "complete"),
         study.records,
         study.ask,
-        lambda: Study(sweep(), "x", url, 8, notify=said.append).close(),
+        lambda: Study(sweep(), "x", url, 8, notify=notify).close(),
     ):
         said.clear()
-        with locked_elsewhere(url, 0.7):
+        with locked_elsewhere(url) as unlock:
+            release.append(unlock)
             call()
         assert len(said) == 2, said
         assert said[0].startswith("Waiting for the database of the search since")

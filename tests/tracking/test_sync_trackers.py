@@ -136,16 +136,16 @@ def test_a_tracker_that_does_not_end_is_given_up_after_the_timeout_of_the_comman
 
 def test_the_wait_for_a_slow_tracker_lasts_as_long_as_it_goes_on(kept, tmp_path):
     tracker = BackendTracker(
-        "kept", Kept, RunLabels(tmp_path, "p", "r"), is_resumed=False, config={}, timeout=1, notify=print
+        "kept", Kept, RunLabels(tmp_path, "p", "r"), is_resumed=False, config={}, timeout=1.5, notify=print
     )
-    seconds = 0.4
-    for step in (1, 2, 3):
-        tracker._submit(lambda backend: time.sleep(seconds))
+    steps = list(range(1, 9))
+    for step in steps:
+        tracker._submit(lambda backend: time.sleep(0.2))
         tracker.record(Record(step, 1, {"loss": 0.5}))
-    tracker.flush()  # takes longer than the timeout
-    assert [row.step for row in kept.runs[0].rows] == [1, 2, 3]
+    tracker.flush()  # takes longer than the timeout, and each step much less
+    assert [row.step for row in kept.runs[0].rows] == steps
     picture = image(3)
-    tracker.record(Record(4, 2, {"chart": PlotlyFigure([], {}, picture), "bare": PlotlyFigure([], {}), "loss": 0.25}))
+    tracker.record(Record(9, 2, {"chart": PlotlyFigure([], {}, picture), "bare": PlotlyFigure([], {}), "loss": 0.25}))
     tracker.finish("finished", 0)
     last = kept.runs[0].rows[-1]
     assert last.pictures.keys() == {"chart"} and last.pictures["chart"].size == (picture.pixels.shape[1], 6)

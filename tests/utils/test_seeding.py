@@ -27,6 +27,7 @@ from harness.lr_finder.range_test import LRRange, curve_of_seed
 from harness.runs.run import restore_state
 from harness.training.distributed import SingleProcess
 from harness.training.loop import TrainerState, fit
+from harness.training.optimizer import make_optimizer, seed_optimizer
 from harness.training.schedule import Schedule
 from harness.utils.seeding import seed_for
 from tests.support.predictions import random_predictions
@@ -109,6 +110,13 @@ def mixed_images(seed, step):
     return make_mixup(Config(seed=seed, mixup=0.8), 4)(images, torch.arange(8) % 4, step)[0].tolist()
 
 
+def signs_of_adahessian(step):
+    """Return what timm's second-order optimizer draws in an update, from a generator of its own."""
+    optimizer = make_optimizer(Config(optimizer="adahessian"), net())
+    seed_optimizer(optimizer, step)
+    return torch.randint(0, 2, (64,), generator=optimizer.generator).tolist()
+
+
 def gallery(seed, wrong):
     predictions = random_predictions()
     chosen = choose_images(predictions, wrong=bool(wrong), rule="random", count=20, seed=seed)
@@ -141,6 +149,7 @@ DRAWS = {
     "cutout": cutouts_of_a_batch,
     "erase": erased_images,
     "mix": mixed_images,
+    "second-order optimizer": signs_of_adahessian,
     "epoch": dropout_in_training,
     "epoch of a range test": dropout_in_a_range_test,
     "gallery": gallery,
@@ -169,4 +178,4 @@ def test_every_purpose_of_a_seed_is_in_the_table_above():
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "seed_for":
                 purpose = node.args[1]
                 purposes.add(purpose.value if isinstance(purpose, ast.Constant) else "hold out")
-    assert purposes - {"sweep"} == set(DRAWS) - {"augment an image", "epoch of a range test"}
+    assert purposes - {"sweep"} == set(DRAWS) - {"augment an image", "epoch of a range test", "second-order optimizer"}
