@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.checks import augmentation, network
-from harness.checks.finished_run import CIFAR10, accuracy_row, data_row, files_row, open_run, weights_row
+from harness.checks.finished_run import CIFAR10, accuracy_row, data_row, files_row, open_run, run_data_row, weights_row
 from harness.checks.lr_schedule import RateCurve, range_test_row, rate_rows
 from harness.checks.network import describe_section, network_rows, softmax_row
 from harness.checks.op_trace import describe_steps, trace
@@ -176,6 +176,18 @@ def test_the_pattern_shows_a_crop_flip_and_cutout_made_with_numpy():
 )
 def test_cifar10_is_its_classes_and_both_numbers_of_images(name, classes, train, test, verdict):
     assert data_row(name, classes, train, test, "").verdict == verdict
+
+
+def test_the_images_of_a_run_that_were_held_out_for_validation_are_training_images_of_cifar10(tmp_path):
+    run = open_run(write_run(tmp_path / "r"))
+    for images, verdict in (
+        ({"train": 45_000, "val": 5_000, "test": 10_000}, "ok"),
+        ({"train": 50_000, "test": 10_000}, "ok"),
+        ({"train": 45_000, "test": 10_000}, "deviates"),
+    ):
+        dataset = {"name": "cifar10", "classes": list(CIFAR10), "images": images}
+        journal = replace(run.journal, header={**run.journal.header, "dataset": dataset})
+        assert run_data_row(replace(run, journal=journal)).verdict == verdict
 
 
 def cycle(start=0.01, top=0.1, end=0.01, peak=5, has_end=True):

@@ -14,6 +14,7 @@ from harness.data.preprocess import Preprocess
 from harness.evaluation import gradcam
 from harness.evaluation.metrics import Predictions, confusion_matrix
 from harness.reporting.evaluation_report import MIN_CLASSES_TOP5, Evaluator, headline_metrics
+from harness.reporting.figures import gallery
 from harness.reporting.figures.gradcam import overlay
 from harness.reporting.gradcam_images import enlarge
 from tests.support.predictions import random_predictions
@@ -152,6 +153,25 @@ def test_the_table_of_all_predictions_has_pictures_of_the_galleries_and_of_the_h
     losses = -np.log(probabilities[np.arange(COUNT), split.labels])
     by_loss = [index for index in np.argsort(-losses).tolist() if index not in galleries]
     assert pictured == galleries | set(by_loss[: 20 - len(galleries)])
+
+
+def test_the_title_of_a_gallery_says_of_how_many_images_of_its_kind_it_shows_some(evaluated, tmp_path, monkeypatch):
+    evaluator, split, images, probabilities, _, _ = evaluated
+    draw, titles = gallery.gallery, []
+
+    def drawn(*arguments, title, **options):
+        titles.append(title)
+        return draw(*arguments, title=title, **options)
+
+    monkeypatch.setattr(gallery, "gallery", drawn)
+    plain = dataclasses.replace(evaluator, config=evaluator.config.replace(cam="none"))
+    plain.evaluate(split, [(images, torch.from_numpy(split.labels))], tmp_path)
+    right = int((probabilities.argmax(1) == split.labels).sum())
+    assert right != COUNT - right
+    assert [title.partition(" images")[0] for title in titles] == [
+        f"7 of {right} correctly classified", f"7 of {COUNT - right} misclassified"
+    ]  # fmt: skip
+    assert all(title.endswith(f"({COUNT} test images)") for title in titles)
 
 
 def test_an_evaluation_without_errors_has_a_figure_that_says_so_and_no_maps(evaluated, tmp_path):

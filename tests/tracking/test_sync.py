@@ -187,9 +187,11 @@ def test_the_log_that_is_made_of_a_journal_has_its_rows_summary_artifacts_and_ex
     config = Config(wandb="offline", name="mine", group="g", tags=("a",))
     (tmp_path / "weights.bin").write_bytes(b"weights")
     artifact = Artifact("model", "model", {"weights.bin": tmp_path / "weights.bin"}, ("best",), {"acc": 0.5})
-    journal = Journal(tmp_path, {"config": config.to_dict()})
+    started = 1_700_000_000.0
+    journal = Journal(tmp_path, {"config": config.to_dict(), "process": {"started": started, "host": "elsewhere"}})
     for number in (1, 2):
-        journal.record(epoch(number))
+        times = [started + 10 * number + index for index in range(4)]
+        journal.record(replace(epoch(number), time=times[-1] + 5, step_times=times))
     journal.settings({"lr_max": 0.125})
     journal.artifact(artifact)
     journal.summary({"result/acc": 0.75, "status": status})
@@ -201,6 +203,7 @@ def test_the_log_that_is_made_of_a_journal_has_its_rows_summary_artifacts_and_ex
     from_journal.add_log(config, tmp_path, identity, contents, chosen, contents.artifacts, print)
     (log,) = wandb_files.offline_runs(tmp_path)
     assert log.steps == [1, 2, 3, 4, 7, 8]
+    assert [row["_runtime"] for row in log.rows] == [10, 11, 12, 18, 22, 28]  # from the start of the run's own process
     assert log.rows[3]["val/acc"] == pytest.approx(0.1) and log.rows[5]["val/acc"] == pytest.approx(0.2)
     assert (log.summary["result/acc"], log.summary["status"]) == (0.75, status)
     assert log.exit_code == exit_code
@@ -208,6 +211,22 @@ def test_the_log_that_is_made_of_a_journal_has_its_rows_summary_artifacts_and_ex
     assert log.config["lr_max"] == 0.125
     (model,) = log.artifacts
     assert (model["name"], model["metadata"]) == ("model", {"acc": 0.5})
+
+
+def test_a_run_that_has_logs_stays_the_run_that_they_describe_and_another_one_is_that_of_its_settings(tmp_path):
+    config = Config(wandb="offline", group="g", job_type="train", notes="of the settings", tags=("a",))
+    target = {"project": "p", "entity": "me", "run_id": "abcd1234"}
+    logged = {
+        "project": "former", "entity": "us", "display_name": "shown", "job_type": "j", "run_group": "h", "notes": "n",
+        "host": "there", "sweep_id": "s",
+    }  # fmt: skip
+    known = wandb_internal_pb2.RunRecord(run_id="other", tags=["b", "c"], **logged)
+    run = from_journal.run_identity(config, tmp_path, target, known)
+    assert {name: getattr(run, name) for name in logged} == logged
+    assert (run.run_id, list(run.tags)) == ("abcd1234", ["b", "c"])
+    run = from_journal.run_identity(config, tmp_path, target, None)
+    assert (run.project, run.entity, run.display_name, run.run_group) == ("p", "me", tmp_path.name, "g")
+    assert (run.job_type, run.notes, list(run.tags)) == ("train", "of the settings", ["a"])
 
 
 def test_the_step_of_a_row_is_its_own_item_where_it_has_one(tmp_path):
