@@ -159,6 +159,7 @@ SEEDS = (
 )
 
 LOSS, SHARE = "nats", "fraction, 0..1"
+PLAIN = "of the weights without their moving average, after each epoch"
 BALANCED_ACC, F1_MACRO = "mean recall of the classes", "mean F1 of the classes"
 MULTILABEL_METRICS = {
     "map": "mean over the classes of the average precision",
@@ -194,6 +195,12 @@ METRICS = (
     Metric("test/acc", SHARE, "on the test set after each epoch", NO_VAL),
     Metric("test/balanced_acc", SHARE, f"{BALANCED_ACC}, on the test set after each epoch", NO_VAL),
     Metric("test/f1_macro", SHARE, f"{F1_MACRO}, on the test set after each epoch", NO_VAL),
+    Metric("val/loss_plain", LOSS, f"{PLAIN}, on the validation split", f"{VAL}, `--ema`"),
+    Metric("val/acc_plain", SHARE, f"{PLAIN}, on the validation split", f"{VAL}, `--ema`"),
+    Metric("test/loss_plain", LOSS, f"{PLAIN}, on the test set", f"{NO_VAL}, `--ema`"),
+    Metric("test/acc_plain", SHARE, f"{PLAIN}, on the test set", f"{NO_VAL}, `--ema`"),
+    Metric("val/map_plain", SHARE, f"{PLAIN}, on the validation split", f"{VAL}, `--ema`, {MULTILABEL}"),
+    Metric("test/map_plain", SHARE, f"{PLAIN}, on the test set", f"{NO_VAL}, `--ema`, {MULTILABEL}"),
     Metric("best/val_acc", SHARE, "best so far: what sweeps optimise", VAL),
     Metric("best/test_acc", SHARE, "best so far; it is chosen on the test set", NO_VAL),
     Metric("best/val_*", "that of the metric", "best so far of the metric of `--select-by`", f"{VAL}, `--select-by`"),

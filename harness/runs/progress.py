@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 BAR_NAMES = {"acc": "acc", "exact_match": "exact", "auc": "AUC"}
 # Metrics of images with several labels -> how the line of an epoch names them.
 MULTILABEL_NAMES = {"map": "mAP", "f1_macro": "F1", "exact_match": "exact"}
+PLAIN_METRICS = ("acc_plain", "map_plain")  # of the weights without their moving average
 LEAST_LEFT = 60.0  # seconds: less is not worth a word
 REDRAW_SECONDS = 0.1  # reading the loss makes the processor wait for a GPU
 
@@ -111,7 +112,7 @@ def epoch_line(record: Record, epochs: int) -> str:
     """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s  about 4 min left`.
 
     A macro metric by which the best epoch is chosen follows the accuracy of its split. Where images have several labels, mAP,
-    macro F1 and the share of exact matches stand in place of the accuracy. The time left is that of as many epochs as long as
+    macro F1 and the share of exact matches stand in place of the accuracy. With an EMA that of the plain weights follows. The time left is that of as many epochs as long as
     this one, and is shown from a minute on.
     """
     values = record.scalars()
@@ -122,6 +123,9 @@ def epoch_line(record: Record, epochs: int) -> str:
             for metric in MACRO_METRICS if f"{split}/acc" in values else ():
                 if f"best/{split}_{metric}" in values and f"{split}/{metric}" in values:
                     parts.append(f"{SELECTION_TEXTS[metric]} {100 * float(values[f'{split}/{metric}']):6.2f} %")
+            for metric in PLAIN_METRICS:
+                if (value := values.get(f"{split}/{metric}")) is not None:
+                    parts.append(f"without EMA {100 * float(value):6.2f} %")
     parts.append(f"lr {float(values['lr']):.2e}")
     parts.append(f"{float(values['throughput/images_per_s']):,.0f} images/s")
     seconds = float(values["time/epoch_s"])

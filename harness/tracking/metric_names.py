@@ -40,7 +40,7 @@ def with_present_names(values: Mapping[str, Any]) -> dict[str, Any]:
 def is_share(name: str) -> bool:
     """Return whether a metric is a fraction 0..1, which users read in percent: an accuracy, an F1, a mAP or a calibration error."""
     last = name.rsplit("/", 1)[-1]
-    return last in (*MULTILABEL_METRICS, "map_tta") or last.startswith(("acc", "ece", *MACRO_METRICS))
+    return last in (*MULTILABEL_METRICS, "map_tta", "map_plain") or last.startswith(("acc", "ece", *MACRO_METRICS))
 
 
 def is_unbalanced(accuracy: float, balanced_accuracy: float) -> bool:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from harness.config.names import MACRO_METRICS
+from harness.config.names import MACRO_METRICS, main_metric
 from harness.tracking.metric_names import with_present_names
 from harness.tracking.records import Curve, Record, Value
 from harness.training.device import (
@@ -224,8 +224,10 @@ def fit(
             if name := learner.first_not_finite():
                 raise _divergence(f"{name} is not finite", epoch, state.step - 1, state.lrs[-1])
             for name, batches in (evaluations or {}).items():
-                metrics = _evaluate(learner, name, batches)
+                metrics = _evaluate(learner, learner.eval_model, name, batches)
                 values |= {f"{name}/{key}": value for key, value in metrics.items()}
+                if learner.ema is not None:
+                    values |= _evaluate_plain(learner, name, batches)
                 if batches.num_images and not math.isfinite(metrics["loss"]):
                     raise _divergence(f"{name}/loss {metrics['loss']}", epoch, state.step - 1, state.lrs[-1])
             step_times = state.times
@@ -248,12 +250,18 @@ def fit(
             raise
 
 
-def _evaluate(learner: Learner, split: str, batches: EvalBatches) -> dict[str, float]:
+def _evaluate(learner: Learner, model: nn.Module, split: str, batches: EvalBatches) -> dict[str, float]:
     """Return the metrics of an epoch on a split; thresholds of several labels per image are chosen only on validation."""
-    where = (learner.eval_model, batches, learner.device, learner.precision, learner.processes)
+    where = (model, batches, learner.device, learner.precision, learner.processes)
     if learner.is_multilabel:
         return evaluate_multilabel(*where, chooses_thresholds=split == "val")[0]
     return evaluate_batches(*where)
+
+
+def _evaluate_plain(learner: Learner, split: str, batches: EvalBatches) -> dict[str, float]:
+    """Return the loss and accuracy (of several labels, the mAP) of the weights that are trained, beside those of their average."""
+    metrics = _evaluate(learner, learner.model, split, batches)
+    return {f"{split}/{name}_plain": metrics[name] for name in ("loss", main_metric(learner.is_multilabel))}
 
 
 def evaluate_batches(

@@ -38,7 +38,7 @@ LISTED = (
     ),
     change(
         "T08", "training/loop.py",
-        "learner.eval_model, batches, learner.device", "learner.model, batches, learner.device",
+        "learner, learner.eval_model, name", "learner, learner.model, name",
         "tests/training/test_loop.py::test_with_a_moving_average_it_is_the_average_that_is_evaluated",
     ),
     ListedChange(

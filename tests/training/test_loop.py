@@ -12,6 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch import nn
 from torch.nn import functional as F
 
+from harness.runs.progress import epoch_line
 from harness.training import checkpoint
 from harness.training.loop import TrainerState, evaluate_batches, fit
 from harness.training.schedule import Schedule
@@ -154,8 +155,17 @@ def test_with_a_moving_average_it_is_the_average_that_is_evaluated():
             F.cross_entropy(copy.deepcopy(module).eval()(images), labels).item()
             for module in (one.ema.module, one.model)
         )
+        hits = (one.model.eval()(images).argmax(1) == labels).double().mean().item()
     assert record.values["val/loss"] == pytest.approx(average, rel=1e-5)
     assert abs(average - weights_themselves) > 0.01
+    assert record.values["val/loss_plain"] == pytest.approx(weights_themselves, rel=1e-5)
+    assert record.values["val/acc_plain"] == hits
+    assert f"without EMA {100 * hits:6.2f} %" in epoch_line(record, 1)
+
+
+def test_without_a_moving_average_nothing_is_evaluated_twice():
+    (record,) = fit(learner(net()), Batches(), schedule(1), epochs=1, evaluations={"val": eval_batches()})
+    assert not [name for name in record.values if name.endswith("_plain")]
 
 
 def test_the_times_and_the_throughput_of_an_epoch_add_up():
