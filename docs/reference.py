@@ -257,6 +257,16 @@ METRICS = (
         "result/test/map_tta", SHARE, "mAP of the mean over the views of each image", f"{TEST}, {TTA}, {MULTILABEL}"
     ),
     Metric("result/val/map_tta", SHARE, "the same", f"`--test False`, {TTA}, {MULTILABEL}"),
+    *(
+        Metric(
+            f"result/{split}/{key}_plain",
+            unit,
+            f"of the weights without their moving average{after}",
+            f"{when}, `--ema`{more}",
+        )
+        for split, when, after in (("test", NO_VAL, ""), ("val", VAL, ", after the epoch of the result"))
+        for key, unit, more in (("loss", LOSS, ""), ("acc", SHARE, ""), ("map", SHARE, f", {MULTILABEL}"))
+    ),
     Metric("result/empty_maps", "maps", "empty class-activation maps", "such a map"),
     Metric(
         "predictions/table",

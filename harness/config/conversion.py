@@ -17,6 +17,7 @@ BALANCED = "balanced"
 # Nothing (""), `balanced`, a number for each class in their order, or numbers by the names of classes.
 ClassWeights = str | tuple[float, ...] | dict[str, float]
 MAX_WEIGHT = 1e6
+A_MAPPING = "a mapping such as width=16,logit_scale=0.125, with lists in brackets such as betas=[0.9,0.98]"
 
 
 def convert(kind: Any, value: Any) -> Any:
@@ -126,10 +127,10 @@ def _to_mapping(value: Any) -> dict[str, Any]:
         else:
             pairs = [item.partition("=") for item in _split_at_commas(text) if item.strip()]
             if any(not equals_sign for _, equals_sign, _ in pairs):
-                raise ValueError("a mapping such as width=16,logit_scale=0.125")
+                raise ValueError(A_MAPPING)
             value = {key.strip(): yaml_io.parse_yaml(item) for key, _, item in pairs}
     if not isinstance(value, Mapping):
-        raise ValueError("a mapping such as width=16,logit_scale=0.125")
+        raise ValueError(A_MAPPING)
     try:
         json.dumps(value, allow_nan=False, sort_keys=True)  # as the digest of the settings does
     except (TypeError, ValueError):

@@ -14,7 +14,10 @@ from harness.utils.errors import UsageError, did_you_mean, first_line
 from harness.utils.registry import find_registered, register, registered_names
 
 # Metrics that a result has anyway.
-COMPUTED = ("acc", "acc5", "acc_tta", "balanced_acc", "ece", "loss", "map_tta", *MULTILABEL_METRICS)
+COMPUTED = (
+    *("acc", "acc5", "acc_plain", "acc_tta", "balanced_acc", "ece", "loss", "loss_plain", "map_plain", "map_tta"),
+    *MULTILABEL_METRICS,
+)
 log = logging.getLogger(__name__)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.config.automatic import FROM_SCRATCH, IMBALANCE, LEAST_BATCH, UPDATES_PER_EPOCH, Choice, power_of_two
+from harness.config.names import main_metric
 from harness.data.balance import MAKE_UP, most_frequent_share
 from harness.data.listing import short_list
 from harness.data.multilabel import class_counts
@@ -22,6 +23,7 @@ from harness.utils.text import percent
 LEAST_UPDATES, ENOUGH_UPDATES = 100, 500
 WIDE = 0.05  # half the width of an interval of the accuracy, from which it is reported
 FEW_IMAGES = 5  # of a class in the test split
+LEAST_BEHIND = 0.01  # by which a moving average is below the weights that it is of, from which it is reported
 
 
 SELECTED_ON_VALIDATION = "there are no test images: the validation accuracy has selected the epoch that it is reported for, so it is optimistic; add a test split"
@@ -129,6 +131,26 @@ def unbalanced(labels: np.ndarray, classes: Sequence[str], is_made_up: bool = Fa
     return f"class {classes[most]!r} has {counts[most]:,} training images and {classes[least]!r} has {counts[least]:,}: read the balanced accuracy and the recall of each class (per_class.csv), since the accuracy says little about rare ones{remedy}"
 
 
+def average_behind(components: Components, metrics: Mapping[str, Scalar]) -> str:
+    """Return a line on a moving average of the weights that is worse than the weights without it; else empty.
+
+    It is worse if it is more than a point below, and the figure of the weights is above the interval of the average's.
+
+    Args:
+        metrics: the result's, with the accuracy of both, or the mAP of both where images have several labels.
+    """
+    split, dataset = components.eval_split, components.dataset
+    figure = main_metric(components.config.is_multilabel)
+    images = dataset.test if split == "test" else dataset.val
+    if images is None or not len(images) or f"{split}/{figure}_plain" not in metrics:
+        return ""
+    average, plain = float(metrics[f"{split}/{figure}"]), float(metrics[f"{split}/{figure}_plain"])
+    if not plain - average > max(LEAST_BEHIND, share_interval(average, len(images))[1] - average):
+        return ""
+    name = "mAP" if figure == "map" else "accuracy"
+    return f"the moving average of the weights has a {split} {name} of {percent(average)}, and the weights themselves have {percent(plain)}: --ema {components.config.ema:g} is too long an average for so few updates; set a lower --ema (0: none), or more --epochs"
+
+
 def _is_above_chance(balanced: float, labels: np.ndarray) -> bool:
     """Return whether a balanced accuracy is above that of random predictions, with the images of each class counted alike."""
     if not math.isfinite(balanced):
@@ -146,6 +168,7 @@ def _multilabel_warnings(components: Components, state: TrainerState, metrics: M
         shares = split.labels.mean(0)
         chance = float(shares[shares > 0].mean())  # the mAP of scores at random
         has_learnt = float(metrics[f"{split.name}/map"]) > chance + (1 - chance) / 2
+        lines.append(average_behind(components, metrics))
         lines.append(rare_classes(split.name, split.labels, dataset.classes))
     made = (state.step, len(state.history), len(dataset.train), config.batch_size)
     lines.insert(0, few_updates(*made, has_learnt=has_learnt, figure="mAP"))
@@ -178,6 +201,7 @@ def result_warnings(components: Components, state: TrainerState, metrics: Mappin
         balanced = float(metrics.get(f"{split.name}/balanced_acc", math.nan))
         lines += [
             "" if is_made_up and _is_above_chance(balanced, split.labels) else chance,
+            average_behind(components, metrics),
             interval_line(split.name, accuracy, len(split)),
             rare_classes(split.name, split.labels, dataset.classes),
         ]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 BAR_NAMES = {"acc": "acc", "exact_match": "exact", "auc": "AUC"}
 # Metrics of images with several labels -> how the line of an epoch names them.
 MULTILABEL_NAMES = {"map": "mAP", "f1_macro": "F1", "exact_match": "exact"}
-PLAIN_METRICS = ("acc_plain", "map_plain")  # of the weights without their moving average
+# Metrics of the weights without their moving average -> how the line of an epoch names them.
+PLAIN_NAMES = {"acc_plain": "without EMA", "map_plain": "mAP without EMA"}
 LEAST_LEFT = 60.0  # seconds: less is not worth a word
 REDRAW_SECONDS = 0.1  # reading the loss makes the processor wait for a GPU
 
@@ -112,8 +113,9 @@ def epoch_line(record: Record, epochs: int) -> str:
     """Return `epoch 3/24  train 1.2130  54.20 %  val 0.7420  73.10 %  lr 8.10e-02  180 images/s  11.9 s  about 4 min left`.
 
     A macro metric by which the best epoch is chosen follows the accuracy of its split. Where images have several labels, mAP,
-    macro F1 and the share of exact matches stand in place of the accuracy. With an EMA that of the plain weights follows. The time left is that of as many epochs as long as
-    this one, and is shown from a minute on.
+    macro F1 and the share of exact matches stand in place of the accuracy. With a moving average of the weights, the accuracy
+    (mAP) of the weights themselves follows. The time left is that of as many epochs as long as this one, and is shown from a
+    minute on.
     """
     values = record.scalars()
     parts = [f"epoch {record.epoch:>{len(str(epochs))}}/{epochs}"]
@@ -123,9 +125,9 @@ def epoch_line(record: Record, epochs: int) -> str:
             for metric in MACRO_METRICS if f"{split}/acc" in values else ():
                 if f"best/{split}_{metric}" in values and f"{split}/{metric}" in values:
                     parts.append(f"{SELECTION_TEXTS[metric]} {100 * float(values[f'{split}/{metric}']):6.2f} %")
-            for metric in PLAIN_METRICS:
+            for metric, name in PLAIN_NAMES.items():
                 if (value := values.get(f"{split}/{metric}")) is not None:
-                    parts.append(f"without EMA {100 * float(value):6.2f} %")
+                    parts.append(f"{name} {100 * float(value):6.2f} %")
     parts.append(f"lr {float(values['lr']):.2e}")
     parts.append(f"{float(values['throughput/images_per_s']):,.0f} images/s")
     seconds = float(values["time/epoch_s"])

@@ -107,6 +107,12 @@ def best_epoch(history: list[dict[str, float]], split: str, metric: str = "acc")
     return int(row["epoch"]), row.get(name, math.nan)
 
 
+def plain_metrics(history: list[dict[str, float]], epoch: int) -> dict[str, float]:
+    """Return the metrics that the weights without their moving average had after an epoch, counted from 1; empty without an average."""
+    row = history[epoch - 1] if epoch else {}
+    return {name: value for name, value in row.items() if name.endswith("_plain")}
+
+
 def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, Scalar]:
     """Return the numbers and texts of a summary under `part/key` names, without environment, data and thresholds."""
     flat: dict[str, Scalar] = {}
@@ -120,7 +126,13 @@ def flatten_summary(summary: Mapping[str, Any], prefix: str = "") -> dict[str, S
     return flat
 
 
-HEADLINE_SHARES = {"acc_tta": "with TTA", "acc5": "top 5", "balanced_acc": "balanced", "f1_macro": "macro F1"}
+HEADLINE_SHARES = {
+    "acc_plain": "without EMA",
+    "acc_tta": "with TTA",
+    "acc5": "top 5",
+    "balanced_acc": "balanced",
+    "f1_macro": "macro F1",
+}
 
 
 def _multilabel_rows(summary: Mapping[str, Any], split: str) -> list[tuple[str, str]]:
@@ -128,10 +140,14 @@ def _multilabel_rows(summary: Mapping[str, Any], split: str) -> list[tuple[str, 
     result = summary["result"]
     chosen = f"loss {result[f'{split}/loss']:.4f}; {result['chosen']}, epoch {result['epoch']}"
     at = sub_mapping(summary, "thresholds").get("chosen", "")
-    tta = [("  with TTA", percent(result[f"{split}/map_tta"], 2))] if f"{split}/map_tta" in result else []
+    variants = [
+        (f"  {name}", percent(result[f"{split}/{key}"], 2))
+        for key, name in (("map_plain", "without EMA"), ("map_tta", "with TTA"))
+        if f"{split}/{key}" in result
+    ]
     return [
         (f"{split} mAP", f"{percent(result[f'{split}/map'], 2)}  ({chosen})"),
-        *tta,
+        *variants,
         ("  macro F1", f"{percent(result[f'{split}/f1_macro'], 2)}  (thresholds: {at})"),
         ("  exact match", percent(result[f"{split}/exact_match"], 2)),
     ]

@@ -26,7 +26,7 @@ from harness.runs.advice import missing_weights
 from harness.runs.components import Components, describe_data
 from harness.runs.model_log import WEIGHTS, ModelLog
 from harness.runs.progress import ProgressReporter
-from harness.runs.summary import best_epoch, flatten_summary, last_accuracy, summarise
+from harness.runs.summary import best_epoch, flatten_summary, last_accuracy, plain_metrics, summarise
 from harness.tracking import run_dir
 from harness.tracking.chosen_settings import read_choices
 from harness.tracking.journal import Journal, NullJournal, read_journal
@@ -301,13 +301,17 @@ class Trainer:
         if self.components.selection_split and self.state.history:
             path = self.directory.checkpoints / WEIGHTS
             weights, facts = checkpoint.load_weights(path)
-            epoch, _ = best_epoch(self.state.history, self.components.selection_split, self.components.config.select_by)
+            epoch = self._chosen_epoch()
             if facts.get("epoch", epoch) != epoch:
                 raise CheckpointError(
                     f"{path} has the weights of epoch {facts['epoch']}, and the best one is epoch {epoch}; start again with --resume never"
                 )
             checkpoint.load_weights_strict(model, weights, path)
         return model.eval()
+
+    def _chosen_epoch(self) -> int:
+        """Return the best epoch on the split that selects it, counted from 1; 0 where there is none."""
+        return best_epoch(self.state.history, self.components.selection_split, self.components.config.select_by)[0]
 
     @pause_garbage_collection()  # what it draws and encodes would set off a full collection
     def _evaluate_result(self, model: nn.Module) -> dict[str, Scalar]:
@@ -336,8 +340,9 @@ class Trainer:
         metrics |= prefixed(result.metrics, split.name)
         for name in filter(result.metrics.__contains__, components.config.metrics):
             self.reporter.message(f"{split.name} {name}: {result.metrics[name]:.4f}")
-        values = {**result.values, **prefixed(metrics, "result")}
         epoch = len(self.state.history)
+        metrics |= plain_metrics(self.state.history, self._chosen_epoch() if components.selection_split else epoch)
+        values = {**result.values, **prefixed(metrics, "result")}
         self.tracker.record(Record(self.state.step, epoch, values, kind="final", details=result.details))
         empty, total = result.empty_maps
         if empty:

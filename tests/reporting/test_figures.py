@@ -75,6 +75,26 @@ def test_an_epoch_measured_twice_counts_once_and_a_nan_is_a_gap():
     assert lines == {} and final == {"test": (1, 0.9)}
 
 
+def test_the_weights_without_their_moving_average_have_a_dotted_line_of_their_own(tmp_path):
+    records = [
+        *(
+            Record(e, e, {"val/acc": 0.5 + 0.1 * e, "val/acc_plain": 0.3 + 0.1 * e, "val/accuracy": 9})
+            for e in range(1, 5)
+        ),
+        Record(4, 4, {"result/val/acc_plain": 0.7}, kind="final"),
+    ]
+    lines, final = training_curves.values_by_epoch(records, "acc")
+    assert list(lines) == ["val", "val, without EMA"] and not final
+    assert list(lines["val, without EMA"].values()) == pytest.approx([0.4, 0.5, 0.6, 0.7])
+    one = pixels(training_curves.draw_accuracy(records, tmp_path / "a.png"))
+    other = pixels(
+        training_curves.draw_accuracy(
+            [Record(r.step, r.epoch, {"val/acc": r.values["val/acc"]}) for r in records[:4]], tmp_path / "b.png"
+        )
+    )
+    assert like(one, style.GREEN).sum() > 1.2 * like(other, style.GREEN).sum()
+
+
 def test_a_figure_without_data_shows_a_message(tmp_path):
     only_nan = [Record(1, 1, {"train/loss": math.nan, "train/acc": math.nan})]
     paths = [

@@ -62,6 +62,22 @@ def test_the_headline_has_each_figure_with_its_split_its_epoch_and_its_interval(
     assert "Best epoch" not in shown  # it is the result
 
 
+def test_the_figures_of_the_weights_without_their_moving_average_are_headlines_beside_the_average(run):
+    result = {**run.result, "val/acc_plain": 0.375}
+    shown = {
+        fact.name: fact.value
+        for fact in facts.headline(dataclasses.replace(run, summary={**run.summary, "result": result}))
+    }
+    assert (shown["Validation accuracy"], shown["Validation accuracy, without EMA"]) == ("62.50 %", "37.50 %")
+    of_labels = dataclasses.replace(
+        run,
+        config={**run.config, "data": "table", "label_separator": "|"},
+        summary={**run.summary, "result": {"val/map": 0.5, "val/map_plain": 0.25, "epoch": 2, "chosen": "last epoch"}},
+    )
+    shown = {fact.name: fact.value for fact in facts.headline(of_labels)}
+    assert (shown["Validation mAP"], shown["Validation mAP, without EMA"]) == ("50.00 %", "25.00 %")
+
+
 @pytest.mark.parametrize(("split", "is_shown"), [("val", True), ("test", False)])
 def test_the_best_epoch_is_a_headline_only_where_a_validation_split_chose_it(run, split, is_shown):
     best = {"epoch": 3, f"{split}/acc": 0.7, "chosen": f"best {split}/acc"}

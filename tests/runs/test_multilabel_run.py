@@ -53,7 +53,7 @@ def squares(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(squares, tmp_path_factory):
-    settings = {**SETTINGS, "data_dir": str(squares), "output": str(tmp_path_factory.mktemp("run"))}
+    settings = {**SETTINGS, "ema": 0.5, "data_dir": str(squares), "output": str(tmp_path_factory.mktemp("run"))}
     return harness.run(make_config(settings))
 
 
@@ -127,6 +127,9 @@ def test_the_line_of_an_epoch_and_the_table_at_the_end_name_the_metrics(run):
         in lines
     )
     table = summary_table(run.summary)
+    plain = run.history[run.summary["result"]["epoch"] - 1]["val/map_plain"]
+    assert f"mAP without EMA {100 * last['val/map_plain']:6.2f} %" in lines
+    assert f"  without EMA  {100 * plain:.2f} %" in table and plain == run.summary["result"]["val/map_plain"]
     assert "test mAP" in table and "macro F1" in table and "exact match" in table and "accuracy" not in table
 
 

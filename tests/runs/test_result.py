@@ -8,10 +8,11 @@ import harness
 from harness import make_config
 from harness.config.settings import Config
 from harness.evaluation.trained_model import load_trained_model
+from harness.runs.advice import result_warnings
 from harness.runs.components import build_components
-from harness.runs.summary import best_epoch
+from harness.runs.summary import best_epoch, summary_table
 from harness.tracking.journal import read_journal
-from harness.training.loop import evaluate_batches
+from harness.training.loop import TrainerState, evaluate_batches
 from harness.utils.errors import UsageError
 
 # The rate rises to the end, where it is too high: the accuracy falls again.
@@ -40,6 +41,38 @@ def test_the_result_is_the_epoch_with_the_highest_validation_accuracy_and_has_it
     assert summary["last"]["val/acc"] == accuracies[-1] and summary["epochs"] == 4
     records = [record.values for record in read_journal(selected.folder).records if record.kind == "epoch"]
     assert [row["best/val_acc"] for row in records] == [max(accuracies[: n + 1]) for n in range(4)]
+
+
+def test_with_a_moving_average_the_result_has_the_figures_of_the_weights_themselves_beside_it(selected):
+    result, rows = selected.summary["result"], selected.history
+    of_epoch = rows[result["epoch"] - 1]
+    assert (result["val/acc_plain"], result["val/loss_plain"]) == (
+        of_epoch["val/acc_plain"],
+        of_epoch["val/loss_plain"],
+    )
+    assert of_epoch["val/acc_plain"] not in (of_epoch["val/acc"], rows[-1]["val/acc_plain"])
+    assert f"  without EMA  {100 * result['val/acc_plain']:.2f} %" in summary_table(selected.summary)
+    components = build_components(make_config(RISING))
+    weights = torch.load(selected.folder / "checkpoints/last.pt", weights_only=True)["learner"]["model"]
+    components.learner.model.load_state_dict(weights)
+    metrics = evaluate_batches(components.learner.model, components.loaders.val, torch.device("cpu"))
+    assert metrics["acc"] == rows[-1]["val/acc_plain"] and metrics["loss"] == pytest.approx(rows[-1]["val/loss_plain"])
+
+
+@pytest.mark.parametrize(
+    ("average", "plain", "is_named"),
+    [(0.6, 0.83, True), (0.9, 0.905, False), (0.9, 0.92, False), (0.9, 0.95, True), (0.95, 0.6, False)],
+)
+def test_a_moving_average_that_is_clearly_below_the_weights_themselves_is_named_with_the_remedy(
+    average, plain, is_named
+):
+    """Of 288 validation images: 0.9 and 0.92 are within the interval."""
+    components = build_components(make_config(RISING))
+    metrics = {"val/acc": average, "val/acc_plain": plain, "test/acc": average}
+    lines = [line for line in result_warnings(components, TrainerState(step=400), metrics) if "--ema" in line]
+    assert len(lines) == is_named
+    for line in lines:
+        assert f"{100 * plain:.1f} %" in line and "--ema 0.5 is too long" in line
 
 
 def test_the_saved_weights_are_those_of_the_selected_epoch_and_of_the_returned_model(selected):

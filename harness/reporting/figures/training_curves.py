@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 Points: TypeAlias = Sequence[float] | np.ndarray
 
-_STYLES = {"train": (style.BLUE, "--"), "val": (style.GREEN, "-"), "test": (style.VERMILLION, "-")}
+_STYLES = {
+    "train": (style.BLUE, "--"),
+    "val": (style.GREEN, "-"),
+    "test": (style.VERMILLION, "-"),
+    "val, without EMA": (style.GREEN, ":"),
+    "test, without EMA": (style.VERMILLION, ":"),
+}
 _MAX_MARKERS = 40  # more of them would hide the line
 
 
@@ -168,8 +174,12 @@ def values_by_epoch(
     for record in records:
         for key, value in record.scalars().items():
             split, _, name = key.rpartition("/")
-            if name != metric or not split or isinstance(value, str | bool):
+            if name not in (metric, f"{metric}_plain") or not split or isinstance(value, str | bool):
                 continue
+            if name != metric:  # of the weights whose moving average `metric` is of; the final one is that of its epoch
+                if record.kind != "epoch":
+                    continue
+                split = f"{split}, without EMA"
             if record.kind == "epoch":
                 lines.setdefault(split, {})[record.epoch] = float(value) if math.isfinite(value) else math.nan
             elif record.kind == "final" and math.isfinite(value):

@@ -78,7 +78,7 @@ def headline(run: RunData) -> list[Fact]:
             break
         if math.isfinite(acc := run.figure(f"{split}/acc")):
             facts.append(Fact(f"{name} accuracy", f"{100 * acc:.2f} %", _chosen(run) + _interval(run, split)))
-        for key, variant in (("acc_tta", "with TTA"), ("acc5", "top-5")):
+        for key, variant in (("acc_plain", "without EMA"), ("acc_tta", "with TTA"), ("acc5", "top-5")):
             if math.isfinite(acc := run.figure(f"{split}/{key}")):
                 facts.append(Fact(f"{name} accuracy, {variant}", f"{100 * acc:.2f} %"))
         shows_macro = is_unbalanced(run.figure(f"{split}/acc"), run.figure(f"{split}/balanced_acc"))
@@ -128,13 +128,15 @@ def _multilabel_facts(run: RunData) -> list[Fact]:
     thresholds = str(sub_mapping(run.summary, "thresholds").get("chosen", "0.5"))
     notes = {
         "map": _chosen(run),
+        "map_plain": "of the weights without their moving average",
         "map_tta": "with test-time augmentation",
         "f1_macro": f"mean F1 of the classes; thresholds: {thresholds}",
         "exact_match": "images of which every class is predicted correctly",
     }
+    variants = {"map_plain": "mAP, without EMA", "map_tta": "mAP, with TTA"}
     return [
         Fact(
-            f"{SPLIT_LABELS[split].capitalize()} {SELECTION_TEXTS.get(key, 'mAP, with TTA')}",
+            f"{SPLIT_LABELS[split].capitalize()} {SELECTION_TEXTS.get(key) or variants[key]}",
             f"{100 * value:.2f} %",
             note,
         )
