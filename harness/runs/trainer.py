@@ -42,7 +42,7 @@ from harness.training.live_steps import LIVE_SECONDS
 from harness.training.loop import EvalBatches, StepInfo, TrainerState, evaluate_batches, fit
 from harness.training.multilabel import evaluate_multilabel
 from harness.utils import fault_injection
-from harness.utils.errors import CheckpointError, DivergedError
+from harness.utils.errors import CheckpointError, DivergedError, is_compiler_error
 from harness.utils.files import read_json, write_atomically, write_json
 from harness.utils.signals import Interrupted, Interruptible, StopRequests
 from harness.utils.text import counted
@@ -168,6 +168,10 @@ class Trainer:
         except Interrupted:
             if not self.state.losses or math.isfinite(self.state.losses[-1]):
                 self._save_checkpoint()
+            raise
+        except Exception as error:
+            if is_compiler_error(error):  # Ctrl-C ends the processes of the compiler too; the update is not complete
+                self.stop_requests.check()
             raise
 
     def _eval_batches(self) -> EvalBatches:

@@ -100,6 +100,10 @@ def as_harness_error(error: BaseException) -> HarnessError | None:
         return ResourceError(
             f"out of memory ({text[:120]}); lower --batch-size, or keep the batch size with --grad-accumulation 2 or --auto-batch"
         )
+    if is_compiler_error(error):
+        return ResourceError(
+            f"torch.compile failed ({first_line(error)[:200]}); leave out --compile, or choose an optimizer other than kron, which compiles itself"
+        )
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return ResourceError(
             f"a data-loader worker died ({text[:120]}); memory or /dev/shm may be short: try --workers 0"
@@ -119,6 +123,11 @@ def as_harness_error(error: BaseException) -> HarnessError | None:
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH and name:
         return UsageError(f"{error.strerror}{name}; choose another file or folder, or change its permissions")
     return None
+
+
+def is_compiler_error(error: BaseException) -> bool:
+    """Return whether torch.compile could not compile something, for example because there is no C++ compiler."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
 # A file system that is full, a quota that is used up, a file that may not grow.

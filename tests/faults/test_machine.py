@@ -516,3 +516,26 @@ def test_a_shared_memory_that_is_too_small_is_named_within_seconds(pictures, siz
     environment = dict(os.environ) | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "/dev/shm is too small" in done.stderr.splitlines()[-1], done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_stopped", [False, True])
+def test_a_compiler_that_fails_or_that_ctrl_c_ends_is_one_line(tmp_path, is_stopped):
+    """A terminal sends Ctrl-C to every process of the command, the compiler among them."""
+    compiler = tmp_path / "cxx"
+    compiler.write_text(f"#!/bin/sh\n{'kill -INT $PPID; sleep 0.1; ' * is_stopped}exit 1\n")
+    compiler.chmod(0o755)
+    (tmp_path / "work").mkdir()
+    words = [sys.executable, "-m", "harness", "run", *TINY, "--compile", "--output", "runs", "--name", "r"]
+    variables = {**os.environ, "CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    ended = subprocess.run(words, cwd=tmp_path / "work", env=variables, capture_output=True, text=True, timeout=200)
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert "Traceback" not in ended.stderr
+    if is_stopped:
+        assert ended.returncode == 130 and "Stopped at step 0 by Ctrl-C (SIGINT)" in ended.stderr and not errors
+        # An update that is not complete is not saved.
+        assert newest_checkpoint(tmp_path / "work/runs/r/checkpoints") is None
+    else:
+        (line,) = errors
+        assert ended.returncode == ResourceError.exit_code
+        assert all(words in line for words in ("torch.compile failed", "InvalidCxxCompiler", "leave out --compile"))
