@@ -28,6 +28,7 @@ IMAGE_COLUMNS = (
     "imageid",
 )  # fmt: skip
 LABEL_COLUMNS = ("label", "class", "target", "category", "classname", "labelname", "labels", "y")
+SEVERAL_LABELS_COLUMNS = (*LABEL_COLUMNS, "tags")  # with label_separator
 SPLIT_COLUMNS = ("split", "subset", "partition", "dataset", "set")
 
 
@@ -228,7 +229,8 @@ class _Reader:
                 )
             self.class_names = columns
             return f"{short_list(columns)} (0 or 1)", lambda index: marked_classes(table, columns, index)
-        column = _column(table, config.label_column, "label_column", LABEL_COLUMNS, "the class of each image")
+        usual = SEVERAL_LABELS_COLUMNS if config.label_separator else LABEL_COLUMNS
+        column = _column(table, config.label_column, "label_column", usual, "the class of each image")
         names = table.class_names.get(column)
         self.class_names += [name for name in names or () if name not in self.class_names]
         stored, separator = table.columns[column], config.label_separator

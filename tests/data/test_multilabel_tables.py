@@ -72,6 +72,15 @@ def test_columns_keep_their_order_and_names_are_sorted(squares):
     assert load(write_separated(root, rows), label_separator="|").classes == ("blue", "green", "red")
 
 
+def test_the_column_tags_needs_no_setting_where_labels_are_separated(squares):
+    root, rows = squares
+    file = write_separated(root, rows, separator=" ").rename(root / "tags.csv")
+    expected = truth_by_id(load(file, label_separator=" ", label_column="labels"))
+    file.write_text(file.read_text().replace("path,labels", "path,tags", 1))
+    assert truth_by_id(load(file, label_separator=" ")) == expected
+    assert "--label-column" in refused(UsageError, file)  # an image with one label has no tags
+
+
 def test_a_table_may_lie_outside_of_the_folder_of_its_images(squares, tmp_path):
     root, rows = squares
     assert len(truth_by_id(load(write_columns(tmp_path, rows), label_columns="*", image_root=str(root)))) == len(rows)
