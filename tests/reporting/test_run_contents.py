@@ -17,7 +17,7 @@ from harness.reporting.html.groups import group_runs, run_differences
 from harness.reporting.html.pages import run_page
 from harness.reporting.html.plotly import log_ticks, plain_numbers
 from harness.reporting.html.run_data import affecting_settings, read_run
-from harness.tracking.records import Curve
+from harness.tracking.records import Curve, Record
 from harness.utils.plain import setting_text
 from tests.support import small_run
 from tests.support.small_run import IMAGES, LRS, SECONDS, STEP_LOSSES, TRAIN_LOSS, VAL_ACC, VAL_LOSS, write_run
@@ -139,6 +139,33 @@ def test_the_captions_by_epoch_name_the_last_and_the_best_value_of_each_split(ru
     assert lr.caption == "At the end of each epoch, from 0.03 to 0.015."
     lines = {trace["name"]: (trace["x"], trace["y"]) for trace in loss.data}
     assert lines == {"training": ([1, 2, 3], list(TRAIN_LOSS)), "validation": ([1, 2, 3], list(VAL_LOSS))}
+
+
+def test_with_a_moving_average_the_charts_have_a_dotted_line_of_the_weights_without_it(run):
+    plain = (0.125, 0.375, 0.75)
+    records = [
+        dataclasses.replace(record, values={**record.values, "val/acc_plain": plain[record.epoch - 1]})
+        if record.kind == "epoch"
+        else record
+        for record in run.records
+    ]
+    changed = dataclasses.replace(run, records=records, config={**run.config, "ema": 0.99})
+    _, acc, _ = run_charts.by_epoch(changed)
+    assert acc.caption == (
+        "Validation: last 50.0 %, best 62.5 % (epoch 2); validation without EMA: last 75.0 %, best 75.0 % (epoch 3)."
+    )
+    average, weights = acc.data
+    assert (weights["x"], weights["y"]) == ([1, 2, 3], list(plain))
+    assert weights["line"]["dash"] == "dot" and weights["line"]["color"] == average["line"]["color"]
+    assert "moving average of the weights (EMA) 0.99" in dict(facts.configuration(changed))["Optimizer"]
+    assert "EMA" not in dict(facts.configuration(run))["Optimizer"]
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_axis_of_many_epochs_has_few_ticks_whichever_split_is_evaluated(run, split):
+    records = [Record(number, number, {"train/loss": 1.0, f"{split}/loss": 2.0, "lr": 0.1}) for number in range(1, 201)]
+    loss = run_charts.by_epoch(dataclasses.replace(run, records=records))[0]
+    assert loss.layout["xaxis"]["dtick"] == 25
 
 
 @pytest.mark.parametrize(

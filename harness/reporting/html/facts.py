@@ -216,13 +216,19 @@ def configuration(run: RunData) -> list[tuple[str, str]]:
         ("Classes", f"{len(classes)}: {class_names}" if classes else ""),
         ("Labels", _labels(run)),
         ("Range test", f"{batches}, for a training of {length}") if run.is_range_test else ("Training", f"{length}, {batches}"),
-        ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}"),
+        ("Optimizer", f"{config.get('optimizer')}, momentum {setting_text(config.get('momentum'))}, weight decay {setting_text(config.get('weight_decay'))}{_average(config)}"),
         ("Learning rate", f"{config.get('schedule')}, {setting_text(rates.get('lr_min'))} to {setting_text(rates.get('lr_max'))}{_warmup(config)}{_found_by_range_test(config)}"),
         ("Augmentation", _augmentation(config)),
         ("Tags", ", ".join(map(str, config.get("tags") or []))),
         ("Notes", config.get("notes")),
     ]  # fmt: skip
     return [(name, str(value)) for name, value in rows if value and "None" not in str(value)]
+
+
+def _average(config: Mapping[str, Any]) -> str:
+    """Return the decay of the moving average of the weights; empty without one."""
+    decay = number(config.get("ema"))
+    return f", moving average of the weights (EMA) {decay:g}" if decay > 0 else ""
 
 
 def _labels(run: RunData) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.config.names import SPLIT_LABELS
+from harness.config.names import REPORTED_SPLITS, SPLIT_LABELS
 from harness.evaluation.metrics import Reliability, SavedPredictions, class_shares, confusion_matrix
 from harness.lr_finder.measure import measure_of
 from harness.reporting.html.plotly import (
@@ -125,20 +125,26 @@ def training_loss(config: Mapping[str, Any]) -> str:
 
 def _splits(run: RunData, metric: str, title: str, y: str, pick: Callable[..., Any]) -> Chart:
     data, parts = [], []
-    x: list[int] = []
-    for split, (colour, dash) in SPLIT_STYLES.items():
-        x, values = run.line(f"{split}/{metric}")
+    epochs: list[int] = []
+    lines = [(f"{split}/{metric}", SPLIT_LABELS[split], *SPLIT_STYLES[split]) for split in SPLIT_STYLES]
+    lines += [
+        (f"{split}/{metric}_plain", f"{SPLIT_LABELS[split]} without EMA", SPLIT_STYLES[split][0], "dot")
+        for split in REPORTED_SPLITS
+    ]
+    for key, name, colour, dash in lines:
+        x, values = run.line(key)
         known = [(value, epoch) for epoch, value in zip(x, values, strict=True) if math.isfinite(value)]
         if not known:
             continue
-        data.append(line(x, values, SPLIT_LABELS[split], colour, dash=dash))
+        epochs += x
+        data.append(line(x, values, name, colour, dash=dash))
         best, epoch = pick(known, key=lambda pair: pair[0])
         show = percent if metric != "loss" else lambda value: f"{value:.4g}"
-        parts.append(f"{SPLIT_LABELS[split]}: last {show(known[-1][0])}, best {show(best)} (epoch {epoch})")
-    caption = "; ".join(parts).capitalize() + "." if parts else "Not recorded."
+        parts.append(f"{name}: last {show(known[-1][0])}, best {show(best)} (epoch {epoch})")
+    text = "; ".join(parts) or "not recorded"
     return Chart(
-        f"epoch-{metric}", title, caption, data,
-        layout(axis("epoch", **integer_ticks(x)), axis(y, percent=metric != "loss")), has_log_switch=metric == "loss",
+        f"epoch-{metric}", title, f"{text[0].upper()}{text[1:]}.", data,
+        layout(axis("epoch", **integer_ticks(epochs)), axis(y, percent=metric != "loss")), has_log_switch=metric == "loss",
     )  # fmt: skip
 
 
