@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from harness.config.automatic import FROM_SCRATCH, IMBALANCE, LEAST_BATCH, UPDATES_PER_EPOCH, Choice, power_of_two
-from harness.config.names import main_metric
+from harness.config.names import SELECTION_TEXTS, main_metric
 from harness.data.balance import MAKE_UP, most_frequent_share
 from harness.data.listing import short_list
 from harness.data.multilabel import class_counts
@@ -147,8 +147,7 @@ def average_behind(components: Components, metrics: Mapping[str, Scalar]) -> str
     average, plain = float(metrics[f"{split}/{figure}"]), float(metrics[f"{split}/{figure}_plain"])
     if not plain - average > max(LEAST_BEHIND, share_interval(average, len(images))[1] - average):
         return ""
-    name = "mAP" if figure == "map" else "accuracy"
-    return f"the moving average of the weights has a {split} {name} of {percent(average)}, and the weights themselves have {percent(plain)}: --ema {components.config.ema:g} is too long an average for so few updates; set a lower --ema (0: none), or more --epochs"
+    return f"the moving average of the weights has a {split} {SELECTION_TEXTS[figure]} of {percent(average)}, and the weights themselves have {percent(plain)}: --ema {components.config.ema:g} is too long an average for so few updates; set a lower --ema (0: none), or more --epochs"
 
 
 def _is_above_chance(balanced: float, labels: np.ndarray) -> bool:

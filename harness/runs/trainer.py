@@ -314,8 +314,9 @@ class Trainer:
         return model.eval()
 
     def _chosen_epoch(self) -> int:
-        """Return the best epoch on the split that selects it, counted from 1; 0 where there is none."""
-        return best_epoch(self.state.history, self.components.selection_split, self.components.config.select_by)[0]
+        """Return the epoch of the result, counted from 1: the best one on the split that selects it (0: there is none), else the last."""
+        history, split = self.state.history, self.components.selection_split
+        return best_epoch(history, split, self.components.config.select_by)[0] if split else len(history)
 
     @pause_garbage_collection()  # what it draws and encodes would set off a full collection
     def _evaluate_result(self, model: nn.Module) -> dict[str, Scalar]:
@@ -345,7 +346,7 @@ class Trainer:
         for name in filter(result.metrics.__contains__, components.config.metrics):
             self.reporter.message(f"{split.name} {name}: {result.metrics[name]:.4f}")
         epoch = len(self.state.history)
-        metrics |= plain_metrics(self.state.history, self._chosen_epoch() if components.selection_split else epoch)
+        metrics |= plain_metrics(self.state.history, self._chosen_epoch())
         values = {**result.values, **prefixed(metrics, "result")}
         self.tracker.record(Record(self.state.step, epoch, values, kind="final", details=result.details))
         empty, total = result.empty_maps
