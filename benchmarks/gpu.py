@@ -451,7 +451,10 @@ def whole_command(name: str, *options: str) -> Callable[[Bench], None]:
         click.echo(measure.table(timeline.rows_of(result)), err=True)
         click.echo("\n".join(result["output"][-4:]), err=True)
         spans, stages = result["spans"], result["stages"]
-        total = lambda span: spans.get(span, {}).get("total", 0.0)  # noqa: E731
+
+        def total(span: str) -> float:
+            return float(spans.get(span, {}).get("total", 0.0))
+
         training = total("training and evaluation")
         rows = {
             "start and imports": sum(took for stage, took in stages.items() if "import" in stage or "start" in stage),

@@ -68,7 +68,9 @@ def run(arguments: list[str], folder: str, mode: str) -> dict[str, Any]:
 
 
 def rows_of_runs(results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    median = lambda mode, key: statistics.median(row[key] for row in results[mode])  # noqa: E731
+    def median(mode: str, key: str) -> float:
+        return statistics.median(row[key] for row in results[mode])
+
     rows = []
     for mode in results:
         rows.append({

@@ -12,6 +12,7 @@ each, and the same evaluation of its weights at the end.
 from __future__ import annotations
 
 import contextlib
+import functools
 import statistics
 import tempfile
 import time
@@ -125,9 +126,10 @@ def ours(components: Components, seed: int) -> dict[str, float]:
         batches = components.loaders.test
         assert batches is not None
         model = trained.model.to(memory_format=torch.channels_last)
-        evaluate = lambda: predict_batches(  # noqa: E731
-            model, batches, components.learner.device, autocast=components.learner.precision, tta=config.tta
-        )
+        evaluate = functools.partial(
+            predict_batches,
+            model, batches, components.learner.device, autocast=components.learner.precision, tta=config.tta,
+        )  # fmt: skip
         evaluate()
         last = measure.seconds(evaluate, components.learner.device)
         return {
