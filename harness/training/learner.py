@@ -32,6 +32,7 @@ from harness.training.optimizer import (
     seed_optimizer,
     set_lr_and_momentum,
 )
+from harness.training.process_settings import release_freed_memory
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
@@ -207,6 +208,8 @@ class Learner:
             # Not in the except block, where the error would keep the tensors of the pass alive.
             self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
             self.optimizer.zero_grad(set_to_none=True)
+            gc.collect()
+            release_freed_memory()  # Kept, it would be in pieces that larger tensors and oneDNN's code do not fit into.
             if cuda_rng is not None:
                 torch.cuda.empty_cache()
                 torch.cuda.set_rng_state(cuda_rng, self.device)

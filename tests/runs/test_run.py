@@ -292,11 +292,7 @@ def test_a_wrong_option_gives_one_line_and_its_exit_status(arguments, code, mess
     from harness.cli.main import main
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        sys,
-        "argv",
-        ["harness", "run", "--recipe", "digits", "--model-args", "width=8", "--wandb", "disabled", *arguments],
-    )
+    monkeypatch.setattr(sys, "argv", ["harness", "run", *QUICK, "--wandb", "disabled", *arguments])
     with pytest.raises(SystemExit) as stop:
         main()
     errors = capfd.readouterr().err
