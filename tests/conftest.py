@@ -1,12 +1,14 @@
 """Every test: no account, no network but the loopback, a home folder of its own, nothing left behind."""
 
 import gc
+import importlib
 import os
 import re
 import shutil
 import signal
 import sys
 import tempfile
+import warnings
 from multiprocessing.util import Finalize
 from pathlib import Path
 
@@ -131,6 +133,19 @@ def finished(tmp_path_factory):
 
     done, folder = make_once(tmp_path_factory, "with spaces and é", make)
     return done, next((folder / "runs").iterdir())
+
+
+@pytest.fixture(scope="session")
+def wandb_sweeps():
+    """W&B's own search code (package `sweeps`), where it is installed; `.ci/run` installs it.
+
+    Where it is not, its name leads to the folder of this repository, which has no modules.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pytest.importorskip("jsonref")
+        pytest.importorskip("sweeps.params")
+        return importlib.import_module("sweeps")
 
 
 @pytest.fixture

@@ -66,7 +66,7 @@ def read_recipe(recipe: str) -> dict[str, Any]:
             )
         if not os.path.lexists(path):
             raise UsageError(
-                f"there is no recipe {recipe!r}{did_you_mean(recipe, recipe_paths())}; need {', '.join(recipe_paths())}, or the path of a YAML file"
+                f"there is no recipe {recipe!r}{did_you_mean(recipe, recipe_paths())}; need {', '.join(recipe_paths())}, or the path of a YAML or JSON file"
             )
     values: dict[str, Any] = {}
     for key, value in yaml_io.read_yaml(path).items():

@@ -184,12 +184,12 @@ def read_yaml(path: str | Path, *, aliases: bool = False) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for its other end
             kind = "a directory" if path.is_dir() else "no regular file"
-            raise UsageError(f"{path}: {kind}; need the path of a YAML file")
+            raise UsageError(f"{path}: {kind}; need the path of a YAML or JSON file")
         if path.stat().st_size > MAX_BYTES:
             raise UsageError(f"{path}: {path.stat().st_size:,} bytes; a settings file has at most {MAX_BYTES:,}")
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise UsageError(f"{path}: {error.strerror}; need the path of a YAML file") from None
+        raise UsageError(f"{path}: {error.strerror}; need the path of a YAML or JSON file") from None
     except UnicodeDecodeError as error:
         raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from None
     value = parse_yaml(text, str(path), aliases=aliases)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from harness.config.augmentation import CROP_RATIO, CROP_SCALE, NO_POLICY, per_image_settings
+from harness.config.augmentation import CROP_RATIO, CROP_SCALE, ERASING_AREA, NO_POLICY, per_image_settings
 from harness.config.settings import Config
 from harness.data.preprocess import Preprocess
 from harness.utils.errors import UsageError
@@ -41,6 +41,12 @@ class Erasing:
     mode: str
     count: int
     area: tuple[float, float]
+
+    def describe(self) -> str:
+        """Return the settings in a few words, without those that have their defaults."""
+        rectangles = f", at most {self.count} rectangles" if self.count > 1 else ""
+        area = f", area {_range(self.area)}" if self.area != ERASING_AREA else ""
+        return f"erasing ({self.mode}{rectangles}{area}) in {self.probability:.0%}"
 
 
 @dataclass(frozen=True)
@@ -92,14 +98,14 @@ class Augment:
 
     def describe(self) -> list[str]:
         """Return the steps in their order, each in a few words with its strength."""
+        ratio = f", width / height {_range(self.ratio)}" if self.ratio != CROP_RATIO else ""
         crops = {
             "pad": f"crop after padding by {self.padding}",
-            "resized": f"resized crop {_words(self.scale)}",
+            "resized": f"resized crop {_range(self.scale)}{ratio}",
             "none": "",
         }
         flip = "alternating flip" if self.alternating_flip else "flip"
         jitter = f" in {self.color_jitter_prob:.0%}" if self.color_jitter_prob < 1 else ""
-        erasing = self.erasing
         steps = [
             "a pipeline of albumentations" if self.pipeline else crops[self.crop],
             flip if self.flip else "",
@@ -110,7 +116,7 @@ class Augment:
             f"blur in {self.blur:.0%}" if self.blur else "",
             *self.transforms,
             f"cutout {self.cutout}" if self.cutout else "",
-            f"erasing ({erasing.mode}) in {erasing.probability:.0%}" if erasing else "",
+            self.erasing.describe() if self.erasing else "",
             f"each image {self.repeats:g} times" if self.repeats > 1 else "",
             f"{self.views} views of each image, the first with crop and flip alone" if self.views > 1 else "",
         ]
@@ -119,6 +125,10 @@ class Augment:
 
 def _words(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:g}" for value in values)
+
+
+def _range(values: tuple[float, float]) -> str:
+    return f"{values[0]:g} to {values[1]:g}"
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import shlex
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -585,12 +584,9 @@ def test_every_sample_of_the_written_sweep_is_a_valid_configuration(finished_tes
     assert f"LRMAX {result.lr_max:g}" in written["description"]
 
 
-def test_the_written_sweep_is_valid_by_wandbs_schema(finished_test):
+def test_the_written_sweep_is_valid_by_wandbs_schema(finished_test, wandb_sweeps):
     jsonschema = pytest.importorskip("jsonschema")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        sweeps = pytest.importorskip("sweeps")
-    schema = json.loads((Path(sweeps.__file__).parent / "config/schema.json").read_text())
+    schema = json.loads((Path(wandb_sweeps.__file__).parent / "config/schema.json").read_text())
     jsonschema.validate(yaml.safe_load((finished_test[1] / "sweep.yaml").read_text()), schema)
 
 

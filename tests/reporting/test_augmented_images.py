@@ -75,6 +75,17 @@ def test_the_figure_shows_at_most_as_many_images_as_there_are_and_names_the_step
     assert make_augment(Config(augment="none"), PREPROCESS).describe() == []
 
 
+def test_the_steps_name_every_strength_that_is_not_the_default():
+    config = Config(
+        crop="resized", crop_scale=(0.5, 1.0), crop_ratio=(0.5, 2.0), flip=False, cutout=0,
+        erasing=0.5, erasing_mode="const", erasing_count=3, erasing_area=(0.1, 0.2),
+    )  # fmt: skip
+    assert make_augment(config, PREPROCESS).describe() == [
+        "resized crop 0.5 to 1, width / height 0.5 to 2",
+        "erasing (const, at most 3 rectangles, area 0.1 to 0.2) in 50%",
+    ]
+
+
 def test_the_label_of_a_mixed_image_has_both_classes_with_their_shares():
     assert target_text(torch.tensor(2), "abc") == "c"
     assert target_text(torch.tensor([0.0, 1.0, 0.0]), "abc") == "b"

@@ -5,7 +5,6 @@ import json
 import math
 import random
 import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -145,15 +144,6 @@ def test_hyperband_by_max_iter_counts_bands_back_from_it():
         with pytest.raises(UsageError) as refused:
             read_hyperband(block)
         assert message in str(refused.value)
-
-
-@pytest.fixture(scope="module")
-def wandb_sweeps():
-    """W&B's own search code (package `sweeps`), where it is installed; `.ci/run` installs it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pytest.importorskip("jsonref")
-        return pytest.importorskip("sweeps")
 
 
 EDGES = [1e-12, 1e-9, 1 / 7, 0.2, 0.25, 1 / 3, 0.5, 2 / 3, 0.7, 0.75, 6 / 7, 1 - 1e-9, 1 - 1e-12]
