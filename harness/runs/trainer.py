@@ -251,6 +251,8 @@ class Trainer:
             self.reported_micro_batches = micro_batches
             batch_size = self.components.config.batch_size
             text = f"out of memory: each batch of {batch_size} images is now computed in {micro_batches} micro-batches"
+            if self.components.learner.is_without_onednn:
+                text += ", without oneDNN, which fails in this process from now on: stop the run and resume it to train faster"
             self.reporter.message(text)
             if self.components.config.alerts != "none":
                 self.tracker.alert("out of memory", text)

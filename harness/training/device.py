@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.training.process_settings import abandon_failed_onednn
 from harness.utils.environment import PACKAGES, git_state, processor, usable_cpus, version, world_size
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 from harness.utils.files import cache_folder, read_json, write_json
@@ -30,6 +31,7 @@ def evaluation_memory(num_images: int) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
+        abandon_failed_onednn(error)
         raise ResourceError(f"out of memory while evaluating {num_images:,} images; lower --eval-batch-size") from None
 
 

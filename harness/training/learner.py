@@ -32,7 +32,7 @@ from harness.training.optimizer import (
     seed_optimizer,
     set_lr_and_momentum,
 )
-from harness.training.process_settings import release_freed_memory
+from harness.training.process_settings import abandon_failed_onednn, release_freed_memory
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
@@ -85,6 +85,7 @@ class Learner:
         lr_scales: name of a group of parameters -> factor on its LR; empty where all have the same.
         is_compiled: `forward` is the compiled model.
         is_multilabel: whether images have several labels; then labels are uint8 [B, classes].
+        is_without_onednn: oneDNN failed when memory ran out, and is not used any more in this process.
         count_correct: takes logits [B, classes] and labels, and returns `StepResult.correct`, []; an LR range test replaces it.
     """
 
@@ -110,6 +111,7 @@ class Learner:
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     is_compiled: bool = False
     is_multilabel: bool = False
+    is_without_onednn: bool = False
     count_correct: Callable[[Tensor, Tensor], Tensor] = count_correct
 
     @property
@@ -199,6 +201,7 @@ class Learner:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.grad_accumulation >= len(images):
                     raise
+                self.is_without_onednn |= abandon_failed_onednn(error)
             except ValueError as error:
                 if "more than 1 value per channel" not in str(error):
                     raise
@@ -209,10 +212,11 @@ class Learner:
             self.grad_accumulation = min(2 * self.grad_accumulation, len(images))
             self.optimizer.zero_grad(set_to_none=True)
             gc.collect()
-            release_freed_memory()  # Kept, it would be in pieces that larger tensors and oneDNN's code do not fit into.
             if cuda_rng is not None:
                 torch.cuda.empty_cache()
                 torch.cuda.set_rng_state(cuda_rng, self.device)
+            else:
+                release_freed_memory()  # kept, it would be in pieces that larger tensors and oneDNN's code do not fit into
             torch.set_rng_state(cpu_rng)
             with torch.no_grad():
                 for buffer, former in zip(self.model.buffers(), buffers, strict=True):

@@ -20,6 +20,7 @@ VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NO_ALBUMENTATIONS_UPDATE")
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20}
 DEFAULTS = {M_MMAP_MAX: 65_536, M_TRIM_THRESHOLD: 128 * 2**10, M_TOP_PAD: 128 * 2**10}
+ONEDNN_ERROR = "could not create a primitive"
 _keeps_memory = [False]
 
 
@@ -54,7 +55,7 @@ def restore_process_settings() -> Iterator[None]:
     """Put back, on leaving the context, what runs set for the whole process.
 
     These are torch's threads, deterministic and TF32 kernels, cuDNN's benchmark, the current GPU, OpenCV's threads,
-    glibc's allocator and environment variables.
+    glibc's allocator and environment variables. oneDNN stays unused where it fails; see `abandon_failed_onednn`.
     """
     threads, variables = torch.get_num_threads(), {name: os.environ.get(name) for name in VARIABLES}
     is_deterministic = torch.are_deterministic_algorithms_enabled()
@@ -65,6 +66,9 @@ def restore_process_settings() -> Iterator[None]:
     kept_memory = _keeps_memory[0]
     try:
         yield
+    except RuntimeError as error:
+        abandon_failed_onednn(error)
+        raise
     finally:
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
@@ -109,6 +113,18 @@ def release_freed_memory() -> None:
     _keeps_memory[0] = False
     if _set_allocator(DEFAULTS):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def abandon_failed_onednn(error: BaseException) -> bool:
+    """Compute with torch's own kernels from now on if the error says that oneDNN could not make one; return whether it does.
+
+    Its code generator fails for want of memory, and after that for ever in the same thread, however much memory there is
+    (seen in oneDNN 3.12, with torch 2.14). In float32 torch's convolutions take about twice as long.
+    """
+    has_failed = ONEDNN_ERROR in str(error)
+    if has_failed:
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+    return has_failed
 
 
 def _set_allocator(parameters: dict[int, int]) -> bool:

@@ -478,7 +478,7 @@ def limited(kind, value):
 def test_loader_processes_that_cannot_send_end_the_epoch_within_seconds_and_the_limit_is_named(
     pictures, kind, value, named
 ):
-    """They used to be waited for until they were taken for stuck, after 300 s. With some limits there is no fault."""
+    """The run used to wait for them until it regarded them as stuck, after 300 s. With some limits there is no fault."""
     gc.collect()  # what is left of earlier tests is reported now: within the limit not even that can be
     batches = make_batches(pictures, workers=2)
     if kind == resource.RLIMIT_NOFILE:

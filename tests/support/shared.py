@@ -1,4 +1,4 @@
-"""What is dear to make is made once, for all worker processes of pytest-xdist."""
+"""Expensive results are made once, for all worker processes of pytest-xdist."""
 
 import fcntl
 import os
