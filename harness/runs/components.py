@@ -34,6 +34,7 @@ from harness.training.own_losses import check_loss, try_loss
 from harness.training.own_schedules import find_shape
 from harness.training.process_settings import configure_torch
 from harness.training.schedule import Schedule, make_schedule
+from harness.training.unused_taps import train_unused_taps_in_float32
 from harness.utils.errors import UsageError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ def build_components(
     precision = autocast_dtype(config.precision)
     shape = (preprocess.channels, preprocess.size, preprocess.size)
     check_model(config, model.to(device), shape, classes, device, precision, made.train, processes)
+    if device.type == "cpu" and precision == torch.bfloat16:
+        train_unused_taps_in_float32(model, shape)
     mixup = make_mixup(config, classes)
     learner = make_learner(
         config,
