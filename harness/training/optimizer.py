@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from harness.config.settings import Config
 from harness.models.freezing import require_head
+from harness.training.rng import preserve_rng_state
 from harness.utils.errors import UsageError, did_you_mean, first_line
 
 # Those that are made with torch's own defaults and fused kernels; all others are timm's, with timm's defaults.
@@ -27,6 +28,7 @@ DECIDED = {
     "layer_decay": "layer_decay", "filter_bias_and_bn": "bias_decay",
 }  # fmt: skip
 FALLBACK = "fallback_list"  # of hybrid optimizers as muon: patterns of the parameters that the other one updates
+COMPILED = "kron"  # optimizers whose names begin so compile themselves in the first step, for minutes on a CPU
 BODY = "body"  # name of the group of parameters without a factor of its own
 
 
@@ -137,17 +139,49 @@ def make_optimizer(config: Config, model: nn.Module) -> torch.optim.Optimizer:
         for key, value in config.optimizer_args.items()
         if key != FALLBACK
     }
+    given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    if "betas" in arguments and not isinstance(arguments["betas"], tuple):
+        raise UsageError(f"optimizer_args {given}: betas are two numbers or more; write betas=[0.9,0.999]")
+    make = _make_native if config.optimizer in NATIVE else _make_timm
+    verb = "be made"
     try:
-        if config.optimizer in NATIVE:
-            return _make_native(config, trained, arguments)
-        return _make_timm(config, trained, arguments)
-    except (TypeError, ValueError, ImportError, AssertionError, RuntimeError) as error:
+        optimizer = make(config, trained, dict(arguments))
+        if arguments and not config.optimizer.startswith(COMPILED):
+            verb = "do a step"
+            try_step(make(config, _small_groups(trained), dict(arguments)))
+    except (
+        ArithmeticError,
+        AssertionError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         if isinstance(error, UsageError):
             raise
-        given = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise UsageError(
-            f"optimizer={config.optimizer} cannot be made{f' with {given}' if given else ''}: {first_line(error)}; change --optimizer or --optimizer-args"
+            f"optimizer={config.optimizer} cannot {verb}{f' with {given}' if given else ''}: {first_line(error)}; change --optimizer or --optimizer-args"
         ) from error
+    return optimizer
+
+
+def _small_groups(trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return one group of three small parameters with the settings of the first group."""
+    settings = trained[0] if trained else {}
+    return [{**settings, "params": [nn.Parameter(torch.ones(shape)) for shape in ((3,), (4, 3), (4, 3, 3, 3))]}]
+
+
+def try_step(optimizer: torch.optim.Optimizer) -> None:
+    """Do a step on the optimizer's parameters; the global random states stay as they are."""
+    with preserve_rng_state():
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        loss = torch.stack([parameter.square().sum() for parameter in parameters]).sum()
+        gradients = torch.autograd.grad(loss, parameters, create_graph=is_second_order(optimizer))
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
 
 
 def _make_native(config: Config, trained: list[dict[str, Any]], arguments: dict[str, Any]) -> torch.optim.Optimizer:

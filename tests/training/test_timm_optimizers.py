@@ -171,6 +171,10 @@ def test_a_hybrid_optimizer_takes_patterns_for_its_other_part():
         ({"optimizer": "adamw", "optimizer_args": {"betas": [0.8, 0.9]}}, "set --momentum 0.8"),
         ({"optimizer": "lion", "optimizer_args": {"no_such": 1}}, "no_such"),
         ({"optimizer": "lion", "optimizer_args": {"betas": [2.0, 0.9]}}, "cannot be made with betas"),
+        ({"optimizer": "muon", "optimizer_args": {"ns_steps": "x"}}, "cannot do a step with ns_steps='x'"),
+        ({"optimizer": "adamw", "optimizer_args": {"betas": 0.9}}, r"betas=0.9: betas are two numbers or more"),
+        ({"optimizer": "lion", "optimizer_args": {"betas": 0.9}}, r"betas=0.9: betas are two numbers or more"),
+        ({"optimizer": "adahessian", "optimizer_args": {"eps": "x"}}, "with eps='x'"),
         ({"optimizer": "adadelta", "momentum_min": 0.5}, "momentum_min cycles"),
     ],
 )
