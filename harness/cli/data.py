@@ -12,6 +12,7 @@ from harness.cli.options import setting_options_only
 from harness.cli.terminal import echo
 from harness.config.names import FIXED_DATASETS, TIMM_PREFIXES, data_of_path
 from harness.config.recipe import make_config
+from harness.utils.registry import find_registered
 
 SETTINGS = (
     "recipe", "data", "data_dir", "image_column", "label_column", "label_separator", "label_columns",
@@ -68,6 +69,8 @@ def _of_source(source: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Return the settings that the argument stands for: a path, or the name of a data set."""
     is_path = source not in FIXED_DATASETS and (Path(source).expanduser().exists() or bool(data_of_path(source)))
     is_name = source in FIXED_DATASETS or source.lower().startswith(TIMM_PREFIXES) or bool(settings.get("plugin"))
+    if not is_path and not is_name:
+        is_name = find_registered("dataset", source) is not None  # of an installed plug-in
     if is_path or not is_name:
         given = {"data_dir": source, "data": settings.get("data") or data_of_path(source) or "folder"}
     else:

@@ -125,9 +125,9 @@ def _check_schedule(config: Config, epochs: int | None) -> None:
         raise UsageError(
             f"need warmup_epochs <= peak_epoch, got {config.warmup_epochs:g} > {config.peak_epoch:g}: one_cycle rises after the warm-up; lower --warmup-epochs, or set a later --peak-epoch"
         )
-    first = {"step": config.step_epochs, "multi_step": next(iter(milestones), 0.0)}.get(config.schedule, 0.0)
-    if first >= epochs:
+    lowered = {"step": (config.step_epochs,), "multi_step": milestones}.get(config.schedule, ())
+    if late := [after for after in lowered if after >= epochs]:
         name = "step_epochs" if config.schedule == "step" else "milestones"
         raise UsageError(
-            f"schedule={config.schedule} would first lower the LR after epoch {first:g}, and epochs={epochs}; lower --{name.replace('_', '-')}"
+            f"schedule={config.schedule} would lower the LR after epoch {late[0]:g}, and epochs={epochs}; lower --{name.replace('_', '-')}"
         )

@@ -15,6 +15,7 @@ from harness.utils.errors import first_line
 ANSWER_SECONDS = 10.0  # within which the server has to answer
 DOWNLOAD_SECONDS = 600.0
 # The names under which timm looks for weights in a repository, in its order.
+HUBS = ("hf-hub", "hf_hub")  # what timm calls the Hugging Face Hub in the name of a model
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -49,7 +50,24 @@ def why_no_weights(
     return _why_not_from_url(str(cfg.url), answer_seconds) if cfg.url else ""
 
 
-def _why_not_from_hub(repository: str, files: tuple[str, ...], answer_seconds: float, download_seconds: float) -> str:
+def why_no_config(name: str, answer_seconds: float = ANSWER_SECONDS, download_seconds: float = DOWNLOAD_SECONDS) -> str:
+    """Return why the configuration of a model `hf-hub:REPOSITORY` cannot be had; empty when it is in the cache afterwards.
+
+    Other models have theirs in timm or in a folder.
+    """
+    source, _, repository = name.partition(":")
+    if source not in HUBS:
+        return ""
+    return _why_not_from_hub(repository, ("config.json",), answer_seconds, download_seconds, "its configuration")
+
+
+def _why_not_from_hub(
+    repository: str,
+    files: tuple[str, ...],
+    answer_seconds: float,
+    download_seconds: float,
+    what: str = "its pretrained weights",
+) -> str:
     try:
         import huggingface_hub
         from huggingface_hub import constants
@@ -61,7 +79,7 @@ def _why_not_from_hub(repository: str, files: tuple[str, ...], answer_seconds: f
         if isinstance(huggingface_hub.try_to_load_from_cache(repository, file, revision=revision or None), str):
             return ""
     if constants.HF_HUB_OFFLINE:
-        return "its pretrained weights are not in the cache, and HF_HUB_OFFLINE is set"
+        return f"{what} cannot be found in the cache, and HF_HUB_OFFLINE is set"
     found: list[str] = []
 
     def find_file() -> None:
@@ -79,7 +97,7 @@ def _why_not_from_hub(repository: str, files: tuple[str, ...], answer_seconds: f
     reason = _try(find_file, answer_seconds) or _try(
         lambda: huggingface_hub.hf_hub_download(repository, found[0], revision=revision or None), download_seconds
     )
-    return f"its pretrained weights cannot be downloaded ({reason})" if reason else ""
+    return f"{what} cannot be downloaded ({reason})" if reason else ""
 
 
 def _why_not_from_url(url: str, answer_seconds: float) -> str:

@@ -19,7 +19,7 @@ from harness.data.dataset import Dataset
 from harness.data.image_io import RGB
 from harness.data.preprocess import Preprocess, sample_images
 from harness.models import cifar_resnet, speedrun_cnn
-from harness.models.available_weights import has_weights, why_no_weights
+from harness.models.available_weights import has_weights, why_no_config, why_no_weights
 from harness.models.freezing import frozen_names, set_trained
 from harness.models.names import check_name, import_model
 from harness.models.outputs import return_logits_in_evaluation
@@ -41,6 +41,7 @@ Origin: TypeAlias = Literal["harness", "plugin", "timm"]  # who defines a model
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 LONGEST_DOWNLOAD = 86_400.0  # seconds, of weights that the user has asked for
 CLASS_MAP = "class_map.txt"
+OTHER_MODELS = "choose a model of harness models, or local-dir:FOLDER for one that you have"
 OTHER_WEIGHTS = "set --init RUN_OR_FILE to start from weights that you have, or --pretrained False to start from none"
 
 # Arguments of timm.create_model that another setting decides, or that do not suit a run -> remedy.
@@ -73,6 +74,8 @@ def create_model(config: Config, classes: int) -> nn.Module:
     check_name(name)
     if config.pretrained:
         _check_weights(name, arguments)
+    elif reason := why_no_config(name, download_seconds=LONGEST_DOWNLOAD):
+        raise DataError(f"model {name!r} cannot be loaded: {reason}; {OTHER_MODELS}")
     try:
         model = timm.create_model(name, pretrained=config.pretrained, num_classes=classes, **arguments)
         return_logits_in_evaluation(model)
@@ -82,7 +85,7 @@ def create_model(config: Config, classes: int) -> nn.Module:
         if not (needs_download and isinstance(error, OSError)) and (message := _argument_error(name, arguments, error)):
             raise UsageError(message) from error
         if needs_download:
-            remedy = OTHER_WEIGHTS if config.pretrained else "choose a model of harness models"
+            remedy = OTHER_WEIGHTS if config.pretrained else OTHER_MODELS
             raise DataError(f"model {name!r} cannot be loaded: {_first_line(error)}; {remedy}") from error
         raise
 

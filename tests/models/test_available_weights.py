@@ -61,6 +61,21 @@ def test_a_run_that_asks_for_weights_is_refused_at_once_and_without_retries(hub,
     assert time.monotonic() - began < 5 and not caplog.messages
 
 
+@pytest.mark.parametrize(
+    "options", [{"model": "hf-hub:timm/resnet18"}, {"init": "hf-hub:timm/resnet18", "model": "resnet18"}]
+)
+def test_a_model_or_weights_of_a_hub_that_cannot_be_reached_are_refused_at_once_and_without_retries(
+    hub, caplog, options
+):
+    hub(1)
+    began = time.monotonic()
+    with pytest.raises(
+        DataError, match=r"hf-hub:timm/resnet18' cannot be loaded.*: its configuration cannot be downloaded"
+    ):
+        read_initial_weights(options["init"]) if "init" in options else create_model(make_config(options), 10)
+    assert time.monotonic() - began < 5 and not caplog.messages
+
+
 def test_a_server_that_never_answers_is_waited_for_a_limited_time(hub):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         hub(silent.getsockname()[1])

@@ -243,8 +243,9 @@ def test_the_momentum_is_at_its_maximum_where_a_warm_up_begins_and_constant_with
         ({"schedule": "cosine", "warmup_steps": 63}, "warm-up takes 63 updates, and the run 63 updates; lower"),
         ({"schedule": "one_cycle", "warmup_epochs": 4}, "need warmup_epochs <= peak_epoch, got 4 > 3"),
         ({"schedule": "one_cycle", "warmup_steps": 22}, "takes 22 updates, and one_cycle reaches its peak after 21"),
-        ({"schedule": "step", "step_epochs": 9}, "first lower the LR after epoch 9, and epochs=9; lower --step-epochs"),
+        ({"schedule": "step", "step_epochs": 9}, "lower the LR after epoch 9, and epochs=9; lower --step-epochs"),
         ({"schedule": "multi_step", "milestones": "10,20"}, "after epoch 10, and epochs=9; lower --milestones"),
+        ({"schedule": "multi_step", "milestones": "2,9"}, "after epoch 9, and epochs=9; lower --milestones"),
         (
             {"schedule": "step", "step_epochs": 2, "warmup_epochs": 3},
             "lowers the LR after 14 already; .* --step-epochs",

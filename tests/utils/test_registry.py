@@ -7,7 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
+from harness.cli.data import data as data_command
 from harness.config.recipe import make_config
 from harness.config.settings import Config
 from harness.data import register_dataset
@@ -104,6 +106,8 @@ def test_a_module_may_register_a_function_anew_and_another_module_may_not():
 def test_an_installed_package_brings_data_sets_models_losses_and_transforms_without_an_option(install):
     install("installed_for_a_test", MODULE)
     assert len(load_dataset(Config(data="installed_squares")).train) == 8
+    described = CliRunner().invoke(data_command, ["installed_squares"])
+    assert described.exit_code == 0 and "data set installed_squares" in described.output, described.output
     model = factory.create_model(Config(model="installed_model"), 3)
     assert model[1].out_features == 3
     assert ("installed_model", "plugin") in factory.model_names("installed")
