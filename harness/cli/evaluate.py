@@ -17,6 +17,7 @@ from harness.cli.options import setting_options, setting_options_only
 from harness.cli.terminal import TerminalStream, echo
 from harness.config.names import SPLIT_NAMES
 from harness.utils.errors import did_you_mean
+from harness.utils.text import counted
 
 EVALUATION = (
     "data", "data_dir", "val_fraction", "eval_batch_size", "tta", "metrics", "gallery", "gallery_rule", "cam", "cam_layer",
@@ -214,7 +215,9 @@ def models(settings: dict[str, Any], filter: str, count: bool) -> None:
             line += f"  {factory.parameter_count_of(name):,}"
         echo(line)
     if names:
-        echo(f"{len(names)} models; * harness's own{'; + of a plug-in' if plugins else ''}", err=True)
+        has_plugins = any(origin == "plugin" for _, origin in names)
+        legend = f"* harness's own{'; + of a plug-in' if has_plugins else ''}"
+        echo(f"{counted(len(names), 'model', 'models')}; {legend}", err=True)
     else:
         hint = did_you_mean(filter, [name for name, _ in factory.model_names()])
         echo(f"no model's name contains {filter!r}{hint}", err=True)

@@ -95,7 +95,7 @@ def check_policy(setting: str, policy: str) -> None:
         raise UsageError(f"{setting}={policy!r}: timm has no such policy; need none, or such as {POLICY_EXAMPLES}")
     for section in sections:
         if not re.fullmatch(_POLICIES[name], section, re.ASCII):
-            raise UsageError(f"{setting}={policy!r}: {name} has no section {section!r}; need such as {POLICY_EXAMPLES}")
+            raise UsageError(f"{setting}={policy!r}: {name} cannot have {section!r}; need such as {POLICY_EXAMPLES}")
     for key, limit in _LIMITS.get(name, {}).items():
         for section in sections:
             if re.fullmatch(rf"{key}{_NUMBER}", section) and float(section[len(key) :]) > limit:

@@ -256,12 +256,17 @@ def with_classes(
     index = {unicodedata.normalize("NFC", name): number for number, name in enumerate(classes)}
     places = [index.get(unicodedata.normalize("NFC", name)) for name in names]
     if unknown := [names[label] for label in np.unique(split.labels) if places[label] is None]:
-        raise DataError(f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which {lack}")
+        raise _unknown_classes(data, split, unknown, lack)
     labels = np.array([place or 0 for place in places], dtype=np.int64)[split.labels]
     if split.pixels is not None:
         return in_memory(split.name, split.pixels, labels, split.ids)
     # A source gives each image its own label; the new ones take their place.
     return dataclasses.replace(split, labels=labels, source=RelabelledImages(split.source, labels))
+
+
+def _unknown_classes(data: str, split: Split, names: Sequence[str], lack: str) -> DataError:
+    noun = "class" if len(names) == 1 else "classes"
+    return DataError(f"{data}: the {split.name} images have {noun} {', '.join(names[:5])}, which {lack}")
 
 
 def _with_known_columns(split: Split, names: Sequence[str], classes: Sequence[str], data: str, lack: str) -> Split:
@@ -271,7 +276,7 @@ def _with_known_columns(split: Split, names: Sequence[str], classes: Sequence[st
     ours, theirs = ([unicodedata.normalize("NFC", name) for name in each] for each in (classes, names))
     used = (split.labels.sum(0) > 0).tolist()
     if unknown := [name for name, key, is_used in zip(names, theirs, used, strict=True) if is_used and key not in ours]:
-        raise DataError(f"{data}: the {split.name} images have class {', '.join(unknown[:5])}, which {lack}")
+        raise _unknown_classes(data, split, unknown, lack)
     labels = with_known_classes(split.labels, theirs, ours)
     if split.pixels is not None:
         return in_memory(split.name, split.pixels, labels, split.ids)

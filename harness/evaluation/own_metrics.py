@@ -66,10 +66,13 @@ def own_metrics(config: Config, predictions: Predictions | MultilabelPredictions
         try:
             function = find_registered("metric", name, config.plugin)
             if function is None:
-                raise UsageError("no plug-in registers it")
+                raise UsageError(
+                    "no plug-in registers it; install the package that does, or name its module with --plugin"
+                )
             values[name] = float(function(predictions))
         except Exception as error:  # noqa: BLE001 - code of the user
             several = f"; its labels are uint8 {list(predictions.labels.shape)} here, several per image"
             remark = several if isinstance(predictions, MultilabelPredictions) else ""
-            log.warning("metric %s is left out: %s: %s%s", name, type(error).__name__, first_line(error), remark)
+            kind = "" if isinstance(error, UsageError) else f"{type(error).__name__}: "
+            log.warning("metric %s is left out: %s%s%s", name, kind, first_line(error), remark)
     return values

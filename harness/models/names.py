@@ -54,7 +54,13 @@ def check_name(name: str) -> None:
         raise UsageError(f"there is no model {base!r}{_nearest(base)}")
     tags = timm.list_models(f"{base}.*", include_tags=True)
     if tag and name not in tags:
-        raise UsageError(f"model {base!r} has no weights {tag!r}{did_you_mean(name, tags)}")
+        known = [each.removeprefix(f"{base}.") for each in tags]
+        need = (
+            f"need one of {', '.join(known[:5])}{' ...' * (len(known) > 5)}, or leave the tag out"
+            if known
+            else "leave the tag out"
+        )
+        raise UsageError(f"model {base!r} has no weights {tag!r}{did_you_mean(name, tags)}; {need}")
 
 
 def _nearest(base: str) -> str:

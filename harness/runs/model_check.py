@@ -130,7 +130,7 @@ class _Trial:
 
 
 def _reason(error: Exception) -> str:
-    text = first_line(error)
+    text = first_line(error).rstrip(".;")
     return text if isinstance(error, RuntimeError | ValueError | AssertionError) else f"{type(error).__name__}: {text}"
 
 
