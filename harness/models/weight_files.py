@@ -94,6 +94,10 @@ def _load(path: Path, is_zip: bool) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001 - torch raises many types; each means that the file is damaged or unsafe
         name = re.search(r"(?:GLOBAL |Unsupported (?:global|class|operand)[^\w]*)([\w.]+)", str(error))
         if "weights_only" in str(error) or "Unsupported" in str(error):
+            if name and name[1].isdigit():  # a byte that stands for no allowed operation, as in a text
+                raise CheckpointError(
+                    f"{path} is refused: it is no file of weights, or would run code when it is read; need safetensors, or a state_dict() saved by torch.save"
+                ) from None
             held = f" ({name[1]})" if name else ""
             raise CheckpointError(
                 f"{path} is refused: it holds more than tensors and plain values{held}, which would run code; save the model's state_dict() alone, or as safetensors"

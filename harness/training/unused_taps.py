@@ -54,7 +54,7 @@ def convolutions_with_unused_taps(model: nn.Module, shape: tuple[int, int, int])
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             assert isinstance(module, nn.Conv2d)
-            if has_unused_taps(module, inputs[0].shape[-2:], output.shape[-2:]):
+            if inputs and has_unused_taps(module, inputs[0].shape[-2:], output.shape[-2:]):
                 names[name] = None
 
         return look
