@@ -7,7 +7,7 @@ of these taps are 0, but oneDNN does not write them: they are what the memory he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import Any
 
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.training.device import eval_mode
+
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 
 
 def train_unused_taps_in_float32(model: nn.Module, shape: tuple[int, int, int]) -> list[str]:
@@ -34,32 +37,31 @@ def train_unused_taps_in_float32(model: nn.Module, shape: tuple[int, int, int]) 
     return names
 
 
-def _forward(self: nn.Module, images: Tensor) -> Tensor:
+def _forward(self: nn.Module, images: Tensor, *others: Any) -> Tensor:
     """Compute the convolution of a module, in training mode in float32."""
-    forward: Callable[[nn.Module, Tensor], Tensor] = type(self).forward
+    forward: Callable[..., Tensor] = type(self).forward
     if not self.training:
-        return forward(self, images)
+        return forward(self, images, *others)
     with torch.autocast("cpu", enabled=False):
-        return forward(self, images.float())
+        return forward(self, images.float(), *others)
 
 
-def convolutions_with_unused_taps(model: nn.Module, shape: tuple[int, int, int]) -> list[str]:
+def convolutions_with_unused_taps(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
     """Return the names of the convolutions in which a part of the kernel meets padding only; the model is not changed.
 
     Args:
-        shape: of an image, (channels, height, width).
+        shape: of an image, for example (channels, height, width).
     """
     names: dict[str, None] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def look(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            assert isinstance(module, nn.Conv2d)
-            if inputs and has_unused_taps(module, inputs[0].shape[-2:], output.shape[-2:]):
+            if inputs and has_unused_taps(module, inputs[0].shape[2:], output.shape[2:]):
                 names[name] = None
 
         return look
 
-    convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    convolutions = [(name, module) for name, module in model.named_modules() if isinstance(module, CONVOLUTIONS)]
     hooks = [module.register_forward_hook(watch(name)) for name, module in convolutions]
     try:
         with eval_mode(model), torch.no_grad():
@@ -70,23 +72,25 @@ def convolutions_with_unused_taps(model: nn.Module, shape: tuple[int, int, int])
     return list(names)
 
 
-def has_unused_taps(module: nn.Conv2d, size: tuple[int, ...], output: tuple[int, ...]) -> bool:
+def has_unused_taps(module: nn.Module, size: Sequence[int], output: Sequence[int]) -> bool:
     """Return whether a row or a column of the kernel lies outside the map at every position.
 
     Args:
-        size: of the map, (height, width).
-        output: of the result, (height, width).
+        size: of the map, for example (height, width).
+        output: of the result. The kernel of a transposed convolution lies on it, at a position for each of the map.
     """
-    for axis in range(2):
-        kernel, stride, dilation = module.kernel_size[axis], module.stride[axis], module.dilation[axis]
-        match module.padding:
-            case "same":
-                padding = dilation * (kernel - 1) // 2
-            case "valid":
-                padding = 0
-            case amounts:
-                padding = int(amounts[axis])
-        starts = range(-padding, output[axis] * stride - padding, stride)
-        if not all(any(0 <= start + tap * dilation < size[axis] for start in starts) for tap in range(kernel)):
+    settings: Any = module
+    padding = settings.padding
+    if padding == "valid":
+        padding = [0] * len(size)
+    elif padding == "same":
+        padding = [
+            step * (kernel - 1) // 2 for step, kernel in zip(settings.dilation, settings.kernel_size, strict=True)
+        ]
+    positions, limits = (size, output) if isinstance(module, TRANSPOSED) else (output, size)
+    for axis, kernel in enumerate(settings.kernel_size):
+        stride, dilation = settings.stride[axis], settings.dilation[axis]
+        starts = [position * stride - padding[axis] for position in range(positions[axis])]
+        if not all(any(0 <= start + tap * dilation < limits[axis] for start in starts) for tap in range(kernel)):
             return True
     return False

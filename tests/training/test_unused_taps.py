@@ -40,6 +40,27 @@ def test_the_taps_that_are_unused_are_those_without_a_gradient_in_float64(kernel
     )
 
 
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv1d(2, 3, 5, stride=2, padding=2), nn.Conv1d(2, 3, 3, padding=1), nn.Conv3d(2, 3, 3, stride=2, padding=1),
+        nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1), nn.ConvTranspose2d(2, 3, 4, stride=2, padding=1),
+        nn.ConvTranspose1d(2, 3, 5, padding=2, output_padding=0), nn.ConvTranspose2d(2, 3, 3, stride=2, padding=1, output_padding=1),
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_so_are_those_of_other_kinds_of_convolutions(conv, size):
+    torch.manual_seed(0)
+    conv = copy.deepcopy(conv)
+    shape = (2, *[size] * len(conv.kernel_size))
+    images = torch.randn(2, *shape, dtype=torch.float64)
+    outputs = conv.double()(images)
+    (outputs * torch.randn_like(outputs)).sum().backward()
+    is_unused = (conv.weight.grad == 0).all(0).all(0)
+    assert convolutions_with_unused_taps(nn.Sequential(conv.float()), shape) == (["0"] if is_unused.any() else [])
+
+
 class Standardised(nn.Conv2d):
     """A convolution whose weights are standardised first, as in timm's StdConv2d."""
 
