@@ -277,7 +277,7 @@ def test_data_with_other_classes_is_refused(finished, tmp_path):
         (tmp_path / "pictures" / name).mkdir(parents=True)
         for number in range(10):
             Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
-    with pytest.raises(DataError, match="class a, b, which the model does not have"):
+    with pytest.raises(DataError, match="classes a, b, which the model does not have"):
         inference.evaluate(folder, {"data": "folder", "data_dir": str(tmp_path / "pictures")}, out=tmp_path / "out")
 
 
