@@ -1,6 +1,7 @@
 """After memory ran out, convolutions are computed although oneDNN fails for ever in a thread where it has failed once."""
 
 import resource
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -81,10 +82,16 @@ def a_batch_that_is_computed_in_parts():
 
 
 def work(function):
-    torch.manual_seed(0)
-    function()
-    for size in range(40, 50):
-        convolve(size)
+    """Call the function in a thread: its stack has all its memory from the start, whereas that of a process grows."""
+
+    def call():
+        torch.manual_seed(0)
+        function()
+        for size in range(40, 50):
+            convolve(size)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(call).result()
 
 
 @pytest.mark.parametrize("function", [a_run_that_fails, an_evaluation_that_fails, a_batch_that_is_computed_in_parts])
