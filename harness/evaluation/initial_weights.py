@@ -16,7 +16,7 @@ from harness.config.init_source import HUB, WEIGHT_FILES, path_of
 from harness.data.image_io import RGB
 from harness.data.preprocess import Preprocess
 from harness.evaluation.trained_model import find_checkpoint, run_folder, weights_of_state
-from harness.models.available_weights import why_no_config, why_no_weights
+from harness.models.available_weights import LONGEST_DOWNLOAD, why_no_config, why_no_weights
 from harness.models.pretrained import adapt_input, classifier_names, is_in, label_names, output_order, reorder_outputs
 from harness.models.weight_files import COMPILED, PREFIXES, read_weight_file, state_key, state_of, without_prefixes
 from harness.tracking.run_files import CHECKPOINTS, is_run
@@ -100,17 +100,18 @@ def _from_harness(init: str, path: Path) -> InitialWeights:
 def _from_hub(init: str) -> InitialWeights:
     from timm.models._hub import load_model_config_from_hf, load_state_dict_from_hf  # what `hf-hub:` models are made of
 
-    if reason := why_no_config(init) or why_no_weights(init):
-        raise DataError(
+    def refused(reason: str) -> DataError:
+        return DataError(
             f"init={init!r} cannot be loaded from the Hugging Face Hub: {reason}; check the name and the connection, or name a file"
         )
+
+    if reason := why_no_config(init) or why_no_weights(init, download_seconds=LONGEST_DOWNLOAD):
+        raise refused(reason)
     try:
         cfg, *_ = load_model_config_from_hf(init.removeprefix(HUB))
         weights = load_state_dict_from_hf(init.removeprefix(HUB), weights_only=True)
     except Exception as error:
-        raise DataError(
-            f"init={init!r} cannot be loaded from the Hugging Face Hub: {first_line(error)}; check the name and the connection, or name a file"
-        ) from error
+        raise refused(first_line(error)) from error
     classes, preprocess = _of_export({"pretrained_cfg": cfg, **cfg})
     return InitialWeights(init, state_of(weights), classes, preprocess)
 

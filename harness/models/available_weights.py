@@ -9,13 +9,14 @@ from pathlib import Path
 
 from timm.models import get_pretrained_cfg
 
+from harness.config.init_source import HUB
 from harness.models.names import check_name
 from harness.utils.errors import first_line
 
 ANSWER_SECONDS = 10.0  # within which the server has to answer
 DOWNLOAD_SECONDS = 600.0
+LONGEST_DOWNLOAD = 86_400.0  # seconds, of weights that the user has asked for
 # The names under which timm looks for weights in a repository, in its order.
-HUBS = ("hf-hub", "hf_hub")  # what timm calls the Hugging Face Hub in the name of a model
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -55,10 +56,10 @@ def why_no_config(name: str, answer_seconds: float = ANSWER_SECONDS, download_se
 
     Other models have theirs in timm or in a folder.
     """
-    source, _, repository = name.partition(":")
-    if source not in HUBS:
+    if not name.startswith(HUB):
         return ""
-    return _why_not_from_hub(repository, ("config.json",), answer_seconds, download_seconds, "its configuration")
+    files, what = ("config.json",), "its configuration"
+    return _why_not_from_hub(name.removeprefix(HUB), files, answer_seconds, download_seconds, what)
 
 
 def _why_not_from_hub(

@@ -19,7 +19,7 @@ from harness.data.dataset import Dataset
 from harness.data.image_io import RGB
 from harness.data.preprocess import Preprocess, sample_images
 from harness.models import cifar_resnet, speedrun_cnn
-from harness.models.available_weights import has_weights, why_no_config, why_no_weights
+from harness.models.available_weights import LONGEST_DOWNLOAD, has_weights, why_no_config, why_no_weights
 from harness.models.freezing import frozen_names, set_trained
 from harness.models.names import check_name, import_model
 from harness.models.outputs import return_logits_in_evaluation
@@ -39,7 +39,6 @@ HARNESS_MODELS = {
 
 Origin: TypeAlias = Literal["harness", "plugin", "timm"]  # who defines a model
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
-LONGEST_DOWNLOAD = 86_400.0  # seconds, of weights that the user has asked for
 CLASS_MAP = "class_map.txt"
 OTHER_MODELS = "choose a model of harness models, or local-dir:FOLDER for one that you have"
 OTHER_WEIGHTS = "set --init RUN_OR_FILE to start from weights that you have, or --pretrained False to start from none"

@@ -14,13 +14,13 @@ import torch
 
 from harness.config.settings import Config
 from harness.training.rng import preserve_rng_state
+from harness.utils.errors import ONEDNN_ERROR
 
 VARIABLES = ("CUBLAS_WORKSPACE_CONFIG", "NO_ALBUMENTATIONS_UPDATE")
 # glibc's names for its allocator's parameters, the values of a run, and glibc's defaults, which cannot be read.
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2
 KEEPING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 256 * 2**20}
 DEFAULTS = {M_MMAP_MAX: 65_536, M_TRIM_THRESHOLD: 128 * 2**10, M_TOP_PAD: 128 * 2**10}
-ONEDNN_ERROR = "could not create a primitive"
 _keeps_memory = [False]
 
 

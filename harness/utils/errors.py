@@ -142,7 +142,8 @@ UNUSABLE_PATH = (
     errno.EINVAL,
 )  # fmt: skip
 # How PyTorch's allocator and oneDNN (which has no other text for it) say that there is no memory left on the CPU.
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "could not create a primitive", "std::bad_alloc")
+ONEDNN_ERROR = "could not create a primitive"
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", ONEDNN_ERROR, "std::bad_alloc")
 
 
 def is_out_of_space(error: BaseException) -> bool:

@@ -12,8 +12,8 @@ from torch.nn.functional import conv2d, cross_entropy
 
 from harness.training.device import evaluation_memory
 from harness.training.learner import Learner
-from harness.training.process_settings import ONEDNN_ERROR, restore_process_settings
-from harness.utils.errors import ResourceError
+from harness.training.process_settings import restore_process_settings
+from harness.utils.errors import ONEDNN_ERROR, ResourceError
 from tests.support.forked import context, join_server
 
 pytestmark = pytest.mark.skipif(
