@@ -13,8 +13,10 @@ from multiprocessing.util import Finalize
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
 
+from harness.training.device import pick_precision
 from tests.support.commands import QUICK, command
 from tests.support.shared import make_once, session_folder
 from tests.support.wandb_server import KEY, Server
@@ -111,14 +113,33 @@ def _tables_of_wandb():
         _table_folders.update(folders)
 
 
+@pytest.fixture(scope="session")
+def speed_of_bfloat16(tmp_path_factory):
+    """The file in which the speed of this CPU in bfloat16, measured once a session, is kept; None if it has none."""
+
+    def make(folder):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("XDG_CACHE_HOME", str(folder))
+            pick_precision("auto", torch.device("cpu"))
+
+    _, folder = make_once(tmp_path_factory, "bfloat16", make)
+    return next(folder.rglob("*.json"), None)
+
+
 @pytest.fixture(autouse=True)
-def home(tmp_path_factory, monkeypatch):
-    """A temporary home folder, so that nothing is read from or left in the real one; matplotlib's fonts are found once."""
+def home(tmp_path_factory, monkeypatch, speed_of_bfloat16):
+    """A temporary home folder, so that nothing is read from or left in the real one.
+
+    What is measured or searched for once per machine, matplotlib's fonts and the speed of bfloat16, is so once per session.
+    """
     # Not by mktemp, which looks at all folders of the earlier tests for the next number.
     folder = Path(tempfile.mkdtemp(prefix="home-", dir=tmp_path_factory.getbasetemp()))
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME"):
         monkeypatch.setenv(name, str(folder))
     monkeypatch.setenv("MPLCONFIGDIR", str(session_folder(tmp_path_factory) / "matplotlib"))
+    if speed_of_bfloat16:
+        (folder / "harness").mkdir()
+        os.link(speed_of_bfloat16, folder / "harness" / speed_of_bfloat16.name)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

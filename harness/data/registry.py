@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import importlib.util
 import logging
@@ -271,12 +272,24 @@ def _load_cifar(dataset_class: Any, config: Config, *, is_train: bool) -> Any:
 
 def _digits() -> tuple[Sequence[str], Split, None, None]:
     """Return the 1,797 handwritten digits that come with scikit-learn, 8x8 grey enlarged to 32x32 RGB."""
+    grey, labels = enlarged_digits()
+    pixels = np.repeat(grey[..., None], 3, axis=3)
+    ids = [f"digits/{index}" for index in range(len(pixels))]
+    return [str(digit) for digit in range(10)], in_memory("train", pixels, labels.copy(), ids), None, None
+
+
+@functools.cache
+def enlarged_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return scikit-learn's digits as grey images, uint8 [N, 32, 32], and their labels, int64 [N], for reading only.
+
+    They are kept, 2 MB, since several seeds or trials of one process load them each; reading takes a sixth of a second.
+    """
     values, labels = read_digits_table()
     small = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # [N, 8, 8], from 0..16
     large = np.stack([np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC)) for image in small])
-    pixels = np.repeat(large[..., None], 3, axis=3)
-    ids = [f"digits/{index}" for index in range(len(pixels))]
-    return [str(digit) for digit in range(10)], in_memory("train", pixels, labels, ids), None, None
+    for array in (large, labels):
+        array.flags.writeable = False
+    return large, labels
 
 
 def read_digits_table() -> tuple[np.ndarray, np.ndarray]:

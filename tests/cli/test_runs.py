@@ -36,7 +36,7 @@ def folder(finished, tmp_path):
     """An output folder with the runs `a` (finished), `b` (stopped) and `c` (diverged), written in the order c, a, b."""
     for number, name in enumerate("cab"):
         run = tmp_path / "runs" / name
-        shutil.copytree(finished[1], run, ignore=shutil.ignore_patterns("checkpoints", "wandb"))
+        shutil.copytree(finished[1], run, ignore=shutil.ignore_patterns("checkpoints", "wandb", "evaluation*", "*.png"))
         os.utime(run / "journal.jsonl", (1e9 + number, 1e9 + number))
     for name, status, lr in (
         ("b", {"state": "interrupted", "epoch": 1, "resume": "harness run"}, 0.05),

@@ -12,12 +12,14 @@ import harness.cli.main
 import harness.runs.inference
 import harness.runs.lr_find
 import harness.runs.run  # noqa: F401
+from harness.data.registry import enlarged_digits
 from harness.reporting.figures import style
 from harness.reporting.html import pages
 from harness.tracking.wandb import init
 
 init.preload()
 style.warm_up()
+enlarged_digits()
 pages.precompile()
 gc.collect()
 gc.freeze()  # the collector of a forked process does not touch, and so does not copy, what it shares with the server

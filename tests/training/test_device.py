@@ -30,6 +30,8 @@ def test_a_step_in_any_precision_equals_the_float32_step_within_its_accuracy(pre
 
 
 def test_the_speed_of_bfloat16_is_measured_once_per_machine_and_stored(home):
+    for file in home.rglob("bf16_gain.json"):  # that of this session
+        file.unlink()
     first = pick_precision("auto", torch.device("cpu"))
     files = list(home.rglob("bf16_gain.json"))
     assert first in ("fp32", "bf16")

@@ -1,0 +1,5 @@
+"""Peer libraries, whose import takes a second, are not imported where slow tests are left out: all tests here are slow."""
+
+
+def pytest_ignore_collect(config):
+    return True if config.getoption("markexpr") == "not slow" else None
