@@ -11,7 +11,7 @@ from harness.evaluation.metrics import Predictions
 from harness.evaluation.multilabel import MultilabelPredictions
 from harness.tracking.metric_names import check_metric_names
 from harness.utils.errors import UsageError, did_you_mean, first_line
-from harness.utils.registry import find_registered, register, registered_names
+from harness.utils.registry import find_registered, origin_of, register, registered_names
 
 # Metrics that a result has anyway.
 COMPUTED = (
@@ -39,7 +39,7 @@ def register_metric(function: Any = None, *, name: str = "") -> Any:
         try:
             check_metric_names([chosen])
         except ValueError as error:
-            raise UsageError(str(error)) from None
+            raise UsageError(f"{error}; the module {origin_of(function)} registers it") from None
         return register("metric", function, name=chosen, taken=COMPUTED)
 
     return add if function is None else add(function)

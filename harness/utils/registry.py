@@ -37,12 +37,12 @@ def register(kind: Kind, function: Any = None, *, name: str = "", taken: Collect
         chosen, title = name or getattr(function, "__name__", ""), TITLES.get(kind, kind)
         if chosen in taken or not re.fullmatch(NAME, chosen, re.ASCII):
             raise UsageError(
-                f"{title} {chosen!r} cannot be registered: need a name of letters, digits, _, . and - that no {title} of harness has"
+                f"{title} {chosen!r} cannot be registered by {origin_of(function)}: need a name of letters, digits, _, . and - that no {title} of harness has"
             )
         former = _registered.setdefault(kind, {}).get(chosen)
-        if former is not None and _origin(former) != _origin(function):
+        if former is not None and origin_of(former) != origin_of(function):
             raise UsageError(
-                f"{title} {chosen!r} is registered by {_origin(former)} and by {_origin(function)}; rename one of them"
+                f"{title} {chosen!r} is registered by {origin_of(former)} and by {origin_of(function)}; rename one of them"
             )
         _registered[kind][chosen] = function
         return function
@@ -50,7 +50,8 @@ def register(kind: Kind, function: Any = None, *, name: str = "", taken: Collect
     return add if function is None else add(function)
 
 
-def _origin(function: Any) -> str:
+def origin_of(function: Any) -> str:
+    """Return the module of a function, a class or an object of one."""
     return str(getattr(function, "__module__", type(function).__module__))
 
 

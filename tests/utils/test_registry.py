@@ -91,7 +91,7 @@ def test_a_function_is_found_by_the_name_it_is_registered_under():
 
 def test_a_name_that_is_taken_or_is_no_name_cannot_be_registered():
     for name in ("sgd", "a b", "a/b", "1st", "é"):
-        with pytest.raises(UsageError, match=f"loss '{name}' cannot be registered"):
+        with pytest.raises(UsageError, match=f"loss '{name}' cannot be registered by builtins: need a name"):
             registry.register("loss", print, name=name, taken=("sgd",))
 
 
@@ -160,9 +160,9 @@ def test_an_installed_package_that_is_broken_is_named_and_the_others_are_used(in
 
 
 def test_what_a_plug_in_refuses_is_said_in_its_own_words(tmp_path, monkeypatch):
-    text = "from harness.utils import registry\nregistry.register('loss', print, name='a b')\n"
+    text = "from harness.utils import registry\nregistry.register('loss', lambda: 0, name='a b')\n"
     (tmp_path / "refuses_for_a_test.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     plugins.allow_plugins(["refuses_for_a_test"])
-    with pytest.raises(UsageError, match=r"^loss 'a b' cannot be registered"):
+    with pytest.raises(UsageError, match=r"^loss 'a b' cannot be registered by refuses_for_a_test: need a name"):
         plugins.import_plugins(["refuses_for_a_test"])
