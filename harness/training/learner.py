@@ -33,6 +33,7 @@ from harness.training.optimizer import (
     set_lr_and_momentum,
 )
 from harness.training.process_settings import abandon_failed_onednn, release_freed_memory
+from harness.training.running_statistics import unmoved_statistics
 from harness.utils import fault_injection
 from harness.utils.errors import ResourceError, UsageError, is_out_of_memory
 
@@ -84,6 +85,7 @@ class Learner:
         freezing: which parameters are not trained, and until when.
         lr_scales: name of a group of parameters -> factor on its LR; empty where all have the same.
         is_compiled: `forward` is the compiled model.
+        is_checkpointed: the backward pass computes layers again, whose activations are not kept.
         is_multilabel: whether images have several labels; then labels are uint8 [B, classes].
         is_without_onednn: oneDNN failed when memory ran out, and is not used any more in this process.
         count_correct: takes logits [B, classes] and labels, and returns `StepResult.correct`, []; an LR range test replaces it.
@@ -110,6 +112,7 @@ class Learner:
     freezing: Freezing = field(default_factory=Freezing)
     lr_scales: Mapping[str, float] = field(default_factory=dict)
     is_compiled: bool = False
+    is_checkpointed: bool = False
     is_multilabel: bool = False
     is_without_onednn: bool = False
     count_correct: Callable[[Tensor, Tensor], Tensor] = count_correct
@@ -239,12 +242,13 @@ class Learner:
                 # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
                 scaled = scaled if self.scaler is None else self.scaler.scale(scaled)
-                if is_second_order(self.optimizer):
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")  # of a reference cycle, which zero_grad breaks
-                        scaled.backward(create_graph=True)
-                else:
-                    scaled.backward()
+                with unmoved_statistics(self.model) if self.is_checkpointed else contextlib.nullcontext():
+                    if is_second_order(self.optimizer):
+                        with warnings.catch_warnings():
+                            warnings.simplefilter("ignore")  # of a reference cycle, which zero_grad breaks
+                            scaled.backward(create_graph=True)
+                    else:
+                        scaled.backward()
             fault_injection.point("micro_batch")
             losses.append(loss.detach())
             corrects.append(self.count_correct(logits.detach()[: len(classes)], classes))
@@ -362,6 +366,7 @@ def make_learner(
         freezing=make_freezing(config, model),
         lr_scales=group_lr_scales(config, model),
         is_compiled=config.compile,
+        is_checkpointed=config.gradient_checkpointing,
         is_multilabel=config.is_multilabel,
     )
     reason = why_not_captured(config, learner)

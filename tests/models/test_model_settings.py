@@ -103,6 +103,33 @@ def test_gradient_checkpointing_changes_memory_and_not_the_update(name):
     assert kept[1] < kept[0]
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("name", ["resnet18_cifar", "test_resnet", "test_efficientnet"])
+def test_gradient_checkpointing_moves_running_statistics_once_an_update(name, momentum):
+    """With the momentum None they are means over all batches, which the number of batches weights."""
+    images = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    states = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        config = Config(model=name, precision="fp32", channels_last=False, gradient_checkpointing=checkpointing)
+        config = config.replace(grad_accumulation=2)
+        model = factory.create_model(config, 3)
+        factory.initialise_for(model, config, None, None)
+        layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        for layer in layers:
+            layer.momentum = momentum
+        learner, former = make_learner(config, model.train(), CPU, None), dict(model.named_buffers())
+        former = {key: value.clone() for key, value in former.items()}
+        for _ in range(2):
+            learner.train_step(images, torch.arange(8) % 3, 0, 0.01, 0.9)
+        assert {layer.momentum for layer in layers} == {momentum}
+        assert {int(layer.num_batches_tracked) for layer in layers} == {4}
+        states.append(dict(model.named_buffers()))
+    assert layers and any(not torch.equal(value, former[key]) for key, value in states[1].items())
+    for key, value in states[0].items():
+        torch.testing.assert_close(states[1][key], value)
+
+
 def test_class_activation_maps_of_a_model_with_gradient_checkpointing_are_those_without():
     model = made(model="custom_resnet", model_args={"width": 4}).eval()
     other = copy.deepcopy(model)
