@@ -14,8 +14,9 @@ from harness.cli.terminal import echo
 from harness.config.recipe import make_config
 from harness.config.settings import WANDB, Config
 from harness.config.sweep_values import complete_options
+from harness.config.unused_settings import unused_settings
 from harness.runs.progress import BarReporter, LineReporter
-from harness.utils.environment import world_size
+from harness.utils.environment import rank, world_size
 from harness.utils.errors import UsageError
 
 CURVE = (
@@ -59,6 +60,8 @@ def run(settings: dict[str, Any], seeds: int | None, dry_run: bool) -> None:
 
     with report_failed_trial():
         config = make_config(complete_options(settings))
+    for sentence in unused_settings(config, settings.keys()) if rank() == 0 else ():
+        echo(f"Warning: {sentence}", err=True)
     if dry_run:
         _show_dry_run(config, seeds)
         return

@@ -16,6 +16,8 @@ from harness.config.automatic import Choice
 from harness.config.recipe import AnyConfig
 from harness.config.settings import Config
 from harness.config.sweep_values import with_sweep_values
+from harness.config.unused_settings import unused_settings
+from harness.config.words import settings_of
 from harness.data.listing import short_list
 from harness.data.own_datasets import config_of_call
 from harness.data.preprocess import Preprocess
@@ -50,6 +52,7 @@ from harness.training.loop import TrainerState
 from harness.training.process_settings import restore_process_state
 from harness.training.saved_progress import check_progress
 from harness.training.schedule import make_schedule
+from harness.utils.environment import rank
 from harness.utils.errors import BusyError, CheckpointError, PeerLostError, UsageError, as_harness_error
 from harness.utils.files import remove_temporary_files
 from harness.utils.seeding import seed_for
@@ -76,10 +79,13 @@ def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **se
     """
     started_at = time.monotonic()
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
+    given = {**(config if isinstance(config, Mapping) and "train" not in config else {}), **settings}
     with contextlib.ExitStack() as data:
         with report_failed_trial():
             config = data.enter_context(config_of_call(config, settings))
             config = with_sweep_values(config, reporter.message, is_own=has_active_run())
+        for sentence in unused_settings(config, settings_of(given)) if rank() == 0 else ():
+            reporter.message(f"Warning: {sentence}")
         return _run(config, reporter, started_at)
 
 

@@ -1,0 +1,84 @@
+"""Settings that were given and change nothing beside the others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from harness.config.names import SCHEDULES
+
+if TYPE_CHECKING:
+    from harness.config.settings import Config
+
+# Schedules that use a setting. One that a plug-in registers may use any.
+_USERS: dict[str, tuple[str, ...]] = {
+    "peak_epoch": ("one_cycle", "cosine"),
+    "cycles": ("cyclic",),
+    "step_epochs": ("step",),
+    "milestones": ("multi_step",),
+    "step_factor": ("step", "multi_step"),
+    "poly_power": ("polynomial",),
+    "plateau_patience": ("plateau",),
+    "plateau_factor": ("plateau",),
+    "lr_min": tuple(schedule for schedule in SCHEDULES if schedule != "constant"),
+    "lr_min_ratio": tuple(schedule for schedule in SCHEDULES if schedule != "constant"),
+}
+_OF_PADDING = ("crop_padding", "padding_mode")
+_OF_ERASING = ("erasing_mode", "erasing_count", "erasing_area")
+_OF_AUGMENTATION = (
+    "crop", *_OF_PADDING, "flip", "alternating_flip", "cutout", "crop_scale", "crop_ratio", "vflip", "auto_augment", "color_jitter",
+    "color_jitter_prob", "grayscale", "blur", "erasing", *_OF_ERASING, "transforms", "transform_args",
+)  # fmt: skip
+
+
+def unused_settings(config: Config, given: Collection[str]) -> list[str]:
+    """Return a sentence on each setting that was given and changes nothing beside the others.
+
+    It is no error: the commands of a sweep give the same settings beside many values of others.
+
+    Args:
+        given: names of the settings that the user has set, not those of a recipe.
+    """
+    reasons: dict[str, str] = {}
+    for name, reason in _reasons(config):
+        value = getattr(config, name)
+        is_off = value in (False, "", (), {}, None, "none") or name in config.undecided
+        if name in given and not is_off:
+            shown = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in _items(value))
+            reasons.setdefault(name, f"{name}={shown} has no effect {reason}")
+    return list(reasons.values())
+
+
+def _items(value: object) -> tuple[object, ...]:
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _reasons(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the settings that have no effect, with the reason and the remedy."""
+    for name, schedules in _USERS.items():
+        if config.schedule in SCHEDULES and config.schedule not in schedules:
+            yield name, f"with schedule={config.schedule}"
+    if config.schedule == "cosine" and (config.warmup_epochs or config.warmup_steps):
+        yield "peak_epoch", "beside a warm-up, which takes its place"
+    if not (config.warmup_epochs or config.warmup_steps):
+        yield "warmup_factor", "without a warm-up; set --warmup-epochs"
+    if config.augment == "none":
+        for name in _OF_AUGMENTATION:
+            yield name, "with augment=none"
+    for name in _OF_ERASING if not config.erasing else ():
+        yield name, "without erasing; set --erasing 0.25"
+    if config.crop in ("none", "resized"):
+        for name in _OF_PADDING:
+            yield name, f"with crop={config.crop}"
+    conditions = {
+        "color_jitter_prob": (any(config.color_jitter), "without color_jitter; set --color-jitter 0.4"),
+        "padding_mode": (config.crop_padding, "without padding; set --crop-padding 4"),
+        "ema_warmup": (config.ema, "without ema; set --ema 0.999"),
+        "bias_decay": (config.weight_decay, "with weight_decay=0"),
+        "gallery_rule": (config.gallery, "with gallery=0"),
+        "cam_layer": (config.gallery and config.cam != "none", f"with gallery={config.gallery} and cam={config.cam}"),
+        "model_ttl": (config.log_model == "best", f"with log_model={config.log_model}; set --log-model best"),
+    }
+    for name, (is_used, reason) in conditions.items():
+        if not is_used:
+            yield name, reason
