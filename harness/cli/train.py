@@ -55,10 +55,11 @@ def run(settings: dict[str, Any], seeds: int | None, dry_run: bool) -> None:
     harness run --data-dir pictures --model resnet18 --epochs 10
     harness run --model-args width=16 --lr-max 0.05 --tags try,narrow
     """
+    from harness.tracking.run_packages import missing_packages_named
     from harness.tracking.wandb import init
     from harness.tracking.wandb.failed_trial import report_failed_trial
 
-    with report_failed_trial():
+    with report_failed_trial(), missing_packages_named(str(settings.get("resume") or "auto")):
         config = make_config(complete_options(settings))
     for sentence in unused_settings(config, settings.keys()) if rank() == 0 else ():
         echo(f"Warning: {sentence}", err=True)

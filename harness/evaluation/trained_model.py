@@ -20,6 +20,7 @@ from harness.evaluation.multilabel import fixed_thresholds, stored_thresholds
 from harness.models import factory
 from harness.tracking.run_dir import RunState
 from harness.tracking.run_files import CHECKPOINTS, STATUS, check_own_files, is_run
+from harness.tracking.run_packages import missing_packages_named
 from harness.training import checkpoint
 from harness.training.device import pick_device, pick_precision
 from harness.training.process_settings import configure_torch, configured_torch, restore_process_state
@@ -124,7 +125,9 @@ def load_trained_model(path: Path | str, overrides: Mapping[str, Any] | None = N
     config = config.replace(precision=pick_precision(config.precision, device))
     # Those that the user names, and those of the checkpoint, which have to be among them.
     modules = tuple(dict.fromkeys([*config.plugin, *saved.plugin]))
-    model = factory.create_model(_as_built(saved, facts, path).replace(plugin=modules), saved.classes or len(classes))
+    as_built = _as_built(saved, facts, path).replace(plugin=modules)
+    with missing_packages_named(run_folder(path)):
+        model = factory.create_model(as_built, saved.classes or len(classes))
     checkpoint.load_weights_strict(model, weights, path)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     model = model.to(memory_format=layout).to(device).eval()

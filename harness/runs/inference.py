@@ -35,6 +35,7 @@ from harness.tracking.lineage import dataset_artifact, model_of_run
 from harness.tracking.metric_names import is_share
 from harness.tracking.records import Artifact, Cell, Image, Record, Scalar, Table, Value
 from harness.tracking.run_files import EVALUATION, SUMMARY, check_output_folder
+from harness.tracking.run_packages import missing_packages_named
 from harness.training.device import autocast, autocast_dtype
 from harness.training.process_settings import configure_torch, restore_process_state
 from harness.utils.errors import DataError, DivergedError, UsageError
@@ -106,9 +107,9 @@ def evaluate(
     trained = load_trained_model(Path(run), settings)
     _check_tracking(trained, settings)
     config = trained.config
-    evaluated = load_evaluation_data(
-        config, trained.classes, _own_fingerprint(trained), divide=bool(named & {"val_fraction", "test_fraction"})
-    )
+    divide = bool(named & {"val_fraction", "test_fraction"})
+    with missing_packages_named(run_folder(trained.path)):
+        evaluated = load_evaluation_data(config, trained.classes, _own_fingerprint(trained), divide)
     if not evaluated.is_own and not named & {"data", "data_dir"}:
         log.warning("%s has changed since the model was trained", config.data_dir or config.data)
     images = _choose_split(evaluated, split)

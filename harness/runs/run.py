@@ -42,6 +42,7 @@ from harness.tracking.records import Artifact, Scalar
 from harness.tracking.run_dir import RunDir
 from harness.tracking.run_files import CHECKPOINTS, is_locked
 from harness.tracking.run_names import slug
+from harness.tracking.run_packages import missing_packages_named
 from harness.tracking.tracker import NullTracker
 from harness.tracking.wandb.client import has_active_run
 from harness.tracking.wandb.failed_trial import report_failed_trial
@@ -96,7 +97,8 @@ def _run(config: Config, reporter: ProgressReporter, started_at: float) -> RunRe
         try:
             with processes.report_peer_failure():
                 if processes.is_main:
-                    return _run_main(config, reporter, started_at, processes)
+                    with missing_packages_named(config.resume):
+                        return _run_main(config, reporter, started_at, processes)
                 return _run_worker(config, processes)
         finally:
             processes.close()
