@@ -60,9 +60,11 @@ def run(settings: dict[str, Any], seeds: int | None, dry_run: bool) -> None:
     from harness.tracking.wandb.failed_trial import report_failed_trial
 
     with report_failed_trial(), missing_packages_named(str(settings.get("resume") or "auto")):
-        config = make_config(complete_options(settings))
-    for sentence in unused_settings(config, settings.keys()) if rank() == 0 else ():
-        echo(f"Warning: {sentence}", err=True)
+        options = complete_options(settings)
+        config = make_config(options)
+    if (dry_run or seeds is not None) and rank() == 0:
+        for sentence in unused_settings(config, options):
+            echo(f"Warning: {sentence}", err=True)
     if dry_run:
         _show_dry_run(config, seeds)
         return
@@ -75,7 +77,7 @@ def run(settings: dict[str, Any], seeds: int | None, dry_run: bool) -> None:
     try:
         if seeds is not None:
             _run_seeds(config, seeds, reporter)
-        elif summary := runner.run(config, reporter).summary:  # of several processes, only the main one has it
+        elif summary := runner.run(options, reporter).summary:  # of several processes, only the main one has it
             echo(summary_table(summary))
     finally:
         reporter.close()

@@ -1,8 +1,8 @@
-"""Settings that were given and change nothing beside the others."""
+"""Settings that were given and have no effect with the other settings."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from harness.config.names import SCHEDULES
@@ -10,7 +10,7 @@ from harness.config.names import SCHEDULES
 if TYPE_CHECKING:
     from harness.config.settings import Config
 
-# Schedules that use a setting. One that a plug-in registers may use any.
+# Schedules that use a setting. Of one that a plug-in registers nothing is said.
 _USERS: dict[str, tuple[str, ...]] = {
     "peak_epoch": ("one_cycle", "cosine"),
     "cycles": ("cyclic",),
@@ -20,19 +20,21 @@ _USERS: dict[str, tuple[str, ...]] = {
     "poly_power": ("polynomial",),
     "plateau_patience": ("plateau",),
     "plateau_factor": ("plateau",),
+    "momentum_min": ("one_cycle", "cyclic", "cosine", "polynomial"),
     "lr_min": tuple(schedule for schedule in SCHEDULES if schedule != "constant"),
     "lr_min_ratio": tuple(schedule for schedule in SCHEDULES if schedule != "constant"),
 }
 _OF_PADDING = ("crop_padding", "padding_mode")
 _OF_ERASING = ("erasing_mode", "erasing_count", "erasing_area")
+_OF_CROP_FLIP_CUTOUT = ("crop", *_OF_PADDING, "flip", "cutout")
 _OF_AUGMENTATION = (
-    "crop", *_OF_PADDING, "flip", "alternating_flip", "cutout", "crop_scale", "crop_ratio", "vflip", "auto_augment", "color_jitter",
-    "color_jitter_prob", "grayscale", "blur", "erasing", *_OF_ERASING, "transforms", "transform_args",
+    *_OF_CROP_FLIP_CUTOUT, "alternating_flip", "crop_scale", "crop_ratio", "vflip", "auto_augment", "color_jitter", "color_jitter_prob",
+    "grayscale", "blur", "erasing", *_OF_ERASING, "aug_repeats", "augment_pipeline", "transforms", "transform_args",
 )  # fmt: skip
 
 
 def unused_settings(config: Config, given: Collection[str]) -> list[str]:
-    """Return a sentence on each setting that was given and changes nothing beside the others.
+    """Return a sentence on each setting that was given and has no effect with the other settings.
 
     It is no error: the commands of a sweep give the same settings beside many values of others.
 
@@ -44,13 +46,16 @@ def unused_settings(config: Config, given: Collection[str]) -> list[str]:
         value = getattr(config, name)
         is_off = value in (False, "", (), {}, None, "none") or name in config.undecided
         if name in given and not is_off:
-            shown = ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in _items(value))
-            reasons.setdefault(name, f"{name}={shown} has no effect {reason}")
+            reasons.setdefault(name, f"{name}{_shown(value)} has no effect {reason}")
     return list(reasons.values())
 
 
-def _items(value: object) -> tuple[object, ...]:
-    return value if isinstance(value, tuple) else (value,)
+def _shown(value: object) -> str:
+    """Return a value behind an equals sign; nothing for a mapping, which may be long."""
+    if isinstance(value, Mapping):
+        return ""
+    items = value if isinstance(value, tuple) else (value,)
+    return "=" + ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 def _reasons(config: Config) -> Iterator[tuple[str, str]]:
@@ -58,8 +63,8 @@ def _reasons(config: Config) -> Iterator[tuple[str, str]]:
     for name, schedules in _USERS.items():
         if config.schedule in SCHEDULES and config.schedule not in schedules:
             yield name, f"with schedule={config.schedule}"
-    if config.schedule == "cosine" and (config.warmup_epochs or config.warmup_steps):
-        yield "peak_epoch", "beside a warm-up, which takes its place"
+    if config.schedule == "cosine" and (config.warmup_epochs > 0.5 or config.warmup_steps):  # more than 0 updates
+        yield "peak_epoch", f"because {'warmup_steps' if config.warmup_steps else 'warmup_epochs'} replaces it"
     if not (config.warmup_epochs or config.warmup_steps):
         yield "warmup_factor", "without a warm-up; set --warmup-epochs"
     if config.augment == "none":
@@ -67,17 +72,17 @@ def _reasons(config: Config) -> Iterator[tuple[str, str]]:
             yield name, "with augment=none"
     for name in _OF_ERASING if not config.erasing else ():
         yield name, "without erasing; set --erasing 0.25"
-    if config.crop in ("none", "resized"):
+    if config.augment == "albumentations" and config.augment_pipeline:
+        for name in _OF_CROP_FLIP_CUTOUT:
+            yield name, "because augment_pipeline replaces it"
+    if config.crop in ("none", "resized") or (config.crop == "auto" and config.sets_resized_crop):
         for name in _OF_PADDING:
-            yield name, f"with crop={config.crop}"
+            yield name, f"with {'a resized crop' if config.crop == 'auto' else f'crop={config.crop}'}"
     conditions = {
         "color_jitter_prob": (any(config.color_jitter), "without color_jitter; set --color-jitter 0.4"),
         "padding_mode": (config.crop_padding, "without padding; set --crop-padding 4"),
         "ema_warmup": (config.ema, "without ema; set --ema 0.999"),
         "bias_decay": (config.weight_decay, "with weight_decay=0"),
-        "gallery_rule": (config.gallery, "with gallery=0"),
-        "cam_layer": (config.gallery and config.cam != "none", f"with gallery={config.gallery} and cam={config.cam}"),
-        "model_ttl": (config.log_model == "best", f"with log_model={config.log_model}; set --log-model best"),
     }
     for name, (is_used, reason) in conditions.items():
         if not is_used:

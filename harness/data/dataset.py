@@ -375,10 +375,9 @@ def channel_statistics(split: Split, channels: int = RGB) -> tuple[PerChannel, P
     counts = np.zeros((channels, 256), np.int64)
     for chunk in chunks:
         counts += _value_counts(chunk)
-    levels = np.arange(256) / 255
-    pixels = counts.sum(1)
-    mean = counts @ levels / pixels
-    squares = (counts * (levels - mean[:, None]) ** 2).sum(1)
+    levels, pixels = np.arange(256), counts.sum(1)
+    mean = (counts * levels).sum(1) / (255 * pixels)  # of whole numbers, so that equal channels have equal means
+    squares = (counts * (levels / 255 - mean[:, None]) ** 2).sum(1)
     # At least one grey level, so that a constant channel can be divided by it.
     std = np.maximum(np.sqrt(squares / pixels), 1 / 255)
     return tuple(mean.tolist()), tuple(std.tolist())
@@ -387,7 +386,7 @@ def channel_statistics(split: Split, channels: int = RGB) -> tuple[PerChannel, P
 def _value_counts(images: np.ndarray) -> np.ndarray:
     """Return how many pixels have each of the values 0..255, int64 [C, 256], of images uint8 [N, H, W, C].
 
-    Counts are exact and ten times as fast as sums over the last axis in float64.
+    Counting takes a fifth of the time of sums over the pixels in float64, for three channels.
     """
     return np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(images, -1, 0)])
 

@@ -80,12 +80,13 @@ def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **se
     """
     started_at = time.monotonic()
     reporter = ConsoleLog(reporter or LineReporter(sys.stderr))
-    given = {**(config if isinstance(config, Mapping) and "train" not in config else {}), **settings}
     with contextlib.ExitStack() as data:
         with report_failed_trial():
+            of_config = settings_of(config) if isinstance(config, Mapping) and "train" not in config else {}
+            given = {*of_config, *settings_of(settings)}
             config = data.enter_context(config_of_call(config, settings))
             config = with_sweep_values(config, reporter.message, is_own=has_active_run())
-        for sentence in unused_settings(config, settings_of(given)) if rank() == 0 else ():
+        for sentence in unused_settings(config, given) if rank() == 0 else ():
             reporter.message(f"Warning: {sentence}")
         return _run(config, reporter, started_at)
 

@@ -188,8 +188,13 @@ class Learner:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:
-            self.optimizer.step()
+            with self._layers_computed_again():  # by second derivatives
+                self.optimizer.step()
         return loss, correct, norm
+
+    def _layers_computed_again(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which gradient checkpointing may compute layers again without moving their statistics."""
+        return unmoved_statistics(self.model) if self.is_checkpointed else contextlib.nullcontext()
 
     def _gradients(self, images: Tensor, labels: Tensor, targets: Tensor, num_images: int) -> tuple[Tensor, Tensor]:
         """Call `_backward`; with `auto_batch`, in as many micro-batches as the memory requires."""
@@ -242,7 +247,7 @@ class Learner:
                 # DDP averages the gradients over the processes; they have to be summed.
                 scaled = loss * self.processes.world_size if self.processes.world_size > 1 else loss
                 scaled = scaled if self.scaler is None else self.scaler.scale(scaled)
-                with unmoved_statistics(self.model) if self.is_checkpointed else contextlib.nullcontext():
+                with self._layers_computed_again():
                     if is_second_order(self.optimizer):
                         with warnings.catch_warnings():
                             warnings.simplefilter("ignore")  # of a reference cycle, which zero_grad breaks

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 
 @contextmanager
@@ -15,9 +15,10 @@ def unmoved_statistics(model: nn.Module) -> Iterator[None]:
     """Leave running statistics as they are while a backward pass computes layers again, as gradient checkpointing does.
 
     They have moved in the forward pass. With momentum 0 the layers compute the same and save the same tensors, which
-    checkpointing asks for, and add nothing to the statistics.
+    checkpointing asks for, and add nothing to the statistics. It applies to torch's batch and instance normalisation and to what
+    is derived from them, as timm's is; not to layers that keep statistics in a way of their own.
     """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.track_running_stats]
+    layers = [module for module in model.modules() if isinstance(module, _NormBase) and module.track_running_stats]
     momenta = [layer.momentum for layer in layers]
     counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
     counts = [counter.clone() for counter in counters]

@@ -7,6 +7,7 @@ call (`register_dataset`, `register_schedule`, ...), beside the code that uses w
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Iterable
 from typing import Any, Literal, TypeAlias
@@ -51,8 +52,10 @@ def register(kind: Kind, function: Any = None, *, name: str = "", taken: Collect
 
 
 def origin_of(function: Any) -> str:
-    """Return the module of a function, a class or an object of one."""
-    return str(getattr(function, "__module__", type(function).__module__))
+    """Return the module of a function, a class or an object of one; of a `functools.partial`, that of its function."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", None) or type(function).__module__)
 
 
 def find_registered(kind: Kind, name: str, modules: Iterable[str] = ()) -> Any:

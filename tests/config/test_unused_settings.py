@@ -1,33 +1,57 @@
-"""Settings that change nothing are named, and no others: compared with the learning rates and the augmentation that they give."""
+"""Settings that have no effect are named, and no others: compared with learning rates, momenta and augmented images."""
 
-import dataclasses
-import itertools
-
+import numpy as np
 import pytest
+import torch
 
 import harness
 from harness.config.names import SCHEDULES
 from harness.config.settings import Config
 from harness.config.unused_settings import unused_settings
-from harness.data.augment import make_augment
+from harness.data.dataset import Dataset, in_memory
+from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.training.schedule import make_schedule
-from tests.support.commands import command
+from harness.utils.errors import UsageError
+from tests.support.commands import QUICK, command
 
 PREPROCESS = Preprocess(32, (0.5,) * 3, (0.5,) * 3, 1.0, "bicubic")
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8).repeat(4, 1).repeat(4, 2)
+TRAIN = in_memory("train", PIXELS, np.arange(12) % 2, [f"train/{index}" for index in range(12)])
+DATA = Dataset("blocks", ("a", "b"), TRAIN, None, TRAIN.subset(np.arange(4), "test"), (0.5,) * 3, (0.5,) * 3, "")
 LOSSES = [1.0] * 12  # so that plateau lowers the rate
 # Two values each, of which one at least differs from the default.
 OF_SCHEDULES = {
     "peak_epoch": (3.0, 7.0), "cycles": (2, 4), "step_epochs": (2.0, 5.0), "milestones": ((4.0,), (6.0, 8.0)), "step_factor": (0.5, 0.2),
     "poly_power": (2.0, 0.5), "plateau_patience": (1, 3), "plateau_factor": (0.5, 0.2), "lr_min": (0.01, 0.02), "lr_min_ratio": (0.1, 0.2),
-    "warmup_factor": (0.1, 0.5),
+    "warmup_factor": (0.1, 0.5), "momentum_min": (0.8, 0.7),
 }  # fmt: skip
+
+
+def pipeline(p):
+    flips = [{"__class_fullname__": "VerticalFlip", "p": p}]
+    return {"__version__": "2.0.8", "transform": {"__class_fullname__": "Compose", "p": 1.0, "transforms": flips}}
+
+
 OF_AUGMENTATION = {
-    "crop": ("pad", "resized"), "crop_padding": (2, 6), "padding_mode": ("edge", "reflect"), "cutout": (4, 6), "vflip": (0.25, 0.5),
-    "alternating_flip": (True, False), "grayscale": (0.1, 0.2), "blur": (0.1, 0.2), "auto_augment": ("v0", "original"), "erasing": (0.1, 0.2),
-    "erasing_mode": ("const", "rand"), "erasing_count": (2, 3), "erasing_area": ((0.1, 0.2), (0.2, 0.3)), "color_jitter": ((0.4,), (0.2,)),
-    "color_jitter_prob": (0.5, 0.25),
+    "crop": ("pad", "resized"), "crop_padding": (2, 6), "padding_mode": ("edge", "reflect"), "flip": (True, False), "cutout": (4, 6),
+    "vflip": (0.1, 0.9), "crop_scale": ((0.1, 0.2), (0.5, 0.6)), "grayscale": (0.1, 0.9), "blur": (0.1, 0.9),
+    "auto_augment": ("rand-m9", "original"), "erasing": (0.1, 0.9), "erasing_mode": ("const", "rand"), "erasing_count": (2, 5),
+    "erasing_area": ((0.1, 0.2), (0.3, 0.4)), "color_jitter": ((0.4,), (0.2,)), "color_jitter_prob": (0.9, 0.1), "aug_repeats": (2.0, 3.0),
+    "augment_pipeline": (pipeline(0.1), pipeline(0.9)),
 }  # fmt: skip
+SITUATIONS = [
+    {},
+    {"augment": "none"},
+    {"augment": "albumentations"},
+    {"augment": "albumentations", "augment_pipeline": pipeline(0.5)},
+    {"crop": "none"},
+    {"crop": "resized"},
+    {"crop": "pad", "crop_padding": 0},
+    {"crop_ratio": (0.5, 0.6)},
+    {"erasing": 0.9},
+    {"color_jitter": (0.3,)},
+]
 
 
 @pytest.mark.parametrize("warmup_steps", [0, 10])
@@ -40,40 +64,24 @@ def test_a_setting_of_the_schedule_is_named_where_the_learning_rates_do_not_depe
     for value in OF_SCHEDULES[name]:
         config = Config(**{**settings, name: value})
         rates = make_schedule(config, 10)
-        curves.append([rates.lr(step, LOSSES[: step // 10]) for step in range(120)])
+        curves.append([(rates.lr(step, LOSSES[: step // 10]), rates.momentum_at(step)) for step in range(120)])
     sentences = unused_settings(config, {name})
     assert bool(sentences) == (curves[0] == curves[1]), sentences
     assert all(sentence.startswith(f"{name}=") and " has no effect " in sentence for sentence in sentences)
 
 
-@pytest.mark.parametrize(
-    "others",
-    [
-        {},
-        {"augment": "none"},
-        {"crop": "none"},
-        {"crop": "resized"},
-        {"crop": "pad", "crop_padding": 0},
-        {"erasing": 0.3},
-        {"color_jitter": (0.3,)},
-    ],
-)
+@pytest.mark.parametrize("others", SITUATIONS, ids=lambda others: ",".join(others) or "defaults")
 @pytest.mark.parametrize("name", OF_AUGMENTATION)
-def test_a_setting_of_the_augmentation_is_named_where_the_augmentation_does_not_depend_on_it(name, others):
-    if name in others:
-        return
+def test_a_setting_of_the_augmentation_is_named_where_training_images_do_not_depend_on_it(name, others):
     made = []
     for value in OF_AUGMENTATION[name]:
-        config = Config(**{**others, name: value})
-        augment = make_augment(config, PREPROCESS)
-        parts = {field.name: getattr(augment, field.name) for field in dataclasses.fields(augment)}
-        if not augment.padding:
-            parts.pop("padding_mode")
-        if not augment.color_jitter:
-            parts.pop("color_jitter_prob")
-        made.append(parts)
+        try:
+            config = Config(**{"batch_size": 12, "workers": 0, **others, name: value})
+        except UsageError:
+            return  # not to be combined
+        made.append(torch.cat([images for images, _ in make_loaders(config, DATA, PREPROCESS, "cpu").train.epoch(0)]))
     config = Config(**{**others, name: OF_AUGMENTATION[name][0]})
-    assert bool(unused_settings(config, {name})) == (made[0] == made[1])
+    assert bool(unused_settings(config, {name})) == torch.equal(*made)
 
 
 def test_only_settings_that_were_given_and_are_on_are_named():
@@ -97,16 +105,15 @@ def test_only_settings_that_were_given_and_are_on_are_named():
     [
         ({"ema_warmup": True}, "ema_warmup=True has no effect without ema; set --ema 0.999"),
         ({"bias_decay": True, "weight_decay": 0}, "bias_decay=True has no effect with weight_decay=0"),
-        ({"gallery": 0, "gallery_rule": "random"}, "gallery_rule=random has no effect with gallery=0"),
-        ({"cam": "none", "cam_layer": "layer3"}, "cam_layer=layer3 has no effect with gallery=25 and cam=none"),
-        ({"model_ttl": 3}, "model_ttl=3 has no effect with log_model=auto; set --log-model best"),
+        ({"crop_ratio": (0.5, 1), "padding_mode": "edge"}, "padding_mode=edge has no effect with a resized crop"),
         ({"erasing_area": (0.1, 0.2)}, "erasing_area=0.1,0.2 has no effect without erasing; set --erasing 0.25"),
     ],
 )
 def test_the_reason_and_the_remedy_are_named(settings, sentence):
     assert unused_settings(Config(**settings), settings) == [sentence]
-    used = {"ema": 0.9, "weight_decay": 0.1, "gallery": 4, "cam": "gradcam", "log_model": "best", "erasing": 0.1}
-    assert unused_settings(Config(**{**settings, **used}), settings) == []
+    used = {"ema": 0.9, "weight_decay": 0.1, "erasing": 0.1, "crop": "pad" if "crop_ratio" not in settings else "auto"}
+    named = unused_settings(Config(**{**settings, **used}), settings)
+    assert named == ([sentence] if "crop_ratio" in settings else [])
 
 
 def test_what_is_chosen_from_the_data_and_schedules_of_plug_ins_use_every_setting():
@@ -115,15 +122,29 @@ def test_what_is_chosen_from_the_data_and_schedules_of_plug_ins_use_every_settin
     assert unused_settings(config, set(OF_SCHEDULES) - {"warmup_factor"}) == []
 
 
-def test_the_command_and_the_function_warn_and_a_recipe_does_not(tmp_path):
-    words = ["run", "--recipe", "digits", "--dry-run", "--schedule", "step", "--model-args", "width=4"]
-    ended = command(*words, "PEAK_EPOCH=3", "--erasing-count", 3, cwd=tmp_path)
-    warnings = [line for line in ended.err.splitlines() if line.startswith("Warning: ")]
+def test_a_warm_up_that_may_have_no_update_leaves_the_peak_of_cosine():
+    assert unused_settings(Config(schedule="cosine", warmup_epochs=0.01), {"peak_epoch"}) == []
+    sentence = "peak_epoch=5 has no effect because warmup_epochs replaces it"
+    assert unused_settings(Config(schedule="cosine", warmup_epochs=1), {"peak_epoch"}) == [sentence]
+
+
+def test_the_command_warns_in_the_log_too_and_a_recipe_does_not(tmp_path):
+    words = ["run", *QUICK, "--epochs", 1, "--gallery", 0, "--wandb", "disabled", "--name", "r", "--schedule", "step"]
+    ended = command(*words, "PEAK_EPOCH=1", "--erasing-count", 3, "--report", "False", cwd=tmp_path, check=0)
+    warnings = [line for line in ended.err.splitlines() if "has no effect" in line]
     assert warnings == [
-        "Warning: peak_epoch=3 has no effect with schedule=step",
+        "Warning: peak_epoch=1 has no effect with schedule=step",
         "Warning: erasing_count=3 has no effect without erasing; set --erasing 0.25",
     ]
-    assert "has no effect" not in command(*words, cwd=tmp_path).err  # its recipe has a peak
+    assert all(f"{line}\n" in (tmp_path / "runs/r/console.log").read_text() for line in warnings)
+    for number, sentence in ((3, "has no effect with schedule=step"), (None, "")):
+        given = [] if number is None else ["--peak-epoch", number]
+        shown = command("run", *QUICK, "--dry-run", "--schedule", "step", *given, cwd=tmp_path, check=0).err
+        assert ("has no effect" in shown) == bool(sentence) and sentence in shown
+
+
+def test_a_function_warns_of_what_it_was_given_in_any_spelling(tmp_path):
+    """The same setting in the dictionary and by keyword is no error: the keyword wins."""
     lines = []
 
     class Lines:
@@ -133,21 +154,10 @@ def test_the_command_and_the_function_warn_and_a_recipe_does_not(tmp_path):
         def __getattr__(self, name):
             return lambda *arguments, **settings: None
 
-    quick = {
-        "model_args": {"width": 4},
-        "epochs": 1,
-        "image_size": 16,
-        "wandb": "disabled",
-        "gallery": 0,
-        "threads": 1,
-        "output": tmp_path,
-    }
-    for given in ({}, {"schedule": "step", "peak_epoch": 1, "precision": "fp32"}):
-        harness.run({"recipe": "digits", **quick, **given}, Lines(), gallery_rule="random", report=False)
-    named = [line for line in lines if "has no effect" in line]
-    assert named == [
-        "Warning: gallery_rule=random has no effect with gallery=0",
-        "Warning: peak_epoch=1 has no effect with schedule=step",
-        "Warning: gallery_rule=random has no effect with gallery=0",
+    quick = {"recipe": "digits", "wandb": "disabled", "output": str(tmp_path), "device": "none"}
+    for given in ({}, {"schedule": "step", "PEAK-EPOCH": 1}):
+        with pytest.raises(UsageError, match="device='none'"):
+            harness.run({**quick, **given}, Lines(), peak_epoch=2.0)
+    assert [line for line in lines if "has no effect" in line] == [
+        "Warning: peak_epoch=2 has no effect with schedule=step"
     ]
-    assert list(itertools.chain(tmp_path.glob("digits-*")))

@@ -50,6 +50,15 @@ def test_mean_and_standard_deviation_are_those_of_the_training_pixels(digits):
     np.testing.assert_allclose(digits.std, values.std(0), atol=1e-9)
 
 
+def test_equal_channels_have_equal_statistics():
+    for seed in range(20):
+        grey = np.random.default_rng(seed).integers(0, 256, (3, 7, 5, 1), dtype=np.uint8)
+        split = dataset.in_memory("train", grey.repeat(3, axis=3), np.zeros(3, int), ["a", "b", "c"])
+        (one,), deviation = ({*values} for values in dataset.channel_statistics(split))
+        assert len(deviation) == 1
+        assert (one, *deviation) == pytest.approx((np.mean(grey / 255), np.std(grey / 255)), rel=1e-12)
+
+
 def test_the_standard_deviation_of_a_constant_channel_is_not_zero(tmp_path):
     for label in "ab":
         for split in ("train", "test"):

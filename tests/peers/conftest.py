@@ -1,4 +1,4 @@
-"""Peer libraries, whose import takes a second, are not imported where slow tests are left out: all tests here are slow."""
+"""Peer libraries, whose import takes a second, are not imported by the default suite: all tests here are slow."""
 
 
 def pytest_ignore_collect(config):

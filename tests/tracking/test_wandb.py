@@ -374,7 +374,7 @@ def test_training_continues_when_the_process_of_wandb_is_killed(tmp_path):
 def test_auto_without_a_key_is_offline_with_one_line_and_the_sync_command(tmp_path, home, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    before = set(home.rglob("*"))
+    before = {path: path.is_file() and path.read_bytes() for path in home.rglob("*")}
     lines: list[str] = []
     tracker = start(tmp_path / "run", lines)
     tracker.record(epoch(1))
@@ -382,7 +382,7 @@ def test_auto_without_a_key_is_offline_with_one_line_and_the_sync_command(tmp_pa
     (offline_run,) = wandb_files.offline_runs(tmp_path / "run")
     assert lines == [f"W&B is offline (no API key was found). Upload later with: wandb sync {offline_run.folder}"]
     assert offline_run.exit_code == 5
-    assert set(home.rglob("*")) == before
+    assert {path: path.is_file() and path.read_bytes() for path in home.rglob("*")} == before
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

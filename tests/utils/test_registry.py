@@ -1,8 +1,10 @@
 """Functions that plug-ins register, and plug-ins that installed packages bring."""
 
+import functools
 import importlib
 import logging
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,6 +95,13 @@ def test_a_name_that_is_taken_or_is_no_name_cannot_be_registered():
     for name in ("sgd", "a b", "a/b", "1st", "é"):
         with pytest.raises(UsageError, match=f"loss '{name}' cannot be registered by builtins: need a name"):
             registry.register("loss", print, name=name, taken=("sgd",))
+
+
+def test_the_module_of_a_partial_function_is_that_of_its_function():
+    own = test_a_function_is_found_by_the_name_it_is_registered_under
+    assert registry.origin_of(functools.partial(functools.partial(own))) == registry.origin_of(own) == __name__
+    assert registry.origin_of(Path()) == "pathlib"
+    assert registry.origin_of([].append) == "builtins"  # it has no module
 
 
 def test_a_module_may_register_a_function_anew_and_another_module_may_not():
