@@ -106,7 +106,7 @@ def test_gradient_checkpointing_changes_memory_and_not_the_update(name):
 @pytest.mark.parametrize("momentum", [0.1, None])
 @pytest.mark.parametrize(
     ("name", "optimizer"),
-    [("resnet18_cifar", "sgd"), ("test_resnet", "sgd"), ("test_efficientnet", "sgd"), ("resnet18_cifar", "adahessian")],
+    [("custom_resnet", "sgd"), ("test_resnet", "sgd"), ("test_efficientnet", "sgd"), ("custom_resnet", "adahessian")],
 )
 def test_gradient_checkpointing_moves_running_statistics_once_an_update(name, optimizer, momentum):
     """With the momentum None they are means over all batches, which the number of batches weights."""
@@ -116,6 +116,8 @@ def test_gradient_checkpointing_moves_running_statistics_once_an_update(name, op
         torch.manual_seed(0)
         config = Config(model=name, precision="fp32", channels_last=False, gradient_checkpointing=checkpointing)
         config = config.replace(grad_accumulation=2, optimizer=optimizer)
+        if name == "custom_resnet":
+            config = config.replace(model_args={"width": 4})
         model = factory.create_model(config, 3)
         factory.initialise_for(model, config, None, None)
         layers = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
