@@ -77,8 +77,10 @@ def run(settings: dict[str, Any], seeds: int | None, dry_run: bool) -> None:
     try:
         if seeds is not None:
             _run_seeds(config, seeds, reporter)
-        elif summary := runner.run(options, reporter).summary:  # of several processes, only the main one has it
-            echo(summary_table(summary))
+        else:
+            summary = runner.run(config, reporter, given=options).summary
+            if summary:  # of several processes, only the main one has it
+                echo(summary_table(summary))
     finally:
         reporter.close()
 

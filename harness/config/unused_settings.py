@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from harness.config.names import SCHEDULES
+from harness.utils.plain import setting_text
 
 if TYPE_CHECKING:
     from harness.config.settings import Config
@@ -21,8 +22,7 @@ _USERS: dict[str, tuple[str, ...]] = {
     "plateau_patience": ("plateau",),
     "plateau_factor": ("plateau",),
     "momentum_min": ("one_cycle", "cyclic", "cosine", "polynomial"),
-    "lr_min": tuple(schedule for schedule in SCHEDULES if schedule != "constant"),
-    "lr_min_ratio": tuple(schedule for schedule in SCHEDULES if schedule != "constant"),
+    **dict.fromkeys(("lr_min", "lr_min_ratio"), tuple(schedule for schedule in SCHEDULES if schedule != "constant")),
 }
 _OF_PADDING = ("crop_padding", "padding_mode")
 _OF_ERASING = ("erasing_mode", "erasing_count", "erasing_area")
@@ -46,16 +46,10 @@ def unused_settings(config: Config, given: Collection[str]) -> list[str]:
         value = getattr(config, name)
         is_off = value in (False, "", (), {}, None, "none") or name in config.undecided
         if name in given and not is_off:
-            reasons.setdefault(name, f"{name}{_shown(value)} has no effect {reason}")
+            # Of a mapping, which may be long, only the name; lists as on the command line.
+            shown = "" if isinstance(value, Mapping) else f"={setting_text(value).replace(', ', ',')}"
+            reasons.setdefault(name, f"{name}{shown} has no effect {reason}")
     return list(reasons.values())
-
-
-def _shown(value: object) -> str:
-    """Return a value behind an equals sign; nothing for a mapping, which may be long."""
-    if isinstance(value, Mapping):
-        return ""
-    items = value if isinstance(value, tuple) else (value,)
-    return "=" + ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 def _reasons(config: Config) -> Iterator[tuple[str, str]]:

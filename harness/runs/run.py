@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +64,16 @@ MAX_ROWS = 100_000  # of a run in W&B, whose pages become slow beyond that: http
 
 
 @restore_process_state()
-def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **settings: Any) -> RunResult:
+def run(
+    config: AnyConfig = None, reporter: ProgressReporter | None = None, *, given: Collection[str] = (), **settings: Any
+) -> RunResult:
     """Train, evaluate every epoch and record everything: the same as `harness run`.
 
     Args:
         config: a configuration, a dictionary of settings, a recipe by its name or path, or a mapping of `train`, `val` and
             `test` to data sets.
+        given: names of the settings of a `Config` that the user has set: a warning names those without effect, as it does
+            those of a dictionary and those by keyword.
         settings: settings by keyword, such as `epochs=3`; they win. `data` may also be a data set as an object with a length
             and items (image, label), such as a torch `Dataset`, or a mapping of `train`, `val` and `test` to such. A run
             of such data is resumed by the same call, not from the command line.
@@ -83,7 +87,7 @@ def run(config: AnyConfig = None, reporter: ProgressReporter | None = None, **se
     with contextlib.ExitStack() as data:
         with report_failed_trial():
             of_config = settings_of(config) if isinstance(config, Mapping) and "train" not in config else {}
-            given = {*of_config, *settings_of(settings)}
+            given = {*given, *of_config, *settings_of(settings)}
             config = data.enter_context(config_of_call(config, settings))
             config = with_sweep_values(config, reporter.message, is_own=has_active_run())
         for sentence in unused_settings(config, given) if rank() == 0 else ():

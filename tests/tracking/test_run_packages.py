@@ -27,12 +27,16 @@ def net_of_a_package(pretrained=False, **settings):
 def run(tmp_path):
     """A run directory whose journal names packages: three of them have plug-ins, of which one is installed."""
     run = write_run(tmp_path / "run")
+    names = ["torch", "vision-harness", "not-installed", "hypothesis", "neither_is.this"]
+    set_packages(run, dict.fromkeys(names, "1.0"))
+    return run
+
+
+def set_packages(run, packages):
     lines = (run / "journal.jsonl").read_text().splitlines()
     header = json.loads(lines[0])
-    names = ["torch", "vision-harness", "not-installed", "hypothesis", "neither_is.this"]
-    header["environment"]["packages"] = dict.fromkeys(names, "1.0")
+    header["environment"]["packages"] = packages
     (run / "journal.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
-    return run
 
 
 def test_the_missing_packages_are_named_behind_the_error_and_no_others(run):
@@ -48,9 +52,7 @@ def test_the_missing_packages_are_named_behind_the_error_and_no_others(run):
     "packages", [None, [], {}, {"torch": "1"}, {"a b; rm": "1", "\x1b[2J": "1", "-x": "1", "": "1"}, "text"]
 )
 def test_a_run_that_names_none_or_something_else_changes_no_error(run, packages):
-    lines = (run / "journal.jsonl").read_text().splitlines()
-    header = json.loads(lines[0]) | {"environment": {"packages": packages}}
-    (run / "journal.jsonl").write_text("\n".join([json.dumps(header), *lines[1:]]) + "\n")
+    set_packages(run, packages)
     for folder in (run, run / "none", "auto", "never"):
         with pytest.raises(UsageError, match=r"^wrong$"), missing_packages_named(folder):
             raise UsageError("wrong")
