@@ -8,9 +8,10 @@ largest class is 20 times the smallest, and scikit-learn's digits at 28 x 28 pix
 
 Both sides train the same network. The search draws, at random: `lr_max` (log-uniform, 0.01 to 2), `batch_size` (powers of two, up to
 four times as many or as few as `auto` has, 16 to 512), `weight_decay` (log-uniform, 1e-5 to 1e-2), `epochs` (a half to one and a half
-times those of `auto`), `label_smoothing` (0, 0.1, 0.2), `crop_padding`, `flip` and `cutout`. Each trial trains on 80 % of the set and is
-scored on the other 20 %. The trial with the highest validation accuracy is then trained on the whole set. `auto` is trained on
-the whole set at once. Both are scored on the test split, which neither has seen, as means over --seeds.
+times those of `auto`), `label_smoothing` (0, 0.1, 0.2), `crop_padding`, `flip` and `cutout`. It has no
+RandAugment, which `auto` gives small sets, unless `--option auto_augment=NAME` gives it to both. Each trial trains on 80 % of the set
+and is scored on the other 20 %. The trial with the highest validation accuracy is then trained on the whole set. `auto` is trained on the
+whole set at once. Both are scored on the test split, which neither has seen, as means over --seeds.
 
 With --log FILE every result is kept, and the same command goes on where it was stopped.
 """
@@ -35,6 +36,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from harness.config.augmentation import NO_POLICY
 from harness.config.automatic import choose_settings, with_choices
 from harness.config.recipe import make_config
 from harness.config.settings import Config
@@ -215,7 +217,7 @@ def main(
         for _ in range(0 if auto_only else trials):  # in turns, so that a limit of time leaves as many to each set
             for name in names:
                 drawn = draw(randoms[name], autos[name], len(subset(name)))
-                tasks.append((name, True, {**common, **drawn, "seed": 0}, ends))
+                tasks.append((name, True, {"auto_augment": NO_POLICY, **common, **drawn, "seed": 0}, ends))
         results = run_all(tasks)
         searched = [result for result in results if result["search"]]
         best = {name: best_of(searched, name) for name in names}
@@ -268,6 +270,7 @@ def row_of(
         "crop_padding",
         "flip",
         "cutout",
+        "auto_augment",
     )
     row: dict[str, Any] = {
         "set": name,

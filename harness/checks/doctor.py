@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.config.augmentation import per_image_settings
 from harness.config.names import data_name
 from harness.config.recipe import make_config
 from harness.config.settings import WANDB, Config
@@ -361,9 +362,13 @@ def _loader(config: Config, device: torch.device) -> str:
 
     count = count_workers(config.workers, device)
     processes = f"timm, {count} worker process{'' if count == 1 else 'es'}" if count else "timm, in the main process"
-    may_fit = config.augment != "albumentations" and config.crop != "resized"
+    is_per_image = config.augment != "none" and bool(per_image_settings(config))
+    may_fit = config.augment != "albumentations" and config.crop != "resized" and not is_per_image
     if config.loader == "resident" or (config.loader == "auto" and may_fit and config.data in (*DOWNLOADS, "digits")):
         return "resident"
     if config.loader == "auto" and may_fit:
-        return f"resident where the images fit on the device, else {processes}"
+        policy = (
+            " and auto_augment becomes none" if "auto_augment" in config.undecided and config.augment == "timm" else ""
+        )
+        return f"resident where the images fit on the device{policy}, else {processes}"
     return processes

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.config.augmentation import NO_POLICY
 from harness.config.settings import AUTO, FIND, Config
 
 SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the image; above, an ImageNet network
@@ -45,6 +46,25 @@ DECOUPLED = (
 )  # weight decay times LR, not in the gradient
 LEAST_UPDATES = 100  # of a whole run, however few images there are
 SMOOTHING = 0.1
+POLICY = "rand-m5-mstd0.5"  # RandAugment, weaker than ImageNet's rand-m9-mstd0.5-inc1
+FEW_IMAGES = 5000  # for training: up to here a policy was measured, and gained
+POLICY_EPOCHS, POLICY_UPDATES = 40, 1000  # at least: in a shorter run it loses accuracy
+COLOURS = {
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "violet",
+    "purple",
+    "pink",
+    "magenta",
+    "cyan",
+    "brown",
+    "black",
+    "white",
+    "grey",
+}
 IMBALANCE = 10  # times as many training images in the largest class as in the smallest, from which a set is unbalanced
 FROM_SCRATCH = "trained from scratch: "  # before the reason why the pretrained weights of a model are not used
 SIDES = {"left", "right"}
@@ -301,6 +321,37 @@ def _cutout(config: Config, facts: DataFacts) -> dict[str, Choice]:
     return {"cutout": Choice(size // 4, f"a quarter of the side of {size} pixels")}
 
 
+def _auto_augment(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if reason := _why_no_policy(config, facts):
+        return {"auto_augment": Choice(NO_POLICY, reason)}
+    reason = f"at most {FEW_IMAGES:,} training images; set --auto-augment none if only colours tell classes apart"
+    return {"auto_augment": Choice(POLICY, reason)}
+
+
+def _why_no_policy(config: Config, facts: DataFacts) -> str:
+    if config.augment != "timm":
+        return f"augment={config.augment}"
+    if config.loader == "resident":
+        return "loader=resident augments whole batches"
+    if config.in_chans not in (1, 3):
+        return f"images of {config.in_chans} channels"
+    if _are_characters(facts):
+        return "a change can turn one character into another"
+    if config.starts_from_weights:
+        return "trained weights need less augmentation"
+    if (size := _input_size(config, facts)) > SMALL_SIDE:
+        return f"not tried at {size} pixels"
+    if facts.images > FEW_IMAGES:
+        return f"more than {FEW_IMAGES:,} training images"
+    if config.epochs < POLICY_EPOCHS:
+        return f"fewer than {POLICY_EPOCHS} epochs"
+    if config.epochs * (facts.images // config.batch_size) < POLICY_UPDATES:
+        return f"fewer than {POLICY_UPDATES:,} updates"
+    if len(named := sorted(COLOURS & _words(facts.classes))) > 1:
+        return f"class names contain {named[0]} and {named[1]}"
+    return ""
+
+
 # In this order: a rule finds the settings of those before it decided. A rule may add a setting that follows from its own.
 RULES: Mapping[str, Callable[[Config, DataFacts], dict[str, Choice]]] = {
     "model": _model,
@@ -318,6 +369,7 @@ RULES: Mapping[str, Callable[[Config, DataFacts], dict[str, Choice]]] = {
     "flip": _flip,
     "crop_padding": _crop_padding,
     "cutout": _cutout,
+    "auto_augment": _auto_augment,
 }
 
 
@@ -328,10 +380,13 @@ def why_not_mirrored(data: str, classes: Sequence[str]) -> str:
         return f"{data} has characters, and mirrored characters are none"
     if classes and all(CHARACTERS.fullmatch(each.strip()) for each in classes):
         return f"class names such as {classes[0]!r} look like characters, and mirrored characters are none"
-    words = {word for each in classes for word in re.split(r"[\W_]+", each.lower())}
-    if sides := sorted(SIDES & words):
+    if sides := sorted(SIDES & _words(classes)):
         return f"class names contain {' and '.join(sides)}"
     return ""
+
+
+def _words(classes: Sequence[str]) -> set[str]:
+    return {word for each in classes for word in re.split(r"[\W_]+", each.lower())}
 
 
 def _are_characters(facts: DataFacts) -> bool:

@@ -153,7 +153,7 @@ class Config:
     crop_scale: tuple[float, ...] = _setting(CROP_SCALE, "LOW,HIGH: fraction of the area that the random resized crop takes; another than the default makes crop=auto a resized crop.", group="Data", added_later=True, check=check_range)
     crop_ratio: tuple[float, ...] = _setting(CROP_RATIO, "LOW,HIGH: ratio of width to height of the random resized crop; another than the default makes crop=auto a resized crop.", group="Data", added_later=True, check=check_range)
     vflip: float = _setting(0.0, "Probability of mirroring each training image vertically.", group="Data", low=0, high=1, added_later=True)
-    auto_augment: str = _setting(NO_POLICY, "timm's policy of random operations: RandAugment (rand-m9-mstd0.5-inc1), AutoAugment (original, originalr, v0, v0r), 3-Augment (3a), AugMix (augmix-m3-w3); none: no policy.", group="Data", added_later=True, check=check_policy)
+    auto_augment: str = _setting(NO_POLICY, "timm's policy of random operations: RandAugment (rand-m9-mstd0.5-inc1), AutoAugment (original, originalr, v0, v0r), 3-Augment (3a), AugMix (augmix-m3-w3); none: no policy.", group="Data", added_later=True, from_data=True, check=check_policy)
     color_jitter: tuple[float, ...] = _setting((), "Greatest change of brightness, contrast and saturation, such as 0.4, or three numbers, or four with the hue (at most 0.5); empty: none. It also applies beside auto_augment.", group="Data", added_later=True, check=check_jitter)
     color_jitter_prob: float = _setting(1.0, "Probability of the colour jitter.", group="Data", low=0, high=1, added_later=True)
     grayscale: float = _setting(0.0, "Probability of turning each training image into shades of grey.", group="Data", low=0, high=1, added_later=True)

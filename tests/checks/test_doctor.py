@@ -188,7 +188,17 @@ def test_the_command_ends_with_9_where_no_run_is_possible(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "loader"),
     [
-        ({}, "resident where the images fit on the device, else timm, 2 worker processes"),
+        (
+            {},
+            "resident where the images fit on the device and auto_augment becomes none, else timm, 2 worker processes",
+        ),
+        ({"auto_augment": "none"}, "resident where the images fit on the device, else timm, 2 worker processes"),
+        ({"auto_augment": "3a"}, "timm, 2 worker processes"),
+        ({"vflip": 0.5}, "timm, 2 worker processes"),
+        (
+            {"vflip": 0.5, "augment": "none"},
+            "resident where the images fit on the device, else timm, 2 worker processes",
+        ),
         ({"augment": "albumentations"}, "timm, 2 worker processes"),
         ({"loader": "timm", "workers": 1}, "timm, 1 worker process"),
         ({"loader": "timm", "workers": 0}, "timm, in the main process"),

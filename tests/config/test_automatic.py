@@ -171,6 +171,44 @@ def test_labels_of_unbalanced_data_are_not_smoothed(imbalance, smoothing):
     assert chosen(facts(imbalance=imbalance), label_smoothing=0.2)[0].label_smoothing == 0.2
 
 
+@pytest.mark.parametrize(
+    ("known", "options", "reason"),
+    [
+        ({}, {}, ""),
+        ({"images": 5000}, {"in_chans": 1}, ""),
+        ({"images": 100, "side": 64}, {"mixup": 0.2}, ""),
+        ({"images": 5001}, {}, "more than 5,000 training images"),
+        ({"side": 65}, {}, "not tried at 96 pixels"),
+        ({}, {"image_size": 128}, "not tried at 128 pixels"),
+        ({"classes": "0123456789"}, {}, "one character into another"),
+        ({"data": "torch/mnist"}, {}, "one character into another"),
+        ({}, {"init": "weights.pth"}, "trained weights need less"),
+        ({"images": 800}, {"epochs": 40}, ""),
+        ({"images": 4000}, {"epochs": 39}, "fewer than 40 epochs"),
+        ({"images": 72}, {}, ""),
+        ({"images": 71}, {}, "fewer than 1,000 updates"),
+        ({}, {"batch_size": 256, "epochs": 499}, "fewer than 1,000 updates"),
+        ({"classes": ["Red_apple", "leaf"]}, {}, ""),
+        ({"classes": ["Red_apple", "green-apple", "pear"]}, {}, "class names contain green and red"),
+        ({}, {"in_chans": 4}, "images of 4 channels"),
+        ({}, {"loader": "resident"}, "whole batches"),
+        ({}, {"augment": "albumentations"}, "augment=albumentations"),
+        ({}, {"augment": "none"}, "augment=none"),
+    ],
+)
+def test_few_small_images_get_randaugment_where_it_is_possible(known, options, reason):
+    known = facts(**known)
+    config, choices = chosen(known, **options)
+    assert config.auto_augment == ("none" if reason else "rand-m5-mstd0.5")
+    assert (reason or "--auto-augment none") in choices["auto_augment"].reason
+    assert chosen(known, auto_augment="none", **options)[0].auto_augment == "none"
+
+
+def test_a_recipe_with_a_policy_keeps_it():
+    assert chosen(recipe="finetune")[0].auto_augment == "rand-m5-mstd0.5"
+    assert chosen(auto_augment="3a")[0].auto_augment == "3a"
+
+
 def test_arguments_of_the_model_keep_what_was_given():
     config, choices = chosen(model_args={"width": 16})
     assert config.model_args == {"width": 16, "head_init_scale": 0.125} and choices["model_args"].requested == {
