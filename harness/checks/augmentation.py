@@ -20,7 +20,7 @@ from harness.config.augmentation import per_image_settings
 from harness.config.settings import Config
 from harness.data.augment import make_augment
 from harness.data.dataset import Dataset, Split, fit_channels, in_memory
-from harness.data.device_loader import why_not_on_device
+from harness.data.device_loader import why_not_in_batches, why_not_on_device
 from harness.data.image_io import RGB
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess, make_preprocess
@@ -84,9 +84,9 @@ def augmentation_rows(model: nn.Module, config: Config) -> list[CheckRow]:
     mean, std = (fit_channels(values, RGB) for values in (of_run.mean, of_run.std))
     config, preprocess = config.replace(in_chans=RGB), replace(of_run, mean=mean, std=std)
     kinds: list[LoaderKind] = ["timm"]
-    if config.loader != "timm" and not why_not_on_device(
-        config, data, make_augment(config, preprocess), preprocess, cpu
-    ):
+    augment = make_augment(config, preprocess)
+    reason = why_not_in_batches(config, augment) or why_not_on_device(data, augment, preprocess, cpu)
+    if config.loader != "timm" and not reason:
         kinds.insert(0, "resident")
     measured = [measure_loader(config, data, preprocess, kind) for kind in kinds]
     return [

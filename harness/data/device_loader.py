@@ -236,16 +236,17 @@ class DeviceEvalLoader:
             yield images if self._config.channels_last else with_memory_format(images, torch.contiguous_format), labels
 
 
-def why_not_on_device(
-    config: Config, data: Dataset, augment: Augment, preprocess: Preprocess, device: torch.device
-) -> str | None:
-    """Return the reason why this data cannot be kept on the device, or None where it can."""
+def why_not_in_batches(config: Config, augment: Augment) -> str | None:
+    """Return the reason why training images cannot be augmented in whole batches, or None where they can."""
     if config.augment == "albumentations":
         return "augment=albumentations transforms single images in worker processes"
     if augment.per_image:
         return f"{augment.per_image[0]} transforms single images in worker processes"
-    if augment.crop == "resized":
-        return "crop=resized transforms single images"
+    return "crop=resized transforms single images" if augment.crop == "resized" else None
+
+
+def why_not_on_device(data: Dataset, augment: Augment, preprocess: Preprocess, device: torch.device) -> str | None:
+    """Return the reason why this data cannot be kept on the device, or None where it can."""
     size, bytes_needed = preprocess.size, 0
     for split in (data.train, data.val, data.test):
         if split is None:

@@ -18,6 +18,7 @@ from harness.data.device_loader import (
     DeviceTrainLoader,
     Sharder,
     free_memory,
+    why_not_in_batches,
     why_not_on_device,
 )
 from harness.data.preprocess import Preprocess
@@ -73,7 +74,8 @@ class Loaders:
     """The loaders of a run.
 
     Attributes:
-        kind: `resident`: the images are kept on the device; `timm`: worker processes read them, through timm's loader.
+        kind: of the training images. `resident`: they are kept on the device; `timm`: worker processes read them, through
+            timm's loader. Evaluation images are kept on the device where they fit, unless `loader` is `timm`.
     """
 
     train: TrainLoader
@@ -105,14 +107,16 @@ def make_loaders(
     """
     device = torch.device(device)
     augment = make_augment(config, preprocess)
-    reason = "loader=timm" if config.loader == "timm" else why_not_on_device(config, data, augment, preprocess, device)
+    of_augmentation = why_not_in_batches(config, augment)
+    of_images = "loader=timm" if config.loader == "timm" else why_not_on_device(data, augment, preprocess, device)
     # The main process decides for all: free memory differs between GPUs, and the two loaders' batches are not the same.
-    reason = sharder.broadcast(reason)
-    if reason and config.loader == "resident":
+    of_images = sharder.broadcast(of_images)
+    if (reason := of_augmentation or of_images) and config.loader == "resident":
         raise UsageError(f"loader=resident is not possible: {reason}; set --loader auto")
     is_resident = reason is None
     train_loader = DeviceTrainLoader if is_resident else WorkerTrainLoader
-    eval_loader = DeviceEvalLoader if is_resident else WorkerEvalLoader
+    # Images that are only augmented one by one need no processes of their own in evaluation.
+    eval_loader = DeviceEvalLoader if of_images is None else WorkerEvalLoader
     return Loaders(
         train_loader(data.train, augment, preprocess, config, device, sharder),
         None if data.val is None else eval_loader(data.val, preprocess, config, device),

@@ -15,10 +15,11 @@ from PIL import Image
 from harness.config.settings import Config
 from harness.data import device_loader, worker_pool
 from harness.data.dataset import Dataset, in_memory
+from harness.data.device_loader import DeviceEvalLoader
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.data.registry import load_dataset
-from harness.data.worker_loader import count_workers
+from harness.data.worker_loader import WorkerTrainLoader, count_workers
 from harness.data.worker_pool import WorkerPool
 from harness.utils.errors import DataError, ResourceError, UsageError
 
@@ -126,6 +127,22 @@ def test_evaluation_has_every_image_once_in_order_with_a_smaller_last_batch(kind
             expected = torch.stack([PREPROCESS.image(picture) for picture in split.pixels])
             torch.testing.assert_close(images, expected, atol=0, rtol=0)
     assert [len(labels) for _, labels in result] == [10, 10, 3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_resident"),
+    [
+        ({"auto_augment": "3a"}, True),
+        ({"vflip": 0.5}, True),
+        ({"crop": "resized"}, True),
+        ({"augment": "albumentations"}, True),
+        ({"augment": "albumentations", "loader": "timm"}, False),
+    ],
+)
+def test_evaluation_needs_no_processes_where_only_the_augmentation_is_of_single_images(settings, is_resident):
+    loaders = make_loaders(Config(batch_size=8, **settings), DATA, PREPROCESS, "cpu")
+    assert loaders.kind == "timm" and isinstance(loaders.train, WorkerTrainLoader)
+    assert isinstance(loaders.val, DeviceEvalLoader) == isinstance(loaders.test, DeviceEvalLoader) == is_resident
 
 
 @pytest.mark.parametrize("kind", ["resident", "timm", "albumentations"])
