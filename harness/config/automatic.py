@@ -6,12 +6,12 @@ The rules and their numbers come from experiments (docs/log.md, 2026-11-27) and 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from harness.config.augmentation import NO_POLICY
+from harness.config.class_names import why_no_colours, why_not_mirrored
 from harness.config.settings import AUTO, FIND, Config
 
 SMALL_SIDE = 64  # pixels: up to here a network without a stem that shrinks the image; above, an ImageNet network
@@ -49,33 +49,8 @@ SMOOTHING = 0.1
 POLICY = "rand-m5-mstd0.5"  # RandAugment, weaker than ImageNet's rand-m9-mstd0.5-inc1
 FEW_IMAGES = 5000  # for training: up to here a policy was measured, and gained
 POLICY_EPOCHS, POLICY_UPDATES = 40, 1000  # at least: in a shorter run it loses accuracy
-COLOURS = {
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "blue",
-    "violet",
-    "purple",
-    "pink",
-    "magenta",
-    "cyan",
-    "brown",
-    "black",
-    "white",
-    "grey",
-}
 IMBALANCE = 10  # times as many training images in the largest class as in the smallest, from which a set is unbalanced
 FROM_SCRATCH = "trained from scratch: "  # before the reason why the pretrained weights of a model are not used
-SIDES = {"left", "right"}
-# A class that is a character: `7`, `a`, `seven`, or one of these behind a word that says so, as `digit 7` or `letter_a`.
-CHARACTER_WORD = r"(?:digit|letter|number|numeral|character|char|upper|lower|upper[ _-]?case|lower[ _-]?case|capital)"
-CHARACTERS = re.compile(
-    rf"(?:{CHARACTER_WORD}(?:[\W_]+|(?=\d)))*(?:\d+|[^\W_]|zero|one|two|three|four|five|six|seven|eight|nine)"
-    rf"(?:[\W_]+{CHARACTER_WORD})?",
-    re.IGNORECASE,
-)
-CHARACTER_SETS = ("digits", "mnist", "svhn", "usps", "omniglot")
 # Bytes of activations for an image of 32 x 32 pixels in training, float32, of the small model; a larger model shrinks its input
 # at once and needs about a quarter of that for the same number of pixels.
 IMAGE_BYTES = 3 << 20
@@ -347,9 +322,7 @@ def _why_no_policy(config: Config, facts: DataFacts) -> str:
         return f"fewer than {POLICY_EPOCHS} epochs"
     if config.epochs * (facts.images // config.batch_size) < POLICY_UPDATES:
         return f"fewer than {POLICY_UPDATES:,} updates"
-    if len(named := sorted(COLOURS & _words(facts.classes))) > 1:
-        return f"class names contain {named[0]} and {named[1]}"
-    return ""
+    return why_no_colours(facts.classes)
 
 
 # In this order: a rule finds the settings of those before it decided. A rule may add a setting that follows from its own.
@@ -371,22 +344,6 @@ RULES: Mapping[str, Callable[[Config, DataFacts], dict[str, Choice]]] = {
     "cutout": _cutout,
     "auto_augment": _auto_augment,
 }
-
-
-def why_not_mirrored(data: str, classes: Sequence[str]) -> str:
-    """Return why images of these classes should not be mirrored; empty where nothing speaks against it."""
-    name = data.lower()
-    if any(part in name for part in CHARACTER_SETS) and "fashion" not in name:
-        return f"{data} has characters, and mirrored characters are none"
-    if classes and all(CHARACTERS.fullmatch(each.strip()) for each in classes):
-        return f"class names such as {classes[0]!r} look like characters, and mirrored characters are none"
-    if sides := sorted(SIDES & _words(classes)):
-        return f"class names contain {' and '.join(sides)}"
-    return ""
-
-
-def _words(classes: Sequence[str]) -> set[str]:
-    return {word for each in classes for word in re.split(r"[\W_]+", each.lower())}
 
 
 def _are_characters(facts: DataFacts) -> bool:

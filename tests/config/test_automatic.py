@@ -6,15 +6,8 @@ import math
 
 import pytest
 
-from harness.config.automatic import (
-    LARGE_MODEL,
-    RULES,
-    SMALL_MODEL,
-    DataFacts,
-    choose_settings,
-    why_not_mirrored,
-    with_choices,
-)
+from harness.config.automatic import LARGE_MODEL, RULES, SMALL_MODEL, DataFacts, choose_settings, with_choices
+from harness.config.class_names import why_not_mirrored
 from harness.config.recipe import make_config, read_recipe
 from harness.config.settings import AUTO, Config, setting_fields
 from harness.data.registry import load_dataset
