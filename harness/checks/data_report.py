@@ -21,7 +21,7 @@ from harness.reporting.evaluation_report import shrink, table_text
 from harness.reporting.figures.contact_sheet import ClassRow, contact_sheet
 from harness.tracking.records import Table
 from harness.utils.errors import DataError
-from harness.utils.text import escape_unprintable, percent
+from harness.utils.text import counted, escape_unprintable, percent
 
 MAX_LISTED_CLASSES = 20
 SHEET_CLASSES, SHEET_IMAGES = 40, 6
@@ -31,7 +31,9 @@ def overview_text(overview: DataOverview) -> str:
     """Return what a data set holds for a terminal: facts first, then a line of advice for each problem."""
     facts = overview.facts
     read = sum(len(split.facts) for split in overview.splits.values())
-    lines = [f"{overview.num_images:,} images in {len(overview.classes):,} classes: {overview.origin}"]
+    lines = [
+        f"{overview.num_images:,} images in {counted(len(overview.classes), 'class', 'classes')}: {overview.origin}"
+    ]
     if read < overview.num_images:
         lines.append(
             f"{read:,} of them were read, evenly spread: what follows on sizes, kinds and repeats is of these; --limit 0 reads all"

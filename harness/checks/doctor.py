@@ -21,6 +21,7 @@ from harness.config.recipe import make_config
 from harness.config.settings import WANDB, Config
 from harness.utils.environment import git_state, processor, usable_cpus, version
 from harness.utils.errors import HarnessError, first_line
+from harness.utils.text import counted
 
 if TYPE_CHECKING:
     import torch
@@ -311,7 +312,7 @@ def _files(config: Config) -> Diagnosis:
     except HarnessError as error:
         return _fatal("data", config.data, config.data_dir, error, "set --data-dir")
     images = sum(map(len, listing.splits.values()))
-    value = f"{config.data_dir}: {images:,} images in {len(listing.classes)} classes; {listing.origin}; {checked}"
+    value = f"{config.data_dir}: {images:,} images in {counted(len(listing.classes), 'class', 'classes')}; {listing.origin}; {checked}"
     return Diagnosis("data", config.data, value)
 
 
@@ -338,9 +339,14 @@ def _run(config: Config) -> Iterator[Diagnosis]:
         from harness.training import device as devices
     except (ImportError, OSError):
         return  # a diagnosis of the versions says so
-    values = config.to_dict()
-    summary = f"{values['model']} on {data_name(config.data, config.data_dir)}, batch size {values['batch_size']}, {values['epochs']} epoch{'s' * (values['epochs'] != 1)}"
-    yield Diagnosis("run", "recipe", f"{config.recipe}: {summary}")
+    data = data_name(config.data, config.data_dir)
+    summary = {
+        "model": f"{config.model} on {data}",
+        "batch_size": f"batch size {config.batch_size}",
+        "epochs": counted(config.epochs, "epoch", "epochs"),
+    }
+    known = [text for name, text in summary.items() if name not in config.undecided]
+    yield Diagnosis("run", "recipe", f"{config.recipe}: {', '.join(known) or data}")
     if config.undecided:
         yield Diagnosis("run", "auto", f"chosen from the data when a run begins: {', '.join(sorted(config.undecided))}")
     try:

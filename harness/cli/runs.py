@@ -124,7 +124,9 @@ def _sweep_line(name: str, summary: Mapping[str, Any]) -> str:
     value = number(sub_mapping(summary, "best").get("value"))
     best = f"{value:.4g}" if math.isfinite(value) else "-"
     metric = sub_mapping(summary, "metric").get("name")
-    return printable(f"{name:<44} sweep        {counts}; best {metric} {best}")
+    return printable(
+        f"{name:<44} sweep        {counts}; {metric if str(metric).startswith('best/') else f'best {metric}'} {best}"
+    )
 
 
 def _seeds_lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:

@@ -76,9 +76,8 @@ def _check_channels(config: Config) -> None:
     of_colours = [text for text in timm_only(config) if not text.startswith("blur=")]
     of_colours += [f"aug_splits={config.aug_splits}"] if config.aug_splits else []
     if of_colours:
-        option = of_colours[0].partition("=")[0].replace("_", "-")
         raise UsageError(
-            f"{of_colours[0]} is for images of 3 channels or 1, and in_chans={config.in_chans}; leave --{option} out"
+            f"{of_colours[0]} is for images of 3 channels or 1, and in_chans={config.in_chans}; {_off(of_colours[0])}"
         )
 
 
@@ -200,12 +199,20 @@ def _shown(value: object) -> str:
     return ",".join(f"{item:g}" for item in value) if isinstance(value, tuple) else str(value)
 
 
+def _off(text: str) -> str:
+    """Return what to do without a setting, given as `name=value`; a policy may be the recipe's."""
+    name = text.partition("=")[0]
+    return "set --auto-augment none" if name == "auto_augment" else f"leave --{name.replace('_', '-')} out"
+
+
 def _check_albumentations(config: Config) -> None:
     if others := timm_only(config):
         remedy = (
             "" if config.augment_pipeline else ", or give albumentations' own transforms with --augment-pipeline FILE"
         )
-        raise UsageError(f"{others[0]} is timm's, and augment=albumentations; set --augment timm{remedy}")
+        raise UsageError(
+            f"{others[0]} is timm's, and augment=albumentations; {_off(others[0])}, or set --augment timm{remedy}"
+        )
     if config.transforms:
         raise UsageError(
             f"transforms={','.join(config.transforms)} follow timm's transforms of an image, and augment=albumentations; set --augment timm"

@@ -268,6 +268,8 @@ def _label_smoothing(config: Config, facts: DataFacts) -> dict[str, Choice]:
 def _flip(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.alternating_flip:
         return {"flip": Choice(True, "alternating_flip mirrors the images")}
+    if reason := _why_no_transforms(config):
+        return {"flip": Choice(False, reason)}
     if reason := why_not_mirrored(facts.data, facts.classes):
         return {"flip": Choice(False, f"{reason}; set --flip true if mirror images belong to the same class")}
     return {"flip": Choice(True, "set --flip false if left and right differ, for example in text")}
@@ -275,6 +277,8 @@ def _flip(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 def _crop_padding(config: Config, facts: DataFacts) -> dict[str, Choice]:
     size = _input_size(config, facts)
+    if reason := _why_no_transforms(config):
+        return {"crop_padding": Choice(0, reason)}
     if config.crop == "none":
         return {"crop_padding": Choice(0, "no crop")}
     if _gets_resized_crop(config, size):
@@ -283,7 +287,15 @@ def _crop_padding(config: Config, facts: DataFacts) -> dict[str, Choice]:
     return {"crop_padding": Choice(max(1, size // share), f"1/{share} of the side of {size} pixels, moved at random")}
 
 
+def _why_no_transforms(config: Config) -> str:
+    if config.augment == "none":
+        return "augment=none"
+    return "the pipeline of albumentations takes its place" if config.augment_pipeline else ""
+
+
 def _cutout(config: Config, facts: DataFacts) -> dict[str, Choice]:
+    if reason := _why_no_transforms(config):
+        return {"cutout": Choice(0, reason)}
     if _are_characters(facts):
         return {"cutout": Choice(0, "a masked square can turn one character into another")}
     size = _input_size(config, facts)
@@ -292,15 +304,18 @@ def _cutout(config: Config, facts: DataFacts) -> dict[str, Choice]:
     if config.starts_from_weights:
         return {"cutout": Choice(0, "trained weights need less augmentation")}
     if size > SMALL_SIDE:
-        return {"cutout": Choice(0, f"not tried at {size} pixels")}
+        return {"cutout": Choice(0, f"tried up to {SMALL_SIDE} pixels, not at {size}")}
     return {"cutout": Choice(size // 4, f"a quarter of the side of {size} pixels")}
 
 
 def _auto_augment(config: Config, facts: DataFacts) -> dict[str, Choice]:
-    if reason := _why_no_policy(config, facts):
+    reason = _why_no_policy(config, facts)
+    is_tuned = config.starts_from_weights and config.freeze_epochs > 0
+    reason = reason or ("" if is_tuned else _why_no_policy_from_scratch(config, facts))
+    if reason:
         return {"auto_augment": Choice(NO_POLICY, reason)}
-    reason = f"at most {FEW_IMAGES:,} training images; set --auto-augment none if only colours tell classes apart"
-    return {"auto_augment": Choice(POLICY, reason)}
+    reason = "usual in fine-tuning" if is_tuned else f"RandAugment, for at most {FEW_IMAGES:,} training images"
+    return {"auto_augment": Choice(POLICY, f"{reason}; set --auto-augment none if only colours tell classes apart")}
 
 
 def _why_no_policy(config: Config, facts: DataFacts) -> str:
@@ -312,17 +327,20 @@ def _why_no_policy(config: Config, facts: DataFacts) -> str:
         return f"images of {config.in_chans} channels"
     if _are_characters(facts):
         return "a change can turn one character into another"
+    return why_no_colours(facts.classes)
+
+
+def _why_no_policy_from_scratch(config: Config, facts: DataFacts) -> str:
     if config.starts_from_weights:
         return "trained weights need less augmentation"
     if (size := _input_size(config, facts)) > SMALL_SIDE:
-        return f"not tried at {size} pixels"
+        return f"tried up to {SMALL_SIDE} pixels, not at {size}"
     if facts.images > FEW_IMAGES:
         return f"more than {FEW_IMAGES:,} training images"
     if config.epochs < POLICY_EPOCHS:
         return f"fewer than {POLICY_EPOCHS} epochs"
-    if config.epochs * (facts.images // config.batch_size) < POLICY_UPDATES:
-        return f"fewer than {POLICY_UPDATES:,} updates"
-    return why_no_colours(facts.classes)
+    updates = config.epochs * (facts.images // config.batch_size)
+    return f"fewer than {POLICY_UPDATES:,} updates" if updates < POLICY_UPDATES else ""
 
 
 # In this order: a rule finds the settings of those before it decided. A rule may add a setting that follows from its own.

@@ -38,4 +38,4 @@ def why_no_colours(classes: Sequence[str]) -> str:
 
 
 def _words(classes: Sequence[str]) -> set[str]:
-    return {word for each in classes for word in re.split(r"[\W_]+", each.lower())}
+    return {word.lower() for each in classes for word in re.split(r"[\W_]+|(?<=[a-z])(?=[A-Z])", each)}

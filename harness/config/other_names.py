@@ -19,7 +19,6 @@ _NAMES = {
     "data_dir": "datafolder datapath dataroot datasetdir datasetpath imagedir imagefolder imagesdir imgdir root rootdir traindata",
     "init": "finetunefrom initcheckpoint initfrom initialcheckpoint initweights loadfrom loadweights pretrainedpath pretrainedweights startfrom weights",
     "download": "datasetdownload",
-    "classes": "nbclasses nc nclasses numclass numclasses numlabels",
     "in_chans": "channels inchannels inputchannels numchannels",
     "image_size": "cropsize imagesz imgsize imgsz inputsize resolution traincropsize",
     "val_fraction": "devsplit holdout val validation validationfraction validationratio validationsize validationsplit validpct valpct valratio valsize valsplit",
@@ -197,6 +196,7 @@ _REMEDIES = {
     "use --compile": "fuser torchscript",
     "use --compile, which has one mode": "torchcompilemode",
     "classes are numbered in the order of their names": "classmap",
+    "the data say how many classes there are; --classes only checks that": "nbclasses nc nclasses numclass numclasses numlabels",
     "docs/howto/from-timm.md says why, and what to do": _TIMM_ALONE,
     "use --optimizer-args, such as --optimizer-args eps=1e-6,betas=[0.9,0.98]": "adambeta2 adamepsilon beta2 betas epsilon eps optbetas opteps",
 }  # fmt: skip

@@ -221,7 +221,7 @@ def _check_classes(class_folders: Mapping[SplitName, ClassFolders], root: Path, 
     for split in class_folders.values():
         if empty := [name for name, paths in split.paths.items() if not paths]:
             raise DataError(
-                f"{root}: no images in class folder {short_list(empty)} of {split.folder or f'{root} itself, which has no train/'}; fill it, or move it out of the data folder"
+                f"{root}: no images in class folder {short_list(empty)}{f' of {split.folder}' if split.folder else ''}; fill it, or move it out of the data folder"
             )
         if unknown := sorted(set(split.paths) - set(train.paths)):
             raise DataError(

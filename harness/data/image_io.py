@@ -270,7 +270,7 @@ def _check_bands(picture: Picture, channels: int) -> None:
     elif len(picture.getbands()) != channels or picture.mode == "PA":  # whose first band is an index
         has = counted(len(picture.getbands()), "channel", "channels")
         raise ChannelsError(
-            f"an image of {has} ({picture.mode}), and in_chans={channels}; set --in-chans 3 or 1, to which every image is converted"
+            f"an image of {has} ({picture.mode}), and in_chans={channels}; a run with --in-chans 3 or 1 converts every image"
         )
 
 

@@ -236,7 +236,7 @@ def per_class(matrix: np.ndarray) -> PerClass:
         accuracy=np.where(has_images, 1 - (predicted + true - 2 * hits) / total, np.nan),
         precision=np.divide(hits, predicted, out=undefined.copy(), where=predicted > 0),
         recall=np.divide(hits, true, out=undefined.copy(), where=has_images),
-        f1=np.divide(2 * hits, predicted + true, out=undefined.copy(), where=has_images),
+        f1=np.divide(2 * hits, predicted + true, out=undefined.copy(), where=predicted + true > 0),
         support=true,
     )
 

@@ -45,7 +45,7 @@ def few_updates(
         return f"nothing is trained (epochs={epochs}): the result is that of the weights that the run starts with; set --epochs 1 or more to train"
     if steps >= LEAST_UPDATES:
         return ""
-    remedy = f"set --epochs {math.ceil(ENOUGH_UPDATES * epochs / steps)}"
+    remedy = f"set --epochs {math.ceil(ENOUGH_UPDATES * epochs / steps)} or more"
     fitting = power_of_two(max(images // UPDATES_PER_EPOCH, LEAST_BATCH))
     if fitting < batch_size:
         remedy = f"set a smaller --batch-size, for example {fitting}, or more --epochs"

@@ -60,7 +60,10 @@ def _rows(config: Config, components: Components) -> list[tuple[str, str]]:
     return [
         ("data", _images(components.dataset)),
         ("model", f"{config.model}: {parameters}, images of {size} x {size} pixels{channels}"),
-        ("start from", components.initial_note or ("pretrained weights" if config.pretrained else "random weights")),
+        (
+            "weights",
+            components.initial_note.removeprefix("Weights ") or ("pretrained" if config.pretrained else "random"),
+        ),
         (
             "training",
             f"{counted(config.epochs, 'epoch', 'epochs')}, {counted(steps, 'update', 'updates')} with batches of {config.batch_size}",

@@ -246,7 +246,8 @@ def explain(
 
     Where images have several labels, that is a map for each predicted class, or for the most probable one where none is predicted.
 
-    A generator: each image is classified when its explanation is asked for, and `explanations.csv` is written at the end.
+    A generator: each image is classified when its explanation is asked for, and `explanations.csv` is written at the end, also
+    where an image that cannot be read ends it.
     The files lie in `out` as the images lie in their folder; those of several folders each below its name.
 
     Args:
@@ -267,10 +268,15 @@ def explain(
     check_output_folder(folder, is_named=out is not None)
     trained = load_trained_model(Path(run), settings)
     _check_tracking(trained, settings)
-    explanations = []
-    for explanation in _explain_each(trained, list(image_files(pictures)), folder, top, skip_text(settings)):
-        explanations.append(explanation)
-        yield explanation
+    explanations: list[Explanation] = []
+    try:
+        for explanation in _explain_each(trained, list(image_files(pictures)), folder, top, skip_text(settings)):
+            explanations.append(explanation)
+            yield explanation
+    except DataError:
+        if explanations:  # whose maps are there
+            _write_explanations(explanations, folder, trained.config.cam, trained.is_multilabel)
+        raise
     _write_explanations(explanations, folder, trained.config.cam, trained.is_multilabel)
     _track_explanations(trained, settings, explanations, folder)
 

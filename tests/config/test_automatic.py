@@ -171,8 +171,8 @@ def test_labels_of_unbalanced_data_are_not_smoothed(imbalance, smoothing):
         ({"images": 5000}, {"in_chans": 1}, ""),
         ({"images": 100, "side": 64}, {"mixup": 0.2}, ""),
         ({"images": 5001}, {}, "more than 5,000 training images"),
-        ({"side": 65}, {}, "not tried at 96 pixels"),
-        ({}, {"image_size": 128}, "not tried at 128 pixels"),
+        ({"side": 65}, {}, "up to 64 pixels, not at 96"),
+        ({}, {"image_size": 128}, "up to 64 pixels, not at 128"),
         ({"classes": "0123456789"}, {}, "one character into another"),
         ({"data": "torch/mnist"}, {}, "one character into another"),
         ({}, {"init": "weights.pth"}, "trained weights need less"),
@@ -182,6 +182,7 @@ def test_labels_of_unbalanced_data_are_not_smoothed(imbalance, smoothing):
         ({"images": 71}, {}, "fewer than 1,000 updates"),
         ({}, {"batch_size": 256, "epochs": 499}, "fewer than 1,000 updates"),
         ({"classes": ["Red_apple", "leaf"]}, {}, ""),
+        ({"classes": ["RedApple", "GreenApple"]}, {}, "class names contain green and red"),
         ({"classes": ["Red_apple", "green-apple", "pear"]}, {}, "class names contain green and red"),
         ({}, {"in_chans": 4}, "images of 4 channels"),
         ({}, {"loader": "resident"}, "whole batches"),
@@ -197,9 +198,36 @@ def test_few_small_images_get_randaugment_where_it_is_possible(known, options, r
     assert chosen(known, auto_augment="none", **options)[0].auto_augment == "none"
 
 
-def test_a_recipe_with_a_policy_keeps_it():
-    assert chosen(recipe="finetune")[0].auto_augment == "rand-m5-mstd0.5"
-    assert chosen(auto_augment="3a")[0].auto_augment == "3a"
+@pytest.mark.parametrize(
+    ("known", "options", "policy"),
+    [
+        ({"images": 20_000, "side": 300}, {"init": "weights.pth"}, "rand-m5-mstd0.5"),
+        ({"images": 20}, {"init": "weights.pth", "epochs": 2}, "rand-m5-mstd0.5"),
+        ({"classes": "0123456789"}, {"init": "weights.pth"}, "none"),
+        ({}, {"init": "weights.pth", "in_chans": 4}, "none"),
+        ({}, {"init": "weights.pth", "augment": "albumentations"}, "none"),
+        ({}, {"init": "weights.pth", "loader": "resident"}, "none"),
+        ({}, {"init": "weights.pth", "freeze_epochs": 0}, "none"),
+        ({"images": 20_000}, {"pretrained": False}, "none"),
+    ],
+)
+def test_fine_tuning_has_randaugment_where_it_is_possible(known, options, policy):
+    config, choices = chosen(facts(**known), recipe="finetune", **options)
+    assert config.auto_augment == policy and "auto_augment" in choices
+
+
+def test_a_policy_that_is_given_stays():
+    config, choices = chosen(auto_augment="3a")
+    assert config.auto_augment == "3a" and "auto_augment" not in choices
+
+
+def test_without_augmentation_no_strength_is_chosen():
+    pipeline = {"transform": {"__class_fullname__": "HorizontalFlip"}}
+    for options in ({"augment": "none"}, {"augment": "albumentations", "augment_pipeline": pipeline}):
+        config, choices = chosen(**options)
+        assert (config.flip, config.crop_padding, config.cutout, config.auto_augment) == (False, 0, 0, "none")
+        reason = "augment=none" if len(options) == 1 else "takes its place"
+        assert all(reason in choices[name].reason for name in ("flip", "crop_padding", "cutout"))
 
 
 def test_arguments_of_the_model_keep_what_was_given():

@@ -49,9 +49,9 @@ def test_undefined_figures_of_a_class_are_none_and_a_dash_for_a_reader():
     """Truth in rows: `absent` has no images and is predicted once, `unseen` is never predicted."""
     table = metrics.per_class(np.array([[3, 1, 0], [0, 0, 0], [2, 0, 0]])).table(["a", "absent", "unseen"])
     assert table.columns == ("class", "recall", "precision", "f1", "images", "accuracy")
-    assert table.rows[1] == ("absent", None, 0.0, None, 0, None)
+    assert table.rows[1] == ("absent", None, 0.0, 0.0, 0, None)
     assert table.rows[2] == ("unseen", 0.0, None, 0.0, 2, pytest.approx(4 / 6))
-    assert table_text(table).splitlines()[2].split() == ["absent", "–", "0.0000", "–", "0", "–"]
+    assert table_text(table).splitlines()[2].split() == ["absent", "–", "0.0000", "0.0000", "0", "–"]
 
 
 def test_calibration_equals_a_loop_over_bins():

@@ -1,5 +1,7 @@
 """Class-activation maps of images with several labels: which classes they are of, and what a run keeps of them."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -181,6 +183,12 @@ def test_the_names_of_a_thousand_classes_are_fitted_without_trying_every_length(
     assert sum(measured) < 5 * len(text)
     longer = next(cut for width in range(len(fitted), 999) if (cut := cut_middle(text, width)) != fitted)
     assert text_width(fitted, 10) <= 1.9 < text_width(longer, 10)
+
+
+def test_a_letter_that_no_font_has_gets_a_width_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert style.text_width("\U0001f9ff", 10) > 0
 
 
 def test_captions_below_maps_use_two_lines_and_touch_no_neighbour(tmp_path, monkeypatch):

@@ -253,7 +253,7 @@ def test_a_run_whose_length_was_chosen_is_resumed_with_it_or_with_the_length_tha
     shown = {setting.name for setting in chosen_settings(read_run(folder))}
     assert "epochs" not in shown and {"batch_size", "peak_epoch", "lr_max"} <= shown
     (peak,) = (setting for setting in chosen_settings(read_run(folder)) if setting.name == "peak_epoch")
-    assert "which was to have 3 epochs and has 6 now" in peak.reason
+    assert "chosen for 3 epochs, and the run has 6 now" in peak.reason
 
 
 def test_a_stopped_automatic_run_is_shortened_to_fewer_epochs_than_its_chosen_peak(pictures, tmp_path):

@@ -176,6 +176,13 @@ def test_an_unreadable_picture_ends_the_command_or_is_skipped_and_leaves_no_file
     done = command("predict", run, "in", "--out", "out.csv", cwd=tmp_path, check=3)
     assert "broken.png" in done.stderr and "--bad-images skip" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "out.csv").exists()
+    read = []
+    with pytest.raises(DataError, match=r"broken\.png"):
+        read.extend(explain(run, tmp_path / "in", {"cam": "none"}, out=tmp_path / "out"))
+    rows = read_csv((tmp_path / "out/explanations.csv").read_text(encoding="utf-8"))
+    assert [row["file"] for row in rows] == [
+        str(file) for file in sorted((tmp_path / "in").iterdir()) if file.name < "broken.png"
+    ]
     with caplog.at_level(logging.WARNING):
         predicted = list(predict(run, tmp_path / "in", {"bad_images": "skip"}))
     assert len(predicted) == 5

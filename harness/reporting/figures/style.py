@@ -166,9 +166,11 @@ def _advance(letter: str, families: tuple[str, ...], bold: bool) -> float:
     files = [font_manager.findfont(font_manager.FontProperties(family=name, weight=weight)) for name in families]
     font = font_manager.get_font(list(dict.fromkeys(files)))
     font.set_size(size, 72)
-    font.set_text(f"|{letter}|")  # of a space alone the width is 0
-    width = font.get_width_height()[0]
-    font.set_text("||")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of a letter that no font has; `drawable_text` reports it
+        font.set_text(f"|{letter}|")  # of a space alone the width is 0
+        width = font.get_width_height()[0]
+        font.set_text("||")
     return float(width - font.get_width_height()[0]) / 64 / size
 
 

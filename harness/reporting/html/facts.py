@@ -315,13 +315,14 @@ def chosen_settings(run: RunData) -> list[ChosenSetting]:
 
 
 def _of_former_length(name: str, run: RunData) -> str:
-    """Return what the page adds to a chosen peak of a run whose number of epochs was changed later."""
+    """Return what the page adds to a choice by the number of epochs of a run, where that was changed later."""
     extended = run.config.get("extended")
     changes = list(extended) if isinstance(extended, list | tuple) else str(extended or "").split(",")
     epochs = str(changes[0]).partition(":")[2] if changes else ""
-    if name != "peak_epoch" or not epochs:
+    if name not in ("peak_epoch", "auto_augment") or not epochs:
         return ""
-    return f", which was to have {epochs} epochs and has {run.config.get('epochs')} now: the chart has the curve that this gave"
+    curve = ": the chart has the curve that this gave" if name == "peak_epoch" else ""
+    return f"; chosen for {epochs} epochs, and the run has {run.config.get('epochs')} now{curve}"
 
 
 def times(run: RunData) -> dict[str, float]:
