@@ -13,7 +13,7 @@ RandAugment, which `auto` gives small sets, unless `--option auto_augment=NAME` 
 and is scored on the other 20 %. The trial with the highest validation accuracy is then trained on the whole set. `auto` is trained on the
 whole set at once. Both are scored on the test split, which neither has seen, as means over --seeds.
 
-With --log FILE every result is kept, and the same command goes on where it was stopped.
+With --log FILE every result is kept, and the same command goes on where it was stopped. Begin a new file when the rules of `auto` change.
 """
 
 from __future__ import annotations

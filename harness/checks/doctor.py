@@ -340,13 +340,10 @@ def _run(config: Config) -> Iterator[Diagnosis]:
     except (ImportError, OSError):
         return  # a diagnosis of the versions says so
     data = data_name(config.data, config.data_dir)
-    summary = {
-        "model": f"{config.model} on {data}",
-        "batch_size": f"batch size {config.batch_size}",
-        "epochs": counted(config.epochs, "epoch", "epochs"),
-    }
-    known = [text for name, text in summary.items() if name not in config.undecided]
-    yield Diagnosis("run", "recipe", f"{config.recipe}: {', '.join(known) or data}")
+    summary = {"batch_size": f"batch size {config.batch_size}", "epochs": counted(config.epochs, "epoch", "epochs")}
+    model = "" if "model" in config.undecided else f"{config.model} on "
+    known = [f"{model}{data}", *(text for name, text in summary.items() if name not in config.undecided)]
+    yield Diagnosis("run", "recipe", f"{config.recipe}: {', '.join(known)}")
     if config.undecided:
         yield Diagnosis("run", "auto", f"chosen from the data when a run begins: {', '.join(sorted(config.undecided))}")
     try:
@@ -370,11 +367,11 @@ def _loader(config: Config, device: torch.device) -> str:
     processes = f"timm, {count} worker process{'' if count == 1 else 'es'}" if count else "timm, in the main process"
     is_per_image = config.augment != "none" and bool(per_image_settings(config))
     may_fit = config.augment != "albumentations" and config.crop != "resized" and not is_per_image
-    if config.loader == "resident" or (config.loader == "auto" and may_fit and config.data in (*DOWNLOADS, "digits")):
+    may_get_policy = "auto_augment" in config.undecided and config.augment == "timm" and config.data != "digits"
+    is_known_to_fit = config.data in (*DOWNLOADS, "digits") and not may_get_policy
+    if config.loader == "resident" or (config.loader == "auto" and may_fit and is_known_to_fit):
         return "resident"
     if config.loader == "auto" and may_fit:
-        policy = (
-            " and auto_augment becomes none" if "auto_augment" in config.undecided and config.augment == "timm" else ""
-        )
+        policy = " and auto_augment becomes none" if may_get_policy else ""
         return f"resident where the images fit on the device{policy}, else {processes}"
     return processes

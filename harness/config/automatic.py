@@ -309,13 +309,13 @@ def _cutout(config: Config, facts: DataFacts) -> dict[str, Choice]:
 
 
 def _auto_augment(config: Config, facts: DataFacts) -> dict[str, Choice]:
-    reason = _why_no_policy(config, facts)
-    is_tuned = config.starts_from_weights and config.freeze_epochs > 0
-    reason = reason or ("" if is_tuned else _why_no_policy_from_scratch(config, facts))
+    is_tuned = config.starts_from_weights and (config.freeze_epochs > 0 or config.layer_decay < 1)
+    reason = _why_no_policy(config, facts) or ("" if is_tuned else _why_no_policy_from_scratch(config, facts))
     if reason:
         return {"auto_augment": Choice(NO_POLICY, reason)}
-    reason = "usual in fine-tuning" if is_tuned else f"RandAugment, for at most {FEW_IMAGES:,} training images"
-    return {"auto_augment": Choice(POLICY, f"{reason}; set --auto-augment none if only colours tell classes apart")}
+    use = "usual in fine-tuning" if is_tuned else f"for at most {FEW_IMAGES:,} training images"
+    reason = f"RandAugment, {use}; set --auto-augment none if only colours tell classes apart"
+    return {"auto_augment": Choice(POLICY, reason)}
 
 
 def _why_no_policy(config: Config, facts: DataFacts) -> str:
@@ -326,21 +326,23 @@ def _why_no_policy(config: Config, facts: DataFacts) -> str:
     if config.in_chans not in (1, 3):
         return f"images of {config.in_chans} channels"
     if _are_characters(facts):
-        return "a change can turn one character into another"
-    return why_no_colours(facts.classes)
+        return "RandAugment can turn one character into another"
+    if reason := why_no_colours(facts.classes):
+        return f"{reason}, and RandAugment changes colours; set --auto-augment {POLICY} if that does not matter"
+    return ""
 
 
 def _why_no_policy_from_scratch(config: Config, facts: DataFacts) -> str:
     if config.starts_from_weights:
-        return "trained weights need less augmentation"
+        return "trained weights need less augmentation; the recipe finetune has RandAugment"
     if (size := _input_size(config, facts)) > SMALL_SIDE:
-        return f"tried up to {SMALL_SIDE} pixels, not at {size}"
+        return f"RandAugment was tried up to {SMALL_SIDE} pixels, not at {size}"
     if facts.images > FEW_IMAGES:
-        return f"more than {FEW_IMAGES:,} training images"
+        return f"RandAugment was tried up to {FEW_IMAGES:,} training images"
     if config.epochs < POLICY_EPOCHS:
-        return f"fewer than {POLICY_EPOCHS} epochs"
+        return f"RandAugment costs accuracy in fewer than {POLICY_EPOCHS} epochs"
     updates = config.epochs * (facts.images // config.batch_size)
-    return f"fewer than {POLICY_UPDATES:,} updates" if updates < POLICY_UPDATES else ""
+    return f"RandAugment costs accuracy in fewer than {POLICY_UPDATES:,} updates" if updates < POLICY_UPDATES else ""
 
 
 # In this order: a rule finds the settings of those before it decided. A rule may add a setting that follows from its own.

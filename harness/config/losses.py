@@ -76,7 +76,7 @@ def check_views(config: Config) -> None:
         raise UsageError(
             f"aug_splits={views} needs timm's transforms, and augment={config.augment}; set --augment timm"
         )
-    if not view_settings(config):
+    if not view_settings(config) and "auto_augment" not in config.undecided:
         raise UsageError(
             f"aug_splits={views}: nothing differs between the views of an image; set --auto-augment, such as augmix-m3-w3 or rand-m9-mstd0.5-inc1"
         )

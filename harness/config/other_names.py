@@ -196,7 +196,7 @@ _REMEDIES = {
     "use --compile": "fuser torchscript",
     "use --compile, which has one mode": "torchcompilemode",
     "classes are numbered in the order of their names": "classmap",
-    "the data say how many classes there are; --classes only checks that": "nbclasses nc nclasses numclass numclasses numlabels",
+    "the data say how many classes there are; --classes gives the model more outputs than that": "nbclasses nc nclasses numclass numclasses numlabels",
     "docs/howto/from-timm.md says why, and what to do": _TIMM_ALONE,
     "use --optimizer-args, such as --optimizer-args eps=1e-6,betas=[0.9,0.98]": "adambeta2 adamepsilon beta2 betas epsilon eps optbetas opteps",
 }  # fmt: skip

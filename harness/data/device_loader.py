@@ -245,11 +245,17 @@ def why_not_in_batches(config: Config, augment: Augment) -> str | None:
     return "crop=resized transforms single images" if augment.crop == "resized" else None
 
 
-def why_not_on_device(data: Dataset, augment: Augment, preprocess: Preprocess, device: torch.device) -> str | None:
-    """Return the reason why this data cannot be kept on the device, or None where it can."""
+def why_not_on_device(
+    data: Dataset, augment: Augment, preprocess: Preprocess, device: torch.device, *, with_training: bool = True
+) -> str | None:
+    """Return the reason why this data cannot be kept on the device, or None where it can.
+
+    Args:
+        with_training: whether that includes the training images.
+    """
     size, bytes_needed = preprocess.size, 0
     for split in (data.train, data.val, data.test):
-        if split is None:
+        if split is None or (split is data.train and not with_training):
             continue
         if split.pixels is None:
             return f"the {split.name} images have several sizes, or do not fit in memory"

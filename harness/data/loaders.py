@@ -108,7 +108,9 @@ def make_loaders(
     device = torch.device(device)
     augment = make_augment(config, preprocess)
     of_augmentation = why_not_in_batches(config, augment)
-    of_images = "loader=timm" if config.loader == "timm" else why_not_on_device(data, augment, preprocess, device)
+    of_images: str | None = "loader=timm"
+    if config.loader != "timm":
+        of_images = why_not_on_device(data, augment, preprocess, device, with_training=of_augmentation is None)
     # The main process decides for all: free memory differs between GPUs, and the two loaders' batches are not the same.
     of_images = sharder.broadcast(of_images)
     if (reason := of_augmentation or of_images) and config.loader == "resident":

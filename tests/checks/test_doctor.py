@@ -213,6 +213,21 @@ def test_the_loader_is_named_with_the_number_of_its_processes(settings, loader, 
     assert by_name(diagnoses)["loader"].value == loader
 
 
+@pytest.mark.parametrize(
+    ("settings", "line", "loader"),
+    [
+        ({"data": "digits", "recipe": "auto"}, "auto: digits", "resident"),
+        ({"data": "cifar10", "recipe": "finetune"}, "finetune: cifar10", "resident where the images fit"),
+        ({"data": "cifar10", "batch_size": 32, "recipe": "auto"}, "auto: cifar10, batch size 32", "resident where"),
+        ({"data": "cifar10"}, "custom-resnet: custom_resnet on cifar10, batch size 512, 24 epochs", "resident"),
+    ],
+)
+def test_what_is_still_to_be_chosen_is_not_said_to_be_known(settings, line, loader, tmp_path):
+    diagnoses = by_name(doctor.diagnose({"data_dir": str(tmp_path), "device": "cpu", **settings}))
+    assert diagnoses["recipe"].value == line and diagnoses["loader"].value.startswith(loader)
+    assert diagnoses["loader"].value == "resident" or "auto_augment becomes none" in diagnoses["loader"].value
+
+
 def test_no_key_and_no_password_is_shown(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", SECRET)
     monkeypatch.setenv("WANDB_BASE_URL", "https://someone:hidden@wandb.example.org")

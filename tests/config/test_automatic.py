@@ -170,7 +170,7 @@ def test_labels_of_unbalanced_data_are_not_smoothed(imbalance, smoothing):
         ({}, {}, ""),
         ({"images": 5000}, {"in_chans": 1}, ""),
         ({"images": 100, "side": 64}, {"mixup": 0.2}, ""),
-        ({"images": 5001}, {}, "more than 5,000 training images"),
+        ({"images": 5001}, {}, "up to 5,000 training images"),
         ({"side": 65}, {}, "up to 64 pixels, not at 96"),
         ({}, {"image_size": 128}, "up to 64 pixels, not at 128"),
         ({"classes": "0123456789"}, {}, "one character into another"),
@@ -207,13 +207,22 @@ def test_few_small_images_get_randaugment_where_it_is_possible(known, options, r
         ({}, {"init": "weights.pth", "in_chans": 4}, "none"),
         ({}, {"init": "weights.pth", "augment": "albumentations"}, "none"),
         ({}, {"init": "weights.pth", "loader": "resident"}, "none"),
-        ({}, {"init": "weights.pth", "freeze_epochs": 0}, "none"),
+        ({}, {"init": "weights.pth", "freeze_epochs": 0}, "rand-m5-mstd0.5"),
+        ({}, {"init": "weights.pth", "freeze_epochs": 0, "layer_decay": 1}, "none"),
+        ({}, {"init": "weights.pth", "loss": "jsd", "aug_splits": 3}, "rand-m5-mstd0.5"),
         ({"images": 20_000}, {"pretrained": False}, "none"),
     ],
 )
 def test_fine_tuning_has_randaugment_where_it_is_possible(known, options, policy):
     config, choices = chosen(facts(**known), recipe="finetune", **options)
     assert config.auto_augment == policy and "auto_augment" in choices
+
+
+def test_views_that_only_the_chosen_policy_makes_differ_are_allowed_and_none_are_refused():
+    views = {"loss": "jsd", "aug_splits": 3, "cutout": 0}
+    assert chosen(**views)[0].auto_augment == "rand-m5-mstd0.5"
+    with pytest.raises(UsageError, match="nothing differs between the views"):
+        chosen(facts(10_000), **views)
 
 
 def test_a_policy_that_is_given_stays():

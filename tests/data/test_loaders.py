@@ -325,18 +325,33 @@ def test_the_number_of_workers_depends_on_the_usable_cpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("bytes_free", "decision_of_main_process", "kind"),
-    [(10**12, "there is too little memory", "timm"), (1, None, "resident")],
+    ("bytes_free", "decision_of_main_process", "kind", "settings"),
+    [
+        (10**12, "there is too little memory", "timm", {}),
+        (1, None, "resident", {}),
+        (10**12, "there is too little memory", "timm", {"auto_augment": "3a"}),
+        (1, None, "timm", {"auto_augment": "3a"}),
+    ],
 )
 def test_the_main_process_decides_for_all_whether_images_are_kept_on_the_device(
-    monkeypatch, bytes_free, decision_of_main_process, kind
+    monkeypatch, bytes_free, decision_of_main_process, kind, settings
 ):
     class OtherProcess(device_loader.NoSharding):
         def broadcast(self, value):
             return decision_of_main_process
 
     monkeypatch.setattr(device_loader, "free_memory", lambda device: bytes_free)
-    assert make_loaders(Config(batch_size=8), DATA, PREPROCESS, "cpu", OtherProcess()).kind == kind
+    loaders = make_loaders(Config(batch_size=8, **settings), DATA, PREPROCESS, "cpu", OtherProcess())
+    assert loaders.kind == kind and isinstance(loaders.test, DeviceEvalLoader) == (decision_of_main_process is None)
+
+
+def test_training_images_that_do_not_fit_leave_evaluation_images_on_the_device_where_single_images_are_augmented(
+    monkeypatch,
+):
+    monkeypatch.setattr(device_loader, "free_memory", lambda device: 4 * TEST.pixels.nbytes + 4 * VAL.pixels.nbytes)
+    for policy in ("none", "3a"):
+        loaders = make_loaders(Config(batch_size=8, auto_augment=policy), DATA, PREPROCESS, "cpu")
+        assert loaders.kind == "timm" and isinstance(loaders.test, DeviceEvalLoader) == (policy == "3a")
 
 
 def test_a_single_training_image_is_refused():

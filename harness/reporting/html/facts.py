@@ -308,18 +308,19 @@ def all_settings(run: RunData) -> list[Setting]:
 def chosen_settings(run: RunData) -> list[ChosenSetting]:
     """Return the settings that were chosen from the data, each with its reason; without those that were changed since."""
     return [
-        ChosenSetting(name, setting_cell(choice.value), choice.reason + _of_former_length(name, run))
+        ChosenSetting(name, setting_cell(choice.value), choice.reason + _of_former_length(name, choice.reason, run))
         for name, choice in read_choices(run.path).items()
         if choice.value == run.config.get(name)
     ]
 
 
-def _of_former_length(name: str, run: RunData) -> str:
+def _of_former_length(name: str, reason: str, run: RunData) -> str:
     """Return what the page adds to a choice by the number of epochs of a run, where that was changed later."""
     extended = run.config.get("extended")
     changes = list(extended) if isinstance(extended, list | tuple) else str(extended or "").split(",")
     epochs = str(changes[0]).partition(":")[2] if changes else ""
-    if name not in ("peak_epoch", "auto_augment") or not epochs:
+    is_by_length = name == "peak_epoch" or (name == "auto_augment" and reason.endswith((" epochs", " updates")))
+    if not is_by_length or not epochs:
         return ""
     curve = ": the chart has the curve that this gave" if name == "peak_epoch" else ""
     return f"; chosen for {epochs} epochs, and the run has {run.config.get('epochs')} now{curve}"
