@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -121,7 +122,7 @@ def _find_lr(
         directory.close()
     if write_sweep is not None:
         write_atomically(write_sweep, sweep_yaml(result, write_sweep))
-        reporter.message(f"Sweep: {write_sweep}")
+        reporter.message(f"Sweep: {write_sweep}; start its trials with: harness sweep {shlex.quote(str(write_sweep))}")
     return result
 
 

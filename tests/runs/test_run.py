@@ -466,7 +466,7 @@ def test_lr_find_prints_its_learning_rates_and_writes_a_sweep(tmp_path):
         "disabled",
     ]
     done = command("lr-find", *arguments, "--write-sweep", "sweep.yaml", cwd=tmp_path, check=0)
-    assert "--lr-max" in done.stdout
+    assert "--lr-max" in done.stdout and "start its trials with: harness sweep sweep.yaml" in done.stderr
     sweep = yaml_io.read_yaml(tmp_path / "sweep.yaml")
     assert sweep["parameters"]["lr_max"]["distribution"] == "log_uniform_values"
     # Its own instruction, for two short trials.
