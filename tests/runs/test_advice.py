@@ -39,7 +39,7 @@ def test_few_updates_that_have_sufficed_are_said_to_be_few_alone():
     line = few_updates(88, 4, 1438, 64, has_learnt=True)
     assert (
         line
-        == "88 updates in all (4 epochs, batches of 64 from 1,438 images) are few; set --epochs 23 if the accuracy is not enough"
+        == "88 updates in all (4 epochs, batches of 64 from 1,438 images) are few; set --epochs 23 or more if the accuracy is not enough"
     )
 
 
