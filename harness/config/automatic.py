@@ -48,7 +48,7 @@ LEAST_UPDATES = 100  # of a whole run, however few images there are
 SMOOTHING = 0.1
 POLICY = "rand-m5-mstd0.5"  # RandAugment, weaker than ImageNet's rand-m9-mstd0.5-inc1
 FEW_IMAGES = 5000  # for training: up to here a policy was measured, and gained
-POLICY_EPOCHS, POLICY_UPDATES = 40, 1000  # at least: in a shorter run it loses accuracy
+POLICY_EPOCHS, POLICY_UPDATES = 40, 1000  # at least: in a shorter run it brings nothing, or costs accuracy
 IMBALANCE = 10  # times as many training images in the largest class as in the smallest, from which a set is unbalanced
 FROM_SCRATCH = "trained from scratch: "  # before the reason why the pretrained weights of a model are not used
 # Bytes of activations for an image of 32 x 32 pixels in training, float32, of the small model; a larger model shrinks its input
@@ -340,9 +340,9 @@ def _why_no_policy_from_scratch(config: Config, facts: DataFacts) -> str:
     if facts.images > FEW_IMAGES:
         return f"RandAugment was tried up to {FEW_IMAGES:,} training images"
     if config.epochs < POLICY_EPOCHS:
-        return f"RandAugment costs accuracy in fewer than {POLICY_EPOCHS} epochs"
+        return f"RandAugment brings nothing in fewer than {POLICY_EPOCHS} epochs"
     updates = config.epochs * (facts.images // config.batch_size)
-    return f"RandAugment costs accuracy in fewer than {POLICY_UPDATES:,} updates" if updates < POLICY_UPDATES else ""
+    return f"RandAugment brings nothing in fewer than {POLICY_UPDATES:,} updates" if updates < POLICY_UPDATES else ""
 
 
 # In this order: a rule finds the settings of those before it decided. A rule may add a setting that follows from its own.
