@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,6 +12,8 @@ from harness.config.class_names import why_not_mirrored
 from harness.config.recipe import make_config, read_recipe
 from harness.config.settings import AUTO, Config, setting_fields
 from harness.data.registry import load_dataset
+from harness.reporting.html.facts import chosen_settings
+from harness.tracking.chosen_settings import write_choices
 from harness.utils.errors import DataError, UsageError
 
 GIB = 2**30
@@ -223,6 +226,24 @@ def test_views_that_only_the_chosen_policy_makes_differ_are_allowed_and_none_are
     assert chosen(**views)[0].auto_augment == "rand-m5-mstd0.5"
     with pytest.raises(UsageError, match="nothing differs between the views"):
         chosen(facts(10_000), **views)
+
+
+@pytest.mark.parametrize(
+    ("options", "is_by_length"),
+    [
+        ({"epochs": 39}, True),
+        ({"batch_size": 320, "epochs": 50}, True),
+        ({"epochs": 100}, False),
+        ({"init": "w.pth"}, False),
+    ],
+)
+def test_the_page_says_for_which_length_a_policy_was_left_out(options, is_by_length, tmp_path):
+    config, choices = chosen(facts(classes=("cat", "dog")), **options)
+    write_choices(tmp_path, choices)
+    run = SimpleNamespace(path=tmp_path, config={**config.to_dict(), "epochs": 200, "extended": f"9:{config.epochs}"})
+    reasons = {setting.name: setting.reason for setting in chosen_settings(run)}
+    note = f"chosen for {config.epochs} epochs, and the run has 200 now"
+    assert (note in reasons["auto_augment"]) == is_by_length and note in reasons["peak_epoch"]
 
 
 def test_a_policy_that_is_given_stays():
