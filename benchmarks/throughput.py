@@ -108,8 +108,10 @@ def reference_loop(components: Components) -> Timed:
     size, rows = config.batch_size, torch.arange(32, device=device)
     test_images, test_labels = _on_device(components, "test")
 
+    def draw(high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape, device=device)
+
     def batch() -> tuple[Tensor, Tensor]:
-        draw = lambda high, *shape: torch.randint(0, high, shape, device=device)  # noqa: E731
         index = draw(len(pixels), size)
         images = windows[index, :, draw(9, size), draw(9, size)].contiguous(memory_format=torch.channels_last)
         images = images.float().sub_(mean).div_(std)
