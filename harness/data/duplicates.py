@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from harness.data.dataset import FileImages, ImageSubset, Split
-from harness.data.image_io import pixel_digest
+from harness.data.image_io import pixel_digest, stored_shape
 from harness.data.listing import PickedItems, pair_list
 from harness.utils.errors import DataError
 
@@ -26,17 +26,13 @@ def duplicate_notes(train: Split, others: list[Split]) -> list[str]:
     """
     notes = []
     for split in others:
-        digests = _comparable(train, split)
-        if digests is None:
+        compared = shared_images(train, split)
+        if compared is None:
             continue
-        in_train, in_split = digests
-        places: dict[bytes, int] = {}
-        for index, digest in enumerate(in_train):
-            places.setdefault(digest, index)
-        equal = [(index, places[digest]) for index, digest in enumerate(in_split) if digest in places]
+        equal, distinct = compared
         shared = len(equal)
         # Where the training images are mostly alike, a shared one proves nothing.
-        if shared == len(split) and len(places) > max(len(np.unique(train.labels, axis=0)), len(train) // 2):
+        if shared == len(split) and distinct > max(len(np.unique(train.labels, axis=0)), len(train) // 2):
             raise DataError(
                 f"all {shared} {split.name} images are training images too, so they cannot test what the model has learned; give other images"
             )
@@ -46,15 +42,29 @@ def duplicate_notes(train: Split, others: list[Split]) -> list[str]:
     return notes
 
 
+def shared_images(train: Split, split: Split) -> tuple[list[tuple[int, int]], int] | None:
+    """Return the images of a split that are training images too, each with the index of the first one that equals it, and
+    how many different training images there are; None where they cannot be compared."""
+    digests = _comparable(train, split)
+    if digests is None:
+        return None
+    in_train, in_split = digests
+    places: dict[bytes, int] = {}
+    for index, digest in enumerate(in_train):
+        places.setdefault(digest, index)
+    return [(index, places[digest]) for index, digest in enumerate(in_split) if digest in places], len(places)
+
+
 def _comparable(train: Split, split: Split) -> tuple[list[bytes], list[bytes]] | None:
     """Return the digests of the training images and of a split's images; None where they cannot be compared.
 
-    Decoded images are compared by their pixels; files by their content, if there is another file of their size.
+    Images in memory are compared by their pixels, also with files; files with each other by their content, if there is
+    another file of their size.
     """
-    if train.pixels is not None and split.pixels is not None:
-        if train.pixels.shape[1:] != split.pixels.shape[1:]:
-            return None
-        return list(map(pixel_digest, train.pixels)), list(map(pixel_digest, split.pixels))
+    if (held := train.pixels if train.pixels is not None else split.pixels) is not None:
+        shape = held.shape[1:]
+        digests, other_digests = _pixel_digests(train, shape), _pixel_digests(split, shape)
+        return None if digests is None or other_digests is None else (digests, other_digests)
     sizes, other_sizes = train.sizes, split.sizes
     files, other_files = _files(train.source), _files(split.source)
     if sizes is None or other_sizes is None or not files or not other_files:
@@ -64,6 +74,24 @@ def _comparable(train: Split, split: Split) -> tuple[list[bytes], list[bytes]] |
         return None
     kept = set(common.tolist())
     return list(_file_digests(files, sizes, kept)), list(_file_digests(other_files, other_sizes, kept))
+
+
+def _pixel_digests(split: Split, shape: tuple[int, ...]) -> list[bytes] | None:
+    """Return the digest of the pixels of each image of a shape, [H, W, C]; for another, which no such image can equal, its
+    number; None where the images of the split have another shape, are no files, or would take too long to read."""
+    if split.pixels is not None:
+        return list(map(pixel_digest, split.pixels)) if split.pixels.shape[1:] == shape else None
+    files = _files(split.source)
+    if not files or split.sizes is None or int(split.sizes.sum()) > MAX_COMPARED_BYTES:
+        return None
+    stored = {shape[:2], shape[1::-1]}  # an EXIF orientation may turn it
+    digests = []
+    for index, file in enumerate(files):
+        digest = str(index).encode()
+        if stored_shape(file, split.ids[index]) in stored and (pixels := split.picture(index)).shape == shape:
+            digest = pixel_digest(pixels)
+        digests.append(digest)
+    return digests
 
 
 def _files(source: Any) -> Sequence[str | bytes]:

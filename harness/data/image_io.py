@@ -124,6 +124,20 @@ def check_header(
         raise DataError(f"{name}: {_reason(error)}") from None
 
 
+def stored_shape(file: str | Path | bytes, name: str = "") -> tuple[int, int]:
+    """Return the height and width of an image from its header, before an EXIF orientation is applied.
+
+    Raises:
+        DataError: the file is missing, not an image, or has over 50 million pixels.
+    """
+    name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
+    try:
+        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
+            return image.height, image.width
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{name}: {_reason(error)}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class ImageFacts:
     """What an image file is, and what becomes of it.

@@ -73,6 +73,7 @@ class EvaluationResult:
         values: tables, galleries and charts for a tracker.
         per_class: one row per class.
         empty_maps: number of empty class-activation maps, number of all.
+        correct: bool [N], whether each image is classified correctly, or has the labels that are predicted.
         details: what only the journal keeps, for the page: a table for each gallery.
         thresholds: float64 [C], that several labels per image were predicted with.
     """
@@ -80,6 +81,7 @@ class EvaluationResult:
     metrics: dict[str, float]
     values: dict[str, Value]
     per_class: Table
+    correct: np.ndarray
     empty_maps: tuple[int, int] = (0, 0)
     details: dict[str, Value] = field(default_factory=dict)
     thresholds: np.ndarray | None = None
@@ -137,7 +139,7 @@ class Evaluator:
                 values, details = {**values, **maps}, {**details, **overlays}
         values["predictions/table"] = self._table(predictions, split, pictures)
         headline = {**headline_metrics(predictions, matrix, calibration.ece), **own_metrics(self.config, predictions)}
-        return EvaluationResult(headline, values, table, empty, details)
+        return EvaluationResult(headline, values, table, predictions.correct, empty, details)
 
     def _evaluate_multilabel(
         self, split: Split, batches: Iterable[tuple[Tensor, Tensor]], folder: Path
@@ -184,7 +186,7 @@ class Evaluator:
         thumbnails = {index: shrink(pictures[index], THUMBNAIL_SIDE) for index in worst.tolist()}
         values["predictions/table"] = multilabel_table(predictions, split.ids, self.classes, pictures=thumbnails)
         headline = {**predictions.metrics(), **own_metrics(self.config, predictions)}
-        return EvaluationResult(headline, values, table, empty, details, predictions.thresholds)
+        return EvaluationResult(headline, values, table, predictions.correct, empty, details, predictions.thresholds)
 
     def _table(self, predictions: Predictions, split: Split, pictures: _Pictures) -> Table:
         """Return the table of all predictions, with thumbnails of the galleries' images and of those with the highest loss."""

@@ -31,6 +31,7 @@ from harness.reporting.multilabel_maps import threshold_text
 from harness.runs.model_log import WEIGHTS
 from harness.runs.predict import rounded_probability, skip_text
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
+from harness.runs.training_overlap import overlap_text, trained_on
 from harness.tracking.lineage import dataset_artifact, model_of_run
 from harness.tracking.metric_names import is_share
 from harness.tracking.records import Artifact, Cell, Image, Record, Scalar, Table, Value
@@ -108,8 +109,9 @@ def evaluate(
     _check_tracking(trained, settings)
     config = trained.config
     divide = bool(named & {"val_fraction", "test_fraction"})
+    own_fingerprint = _own_fingerprint(trained)
     with missing_packages_named(run_folder(trained.path)):
-        evaluated = load_evaluation_data(config, trained.classes, _own_fingerprint(trained), divide)
+        evaluated = load_evaluation_data(config, trained.classes, own_fingerprint, divide)
     if not evaluated.is_own and not named & {"data", "data_dir"}:
         log.warning("%s has changed since the model was trained", config.data_dir or config.data)
     images = _choose_split(evaluated, split)
@@ -126,6 +128,11 @@ def evaluate(
         "images": len(images),
         "fingerprint": evaluated.fingerprint,
     }
+    if not evaluated.is_own:
+        overlap = trained_on(trained, images, own_fingerprint)
+        facts["training_images"] = None if overlap is None else len(overlap)
+        if overlap:
+            log.warning("%s", overlap_text(overlap, images, result.correct))
     write_json(folder / "evaluation.json", {**facts, **result.metrics})
     _track_evaluation(trained, settings, evaluated, result, images.name, folder)
     return SplitEvaluation(images.name, result.metrics, result.per_class, folder)

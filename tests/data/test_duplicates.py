@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from PIL import Image
 
 from harness.data import duplicates
 from harness.utils.errors import DataError
@@ -91,3 +92,28 @@ def test_files_are_compared_up_to_a_limit_of_their_size(tmp_path, monkeypatch):
     assert len(load_folder(root).notes) == 1
     monkeypatch.setattr(duplicates, "MAX_COMPARED_BYTES", 10)
     assert not load_folder(root).notes
+
+
+@pytest.mark.parametrize("several", ["train", "test"])
+def test_images_of_one_size_are_compared_with_files_of_several(tmp_path, several, caplog):
+    """The pixels count, so that a copy in another format, or one that its EXIF orientation turns, is found too."""
+    root = make_class_folders(tmp_path / "data", ("train",), size=(8, 10))
+    make_class_folders(root, ("test",), count=1, size=(8, 10))
+    save_image(root / several / "cat" / "large.png", random_image((9, 11)))
+    save_image(root / several / "cat" / "tall.png", random_image((10, 8)))
+    with Image.open(root / "train" / "dog" / "1.png") as image:
+        exif = Image.Exif()
+        exif[0x0112] = 6  # is shown turned by 90 degrees clockwise
+        image.transpose(Image.Transpose.ROTATE_90).save(root / "test" / "dog" / "turned.png", exif=exif)
+    with Image.open(root / "train" / "cat" / "2.png") as image:
+        image.save(root / "test" / "cat" / "copy.bmp")
+    data = load_folder(root)
+    assert (data.train.pixels is None, data.test.pixels is None) == (several == "train", several == "test")
+    assert (
+        data.notes
+        == caplog.messages
+        == [
+            f"2 of {len(data.test)} test images stand in the training images too: "
+            "test/cat/copy.bmp = train/cat/2.png, test/dog/turned.png = train/dog/1.png"
+        ]
+    )

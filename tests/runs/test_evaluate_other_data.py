@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from harness.data.dataset import Split
 from harness.data.registry import read_digits_table
 from harness.runs import inference
 from harness.runs.predict import predict
+from harness.runs.training_overlap import overlap_text
 from harness.utils.errors import DataError, UsageError
 from tests.support.forked import TINY, harness
 
@@ -143,3 +145,86 @@ def test_a_run_whose_data_has_changed_is_evaluated_on_all_of_it_with_a_warning(t
         assert facts(evaluation)["images"] == 401
     finally:
         added.unlink()
+
+
+def new_run(run, tmp_path):
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+def test_images_that_the_model_was_trained_on_are_counted_and_the_accuracy_on_the_others_is_said(
+    trained_on_a_folder, tmp_path, caplog
+):
+    run, data = trained_on_a_folder
+    run = new_run(run, tmp_path)
+    with open(run / "predictions.csv", newline="") as file:
+        held_out = {row["id"] for row in csv.DictReader(file)}
+    inference.evaluate(run, {"threads": 1, "gallery": 0, "cam": "none"}, split="val")
+    with open(run / "evaluation-val/predictions.csv", newline="") as file:
+        held_out |= {row["id"] for row in csv.DictReader(file)}
+    other = write_digits(tmp_path / "other", (3, 5), start=60, count=5)
+    known = 0
+    for path in sorted((data / "3").iterdir())[:20]:
+        Image.open(path).save(other / "5" / f"copy-{path.stem}.bmp")  # under another class too
+        known += path.relative_to(data).as_posix() not in held_out
+    assert 0 < known < 20
+    caplog.clear()
+    evaluation = evaluate(run, other)
+    assert facts(evaluation)["training_images"] == known
+    (message,) = (text for text in caplog.messages if "was trained on" in text)
+    assert message.startswith(f"the model was trained on {known} of these 30 test images: 5/copy-")
+    with open(evaluation.folder / "predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    pixels = {np.asarray(Image.open(data / "3" / path.name).convert("RGB")).tobytes() for path in (data / "3").iterdir()
+              if path.relative_to(data).as_posix() not in held_out}  # fmt: skip
+    new = [
+        row["prediction"] == row["label"]
+        for row in rows
+        if np.asarray(Image.open(other / row["id"]).convert("RGB")).tobytes() not in pixels
+    ]
+    assert len(new) == 30 - known
+    assert message.endswith(f"; accuracy on the other {len(new)}: {100 * np.mean(new):.2f} %")
+
+
+def test_other_data_of_training_images_alone_says_nothing_about_new_images(trained_on_a_folder, tmp_path, caplog):
+    run, data = trained_on_a_folder
+    run = new_run(run, tmp_path)
+    inference.evaluate(run, {"threads": 1, "gallery": 0, "cam": "none"}, split="train")
+    with open(run / "evaluation-train/predictions.csv", newline="") as file:
+        names = [row["id"] for row in csv.DictReader(file)][:6]
+    for name in names:
+        (tmp_path / "other" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / name, tmp_path / "other" / name)
+    caplog.clear()
+    assert facts(evaluate(run, tmp_path / "other"))["training_images"] == 6
+    (message,) = (text for text in caplog.messages if "was trained on" in text)
+    assert "6 of these 6 test images" in message
+    assert message.endswith("and 1 more; the metrics say nothing about new images")
+
+
+@pytest.mark.parametrize("why", ["other images", "moved", "changed"])
+def test_images_are_no_training_images_where_none_is_the_same_or_the_runs_are_gone(
+    trained_on_a_folder, tmp_path, caplog, why
+):
+    run, data = trained_on_a_folder
+    run, other = new_run(run, tmp_path), write_digits(tmp_path / "other", (3,), start=60, count=5)
+    added = data / "1" / "added.png"
+    try:
+        if why == "moved":
+            data.rename(data.with_name("moved"))
+        elif why == "changed":
+            shutil.copy(other / "3" / next(iter(sorted((other / "3").iterdir()))).name, added)
+        evaluation = evaluate(run, other)
+    finally:
+        added.unlink(missing_ok=True)
+        if why == "moved":
+            data.with_name("moved").rename(data)
+    assert facts(evaluation)["training_images"] == (0 if why == "other images" else None)
+    assert "was trained on" not in caplog.text
+
+
+def test_with_several_labels_exact_matches_on_the_others_are_said():
+    labels = np.eye(4, 3, dtype=np.uint8)
+    images = Split("test", labels, ["a", "b", "c", "d"], None, None)
+    assert overlap_text([(1, "x"), (2, "y")], images, np.array([True, False, False, False])) == (
+        "the model was trained on 2 of these 4 test images: b = x, c = y; exact match on the other 2: 50.00 %"
+    )
