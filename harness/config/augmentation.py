@@ -24,6 +24,7 @@ _POLICIES = {
     "augmix": rf"m\d+|w[1-9]\d*|d[1-9]\d*|a{_NUMBER}|b[01]|mstd{_NUMBER}",
     **dict.fromkeys(("original", "originalr", "v0", "v0r", "3a"), rf"mstd{_NUMBER}"),
 }
+MAX_MAGNITUDE = 10  # timm takes larger ones as this, but for RandAugment with a limit of its own, `mmax`
 MAX_LAYERS = 14  # of RandAugment: with weights an operation is not repeated, and the shortest list has so many
 _LIMITS: dict[str, dict[str, float]] = {"rand": {"n": MAX_LAYERS, "p": 1.0}, "augmix": {"w": 100, "d": 100}}
 PIPELINE_KEYS = {"__version__", "transform"}
@@ -101,6 +102,13 @@ def check_policy(setting: str, policy: str) -> None:
                 raise UsageError(f"{setting}={policy!r}: {section!r}: need at most {key}{limit:g}")
     if name == "augmix" and any(re.fullmatch(r"a0*\.?0*", section) for section in sections):
         raise UsageError(f"{setting}={policy!r}: the section a needs a number above 0, such as a1")
+
+
+def magnitude_limit(policy: str) -> int | None:
+    """Return the magnitude that timm takes in place of a larger one in a policy; None where it has no larger one."""
+    found = {key: int(value) for key, value in re.findall(r"-(m|mmax)(\d+)(?=-|$)", policy)}
+    limit = found.get("mmax", MAX_MAGNITUDE)
+    return limit if found.get("m", 0) > limit else None
 
 
 def check_jitter(setting: str, strengths: Sequence[float]) -> None:

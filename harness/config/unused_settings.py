@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from harness.config.augmentation import magnitude_limit
 from harness.config.names import SCHEDULES
 from harness.utils.plain import setting_text
 
@@ -66,6 +67,9 @@ def _reasons(config: Config) -> Iterator[tuple[str, str]]:
             yield name, "with augment=none"
     for name in _OF_ERASING if not config.erasing else ():
         yield name, "without erasing; set --erasing 0.25"
+    if (limit := magnitude_limit(config.auto_augment)) is not None:
+        more = ", or a higher limit such as mmax20" if config.auto_augment.startswith("rand") else ""
+        yield "auto_augment", f"beyond magnitude {limit}, up to which timm goes; set m{limit}{more}"
     if config.augment == "albumentations" and config.augment_pipeline:
         for name in _OF_CROP_FLIP_CUTOUT:
             yield name, "because augment_pipeline replaces it"

@@ -1,14 +1,20 @@
 """Settings that have no effect are named, and no others: compared with learning rates, momenta and augmented images."""
 
+import random
+import re
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from timm.data.auto_augment import augment_and_mix_transform, rand_augment_transform
 
 import harness
 from harness.config.names import SCHEDULES
 from harness.config.settings import Config
 from harness.config.unused_settings import unused_settings
 from harness.data.dataset import Dataset, in_memory
+from harness.data.image_transforms import allow_black_posterize
 from harness.data.loaders import make_loaders
 from harness.data.preprocess import Preprocess
 from harness.training.schedule import make_schedule
@@ -159,3 +165,39 @@ def test_a_function_warns_of_what_it_was_given_in_any_spelling(tmp_path):
     assert [line for line in lines if "has no effect" in line] == [
         "Warning: peak_epoch=2 has no effect with schedule=step"
     ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "capped", "remedy"),
+    [
+        ("rand-m15-n2", "rand-m10-n2", "m10, or a higher limit such as mmax20"),
+        ("rand-n2-m99-inc1", "rand-n2-m10-inc1", "m10, or a higher limit such as mmax20"),
+        ("rand-m15-mmax12", "rand-m12-mmax12", "m12, or a higher limit such as mmax20"),
+        ("augmix-m99-mstd0", "augmix-m10-mstd0", "m10"),
+        ("rand-m15-mmax20", "rand-m10", ""),
+        ("rand-m9-mstd0.5", "rand-m10-mstd0.5", ""),
+        ("rand-m10", "rand-m9", ""),
+    ],
+)
+def test_a_magnitude_that_timm_lowers_is_named(policy, capped, remedy):
+    made = []
+    for name in (policy, capped):
+        make = augment_and_mix_transform if name.startswith("augmix") else rand_augment_transform
+        transform = make(name, {"translate_const": 10, "img_mean": (128, 128, 128)})
+        allow_black_posterize(transform)
+        random.seed(1)
+        np.random.seed(1)
+        made += [[np.asarray(transform(Image.fromarray(picture))) for picture in PIXELS] * 3]
+    assert np.array_equal(*made) == bool(remedy)
+    sentences = unused_settings(Config(auto_augment=policy), {"auto_augment"})
+    assert sentences == (
+        [
+            f"auto_augment={policy} has no effect beyond magnitude {capped_at(capped)}, up to which timm goes; set {remedy}"
+        ]
+        if remedy
+        else []
+    )
+
+
+def capped_at(policy):
+    return re.search(r"-m(\d+)", policy).group(1)
