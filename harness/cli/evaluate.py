@@ -65,6 +65,11 @@ def evaluate(settings: dict[str, Any], checkpoint: Path, split: str, out: Path |
     with _no_warnings():
         evaluation = inference.evaluate(checkpoint, settings, split=split, out=out)
     echo(inference.evaluation_text(evaluation))
+    if evaluation.overlap_unknown:
+        echo(
+            f"whether the model was trained on some of these images was not looked up: {evaluation.overlap_unknown}",
+            err=True,
+        )
     echo(f"files: {evaluation.folder}", err=True)
 
 

@@ -105,10 +105,14 @@ def check_policy(setting: str, policy: str) -> None:
 
 
 def magnitude_limit(policy: str) -> int | None:
-    """Return the magnitude that timm takes in place of a larger one in a policy; None where it has no larger one."""
-    found = {key: int(value) for key, value in re.findall(r"-(m|mmax)(\d+)(?=-|$)", policy)}
-    limit = found.get("mmax", MAX_MAGNITUDE)
-    return limit if found.get("m", 0) > limit else None
+    """Return the magnitude that timm takes in place of a larger one in a policy; None where it has no larger one.
+
+    With a spread (`mstd`, which AugMix has unless it is 0) timm draws around the magnitude first, so that a larger one counts.
+    """
+    spread = 0.0 if policy.startswith("rand") else 1.0
+    found = {"mmax": float(MAX_MAGNITUDE), "mstd": spread, "m": 0.0}
+    found |= {key: float(value) for key, value in re.findall(rf"-(m|mmax|mstd)({_NUMBER})(?=-|$)", policy)}
+    return int(found["mmax"]) if found["m"] > found["mmax"] and not found["mstd"] else None
 
 
 def check_jitter(setting: str, strengths: Sequence[float]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.data.dataset import FileImages, ImageSubset, Split
+from harness.data.dataset import FileImages, ImageSubset, RelabelledImages, Split
 from harness.data.image_io import pixel_digest, stored_shape
 from harness.data.listing import PickedItems, pair_list
 from harness.utils.errors import DataError
@@ -63,7 +63,10 @@ def _comparable(train: Split, split: Split) -> tuple[list[bytes], list[bytes]] |
     """
     if (held := train.pixels if train.pixels is not None else split.pixels) is not None:
         shape = held.shape[1:]
-        digests, other_digests = _pixel_digests(train, shape), _pixel_digests(split, shape)
+        if any(each.pixels is not None and each.pixels.shape[1:] != shape for each in (train, split)):
+            return [], []  # none can be equal
+        digests = _pixel_digests(train, shape)
+        other_digests = None if digests is None else _pixel_digests(split, shape)
         return None if digests is None or other_digests is None else (digests, other_digests)
     sizes, other_sizes = train.sizes, split.sizes
     files, other_files = _files(train.source), _files(split.source)
@@ -78,9 +81,9 @@ def _comparable(train: Split, split: Split) -> tuple[list[bytes], list[bytes]] |
 
 def _pixel_digests(split: Split, shape: tuple[int, ...]) -> list[bytes] | None:
     """Return the digest of the pixels of each image of a shape, [H, W, C]; for another, which no such image can equal, its
-    number; None where the images of the split have another shape, are no files, or would take too long to read."""
+    number; None where the images of the split are no files, or would take too long to read."""
     if split.pixels is not None:
-        return list(map(pixel_digest, split.pixels)) if split.pixels.shape[1:] == shape else None
+        return list(map(pixel_digest, split.pixels))
     files = _files(split.source)
     if not files or split.sizes is None or int(split.sizes.sum()) > MAX_COMPARED_BYTES:
         return None
@@ -99,6 +102,8 @@ def _files(source: Any) -> Sequence[str | bytes]:
     if isinstance(source, ImageSubset):
         files = _files(source.source)
         return PickedItems(files, source.indices.tolist()) if files else []
+    if isinstance(source, RelabelledImages):
+        return _files(source.source)
     return source.files if isinstance(source, FileImages) else []
 
 

@@ -104,6 +104,7 @@ def read_listing(
     channels: int = RGB,
     *,
     is_for_training: bool,
+    checks_files: bool = True,
 ) -> StoredData:
     """Check or decode the images of a listing, and return them as splits.
 
@@ -111,6 +112,7 @@ def read_listing(
         skip_bad: leave unreadable images out instead of raising.
         grey_range, channels: those of `read_image`.
         is_for_training: whether every class has to keep a training image.
+        checks_files: whether images that are decoded when they are accessed are checked now; always with `skip_bad`.
 
     Raises:
         DataError: an image cannot be read, or none is left of a split or a class.
@@ -119,7 +121,7 @@ def read_listing(
     notes = [*listing.notes, *([] if grey_range else grey_notes(sample_files(listing.splits.values())))]
     data = StoredData(listing.classes, {}, notes=notes)
     for split in listing.splits.values():
-        data.splits[split.name] = _read_split(split, skip_bad, problems, (grey_range, channels))
+        data.splits[split.name] = _read_split(split, skip_bad, problems, (grey_range, channels), checks_files)
     if problems and not skip_bad:
         raise DataError(f"{root}: {unreadable_text(problems, len(problems) + sum(map(len, data.splits.values())))}")
     data.skipped.extend(escape_unprintable(path) for path in sorted(problems))
@@ -186,7 +188,9 @@ def _check_not_emptied(data: StoredData, root: Path, of_class: bool) -> None:
         raise DataError(f"{root}: none of the training images of class {short_list(empty)} can be read")
 
 
-def _read_split(split: ListedSplit, skip_bad: bool, problems: dict[str, str], reading: Reading) -> Split:
+def _read_split(
+    split: ListedSplit, skip_bad: bool, problems: dict[str, str], reading: Reading, checks_files: bool
+) -> Split:
     """Decode or check the images of one split; add those that cannot be read to `problems`."""
     files = split.files
     sizes = np.array([_file_size(file) for file in files], dtype=np.int64)
@@ -194,7 +198,11 @@ def _read_split(split: ListedSplit, skip_bad: bool, problems: dict[str, str], re
     decode = shape is not None or skip_bad or int(sizes.sum()) <= MAX_CHECKED_BYTES
     pixels = None if shape is None else np.empty((len(files), *shape), np.uint8)
     readable = np.ones(len(files), dtype=bool)
-    results = _check_all(files, partial(_check_files, decode=decode, keep_pixels=pixels is not None, reading=reading))
+    results: Iterable[np.ndarray | str | None] = ()
+    if checks_files or skip_bad or pixels is not None:
+        results = _check_all(
+            files, partial(_check_files, decode=decode, keep_pixels=pixels is not None, reading=reading)
+        )
     for index, result in enumerate(results):
         if isinstance(result, str):
             problems[split.ids[index]] = result

@@ -31,7 +31,7 @@ from harness.reporting.multilabel_maps import threshold_text
 from harness.runs.model_log import WEIGHTS
 from harness.runs.predict import rounded_probability, skip_text
 from harness.runs.tracked_run import check_tracking, is_tracking_requested, tracked_output
-from harness.runs.training_overlap import overlap_text, trained_on
+from harness.runs.training_overlap import overlap_text, training_overlap
 from harness.tracking.lineage import dataset_artifact, model_of_run
 from harness.tracking.metric_names import is_share
 from harness.tracking.records import Artifact, Cell, Image, Record, Scalar, Table, Value
@@ -65,12 +65,14 @@ class SplitEvaluation:
         metrics: accuracy, loss (nats), calibration error; top-5 and flip TTA where they apply.
         per_class: a row for each class.
         folder: holds `predictions.csv`, `per_class.csv`, `evaluation.json` and the figures.
+        overlap_unknown: why training images among those of other data were not looked up; empty where they were.
     """
 
     split: str
     metrics: Mapping[str, float]
     per_class: Table
     folder: Path
+    overlap_unknown: str = ""
 
 
 @restore_process_state()
@@ -113,14 +115,16 @@ def evaluate(
     with missing_packages_named(run_folder(trained.path)):
         evaluated = load_evaluation_data(config, trained.classes, own_fingerprint, divide)
     if not evaluated.is_own and not named & {"data", "data_dir"}:
-        log.warning("%s has changed since the model was trained", config.data_dir or config.data)
+        whole = "; all of it is evaluated, training images too" if tuple(evaluated.splits) == ("train",) else ""
+        log.warning("%s has changed since the model was trained%s", config.data_dir or config.data, whole)
     images = _choose_split(evaluated, split)
     folder = Path(out) if out is not None else _evaluation_folder(trained, evaluated, images.name)
     check_output_folder(folder, is_named=out is not None)
+    overlap = None if evaluated.is_own else training_overlap(trained, images, own_fingerprint)
     configure_torch(config, trained.device)
     loader = loaders.make_eval_loader(images, trained.preprocess, config, trained.device)
     result = _evaluator(trained).evaluate(images, loader, folder)
-    facts = {
+    facts: dict[str, Any] = {
         "checkpoint": str(trained.path),
         "data": config.data,
         "data_dir": config.data_dir,
@@ -128,14 +132,14 @@ def evaluate(
         "images": len(images),
         "fingerprint": evaluated.fingerprint,
     }
-    if not evaluated.is_own:
-        overlap = trained_on(trained, images, own_fingerprint)
-        facts["training_images"] = None if overlap is None else len(overlap)
-        if overlap:
+    if overlap is not None:
+        facts["training_images"] = overlap.count
+        if overlap.pairs:
             log.warning("%s", overlap_text(overlap, images, result.correct))
     write_json(folder / "evaluation.json", {**facts, **result.metrics})
     _track_evaluation(trained, settings, evaluated, result, images.name, folder)
-    return SplitEvaluation(images.name, result.metrics, result.per_class, folder)
+    unknown = "" if overlap is None else overlap.unknown
+    return SplitEvaluation(images.name, result.metrics, result.per_class, folder, unknown)
 
 
 def _choose_split(data: EvaluationData, name: str) -> Split:

@@ -2,55 +2,109 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 
 from harness.config.names import BUILT_IN_DATASETS
 from harness.config.settings import Config
 from harness.data.dataset import Split, fingerprint
-from harness.data.duplicates import shared_images
-from harness.data.listing import pair_list
+from harness.data.duplicates import MAX_COMPARED_BYTES, shared_images
+from harness.data.listing import StoredData, pair_list, read_listing
 from harness.data.registry import divide_splits, list_files, read_stored
 from harness.evaluation.trained_model import TrainedModel
-from harness.utils.errors import HarnessError
+from harness.utils.errors import HarnessError, first_line
 
 MAX_READ_IMAGES = 100_000  # of the run; more would take longer to read than an evaluation should wait
+_TOO_LARGE = f"the run's data has more than {MAX_READ_IMAGES:,} images or {MAX_COMPARED_BYTES / 2**30:g} GiB"
 
 
-def trained_on(trained: TrainedModel, images: Split, own_fingerprint: str) -> list[tuple[int, str]] | None:
-    """Return the index of each image that is a training image of the model too, with the id of the first such.
+@dataclass(frozen=True)
+class Overlap:
+    """The images that a model was trained on, among those that it is evaluated on.
 
-    None where it cannot be looked up: the run's data is gone, has changed, comes from a plug-in or a hub, has more than
-    100,000 images, or is stored in another way than the images.
+    Attributes:
+        pairs: the index of each such image, and the id of the first training image that equals it.
+        unknown: why they were not looked up; empty where they were.
+    """
+
+    pairs: Sequence[tuple[int, str]] = ()
+    unknown: str = ""
+
+    @property
+    def count(self) -> int | None:
+        """How many there are; None where they were not looked up."""
+        return None if self.unknown else len(self.pairs)
+
+
+def training_overlap(trained: TrainedModel, images: Split, own_fingerprint: str) -> Overlap:
+    """Return which images are training images of a model, by reading its run's own images again.
+
+    They are not looked up where the run's data is gone, has changed, is read by a plug-in or from a hub, or is large.
 
     Args:
         own_fingerprint: of the data that the model was trained with; empty where it is not known.
     """
     config = Config(**trained.facts["config"]).replace(download=False)
-    if not own_fingerprint or config.data not in BUILT_IN_DATASETS:
-        return None
+    data = config.data_dir or config.data
+    if not own_fingerprint:
+        return Overlap(unknown="the run does not say what its data was")
+    if config.data not in BUILT_IN_DATASETS:
+        return Overlap(unknown=f"{config.data} is no folder, archive or table")
     try:
-        listing = list_files(config)
-        if listing is not None and sum(map(len, listing.splits.values())) > MAX_READ_IMAGES:
-            return None
-        source = read_stored(config)
+        source = _read_own_images(config)
+        if source is None:
+            return Overlap(unknown=_TOO_LARGE)
         train, val, test = divide_splits(config, source)
-    except HarnessError:  # moved, removed or changed since
-        return None
-    if fingerprint(source.classes, (train, val, test)) != own_fingerprint:
-        return None
-    compared = shared_images(train, images)
-    return None if compared is None else [(index, str(train.ids[same])) for index, same in compared[0]]
+        if fingerprint(source.classes, (train, val, test)) != own_fingerprint:
+            return Overlap(unknown=f"{data} has changed since the model was trained")
+        compared = shared_images(train, images)
+    # Whatever is wrong with the run's own images, the others can be evaluated.
+    except (HarnessError, OSError, RuntimeError, MemoryError) as error:
+        reason = first_line(error).partition("; ")[0]  # its remedy is for training
+        return Overlap(unknown=f"the run's data cannot be read ({reason})")
+    if compared is None:
+        return Overlap(unknown=f"the images cannot be compared with those of {data}")
+    return Overlap([(index, str(train.ids[same])) for index, same in compared[0]])
 
 
-def overlap_text(overlap: list[tuple[int, str]], images: Split, correct: np.ndarray) -> str:
+def _read_own_images(config: Config) -> StoredData | None:
+    """Return the images that a run was trained with, without checking files that are not decoded; None for too large data."""
+    path = Path(config.data_dir).expanduser()
+    is_file = config.data in ("folder", "table") and path.is_file()
+    if is_file and path.stat().st_size > MAX_COMPARED_BYTES:
+        return None
+    if is_file and config.data == "folder":  # an archive, which listing would read, too
+        return read_stored(config)
+    listing = list_files(config)
+    if listing is None:
+        return read_stored(config)
+    splits = listing.splits.values()
+    paths = [file for split in splits if isinstance(split.files, list) for file in split.files if isinstance(file, str)]
+    if sum(map(len, splits)) > MAX_READ_IMAGES or sum(map(os.path.getsize, paths)) > MAX_COMPARED_BYTES:
+        return None
+    return read_listing(
+        listing,
+        config.bad_images == "skip",
+        config.grey_limits(),
+        config.in_chans,
+        is_for_training=True,
+        checks_files=False,
+    )
+
+
+def overlap_text(overlap: Overlap, images: Split, correct: np.ndarray) -> str:
     """Return how many images the model was trained on, which, and the accuracy on the others.
 
     Args:
         correct: bool [N], whether each image is classified correctly.
     """
-    named = pair_list([(str(images.ids[index]), same) for index, same in overlap])
-    text = f"the model was trained on {len(overlap):,} of these {len(images):,} {images.name} images: {named}"
-    new = np.delete(correct, [index for index, _ in overlap])
+    named = pair_list([(str(images.ids[index]), same) for index, same in overlap.pairs])
+    text = f"the model was trained on {len(overlap.pairs):,} of these {len(images):,} {images.name} images: {named}"
+    new = np.delete(correct, [index for index, _ in overlap.pairs])
     if not len(new):
         return f"{text}; the metrics say nothing about new images"
     measure = "exact match" if images.is_multilabel else "accuracy"

@@ -176,6 +176,9 @@ def test_a_function_warns_of_what_it_was_given_in_any_spelling(tmp_path):
         ("augmix-m99-mstd0", "augmix-m10-mstd0", "m10"),
         ("rand-m15-mmax20", "rand-m10", ""),
         ("rand-m9-mstd0.5", "rand-m10-mstd0.5", ""),
+        ("rand-m11-mstd2", "rand-m10-mstd2", ""),
+        ("rand-m12-mstd0", "rand-m10", "m10, or a higher limit such as mmax20"),
+        ("augmix-m15", "augmix-m10", ""),
         ("rand-m10", "rand-m9", ""),
     ],
 )

@@ -13,7 +13,7 @@ from harness.data.dataset import Split
 from harness.data.registry import read_digits_table
 from harness.runs import inference
 from harness.runs.predict import predict
-from harness.runs.training_overlap import overlap_text
+from harness.runs.training_overlap import Overlap, overlap_text
 from harness.utils.errors import DataError, UsageError
 from tests.support.forked import TINY, harness
 
@@ -141,7 +141,10 @@ def test_a_run_whose_data_has_changed_is_evaluated_on_all_of_it_with_a_warning(t
     shutil.copy(next((extra / "1").iterdir()), added)
     try:
         evaluation = inference.evaluate(copied, {"threads": 1, "gallery": 0, "cam": "none"})
-        assert f"{data} has changed since the model was trained" in caplog.text
+        assert (
+            f"{data} has changed since the model was trained; all of it is evaluated, training images too"
+            in caplog.text
+        )
         assert facts(evaluation)["images"] == 401
     finally:
         added.unlink()
@@ -219,12 +222,16 @@ def test_images_are_no_training_images_where_none_is_the_same_or_the_runs_are_go
         if why == "moved":
             data.with_name("moved").rename(data)
     assert facts(evaluation)["training_images"] == (0 if why == "other images" else None)
+    reasons = {"other images": "", "moved": "the run's data cannot be read (", "changed": f"{data} has changed since"}
+    assert evaluation.overlap_unknown.startswith(reasons[why]) and bool(evaluation.overlap_unknown) == bool(
+        reasons[why]
+    )
     assert "was trained on" not in caplog.text
 
 
 def test_with_several_labels_exact_matches_on_the_others_are_said():
     labels = np.eye(4, 3, dtype=np.uint8)
     images = Split("test", labels, ["a", "b", "c", "d"], None, None)
-    assert overlap_text([(1, "x"), (2, "y")], images, np.array([True, False, False, False])) == (
+    assert overlap_text(Overlap([(1, "x"), (2, "y")]), images, np.array([True, False, False, False])) == (
         "the model was trained on 2 of these 4 test images: b = x, c = y; exact match on the other 2: 50.00 %"
     )
