@@ -235,3 +235,23 @@ def test_with_several_labels_exact_matches_on_the_others_are_said():
     assert overlap_text(Overlap([(1, "x"), (2, "y")]), images, np.array([True, False, False, False])) == (
         "the model was trained on 2 of these 4 test images: b = x, c = y; exact match on the other 2: 50.00 %"
     )
+
+
+def test_the_command_names_training_images_or_why_they_were_not_looked_up(trained_on_a_folder, tmp_path):
+    run, data = trained_on_a_folder
+    run, other = new_run(run, tmp_path), write_digits(tmp_path / "other", (3,), start=60, count=2)
+    shutil.copytree(data / "3", other / "3", dirs_exist_ok=True)
+    words = ["evaluate", run, "--data-dir", other, "--gallery", 0, "-o", tmp_path / "out"]
+    found = harness(*words, cwd=tmp_path, check=0)
+    assert "the model was trained on 2" in found.stderr and "of these 42 test images: 3/" in found.stderr
+    assert "not looked up" not in found.stderr
+    data.rename(data.with_name("moved"))
+    try:
+        missed = harness(*words, cwd=tmp_path, check=0)
+    finally:
+        data.with_name("moved").rename(data)
+    line = (
+        "whether the model was trained on some of these images was not looked up: "
+        f"the run's data cannot be read (there is no folder {data})"
+    )
+    assert line in missed.stderr.splitlines() and "was trained on 2" not in missed.stderr
