@@ -13,10 +13,12 @@ from harness.config.names import BUILT_IN_DATASETS
 from harness.config.settings import Config
 from harness.data.dataset import Split, fingerprint
 from harness.data.duplicates import MAX_COMPARED_BYTES, shared_images
+from harness.data.folder_scan import find_layout
 from harness.data.listing import StoredData, pair_list, read_listing
 from harness.data.registry import divide_splits, list_files, read_stored
+from harness.data.stored_table import find_marked_tables
 from harness.evaluation.trained_model import TrainedModel
-from harness.utils.errors import HarnessError, first_line
+from harness.utils.errors import DataError, HarnessError, first_line
 
 MAX_READ_IMAGES = 100_000  # of the run; more would take longer to read than an evaluation should wait
 _TOO_LARGE = f"the run's data has more than {MAX_READ_IMAGES:,} images or {MAX_COMPARED_BYTES / 2**30:g} GiB"
@@ -55,7 +57,7 @@ def training_overlap(trained: TrainedModel, images: Split, own_fingerprint: str)
     if config.data not in BUILT_IN_DATASETS:
         return Overlap(unknown=f"{config.data} is no folder, archive or table")
     try:
-        source = _read_own_images(config)
+        source = _read_own_images(config, trained.classes)
         if source is None:
             return Overlap(unknown=_TOO_LARGE)
         train, val, test = divide_splits(config, source)
@@ -71,9 +73,15 @@ def training_overlap(trained: TrainedModel, images: Split, own_fingerprint: str)
     return Overlap([(index, str(train.ids[same])) for index, same in compared[0]])
 
 
-def _read_own_images(config: Config) -> StoredData | None:
-    """Return the images that a run was trained with, without checking files that are not decoded; None for too large data."""
+def _read_own_images(config: Config, classes: Sequence[str]) -> StoredData | None:
+    """Return the images that a run was trained with, without checking files that are not decoded; None for too large data.
+
+    Raises:
+        DataError: they are missing or unreadable.
+    """
     path = Path(config.data_dir).expanduser()
+    if config.data == "folder" and path.is_dir() and not _may_hold(path, classes):
+        raise DataError(f"{path} has no folder of any class")
     is_file = config.data in ("folder", "table") and path.is_file()
     if is_file and path.stat().st_size > MAX_COMPARED_BYTES:
         return None
@@ -94,6 +102,18 @@ def _read_own_images(config: Config) -> StoredData | None:
         is_for_training=True,
         checks_files=False,
     )
+
+
+def _may_hold(folder: Path, classes: Sequence[str]) -> bool:
+    """Return whether a folder may hold images of some of the classes, without listing all that is in it.
+
+    A relative path may lead somewhere else now, to a home folder for instance.
+    """
+    if find_marked_tables(folder):
+        return True
+    layout = find_layout(folder)
+    holders = list(layout.splits.values()) or [layout.prefix]
+    return bool(layout.lists) or any((folder / holder / name).is_dir() for holder in holders for name in classes)
 
 
 def overlap_text(overlap: Overlap, images: Split, correct: np.ndarray) -> str:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from harness.config.settings import Config
-from harness.data.registry import load_dataset, load_evaluation_data
+from harness.data.registry import list_files, load_dataset, load_evaluation_data
 from harness.evaluation.trained_model import load_trained_model
 from harness.runs import training_overlap
 from tests.support.image_folders import make_class_folders, random_image, save_image
@@ -43,7 +43,7 @@ def look_up(finished, own, other):
     facts = {**trained.facts, "config": dataclasses.asdict(config)}
     evaluated = load_evaluation_data(Config(**other), CLASSES, data.fingerprint)
     images = next(iter(evaluated.splits.values()))
-    model = dataclasses.replace(trained, facts=facts)
+    model = dataclasses.replace(trained, facts=facts, classes=CLASSES)
     return data, images, training_overlap.training_overlap(model, images, data.fingerprint)
 
 
@@ -121,6 +121,54 @@ def test_an_evaluation_goes_on_where_the_runs_data_cannot_be_read(finished, tmp_
     overlap = training_overlap.training_overlap(dataclasses.replace(trained, facts=facts), images, "abc")
     assert overlap.count is None and overlap.unknown.startswith(reason)
     assert training_overlap.training_overlap(trained, images, "").unknown == "the run does not say what its data was"
+
+
+@pytest.mark.parametrize("layout", ["other classes", "the same classes"])
+def test_a_folder_that_is_another_one_now_is_not_listed(finished, tmp_path, monkeypatch, layout):
+    """As with `--data-dir .`, where the current folder is another one, which may hold any number of files."""
+    trained = load_trained_model(finished[1], {"threads": 1})
+    classes = trained.classes if layout == "the same classes" else CLASSES
+    root = make_class_folders(tmp_path / "home", ("documents/2024",), classes)
+    (root / "documents" / "pictures").mkdir()
+    root = root / "documents" / ("2024" if layout == "the same classes" else "")
+    monkeypatch.chdir(root)
+    facts = {**trained.facts, "config": {**trained.facts["config"], "data": "folder", "data_dir": "."}}
+    listed = []
+    monkeypatch.setattr(training_overlap, "list_files", lambda config: listed.append(config) or list_files(config))
+    images = load_dataset(Config(data="digits")).train
+    overlap = training_overlap.training_overlap(dataclasses.replace(trained, facts=facts), images, "abc")
+    assert bool(listed) == (layout == "the same classes")
+    reason = ". has changed since" if listed else "the run's data cannot be read (. has no folder of any class)"
+    assert overlap.unknown.startswith(reason)
+
+
+@pytest.mark.parametrize("layout", ["split folders", "an inner folder", "split lists", "metadata.csv"])
+def test_training_images_are_found_in_every_layout(finished, tmp_path, layout):
+    root = tmp_path / "own"
+    inner = {"split folders": ("train", "test"), "an inner folder": ("all/train", "all/test")}.get(layout, ("images",))
+    make_class_folders(root, inner, CLASSES, count=8)
+    files = sorted(root.rglob("*.png"))
+    if layout == "split lists":
+        (root / "images").rename(root / "jpg")
+        files = sorted(root.rglob("*.png"))
+        for name, part in (("train", slice(0, None, 2)), ("test", slice(1, None, 2))):
+            lines = [f"{path.relative_to(root / 'jpg')}" for path in files[part]]
+            (root / "jpg" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    if layout == "metadata.csv":
+        with open(root / "metadata.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["file_name", "label"])
+            for number, path in enumerate(files):
+                label = path.parent.name
+                rows.writerow([path.rename(root / f"{number}.png").name, label])
+        shutil.rmtree(root / "images")
+        files = sorted(root.glob("*.png"))
+    other = tmp_path / "other" / "bee"
+    other.mkdir(parents=True)
+    for number, path in enumerate(files):
+        shutil.copy(path, other / f"{number}.png")
+    data, _, overlap = look_up(finished, settings_of(root, "folder"), settings_of(other.parent, "folder"))
+    assert overlap.count == len(data.train) < len(files) and not overlap.unknown
 
 
 def test_pixels_count_and_not_the_names_or_classes(finished, tmp_path):
