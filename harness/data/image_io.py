@@ -8,6 +8,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
@@ -96,12 +97,8 @@ def read_image(
         DataError: the file is missing, not an image, damaged, truncated, has over 50 million pixels, deep grey values
             of no declared range, or another number of channels.
     """
-    name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
-    try:
-        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
-            return np.array(as_pixels(to_channels(image, channels, grey_range)))
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{name}: {_reason(error)}") from None
+    with _opened(file, name) as image:
+        return np.array(as_pixels(to_channels(image, channels, grey_range)))
 
 
 def check_header(
@@ -113,15 +110,11 @@ def check_header(
         DataError: the file is missing, not an image, has over 50 million pixels, deep grey values of no declared
             range, or another number of channels.
     """
-    name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
-    try:
-        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
-            if channels not in (RGB, GREY):
-                _check_bands(image, channels)
-            elif _is_deep(image) and not (grey_range or _declared_range(image)):
-                to_rgb(image)  # raises the error with the values
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{name}: {_reason(error)}") from None
+    with _opened(file, name) as image:
+        if channels not in (RGB, GREY):
+            _check_bands(image, channels)
+        elif _is_deep(image) and not (grey_range or _declared_range(image)):
+            to_rgb(image)  # raises the error with the values
 
 
 def stored_shape(file: str | Path | bytes, name: str = "") -> tuple[int, int]:
@@ -130,12 +123,8 @@ def stored_shape(file: str | Path | bytes, name: str = "") -> tuple[int, int]:
     Raises:
         DataError: the file is missing, not an image, or has over 50 million pixels.
     """
-    name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
-    try:
-        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
-            return image.height, image.width
-    except _DECODE_ERRORS as error:
-        raise DataError(f"{name}: {_reason(error)}") from None
+    with _opened(file, name) as image:
+        return image.height, image.width
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +327,17 @@ def _declared_range(image: Image.Image) -> tuple[float, float] | None:
                 return float(low[0]), float(high[0])
     # Pillow scales PPM, whose header declares the maximum, to 16 bits.
     return (0, 65535) if image.mode.startswith("I;16") or image.format == "PPM" else None
+
+
+@contextmanager
+def _opened(file: str | Path | bytes | BinaryIO, name: str) -> Iterator[Image.Image]:
+    """Open an image; what is wrong with it, also when it is used, is an error with its name."""
+    name = escape_unprintable(name or (str(file) if isinstance(file, str | Path) else "image"))
+    try:
+        with _open_image(BytesIO(file) if isinstance(file, bytes) else file, name) as image:
+            yield image
+    except _DECODE_ERRORS as error:
+        raise DataError(f"{name}: {_reason(error)}") from None
 
 
 def _open_image(file: str | Path | BinaryIO, name: str) -> Image.Image:
