@@ -124,11 +124,19 @@ def load_evaluation_data(
     return EvaluationData(splits, tuple(source.classes), digest, digest == own_fingerprint)
 
 
-def read_stored(config: Config, known_classes: Collection[str] | None = None) -> StoredData:
+def read_stored(
+    config: Config,
+    known_classes: Collection[str] | None = None,
+    *,
+    listing: Listing | None = None,
+    checks_files: bool = True,
+) -> StoredData:
     """Read the data set that `config.data` names.
 
     Args:
         known_classes: those of a trained model that is evaluated; None: the data is to be trained on.
+        listing: its images, where `list_files` has listed them already.
+        checks_files: that of `read_listing`.
     """
     path, skip_bad = Path(config.data_dir).expanduser(), config.bad_images == "skip"
     reading = (config.grey_limits(), config.in_chans)
@@ -136,8 +144,12 @@ def read_stored(config: Config, known_classes: Collection[str] | None = None) ->
         config.data == "folder" and path.is_file() and not config.is_multilabel
     ):  # an archive, whose decoded images may be in the cache
         return read_image_folder(path, skip_bad, *reading, known_classes)
-    if (listing := list_files(config, known_classes)) is not None:
-        return read_listing(listing, skip_bad, *reading, is_for_training=known_classes is None)
+    if listing is None:
+        listing = list_files(config, known_classes)
+    if listing is not None:
+        return read_listing(
+            listing, skip_bad, *reading, is_for_training=known_classes is None, checks_files=checks_files
+        )
     classes: Sequence[str]
     train: Split
     val: Split | None

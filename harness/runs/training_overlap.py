@@ -14,7 +14,7 @@ from harness.config.settings import Config
 from harness.data.dataset import Split, fingerprint
 from harness.data.duplicates import MAX_COMPARED_BYTES, shared_images
 from harness.data.folder_scan import find_layout
-from harness.data.listing import StoredData, pair_list, read_listing
+from harness.data.listing import StoredData, pair_list
 from harness.data.registry import divide_splits, list_files, read_stored
 from harness.data.stored_table import find_marked_tables
 from harness.evaluation.trained_model import TrainedModel
@@ -85,23 +85,15 @@ def _read_own_images(config: Config, classes: Sequence[str]) -> StoredData | Non
     is_file = config.data in ("folder", "table") and path.is_file()
     if is_file and path.stat().st_size > MAX_COMPARED_BYTES:
         return None
-    if is_file and config.data == "folder":  # an archive, which listing would read, too
-        return read_stored(config)
-    listing = list_files(config)
-    if listing is None:
-        return read_stored(config)
-    splits = listing.splits.values()
-    paths = [file for split in splits if isinstance(split.files, list) for file in split.files if isinstance(file, str)]
-    if sum(map(len, splits)) > MAX_READ_IMAGES or sum(map(os.path.getsize, paths)) > MAX_COMPARED_BYTES:
-        return None
-    return read_listing(
-        listing,
-        config.bad_images == "skip",
-        config.grey_limits(),
-        config.in_chans,
-        is_for_training=True,
-        checks_files=False,
-    )
+    # Listing an archive would read it, too.
+    listing = None if is_file and config.data == "folder" else list_files(config)
+    if listing is not None:
+        splits = listing.splits.values()
+        files = [file for split in splits if isinstance(split.files, list) for file in split.files]
+        size = sum(os.path.getsize(file) for file in files if isinstance(file, str))
+        if sum(map(len, splits)) > MAX_READ_IMAGES or size > MAX_COMPARED_BYTES:
+            return None
+    return read_stored(config, listing=listing, checks_files=False)
 
 
 def _may_hold(folder: Path, classes: Sequence[str]) -> bool:
